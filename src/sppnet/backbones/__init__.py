@@ -1,0 +1,13 @@
+"""Convolutional trunks: modules that map images (N, 3, H, W) to a feature map (N, C, h, w).
+
+A backbone of your own is any `torch.nn.Module` of that kind, named by `backbone._target_`; its channels, stride and
+smallest input are found by running it on shapes (`probe`), so there is nothing to register.
+"""
+
+from sppnet.backbones.blog import Blog
+from sppnet.backbones.probe import Trunk, map_size, probe, smallest_input
+from sppnet.backbones.tiny import Tiny
+from sppnet.backbones.torchvision import torchvision_trunk
+from sppnet.backbones.zf5 import ZF5
+
+__all__ = ["ZF5", "Blog", "Tiny", "Trunk", "map_size", "probe", "smallest_input", "torchvision_trunk"]

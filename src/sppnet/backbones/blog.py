@@ -1,0 +1,32 @@
+"""The network of the blog posts from which many people know the layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Blog(nn.Module):
+    """Four 4x4 convolutions of 64, 128, 256 and 512 filters, stride 2 then 1; total stride 2, 512 channels.
+
+    Batch normalisation after all but the first, as in DCGAN, from which the shapes come, and leaky ReLU of slope 0.2.
+    With the pyramid 4-2-1 the pooled vector has 512 * 21 = 10,752 values. The smallest input that leaves a map is 8.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(3, 64, 4, stride=2, padding=1, bias=False), nn.LeakyReLU(0.2))
+        self.conv2 = _conv(64, 128)
+        self.conv3 = _conv(128, 256)
+        self.conv4 = _conv(256, 512)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map (N, 512, H // 2 - 3, W // 2 - 3) of `images` (N, 3, H, W)."""
+        out: torch.Tensor = self.conv4(self.conv3(self.conv2(self.conv1(images))))
+        return out
+
+
+def _conv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 4, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)
+    )

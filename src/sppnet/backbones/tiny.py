@@ -1,0 +1,39 @@
+"""A trunk for small pictures on a laptop's CPU: the default run."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sppnet.errors import UserError
+
+
+class Tiny(nn.Module):
+    """Four 3x3 convolutions with batch normalisation; total stride 4, `2 * width` channels.
+
+    A 48-pixel input gives a 12x12 map and a 40-pixel one 10x10: close to the 13x13 and 10x10 of the paper's ZF-5,
+    so the paper's pyramids mean the same here. The stride comes first because most of the time goes into the
+    first, large maps.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        if not isinstance(width, int) or width < 1:
+            raise UserError(f"backbone.width={width!r} is not a positive whole number")
+        super().__init__()
+        self.conv1 = _conv(3, width, stride=2)
+        self.conv2 = _conv(width, 2 * width, stride=2)
+        self.conv3 = _conv(2 * width, 2 * width)
+        self.conv4 = _conv(2 * width, 2 * width)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map (N, 2 * width, ceil(H / 4), ceil(W / 4)) of `images` (N, 3, H, W)."""
+        out: torch.Tensor = self.conv4(self.conv3(self.conv2(self.conv1(images))))
+        return out
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )

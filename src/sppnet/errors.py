@@ -1,0 +1,15 @@
+"""What is said in one line: a mistake of the user's, and a failure that was foreseen."""
+
+
+class UserError(ValueError):
+    """A user's mistake. Its text is one line that says what is wrong, where, and what is allowed.
+
+    The command line prints that line and exits with code 2; nothing is left behind.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
+
+
+class RunFailed(Exception):  # noqa: N818  (reads as what happened)
+    """A run that began cannot go on, for a reason that one line says (exit code 1)."""

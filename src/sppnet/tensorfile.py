@@ -1,0 +1,36 @@
+"""Files of tensors, read as data and never as code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from sppnet.errors import UserError
+
+
+def read_tensor_file(path: Path, key: str) -> Any:
+    """What `torch.save` wrote to `path`: tensors and plain data, on the CPU.
+
+    Args:
+        path: the file.
+        key: the configuration key that named it, for messages.
+
+    Raises:
+        UserError: there is no such file; it is damaged or was not written by torch; it holds pickled objects (which
+            are not executed).
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{key}={path}: {error.strerror}") from None
+    except UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global) `?([\w.]+)", str(error))
+        what = f"holds a pickled object ({named[1]}), which is never executed" if named else "is no file of tensors"
+        raise UserError(f"{key}={path} {what}; allowed is what torch.save writes of tensors and plain data") from error
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{key}={path} cannot be read, is damaged or no file of tensors: {reason}") from error
