@@ -1,0 +1,149 @@
+"""From the items of a plan to batches of tensors: what runs in the worker processes, and the loader around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sppnet.data.crops import Region, render
+from sppnet.data.decode import DataError
+from sppnet.data.images import ImageSet, Label
+from sppnet.data.sampler import EvalBatches, Item, TrainBatches
+
+
+class Batch(TypedDict):
+    """One batch; all its images have one shape.
+
+    Keys:
+        image: uint8 (N, 3, h, w), RGB.
+        target: class numbers, int64 (N,); in a multi-label set float32 (N, K) of 0 and 1.
+        index: int64 (N,), positions in the set.
+        valid: bool (N,), False for an image that only fills up the batch and counts for nothing.
+        offset: float32 (N, 3), to be added to RGB in [0, 1] before normalisation.
+        size: the schedule's size: the shorter side, in pixels.
+        bad: names of the images that could not be read and were left out.
+    """
+
+    image: torch.Tensor
+    target: torch.Tensor
+    index: torch.Tensor
+    valid: torch.Tensor
+    offset: torch.Tensor
+    size: int
+    bad: list[str]
+
+
+class Sample(NamedTuple):
+    """One image of a batch, or (without `image`) what kept it from being read."""
+
+    item: Item
+    target: Label
+    image: torch.Tensor | None
+    offset: tuple[float, float, float]
+    problem: str
+
+
+@dataclass(frozen=True)
+class Samples(Dataset[Sample]):
+    """Reads, cuts out and resizes one image at a time; indexed by `Item`."""
+
+    images: ImageSet
+    regions: Callable[[int, int, int, int], Region]
+
+    def __getitem__(self, item: Item) -> Sample:
+        target = self.images.label(item.index)
+        try:
+            image = self.images.read(item.index)
+        except DataError as error:  # kept as text: a traceback from a worker would bury the one line that helps
+            return Sample(item, target, None, (0.0, 0.0, 0.0), str(error))
+        region = self.regions(*image.size, item.index, item.epoch)
+        pixels = torch.from_numpy(render(image, region, item.height, item.width))
+        return Sample(item, target, pixels, region.offset, "")
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Puts samples together to a `Batch`, leaving out those that could not be read.
+
+    If none is left, one black image with `valid` False is, so that processes that train together stay in step.
+    """
+
+    images: ImageSet
+    skip: bool
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch | DataError:
+        """A batch, or the error to raise in the main process (see `Loader`)."""
+        good = [(s, s.image) for s in samples if s.image is not None]
+        bad = [s for s in samples if s.image is None]
+        if bad and not self.skip:
+            return DataError(f"{bad[0].problem}; data.bad_files=skip leaves such files out")
+        if not good:
+            item = bad[0].item._replace(valid=False)
+            good = [(bad[0]._replace(item=item), torch.zeros(3, item.height, item.width, dtype=torch.uint8))]
+        kept = [sample for sample, _ in good]
+        first = kept[0].item
+        return Batch(
+            image=torch.stack([image for _, image in good]),
+            target=self._targets([sample.target for sample in kept]),
+            index=torch.tensor([sample.item.index for sample in kept]),
+            valid=torch.tensor([sample.item.valid for sample in kept]),
+            offset=torch.tensor([sample.offset for sample in kept], dtype=torch.float32),
+            size=min(first.height, first.width),
+            bad=[self.images.name(sample.item.index) for sample in bad if sample.item.valid],
+        )
+
+    def _targets(self, labels: Sequence[Label]) -> torch.Tensor:
+        if not self.images.multilabel:
+            return torch.tensor(labels)
+        target_NK = torch.zeros(len(labels), len(self.images.classes))
+        for row, label in enumerate(labels):
+            assert isinstance(label, tuple)
+            target_NK[row, list(label)] = 1
+        return target_NK
+
+
+class Loader(DataLoader[Any]):
+    """A `DataLoader` of `Batch`es that raises what workers found, as one line, and has a state for Lightning.
+
+    The state is empty, as the batch sampler finds its place by arithmetic; without the two methods Lightning warns
+    that the loader cannot be resumed.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batches: TrainBatches | EvalBatches,
+        skip: bool,
+        workers: int,
+        pin: bool,
+        persistent: bool = False,
+    ) -> None:
+        super().__init__(
+            samples,
+            batch_sampler=batches,
+            collate_fn=Collate(samples.images, skip),
+            num_workers=workers,
+            pin_memory=pin,
+            persistent_workers=persistent and workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return _checked(super().__iter__())  # the inner iterator is made now, and with it the place in the epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
+def _checked(batches: Iterator[Batch | DataError]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch

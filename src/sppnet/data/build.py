@@ -1,0 +1,95 @@
+"""From the config to data objects: what `_target_` names, and the parts of the set. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sppnet.data.images import ImageSet
+from sppnet.data.sizes import SizeSchedule
+from sppnet.data.split import IntArray, all_labels, make_parts
+from sppnet.errors import UserError
+from sppnet.plug import instantiate
+
+OWN_KEYS = frozenset({
+    "name", "fit", "batch_size", "workers", "split", "crop", "flip", "color", "aspect_step", "bad_files",
+    "mean", "std",
+})  # fmt: skip
+"""Keys of `data` that are the template's; all others are arguments of the class that `_target_` names."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """A data set and the positions of its images in each part (`val` may be the test part itself)."""
+
+    images: ImageSet
+    train: IntArray
+    val: IntArray
+    test: IntArray
+
+
+def build_sizes(cfg: Mapping[str, Any]) -> SizeSchedule:
+    """The schedule that `sizes` describes.
+
+    Raises:
+        UserError: its class or its sizes are not allowed.
+    """
+    try:
+        return instantiate(cfg, SizeSchedule, "sizes")  # type: ignore[type-abstract]
+    except UserError as error:
+        if type(error.__cause__) is ValueError:  # sizes.py can be copied elsewhere: it knows no UserError, but the key
+            raise UserError(f"sizes.{error.__cause__}") from None
+        raise
+
+
+def build_images(cfg: Mapping[str, Any]) -> ImageSet:
+    """The data set that `data` describes: its files are listed, no picture is read.
+
+    Every call lists them anew, as only that shows whether one has changed; where the same set is needed twice, keep it
+    (its `fingerprint()` is kept with it, and `load_sets` takes it).
+
+    Raises:
+        UserError: the class is not allowed, or something is wrong with the files.
+    """
+    arguments = {key: value for key, value in cfg.items() if key not in OWN_KEYS}
+    return instantiate(arguments, ImageSet, "data")  # type: ignore[type-abstract]
+
+
+def fingerprint(cfg: Mapping[str, Any]) -> str:
+    """What `data` is, as 64 hexadecimal digits: the same for the same data at another path.
+
+    Raises:
+        UserError: as `build_images`.
+    """
+    return build_images(cfg).fingerprint()
+
+
+def load_sets(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Sets:
+    """The data set with its training, validation and test parts; no picture is read.
+
+    Args:
+        cfg: the config's `data`, plain.
+        images: what `build_images(cfg)` returned, to spare a second listing of the files.
+
+    Raises:
+        UserError: as `build_images`; also no `split`, one class only, a label that is no class, a part without images.
+    """
+    split = cfg.get("split")
+    if not isinstance(split, Mapping) or not {"val", "test", "seed"} <= split.keys():
+        found = f"={split} is not allowed" if "split" in cfg else " is missing"
+        raise UserError(f"data.split{found}; it takes shares and a seed, such as {{val: 0.15, test: 0.15, seed: 0}}")
+    images = build_images(cfg) if images is None else images
+    if len(images.classes) < 2 and not images.multilabel:
+        raise UserError(f"data={cfg['name']} has one class only ({', '.join(images.classes)}); two are needed")
+    for i in range(len(images)):
+        label = images.label(i)
+        if isinstance(label, tuple) != images.multilabel:
+            raise UserError(f"data={cfg['name']}: label({i}) is {label!r}: a tuple if and only if multilabel is set")
+        if not all(0 <= c < len(images.classes) for c in all_labels(label)):
+            raise UserError(f"data={cfg['name']}: label({i}) is {label!r}, but there are {len(images.classes)} classes")
+    parts = make_parts(images, split["val"], split["test"], split["seed"])
+    for part, members in parts.items():
+        if not len(members):
+            raise UserError(f"data={cfg['name']}: its part {part!r} holds no images")
+    return Sets(images, **parts)

@@ -1,0 +1,215 @@
+"""Data sets of image files: class folders, and the standard sets in the layout their archives unpack to.
+
+Nothing is downloaded; where a set is missing the message says how to get it. Classes, labels and parts are worked out
+from names and small text files alone, without torch; pixels are read when a batch needs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from sppnet.data import files
+from sppnet.data.decode import decode, shape
+from sppnet.data.files import Listing
+from sppnet.data.images import ImageSet, Label, digest
+from sppnet.errors import UserError
+
+VOC_CLASSES = [
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+]  # fmt: skip
+
+
+def get_it(name: str, root: str) -> str:
+    """The command that fetches one of torchvision's sets, for messages."""
+    call = f"torchvision.datasets.{name}({root or 'FOLDER'!r}, download=True)"
+    return f'To get it: python -c "import torchvision; {call}", then data.root={root or "FOLDER"}'
+
+
+class Files(ImageSet):
+    """An `ImageSet` of the files in a `Listing` (see `sppnet.data.files`); a set of image files subclasses this."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.classes = listing.classes
+        self.listing = listing
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.listing.files)
+
+    def label(self, index: int) -> Label:  # noqa: D102
+        return self.listing.labels[index]
+
+    def name(self, index: int) -> str:
+        """The file's name below the root."""
+        return self.listing.files[index].name
+
+    def path(self, index: int) -> Path:
+        """Where the file is."""
+        return self.listing.root / self.name(index)
+
+    def read(self, index: int) -> Image.Image:  # noqa: D102
+        return decode(self.path(index))
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(height, width) in pixels, from the file's header."""
+        return shape(self.path(index))
+
+    def split(self) -> dict[str, list[int]] | None:  # noqa: D102
+        return self.listing.parts
+
+    def fingerprint(self) -> str:
+        """Digest of classes, parts, and the files' names, lengths and labels; as they were when they were listed."""
+        if self._fingerprint is None:
+            rows = zip(self.listing.files, self.listing.labels, strict=True)
+            images = (f"{file.name}\0{file.bytes}\0{label}" for file, label in rows)
+            self._fingerprint = digest([*self.classes, str(self.listing.parts), *images])
+        return self._fingerprint
+
+    def state(self) -> str:
+        """Digest of the files' names, lengths and times of change."""
+        return digest("\0".join(map(str, file)) for file in self.listing.files)
+
+
+class Folder(Files):
+    """ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with test/ and perhaps val/ beside it.
+
+    Folders may be nested below CLASS; hidden files and files that are no pictures are passed over. No class may be
+    called train or test where the set has no parts: a set whose parts are misnamed would pass for one of such classes.
+    """
+
+    def __init__(self, root: str | None) -> None:
+        base = files.checked_root(
+            root, "It holds one folder per class, or train/, test/ and perhaps val/ of such folders."
+        )
+        found = files.subfolders(base)
+        if not {"train", "test"} & set(found):
+            super().__init__(files.one_tree(base, base))
+            return
+        others = [name for name in found if name not in ("train", "val", "test")]
+        if others:
+            raise UserError(
+                f"data.root={root} holds {', '.join(f'{name}/' for name in found if name not in others)} beside"
+                f" {', '.join(f'{name}/' for name in others[:5])}; allowed are train/, test/ and perhaps val/ and no"
+                " others, or one folder per class, none of them called train or test"
+            )
+        parts = {part: part for part in ("train", "val", "test") if part in found or part != "val"}
+        super().__init__(files.part_trees(base, base, parts))
+
+
+class ImageNet(Files):
+    """ILSVRC 2012 as folders: ROOT/train/WNID/IMAGE and ROOT/val/WNID/IMAGE.
+
+    The 50,000 images of val/ are the test part, as in the paper's tables; validation images come out of train/
+    (`data.split.val`), so that the best checkpoint is not picked on the images it is reported on.
+    """
+
+    def __init__(self, root: str | None) -> None:
+        base = files.checked_root(root, "It holds train/WNID/*.JPEG and val/WNID/*.JPEG of ILSVRC 2012.")
+        super().__init__(files.part_trees(base, base, {"train": "train", "test": "val"}))
+
+
+class Imagenette(Files):
+    """Ten easy classes of ImageNet, as torchvision unpacks them: ROOT/`folder`/train and ROOT/`folder`/val.
+
+    val/ is the test part, as for `ImageNet`. `folder` is imagenette2, imagenette2-320 or imagenette2-160.
+    """
+
+    def __init__(self, root: str | None, folder: str = "imagenette2") -> None:
+        base = files.checked_root(root, get_it("Imagenette", root or ""))
+        if not (base / folder).is_dir():
+            raise UserError(f"data.root={root} has no folder {folder}/. {get_it('Imagenette', str(root))}")
+        super().__init__(files.part_trees(base / folder, base / folder, {"train": "train", "test": "val"}))
+
+
+class Caltech101(Files):
+    """Caltech-101: 9,144 images; ROOT is 101_ObjectCategories or a folder that holds it.
+
+    With the background class there are 102 classes, as in the paper's table 7; `background=False` drops it.
+    """
+
+    def __init__(self, root: str | None, background: bool = True) -> None:
+        given = files.checked_root(root, "It holds Caltech-101's folder 101_ObjectCategories.")
+        inside = given / "101_ObjectCategories"
+        base = inside if inside.is_dir() else given
+        super().__init__(files.one_tree(base, base, drop=() if background else ("BACKGROUND_Google",)))
+
+
+class OxfordPets(Files):
+    """Oxford-IIIT Pet, 37 breeds, with its trainval and test parts, as torchvision unpacks it."""
+
+    def __init__(self, root: str | None) -> None:
+        hint = get_it("OxfordIIITPet", root or "")
+        base = _needed(files.checked_root(root, hint) / "oxford-iiit-pet", ("annotations/test.txt",), hint)
+        breeds: dict[int, str] = {}
+        listing = Listing(base, [])
+        for part, source in {"train": "trainval", "test": "test"}.items():
+            for line in (base / "annotations" / f"{source}.txt").read_text().splitlines():
+                name, label, *_ = line.split()
+                breeds[int(label) - 1] = name.rsplit("_", 1)[0].replace("_", " ").title()
+                listing.add(files.look_at(base / "images" / f"{name}.jpg", base), int(label) - 1, part)
+        listing.classes = [breeds[label] for label in sorted(breeds)]
+        super().__init__(listing)
+
+
+class Voc2007(Files):
+    """PASCAL VOC 2007 classification: 20 classes, any number per image, parts trainval and test.
+
+    An image has a class if its annotation holds an object of it that is not marked difficult. (The official
+    evaluation leaves an image out for the classes of which it has only difficult objects; here it counts against.)
+    """
+
+    multilabel = True
+
+    def __init__(self, root: str | None) -> None:
+        hint = get_it("VOCDetection", root or "").replace("download", "year='2007', image_set='trainval', download")
+        hint += " and the same with image_set='test'"
+        folder = files.checked_root(root, hint) / "VOCdevkit" / "VOC2007"
+        base = _needed(folder, ("ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt"), hint)
+        listing = Listing(base, VOC_CLASSES)
+        for part, source in {"train": "trainval", "test": "test"}.items():
+            for name in (base / "ImageSets" / "Main" / f"{source}.txt").read_text().split():
+                label = self._objects(base / "Annotations" / f"{name}.xml")
+                listing.add(files.look_at(base / "JPEGImages" / f"{name}.jpg", base), label, part)
+        super().__init__(listing)
+
+    @staticmethod
+    def _objects(path: Path) -> tuple[int, ...]:
+        try:
+            objects = ElementTree.parse(path).findall("object")
+        except (OSError, ElementTree.ParseError) as error:
+            raise UserError(f"data: {path} cannot be read as an annotation ({error})") from None
+        clear = {o.findtext("name", "").strip() for o in objects if o.findtext("difficult", "0").strip() != "1"}
+        return tuple(label for label, name in enumerate(VOC_CLASSES) if name in clear)
+
+
+class Flowers102(Files):
+    """Oxford 102 Flower with its own three parts, as torchvision unpacks it; its classes have numbers, no names."""
+
+    PARTS: ClassVar = {"train": "trnid", "val": "valid", "test": "tstid"}
+
+    def __init__(self, root: str | None) -> None:
+        from scipy.io import loadmat  # type: ignore[import-untyped]
+
+        hint = get_it("Flowers102", root or "")
+        base = _needed(files.checked_root(root, hint) / "flowers-102", ("imagelabels.mat", "setid.mat"), hint)
+        labels = loadmat(base / "imagelabels.mat")["labels"].ravel().tolist()
+        ids = loadmat(base / "setid.mat")
+        listing = Listing(base, [f"{number:03d}" for number in range(1, max(labels) + 1)])
+        for part, key in self.PARTS.items():
+            for number in ids[key].ravel().tolist():
+                file = files.look_at(base / "jpg" / f"image_{number:05d}.jpg", base)
+                listing.add(file, labels[number - 1] - 1, part)
+        super().__init__(listing)
+
+
+def _needed(base: Path, names: tuple[str, ...], hint: str) -> Path:
+    """`base`, in which `names` must exist."""
+    for name in names:
+        if not (base / name).exists():
+            raise UserError(f"data.root: {base / name} does not exist. {hint}")
+    return base

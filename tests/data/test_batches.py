@@ -1,0 +1,180 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sppnet.data import ImageSet, Sets, build_sizes, load_sets
+from sppnet.data.datamodule import DataModule
+from sppnet.data.decode import DataError
+
+Load = Callable[..., dict[str, Any]]
+Make = Callable[..., Path]
+VIEWS = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
+
+
+def data_module(cfg: dict[str, Any], cache: Path, sets: Sets | None = None, **views: Any) -> DataModule:
+    sizes = {"_target_": "sppnet.data.sizes.Alternating", "train": [32, 24], "val": [32], "test": [32, 40]}
+    return DataModule(sets or load_sets(cfg), build_sizes(sizes), cfg, VIEWS | views, 0, cache)
+
+
+def same(one: Any, other: Any) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key], other[key]) if isinstance(one[key], torch.Tensor) else one[key] == other[key]
+        for key in one
+    )
+
+
+@pytest.mark.parametrize("fit", ["crop", "full"])
+def test_workers_change_nothing(config: Load, tmp_path: Path, fit: str) -> None:
+    loaders = [
+        data_module(config("digits", fit=fit, flip=True, color=0.1, workers=workers), tmp_path).train_dataloader()
+        for workers in (0, 2)
+    ]
+    for epoch in range(2):  # the second with workers that have been kept
+        for loader in loaders:
+            taken = epoch * len(loader)
+            loader.batch_sampler.taken = lambda n=taken: n  # type: ignore[union-attr]
+        pairs = list(zip(*loaders, strict=True))
+        assert all(same(one, other) for one, other in pairs)
+        assert {one["size"] for one, _ in pairs} == {(32, 24)[epoch]}
+
+
+@pytest.mark.parametrize("fit", ["crop", "full"])
+def test_a_training_batch_is_what_the_classifier_is_promised(config: Load, tmp_path: Path, fit: str) -> None:
+    cfg = config("digits", fit=fit, color=0.1)
+    data = data_module(cfg, tmp_path)
+    seen = []
+    for batch in data.train_dataloader():
+        n = len(batch["index"])
+        assert batch["image"].dtype == torch.uint8
+        assert batch["image"].shape[:2] == (n, 3)
+        assert min(batch["image"].shape[2:]) == batch["size"] == 32
+        assert fit == "full" or batch["image"].shape[2:] == (32, 32)
+        assert batch["target"].dtype == batch["index"].dtype == torch.int64
+        assert batch["target"].tolist() == [data.sets.images.label(i) for i in batch["index"].tolist()]
+        assert batch["valid"].dtype == torch.bool
+        assert batch["valid"].all()
+        assert (batch["offset"].dtype, batch["offset"].shape) == (torch.float32, (n, 3))
+        assert batch["offset"].abs().min() > 0
+        assert batch["bad"] == []
+        seen += batch["index"].tolist()
+    assert sorted(seen) == data.sets.train.tolist()
+
+
+@pytest.mark.parametrize(("fit", "squares"), [("center", True), ("warp", True), ("full", False)])
+def test_each_test_size_shows_every_test_image_once(config: Load, tmp_path: Path, fit: str, squares: bool) -> None:
+    data = data_module(config("digits"), tmp_path, fit=fit)
+    loaders = data.test_dataloader()
+    assert len(loaders) == 2
+    for size, loader in zip((32, 40), loaders, strict=True):
+        batches = list(loader)
+        assert sorted(i for b in batches for i in b["index"].tolist()) == data.sets.test.tolist()
+        assert all(min(b["image"].shape[2:]) == b["size"] == size for b in batches)
+        assert all(b["image"].shape[2] == b["image"].shape[3] for b in batches) is squares
+        assert not any(b["offset"].any() for b in batches)
+
+
+def test_whole_images_keep_their_aspect_ratio(config: Load, tmp_path: Path) -> None:
+    data = data_module(config("digits", fit="full"), tmp_path)
+    for batch in data.val_dataloader()[0]:
+        height, width = batch["image"].shape[2:]
+        for index in batch["index"].tolist():
+            h, w = data.sets.images.shape(index)
+            assert abs(max(h, w) / min(h, w) - max(height, width) / 32) < 0.0625 + 1 / 32
+            assert (height > width) <= (h > w)
+
+
+@pytest.fixture
+def damaged(make_tree: Make, tmp_path: Path) -> Path:
+    root = make_tree(tmp_path / "photos", {"cat": 12, "dog": 12})
+    for name in ("cat/003.png", "dog/007.png"):
+        path = root / name
+        path.write_bytes(path.read_bytes()[:60])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_cannot_be_decoded_stops_the_run_and_is_named(
+    config: Load, damaged: Path, tmp_path: Path, workers: int
+) -> None:
+    cfg = config("folder", root=str(damaged), workers=workers)
+    data = data_module(cfg, tmp_path)
+    with pytest.raises(DataError) as caught:
+        [list(loader) for loader in (data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader())]
+    assert "003.png" in str(caught.value) or "007.png" in str(caught.value)
+    assert "bad_files=skip" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("fit", ["crop", "full"])
+def test_a_file_that_is_skipped_is_left_out_and_listed(
+    config: Load, damaged: Path, tmp_path: Path, workers: int, fit: str
+) -> None:
+    cfg = config("folder", root=str(damaged), workers=workers, bad_files="skip", fit=fit)
+    data = data_module(cfg, tmp_path)
+    batches = [*data.train_dataloader(), *data.val_dataloader()[0], *data.test_dataloader()[0]]
+    bad = [name for batch in batches for name in batch["bad"]]
+    good = [i for batch in batches for i in batch["index"][batch["valid"]].tolist()]
+    assert sorted(bad) == ["cat/003.png", "dog/007.png"]
+    assert sorted([*good, 3, 19]) == list(range(24))
+
+
+def test_a_batch_of_nothing_but_bad_files_keeps_one_blank_invalid_image(
+    config: Load, damaged: Path, tmp_path: Path
+) -> None:
+    cfg = config("folder", root=str(damaged), bad_files="skip", batch_size=1)
+    data = data_module(cfg, tmp_path)
+    batches = [*data.train_dataloader(), *data.val_dataloader()[0], *data.test_dataloader()[0]]
+    blank = [batch for batch in batches if batch["bad"]]
+    assert len(blank) == 2
+    for batch in blank:
+        assert batch["image"].shape[0] == batch["target"].shape[0] == 1
+        assert not batch["valid"].any()
+        assert not batch["image"].any()
+
+
+class Tags(ImageSet):
+    """A multi-label set."""
+
+    classes = ("a", "b", "c")
+    multilabel = True
+
+    def __len__(self) -> int:
+        return 40
+
+    def label(self, index: int) -> tuple[int, ...]:
+        return ((0, 2), (1,), (), (0, 1, 2))[index % 4]
+
+    def read(self, index: int) -> Image.Image:
+        return Image.new("RGB", (30, 40 + index))
+
+
+def test_targets_of_a_multi_label_set_are_rows_of_zeros_and_ones(config: Load, tmp_path: Path) -> None:
+    parts = (np.arange(40), np.arange(4), np.arange(4))
+    data = data_module(config("digits", fit="full"), tmp_path, Sets(Tags(), *parts))
+    for batch in data.train_dataloader():
+        assert batch["target"].dtype == torch.float32
+        for index, row in zip(batch["index"].tolist(), batch["target"].tolist(), strict=True):
+            assert tuple(np.flatnonzero(row)) == Tags().label(index)
+
+
+@pytest.mark.parametrize("fit", ["crop", "full"])
+def test_real_photographs_come_in_batches(config: Load, tmp_path: Path, fit: str) -> None:
+    root = Path(os.environ.get("SPPNET_DATA", "missing"), "caltech20")
+    if not root.is_dir():
+        pytest.skip("SPPNET_DATA holds no caltech20: real photographs are not tested here")
+    data = data_module(config("folder", root=str(root), fit=fit), tmp_path)
+    assert [len(data.sets.train), len(data.sets.val), len(data.sets.test)] == [840, 180, 180]
+    batches = list(data.val_dataloader()[0])
+    assert sum(len(batch["index"]) for batch in batches) == 180
+    mean = torch.stack([batch["image"].float().mean() for batch in batches]).mean()
+    assert 80 < mean < 180  # photographs, neither black nor white
+    if fit == "full":
+        assert len({batch["image"].shape[2:] for batch in batches}) > 3
