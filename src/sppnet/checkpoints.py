@@ -1,0 +1,156 @@
+"""Checkpoints: written durably, read without executing anything, saved at moments from which resuming is exact."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from sppnet.classifier import Classifier
+from sppnet.errors import UserError
+from sppnet.tensorfile import read_tensor_file
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(Exception):  # noqa: N818  (it is no error)
+    """The process was asked to stop; `last.ckpt` holds the step it was at."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, on the CPU.
+
+    Raises:
+        UserError: there is no such file, it is damaged or no checkpoint of sppnet's, or it holds pickled objects
+            (which are not executed).
+    """
+    loaded = read_tensor_file(path, "checkpoint")
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("sppnet"), dict) or "state_dict" not in loaded:
+        raise UserError(f"checkpoint={path} is not a checkpoint of sppnet's (no configuration in it)")
+    return loaded
+
+
+class DurableIO(TorchCheckpointIO):
+    """Write to a temporary name, sync, rename: after a power cut or on a full disk the file is whole or the old one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Save `checkpoint` at `path`."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except RuntimeError as error:
+            # torch's zip writer hides the cause of a failed write ("unexpected pos"); OSError is what it was
+            raise OSError(f"cannot write {path} (is the disk full?): {str(error).splitlines()[0]}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        with contextlib.suppress(OSError):  # not every file system lets a directory be synced
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+class Checkpoints(Checkpoint):
+    """`last.ckpt` every n steps and at the end of each epoch, `best.ckpt` when the validation score rises.
+
+    Not Lightning's ModelCheckpoint: that one also saves at an epoch's last step, before the validation that belongs to
+    it, and a run resumed from there never makes up for it; and its state names the directory, so that a run copied to
+    another place forgets its best score.
+
+    A stop signal (SIGTERM, SIGINT) is noted and acted on at the end of the step: save, then `Preempted`. A second
+    SIGINT stops at once.
+
+    Args:
+        folder: where the files go.
+        every_n_steps: optimiser steps between two saves within an epoch; None for none.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int | None) -> None:
+        self.folder, self.every_n_steps = folder, every_n_steps
+        self.best_score: float | None = None
+        self._step = 0  # optimiser steps up to the last batch
+        self._stop: int = 0
+        self._handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know: the score that is to be beaten."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up `state_dict`."""
+        self.best_score = state_dict["best_score"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note stop signals from here on."""
+        self._step = trainer.global_step
+        for number in SIGNALS:
+            with contextlib.suppress(ValueError):  # not in the main thread: somebody else's handlers stay
+                self._handlers[number] = signal.signal(number, self._note)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save if it is time, but neither at the epoch's last step (validation and the epoch's end belong before it)
+        nor between two batches whose gradients are summed (they are in no checkpoint)."""
+        stop = self._stopped(trainer)
+        step, before = trainer.global_step, self._step
+        self._step = step
+        if trainer.is_last_batch or step == before:
+            return
+        if stop or (self.every_n_steps is not None and step % self.every_n_steps == 0):
+            self._save(trainer, "last")
+        if stop:
+            raise Preempted(f"stopped by {signal.Signals(stop).name} at step {step}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the best weights so far; at equal scores the earlier ones stay."""
+        assert isinstance(pl_module, Classifier)
+        score = pl_module.val_score
+        if score is not None and score == score and (self.best_score is None or score > self.best_score):
+            self.best_score = score
+            self._save(trainer, "best")
+        elif self.best_score is None:
+            self._save(trainer, "best")  # a score that is not a number (no class in the data): keep something to test
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save after everything else of the epoch; Lightning calls checkpoint callbacks last."""
+        self._save(trainer, "last")
+        if stop := self._stopped(trainer):
+            raise Preempted(f"stopped by {signal.Signals(stop).name} after epoch {trainer.current_epoch}")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._stop == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self._stop = number
+
+    def _stopped(self, trainer: L.Trainer) -> int:
+        """The signal that was noted, on any rank: all ranks must save together."""
+        if trainer.world_size == 1:
+            return self._stop
+        noted = torch.tensor(self._stop, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(noted, op=torch.distributed.ReduceOp.MAX)
+        return int(noted)

@@ -1,0 +1,65 @@
+"""What can be known about a job with torch alone: is the hardware there, do network and sizes fit together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sppnet.data import build_sizes
+from sppnet.errors import UserError
+from sppnet.identity import world_size
+from sppnet.network import check_network
+from sppnet.optimisers import build_optimizer
+
+# What tells Lightning that something has started the processes of every node (the last pair: by hand).
+CLUSTERS = ({"SLURM_JOB_ID"}, {"SLURM_NTASKS"}, {"TORCHELASTIC_RUN_ID"}, {"MASTER_ADDR", "NODE_RANK"})
+
+
+def check_job(cfg: Mapping[str, Any]) -> None:
+    """Check what needs torch but neither the data nor Lightning.
+
+    Raises:
+        UserError: one line on what does not fit.
+    """
+    build_optimizer(cfg["optim"], [nn.Parameter(torch.zeros(1))])
+    check_hardware(cfg["trainer"], world_size(cfg) // int(cfg["trainer"]["num_nodes"]))
+    whole = "full" in (cfg["data"]["fit"], cfg["views"]["fit"])
+    sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # all that may be drawn, not only the ends
+    check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole)
+
+
+def check_hardware(trainer: Mapping[str, Any], wanted: int) -> None:
+    """Raise UserError if what `trainer` asks for is not there, or not often enough."""
+    kind, devices = trainer["accelerator"], trainer["devices"]
+    there, apple = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if (kind == "gpu" and not there and not apple) or (kind == "cuda" and not there):
+        raise UserError(f"trainer.accelerator={kind}: torch sees no GPU here; use trainer.accelerator=cpu or auto")
+    if kind == "mps" and not apple:
+        raise UserError("trainer.accelerator=mps: torch sees no Apple GPU here; use trainer.accelerator=cpu or auto")
+    if trainer["num_nodes"] > 1 and not any(names <= os.environ.keys() for names in CLUSTERS):
+        raise UserError(
+            f"trainer.num_nodes={trainer['num_nodes']}: nothing here starts the processes of other nodes, they would be"
+            " waited for; start it with srun or torchrun, or set MASTER_ADDR and NODE_RANK"
+        )
+    if kind == "cpu" or not (there or apple):
+        _check_cpu(trainer)
+    elif there and isinstance(devices, list) and max(devices) >= there:
+        raise UserError(f"trainer.devices={devices}: there are GPUs 0 to {there - 1}")
+    elif there and wanted > there:
+        raise UserError(f"trainer.devices={devices}: there {'is' if there == 1 else 'are'} {there} GPU(s) here")
+
+
+def _check_cpu(trainer: Mapping[str, Any]) -> None:
+    """What a GPU could do and a CPU cannot; Lightning would change the first in silence."""
+    if trainer["precision"] == "16-mixed":
+        raise UserError("trainer.precision=16-mixed needs a GPU; on a CPU use trainer.precision=bf16-mixed")
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        raise UserError(
+            f"trainer.devices={devices} are indexes of GPUs, and this would train on the CPU;"
+            f" use trainer.devices={len(devices)} for {len(devices)} process{'es' if len(devices) > 1 else ''}"
+        )

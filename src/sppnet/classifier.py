@@ -1,0 +1,223 @@
+"""The LightningModule: loss, metrics by size, optimiser, and all the state that an exact resume needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from sppnet.errors import RunFailed, UserError
+from sppnet.metrics import SizeMetrics
+from sppnet.network import SPPNet
+from sppnet.optimisers import build_optimizer, cosine, plateau
+
+Batch = dict[str, Any]
+
+
+class Classifier(L.LightningModule):
+    """A network with its training.
+
+    Args:
+        network: images (N, 3, H, W), normalised -> logits (N, K).
+        cfg: the resolved configuration, plain data; it goes into every checkpoint.
+        classes: names of the K classes.
+        multilabel: whether an image may have several labels.
+        overrides: what was typed to compose `cfg`; a later test starts from the same choices.
+        fingerprint: of the data set trained on; a later test compares it with its own.
+    """
+
+    network: SPPNet
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: SPPNet,
+        cfg: Mapping[str, Any],
+        classes: Sequence[str],
+        multilabel: bool,
+        overrides: Sequence[str] = (),
+        fingerprint: str = "",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.cfg, self.classes, self.multilabel = dict(cfg), list(classes), multilabel
+        self.overrides, self.fingerprint = list(overrides), fingerprint
+        kind = cfg["loss"]["kind"]
+        self.sigmoid = multilabel if kind == "auto" else kind == "sigmoid"
+        if multilabel and not self.sigmoid:
+            raise UserError(
+                f"loss.kind={kind}: images of {cfg['data']['name']} have several labels; use sigmoid or auto"
+            )
+        self.metrics = {phase: SizeMetrics(phase, len(classes), multilabel) for phase in ("train", "val", "test")}
+        self.register_buffer("mean", _channels(cfg["data"]["mean"]), persistent=False)
+        self.register_buffer("std", _channels(cfg["data"]["std"]), persistent=False)
+        self.val_score: float | None = None  # of the last validation, at the first validation size
+        self.tested: dict[str, float] = {}  # figures of the last test
+        self.tested_by_class: dict[str, list[float]] = {}
+        self.shown: dict[str, float] = {}  # what a progress display shows
+        self._plateau: ReduceLROnPlateau | None = None
+        self._loaded: dict[str, Any] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised images -> (N, K) logits."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def prepare(self, batch: Batch) -> Tensor:
+        """Images of a batch on the device: uint8 (N, 3, h, w) -> colour change, normalisation, memory format."""
+        images: Tensor = batch["image"].to(self.mean.dtype) / 255
+        if "offset" in batch:
+            images = images + batch["offset"][:, :, None, None].to(images.dtype)
+        images = (images - self.mean) / self.std
+        if self.cfg["trainer"]["channels_last"]:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """(N, K) logits and targets ((N,) indices or (N, K) of 0 and 1) -> (N,) losses."""
+        smoothing = self.cfg["loss"]["label_smoothing"]
+        if not self.sigmoid:
+            return F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+        wanted = target if target.ndim == 2 else F.one_hot(target, logits.shape[1])
+        wanted = wanted.to(logits.dtype) * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
+
+    # Training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout from the step alone: a resumed run draws the masks that the unbroken one drew."""
+        word = repr((self.cfg["seed"], self._batches(), self.global_rank)).encode()
+        torch.manual_seed(int.from_bytes(blake2b(word, digest_size=8).digest(), "little"))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean loss over the valid images of the batch."""
+        logits = self(self.prepare(batch))
+        losses, valid = self.losses(logits, batch["target"]), batch["valid"]
+        loss: Tensor = (losses * valid).sum() / valid.sum().clamp(min=1)
+        if not torch.isfinite(loss):
+            raise RunFailed(
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, input size"
+                f" {batch['size']}) with learning rate {self._rate():g}; lower optim.lr or set trainer.gradient_clip"
+            )
+        self.metrics["train"].update(batch["size"], logits, batch["target"], losses, valid)
+        due = self._batches() % self.cfg["trainer"]["log_every_n_steps"] == 0
+        if due or batch_idx == 0:
+            self.shown |= {"size": batch["size"], "loss": loss.item()}
+        if due:
+            self.record({"train/step_loss": loss.item(), "train/size": batch["size"], "train/lr": self._rate()})
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Record the epoch, then let the plateau schedule look at the validation before it (not through Lightning,
+        which skips the step when an epoch was resumed half-way)."""
+        found = self.metrics["train"].compute()
+        self.metrics["train"].reset()
+        self.record(found | {"train/lr": self._rate()})
+        if self._plateau is not None and self.val_score is not None:
+            self._plateau.step(self.val_score)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and the cosine schedule where that is asked for; the plateau schedule stays with us."""
+        optimizer = build_optimizer(self.cfg["optim"], self.parameters())
+        schedule = self.cfg["optim"]["schedule"]
+        if schedule["kind"] == "cosine":
+            rate = cosine(optimizer, schedule, self._steps())
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+        if schedule["kind"] == "plateau":
+            self._plateau = plateau(optimizer, schedule)
+        return optimizer
+
+    # Validation and test
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count one batch of one validation size."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count one batch of one test size."""
+        self._evaluate("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Record the validation; `val/<score>` is what `best.ckpt` and the plateau schedule follow."""
+        metrics = self.metrics["val"]
+        found = metrics.compute()
+        metrics.reset()
+        self.val_score = found[f"val/{metrics.score}"]
+        self.shown |= {f"val/{metrics.score}": self.val_score}
+        self.log_dict(found, logger=False)  # for callbacks of the user's that monitor one
+        self.record(found)
+
+    def on_test_epoch_end(self) -> None:
+        """Leave the figures in `tested` and `tested_by_class`."""
+        self.tested, self.tested_by_class = self.metrics["test"].compute(), self.metrics["test"].per_class()
+        self.metrics["test"].reset()
+
+    def _evaluate(self, phase: str, batch: Batch) -> None:
+        logits = self(self.prepare(batch))
+        losses = self.losses(logits, batch["target"])
+        self.metrics[phase].update(batch["size"], logits, batch["target"], losses, batch["valid"])
+
+    # Records and checkpoints
+
+    def record(self, values: dict[str, float]) -> None:
+        """Write one record to every logger, now: what `self.log` holds back until the epoch has ended would be missing
+        from a checkpoint written at that end."""
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the network (configuration, classes) and what Lightning does not save."""
+        checkpoint["sppnet"] = {
+            "config": self.cfg,
+            "overrides": self.overrides,
+            "fingerprint": self.fingerprint,
+            "classes": self.classes,
+            "multilabel": self.multilabel,
+        }
+        checkpoint["sppnet_state"] = {
+            "metrics": self.metrics["train"].state(),
+            "plateau": None if self._plateau is None else self._plateau.state_dict(),
+            "val_score": self.val_score,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep our state until training starts: device and optimiser are not ready before."""
+        self._loaded = checkpoint["sppnet_state"]
+
+    def on_train_start(self) -> None:
+        """Take up the state of a resumed run."""
+        if self._loaded:
+            self.metrics["train"].load(self._loaded["metrics"], self.device, self.global_rank)
+            self.val_score = self._loaded["val_score"]
+            if self._plateau is not None and self._loaded["plateau"] is not None:
+                self._plateau.load_state_dict(self._loaded["plateau"])
+            self._loaded = {}
+
+    def _batches(self) -> int:
+        """Training batches begun before this one, over all epochs."""
+        return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+
+    def _steps(self) -> int:
+        """Optimiser steps of the whole run. Not `trainer.estimated_stepping_batches`: asked for here, before a resumed
+        run's position is restored, that makes the first epoch's iterator, which would then start at batch 0."""
+        data, settings = self.trainer.datamodule, self.cfg["trainer"]  # type: ignore[attr-defined]
+        batches = min(len(data.train_dataloader()), settings["limit_batches"] or 2**62)
+        steps: int = settings["max_epochs"] * math.ceil(batches / settings["accumulate"])
+        return steps
+
+    def _rate(self) -> float:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        return float(optimizer.param_groups[0]["lr"])
+
+
+def _channels(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).reshape(1, 3, 1, 1)

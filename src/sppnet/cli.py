@@ -1,0 +1,107 @@
+"""`sppnet VERB [overrides]`: finds the verb and words every failure. Imports nothing heavy until a verb is chosen.
+
+Exit codes: 0 done, 1 a failure, 2 the user's mistake (one line on standard error, nothing left behind).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from sppnet import __version__
+from sppnet.errors import RunFailed, UserError
+
+VERBS = {
+    "train": "train a network, resume a run that was interrupted, or show the result of one that is done",
+    "test": "score a trained network, at other sizes or with other views if you like",
+}
+HIDDEN = {"rank": "one further process of a run on several devices, started by the first"}
+USAGE = """sppnet VERB [KEY=VALUE ...] [-m]
+
+{verbs}
+
+sppnet VERB --help     the keys and groups of a verb
+sppnet VERB --cfg job  the configuration as it would run
+sppnet VERB -m ...     a sweep: KEY=A,B runs one job for each value
+"""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(dispatch())
+
+
+def dispatch() -> int:
+    """Run the verb named on the command line and return the exit code."""
+    if _completes():
+        return 0
+    words = sys.argv[1:]
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(USAGE.format(verbs="\n".join(f"  {verb:<8} {text}" for verb, text in VERBS.items())), end="")
+        return 0
+    if words[0] == "--version":
+        print(f"sppnet {__version__}")
+        return 0
+    verb = words[0]
+    if verb not in VERBS and verb not in HIDDEN:
+        print(f"sppnet: unknown verb {verb!r}; verbs are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    del sys.argv[1]
+    _admit_packages()
+    return _run(verb)
+
+
+def _run(verb: str) -> int:
+    try:
+        importlib.import_module(f"sppnet.commands.{verb}").main()
+    except UserError as error:
+        if "debug=traceback" in sys.argv:
+            traceback.print_exc()
+        print(f"sppnet {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sppnet {verb}: interrupted", file=sys.stderr)
+        return 1
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        # What we foresaw, or a full disk or a lost mount says, is clear by itself; anything else is a defect.
+        if not isinstance(error, RunFailed | OSError):
+            traceback.print_exc()
+        name = "" if isinstance(error, RunFailed) else f"{type(error).__name__}: "
+        print(f"sppnet {verb}: {name}{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _admit_packages() -> None:
+    """Take `allow=PACKAGE` off the command line: it may not stand in a config file (see `sppnet.plug`)."""
+    named = [word.removeprefix("allow=") for word in sys.argv[1:] if word.startswith("allow=")]
+    sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("allow=")]
+    if named:
+        os.environ["SPPNET_ALLOW"] = ",".join(filter(None, [os.environ.get("SPPNET_ALLOW", ""), *named]))
+    if os.environ.get("SPPNET_ALLOW"):
+        sys.path.insert(0, str(Path.cwd()))  # the console script does not put the working directory on the path
+
+
+def _completes() -> bool:
+    """Answer a shell's question for completions (`-sc`); Hydra's script leaves the verb in COMP_LINE."""
+    if sys.argv[1:2] != ["-sc"]:
+        return False
+    verb = "train"
+    if sys.argv[2:3] and sys.argv[2].startswith("query="):
+        words = os.environ.get("COMP_LINE", "").split(" ")
+        if len(words) <= 2 or words[1] not in VERBS:
+            print(" ".join(VERBS))
+            return True
+        verb = words[1]
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+    importlib.import_module(f"sppnet.commands.{verb}").main()
+    return True
+
+
+if __name__ == "__main__":
+    main()

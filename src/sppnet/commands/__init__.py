@@ -1,0 +1,1 @@
+"""One file per verb, each readable from top to bottom."""

@@ -1,0 +1,113 @@
+"""`sppnet train`: train the run that the configuration names, go on with it, or show the result it has.
+
+Order: names and values (no torch), identity and what is already done, network against sizes (no Lightning), lock,
+data, training, test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+from sppnet import compose
+from sppnet.compose import Job
+from sppnet.errors import RunFailed, UserError
+from sppnet.runs import Plan, Run, plan, write_json
+from sppnet.show import print_result
+
+
+def main() -> None:
+    """Compose `conf/train.yaml` with the command line and train."""
+    compose.run("train", train)
+
+
+def train(job: Job) -> None:
+    """Do what `job` asks for and print, last, the run directory and the test result."""
+    planned = plan(job.cfg)
+    if planned.result is not None and not job.cfg["force"]:
+        print(f"{planned.run.path} is done (force=true does it again)")
+    elif planned.run.done and not job.cfg["force"]:
+        _test(planned)
+    else:
+        _train(planned, job)
+    assert planned.result is not None
+    print_result(planned.run, planned.result)
+
+
+def _test(planned: Plan) -> None:
+    """The run is trained, this test of it is not done: other sizes or views."""
+    from sppnet.commands.test import score_run
+
+    print(f"{planned.run.path} is trained; scoring it with other views or sizes", flush=True)
+    write_json(planned.run.test_file(planned.test), score_run(planned.cfg, planned.run.best, "best"))
+
+
+def _train(planned: Plan, job: Job) -> None:
+    """Check and build everything, take the directory, train from where the run stands, test."""
+    run, cfg = planned.run, planned.cfg
+    from sppnet.checks import check_job  # imports torch
+
+    check_job(cfg)
+    from sppnet.training import fit, prepare  # imports Lightning
+
+    prepared = prepare(cfg, job.overrides)
+    with run.locked():
+        _log_to_file(run)
+        if cfg["force"]:
+            run.clear()
+        if planned.result is not None:
+            return  # another process was faster
+        print(f"{run.path}{' goes on from its last checkpoint' if run.last.exists() else ''}", flush=True)
+        with _status(run):
+            run.begin(cfg, job.overrides, planned.identity)
+            found, totals = fit(prepared, run)
+            write_json(run.test_file(planned.test), found)
+            write_json(run.path / "summary.json", found["metrics"] | totals)
+            run.write_status("done", bad_files=totals["bad_files"])
+
+
+@contextlib.contextmanager
+def _status(run: Run) -> Iterator[None]:
+    """Write how the work ended, whichever way it did."""
+    from sppnet.checkpoints import Preempted
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt  # outside training, where `Checkpoints` listens, there is nothing to save
+
+    before = signal.signal(signal.SIGTERM, stop)
+    run.write_status("running")
+    try:
+        yield
+    except Preempted as stopped:
+        run.write_status("preempted", str(stopped))
+        raise RunFailed(f"{stopped}; the same command goes on from there") from None
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+        run.write_status("preempted", "interrupted")
+        raise KeyboardInterrupt from None
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the disk may be full
+            run.write_status("failed", _last_line(error))
+        if isinstance(error, UserError):  # a file that cannot be read, say: the run has begun, so it is a failure
+            raise RunFailed(str(error)) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1] if isinstance(error, RunFailed | UserError) else f"{type(error).__name__}: {lines[-1]}"
+
+
+def _log_to_file(run: Run) -> None:
+    """A job of a sweep writes to its own `log.txt`; the launcher asks for that, the terminal shows its summary."""
+    if os.environ.pop("SPPNET_JOB_LOG", None):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        handle = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.close(handle)

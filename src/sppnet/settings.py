@@ -1,0 +1,196 @@
+"""What a composed configuration may say: every name and value, judged before torch is imported.
+
+One table, key by key. What needs the network (do the sizes leave a map?) is checked by `sppnet.network`, what needs
+the files by `sppnet.data.files`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sppnet.data import build_sizes
+from sppnet.errors import UserError
+from sppnet.plug import check_target
+from sppnet.rules import (
+    FLAG,
+    INSIDE,
+    LABEL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    RATIO,
+    SHARE,
+    TEXT,
+    Rule,
+    choice,
+    colour,
+    either,
+    interval,
+    list_of,
+    only,
+    optional,
+    or_null,
+    whole,
+)
+
+MAX_LEVEL = 1024  # as in sppnet.pyramid, which imports torch; what fits in memory is for sppnet.network to say
+SIDES = list_of(whole(1, 8192))  # what else they must be, their schedule says (`build_sizes`)
+
+SPP, GRID = {"head.name": ("spp",)}, {"head.name": ("flatten",)}
+PLATEAU, COSINE = {"optim.schedule.kind": ("plateau",)}, {"optim.schedule.kind": ("cosine",)}
+CROP, WHOLE = {"data.fit": ("crop",)}, {"data.fit": ("full",)}
+SQUARE, RESIZED = CROP | {"data.crop.kind": ("paper",)}, CROP | {"data.crop.kind": ("random_resized",)}
+
+RULES: dict[str, Rule] = {
+    "study": LABEL,
+    "name": or_null(LABEL),
+    "seed": whole(0, 2**32 - 1),
+    "force": FLAG,
+    "paths.runs": TEXT,
+    "paths.cache": TEXT,
+    "loss.kind": choice("auto", "softmax", "sigmoid"),
+    "loss.label_smoothing": SHARE,
+    "sizes.train": SIDES,
+    "sizes.val": SIDES,
+    "sizes.test": SIDES,
+    "head.name": choice("spp", "flatten", "gap"),
+    "head.bins": only(SPP, list_of(whole(1, MAX_LEVEL))),
+    "head.pool": only({"head.name": ("spp", "flatten")}, optional(choice("max", "avg"))),
+    "head.rule": only(SPP, optional(choice("adaptive", "sliding", "padded"))),
+    "head.hidden": list_of(whole(1, 2**20), least=0),
+    "head.dropout": SHARE,
+    "head.pool_to": only(GRID, optional(or_null(whole(1, MAX_LEVEL)))),
+    "backbone.name": optional(LABEL),
+    "backbone.weights": optional(or_null(TEXT)),
+    "backbone.freeze": optional(FLAG),
+    "optim.lr": POSITIVE,
+    "optim.weight_decay": optional(NOT_NEGATIVE),
+    "optim.schedule.kind": choice("constant", "plateau", "cosine"),
+    "optim.schedule.factor": only(PLATEAU, optional(INSIDE)),
+    "optim.schedule.patience": only(PLATEAU, optional(whole(0))),
+    "optim.schedule.drops": only(PLATEAU, optional(whole(0))),
+    "optim.schedule.warmup": only(COSINE, optional(SHARE)),
+    "trainer.max_epochs": whole(1),
+    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.devices": either(whole(1, 1024), list_of(whole(0, 1023), distinct=True)),
+    "trainer.num_nodes": whole(1),
+    "trainer.precision": choice("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"),
+    "trainer.threads": whole(1, 1024),
+    "trainer.deterministic": FLAG,
+    "trainer.gradient_clip": or_null(POSITIVE),
+    "trainer.accumulate": whole(1),
+    "trainer.ema": or_null(INSIDE),
+    "trainer.compile": FLAG,
+    "trainer.channels_last": FLAG,
+    "trainer.limit_batches": or_null(whole(1)),
+    "trainer.checkpoint_every_n_steps": or_null(whole(1)),
+    "trainer.log_every_n_steps": whole(1),
+    "trainer.progress": choice("auto", "bar", "lines", "none"),
+    "data.name": LABEL,
+    "data.root": optional(or_null(TEXT)),
+    "data.fit": choice("crop", "full"),
+    "data.batch_size": whole(1, 2**20),
+    "data.workers": whole(0, 1024),
+    "data.bad_files": choice("error", "skip"),
+    "data.flip": FLAG,
+    "data.color": NOT_NEGATIVE,
+    "data.aspect_step": only(WHOLE, POSITIVE),
+    "data.mean": colour(0),
+    "data.std": colour(1e-6),
+    "data.split.val": SHARE,
+    "data.split.test": INSIDE,
+    "data.split.seed": whole(0),
+    "data.crop.kind": only(CROP, choice("paper", "random_resized")),
+    "data.crop.positions": only(SQUARE, choice("random", "fixed")),
+    "data.crop.ratio": only(CROP, RATIO),  # of validation too, whatever the kind
+    "data.crop.scale": only(RESIZED, interval(1)),
+    "data.crop.aspect": only(RESIZED, interval(1000)),
+    "views.name": LABEL,
+    "views.fit": choice("center", "warp", "full"),
+    "views.ratio": only({"views.fit": ("center",)}, RATIO),
+    "views.aspect_step": only({"views.fit": ("full",)}, POSITIVE),
+    "logger.wandb.project": TEXT,
+    "logger.wandb.entity": or_null(TEXT),
+    "logger.wandb.tags": list_of(TEXT, least=0),
+    "logger.wandb.mode": choice("offline", "online"),
+    "debug.traceback": FLAG,
+}
+# A section without a `_target_` has no keys but these: another would be ignored in silence, so it is refused.
+TARGETS = ("data", "sizes", "backbone", "optim")
+CLOSED = ("loss", "paths", "head", "views", "trainer", "logger", "debug", "data.split", "data.crop", "optim.schedule")
+MIRRORS = ("logger.tensorboard", "logger.wandb")  # may be left out
+SECTIONS = ("callbacks", *TARGETS, *CLOSED, *MIRRORS)
+
+
+def check(cfg: Mapping[str, Any]) -> None:
+    """Judge every name and value of a resolved configuration.
+
+    Raises:
+        UserError: the first key that is wrong, its value, and what is allowed.
+    """
+    for section in SECTIONS:
+        found, node = _get(cfg, section)
+        if found and not isinstance(node, Mapping):
+            raise UserError(f"{section}={_shown(node)} is not allowed; it takes a mapping of keys to values")
+        if not found and section not in MIRRORS:
+            raise UserError(f"{section} is missing; it cannot be left out")
+    for section in ("", *CLOSED, *MIRRORS):
+        _check_names(section, _get(cfg, section)[1] if section else cfg)
+    check_values(cfg)
+    for slot in TARGETS:
+        check_target(cfg[slot].get("_target_"), slot)
+    for name, node in cfg["callbacks"].items():
+        if not isinstance(node, Mapping):
+            raise UserError(f"callbacks.{name}={_shown(node)} is not allowed; it takes a mapping with _target_")
+        check_target(node.get("_target_"), f"callbacks.{name}")
+    split = cfg["data"]["split"]
+    if split["val"] + split["test"] >= 1:
+        raise UserError(f"data.split.val={split['val']} and data.split.test={split['test']} leave nothing to train on")
+    build_sizes(cfg["sizes"])
+
+
+def check_values(cfg: object) -> None:
+    """Judge each value by itself; those that are still interpolations are passed over."""
+    for key, rule in RULES.items():
+        found, value = _get(cfg, key)
+        if found and not rule.good(value) and not re.search(r"\$\{|^\?\?\?$", str(value)):
+            raise UserError(f"{key}={_shown(value)} is not allowed; it takes {rule.words}")
+        needed = rule.required or (rule.only and not _idle(cfg, rule))
+        if not found and needed and _get(cfg, key.rpartition(".")[0])[0]:
+            raise UserError(f"{key} is missing; it cannot be left out")
+
+
+def unused(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """The keys that have no effect in `cfg`, each with the setting because of which (`head.name=gap`)."""
+    return {key: why for key, rule in RULES.items() if _get(cfg, key)[0] and (why := _idle(cfg, rule))}
+
+
+def _idle(cfg: object, rule: Rule) -> str:
+    """The setting with which what `rule` is for has no effect; empty if it has."""
+    values = {key: _get(cfg, key)[1] for key in rule.only}
+    return next((f"{key}={_shown(value)}" for key, value in values.items() if value not in rule.only[key]), "")
+
+
+def _check_names(section: str, node: Mapping[str, Any] | None) -> None:
+    prefix = f"{section}." if section else ""
+    known = {key.removeprefix(prefix).split(".")[0] for key in (*RULES, *SECTIONS) if key.startswith(prefix)}
+    for name in node or {}:
+        if name not in known:
+            has = ", ".join(sorted(known)) or "no keys"
+            raise UserError(f"unknown key {prefix}{name}; {section or 'the top level'} has {has}")
+
+
+def _get(cfg: object, key: str) -> tuple[bool, Any]:
+    node: Any = cfg
+    for part in filter(None, key.split(".")):
+        if not isinstance(node, Mapping) or part not in node:
+            return False, None
+        node = node[part]
+    return True, node
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

@@ -1,0 +1,250 @@
+"""One run in one process: data, network, Lightning's Trainer; fit (or go on) and score. Every rank calls the same."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.loggers import Logger
+
+from sppnet.callbacks import BadFiles, MetricsFile, StatusFile, progress_display
+from sppnet.checkpoints import Checkpoints, DurableIO, read_checkpoint
+from sppnet.classifier import Classifier
+from sppnet.data import Sets, build_sizes, load_sets
+from sppnet.data.datamodule import DataModule
+from sppnet.errors import RunFailed, UserError
+from sppnet.identity import check_identity, digest, world_size
+from sppnet.network import build_network
+from sppnet.plug import instantiate
+from sppnet.provenance import code
+from sppnet.runs import Run
+
+HARMLESS = (
+    ".*does not have many workers.*",
+    ".*srun.*command is available.*",
+    ".*in eval mode at the start of training.*",  # a frozen trunk is meant to be
+    ".*checkpoint directory .* exists and is not empty.*",
+    ".*sync_dist=True.*",  # what is logged is already over all ranks
+    ".*LeafSpec.*is deprecated.*",
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs, built before its directory is: whatever is wrong with it leaves nothing behind."""
+
+    cfg: Mapping[str, Any]
+    classifier: Classifier
+    data: DataModule
+    callbacks: list[Callback]
+
+
+def prepare(cfg: Mapping[str, Any], overrides: Sequence[str]) -> Prepared:
+    """List the data, build the network with its initial weights and the user's callbacks.
+
+    Raises:
+        UserError: the data set, the weights or a callback is not as it must be.
+    """
+    settle(cfg)
+    sets = load_sets(cfg["data"])
+    L.seed_everything(cfg["seed"], verbose=False)
+    data = build_data(cfg, sets)
+    data.prepare_data()  # reads the shapes of whole images: a header that is broken is found now
+    return Prepared(cfg, build_classifier(cfg, sets, overrides), data, _callbacks(cfg))
+
+
+def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train from the start or from `last.ckpt`, then score `best.ckpt`.
+
+    Returns:
+        The record of the test (see `score`) and the run's totals: `epochs`, `seconds` (of training, over all starts),
+        `parameters`, `bad_files`.
+
+    Raises:
+        RunFailed: the loss is not finite, or the checkpoint to go on from is damaged.
+    """
+    cfg, classifier, data = prepared.cfg, prepared.classifier, prepared.data
+    records, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(run.path / "bad_files.txt")
+    status = StatusFile(run, bad_files)
+    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"])
+    callbacks = [records, bad_files, status, *prepared.callbacks, checkpoints]
+    trainer = make_trainer(cfg, callbacks, [records, *_mirrors(cfg, run)], run.path)
+    _check_last(run)
+    if not run.last.exists():
+        records.truncate(0)
+    sys.argv[1:] = ["rank", str(run.path)]  # how Lightning starts the further ranks of this machine
+    trainer.fit(classifier, datamodule=data, ckpt_path=run.last if run.last.exists() else None, weights_only=True)
+    classifier.load_state_dict(read_checkpoint(run.best)["state_dict"])
+    found = score(trainer, classifier, data, check_identity(cfg, "best"))
+    totals = {
+        "epochs": trainer.current_epoch,
+        "seconds": round(status.seconds, 1),
+        "parameters": sum(p.numel() for p in classifier.parameters()),
+        "bad_files": len(bad_files.names),
+    }
+    return found, totals
+
+
+def score(trainer: L.Trainer, classifier: Classifier, data: DataModule, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a test, as it is kept in `RUN/tests`.
+
+    `metrics` and, for each size, `per_class` are the figures; `identity` says what was tested and how; then images of
+    the test part, seconds, time and commit.
+    """
+    began = time.monotonic()
+    trainer.test(classifier, datamodule=data, verbose=False)
+    classes = {
+        size: {name: None if v != v else v for name, v in zip(classifier.classes, values, strict=True)}  # NaN: no image
+        for size, values in classifier.tested_by_class.items()
+    }
+    return {
+        "metrics": classifier.tested,
+        "per_class": classes,
+        "identity": dict(identity),
+        "images": len(data.sets.test),
+        "test_seconds": round(time.monotonic() - began, 2),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": code()["commit"],
+    }
+
+
+def _check_last(run: Run) -> None:
+    try:
+        if run.last.exists():
+            read_checkpoint(run.last)
+    except UserError as error:
+        raise RunFailed(f"{error}; remove it (or use force=true) to begin the run anew") from None
+
+
+def build_data(cfg: Mapping[str, Any], sets: Sets) -> DataModule:
+    """The DataModule that `cfg` describes over `sets`."""
+    schedule, cache = build_sizes(cfg["sizes"]), Path(cfg["paths"]["cache"])
+    return DataModule(sets, schedule, cfg["data"], cfg["views"], cfg["seed"], cache)
+
+
+def build_classifier(cfg: Mapping[str, Any], sets: Sets, overrides: Sequence[str] = ()) -> Classifier:
+    """The network that `cfg` describes for the classes of `sets`, in its LightningModule."""
+    network = build_network(cfg["backbone"], cfg["head"], len(sets.images.classes), cfg["sizes"]["train"][0])
+    if cfg["trainer"]["compile"]:
+        network.compile(dynamic=True)  # in place: no _orig_mod. in the keys; dynamic: sizes change
+    images = sets.images
+    return Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
+
+
+def make_trainer(
+    cfg: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], root: Path | None = None
+) -> L.Trainer:
+    """Lightning's Trainer with our settings; what it would print about itself is left out."""
+    settings = cfg["trainer"]
+    devices = settings["devices"]
+    return L.Trainer(
+        accelerator=settings["accelerator"],
+        devices=devices if settings["accelerator"] != "cpu" or isinstance(devices, int) else len(devices),
+        num_nodes=settings["num_nodes"],
+        strategy="ddp" if world_size(cfg) > 1 else "auto",
+        precision=settings["precision"],
+        max_epochs=settings["max_epochs"],
+        accumulate_grad_batches=settings["accumulate"],
+        gradient_clip_val=settings["gradient_clip"],
+        deterministic=settings["deterministic"],
+        limit_train_batches=settings["limit_batches"],
+        limit_val_batches=settings["limit_batches"],
+        limit_test_batches=settings["limit_batches"],
+        log_every_n_steps=1,  # the module records by itself (trainer.log_every_n_steps)
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=root,
+        plugins=[DurableIO()],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the batch samplers shard themselves
+        enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
+        enable_model_summary=False,
+        enable_progress_bar=any("Progress" in base.__name__ for c in callbacks for base in type(c).__mro__),
+    )
+
+
+def settle(cfg: Mapping[str, Any]) -> None:
+    """Threads as configured, whatever the launcher set, and a quiet Lightning."""
+    threads = cfg["trainer"]["threads"]
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning sets its own number under DDP
+    torch.set_num_threads(threads)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in HARMLESS:
+        warnings.filterwarnings("ignore", pattern)
+
+
+def _callbacks(cfg: Mapping[str, Any]) -> list[Callback]:
+    made = [instantiate(node, Callback, f"callbacks.{name}") for name, node in cfg["callbacks"].items()]
+    if cfg["trainer"]["ema"] is not None:
+        made.append(EMAWeightAveraging(decay=cfg["trainer"]["ema"]))
+    return made + progress_display(cfg["trainer"]["progress"])
+
+
+def _mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
+    """wandb and TensorBoard: losing them loses nothing."""
+    made: list[Logger] = []
+    if "tensorboard" in cfg["logger"]:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        made.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
+    if "wandb" in cfg["logger"]:
+        from lightning.pytorch.loggers import WandbLogger
+
+        node = cfg["logger"]["wandb"]
+        made.append(
+            WandbLogger(
+                name=run.path.name,
+                id=digest({"study": cfg["study"], "run": run.path.name}),  # a resumed run is the same wandb run
+                resume="allow",
+                group=cfg["study"],
+                tags=node["tags"] or None,
+                project=node["project"],
+                entity=node["entity"],
+                offline=node["mode"] == "offline",
+                save_dir=run.path,
+                config=dict(cfg),
+            )
+        )
+    return made
+
+
+def load_trained(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets: Sets, where: Path) -> Classifier:
+    """The classifier of a checkpoint, with its weights, on the data of `sets`.
+
+    Raises:
+        UserError: the weights do not fit the network, the data set has other classes, or its test part would hold
+            images that were trained on.
+    """
+    made = checkpoint["sppnet"]
+    name, classes = cfg["data"]["name"], list(sets.images.classes)
+    if classes != list(made["classes"]):
+        raise UserError(
+            f"checkpoint={where} was trained on {len(made['classes'])} classes ({_few(made['classes'])}), data={name}"
+            f" has {len(classes)} ({_few(classes)}); they must be the same, in the same order"
+        )
+    if sets.images.fingerprint() != made["fingerprint"]:
+        print(f"sppnet: data={name} is not the set that was trained on; is its test part new?", file=sys.stderr)
+    elif cfg["data"]["split"] != made["config"]["data"]["split"]:
+        raise UserError("data.split is taken from the run: another split of its data would test on images trained on")
+    node = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
+    classifier = build_classifier({**cfg, "backbone": node}, sets)
+    try:
+        classifier.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"checkpoint={where} is of another network: {error}") from None
+    return classifier
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,64 @@
+"""What tests share to call `sppnet` as a user does and to look at what it leaves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# A run of seconds: narrow, small, few steps. Tests add what they are about.
+SMALL = (
+    *("backbone.width=4", "head.hidden=[8]", "head.bins=[2,1]", "sizes.train=[24,20]", "data.batch_size=32"),
+    *("trainer.threads=1", "trainer.max_epochs=2", "trainer.limit_batches=4", "trainer.checkpoint_every_n_steps=3"),
+    *("trainer.log_every_n_steps=1", "trainer.progress=none"),
+)
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a call of `sppnet` left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def run(self) -> Path:
+        """The run directory it printed."""
+        lines = [line for line in self.out.splitlines() if line.startswith("run directory: ")]
+        return Path(lines[-1].removeprefix("run directory: "))
+
+    def figure(self, name: str) -> float:
+        """The figure that was printed behind `name`."""
+        words = self.out.split()
+        return float(words[words.index(name) + 1])
+
+
+Caller = Callable[..., Called]
+
+
+def command(*words: str) -> list[str]:
+    """The command line of a real `sppnet`."""
+    return [sys.executable, "-P", "-m", "sppnet.cli", *words]
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint."""
+    found: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return found
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two checkpoints hold the same weights, to the bit."""
+    one, two = weights(a), weights(b)
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)

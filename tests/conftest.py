@@ -1,0 +1,61 @@
+"""Ways to call `sppnet` as a user does, in this process (fast) or in one of its own (real)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from calling import Called, Caller, command
+from sppnet import cli
+
+# Tiny operations on several threads of a busy machine spend their time waiting for each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_are_plain_data(tmp_path: Path) -> Iterator[None]:
+    """Every checkpoint that any test wrote loads without executing anything."""
+    yield
+    for path in tmp_path.rglob("*.ckpt"):
+        torch.load(path, weights_only=True)
+
+
+@pytest.fixture
+def sppnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Caller:
+    """`sppnet WORDS...` in this process, in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SPPNET_ALLOW", raising=False)
+
+    def call(*words: str) -> Called:
+        monkeypatch.setattr(sys, "argv", ["sppnet", *words])
+        threads, environment, path = torch.get_num_threads(), dict(os.environ), list(sys.path)
+        try:
+            code = cli.dispatch()
+        finally:  # as if the process had ended
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(False)
+            os.environ.clear()
+            os.environ.update(environment)
+            sys.path[:] = path
+        out, err = capsys.readouterr()
+        return Called(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Caller:
+    """`sppnet WORDS...` in a process of its own, in a working directory of its own."""
+
+    def call(*words: str, **env: str) -> Called:
+        done = subprocess.run(command(*words), cwd=tmp_path, env=os.environ | env, capture_output=True, text=True)
+        return Called(done.returncode, done.stdout, done.stderr)
+
+    return call

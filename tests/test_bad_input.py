@@ -1,0 +1,275 @@
+"""A user's mistake is one line that says what is wrong and what is allowed, exit code 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from calling import SMALL, Called, Caller
+
+
+def assert_one_line(called: Called, *words: str) -> None:
+    assert called.code == 2, called.err or called.out
+    lines = called.err.strip().splitlines()
+    assert len(lines) == 1, called.err
+    assert lines[0].startswith("sppnet")
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+NAMES_AND_VALUES = [
+    (["fly"], ["unknown verb 'fly'", "train"]),
+    (["train", "--fly"], ["--fly", "KEY=VALUE"]),
+    (["train", "fly=1"], ["fly", "backbone", "trainer"]),
+    (["train", "trainer.epochs=1"], ["trainer.epochs", "trainer.max_epochs"]),
+    (["train", "+trainer.fly=1"], ["trainer.fly", "max_epochs"]),
+    (["train", "backbone=fly"], ["backbone/fly", "zf5"]),
+    (["train", "experiments=fly"], ["experiments/fly"]),
+    (["train", "seed=[1"], ["[1"]),
+    (["train", "seed=-1"], ["seed=-1", "at least 0"]),
+    (["train", "study=a/b"], ["study=a/b", "letters"]),
+    (["train", "trainer.max_epochs=ten"], ["trainer.max_epochs=ten", "whole number"]),
+    (["train", "trainer.precision=8"], ["trainer.precision=8", "bf16-mixed"]),
+    (["train", "head.bins=[]"], ["head.bins=[]", "1 or more"]),
+    (["train", "head.bins=[0]"], ["head.bins=[0]", "at least 1"]),
+    (["train", "head.bins=[2.5]"], ["head.bins=[2.5]", "whole number"]),
+    (["train", "head.bins=[1000000]"], ["head.bins=[1000000]", "at most"]),
+    (["train", "optim.lr=-1"], ["optim.lr=-1", "above 0"]),
+    (["train", "sizes.train=[]"], ["sizes.train=[]"]),
+    (["train", "sizes.test=[32,32]"], ["sizes.test", "32"]),
+    (["train", "data.fit=stretch"], ["data.fit=stretch", "crop", "full"]),
+    (["train", "data.split.val=0.6", "data.split.test=0.5"], ["data.split.val"]),
+    (["train", "backbone=torchvision"], ["backbone.name must be given"]),
+    (["train", "backbone.name=5"], ["backbone.name=5", "letters"]),
+    (["train", "data.name=5"], ["data.name=5", "letters"]),
+    (["train", "data.name=null"], ["data.name=null", "letters"]),
+    (["train", "data.name=a/b"], ["data.name=a/b", "letters"]),
+    (["train", "data=folder", "data.root=5"], ["data.root=5", "a text"]),
+    (["train", "data.crop=5"], ["data.crop=5", "mapping"]),
+    (["train", "data.split=null"], ["data.split=null", "mapping"]),
+    (["train", "data.split=5"], ["data.split=5", "mapping"]),
+    (["train", "callbacks=5"], ["callbacks=5", "mapping"]),
+    (["train", "+logger.wandb=5"], ["logger.wandb=5", "mapping"]),
+    (["train", "+logger.wandb={}"], ["logger.wandb.project is missing"]),
+    (["train", "+logger.tensorboard=1"], ["logger.tensorboard=1", "mapping"]),
+    (["train", "+logger.csv={}"], ["unknown key logger.csv", "tensorboard, wandb"]),
+    (["train", "logger=wandb", "logger.wandb.tags=5"], ["logger.wandb.tags=5", "a list"]),
+    (["train", "sizes=null"], ["sizes=null", "alternating"]),
+    (["train", "optim=null"], ["optim=null", "adamw"]),
+    (["train", "backbone=true"], ["backbone=true", "zf5"]),
+    (["train", "sizes=single", "sizes.train=[48,40]"], ["sizes.train=[48, 40]", "one size"]),
+    (["train", "optim.lr=1e400"], ["optim.lr=inf", "above 0"]),
+    (["train", "seed=1", "--info", "fly"], ["--info", "invalid choice"]),
+    (["train", "views=fly"], ["there are center, full, warp"]),
+    (["train", "backbone.weights=no/such.pth"], ["backbone.weights=no/such.pth", "no such file"]),
+    (["train", "backbone._target_=os.system"], ["os.system", "sppnet.*", "SPPNET_ALLOW"]),
+    (["train", "optim._target_=torch.load"], ["torch.load", "not allowed"]),
+    (["train", "+callbacks.x._target_=subprocess.run"], ["subprocess.run", "not allowed"]),
+    (["train", "+callbacks.x=1"], ["callbacks.x=1", "_target_"]),
+    (["train", "data=folder", "data.root=no/such"], ["no/such"]),
+    (["test"], ["checkpoint"]),
+    (["test", "checkpoint=no/such"], ["no/such", "no such file or directory"]),
+    (["train", "-m", "seed=-1,-2"], ["seed=-1", "at least 0"]),
+]
+
+
+CLOSED = ("loss", "paths", "head", "views", "trainer", "logger", "debug", "data.split", "data.crop", "optim.schedule")
+NAMES_AND_VALUES += [
+    (["train", f"~{key}"], [f"{key} is missing"])
+    for key in (
+        "data.crop",
+        "data.split",
+        "data.flip",
+        "data.mean",
+        "optim.schedule",
+        "trainer.devices",
+        "loss",
+        "seed",
+    )
+]
+NAMES_AND_VALUES += [(["train", f"+{section}.foo=1"], [f"unknown key {section}.foo"]) for section in CLOSED]
+NAMES_AND_VALUES += [(["train", f"+{key}=1"], ["unknown key", "the top level has"]) for key in ("foo", "x.y")]
+
+
+@pytest.mark.parametrize(("words", "said"), NAMES_AND_VALUES, ids=lambda v: " ".join(v))
+def test_a_wrong_name_or_value(sppnet: Caller, tmp_path: Path, words: list[str], said: list[str]) -> None:
+    assert_one_line(sppnet(*words), *said)
+    assert not list(tmp_path.iterdir())
+
+
+FIT = [
+    (["backbone=zf5", "sizes=single", "sizes.train=[20]"], ["20", "the smallest size that works is"]),
+    (["head.rule=sliding", "sizes=single", "sizes.train=[40]"], ["40", "10"]),
+    (["backbone=torchvision", "backbone.name=vit_b_16"], ["vit_b_16", "any size", "224"]),
+    (["backbone=torchvision", "backbone.name=resnet1"], ["resnet1"]),
+    (["backbone=resnet18", "backbone.weights=FLY"], ["FLY"]),
+    (["head.bins=[128]", "head.hidden=[1000000]"], ["GiB"]),
+    (["optim._target_=torch.nn.Linear"], ["torch.nn.Linear", "Optimizer"]),
+    (["head=flatten"], ["flatten", "sizes.train=[48, 40]"]),
+    (["head=flatten", "sizes=single", "views=full"], ["flatten", "whole images"]),
+    (["backbone.width=100000000"], ["backbone", "more memory than there is"]),
+    (["+backbone.foo=1"], ["backbone", "foo"]),
+    (["+data.foo=1"], ["data", "foo"]),
+    (["+sizes.foo=1"], ["sizes", "foo"]),
+    (["+optim.foo=1"], ["optim", "foo"]),
+    (["+optim.betas=[0.9]"], ["optim", "torch.optim.AdamW refuses"]),
+    (["+optim.fused=true", "+optim.foreach=true"], ["optim", "fused", "together"]),
+    (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], ["16-mixed", "bf16-mixed"]),
+    (["trainer.accelerator=cpu", "trainer.devices=[0,1]"], ["trainer.devices=[0, 1]", "trainer.devices=2"]),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), FIT, ids=lambda v: " ".join(v))
+def test_what_does_not_fit_together(sppnet: Caller, tmp_path: Path, words: list[str], said: list[str]) -> None:
+    assert_one_line(sppnet("train", *words), *said)
+    assert not list(tmp_path.iterdir())
+
+
+STOPPING = "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping"
+CALLBACKS = [
+    ([STOPPING, "+callbacks.stop.monitor=a", "+callbacks.stop.mode=up"], ["EarlyStopping", "mode"]),
+    (["+callbacks.x._target_=lightning.pytorch.callbacks.Timer", "+callbacks.x.duration=long"], ["Timer", "duration"]),
+    ([STOPPING], ["EarlyStopping", "monitor"]),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), CALLBACKS, ids=lambda v: " ".join(v))
+def test_a_callback_that_refuses_its_arguments(
+    sppnet: Caller, tmp_path: Path, words: list[str], said: list[str]
+) -> None:
+    assert_one_line(sppnet("train", *words), "callbacks.", *said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_nodes_that_nothing_starts(sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert_one_line(sppnet("train", "trainer.num_nodes=2"), "trainer.num_nodes=2", "srun")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_an_index_of_a_gpu_where_there_is_none(sppnet: Caller, tmp_path: Path) -> None:
+    assert_one_line(sppnet("train", "trainer.devices=[0]"), "trainer.devices=[0]", "trainer.devices=1")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_where_there_is_none(sppnet: Caller, tmp_path: Path) -> None:
+    assert_one_line(sppnet("train", "trainer.accelerator=gpu"), "trainer.accelerator=gpu", "no GPU", "cpu")
+    assert not list(tmp_path.iterdir())
+
+
+IMPORTED = """
+import sys
+from sppnet.cli import dispatch
+sys.argv = ["sppnet", *sys.argv[1:]]
+code = dispatch()
+print(code, "torch" in sys.modules, "lightning" in sys.modules)
+"""
+
+
+def imported(tmp_path: Path, *words: str) -> str:
+    """Exit code, whether torch was imported, whether Lightning was."""
+    done = subprocess.run([sys.executable, "-c", IMPORTED, *words], cwd=tmp_path, capture_output=True, text=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["seed=-1"], ["head.bins=[0]"], ["trainer.epochs=1"], ["sizes.train=[0]"], ["sizes.test=[32,32]"], ["+foo=1"]],
+)
+def test_names_and_values_are_judged_before_torch_is_imported(tmp_path: Path, words: list[str]) -> None:
+    assert imported(tmp_path, "train", *words) == "2 False False"
+
+
+def test_what_does_not_fit_is_judged_before_lightning_is_imported(tmp_path: Path) -> None:
+    assert imported(tmp_path, "train", "backbone=zf5", "sizes=single", "sizes.train=[20]") == "2 True False"
+
+
+def picture(path: Path, color: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), (color, 90, 200)).save(path)
+
+
+def test_folders_that_are_no_data_set(sppnet: Caller, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_one_line(sppnet("train", "data=folder", "data.root=empty"), "empty")
+    (tmp_path / "no_images/cat").mkdir(parents=True)
+    (tmp_path / "no_images/cat/notes.txt").write_text("nothing to see")
+    assert_one_line(sppnet("train", "data=folder", "data.root=no_images"), "no_images")
+    for name in "abcdef":
+        picture(tmp_path / f"one_class/cat/{name}.png")
+        picture(tmp_path / f"hole/cat/{name}.png")
+        picture(tmp_path / f"hole/dog/{name}.png")
+    assert_one_line(sppnet("train", "data=folder", "data.root=one_class"), "one class", "cat")
+    (tmp_path / "hole/bird").mkdir()
+    assert_one_line(sppnet("train", "data=folder", "data.root=hole"), "bird")
+    assert not (tmp_path / "runs").exists()
+
+
+class Bomb:
+    """Says so if anybody unpickles it."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+def test_checkpoints_that_are_none(sppnet: Caller, tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("I am a checkpoint")
+    assert_one_line(sppnet("test", "checkpoint=text.pt"), "text.pt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    assert_one_line(sppnet("test", "checkpoint=foreign.pt"), "foreign.pt", "not a checkpoint of sppnet's")
+    for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
+        save({"sppnet": Bomb()}, tmp_path / "bomb.pt")
+        assert_one_line(sppnet("test", "checkpoint=bomb.pt"), "bomb.pt")
+        assert not (tmp_path / "exploded").exists()
+    (tmp_path / "folder").mkdir()
+    assert_one_line(sppnet("test", "checkpoint=folder"), "folder", "best.ckpt")
+
+
+def test_checkpoints_that_are_damaged_or_of_another_network(sppnet: Caller, tmp_path: Path) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
+    whole = (run / "checkpoints/best.ckpt").read_bytes()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/net.pt").write_bytes(whole[: len(whole) // 2])
+    assert_one_line(sppnet("test", "checkpoint=cut/net.pt"), "cut/net.pt")
+    loaded = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    loaded["sppnet"]["config"]["backbone"]["width"] = 8
+    torch.save(loaded, tmp_path / "cut/other.pt")
+    assert_one_line(sppnet("test", "checkpoint=cut/other.pt"), "another network")
+    loaded["sppnet"]["config"]["backbone"]["_target_"] = "os.system"
+    torch.save(loaded, tmp_path / "cut/evil.pt")
+    assert_one_line(sppnet("test", "checkpoint=cut/evil.pt"), "os.system", "not allowed")
+
+
+def test_a_data_set_with_other_classes(sppnet: Caller, tmp_path: Path) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
+    for name in "abcdef":
+        picture(tmp_path / f"pets/cat/{name}.png")
+        picture(tmp_path / f"pets/dog/{name}.png")
+    assert_one_line(sppnet("test", f"checkpoint={run}", "data=folder", "data.root=pets"), "cat", "classes")
+
+
+def test_a_run_directory_that_cannot_be_written(sppnet: Caller, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_one_line(sppnet("train", *SMALL, "paths.runs=file/runs"), "file/runs")
+    if os.geteuid() != 0:  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert_one_line(sppnet("train", *SMALL, "paths.runs=locked/runs"), "locked/runs", "ermission denied")
+    if Path("/proc/self").exists():
+        assert_one_line(sppnet("train", *SMALL, "paths.runs=/proc/runs"), "/proc/runs")
+
+
+def test_debug_shows_the_traceback_too(sppnet: Caller) -> None:
+    called = sppnet("train", "seed=-1", "debug=traceback")
+    assert called.code == 2
+    assert "Traceback" in called.err
+    assert called.err.strip().splitlines()[-1].startswith("sppnet train: seed=-1")

@@ -1,0 +1,69 @@
+"""The README is true: its examples run as they stand, its files and options exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from calling import Caller
+from sppnet import compose
+
+ROOT = compose.root()
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
+TINY = ("backbone.width=4", "head.hidden=[8]", "head.bins=[2,1]", "trainer.threads=1", "data.batch_size=8")
+STEPS = ("trainer.limit_batches=2", "trainer.max_epochs=2", "trainer.progress=none")
+
+
+def test_the_examples_of_plugging_in_run_as_they_stand(sppnet: Caller, tmp_path: Path) -> None:
+    for _, text in BLOCKS:
+        if named := re.match(r"# (\S+\.(?:py|yaml))\n", text):
+            path = tmp_path / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    commands = [line.split()[4:] for _, text in BLOCKS for line in text.splitlines() if "--config-dir" in line]
+    assert len(commands) == 3
+    for words in commands:
+        done = sppnet("train", *words, *TINY, *STEPS)
+        assert done.code == 0, done.err
+
+
+def test_the_layer_alone_runs_as_it_stands() -> None:
+    [text] = [text for kind, text in BLOCKS if kind == "python" and "SpatialPyramidPool2d" in text]
+    exec(compile(text, "README.md", "exec"), {})
+
+
+def test_every_option_that_the_readme_lists_exists_and_every_group_is_listed() -> None:
+    table = README.split("| group | options |")[1].split("\n\n")[0]
+    rows = {row.split("|")[1].strip(" `"): row.split("|")[2] for row in table.splitlines() if row.startswith("| `")}
+    groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    assert set(rows) == groups
+    for group, text in rows.items():
+        there = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} - {"none", "default"}
+        if group != "pyramid":  # named by a pattern
+            missing = {name for name in there if f"`{name}`" not in text}
+            assert not missing, (group, missing)
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "experiments/README.md",
+    ):
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), (path.name, target)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_says_what_it_is_for_and_composes(sppnet: Caller, path: Path) -> None:
+    head = path.read_text().splitlines()[1:5]
+    assert [line.split(":")[0] for line in head] == ["# Question", "# Command", "# Expected", "# Cost"]
+    assert f"experiments={path.stem}" in head[1]
+    shown = sppnet("train", f"experiments={path.stem}", "--cfg", "job", "--resolve")
+    assert shown.code == 0, shown.err
+    assert yaml.safe_load(shown.out)["study"] == path.stem

@@ -1,0 +1,277 @@
+"""`sppnet train` and `sppnet test` from the command line to the files they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from calling import SMALL, Caller, records, same_weights
+from sppnet import cli
+from sppnet.data.digits import Digits
+
+
+def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
+    done = sppnet("train", *SMALL, "sizes.test=[24,32]")
+    assert done.code == 0, done.err
+    run = done.run
+    names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    assert names >= {
+        *("config.yaml", "overrides.txt", "status.json", "metrics.jsonl", "summary.json", "provenance.json"),
+        *("checkpoints/last.ckpt", "checkpoints/best.ckpt"),
+    }
+    assert not [name for name in names if name.endswith(".tmp")]
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"test/top1", "test/top5", "test/loss", "test/24/top1", "test/32/top1", "epochs", "seconds"} <= set(summary)
+    assert summary["test/top1"] == summary["test/24/top1"]
+    assert summary["epochs"] == 2
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert yaml.safe_load((run / "config.yaml").read_text())["sizes"]["train"] == [24, 20]
+    start = json.loads((run / "provenance.json").read_text())["starts"][0]
+    assert start["packages"]["torch"]
+    assert start["machine"]["cores"]
+    assert done.out.splitlines()[-4].startswith("run directory: ")
+    assert "test/top1" in done.out.splitlines()[-3]
+
+
+def test_a_batch_has_one_size_and_epochs_alternate(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=3").run
+    steps = [(r["epoch"], r["train/size"]) for r in records(run) if "train/size" in r]
+    assert steps == [(epoch, size) for epoch, size in enumerate([24, 20, 24]) for _ in range(4)]
+    by_size = [{key for key in r if "/2" in key and key.startswith("train")} for r in records(run) if "train/loss" in r]
+    assert [next(iter(keys)).split("/")[1] for keys in by_size] == ["24", "20", "24"]
+
+
+def test_the_same_run_is_not_done_twice_and_force_does_it_again(sppnet: Caller) -> None:
+    first = sppnet("train", *SMALL)
+    stamp = (first.run / "checkpoints/best.ckpt").stat().st_mtime_ns
+    again = sppnet("train", *SMALL, "trainer.log_every_n_steps=7", "data.workers=1")
+    assert again.code == 0
+    assert "is done" in again.out
+    assert again.run == first.run
+    assert (first.run / "checkpoints/best.ckpt").stat().st_mtime_ns == stamp
+    assert again.figure("test/top1") == first.figure("test/top1")
+    forced = sppnet("train", *SMALL, "force=true")
+    assert forced.run == first.run
+    assert (first.run / "checkpoints/best.ckpt").stat().st_mtime_ns != stamp
+    assert forced.figure("test/top1") == first.figure("test/top1")
+
+
+def test_other_test_sizes_share_the_training(sppnet: Caller) -> None:
+    first = sppnet("train", *SMALL)
+    stamp = (first.run / "checkpoints/last.ckpt").stat().st_mtime_ns
+    other = sppnet("train", *SMALL, "sizes.test=[32,24]", "views=full")
+    assert other.code == 0
+    assert other.run == first.run
+    assert (first.run / "checkpoints/last.ckpt").stat().st_mtime_ns == stamp
+    assert len(list((first.run / "tests").glob("*.json"))) == 2
+
+
+def test_test_gives_the_training_figure_and_one_per_size(sppnet: Caller) -> None:
+    trained = sppnet("train", *SMALL)
+    for checkpoint in (trained.run, trained.run / "checkpoints/best.ckpt"):
+        tested = sppnet("test", f"checkpoint={checkpoint}")
+        assert tested.code == 0, tested.err
+        assert tested.figure("test/top1") == trained.figure("test/top1")
+    several = sppnet("test", f"checkpoint={trained.run}", "sizes.test=[24,32,20]")
+    assert several.figure("test/top1") == trained.figure("test/top1")
+    assert [line.split()[0] for line in several.out.splitlines()[-3:]] == ["24", "32", "20"]
+
+
+def test_a_lone_checkpoint_file_carries_its_configuration(sppnet: Caller, tmp_path: Path) -> None:
+    trained = sppnet("train", *SMALL)
+    lone = tmp_path / "elsewhere" / "net.ckpt"
+    lone.parent.mkdir()
+    lone.write_bytes((trained.run / "checkpoints/best.ckpt").read_bytes())
+    for path in trained.run.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    tested = sppnet("test", f"checkpoint={lone}", "views=warp")
+    assert tested.code == 0, tested.err
+    assert "run directory" not in tested.out
+
+
+def test_a_moved_run_is_found_done_and_tests_the_same(sppnet: Caller, tmp_path: Path) -> None:
+    trained = sppnet("train", *SMALL)
+    moved = tmp_path / "archive" / trained.run.relative_to("runs")
+    moved.parent.mkdir(parents=True)
+    trained.run.rename(moved)
+    again = sppnet("train", *SMALL, "paths.runs=archive")
+    assert "is done" in again.out
+    assert again.figure("test/top1") == trained.figure("test/top1")
+
+
+@pytest.mark.parametrize(
+    "change", ["backbone.freeze=true", "head=gap", "seed=1", "sizes.train=[20]", "trainer.max_epochs=9"]
+)
+def test_a_test_refuses_to_change_what_was_trained(sppnet: Caller, change: str) -> None:
+    trained = sppnet("train", *SMALL, "trainer.max_epochs=1")
+    tested = sppnet("test", f"checkpoint={trained.run}", change)
+    assert tested.code == 2
+    assert "a test takes it from its checkpoint" in tested.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["optim=adamw", "trainer.gradient_clip=1.0", "loss.label_smoothing=0.1"],
+        ["trainer.precision=bf16-mixed", "trainer.channels_last=true", "trainer.accumulate=2"],
+        ["loss.kind=sigmoid", "trainer.ema=0.9", "sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"],
+        ["data.fit=full", "views=full", "data.workers=2", "data.color=0.1", "data.crop.kind=random_resized"],
+        ["logger=tensorboard", "head=gap", "sizes=uniform", "sizes.train=[20,24]"],
+        ["logger=wandb", "head=flatten", "head.pool_to=2", "sizes=single", "sizes.train=[24]"],
+    ],
+)
+def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
+    done = sppnet("train", *SMALL, *options)
+    assert done.code == 0, done.err
+    assert 0 <= done.figure("test/top1") <= 1
+    for option, pattern in (("logger=wandb", "wandb/offline-run-*"), ("logger=tensorboard", "tensorboard/events*")):
+        assert bool(list(done.run.glob(pattern))) == (option in options)
+
+
+def test_ema_weights_are_the_ones_tested(sppnet: Caller) -> None:
+    plain = sppnet("train", *SMALL)
+    averaged = sppnet("train", *SMALL, "trainer.ema=0.99")
+    assert not same_weights(plain.run / "checkpoints/last.ckpt", averaged.run / "checkpoints/last.ckpt")
+    kept = torch.load(averaged.run / "checkpoints/last.ckpt", weights_only=True)
+    trained = torch.load(plain.run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(kept["current_model_state"][key], trained[key]) for key in trained)
+
+
+@pytest.mark.slow
+def test_compile_in_place_keeps_the_keys(sppnet: Caller) -> None:
+    plain = sppnet("train", *SMALL, "trainer.max_epochs=1")
+    compiled = sppnet("train", *SMALL, "trainer.max_epochs=1", "trainer.compile=true")
+    assert compiled.code == 0, compiled.err
+    keys = [
+        set(torch.load(d.run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]) for d in (plain, compiled)
+    ]
+    assert keys[0] == keys[1]
+    assert not [key for key in keys[1] if "_orig_mod" in key]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(sppnet: Caller) -> None:
+    done = sppnet("train", *SMALL, "optim=sgd", "optim.lr=1e30")
+    assert done.code == 1
+    [line] = done.err.strip().splitlines()
+    assert "at step" in line
+    assert "learning rate 1e+30" in line
+    status = json.loads(next(Path("runs").rglob("status.json")).read_text())
+    assert status["state"] == "failed"
+    assert "learning rate" in status["reason"]
+
+
+def test_weights_are_the_same_for_any_number_of_workers(sppnet: Caller) -> None:
+    one = sppnet("train", *SMALL, "paths.runs=a", "data.color=0.1").run
+    two = sppnet("train", *SMALL, "paths.runs=b", "data.color=0.1", "data.workers=2").run
+    assert one.name == two.name
+    assert same_weights(one / "checkpoints/last.ckpt", two / "checkpoints/last.ckpt")
+    assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
+
+
+def test_help_and_cfg_work_as_in_hydra(sppnet: Caller) -> None:
+    for words in (["train", "--help"], ["test", "--help"], ["train", "--cfg", "job"]):
+        shown = sppnet(*words)
+        assert shown.code == 0, shown.err
+        assert "sizes" in shown.out
+    assert all(verb in sppnet().out for verb in cli.VERBS)
+    assert sppnet("--version").out.startswith("sppnet 0.")
+
+
+def test_a_test_shows_what_was_typed_whatever_the_run_was_resumed_with(sppnet: Caller) -> None:
+    first = sppnet("train", *SMALL, "views=full", "sizes.test=[32]")
+    (first.run / "status.json").unlink()  # as if it had been stopped
+    sppnet("train", *SMALL, "views=warp", "sizes.test=[20]")
+    tested = sppnet("test", f"checkpoint={first.run}", "views=full", "sizes.test=[32]", "force=true")
+    assert tested.figure("test/top1") == first.figure("test/top1")
+    assert tested.figure("test/loss") == first.figure("test/loss")
+    kept = [json.loads(path.read_text())["identity"] for path in (first.run / "tests").glob("*.json")]
+    assert {(one["views"]["fit"], *one["sizes"]) for one in kept} == {("full", 32), ("warp", 20)}
+
+
+def test_force_is_for_one_call(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "force=true").run
+    sppnet("test", f"checkpoint={run}", "views=warp")
+    stamps = [path.stat().st_mtime_ns for path in sorted((run / "tests").iterdir())]
+    sppnet("test", f"checkpoint={run}", "views=warp")
+    assert stamps == [path.stat().st_mtime_ns for path in sorted((run / "tests").iterdir())]
+
+
+def test_a_test_that_is_cut_short_is_not_the_test(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "trainer.limit_batches=null", "trainer.max_epochs=1").run
+    counted = set()
+    for words in ([], ["trainer.limit_batches=1"], ["trainer.limit_batches=1", "data.batch_size=64"]):
+        sppnet("test", f"checkpoint={run}", *words)
+        counted.add(len(list((run / "tests").iterdir())))
+    assert counted == {1, 2, 3}
+
+
+def digits_as_files(root: Path, classes: int = 10) -> None:
+    """The default pictures as files, in class folders."""
+    digits = Digits()
+    for index in range(0, 1797, 6):
+        if digits.label(index) < classes:
+            path = root / str(digits.label(index)) / f"{index:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            digits.read(index).save(path)
+
+
+def test_images_are_normalised_as_in_training_whatever_set_is_tested(sppnet: Caller, tmp_path: Path) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
+    digits_as_files(tmp_path / "files")
+    tested = sppnet("test", f"checkpoint={run}", "data=folder", "data.root=files", "data.workers=0")
+    assert tested.code == 0, tested.err
+    assert "not the set that was trained on" in tested.err
+    identities = [json.loads(path.read_text())["identity"] for path in (run / "tests").iterdir()]
+    [kept] = [one for one in identities if one["data"]["name"] == "folder"]
+    assert kept["data"]["mean"] == yaml.safe_load((run / "config.yaml").read_text())["data"]["mean"]
+    refused = sppnet("test", f"checkpoint={run}", "data.mean=[0.5,0.5,0.5]")
+    assert refused.code == 2
+    assert "data.mean" in refused.err
+
+
+def test_a_test_never_sees_images_that_were_trained_on(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
+    refused = sppnet("test", f"checkpoint={run}", "data.split.seed=1")
+    assert refused.code == 2
+    assert "images trained on" in refused.err
+
+
+def test_a_class_without_test_images_does_not_count_against_the_mean(sppnet: Caller, tmp_path: Path) -> None:
+    for part, classes in {"train": 10, "test": 3}.items():
+        digits_as_files(tmp_path / "files" / part, classes)
+    words = (
+        "data=folder",
+        "data.root=files",
+        "data.flip=false",
+        "data.workers=0",
+        "sizes.train=[32]",
+        "trainer.threads=1",
+    )
+    done = sppnet("train", *words, "sizes=single", "backbone.width=8", "trainer.max_epochs=8", "trainer.progress=none")
+    assert done.code == 0, done.err
+    [kept] = [json.loads(path.read_text()) for path in (done.run / "tests").iterdir()]
+    accuracy = kept["per_class"]["32"]
+    assert [accuracy[str(digit)] for digit in range(3, 10)] == [None] * 7
+    there = [accuracy[str(digit)] for digit in range(3)]
+    assert kept["metrics"]["test/class_accuracy"] == pytest.approx(sum(there) / 3)
+    assert max(there) > 0
+
+
+def test_a_damaged_checkpoint_to_go_on_from_is_one_line(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL).run
+    (run / "status.json").unlink()
+    last = run / "checkpoints/last.ckpt"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    done = sppnet("train", *SMALL)
+    assert done.code == 1
+    [line] = done.err.strip().splitlines()
+    assert "last.ckpt" in line
+    assert "force=true" in line
+    last.unlink()
+    assert sppnet("train", *SMALL).code == 0
