@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -36,9 +37,13 @@ def sppnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def call(*words: str) -> Called:
         monkeypatch.setattr(sys, "argv", ["sppnet", *words])
         threads, environment, path = torch.get_num_threads(), dict(os.environ), list(sys.path)
+        root = logging.getLogger()
+        level, handlers = root.level, list(root.handlers)
         try:
             code = cli.dispatch()
         finally:  # as if the process had ended
+            root.setLevel(level)  # Hydra's --info logs all, to what was standard output then
+            root.handlers[:] = handlers
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(False)
             os.environ.clear()
