@@ -161,6 +161,19 @@ def check_values(cfg: object) -> None:
             raise UserError(f"{key} is missing; it cannot be left out")
 
 
+def take(cfg: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """Take the keys that only one verb has (`checkpoint`, say) out of `cfg`, each judged by its rule.
+
+    Raises:
+        UserError: the first value that is not allowed, and what is.
+    """
+    taken = {key: cfg.pop(key, None) for key in rules}
+    for key, rule in rules.items():
+        if not rule.good(taken[key]):
+            raise UserError(f"{key}={_shown(taken[key])} is not allowed; it takes {rule.words}")
+    return taken
+
+
 def unused(cfg: Mapping[str, Any]) -> dict[str, str]:
     """The keys that have no effect in `cfg`, each with the setting because of which (`head.name=gap`)."""
     return {key: why for key, rule in RULES.items() if _get(cfg, key)[0] and (why := _idle(cfg, rule))}

@@ -1,0 +1,188 @@
+"""Verbs that start from a trained network (`checkpoint=RUN_DIR_OR_FILE`): only what was typed differs from its run.
+
+The run's own overrides are composed again, once as they were and once with what was typed; what was typed, and what it
+changed elsewhere, is put over the configuration that the run stored. So a later change of a default in `conf/` does not
+reach an old run, and `views=full` or `data=folder` mean there what they mean in training. Nothing here imports torch,
+but to read a lone checkpoint file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sppnet import compose
+from sppnet.compose import Job
+from sppnet.errors import UserError
+from sppnet.identity import file_digest
+from sppnet.runs import Run
+
+NORMALISATION = ("data.mean", "data.std")
+HARDWARE = (
+    *("trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile"),
+    *("trainer.channels_last", "trainer.limit_batches", "trainer.progress"),
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network as a verb finds it.
+
+    Attributes:
+        cfg: the configuration of its run with what was typed put over it.
+        where: the value of `checkpoint`.
+        run: the run that `where` means; None for a lone file.
+        weights: the checkpoint file.
+    """
+
+    cfg: dict[str, Any]
+    where: Path
+    run: Run | None
+    weights: Path
+
+    @property
+    def name(self) -> str:
+        """`best` for the best weights of a run that is done, as its own test is called; a digest for anything else."""
+        if self.run is not None and self.run.done and self.weights.resolve() == self.run.best.resolve():
+            return "best"
+        return file_digest(self.weights)
+
+
+def run(verb: str, job: Callable[[Trained], None], own: Sequence[str], may_change: Sequence[str]) -> None:
+    """Compose `conf/<verb>.yaml` over the run that `checkpoint=` names and call `job`.
+
+    Args:
+        verb: names the primary configuration file.
+        job: does the work.
+        own: top-level keys of the verb itself, which no run has; what they are is the verb's to check.
+        may_change: keys (and sections) in which the verb may differ from the run.
+
+    Raises:
+        UserError: nothing is there, it is no checkpoint, or something differs that may not.
+    """
+    named = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("checkpoint=")]
+    sweep = any(word in {"-m", "--multirun"} for word in sys.argv[1:])
+    if named and not (sweep and "," in named[-1]):  # a list of checkpoints: each job finds its own overrides
+        sys.argv[1:1] = stored(Path(named[-1]))[1]
+
+    def start(made: Job) -> None:
+        job(_trained(verb, made, own, may_change))
+
+    compose.run(verb, start)
+
+
+def _trained(verb: str, made: Job, own: Sequence[str], may_change: Sequence[str]) -> Trained:
+    where = Path(made.cfg.pop("checkpoint"))
+    kept, overrides = stored(where)
+    typed = [word.partition("=")[0].lstrip("+~") for word in made.overrides[len(overrides) :]]
+    before, after = compose.again(verb, overrides), made.cfg
+    theirs = {key: after.pop(key) for key in own}
+    cfg = merge(kept, {key: value for key, value in before.items() if key not in own}, after, typed)
+    refuse_changes(kept, cfg, may_change, verb)
+    return Trained(cfg | theirs, where, *locate(where))
+
+
+def locate(where: Path) -> tuple[Run | None, Path]:
+    """The run that `checkpoint=where` means (if it is one's directory or lies in one) and the file of weights.
+
+    Raises:
+        UserError: nothing is there, or the run has no checkpoint yet.
+    """
+    if where.is_dir():
+        run = Run(where)
+        if not run.best.is_file():
+            state = run.status.get("state", "no run of sppnet's")
+            raise UserError(f"checkpoint={where}: there is no checkpoints/best.ckpt in it ({state})")
+        return run, run.best
+    if not where.is_file():
+        raise UserError(f"checkpoint={where}: no such file or directory")
+    home = where.resolve().parent
+    inside = home.name == "checkpoints" and (home.parent / "config.yaml").is_file()
+    return (Run(where.parent.parent) if inside else None), where
+
+
+def stored(where: Path) -> tuple[dict[str, Any], list[str]]:
+    """Configuration and overrides of the run that made the checkpoint; a lone file carries its own.
+
+    Raises:
+        UserError: nothing is there, or it is no checkpoint.
+    """
+    run, weights = locate(where)
+    if run is not None:
+        try:
+            cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+            return cfg, (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"checkpoint={where}: its configuration cannot be read: {error}") from None
+    from sppnet.checkpoints import read_checkpoint
+
+    found = read_checkpoint(weights)["sppnet"]
+    return found["config"], found["overrides"]
+
+
+def merge(
+    kept: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], typed: Sequence[str]
+) -> dict[str, Any]:
+    """`kept` with what differs between `before` and `after`, and what was `typed` (keys and groups), put over it.
+
+    How images are normalised belongs to the network, so it stays whatever the data.
+    """
+    made = {key: _merge(kept.get(key), before.get(key), after.get(key)) for key in {**kept, **after}}
+    for key in typed:
+        _put(made, after, key.split("."))
+    for key in ("mean", "std"):
+        if f"data.{key}" not in typed:
+            made["data"] = {**made["data"], key: kept["data"][key]}
+    return made
+
+
+def refuse_changes(kept: Mapping[str, Any], made: Mapping[str, Any], may_change: Sequence[str], verb: str) -> None:
+    """Refuse what differs between two configurations but for `may_change`.
+
+    Raises:
+        UserError: something differs that the verb takes from its checkpoint.
+    """
+    for key, old, new in _differences(kept, made):
+        if not any(key == may or key.startswith(f"{may}.") for may in may_change) or key in NORMALISATION:
+            raise UserError(
+                f"{key}={new} is not allowed: a {verb} takes it from its checkpoint, where it is {old};"
+                f" what may change is {', '.join(may_change)}"
+            )
+
+
+def _put(made: dict[str, Any], source: Any, path: list[str]) -> None:
+    """Copy the node at `path` from `source`, if it is there (a group that is no key, such as pyramid, is not)."""
+    node: Any = made
+    for part in path[:-1]:
+        if not isinstance(source, dict) or part not in source or not isinstance(node.get(part), dict):
+            return
+        node[part] = dict(node[part])
+        node, source = node[part], source[part]
+    if isinstance(source, dict) and path[-1] in source:
+        node[path[-1]] = source[path[-1]]
+
+
+def _merge(kept: Any, before: Any, after: Any) -> Any:
+    if before == after:
+        return kept
+    if not (isinstance(kept, dict) and isinstance(before, dict) and isinstance(after, dict)):
+        return after
+    keys = [key for key in {**kept, **after} if key in after or before.get(key) == after.get(key)]
+    return {key: _merge(kept.get(key), before.get(key), after.get(key)) for key in keys}
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if old == new:
+        return []
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [(key, old, new)]
+    return [
+        found
+        for name in {**old, **new}
+        for found in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+    ]
