@@ -14,6 +14,7 @@ from sppnet.errors import UserError
 from sppnet.identity import world_size
 from sppnet.network import check_network
 from sppnet.optimisers import build_optimizer
+from sppnet.views import Views
 
 # What tells Lightning that something has started the processes of every node (the last pair: by hand).
 CLUSTERS = ({"SLURM_JOB_ID"}, {"SLURM_NTASKS"}, {"TORCHELASTIC_RUN_ID"}, {"MASTER_ADDR", "NODE_RANK"})
@@ -27,9 +28,14 @@ def check_job(cfg: Mapping[str, Any]) -> None:
     """
     build_optimizer(cfg["optim"], [nn.Parameter(torch.zeros(1))])
     check_hardware(cfg["trainer"], world_size(cfg) // int(cfg["trainer"]["num_nodes"]))
+    views = Views.build(cfg["views"])
     whole = "full" in (cfg["data"]["fit"], cfg["views"]["fit"])
+    if views is not None:
+        views.check_head(cfg["head"])
+        whole = whole or views.full is not None
     sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # all that may be drawn, not only the ends
-    check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole)
+    from_map = views is not None and views.source == "map"
+    check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole, follow=from_map)
 
 
 def check_hardware(trainer: Mapping[str, Any], wanted: int) -> None:

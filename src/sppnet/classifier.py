@@ -17,6 +17,7 @@ from sppnet.errors import RunFailed, UserError
 from sppnet.metrics import SizeMetrics
 from sppnet.network import SPPNet
 from sppnet.optimisers import build_optimizer, cosine, plateau
+from sppnet.views import Scorer, Views
 
 Batch = dict[str, Any]
 
@@ -62,6 +63,8 @@ class Classifier(L.LightningModule):
         self.val_score: float | None = None  # of the last validation, at the first validation size
         self.tested: dict[str, float] = {}  # figures of the last test
         self.tested_by_class: dict[str, list[float]] = {}
+        self.views = Views.build(cfg["views"])
+        self.scorers: dict[int, Scorer] = {}  # of a test in several views, by input size
         self.shown: dict[str, float] = {}  # what a progress display shows
         self._plateau: ReduceLROnPlateau | None = None
         self._loaded: dict[str, Any] = {}
@@ -73,9 +76,12 @@ class Classifier(L.LightningModule):
 
     def prepare(self, batch: Batch) -> Tensor:
         """Images of a batch on the device: uint8 (N, 3, h, w) -> colour change, normalisation, memory format."""
-        images: Tensor = batch["image"].to(self.mean.dtype) / 255
-        if "offset" in batch:
-            images = images + batch["offset"][:, :, None, None].to(images.dtype)
+        return self._normalise(batch["image"], batch.get("offset"))
+
+    def _normalise(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
+        images = images.to(self.mean.dtype) / 255
+        if offset is not None:
+            images = images + offset[:, :, None, None].to(images.dtype)
         images = (images - self.mean) / self.std
         if self.cfg["trainer"]["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -139,11 +145,24 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of one validation size."""
-        self._evaluate("val", batch)
+        self._count("val", batch, self(self.prepare(batch)))
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of one test size."""
-        self._evaluate("test", batch)
+        self._count("test", batch, self.scores(batch))
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Logits (N, K) of a batch as `views` shows it; of several views those whose probabilities are the mean of
+        the views' (section 3.1.1: scores are averaged after the softmax)."""
+        if self.views is None:
+            return self.forward(self.prepare(batch))
+        size = batch["size"]
+        if size not in self.scorers:
+            self.scorers[size] = Scorer(self.network, self.views, size)
+        logits_NVK = torch.cat(self.scorers[size]([self._normalise(x) for x in (batch["image"], *batch["more"])]), 1)
+        if not self.sigmoid:
+            return logits_NVK.float().log_softmax(2).logsumexp(1) - math.log(logits_NVK.shape[1])
+        return logits_NVK.double().sigmoid().mean(1).logit(eps=1e-15)
 
     def on_validation_epoch_end(self) -> None:
         """Record the validation; `val/<score>` is what `best.ckpt` and the plateau schedule follow."""
@@ -160,8 +179,7 @@ class Classifier(L.LightningModule):
         self.tested, self.tested_by_class = self.metrics["test"].compute(), self.metrics["test"].per_class()
         self.metrics["test"].reset()
 
-    def _evaluate(self, phase: str, batch: Batch) -> None:
-        logits = self(self.prepare(batch))
+    def _count(self, phase: str, batch: Batch, logits: Tensor) -> None:
         losses = self.losses(logits, batch["target"])
         self.metrics[phase].update(batch["size"], logits, batch["target"], losses, batch["valid"])
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sppnet.backbones.field import receptive_field
 from sppnet.backbones.probe import map_size, on_meta, probe, smallest_input
 from sppnet.backbones.torchvision import find_weights
 from sppnet.backbones.weights import load_weights
@@ -166,6 +167,7 @@ def check_network(
     head: Mapping[str, Any],
     sizes: Mapping[str, Any],
     whole_images: bool = False,
+    follow: bool = False,
 ) -> None:
     """Check that backbone, head and input sizes fit together, on shapes alone: no data, no weights, no memory.
 
@@ -174,6 +176,7 @@ def check_network(
         head: as for `build_network`.
         sizes: lists of sizes in pixels under `train`, `val` and `test`: sides of squares, or shorter sides.
         whole_images: images keep their aspect ratio somewhere, so that maps of any shape must do.
+        follow: windows of maps are pooled, so it must be known where the cells of the backbone's map look.
 
     Raises:
         UserError: the first thing that does not fit, and what would.
@@ -189,6 +192,8 @@ def check_network(
     with on_meta():
         trunk = build_backbone({**backbone, "weights": None})
         channels = probe(trunk).out_channels
+    if follow:
+        receptive_field(trunk)
     sides = {}
     for key, listed in lists.items():
         for size in sorted(set(listed)):

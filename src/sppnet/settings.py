@@ -40,6 +40,7 @@ SIDES = list_of(whole(1, 8192))  # what else they must be, their schedule says (
 SPP, GRID = {"head.name": ("spp",)}, {"head.name": ("flatten",)}
 PLATEAU, COSINE = {"optim.schedule.kind": ("plateau",)}, {"optim.schedule.kind": ("cosine",)}
 CROP, WHOLE = {"data.fit": ("crop",)}, {"data.fit": ("full",)}
+WINDOWS = {"views.fit": ("windows",)}
 SQUARE, RESIZED = CROP | {"data.crop.kind": ("paper",)}, CROP | {"data.crop.kind": ("random_resized",)}
 
 RULES: dict[str, Rule] = {
@@ -107,9 +108,15 @@ RULES: dict[str, Rule] = {
     "data.crop.scale": only(RESIZED, interval(1)),
     "data.crop.aspect": only(RESIZED, interval(1000)),
     "views.name": LABEL,
-    "views.fit": choice("center", "warp", "full"),
+    "views.fit": choice("center", "warp", "full", "windows"),
     "views.ratio": only({"views.fit": ("center",)}, RATIO),
-    "views.aspect_step": only({"views.fit": ("full",)}, POSITIVE),
+    "views.aspect_step": only({"views.fit": ("full", "windows")}, POSITIVE),
+    "views.scales": only(WINDOWS, optional(list_of(whole(1, 8192), distinct=True))),
+    "views.of": only(WINDOWS, optional(whole(1, 8192))),
+    "views.positions": only(WINDOWS, optional(Rule(lambda v: v in (5, 9), "5 or 9"))),
+    "views.mirror": only(WINDOWS, optional(FLAG)),
+    "views.full": only(WINDOWS, optional(or_null(whole(1, 8192)))),
+    "views.source": only(WINDOWS, optional(choice("map", "image"))),
     "logger.wandb.project": TEXT,
     "logger.wandb.entity": or_null(TEXT),
     "logger.wandb.tags": list_of(TEXT, least=0),

@@ -24,5 +24,14 @@ def print_result(run: Run | None, found: Mapping[str, Any]) -> None:
     """Print the run directory (if there is one) and the test's figures."""
     if run is not None:
         print(f"run directory: {run.path}")
-    for line in result_lines(found["metrics"]):
+    for line in [*result_lines(found["metrics"]), *_view_lines(found.get("views", {}))]:
         print(line)
+
+
+def _view_lines(views: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """What the views of each scale cost, for each test size."""
+    return [
+        f"  {size:>5} px  {int(cost['views'])} views of the image at {side} px: {cost['seconds']:.4f} s per image"
+        for size, sides in views.items()
+        for side, cost in sides.items()
+    ]

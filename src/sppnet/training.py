@@ -113,6 +113,7 @@ def score(trainer: L.Trainer, classifier: Classifier, data: DataModule, identity
         "identity": dict(identity),
         "images": len(data.sets.test),
         "test_seconds": round(time.monotonic() - began, 2),
+        "views": {str(size): scorer.costs() for size, scorer in classifier.scorers.items()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": code()["commit"],
     }
@@ -136,7 +137,8 @@ def build_classifier(cfg: Mapping[str, Any], sets: Sets, overrides: Sequence[str
     """The network that `cfg` describes for the classes of `sets`, in its LightningModule."""
     network = build_network(cfg["backbone"], cfg["head"], len(sets.images.classes), cfg["sizes"]["train"][0])
     if cfg["trainer"]["compile"]:
-        network.compile(dynamic=True)  # in place: no _orig_mod. in the keys; dynamic: sizes change
+        # in place: no _orig_mod. in the keys; dynamic: sizes change; views are pooled between backbone and head
+        (network if cfg["views"]["fit"] != "windows" else network.backbone).compile(dynamic=True)
     images = sets.images
     return Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
 

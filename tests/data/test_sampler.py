@@ -43,7 +43,7 @@ def test_an_epoch_shows_each_sample_once_and_ranks_agree_on_every_shape(
     ranks = all_ranks(buckets, schedule, batch, world, epoch * length)
     for step in zip(*ranks, strict=True):  # strict: as many batches on every rank
         assert len({len(items) for items in step}) == 1
-        assert len({(item.height, item.width) for items in step for item in items}) == 1
+        assert len({item.shapes for items in step for item in items}) == 1
         assert step[0]
     seen = Counter(item.index for rank in ranks for items in rank for item in items)
     assert set(seen.values()) == {1}
@@ -82,8 +82,9 @@ def test_no_batch_is_above_its_memory_and_none_is_left_tiny(
     buckets = some_buckets(samples, 1, full)
     (plan,) = all_ranks(buckets, schedule, batch, 1, 0)
     for items in plan:
-        pixels = items[0].height * items[0].width
-        base = schedule.train[0] if isinstance(schedule, Weighted) else min(items[0].height, items[0].width)
+        ((height, width),) = items[0].shapes
+        pixels = height * width
+        base = schedule.train[0] if isinstance(schedule, Weighted) else min(height, width)
         assert len(items) == 1 or len(items) * pixels <= batch * base**2 * 1.05  # rounding of the longer side
     if not full and not isinstance(schedule, Weighted):
         counts = {len(items) for items in plan}
@@ -103,14 +104,14 @@ def test_order_depends_on_the_seed_and_on_the_epoch() -> None:
 @given(st.integers(1, 150), st.integers(1, 40), st.integers(1, 5), st.booleans())
 def test_evaluation_counts_every_image_once_over_all_ranks(samples: int, batch: int, world: int, full: bool) -> None:
     buckets = some_buckets(samples, 1, full)
-    ranks = [list(EvalBatches(buckets, 48, batch, rank, world)) for rank in range(world)]
-    assert {len(rank) for rank in ranks} == {len(EvalBatches(buckets, 48, batch, 0, world))}
+    ranks = [list(EvalBatches(buckets, 48, [48], batch, rank, world)) for rank in range(world)]
+    assert {len(rank) for rank in ranks} == {len(EvalBatches(buckets, 48, [48], batch, 0, world))}
     for step in zip(*ranks, strict=True):
         assert len({len(items) for items in step}) == 1
-        assert len({(item.height, item.width) for items in step for item in items}) == 1
+        assert len({item.shapes for items in step for item in items}) == 1
     counted = Counter(item.index for rank in ranks for items in rank for item in items if item.valid)
     assert counted == Counter(index for bucket in buckets for index in bucket.members.tolist())
-    shapes = [(items[0].width / items[0].height) for items in ranks[0]]
+    shapes = [width / height for items in ranks[0] for height, width in items[0].shapes]
     assert shapes == sorted(shapes)
 
 

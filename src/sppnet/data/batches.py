@@ -20,15 +20,17 @@ class Batch(TypedDict):
 
     Keys:
         image: uint8 (N, 3, h, w), RGB.
+        more: the same images at further scales, in the order of the views' `scales`; empty but for tests at several.
         target: class numbers, int64 (N,); in a multi-label set float32 (N, K) of 0 and 1.
         index: int64 (N,), positions in the set.
         valid: bool (N,), False for an image that only fills up the batch and counts for nothing.
         offset: float32 (N, 3), to be added to RGB in [0, 1] before normalisation.
-        size: the schedule's size: the shorter side, in pixels.
+        size: the schedule's size: the shorter side, in pixels; of views cut out of larger images, that of the views.
         bad: names of the images that could not be read and were left out.
     """
 
     image: torch.Tensor
+    more: list[torch.Tensor]
     target: torch.Tensor
     index: torch.Tensor
     valid: torch.Tensor
@@ -38,11 +40,11 @@ class Batch(TypedDict):
 
 
 class Sample(NamedTuple):
-    """One image of a batch, or (without `image`) what kept it from being read."""
+    """One image of a batch at each of its shapes, or (without `images`) what kept it from being read."""
 
     item: Item
     target: Label
-    image: torch.Tensor | None
+    images: list[torch.Tensor]
     offset: tuple[float, float, float]
     problem: str
 
@@ -59,9 +61,9 @@ class Samples(Dataset[Sample]):
         try:
             image = self.images.read(item.index)
         except DataError as error:  # kept as text: a traceback from a worker would bury the one line that helps
-            return Sample(item, target, None, (0.0, 0.0, 0.0), str(error))
+            return Sample(item, target, [], (0.0, 0.0, 0.0), str(error))
         region = self.regions(*image.size, item.index, item.epoch)
-        pixels = torch.from_numpy(render(image, region, item.height, item.width))
+        pixels = [torch.from_numpy(render(image, region, *shape)) for shape in item.shapes]
         return Sample(item, target, pixels, region.offset, "")
 
 
@@ -77,22 +79,23 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch | DataError:
         """A batch, or the error to raise in the main process (see `Loader`)."""
-        good = [(s, s.image) for s in samples if s.image is not None]
-        bad = [s for s in samples if s.image is None]
+        good = [sample for sample in samples if sample.images]
+        bad = [sample for sample in samples if not sample.images]
         if bad and not self.skip:
             return DataError(f"{bad[0].problem}; data.bad_files=skip leaves such files out")
         if not good:
             item = bad[0].item._replace(valid=False)
-            good = [(bad[0]._replace(item=item), torch.zeros(3, item.height, item.width, dtype=torch.uint8))]
-        kept = [sample for sample, _ in good]
-        first = kept[0].item
+            black = [torch.zeros(3, *shape, dtype=torch.uint8) for shape in item.shapes]
+            good = [bad[0]._replace(item=item, images=black)]
+        image, *more = (torch.stack(scale) for scale in zip(*(sample.images for sample in good), strict=True))
         return Batch(
-            image=torch.stack([image for _, image in good]),
-            target=self._targets([sample.target for sample in kept]),
-            index=torch.tensor([sample.item.index for sample in kept]),
-            valid=torch.tensor([sample.item.valid for sample in kept]),
-            offset=torch.tensor([sample.offset for sample in kept], dtype=torch.float32),
-            size=min(first.height, first.width),
+            image=image,
+            more=more,
+            target=self._targets([sample.target for sample in good]),
+            index=torch.tensor([sample.item.index for sample in good]),
+            valid=torch.tensor([sample.item.valid for sample in good]),
+            offset=torch.tensor([sample.offset for sample in good], dtype=torch.float32),
+            size=good[0].item.size,
             bad=[self.images.name(sample.item.index) for sample in bad if sample.item.valid],
         )
 

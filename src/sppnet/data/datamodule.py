@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from sppnet.data.shapes import ShapeArray, load_shapes
 from sppnet.data.sizes import SizeSchedule, level_batch
 from sppnet.data.split import IntArray
 from sppnet.errors import UserError
+from sppnet.views import Views
+
+WHOLE = ("full", "windows")  # what `views.fit` takes of an image: all of it, its aspect ratio kept
 
 
 class DataModule(LightningDataModule):
@@ -50,7 +53,7 @@ class DataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Read the images' shapes where whole images are used; the first process of a machine does it for all."""
-        if "full" in (self.cfg["fit"], self.views["fit"]):
+        if self.cfg["fit"] == "full" or self.views["fit"] in WHOLE:
             self._load_shapes()
 
     def train_dataloader(self) -> Loader:
@@ -72,24 +75,27 @@ class DataModule(LightningDataModule):
         """One loader per size of `sizes.val`: centre crops, or whole images if that is what is trained on."""
         fit = "full" if self.cfg["fit"] == "full" else "center"
         regions = EvalRegions(fit, self.cfg["crop"]["ratio"])
-        return self._eval_loaders(self.sets.val, self.schedule.val, regions, self.cfg["aspect_step"])
+        scales = {size: [size] for size in self.schedule.val}
+        return self._eval_loaders(self.sets.val, scales, regions, self.cfg["aspect_step"])
 
     def test_dataloader(self) -> list[Loader]:
-        """One loader per size of `sizes.test`, of what `views` shows."""
+        """One loader per size of `sizes.test`, of what `views` shows: each image at all its scales."""
         regions = EvalRegions(self.views["fit"], self.views["ratio"])
-        return self._eval_loaders(self.sets.test, self.schedule.test, regions, self.views["aspect_step"])
+        views = Views.build(self.views)
+        scales = {size: [size] if views is None else views.sides(size) for size in self.schedule.test}
+        return self._eval_loaders(self.sets.test, scales, regions, self.views["aspect_step"])
 
     def _eval_loaders(
-        self, members: IntArray, sizes: tuple[int, ...], regions: EvalRegions, step: float
+        self, members: IntArray, scales: Mapping[int, Sequence[int]], regions: EvalRegions, step: float
     ) -> list[Loader]:
         buckets: list[Bucket] = square_bucket(members)
-        if regions.fit == "full":
+        if regions.fit in WHOLE:
             buckets = shape_buckets(members, self._load_shapes(), step)
         nominal, loaders = self.cfg["batch_size"], []
-        for size in sizes:
+        for size, sides in scales.items():
             # a size far above those of training must not need far more memory
-            batch_size = min(nominal, level_batch(nominal, size, max(self.schedule.sizes)))
-            batches = EvalBatches(buckets, size, batch_size, self._rank(), self._world())
+            batch_size = min(nominal, level_batch(nominal, max(sides), max(self.schedule.sizes)))
+            batches = EvalBatches(buckets, size, sides, batch_size, self._rank(), self._world())
             loaders.append(self._loader(Samples(self.sets.images, regions), batches))
         return loaders
 

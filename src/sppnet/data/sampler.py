@@ -21,12 +21,17 @@ from sppnet.data.split import IntArray
 class Item(NamedTuple):
     """What a worker has to know of one image of a batch; nothing else, so that workers need no state.
 
-    `valid` is False for an image that only fills up a batch.
+    Attributes:
+        index: its position in the set.
+        size: the schedule's size, in pixels.
+        shapes: (height, width) at which it is wanted; several if a test looks at several scales.
+        epoch: counted from 0.
+        valid: False for an image that only fills up a batch.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
-    height: int
-    width: int
+    size: int
+    shapes: tuple[tuple[int, int], ...]
     epoch: int
     valid: bool
 
@@ -74,7 +79,10 @@ class TrainBatches(Sampler[list[Item]]):
         # not a generator itself: the position must be read now, not when a worker asks for the first batch
         epoch, start = divmod(self.taken(), len(self))
         plan = self._plan(epoch)
-        return ([Item(index, *shape, epoch, True) for index in members.tolist()] for shape, members in plan[start:])
+        return (
+            [Item(index, min(shape), (shape,), epoch, True) for index in members.tolist()]
+            for shape, members in plan[start:]
+        )
 
     def _plan(self, epoch: int) -> list[tuple[tuple[int, int], IntArray]]:
         """(height, width) and this rank's images of each of the epoch's batches."""
@@ -97,15 +105,24 @@ class EvalBatches(Sampler[list[Item]]):
 
     Args:
         buckets: groups of images that may share a batch.
-        size: the shorter side, in pixels.
+        size: the schedule's size, in pixels.
+        scales: shorter sides at which every image is wanted, in pixels.
         batch_size: most images in a square batch per rank.
         rank: this process.
         world: number of processes.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], size: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        size: int,
+        scales: Sequence[int],
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         assert 0 <= rank < world
-        self.buckets, self.size, self.rank, self.world = buckets, size, rank, world
+        self.buckets, self.size, self.scales, self.rank, self.world = buckets, size, scales, rank, world
         self.nominal = [bucket.batch_size(batch_size) for bucket in buckets]
 
     def __len__(self) -> int:
@@ -114,13 +131,13 @@ class EvalBatches(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         for bucket, nominal in zip(self.buckets, self.nominal, strict=True):
-            members = bucket.members.tolist()
+            members, shapes = bucket.members.tolist(), tuple(bucket.shape(scale) for scale in self.scales)
             share = -(-len(members) // self.world)
             padded = [(i, True) for i in members] + [(members[0], False)] * (share * self.world - len(members))
             mine = padded[self.rank :: self.world]
             ends = balanced_cuts(share, [nominal] * -(-share // nominal))
             for start, end in zip([0, *ends], ends, strict=False):
-                yield [Item(index, *bucket.shape(self.size), 0, valid) for index, valid in mine[start:end]]
+                yield [Item(index, self.size, shapes, 0, valid) for index, valid in mine[start:end]]
 
 
 def balanced_cuts(samples: int, room: Sequence[int]) -> list[int]:
