@@ -60,7 +60,7 @@ def seen_extent(trunk: nn.Module, side: int) -> tuple[int, Tensor]:
     return cell, image.grad.abs().sum((0, 1, 2)).nonzero().flatten()
 
 
-@pytest.mark.parametrize("name", ["tiny", "blog", "zf5", "alexnet", "resnet18", "squeezenet1_1", "odd"])
+@pytest.mark.parametrize("name", ["tiny", "blog", "zf5", "overfeat5", "alexnet", "resnet18", "odd"])
 def test_a_cell_is_centred_where_its_gradient_is(name: str) -> None:
     odd = nn.Sequential(nn.ZeroPad2d((5, 0, 5, 0)), nn.Conv2d(3, 4, 4, dilation=2, stride=3), nn.AvgPool2d(2, 2))
     made: dict[str, nn.Module] = {"tiny": Tiny(2), "blog": Blog(), "odd": odd}
@@ -143,7 +143,7 @@ def test_edges_of_a_window_are_mapped_to_within_a_stride() -> None:
     holds()
 
 
-@pytest.mark.parametrize(("name", "cells"), [("zf5", 13)])
+@pytest.mark.parametrize(("name", "cells"), [("zf5", 13), ("convnet5", 13), ("overfeat5", 18), ("overfeat7", 18)])
 def test_a_view_at_the_origin_has_the_cells_of_a_training_image(name: str, cells: int) -> None:
     with on_meta():
         trunk = build(name)

@@ -5,9 +5,20 @@ smallest input are found by running it on shapes (`probe`), so there is nothing 
 """
 
 from sppnet.backbones.blog import Blog
+from sppnet.backbones.paper import ZF5, Convnet5, Overfeat
 from sppnet.backbones.probe import Trunk, map_size, probe, smallest_input
 from sppnet.backbones.tiny import Tiny
 from sppnet.backbones.torchvision import torchvision_trunk
-from sppnet.backbones.zf5 import ZF5
 
-__all__ = ["ZF5", "Blog", "Tiny", "Trunk", "map_size", "probe", "smallest_input", "torchvision_trunk"]
+__all__ = [
+    "ZF5",
+    "Blog",
+    "Convnet5",
+    "Overfeat",
+    "Tiny",
+    "Trunk",
+    "map_size",
+    "probe",
+    "smallest_input",
+    "torchvision_trunk",
+]

@@ -1,0 +1,136 @@
+"""The paper's four networks (Table 1) up to their last convolution and its ReLU; the pooling after it is the head's.
+
+What Table 1 leaves open (paddings, normalisation, initialisation) is decided in `docs/decisions/0011`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class WithinChannelNorm(nn.Module):
+    """Local response normalisation over a `size` x `size` neighbourhood of the same channel.
+
+    `x / (1 + alpha * mean(x^2))^beta`, Caffe's WITHIN_CHANNEL: zeros beyond the border count in the mean.
+    `torch.nn.LocalResponseNorm` sums across channels instead.
+    """
+
+    def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
+        super().__init__()
+        self.size, self.alpha, self.beta = size, alpha, beta
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise `x` (N, C, H, W); the shape stays."""
+        power = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
+        return x / (1 + self.alpha * power) ** self.beta
+
+    def extra_repr(self) -> str:
+        """The three settings, for `print(module)`."""
+        return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
+
+
+class ZF5(nn.Module):
+    """Five convolutions, of Zeiler and Fergus; total stride 16, 256 channels.
+
+    The map is 13x13 at an input of 224 and 10x10 at 180, as in the paper (section 2.3): that takes a padding of 1 in
+    conv1, none in conv2 and pooling that rounds up, all as the authors released. Normalisation is within channels, as
+    released (the paper does not say).
+
+    Weights start as Gaussian with deviation 0.01; biases are 1 in conv2, conv4 and conv5 and else 0, as released.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 96, 7, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(96, 256, 5, stride=2)
+        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
+        self.conv4 = nn.Conv2d(384, 384, 3, padding=1)
+        self.conv5 = nn.Conv2d(384, 256, 3, padding=1)
+        self.norm = WithinChannelNorm()
+        self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        _start(self, biases={"conv2": 1.0, "conv4": 1.0, "conv5": 1.0})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map (N, 256, h, w) of `images` (N, 3, H, W)."""
+        x = self.pool(self.norm(F.relu(self.conv1(images))))
+        x = self.pool(self.norm(F.relu(self.conv2(x))))
+        return F.relu(self.conv5(F.relu(self.conv4(F.relu(self.conv3(x))))))
+
+
+class Convnet5(nn.Module):
+    """Convnet*-5: AlexNet with its poolings after conv2 and conv3; total stride 16, 256 channels.
+
+    Maps of 13x13 at an input of 224 and 10x10 at 180 (section 2.3). Filters are not split into groups. Normalisation
+    and initialisation are AlexNet's (Krizhevsky et al., 2012): across 5 channels, Gaussian weights of deviation 0.01,
+    biases 1 in conv2, conv4 and conv5 and else 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 96, 11, stride=4, padding=2)
+        self.conv2 = nn.Conv2d(96, 256, 5, padding=2)
+        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
+        self.conv4 = nn.Conv2d(384, 384, 3, padding=1)
+        self.conv5 = nn.Conv2d(384, 256, 3, padding=1)
+        self.norm = _across_channels()
+        self.pool = nn.MaxPool2d(3, stride=2)
+        _start(self, biases={"conv2": 1.0, "conv4": 1.0, "conv5": 1.0})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map (N, 256, h, w) of `images` (N, 3, H, W)."""
+        x = self.norm(F.relu(self.conv1(images)))
+        x = self.pool(self.norm(F.relu(self.conv2(x))))
+        x = self.pool(F.relu(self.conv3(x)))
+        return F.relu(self.conv5(F.relu(self.conv4(x))))
+
+
+class Overfeat(nn.Module):
+    """Overfeat-5 and Overfeat-7: five or seven convolutions; total stride 12, 512 channels.
+
+    The maps of Table 1 at an input of 224: 36x36, then 18x18 to the end (14x14 at 180). Normalisation and
+    initialisation are those of CNN-S (Chatfield et al., 2014), whose modifications the paper follows: across 5
+    channels, Gaussian weights of deviation 0.01, biases 0.
+
+    Args:
+        convolutions: 5 or 7.
+    """
+
+    def __init__(self, convolutions: int) -> None:
+        super().__init__()
+        if convolutions not in (5, 7):
+            raise ValueError(f"convolutions={convolutions}: the paper has 5 and 7")
+        self.conv1 = nn.Conv2d(3, 96, 7, stride=2)
+        self.pool1 = nn.MaxPool2d(3, stride=3)
+        self.norm = _across_channels()
+        self.conv2 = nn.Conv2d(96, 256, 5, padding=2)
+        self.pool2 = nn.MaxPool2d(2, stride=2)
+        self.last = [f"conv{i}" for i in range(3, convolutions + 1)]
+        for inputs, name in zip([256, 512, 512, 512, 512], self.last, strict=False):
+            self.add_module(name, nn.Conv2d(inputs, 512, 3, padding=1))
+        _start(self, biases={})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map (N, 512, h, w) of `images` (N, 3, H, W)."""
+        x: torch.Tensor = self.norm(self.pool1(F.relu(self.conv1(images))))
+        x = self.pool2(F.relu(self.conv2(x)))
+        for name in self.last:
+            x = F.relu(self.get_submodule(name)(x))
+        return x
+
+
+def _across_channels() -> nn.LocalResponseNorm:
+    """AlexNet's normalisation, and CNN-S's: `x / (2 + 1e-4 * sum of 5 channels' squares)^0.75`."""
+    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)  # torch divides alpha by the 5
+
+
+def _start(trunk: nn.Module, biases: Mapping[str, float]) -> None:
+    """Gaussian weights of deviation 0.01; biases by the convolution's name, 0 if it is not there."""
+    for name, layer in trunk.named_children():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is not None
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, biases.get(name, 0.0))
