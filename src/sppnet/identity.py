@@ -48,7 +48,7 @@ def check_identity(cfg: Mapping[str, Any], weights: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "weights": weights,
-        "views": cfg["views"],
+        "views": _without(cfg, tuple(unused(cfg)))["views"],
         "sizes": cfg["sizes"]["test"],
         "data": _without({"data": cfg["data"]}, NOT_IN_A_TEST)["data"],
         "fingerprint": fingerprint(cfg["data"]),

@@ -1,0 +1,1 @@
+"""Hydra sweeper for tables whose rows differ in several settings at once."""
