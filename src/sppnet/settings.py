@@ -102,6 +102,7 @@ RULES: dict[str, Rule] = {
     "data.split.val": SHARE,
     "data.split.test": INSIDE,
     "data.split.seed": whole(0),
+    "data.split.fold": or_null(whole(0)),
     "data.crop.kind": only(CROP, choice("paper", "random_resized")),
     "data.crop.positions": only(SQUARE, choice("random", "fixed")),
     "data.crop.ratio": only(CROP, RATIO),  # of validation too, whatever the kind

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sppnet.data import build_images, fingerprint, load_sets
+from sppnet.data import Sets, build_images, fingerprint, load_sets
 from sppnet.errors import UserError
 
 Load = Callable[..., dict[str, Any]]
@@ -40,6 +40,29 @@ def test_a_folder_is_split_by_class_seeded_and_without_overlap(root: Path, confi
     assert again.test.tolist() == sets.test.tolist()
     other = load_sets(config("folder", root=str(root), split={"val": 0.15, "test": 0.15, "seed": 1}))
     assert other.test.tolist() != sets.test.tolist()
+
+
+def test_folds_test_every_image_once(root: Path, config: Load) -> None:
+    def parts(fold: int) -> Sets:
+        return load_sets(config("folder", root=str(root), split={"val": 0.15, "test": 0.3, "seed": 0, "fold": fold}))
+
+    every = [parts(fold) for fold in range(3)]
+    assert sorted(i for sets in every for i in sets.test.tolist()) == list(range(70))
+    for sets in every:
+        assert sorted([*sets.train.tolist(), *sets.val.tolist(), *sets.test.tolist()]) == list(range(70))
+        assert [sum(sets.images.label(i) == c for i in sets.test.tolist()) for c in range(3)] in (
+            [6, 3, 13],
+            [7, 4, 14],
+        )
+    with pytest.raises(UserError, match=r"data\.split\.fold=3 .* folds 0 to 2"):
+        parts(3)
+
+
+def test_a_set_with_parts_of_its_own_has_no_folds(tmp_path: Path, config: Load, make_tree: Make) -> None:
+    for part in ("train", "test"):
+        make_tree(tmp_path / part, {"a": 5, "b": 5})
+    with pytest.raises(UserError, match=r"data\.split\.fold=0 is not allowed: .* of its own"):
+        load_sets(config("folder", root=str(tmp_path), split={"val": 0.2, "test": 0.2, "seed": 0, "fold": 0}))
 
 
 def test_a_class_more_leaves_the_split_of_the_others_alone(root: Path, config: Load, make_tree: Make) -> None:

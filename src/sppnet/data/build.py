@@ -88,7 +88,7 @@ def load_sets(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Sets:
             raise UserError(f"data={cfg['name']}: label({i}) is {label!r}: a tuple if and only if multilabel is set")
         if not all(0 <= c < len(images.classes) for c in all_labels(label)):
             raise UserError(f"data={cfg['name']}: label({i}) is {label!r}, but there are {len(images.classes)} classes")
-    parts = make_parts(images, split["val"], split["test"], split["seed"])
+    parts = make_parts(images, split["val"], split["test"], split["seed"], split.get("fold"))
     for part, members in parts.items():
         if not len(members):
             raise UserError(f"data={cfg['name']}: its part {part!r} holds no images")
