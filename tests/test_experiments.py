@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from calling import Caller
+from calling import SMALL, Caller
 from sppnet import compose, settings
 from sppnet.checks import check_job
 from sppnet.identity import run_identity
@@ -114,6 +116,22 @@ def test_rows_are_picked_and_what_is_typed_wins(spawn: Caller, tmp_path: Path) -
     swept = spawn(*words, "hydra.sweeper.only=[zf5_single,zf5_multi,overfeat7_multi]", "trainer.max_epochs=1")
     assert swept.code == 0, swept.err
     assert "[1/1] done" in swept.out
+
+
+def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(spawn: Caller, tmp_path: Path) -> None:
+    words = (*SMALL, "trainer.max_epochs=1", "views=ten", "data.split.test=0.5", "data.split.fold=0,1")
+    assert spawn("train", "-m", *words).code == 0
+    runs = sorted(map(str, (tmp_path / "runs/default").iterdir()))
+    script = compose.root() / "experiments/views_agree.py"
+    done = subprocess.run([sys.executable, str(script), *runs], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1797 images out of fold")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "±" in line][1:]
+    assert [row[0] for row in table] == ["average of all", *(f"view {n}" for n in range(1, 11))]
+    apart = [float(row[1]) for row in table]
+    assert all(0 < value < 0.1 for value in apart)
+    assert apart[0] < max(apart[1:])
+    for _, _, of_map, of_pixels, difference in table:
+        assert float(of_map) - float(of_pixels) == pytest.approx(float(difference.split()[0]), abs=0.011)
 
 
 @pytest.mark.slow

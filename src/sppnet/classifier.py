@@ -76,9 +76,11 @@ class Classifier(L.LightningModule):
 
     def prepare(self, batch: Batch) -> Tensor:
         """Images of a batch on the device: uint8 (N, 3, h, w) -> colour change, normalisation, memory format."""
-        return self._normalise(batch["image"], batch.get("offset"))
+        return self.normalise(batch["image"], batch.get("offset"))
 
-    def _normalise(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
+    def normalise(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
+        """uint8 images (N, 3, h, w) on the device, `offset` (N, 3) added to their RGB in [0, 1], as the network takes
+        them."""
         images = images.to(self.mean.dtype) / 255
         if offset is not None:
             images = images + offset[:, :, None, None].to(images.dtype)
@@ -159,7 +161,7 @@ class Classifier(L.LightningModule):
         size = batch["size"]
         if size not in self.scorers:
             self.scorers[size] = Scorer(self.network, self.views, size)
-        logits_NVK = torch.cat(self.scorers[size]([self._normalise(x) for x in (batch["image"], *batch["more"])]), 1)
+        logits_NVK = torch.cat(self.scorers[size]([self.normalise(x) for x in (batch["image"], *batch["more"])]), 1)
         if not self.sigmoid:
             return logits_NVK.float().log_softmax(2).logsumexp(1) - math.log(logits_NVK.shape[1])
         return logits_NVK.double().sigmoid().mean(1).logit(eps=1e-15)
