@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(spawn: Call
     assert apart[0] < max(apart[1:])
     for _, _, of_map, of_pixels, difference in table:
         assert float(of_map) - float(of_pixels) == pytest.approx(float(difference.split()[0]), abs=0.011)
+
+
+def test_a_study_is_collected_over_its_seeds(sppnet: Caller, tmp_path: Path) -> None:
+    top1: dict[str, list[float]] = {}
+    for head in ("spp", "gap"):
+        for seed in (0, 1, 2):
+            run = sppnet("train", *SMALL, "trainer.max_epochs=1", f"head={head}", f"seed={seed}").run
+            top1.setdefault(head, []).append(json.loads((run / "summary.json").read_text())["test/top1"])
+    script = compose.root() / "experiments/collect.py"
+    command = [sys.executable, str(script), "runs/default", "--by", "head.name"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for head, values in top1.items():
+        assert f"| {head} | 3 | {100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f} |" in done.stdout
+    apart = 100 * (np.array(top1["gap"]) - np.array(top1["spp"]))
+    half = 4.303 * apart.std(ddof=1) / np.sqrt(3)  # Student's t of two degrees of freedom
+    assert f"| gap - spp | {apart.mean():+.2f} ± {half:.2f} |" in done.stdout
 
 
 @pytest.mark.slow
