@@ -63,6 +63,14 @@ NAMES_AND_VALUES = [
     (["train", "logger=wandb", "logger.wandb.tags=5"], ["logger.wandb.tags=5", "a list"]),
     (["train", "sizes=null"], ["sizes=null", "alternating"]),
     (["train", "optim=null"], ["optim=null", "adamw"]),
+    (["train", "pyramid=[4,2,1]"], ["pyramid=[4,2,1]", "l3_4_2_1"]),
+    (["train", "data.root=photos"], ["data.root", "data=folder has it"]),
+    (["train", "seed=x(1)"], ["seed=x(1)", "quoted"]),
+    (["train", "-cn", "base"], ["--config-name"]),
+    (["train", "data=folder", "data.root=~/no/such(1)"], ["~/no/such(1) does not exist"]),
+    (["test", "checkpoint=no/such(1)"], ["checkpoint=no/such(1): no such file"]),
+    (["test", "checkpoint='no=such'"], ["checkpoint=no=such: no such file"]),
+    (["test", "checkpoint="], ["checkpoint= is empty"]),
     (["train", "backbone=true"], ["backbone=true", "zf5"]),
     (["train", "sizes=single", "sizes.train=[48,40]"], ["sizes.train=[48, 40]", "one size"]),
     (["train", "optim.lr=1e400"], ["optim.lr=inf", "above 0"]),
@@ -250,6 +258,29 @@ def test_checkpoints_that_are_damaged_or_of_another_network(sppnet: Caller, tmp_
     assert_one_line(sppnet("test", "checkpoint=cut/evil.pt"), "os.system", "not allowed")
 
 
+def test_a_broken_header_leaves_no_index_behind(sppnet: Caller, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (20, 20)).save(tmp_path / "photos" / name / f"{i}.png")
+    (tmp_path / "photos/cat/empty.jpg").touch()
+    done = sppnet("train", "data=folder", "data.root=photos", "data.fit=full")
+    assert done.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_more_processes_than_images(sppnet: Caller, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (20, 20)).save(tmp_path / "photos" / name / f"{i}.png")
+    words = ("data=folder", "data.root=photos", "trainer.accelerator=cpu", "trainer.devices=9", "sizes.train=[20,24]")
+    done = sppnet("train", *words)
+    assert (done.code, done.out) == (2, "")
+    assert "2 training images are too few for 9 processes" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_a_data_set_with_other_classes(sppnet: Caller, tmp_path: Path) -> None:
     run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
     for name in "abcdef":
@@ -268,8 +299,9 @@ def test_a_run_directory_that_cannot_be_written(sppnet: Caller, tmp_path: Path) 
         assert_one_line(sppnet("train", *SMALL, "paths.runs=/proc/runs"), "/proc/runs")
 
 
-def test_debug_shows_the_traceback_too(sppnet: Caller) -> None:
-    called = sppnet("train", "seed=-1", "debug=traceback")
+@pytest.mark.parametrize("word", ["debug=traceback", "debug=fast", "debug.traceback=true"])
+def test_debug_shows_the_traceback_too(sppnet: Caller, word: str) -> None:
+    called = sppnet("train", "seed=-1", word)
     assert called.code == 2
     assert "Traceback" in called.err
     assert called.err.strip().splitlines()[-1].startswith("sppnet train: seed=-1")

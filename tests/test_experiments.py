@@ -16,6 +16,7 @@ from PIL import Image
 from calling import SMALL, Caller
 from sppnet import compose, settings
 from sppnet.checks import check_job
+from sppnet.data import build_images
 from sppnet.identity import run_identity
 
 STUDIES = sorted((compose.root() / "experiments").glob("*.yaml"))
@@ -35,12 +36,15 @@ def row(study: str, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_a_study_says_its_question_and_how_to_run_it(path: Path) -> None:
+def test_a_study_says_its_question_and_how_to_run_it(sppnet: Caller, path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0] == "# @package _global_"
     said = [line.split()[1] for line in lines[1:] if line.startswith("# ") and not line.startswith("#  ")]
     assert said == ["Question:", "Command:", "Expected:", "Cost:"]
     assert f"experiments={path.stem}" in path.read_text()
+    shown = sppnet("train", f"experiments={path.stem}", "--cfg", "job", "--resolve")
+    assert shown.code == 0, shown.err
+    assert yaml.safe_load(shown.out)["study"] == ("paper" if path.stem.startswith("paper") else path.stem)
 
 
 CELLS = [(path.stem, name) for path in STUDIES for name in rows(path.stem)]
@@ -79,7 +83,7 @@ def test_a_network_that_several_tables_show_is_trained_once(tmp_path: Path) -> N
 
     def trained(study: str, name: str) -> dict[str, Any]:
         cfg = row(study, name)
-        return run_identity(cfg | {"data": cfg["data"] | {"root": str(tmp_path)}})
+        return run_identity(cfg, build_images(cfg["data"] | {"root": str(tmp_path)}))
 
     assert all(
         trained("paper_table4", name) == trained("paper_table2", "overfeat7_multi") for name in rows("paper_table4")

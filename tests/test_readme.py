@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-import yaml
-
 from calling import Caller
 from sppnet import compose
 
@@ -29,6 +26,11 @@ def test_the_examples_of_plugging_in_run_as_they_stand(sppnet: Caller, tmp_path:
     for words in commands:
         done = sppnet("train", *words, *TINY, *STEPS)
         assert done.code == 0, done.err
+        admit = [word for word in words if word.startswith("allow=")]
+        for more in (["--config-dir", "myconf"], []):  # the run knows what it is made of without the folder, too
+            scored = sppnet("test", *more, *admit, f"checkpoint={done.run}")
+            assert (scored.code, scored.err) == (0, "")
+            assert scored.figure("test/loss") == done.figure("test/loss")
 
 
 def test_the_layer_alone_runs_as_it_stands() -> None:
@@ -57,13 +59,3 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
     ):
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), (path.name, target)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_says_what_it_is_for_and_composes(sppnet: Caller, path: Path) -> None:
-    head = path.read_text().splitlines()[1:5]
-    assert [line.split(":")[0] for line in head] == ["# Question", "# Command", "# Expected", "# Cost"]
-    assert f"experiments={path.stem}" in head[1]
-    shown = sppnet("train", f"experiments={path.stem}", "--cfg", "job", "--resolve")
-    assert shown.code == 0, shown.err
-    assert yaml.safe_load(shown.out)["study"] == path.stem

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from calling import SMALL, Caller, command, same_weights
+from sppnet.errors import UserError
 from sppnet.runs import Run, plan, write_text
 
 
@@ -44,6 +45,7 @@ NOT_THE_RUN = [
     *({"trainer__accelerator": "cpu"}, {"trainer__progress": "none"}, {"trainer__log_every_n_steps": 3}),
     *({"trainer__checkpoint_every_n_steps": None}, {"data__workers": 4}, {"force": True}, {"trainer__devices": [3]}),
     *({"logger": {"tensorboard": {}}}, {"paths__cache": "elsewhere"}, {"debug__traceback": True}),
+    *({"loss__label_smoothing": 0}, {"data__color": 0}, {"loss__kind": "softmax"}),  # as the defaults are
 ]
 THE_RUN = [
     *({"seed": 1}, {"trainer__threads": 1}, {"trainer__precision": "bf16-mixed"}, {"trainer__devices": 2}),
@@ -67,6 +69,33 @@ def test_what_determines_the_weights_is(cfg: dict[str, Any], values: dict[str, A
 def test_a_test_has_a_hash_of_its_own(cfg: dict[str, Any], values: dict[str, Any]) -> None:
     assert plan(changed(cfg, **values)).run == plan(cfg).run
     assert plan(changed(cfg, **values)).test != plan(cfg).test
+
+
+def test_what_a_test_does_not_use_does_not_count(cfg: dict[str, Any]) -> None:
+    for values in ({"views__aspect_step": 0.5}, {"data__aspect_step": 0.5}, {"data__crop__kind": "random_resized"}):
+        assert plan(changed(cfg, **values)).test == plan(cfg).test
+
+
+def test_names_are_names_only(cfg: dict[str, Any]) -> None:
+    before, after = plan(cfg).run, plan(changed(cfg, backbone__name="mine", data__name="scans")).run
+    assert before.hash == after.hash
+    assert after.path.name.startswith("scans-mine-")
+
+
+def test_a_class_of_ones_own_that_was_changed_makes_another_run(
+    cfg: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPPNET_ALLOW", "some_nets")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = changed(cfg, backbone={"_target_": "some_nets.Two", "name": "two"})
+    with pytest.raises(UserError, match="no module some_nets"):
+        plan(mine)
+    code = "from torch import nn\n\n\nclass Two(nn.Conv2d):\n    def __init__(self): super().__init__(3, 4, {kernel})\n"
+    hashes = []
+    for kernel in (5, 7, 5):
+        (tmp_path / "some_nets.py").write_text(code.format(kernel=kernel))
+        hashes.append(plan(mine).run.hash)
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 def test_bins_that_a_head_does_not_use_do_not_count(cfg: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from calling import SMALL, Caller, records, same_weights
 from sppnet import cli
+from sppnet.backbones import Tiny
 from sppnet.data.digits import Digits
 
 
@@ -92,6 +93,31 @@ def test_a_lone_checkpoint_file_carries_its_configuration(sppnet: Caller, tmp_pa
     tested = sppnet("test", f"checkpoint={lone}", "views=warp")
     assert tested.code == 0, tested.err
     assert "run directory" not in tested.out
+
+
+def test_a_run_is_tested_without_the_weights_that_it_started_from(sppnet: Caller, tmp_path: Path) -> None:
+    torch.save(Tiny(4).state_dict(), tmp_path / "start.pth")
+    words = ("backbone.weights=start.pth", "backbone.freeze=true", "trainer.max_epochs=1", "head.rule=padded")
+    run = sppnet("train", *SMALL, *words, "head.bins=[1]", "loss.label_smoothing=0").run
+    (tmp_path / "start.pth").unlink()
+    for checkpoint in (run, run / "checkpoints/last.ckpt"):
+        scored = sppnet("test", f"checkpoint={checkpoint}", "views=warp")
+        assert (scored.code, scored.err) == (0, "")  # nor is the user told again what had no effect
+
+
+def test_what_has_no_effect_on_a_test_is_said(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1", "views.aspect_step=0.5").run
+    scored = sppnet("test", f"checkpoint={run}", "data.color=0.3", "data.crop.kind=random_resized")
+    assert scored.code == 0
+    said = "sppnet: warning: {} has no effect on a test"
+    assert scored.err.splitlines() == [said.format("data.color"), said.format("data.crop.kind")]
+
+
+def test_label_smoothing_does_not_count_in_what_is_reported(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1", "loss.label_smoothing=0.5", "optim.lr=1e-9").run
+    plain = sppnet("train", *SMALL, "trainer.max_epochs=1", "optim.lr=1e-9").run
+    losses = [json.loads((path / "summary.json").read_text())["test/loss"] for path in (run, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_a_moved_run_is_found_done_and_tests_the_same(sppnet: Caller, tmp_path: Path) -> None:
@@ -227,7 +253,7 @@ def test_images_are_normalised_as_in_training_whatever_set_is_tested(sppnet: Cal
     assert tested.code == 0, tested.err
     assert "not the set that was trained on" in tested.err
     identities = [json.loads(path.read_text())["identity"] for path in (run / "tests").iterdir()]
-    [kept] = [one for one in identities if one["data"]["name"] == "folder"]
+    [kept] = [one for one in identities if one["data"]["_target_"].endswith("Folder")]
     assert kept["data"]["mean"] == yaml.safe_load((run / "config.yaml").read_text())["data"]["mean"]
     refused = sppnet("test", f"checkpoint={run}", "data.mean=[0.5,0.5,0.5]")
     assert refused.code == 2

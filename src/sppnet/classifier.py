@@ -89,9 +89,8 @@ class Classifier(L.LightningModule):
             images = images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
         """(N, K) logits and targets ((N,) indices or (N, K) of 0 and 1) -> (N,) losses."""
-        smoothing = self.cfg["loss"]["label_smoothing"]
         if not self.sigmoid:
             return F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
         wanted = target if target.ndim == 2 else F.one_hot(target, logits.shape[1])
@@ -108,7 +107,7 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss over the valid images of the batch."""
         logits = self(self.prepare(batch))
-        losses, valid = self.losses(logits, batch["target"]), batch["valid"]
+        losses, valid = self.losses(logits, batch["target"], self.cfg["loss"]["label_smoothing"]), batch["valid"]
         loss: Tensor = (losses * valid).sum() / valid.sum().clamp(min=1)
         if not torch.isfinite(loss):
             raise RunFailed(

@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a network, resume a run that was interrupted, or show the result of one that is done",
     "test": "score a trained network, at other sizes or with other views if you like",
 }
+TRACEBACK = {"debug=traceback", "debug=fast", "debug.traceback=true"}  # said before there is a configuration
 HIDDEN = {"rank": "one further process of a run on several devices, started by the first"}
 USAGE = """sppnet VERB [KEY=VALUE ...] [-m]
 
@@ -58,7 +59,7 @@ def _run(verb: str) -> int:
     try:
         importlib.import_module(f"sppnet.commands.{verb}").main()
     except UserError as error:
-        if "debug=traceback" in sys.argv:
+        if TRACEBACK & set(sys.argv):
             traceback.print_exc()
         print(f"sppnet {verb}: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import itertools
 import os
 import re
 import shutil
@@ -22,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sppnet import settings
+from sppnet import settings, words
 from sppnet.errors import UserError
 
 HERE = Path(__file__).resolve().parent
@@ -80,8 +83,13 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in made.items()}
 
 
-def run(verb: str, job: Callable[[Job], None]) -> None:
+def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
     """Compose `conf/<verb>.yaml` with the command line and run `job` on the result (or sweep, under `-m`).
+
+    Args:
+        verb: names the primary configuration file.
+        job: does the work.
+        replayed: how many of the overrides come from a run and not from the user, who is not warned of them again.
 
     Raises:
         UserError: an option, a key or a value that Hydra does not accept, as one line.
@@ -98,59 +106,62 @@ def run(verb: str, job: Callable[[Job], None]) -> None:
         while composed:
             cfg, overrides = composed.pop()
             made = Job(plain(cfg), overrides)
-            _warn(made)
+            _warn(made.cfg, made.overrides[replayed:])
             job(made)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; the dispatcher words them
-    _settle_options()
+    words.settle()
     try:
         hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=verb)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, verb)) from error
-    except ValueError as error:
-        if "Config group override must be" in str(error):
-            raise UserError(_unnamed_option()) from error
+    except (ValueError, TypeError) as error:  # of Hydra, about a group that was given a list or a number
+        if wrong := _unnamed_option():
+            raise UserError(wrong) from error
         raise
     start()
 
 
 def again(verb: str, overrides: list[str]) -> dict[str, Any]:
     """What `overrides` compose to now, as plain data; mandatory values may be missing."""
-    with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
-        cfg = hydra.compose(verb, overrides)
-    made = OmegaConf.to_container(cfg, resolve=True)
+    made = OmegaConf.to_container(_compose(verb, overrides), resolve=True)
     assert isinstance(made, dict)
     return {str(key): value for key, value in made.items()}
 
 
-def _warn(job: Job) -> None:
+def known(verb: str, overrides: list[str]) -> list[str]:
+    """`overrides` without those of groups (and of their keys) whose option is not there any more.
+
+    A backbone of somebody's own, say, whose `--config-dir` was not given: what it was stands in its run.
+    """
+    while True:
+        try:
+            _compose(verb, overrides)
+        except MissingConfigException as error:
+            group = str(error.missing_cfg_file).partition("/")[0]
+            left = [word for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] != group]
+            if len(left) == len(overrides):
+                raise UserError(explain(error, verb)) from error
+            overrides = left
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error, verb)) from error
+        else:
+            return overrides
+
+
+def _compose(verb: str, overrides: list[str]) -> DictConfig:
+    folders = [str(root()), *([str(folder)] if (folder := words.config_dir()) else [])]
+    quoted = ",".join("'file://" + folder.replace("\\", "\\\\").replace("'", "\\'") + "'" for folder in folders)
+    with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+        return hydra.compose(verb, [*overrides, f"hydra.searchpath=[{quoted}]"])
+
+
+def _warn(cfg: dict[str, Any], overrides: list[str]) -> None:
     """Say which of the values that were typed have no effect; defaults may lie idle, as `optim.schedule` has."""
-    typed = {word.lstrip("+").partition("=")[0] for word in job.overrides}
-    for key, why in settings.unused(job.cfg).items():
+    typed = {word.lstrip("+").partition("=")[0] for word in overrides}
+    for key, why in settings.unused(cfg).items():
         if key in typed:
             print(f"sppnet: warning: {key} has no effect with {why}", file=sys.stderr)
-
-
-def _settle_options() -> None:
-    """Put options before overrides (Hydra's parser refuses `a=1 -m b=2`) and refuse an unknown one in one line (it
-    would print its usage first)."""
-    # --info's value is optional: without one it would take the override that then follows it
-    words = [*sys.argv[1:], ""]
-    bare = {"--info", "-i"}
-    sys.argv[1:] = ["--info=all" if a in bare and (not b or "=" in b) else a for a, b in itertools.pairwise(words)]
-    parser = get_args_parser()
-
-    def refuse(message: str) -> None:
-        raise UserError(f"{message}; options of Hydra are listed by --hydra-help, keys are given as KEY=VALUE")
-
-    parser.error = refuse  # type: ignore[assignment, method-assign]
-    args = parser.parse_intermixed_args()
-    if args.experimental_rerun is not None:
-        raise UserError("--experimental-rerun is not available: a run is repeated from its own config.yaml")
-    options = list(sys.argv[1:])
-    for override in args.overrides:
-        options.remove(override)
-    sys.argv[1:] = [*options, *args.overrides]
 
 
 def _one_line(error: BaseException) -> str:
@@ -174,6 +185,11 @@ def explain(error: BaseException, verb: str) -> str:
     key = str(getattr(cause, "full_key", "") or "")
     if isinstance(error, ConfigCompositionException) and "Could not override" in str(error) and key:
         return _unknown_key(key, verb)
+    if isinstance(error, OverrideParseException):
+        name, _, value = error.override.partition("=")
+        return (
+            f"{error.override} cannot be read; a value of blanks or special characters is quoted: \"{name}='{value}'\""
+        )
     text = re.sub(r"^In '[^']*': ", "", _one_line(error))
     if "No match in the defaults list" in text:
         return f"unknown group {text.split(chr(39))[1]}; groups are {', '.join(_groups())}"
@@ -182,22 +198,30 @@ def explain(error: BaseException, verb: str) -> str:
 
 def _unnamed_option() -> str:
     """Hydra says neither which group was given something that is no name, nor what its names are."""
-    names = {group: sorted(path.stem for path in (root() / "conf" / group).glob("*.yaml")) for group in _groups()}
-    typed = [word.partition("=") for word in sys.argv[1:]]
-    wrong = next(((group, value) for group, _, value in typed if group in names and value not in names[group]), None)
-    if wrong is None:
-        return f"a group takes the name of one of its options; groups are {', '.join(names)}"
-    return f"{wrong[0]}={wrong[1]} is not allowed; it takes one of {', '.join(names[wrong[0]])}"
+    names = {group: sorted(path.stem for path in _options(group)) for group in _groups()}
+    given = [word.lstrip("+").partition("=") for word in sys.argv[1:]]
+    wrong = next(((group, value) for group, _, value in given if group in names and value not in names[group]), None)
+    return f"{wrong[0]}={wrong[1]} is not allowed; it takes one of {', '.join(names[wrong[0]])}" if wrong else ""
+
+
+def _folders() -> list[Path]:
+    """Where groups lie: ours, and what --config-dir adds."""
+    return [root() / "conf", *filter(None, [words.config_dir()])]
+
+
+def _options(group: str) -> list[Path]:
+    within = root() if group == "experiments" else None
+    return [path for folder in ([within] if within else _folders()) for path in (folder / group).glob("*.yaml")]
 
 
 def _groups() -> list[str]:
-    return sorted(path.name for path in (root() / "conf").iterdir() if path.is_dir())
+    found = {path.name for folder in _folders() for path in folder.iterdir() if path.is_dir()}
+    return sorted(found | {"experiments"})
 
 
 def _unknown_key(key: str, verb: str) -> str:
     """`key` is in no config: name its neighbours, from the configuration as it is without overrides."""
-    with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
-        node: Any = hydra.compose(verb)
+    node: Any = _compose(verb, [])
     where = ""
     for part in key.split("."):
         if not isinstance(node, DictConfig):
@@ -206,6 +230,8 @@ def _unknown_key(key: str, verb: str) -> str:
             names = sorted({str(name) for name in node} | set(() if where else _groups()))
             near = get_close_matches(part, names, n=1)
             hint = f"did you mean {'.'.join(filter(None, (where, near[0])))}? " if near else ""
+            others = [path.stem for path in _options(where) if re.search(rf"(?m)^{re.escape(part)}:", path.read_text())]
+            hint += f"{where}={others[0]} has it; " if where and others else ""
             return f"unknown key {key}; {hint}{where or 'the top level'} has {', '.join(names)}"
         node, where = node[part], f"{where}.{part}".lstrip(".")
     return f"unknown key {key} in this combination of options (a new key is added with +{key}=VALUE)"

@@ -14,44 +14,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sppnet.data import fingerprint
+from sppnet.data import ImageSet
 from sppnet.errors import UserError
+from sppnet.plug import own_sources
 from sppnet.settings import unused
 
 FORMAT = 1  # raised when the code changes what the same configuration trains
 NOT_IN_A_RUN = (
     *("study", "name", "force", "paths", "logger", "debug", "views", "checkpoint", "sizes.test"),
-    *("data.root", "data.workers", "backbone.weights"),
+    *("data.root", "data.workers", "data.name", "backbone.weights", "backbone.name"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.progress"),
     *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
 )
-NOT_IN_A_TEST = ("data.root", "data.workers", "data.batch_size", "data.fit", "data.crop", "data.flip", "data.color")
+NOT_IN_A_TEST = (
+    *("data.root", "data.workers", "data.name", "data.batch_size"),
+    *("data.fit", "data.crop", "data.flip", "data.color", "data.aspect_step"),
+)
 
 
-def run_identity(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything in `cfg` that determines the weights of the run, as plain data.
+def run_identity(cfg: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
+    """Everything in `cfg` that determines the weights of a run on `images`, as plain data.
 
     Raises:
-        UserError: the data set or the weights file is not there, or the data set is not as it must be.
+        UserError: the weights file, or a module of the user's own, is not there.
     """
+    kind = cfg["loss"]["kind"]
     # what has no effect (head.bins of a head without a pyramid, say) makes no other run
     return _without(cfg, (*NOT_IN_A_RUN, *unused(cfg))) | {
         "format": FORMAT,
-        "data.fingerprint": fingerprint(cfg["data"]),
+        "data.fingerprint": images.fingerprint(),
+        "loss": cfg["loss"] | {"kind": ("softmax", "sigmoid")[images.multilabel] if kind == "auto" else kind},
+        "code": {target: file_digest(path) for target, path in own_sources(cfg).items()},
         "backbone.weights": weights_identity(cfg["backbone"].get("weights")),
         "world_size": world_size(cfg),
     }
 
 
-def check_identity(cfg: Mapping[str, Any], weights: str) -> dict[str, Any]:
-    """Everything that determines the figures of a test of `weights` (best, last, or a digest of a file)."""
+def check_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dict[str, Any]:
+    """Everything that determines the figures of a test of `weights` (best, last, or a digest of a file) on `images`."""
     return {
         "format": FORMAT,
         "weights": weights,
         "views": _without(cfg, tuple(unused(cfg)))["views"],
         "sizes": cfg["sizes"]["test"],
         "data": _without({"data": cfg["data"]}, NOT_IN_A_TEST)["data"],
-        "fingerprint": fingerprint(cfg["data"]),
+        "fingerprint": images.fingerprint(),
         "precision": cfg["trainer"]["precision"],
         "limit": _limit(cfg),
     }
@@ -64,8 +71,16 @@ def _limit(cfg: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits of SHA-256 over the sorted JSON of `identity`."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    """Ten hexadecimal digits of SHA-256 over the sorted JSON of `identity`, in which 1 and 1.0 are the same."""
+    return hashlib.sha256(json.dumps(_numbers(identity), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _numbers(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _numbers(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_numbers(value) for value in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node
 
 
 def world_size(cfg: Mapping[str, Any]) -> int:

@@ -13,12 +13,22 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores, MultilabelAveragePrecision
+from torchmetrics.utilities import dim_zero_cat
 
 from sppnet.errors import RunFailed
 
 Phase = Literal["train", "val", "test"]
 OVERALL = "all"
 ORDER = ("top1", "top5", "map", "loss", "class_accuracy")  # in which figures are shown
+
+
+class AveragePrecision(MultilabelAveragePrecision):
+    """Average precision of each class, NaN for a class without images (torchmetrics gives 0, which drags a mean)."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """(K,), of all ranks' images: the states are gathered when this is called."""
+        value: Tensor = super().compute()
+        return value.masked_fill(dim_zero_cat(self.target).sum(0) == 0, torch.nan)
 
 
 class SizeMetrics:
@@ -114,7 +124,7 @@ class SizeMetrics:
                 if self.phase != "train":
                     metrics["class_accuracy"] = MulticlassStatScores(average="none", **options)
             elif self.phase != "train":
-                metrics["map"] = MultilabelAveragePrecision(self.classes, average="none", validate_args=False)
+                metrics["map"] = AveragePrecision(self.classes, average="none", validate_args=False)
             self._by_size[key] = MetricCollection(metrics, compute_groups=False).to(device)
         return self._by_size[key]
 
@@ -122,7 +132,9 @@ class SizeMetrics:
 def _figure(name: str, metric: Metric) -> Tensor:
     """What a metric found: a number, or one per class, NaN for a class without images."""
     value: Tensor = metric.compute()
-    return value[:, 0] / value[:, 4] if name == "class_accuracy" else value  # true positives over support
+    if name == "class_accuracy":
+        return value[:, 0] / value[:, 4]  # true positives over support
+    return value
 
 
 def _counted(loss: Metric) -> bool:

@@ -9,10 +9,12 @@ environment (`SPPNET_ALLOW=mypackage`), never by a config file.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sppnet.errors import UserError
@@ -78,6 +80,33 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
     if not isinstance(made, kind):
         raise UserError(f"{slot}._target_={name} made a {type(made).__name__}, not a {kind.__name__}")
     return made
+
+
+def own_sources(node: Any) -> dict[str, Path]:
+    """The files in which classes of the user's own lie, by each `_target_` in `node` that names one.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    if isinstance(node, Mapping):
+        found = [own_sources(value) for value in node.values()]
+        name = node.get("_target_")
+        if isinstance(name, str) and not name.startswith(ALLOWED):
+            found.append({name: _source(name)})
+        return {key: path for part in found for key, path in part.items()}
+    return {}
+
+
+def _source(name: str) -> Path:
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            spec = importlib.util.find_spec(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin)
+    raise UserError(f"_target_={name} does not exist: there is no module {parts[0]} (modules are looked for here, too)")
 
 
 def _find(name: str, slot: str) -> Any:

@@ -22,13 +22,18 @@ def provenance() -> dict[str, Any]:
 
 
 def code() -> dict[str, Any]:
-    """Version, and in a checkout the commit and the diff of what is not committed."""
+    """Version, and in a checkout the commit, the diff of what is not committed and the names of what is not in git."""
     from sppnet import __version__
 
     here = root()
     if not (here / ".git").exists():
-        return {"version": __version__, "commit": None, "dirty": None}
-    return {"version": __version__, "commit": _git(here, "rev-parse", "HEAD"), "dirty": _git(here, "diff", "HEAD")}
+        return {"version": __version__, "commit": None, "dirty": None, "untracked": None}
+    return {
+        "version": __version__,
+        "commit": _git(here, "rev-parse", "HEAD"),
+        "dirty": _git(here, "diff", "HEAD"),
+        "untracked": _git(here, "ls-files", "--others", "--exclude-standard"),
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -16,11 +16,12 @@ from typing import Any
 
 import yaml
 
-from sppnet import compose
+from sppnet import compose, words
 from sppnet.compose import Job
 from sppnet.errors import UserError
 from sppnet.identity import file_digest
 from sppnet.runs import Run
+from sppnet.settings import shown
 
 NORMALISATION = ("data.mean", "data.std")
 HARDWARE = (
@@ -38,12 +39,14 @@ class Trained:
         where: the value of `checkpoint`.
         run: the run that `where` means; None for a lone file.
         weights: the checkpoint file.
+        typed: the keys and groups that were typed.
     """
 
     cfg: dict[str, Any]
     where: Path
     run: Run | None
     weights: Path
+    typed: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -65,26 +68,33 @@ def run(verb: str, job: Callable[[Trained], None], own: Sequence[str], may_chang
     Raises:
         UserError: nothing is there, it is no checkpoint, or something differs that may not.
     """
-    named = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("checkpoint=")]
-    sweep = any(word in {"-m", "--multirun"} for word in sys.argv[1:])
-    if named and not (sweep and "," in named[-1]):  # a list of checkpoints: each job finds its own overrides
-        sys.argv[1:1] = stored(Path(named[-1]))[1]
+    words.settle()
+    where = words.typed("checkpoint")  # of several in a sweep each job finds its own
+    replayed = [] if where is None else compose.known(verb, stored(_path(where))[1])
+    sys.argv[1:1] = replayed
 
     def start(made: Job) -> None:
         job(_trained(verb, made, own, may_change))
 
-    compose.run(verb, start)
+    compose.run(verb, start, len(replayed))
 
 
 def _trained(verb: str, made: Job, own: Sequence[str], may_change: Sequence[str]) -> Trained:
-    where = Path(made.cfg.pop("checkpoint"))
+    where = _path(made.cfg.pop("checkpoint"))
     kept, overrides = stored(where)
+    overrides = compose.known(verb, overrides)
     typed = [word.partition("=")[0].lstrip("+~") for word in made.overrides[len(overrides) :]]
     before, after = compose.again(verb, overrides), made.cfg
     theirs = {key: after.pop(key) for key in own}
     cfg = merge(kept, {key: value for key, value in before.items() if key not in own}, after, typed)
     refuse_changes(kept, cfg, may_change, verb)
-    return Trained(cfg | theirs, where, *locate(where))
+    return Trained(cfg | theirs, where, *locate(where), tuple(typed))
+
+
+def _path(typed: str) -> Path:
+    if not typed:
+        raise UserError("checkpoint= is empty; it takes a run directory or a checkpoint file")
+    return Path(typed).expanduser()
 
 
 def locate(where: Path) -> tuple[Run | None, Path]:
@@ -150,7 +160,7 @@ def refuse_changes(kept: Mapping[str, Any], made: Mapping[str, Any], may_change:
     for key, old, new in _differences(kept, made):
         if not any(key == may or key.startswith(f"{may}.") for may in may_change) or key in NORMALISATION:
             raise UserError(
-                f"{key}={new} is not allowed: a {verb} takes it from its checkpoint, where it is {old};"
+                f"{key}={shown(new)} is not allowed: a {verb} takes it from its checkpoint, where it is {shown(old)};"
                 f" what may change is {', '.join(may_change)}"
             )
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import yaml
 
 from sppnet import settings
+from sppnet.data import ImageSet, build_images
 from sppnet.errors import UserError
 from sppnet.identity import check_identity, digest, run_identity
 from sppnet.provenance import provenance
@@ -103,6 +104,8 @@ class Run:
 
     def begin(self, cfg: Mapping[str, Any], overrides: list[str], identity: Mapping[str, Any]) -> None:
         """Write what the run is made of; called with the lock held, at every start of the run."""
+        for left in self.path.glob(".*.tmp"):  # by a process that was killed as it wrote
+            left.unlink(missing_ok=True)
         (self.path / "checkpoints").mkdir(exist_ok=True)
         (self.path / "tests").mkdir(exist_ok=True)
         kept = [line for line in overrides if not line.startswith("force=")]  # asked for this start, not for later ones
@@ -156,12 +159,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A valid configuration, the run it names and the test it asks for."""
+    """A valid configuration, the run it names and the test it asks for.
+
+    `images` is the data set as it was listed for the identity: what is trained on is that and no later listing.
+    """
 
     cfg: dict[str, Any]
     identity: dict[str, Any]
     run: Run
     test: str  # hash of the test
+    images: ImageSet
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -177,10 +184,11 @@ def plan(cfg: dict[str, Any]) -> Plan:
         UserError: a key, a value, the data set or the weights file is not as it must be.
     """
     settings.check(cfg)
-    identity = run_identity(cfg)
+    images = build_images(cfg["data"])
+    identity = run_identity(cfg, images)
     name = cfg["name"] or "-".join([cfg["data"]["name"], str(cfg["backbone"].get("name") or "net"), _head(cfg["head"])])
     where = Path(cfg["paths"]["runs"]).expanduser() / cfg["study"] / f"{name}-{digest(identity)}"
-    return Plan(cfg, identity, Run(where), digest(check_identity(cfg, "best")))
+    return Plan(cfg, identity, Run(where), digest(check_identity(cfg, "best", images)), images)
 
 
 def _head(head: Mapping[str, Any]) -> str:

@@ -140,7 +140,7 @@ def check(cfg: Mapping[str, Any]) -> None:
     for section in SECTIONS:
         found, node = _get(cfg, section)
         if found and not isinstance(node, Mapping):
-            raise UserError(f"{section}={_shown(node)} is not allowed; it takes a mapping of keys to values")
+            raise UserError(f"{section}={shown(node)} is not allowed; it takes a mapping of keys to values")
         if not found and section not in MIRRORS:
             raise UserError(f"{section} is missing; it cannot be left out")
     for section in ("", *CLOSED, *MIRRORS):
@@ -150,7 +150,7 @@ def check(cfg: Mapping[str, Any]) -> None:
         check_target(cfg[slot].get("_target_"), slot)
     for name, node in cfg["callbacks"].items():
         if not isinstance(node, Mapping):
-            raise UserError(f"callbacks.{name}={_shown(node)} is not allowed; it takes a mapping with _target_")
+            raise UserError(f"callbacks.{name}={shown(node)} is not allowed; it takes a mapping with _target_")
         check_target(node.get("_target_"), f"callbacks.{name}")
     split = cfg["data"]["split"]
     if split["val"] + split["test"] >= 1:
@@ -163,7 +163,7 @@ def check_values(cfg: object) -> None:
     for key, rule in RULES.items():
         found, value = _get(cfg, key)
         if found and not rule.good(value) and not re.search(r"\$\{|^\?\?\?$", str(value)):
-            raise UserError(f"{key}={_shown(value)} is not allowed; it takes {rule.words}")
+            raise UserError(f"{key}={shown(value)} is not allowed; it takes {rule.words}")
         needed = rule.required or (rule.only and not _idle(cfg, rule))
         if not found and needed and _get(cfg, key.rpartition(".")[0])[0]:
             raise UserError(f"{key} is missing; it cannot be left out")
@@ -178,7 +178,7 @@ def take(cfg: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
     taken = {key: cfg.pop(key, None) for key in rules}
     for key, rule in rules.items():
         if not rule.good(taken[key]):
-            raise UserError(f"{key}={_shown(taken[key])} is not allowed; it takes {rule.words}")
+            raise UserError(f"{key}={shown(taken[key])} is not allowed; it takes {rule.words}")
     return taken
 
 
@@ -190,7 +190,7 @@ def unused(cfg: Mapping[str, Any]) -> dict[str, str]:
 def _idle(cfg: object, rule: Rule) -> str:
     """The setting with which what `rule` is for has no effect; empty if it has."""
     values = {key: _get(cfg, key)[1] for key in rule.only}
-    return next((f"{key}={_shown(value)}" for key, value in values.items() if value not in rule.only[key]), "")
+    return next((f"{key}={shown(value)}" for key, value in values.items() if value not in rule.only[key]), "")
 
 
 def _check_names(section: str, node: Mapping[str, Any] | None) -> None:
@@ -211,7 +211,8 @@ def _get(cfg: object, key: str) -> tuple[bool, Any]:
     return True, node
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as YAML has it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else f"{value}"

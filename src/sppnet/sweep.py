@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import FrameType
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
+from sppnet import words
 from sppnet.compose import plain
 from sppnet.errors import UserError
 from sppnet.runs import Plan, Run, plan, read_json
@@ -49,8 +49,8 @@ class Sweep:
         if n < 1:
             raise UserError(f"hydra.launcher.n={n} is not allowed; it takes a whole number of at least 1")
         self.verb, self.n, self.jobs = verb, n, jobs
-        folder = get_args_parser().parse_args().config_dir  # no override: it would be lost
-        self.options = ["--config-dir", folder] if folder else []
+        folder = words.config_dir()  # no override: it would be lost
+        self.options = ["--config-dir", str(folder)] if folder else []
         self._common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set[str]()
         self._stopping = threading.Event()
         self._children: set[subprocess.Popen[bytes]] = set()

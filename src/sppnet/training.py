@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from sppnet.callbacks import BadFiles, MetricsFile, StatusFile, progress_display
 from sppnet.checkpoints import Checkpoints, DurableIO, read_checkpoint
 from sppnet.classifier import Classifier
-from sppnet.data import Sets, build_sizes, load_sets
+from sppnet.data import ImageSet, Sets, build_sizes, load_sets
 from sppnet.data.datamodule import DataModule
 from sppnet.errors import RunFailed, UserError
 from sppnet.identity import check_identity, digest, world_size
@@ -36,6 +36,7 @@ HARMLESS = (
     ".*checkpoint directory .* exists and is not empty.*",
     ".*sync_dist=True.*",  # what is logged is already over all ranks
     ".*LeafSpec.*is deprecated.*",
+    ".*No positive samples found in target.*",  # its average precision is NaN and left out
 )
 
 
@@ -49,14 +50,17 @@ class Prepared:
     callbacks: list[Callback]
 
 
-def prepare(cfg: Mapping[str, Any], overrides: Sequence[str]) -> Prepared:
-    """List the data, build the network with its initial weights and the user's callbacks.
+def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet | None = None) -> Prepared:
+    """Split the data (`images`, if they are listed already), build the network with its initial weights and the
+    user's callbacks.
 
     Raises:
         UserError: the data set, the weights or a callback is not as it must be.
     """
     settle(cfg)
-    sets = load_sets(cfg["data"])
+    sets = load_sets(cfg["data"], images)
+    if len(sets.train) < world_size(cfg):
+        raise UserError(f"{len(sets.train)} training images are too few for {world_size(cfg)} processes")
     L.seed_everything(cfg["seed"], verbose=False)
     data = build_data(cfg, sets)
     data.prepare_data()  # reads the shapes of whole images: a header that is broken is found now
@@ -85,7 +89,7 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     sys.argv[1:] = ["rank", str(run.path)]  # how Lightning starts the further ranks of this machine
     trainer.fit(classifier, datamodule=data, ckpt_path=run.last if run.last.exists() else None, weights_only=True)
     classifier.load_state_dict(read_checkpoint(run.best)["state_dict"])
-    found = score(trainer, classifier, data, check_identity(cfg, "best"))
+    found = score(trainer, classifier, data, check_identity(cfg, "best", data.sets.images))
     totals = {
         "epochs": trainer.current_epoch,
         "seconds": round(status.seconds, 1),
@@ -137,8 +141,8 @@ def build_classifier(cfg: Mapping[str, Any], sets: Sets, overrides: Sequence[str
     """The network that `cfg` describes for the classes of `sets`, in its LightningModule."""
     network = build_network(cfg["backbone"], cfg["head"], len(sets.images.classes), cfg["sizes"]["train"][0])
     if cfg["trainer"]["compile"]:
-        # in place: no _orig_mod. in the keys; dynamic: sizes change; views are pooled between backbone and head
-        (network if cfg["views"]["fit"] != "windows" else network.backbone).compile(dynamic=True)
+        for part in (network.backbone, network.head):  # views are pooled between them
+            part.compile(dynamic=True)  # in place: no _orig_mod. in the keys; dynamic: sizes change
     images = sets.images
     return Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
 
@@ -202,6 +206,7 @@ def _mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
         made.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
     if "wandb" in cfg["logger"]:
         from lightning.pytorch.loggers import WandbLogger
+        from wandb import Settings
 
         node = cfg["logger"]["wandb"]
         made.append(
@@ -215,6 +220,7 @@ def _mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
                 entity=node["entity"],
                 offline=node["mode"] == "offline",
                 save_dir=run.path,
+                settings=Settings(silent=True),  # the run directory and the result are what is printed last
                 config=dict(cfg),
             )
         )

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sppnet import replay, settings
+from sppnet.data import ImageSet, build_images
 from sppnet.identity import check_identity, digest
 from sppnet.replay import HARDWARE, Trained
 from sppnet.runs import read_json, write_json
 from sppnet.show import print_result
 
+TRAINING_ONLY = ("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step")
 MAY_CHANGE = ("data", "sizes.test", "views", "paths", "debug", "force", *HARDWARE)
 
 
@@ -25,23 +27,28 @@ def test(trained: Trained) -> None:
     """Score the checkpoint and print its figures; the figures of a run are kept in `RUN/tests`."""
     cfg, run = trained.cfg, trained.run
     settings.check(cfg)
-    file = run.test_file(digest(check_identity(cfg, trained.name))) if run else None
+    for key in trained.typed:
+        if key.startswith(TRAINING_ONLY):
+            print(f"sppnet: warning: {key} has no effect on a test", file=sys.stderr)
+    images = build_images(cfg["data"])
+    file = run.test_file(digest(check_identity(cfg, trained.name, images))) if run else None
     found = read_json(file) if file and not cfg["force"] else None
     if found is not None:
         print_result(run, found)
         return
-    found = score_run(cfg, trained.weights, trained.name)
+    found = score_run(cfg, trained.weights, trained.name, images)
     print_result(run, found)  # before it is kept: a run of somebody else's may not be ours to write to
     if file:
         file.parent.mkdir(exist_ok=True)
         write_json(file, found)
 
 
-def score_run(cfg: Mapping[str, Any], weights: Path, name: str) -> dict[str, Any]:
-    """Score the network in `weights`, called `name` in the record, as `cfg` says, on one device."""
+def score_run(cfg: Mapping[str, Any], weights: Path, name: str, images: ImageSet) -> dict[str, Any]:
+    """Score the network in `weights`, called `name` in the record, on `images` as `cfg` says, on one device."""
     from sppnet.checks import check_job  # imports torch
 
-    cfg = {**cfg, "trainer": {**cfg["trainer"], "devices": 1, "num_nodes": 1}}
+    backbone = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
+    cfg = {**cfg, "backbone": backbone, "trainer": {**cfg["trainer"], "devices": 1, "num_nodes": 1}}
     check_job(cfg)
     from sppnet.callbacks import BadFiles, progress_display  # imports Lightning
     from sppnet.checkpoints import read_checkpoint
@@ -50,12 +57,12 @@ def score_run(cfg: Mapping[str, Any], weights: Path, name: str) -> dict[str, Any
 
     settle(cfg)
     checkpoint = read_checkpoint(weights)
-    sets = load_sets(cfg["data"])
+    sets = load_sets(cfg["data"], images)
     classifier = load_trained(checkpoint, cfg, sets, weights)
     bad_files = BadFiles(None)
     trainer = make_trainer(cfg, [bad_files, *progress_display(cfg["trainer"]["progress"])], [])
     try:
-        found = score(trainer, classifier, build_data(cfg, sets), check_identity(cfg, name))
+        found = score(trainer, classifier, build_data(cfg, sets), check_identity(cfg, name, images))
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     for bad in sorted(bad_files.names):

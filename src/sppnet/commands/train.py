@@ -31,6 +31,7 @@ def train(job: Job) -> None:
         print(f"{planned.run.path} is done (force=true does it again)")
     elif planned.run.done and not job.cfg["force"]:
         _test(planned)
+        return
     else:
         _train(planned, job)
     assert planned.result is not None
@@ -42,7 +43,9 @@ def _test(planned: Plan) -> None:
     from sppnet.commands.test import score_run
 
     print(f"{planned.run.path} is trained; scoring it with other views or sizes", flush=True)
-    write_json(planned.run.test_file(planned.test), score_run(planned.cfg, planned.run.best, "best"))
+    found = score_run(planned.cfg, planned.run.best, "best", planned.images)
+    print_result(planned.run, found)  # before it is kept: a run of somebody else's may not be ours to write to
+    write_json(planned.run.test_file(planned.test), found)
 
 
 def _train(planned: Plan, job: Job) -> None:
@@ -53,7 +56,7 @@ def _train(planned: Plan, job: Job) -> None:
     check_job(cfg)
     from sppnet.training import fit, prepare  # imports Lightning
 
-    prepared = prepare(cfg, job.overrides)
+    prepared = prepare(cfg, job.overrides, planned.images)
     with run.locked():
         _log_to_file(run)
         if cfg["force"]:

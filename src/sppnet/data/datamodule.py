@@ -16,7 +16,6 @@ from sppnet.data.sampler import EvalBatches, TrainBatches
 from sppnet.data.shapes import ShapeArray, load_shapes
 from sppnet.data.sizes import SizeSchedule, level_batch
 from sppnet.data.split import IntArray
-from sppnet.errors import UserError
 from sppnet.views import Views
 
 WHOLE = ("full", "windows")  # what `views.fit` takes of an image: all of it, its aspect ratio kept
@@ -59,8 +58,6 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """The training batches of this rank, from where the run stands."""
         world, members = self._world(), self.sets.train
-        if len(members) < world:
-            raise UserError(f"{len(members)} training images are too few for {world} processes (trainer.devices)")
         step = self.cfg["aspect_step"]
         full = self.cfg["fit"] == "full"
         buckets = shape_buckets(members, self._load_shapes(), step, world) if full else square_bucket(members)

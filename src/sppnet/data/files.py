@@ -12,8 +12,10 @@ from sppnet.data.images import Label
 from sppnet.errors import UserError
 
 SUFFIXES = frozenset({
-    ".avif", ".bmp", ".dib", ".gif", ".icb", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg",
-    ".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
+    ".apng", ".avif", ".bmp", ".bw", ".cur", ".dds", ".dib", ".fits", ".gif", ".icb", ".icns", ".ico", ".im", ".j2c",
+    ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".msp", ".pbm", ".pcx", ".pfm",
+    ".pgm", ".png", ".pnm", ".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff",
+    ".vda", ".vst", ".webp", ".xbm", ".xpm",
 })  # fmt: skip
 
 

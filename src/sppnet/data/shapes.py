@@ -39,7 +39,7 @@ def load_shapes(images: ImageSet, cache: Path, skip: bool = False) -> ShapeArray
         if path is not None:
             log.info("reading the shapes of %d images, once", len(images))
         shapes = _read(images)
-        if path is not None:
+        if path is not None and (skip or shapes.all()):  # what is refused leaves nothing behind
             _keep(shapes, path)
     for index in np.flatnonzero(shapes[:, 0] == 0).tolist():  # again, as a network drive may have failed for once
         try:
