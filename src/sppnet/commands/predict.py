@@ -1,0 +1,159 @@
+"""`sppnet predict checkpoint=RUN_DIR_OR_FILE input=FILE_OR_FOLDER`: the likeliest classes of pictures of any size."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sppnet import compose, replay, settings
+from sppnet.data.pictures import Found, find_pictures
+from sppnet.errors import RunFailed, UserError
+from sppnet.replay import HARDWARE, Trained
+from sppnet.rules import FLAG, TEXT, either, or_null, whole
+from sppnet.table import JsonLines, Table, meter
+
+if TYPE_CHECKING:
+    from sppnet.drawer import Drawer
+
+OWN = {"input": TEXT, "output": or_null(TEXT), "top": whole(1), "draw": either(FLAG, TEXT)}
+RUNS_OWN = {"trainer.limit_batches"}  # a quick look at training is none at predicting
+LOADING = ("data.batch_size", "data.workers")
+MAY_CHANGE = ("views", "sizes.test", *LOADING, "debug", *(key for key in HARDWARE if key not in RUNS_OWN))
+
+
+def main() -> None:
+    """Put the run's overrides before the typed ones and compose `conf/predict.yaml`."""
+    typed = {word.partition("=")[0].lstrip("+~") for word in sys.argv[1:]}
+    replay.run("predict", functools.partial(predict, typed=typed), tuple(OWN), MAY_CHANGE)
+
+
+def predict(trained: Trained, typed: Collection[str]) -> None:
+    """Print the likeliest classes of every picture; write and draw them where that is asked for.
+
+    Raises:
+        UserError: a mistake in what was typed; nothing was written.
+        RunFailed: none of the pictures could be read.
+    """
+    own = settings.take(trained.cfg, OWN)
+    cfg = _settled(trained.cfg, typed)
+    settings.check(cfg)
+    found = find_pictures(own["input"])
+    drawings = _drawings(own["draw"], found)
+    _check_output(own["output"])
+    from sppnet.checks import check_job  # imports torch
+
+    check_job(cfg)
+    drawer = _drawer(cfg, drawings) if drawings else None
+    with JsonLines(own["output"]) as lines:
+        _predict(cfg, trained, found, own["top"], lines, drawer)
+
+
+def _predict(
+    cfg: Mapping[str, Any], trained: Trained, found: Found, top: int, lines: JsonLines, drawer: Drawer | None
+) -> None:
+    from sppnet.checkpoints import read_checkpoint  # imports Lightning
+    from sppnet.predict import Predictor
+    from sppnet.training import settle
+
+    settle(cfg)
+    predictor = Predictor(cfg, read_checkpoint(trained.weights), trained.weights, found)
+    table, failed = Table([predictor.pictures.name(i) for i in range(len(predictor.pictures))], predictor.classes), 0
+    with meter(cfg["trainer"]["progress"], len(found.names)) as tick:
+        for prediction in predictor:
+            if prediction.problem:
+                failed += 1
+                print(f"sppnet predict: {prediction.problem}; passed over", file=sys.stderr, flush=True)
+            else:
+                best = prediction.top(top)
+                named = [(predictor.classes[label], probability) for label, probability in best]
+                lines.write(prediction.name, prediction.shape, named)
+                if not lines.instead_of_table:
+                    table.write(prediction.name, prediction.shape, named)
+                if drawer is not None:
+                    drawer.draw(predictor, prediction, best, found.names[prediction.index])
+            tick()
+    if failed == len(found.names):
+        raise RunFailed(f"none of the {failed} pictures could be read" if failed > 1 else "it could not be read")
+    if failed:
+        print(f"sppnet predict: {failed} of {len(found.names)} pictures could not be read", file=sys.stderr)
+
+
+def _settled(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
+    """The configuration to predict with: one device, one size, whole pictures unless other views were typed."""
+    sizes = cfg["sizes"]["test"]
+    if "sizes.test" in typed and isinstance(sizes, list) and len(sizes) > 1:
+        raise UserError(f"sizes.test={sizes} is not allowed: a picture is predicted at one size, such as [{sizes[0]}]")
+    if isinstance(sizes, list):
+        sizes = sizes[:1]
+    views = cfg["views"]
+    if not any(key.split(".")[0] == "views" for key in typed):
+        head = cfg["head"]
+        square = head["name"] == "flatten" or (head["name"] == "spp" and head.get("rule", "adaptive") != "adaptive")
+        views = compose.again("predict", [f"views={'warp' if square else 'full'}"])["views"]
+    return {
+        **cfg,
+        "views": views,
+        "sizes": {**cfg["sizes"], "test": sizes},
+        "backbone": {**cfg["backbone"], "weights": None},  # all weights are in the checkpoint
+        "trainer": {**cfg["trainer"], "devices": 1, "num_nodes": 1},
+    }
+
+
+def _check_output(output: str | None) -> None:
+    """Raise UserError unless `output` can be written."""
+    if output in (None, "-"):
+        return
+    path = Path(str(output)).expanduser()
+    if path.is_dir():
+        raise UserError(f"output={output} is a folder; it takes a file, such as output={output}/predictions.jsonl")
+    if not path.parent.is_dir():
+        raise UserError(f"output={output}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"output={output}: the folder {path.parent} cannot be written to")
+
+
+def _drawings(draw: bool | str, found: Found) -> Path | None:
+    """The folder that drawings go to, not made yet; None for none."""
+    if draw is False:
+        return None
+    path = Path("predictions" if draw is True else draw).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"draw={path} is a file; it takes true, false or a folder")
+    if found.folder and path.resolve().is_relative_to(found.root.resolve()):
+        raise UserError(
+            f"draw={path} lies in input={found.root}: drawings would be taken for pictures the next time; name a"
+            " folder elsewhere, draw=FOLDER"
+        )
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"draw={path}: {there} cannot be written to")
+    return path
+
+
+def _drawer(cfg: Mapping[str, Any], folder: Path) -> Drawer:
+    """What draws; it must be known where on the image the cells of the backbone's map look.
+
+    Raises:
+        UserError: it is not, or pictures are looked at in several views.
+    """
+    if cfg["views"]["fit"] == "windows":
+        raise UserError(
+            f"draw shows one look at a picture, views={cfg['views']['name']} takes several; use views=full, center or"
+            " warp"
+        )
+    from sppnet.backbones.field import receptive_field
+    from sppnet.backbones.probe import on_meta
+    from sppnet.drawer import Drawer  # imports Lightning
+    from sppnet.network import build_backbone
+
+    try:
+        with on_meta():
+            field = receptive_field(build_backbone(cfg["backbone"]))
+    except UserError as error:
+        raise UserError(f"draw={folder}: {re.sub('; use .*', '', str(error))}") from None
+    return Drawer(folder, field, cfg["views"])

@@ -1,0 +1,57 @@
+"""Draws predictions into a folder: from a picture and its prediction to a PNG on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sppnet.backbones.field import Field
+from sppnet.data.crops import EvalRegions
+from sppnet.draw import Look, draw
+from sppnet.evidence import explain
+from sppnet.predict import Prediction, Predictor
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Writes one PNG per picture; the folder is made with the first.
+
+    Attributes:
+        folder: where they go, in folders like those of the pictures.
+        field: where the cells of the backbone's map look.
+        views: the config's `views`, plain, of a single view.
+    """
+
+    folder: Path
+    field: Field
+    views: Mapping[str, Any]
+
+    def draw(self, predictor: Predictor, prediction: Prediction, best: Sequence[tuple[int, float]], name: str) -> Path:
+        """Draw what speaks for the likeliest class of a picture; returns the file, `folder`/`name`.png.
+
+        Args:
+            predictor: what predicted it.
+            prediction: of the picture.
+            best: numbers of the likeliest classes and their probabilities.
+            name: of the picture, below the folder of all pictures.
+        """
+        classifier = predictor.classifier
+        seen = prediction.seen[None].to(classifier.device)
+        evidence = explain(classifier.network, classifier.prepare({"image": seen}), best[0][0])
+        picture = predictor.pictures.read(prediction.index)
+        box = EvalRegions(self.views["fit"], self.views["ratio"])(*picture.size, 0, 0).box
+        named = [(predictor.classes[label], probability) for label, probability in best]
+        look = Look(box, *prediction.seen.shape[1:])
+        made = draw(picture, name.rpartition("/")[2], look, named, evidence, self.field)
+        path = self.folder / f"{name}.png"  # a.jpg and a.png are two pictures
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            made.save(temporary, "PNG", compress_level=4)  # quick, and hardly larger
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path

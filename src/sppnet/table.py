@@ -1,0 +1,143 @@
+"""How predictions are shown and written: a table, JSON lines, and on standard error how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+LINES_EVERY = 10.0  # seconds between two lines on how far it is
+Named = Sequence[tuple[str, float]]  # classes and their probabilities, the likeliest first
+
+
+class Table:
+    """The table on standard output, a line per picture as soon as it is predicted.
+
+    On a terminal the columns are aligned; on a pipe they are separated by tabs: path, width, height, then class and
+    probability, as many times as classes are shown. Tabs and line ends in names are escaped as in JSON.
+
+    Args:
+        names: of all pictures.
+        classes: of the network.
+    """
+
+    def __init__(self, names: Sequence[str], classes: Sequence[str]) -> None:
+        self.aligned = sys.stdout.isatty()
+        self.name_width = min(48, max(len(_plain(name)) for name in names))
+        self.class_width = min(24, max(len(name) for name in classes))
+
+    def write(self, name: str, shape: tuple[int, int], classes: Named) -> None:
+        """Print the line of one picture of `shape` (height, width)."""
+        height, width = shape
+        if self.aligned:
+            shown = "  ".join(f"{_plain(label):<{self.class_width}} {p:.4f}" for label, p in classes)
+            line = f"{_plain(name):<{self.name_width}}  {f'{width}x{height}':>9}  {shown}"
+        else:
+            pairs = [part for label, p in classes for part in (_plain(label), f"{p:.6f}")]
+            line = "\t".join([_plain(name), str(width), str(height), *pairs])
+        say(line)
+
+
+class JsonLines:
+    """`output`: one JSON object per picture, `file`, `size` ([width, height]) and `classes` (`class`, `probability`).
+
+    Written under a temporary name beside the file and renamed when all is done, so that the file is whole, or not there
+    (or the old one), whatever happens. Who wants the lines as they come takes `-`, standard output.
+
+    Args:
+        output: a file, `-`, or None for nothing.
+    """
+
+    def __init__(self, output: str | None) -> None:
+        self.instead_of_table = output == "-"
+        self.path = None if output is None or self.instead_of_table else Path(output).expanduser()
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._file is None or self.path is None:
+            return
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if kind is None:
+                self._temporary(self.path).replace(self.path)
+        finally:
+            self._temporary(self.path).unlink(missing_ok=True)
+
+    def write(self, name: str, shape: tuple[int, int], classes: Named) -> None:
+        """Add the line of one picture of `shape` (height, width)."""
+        height, width = shape
+        pairs = [{"class": label, "probability": round(p, 8)} for label, p in classes]
+        line = json.dumps({"file": name, "size": [width, height], "classes": pairs}, ensure_ascii=False)
+        if self.instead_of_table:
+            say(line)
+        elif self.path is not None:
+            if self._file is None:  # not before there is something to write: a mistake leaves nothing behind
+                self._file = self._temporary(self.path).open("w", encoding="utf-8")
+            self._file.write(line + "\n")
+
+    @staticmethod
+    def _temporary(path: Path) -> Path:
+        return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def say(line: str) -> None:
+    """Print `line` at once; where nobody reads any more (`| head`), end quietly as other programs do."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would stumble at its end
+        raise SystemExit(141) from None  # 128 + SIGPIPE, what a shell says of a program that this signal has ended
+
+
+@contextlib.contextmanager
+def meter(kind: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show on standard error how far it is, for `total` pictures; call what this gives after each of them.
+
+    Args:
+        kind: `trainer.progress`: none; bar; lines, one every ten seconds; auto, a bar on a terminal, else lines.
+        total: how many there are; of one nothing is shown.
+    """
+    if kind == "none" or total < 2:
+        yield lambda: None
+    elif kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("pictures"), TimeRemainingColumn())
+        console = Console(stderr=True, soft_wrap=True)
+        with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
+            task = progress.add_task("", total=total)
+            yield lambda: progress.advance(task)
+    else:
+        yield _lines(total)
+
+
+def _lines(total: int) -> Callable[[], None]:
+    began = shown = time.monotonic()
+    done = 0
+
+    def tick() -> None:
+        nonlocal shown, done
+        done += 1
+        now = time.monotonic()
+        if now - shown >= LINES_EVERY:
+            shown = now
+            rate = done / (now - began)
+            print(f"sppnet predict: {done} of {total} pictures, {rate:.1f} a second", file=sys.stderr, flush=True)
+
+    return tick
+
+
+def _plain(name: str) -> str:
+    """A name in one line and one column."""
+    return name if name.isprintable() else json.dumps(name, ensure_ascii=False)[1:-1]
