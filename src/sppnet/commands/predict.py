@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
@@ -28,11 +27,10 @@ MAY_CHANGE = ("views", "sizes.test", *LOADING, "debug", *(key for key in HARDWAR
 
 def main() -> None:
     """Put the run's overrides before the typed ones and compose `conf/predict.yaml`."""
-    typed = {word.partition("=")[0].lstrip("+~") for word in sys.argv[1:]}
-    replay.run("predict", functools.partial(predict, typed=typed), tuple(OWN), MAY_CHANGE)
+    replay.run("predict", predict, tuple(OWN), MAY_CHANGE)
 
 
-def predict(trained: Trained, typed: Collection[str]) -> None:
+def predict(trained: Trained) -> None:
     """Print the likeliest classes of every picture; write and draw them where that is asked for.
 
     Raises:
@@ -40,7 +38,7 @@ def predict(trained: Trained, typed: Collection[str]) -> None:
         RunFailed: none of the pictures could be read.
     """
     own = settings.take(trained.cfg, OWN)
-    cfg = _settled(trained.cfg, typed)
+    cfg = _settled(trained.cfg, trained.typed)
     settings.check(cfg)
     found = find_pictures(own["input"])
     drawings = _drawings(own["draw"], found)
