@@ -17,6 +17,7 @@ from sppnet.errors import RunFailed, UserError
 VERBS = {
     "train": "train a network, resume a run that was interrupted, or show the result of one that is done",
     "test": "score a trained network, at other sizes or with other views if you like",
+    "transfer": "features of a trained or given network and a linear SVM on another data set",
 }
 HIDDEN = {"rank": "one further process of a run on several devices, started by the first"}
 USAGE = """sppnet VERB [KEY=VALUE ...] [-m]

@@ -65,15 +65,21 @@ def run(verb: str, job: Callable[[Trained], None], own: Sequence[str], may_chang
     Raises:
         UserError: nothing is there, it is no checkpoint, or something differs that may not.
     """
-    named = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("checkpoint=")]
+    named = named_checkpoint()
     sweep = any(word in {"-m", "--multirun"} for word in sys.argv[1:])
-    if named and not (sweep and "," in named[-1]):  # a list of checkpoints: each job finds its own overrides
-        sys.argv[1:1] = stored(Path(named[-1]))[1]
+    if named and not (sweep and "," in named):  # a list of checkpoints: each job finds its own overrides
+        sys.argv[1:1] = stored(Path(named))[1]
 
     def start(made: Job) -> None:
         job(_trained(verb, made, own, may_change))
 
     compose.run(verb, start)
+
+
+def named_checkpoint() -> str | None:
+    """What `checkpoint=` was given on the command line; None for `null`, or if it was not."""
+    named = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("checkpoint=")]
+    return named[-1] if named and named[-1].lower() not in {"", "null"} else None
 
 
 def _trained(verb: str, made: Job, own: Sequence[str], may_change: Sequence[str]) -> Trained:
@@ -119,7 +125,7 @@ def stored(where: Path) -> tuple[dict[str, Any], list[str]]:
             return cfg, (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"checkpoint={where}: its configuration cannot be read: {error}") from None
-    from sppnet.checkpoints import read_checkpoint
+    from sppnet.tensorfile import read_checkpoint
 
     found = read_checkpoint(weights)["sppnet"]
     return found["config"], found["overrides"]
