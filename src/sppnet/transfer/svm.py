@@ -101,9 +101,9 @@ def _fit(train: Array, wanted: npt.NDArray[Any], c: float) -> tuple[Any, bool]:
 def _in_span(features_ND: Array, split: Split) -> tuple[Array, Array]:
     """The two parts in an orthonormal basis of the span of the training features, where that has fewer dimensions.
 
-    The weights of a linear SVM lie in that span, and scalar products are the same in any basis of it: the same SVM, many
-    times faster, as there are far fewer training images than features (3,060 and 12,800 for Caltech-101). With the
-    Cholesky factor L of the scalar products G = X X' = L L', the rows of L are the training features in such a basis.
+    The weights of a linear SVM lie in that span, and scalar products are the same in any basis of it: the same SVM,
+    many times faster, as there are far fewer training images than features (3,060 and 12,800 for Caltech-101). With
+    the Cholesky factor L of the scalar products X X' = L L', the rows of L are the training features in such a basis.
     """
     train = features_ND[split.train]
     count, length = train.shape
