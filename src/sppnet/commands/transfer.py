@@ -16,7 +16,7 @@ from sppnet.compose import Job
 from sppnet.data import ImageSet, build_images
 from sppnet.errors import UserError
 from sppnet.identity import digest
-from sppnet.provenance import code, machine, packages
+from sppnet.provenance import provenance
 from sppnet.replay import Trained
 from sppnet.runs import read_json, write_json
 from sppnet.transfer.options import MAY_CHANGE, OWN, Task, make_task, refuse_idle, warn_idle
@@ -74,6 +74,7 @@ def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
     for name in names:
         print(f"sppnet: {name} could not be read and was left out", file=sys.stderr)
     outcome = evaluate(task, images, found, bad)
+    fitted, made = time.monotonic(), provenance()
     return {
         "row": _describe(task, found.shape[1]) | {"protocol": outcome.says},
         "figures": outcome.figures,
@@ -82,12 +83,12 @@ def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
         "images": len(images),
         "bad_files": names,
         "seed": None if images.multilabel else task.own["splits"]["seed"],
-        "seconds": {"features": round(extracted - began, 2), "svm": round(time.monotonic() - extracted, 2)},
+        "seconds": {"features": round(extracted - began, 2), "svm": round(fitted - extracted, 2)},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": code()["commit"],
-        "dirty": bool(code()["dirty"]),
-        "machine": machine(),
-        "packages": {name: packages().get(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
+        "commit": made["code"]["commit"],
+        "dirty": bool(made["code"]["dirty"]),
+        "machine": made["machine"],
+        "packages": {name: made["packages"].get(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
     }
 
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -66,6 +66,8 @@ def writing(paths: dict[str, Path], count: int) -> Iterator[dict[str, Rows]]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ValueError):  # not in the main thread: somebody else's handlers stay
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
+        new = [folder for path in paths.values() for folder in path.parents if not folder.exists()]
+        stack.callback(_remove_empty, dict.fromkeys(new))
         made: dict[str, tuple[Rows, Path]] = {}
         for name, path in paths.items():
             try:
@@ -80,6 +82,13 @@ def writing(paths: dict[str, Path], count: int) -> Iterator[dict[str, Rows]]:
             if rows.width:
                 rows.finish()
                 finished.replace(paths[name])
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Take away those of `folders` in which nothing is, the innermost first."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def load(path: Path, count: int) -> Array | None:
