@@ -179,6 +179,19 @@ def test_a_damaged_file_of_features_is_computed_again_and_so_is_a_changed_pictur
     assert len(cached()) == 6
 
 
+def test_caltech101_in_its_own_layout(sppnet: Caller, pets: Path) -> None:
+    (pets / "emu").rename(pets / "BACKGROUND_Google")
+    (pets.parent / "caltech").mkdir()
+    pets.rename(pets.parent / "caltech/101_ObjectCategories")
+    words = (*GIVEN[2:], "data=caltech101", "data.root=caltech", "layer=gap", "views=full")
+    done = sppnet("transfer", *words, "splits.count=1")
+    assert done.code == 0, done.err
+    [row] = rows()
+    assert set(row["splits"][0]["per_class"]) == {"BACKGROUND_Google", "cat", "dog"}
+    assert "accuracy_std" not in row["figures"]  # of one split there is none
+    assert sppnet("transfer", *words, "splits.count=1", "svm.C=2").out.endswith("(one split: no intervals)\n")
+
+
 def test_files_in_the_making_vanish_or_are_whole(tmp_path: Path) -> None:
     path = tmp_path / "cache/features-x.npy"
 

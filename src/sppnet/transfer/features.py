@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -15,12 +16,11 @@ from sppnet.data import ImageSet
 from sppnet.data.batches import Batch, Loader, Samples
 from sppnet.data.buckets import shape_buckets, square_bucket
 from sppnet.data.crops import EvalRegions
-from sppnet.data.images import digest as digest_lines
+from sppnet.data.images import digest
 from sppnet.data.sampler import EvalBatches
 from sppnet.data.shapes import load_shapes
 from sppnet.data.sizes import level_batch
 from sppnet.errors import RunFailed, UserError
-from sppnet.identity import digest
 from sppnet.replay import Trained, stored
 from sppnet.transfer import store
 from sppnet.transfer.extractor import Runner
@@ -45,8 +45,8 @@ def features_of(task: Task, images: ImageSet) -> Array:
     path = paths[task.own["layer"]]
     kept = store.load(path, len(images))
     if kept is None or (unreadable(kept) and not task.skip):  # an error is found again, and raised
-        wanted = {name: p for name, p in paths.items() if p == path or not p.exists()}
-        _pass(task, images, wanted)
+        wanted = {p: name for name, p in paths.items() if p == path or not p.exists()}  # pool and spp may be one
+        _pass(task, images, {name: p for p, name in wanted.items()})
         kept = store.load(path, len(images))
     if kept is None:
         raise UserError(f"data={task.cfg['data']['name']}: not one of its {len(images)} images can be read")
@@ -61,7 +61,8 @@ def unreadable(features_ND: Array) -> list[int]:
 
 def _path(task: Task, images: ImageSet, layer: str) -> Path:
     named = task.features(images, task.describe(layer)) | {"state": images.state()}
-    return Path(task.cfg["paths"]["cache"]).expanduser() / f"features-{digest_lines([digest(named)])[:32]}.npy"
+    key = digest([json.dumps(named, sort_keys=True)])[:32]
+    return Path(task.cfg["paths"]["cache"]).expanduser() / f"features-{key}.npy"
 
 
 def _worthwhile(task: Task) -> list[str]:
@@ -87,8 +88,9 @@ def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
                 continue
             indices = batch["index"][keep].tolist()
             for (name, rows), found in zip(files.items(), run(batch["image"][keep]), strict=True):
-                if not torch.isfinite(found).all():
-                    raise RunFailed(f"layer={name} of {images.name(indices[0])} or its neighbours is not finite")
+                odd = (~torch.isfinite(found)).any(1).nonzero().flatten().tolist()
+                if odd:
+                    raise RunFailed(f"layer={name} of {images.name(indices[odd[0]])} has values that are not finite")
                 rows.put(indices, found.numpy())
 
 
