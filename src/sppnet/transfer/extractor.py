@@ -60,11 +60,8 @@ def check(task: Task) -> None:
     """
     cfg, layer = task.cfg, task.layer
     check_hardware({**cfg["trainer"], "devices": 1, "num_nodes": 1}, 1)
-    head: dict[str, Any] = {
-        "name": "gap",
-        "bins": [1],
-        "hidden": [],
-    }  # what a trained head is matters to its own layers only
+    # what a trained head is matters to its own layers only
+    head: dict[str, Any] = {"name": "gap", "bins": [1], "hidden": []}
     sizes: dict[str, Any] = {"train": [], "val": [], "test": [task.size]}
     if layer["kind"] == "fc":
         head, sizes = cfg["head"], {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}
