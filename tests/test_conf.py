@@ -27,7 +27,7 @@ def test_every_option_composes_to_a_valid_configuration(sppnet: Caller, group: s
     settings.check(yaml.safe_load(shown.out))
 
 
-@pytest.mark.parametrize("verb", ["train", "test", "predict"])
+@pytest.mark.parametrize("verb", ["train", "test", "predict", "transfer"])
 def test_every_primary_file_composes(sppnet: Caller, verb: str) -> None:
     assert sppnet(verb, "--cfg", "job").code == 0
 

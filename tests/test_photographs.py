@@ -30,6 +30,25 @@ def test_a_trained_trunk_tells_photographs_apart_on_whole_images(sppnet: Caller)
 
 
 @needs_photos
+@needs_weights
+@pytest.mark.slow
+def test_whole_photographs_tell_more_than_their_centres(sppnet: Caller) -> None:
+    """The order of the columns (b) and (c) of the paper's table 7."""
+    words = (
+        "data=folder",
+        f"data.root={PHOTOS.resolve()}",
+        "backbone=alexnet",
+        f"backbone.weights={WEIGHTS.resolve()}",
+    )
+    accuracy = {}
+    for view in ("center", "full"):
+        done = sppnet("transfer", *words, f"views={view}", "splits.count=5", "trainer.progress=none")
+        assert done.code == 0, done.err
+        accuracy[view] = done.figure("transfer/accuracy")
+    assert accuracy["full"] > accuracy["center"] > 0.9  # chance is 0.05
+
+
+@needs_photos
 @pytest.mark.slow
 def test_a_small_network_learns_photographs_from_nothing(sppnet: Caller) -> None:
     words = ("data=folder", f"data.root={PHOTOS.resolve()}", "sizes.train=[64,48]", "trainer.max_epochs=4")

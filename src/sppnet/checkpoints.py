@@ -16,27 +16,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sppnet.classifier import Classifier
-from sppnet.errors import UserError
-from sppnet.tensorfile import read_tensor_file
+from sppnet.tensorfile import read_checkpoint as read_checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(Exception):  # noqa: N818  (it is no error)
     """The process was asked to stop; `last.ckpt` holds the step it was at."""
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours, on the CPU.
-
-    Raises:
-        UserError: there is no such file, it is damaged or no checkpoint of sppnet's, or it holds pickled objects
-            (which are not executed).
-    """
-    loaded = read_tensor_file(path, "checkpoint")
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("sppnet"), dict) or "state_dict" not in loaded:
-        raise UserError(f"checkpoint={path} is not a checkpoint of sppnet's (no configuration in it)")
-    return loaded
 
 
 class DurableIO(TorchCheckpointIO):

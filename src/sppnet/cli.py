@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a network, resume a run that was interrupted, or show the result of one that is done",
     "test": "score a trained network, at other sizes or with other views if you like",
     "predict": "show what a trained network sees in pictures of yours, of any size and shape",
+    "transfer": "features of a trained or given network and a linear SVM on another data set",
 }
 TRACEBACK = {"debug=traceback", "debug=fast", "debug.traceback=true"}  # said before there is a configuration
 HIDDEN = {"rank": "one further process of a run on several devices, started by the first"}

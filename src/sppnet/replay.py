@@ -69,7 +69,7 @@ def run(verb: str, job: Callable[[Trained], None], own: Sequence[str], may_chang
         UserError: nothing is there, it is no checkpoint, or something differs that may not.
     """
     words.settle()
-    where = words.typed("checkpoint")  # of several in a sweep each job finds its own
+    where = named_checkpoint()
     replayed = [] if where is None else compose.known(verb, stored(_path(where))[1])
     sys.argv[1:1] = replayed
 
@@ -77,6 +77,12 @@ def run(verb: str, job: Callable[[Trained], None], own: Sequence[str], may_chang
         job(_trained(verb, made, own, may_change))
 
     compose.run(verb, start, len(replayed))
+
+
+def named_checkpoint() -> str | None:
+    """What `checkpoint=` was given on the command line; None for `null`, for several in a sweep (each job finds its
+    own), or if it was not given."""
+    return words.typed("checkpoint")
 
 
 def _trained(verb: str, made: Job, own: Sequence[str], may_change: Sequence[str]) -> Trained:
@@ -129,7 +135,7 @@ def stored(where: Path) -> tuple[dict[str, Any], list[str]]:
             return cfg, (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"checkpoint={where}: its configuration cannot be read: {error}") from None
-    from sppnet.checkpoints import read_checkpoint
+    from sppnet.tensorfile import read_checkpoint
 
     found = read_checkpoint(weights)["sppnet"]
     return found["config"], found["overrides"]

@@ -172,14 +172,30 @@ def check_values(cfg: object) -> None:
 def take(cfg: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
     """Take the keys that only one verb has (`checkpoint`, say) out of `cfg`, each judged by its rule.
 
+    A key may lie in a section (`svm.C`), which then has no keys but those of `rules`.
+
     Raises:
         UserError: the first value that is not allowed, and what is.
     """
-    taken = {key: cfg.pop(key, None) for key in rules}
+    taken = {key: cfg.pop(key, None) for key in dict.fromkeys(key.partition(".")[0] for key in rules)}
     for key, rule in rules.items():
-        if not rule.good(taken[key]):
-            raise UserError(f"{key}={shown(taken[key])} is not allowed; it takes {rule.words}")
+        section, _, rest = key.partition(".")
+        if rest:
+            _check_section(section, taken[section], rules)
+        found, value = _get(taken, key)
+        if not found:
+            raise UserError(f"{key} is missing; it cannot be left out")
+        if not rule.good(value):
+            raise UserError(f"{key}={shown(value)} is not allowed; it takes {rule.words}")
     return taken
+
+
+def _check_section(section: str, node: object, rules: Mapping[str, Rule]) -> None:
+    known = [key.removeprefix(f"{section}.") for key in rules if key.startswith(f"{section}.")]
+    if not isinstance(node, Mapping):
+        raise UserError(f"{section}={shown(node)} is not allowed; it takes a mapping with {', '.join(known)}")
+    if unknown := [str(name) for name in node if name not in known]:
+        raise UserError(f"unknown key {section}.{unknown[0]}; {section} has {', '.join(known)}")
 
 
 def unused(cfg: Mapping[str, Any]) -> dict[str, str]:

@@ -34,3 +34,16 @@ def read_tensor_file(path: Path, key: str) -> Any:
     except Exception as error:  # a damaged file can fail anywhere in the reader
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{key}={path} cannot be read, is damaged or no file of tensors: {reason}") from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, on the CPU.
+
+    Raises:
+        UserError: there is no such file, it is damaged or no checkpoint of sppnet's, or it holds pickled objects
+            (which are not executed).
+    """
+    loaded = read_tensor_file(path, "checkpoint")
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("sppnet"), dict) or "state_dict" not in loaded:
+        raise UserError(f"checkpoint={path} is not a checkpoint of sppnet's (no configuration in it)")
+    return loaded

@@ -54,12 +54,13 @@ def config_dir() -> Path | None:
 
 
 def typed(key: str) -> str | None:
-    """The text that was typed last for `key`, without quotes; None if it was not typed, or a sweep of several was."""
+    """The text that was typed last for `key`, without quotes; None if it was null, a sweep of several, or not typed."""
     found = [word for word in _parse().overrides if word.partition("=")[0].lstrip("+") == key]
     if not found:
         return None
     override = OverridesParser.create().parse_override(found[-1])
-    return None if override.is_sweep_override() else str(override.value())
+    value = None if override.is_sweep_override() else override.value()
+    return None if value is None else str(value)
 
 
 def _quoted(word: str) -> str:

@@ -122,6 +122,8 @@ def test_voc2007_has_all_classes_of_an_image_but_difficult_ones(tmp_path: Path, 
     cat, dog, car = (VOC_CLASSES.index(name) for name in ("cat", "dog", "car"))
     assert sets.images.multilabel
     assert [sets.images.label(i) for i in range(3)] == [(cat, dog), (car,), ()]
+    assert [sets.images.unclear(i) for i in range(3)] == [(), (dog,), (VOC_CLASSES.index("bus"),)]
+    assert sets.trainval().tolist() == list(range(18))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [15, 3, 6]  # one of each kind for validation
     assert len({sets.images.label(i) for i in sets.val.tolist()}) == 3
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sppnet.data.images import ImageSet
 from sppnet.data.sizes import SizeSchedule
 from sppnet.data.split import IntArray, all_labels, make_parts
@@ -27,6 +29,10 @@ class Sets:
     train: IntArray
     val: IntArray
     test: IntArray
+
+    def trainval(self) -> IntArray:
+        """Positions of all images outside the test part, sorted."""
+        return np.setdiff1d(np.union1d(self.train, self.val), self.test)
 
 
 def build_sizes(cfg: Mapping[str, Any]) -> SizeSchedule:
@@ -80,6 +86,20 @@ def load_sets(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Sets:
         found = f"={split} is not allowed" if "split" in cfg else " is missing"
         raise UserError(f"data.split{found}; it takes shares and a seed, such as {{val: 0.15, test: 0.15, seed: 0}}")
     images = build_images(cfg) if images is None else images
+    check_labels(cfg, images)
+    parts = make_parts(images, split["val"], split["test"], split["seed"], split.get("fold"))
+    for part, members in parts.items():
+        if not len(members):
+            raise UserError(f"data={cfg['name']}: its part {part!r} holds no images")
+    return Sets(images, **parts)
+
+
+def check_labels(cfg: Mapping[str, Any], images: ImageSet) -> None:
+    """Check that every label of `images`, which `cfg` describes, is one or more of several classes.
+
+    Raises:
+        UserError: there is one class only, or a label that is none.
+    """
     if len(images.classes) < 2 and not images.multilabel:
         raise UserError(f"data={cfg['name']} has one class only ({', '.join(images.classes)}); two are needed")
     for i in range(len(images)):
@@ -88,8 +108,3 @@ def load_sets(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Sets:
             raise UserError(f"data={cfg['name']}: label({i}) is {label!r}: a tuple if and only if multilabel is set")
         if not all(0 <= c < len(images.classes) for c in all_labels(label)):
             raise UserError(f"data={cfg['name']}: label({i}) is {label!r}, but there are {len(images.classes)} classes")
-    parts = make_parts(images, split["val"], split["test"], split["seed"], split.get("fold"))
-    for part, members in parts.items():
-        if not len(members):
-            raise UserError(f"data={cfg['name']}: its part {part!r} holds no images")
-    return Sets(images, **parts)

@@ -63,6 +63,11 @@ class ImageSet(ABC):
         """
         return None
 
+    def unclear(self, index: int) -> tuple[int, ...]:
+        """The classes of which it is not to be judged whether the image has them, in a multi-label set: it counts
+        neither for nor against them in `sppnet transfer`, as VOC 2007's evaluation has it for difficult objects."""
+        return ()
+
     def fingerprint(self) -> str:
         """Hexadecimal digest of what the images are; part of a run's identity, so never of where they lie."""
         return digest([*self.classes, *(f"{self.name(i)}\0{self.label(i)}" for i in range(len(self)))])

@@ -159,8 +159,8 @@ class OxfordPets(Files):
 class Voc2007(Files):
     """PASCAL VOC 2007 classification: 20 classes, any number per image, parts trainval and test.
 
-    An image has a class if its annotation holds an object of it that is not marked difficult. (The official
-    evaluation leaves an image out for the classes of which it has only difficult objects; here it counts against.)
+    An image has a class if its annotation holds an object of it that is not marked difficult. Of the classes of which
+    it has only difficult objects it is `unclear` whether it has them; training and testing a network count it against.
     """
 
     multilabel = True
@@ -171,20 +171,30 @@ class Voc2007(Files):
         folder = files.checked_root(root, hint) / "VOCdevkit" / "VOC2007"
         base = _needed(folder, ("ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt"), hint)
         listing = Listing(base, VOC_CLASSES)
+        self._unclear: list[tuple[int, ...]] = []
         for part, source in {"train": "trainval", "test": "test"}.items():
             for name in (base / "ImageSets" / "Main" / f"{source}.txt").read_text().split():
-                label = self._objects(base / "Annotations" / f"{name}.xml")
+                label, unclear = self._objects(base / "Annotations" / f"{name}.xml")
                 listing.add(files.look_at(base / "JPEGImages" / f"{name}.jpg", base), label, part)
+                self._unclear.append(unclear)
         super().__init__(listing)
 
+    def unclear(self, index: int) -> tuple[int, ...]:
+        """The classes of which an image has difficult objects alone."""
+        return self._unclear[index]
+
     @staticmethod
-    def _objects(path: Path) -> tuple[int, ...]:
+    def _objects(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
         try:
             objects = ElementTree.parse(path).findall("object")
         except (OSError, ElementTree.ParseError) as error:
             raise UserError(f"data: {path} cannot be read as an annotation ({error})") from None
+        found = {o.findtext("name", "").strip() for o in objects}
         clear = {o.findtext("name", "").strip() for o in objects if o.findtext("difficult", "0").strip() != "1"}
-        return tuple(label for label, name in enumerate(VOC_CLASSES) if name in clear)
+        labels, unclear = (
+            tuple(label for label, name in enumerate(VOC_CLASSES) if name in names) for names in (clear, found - clear)
+        )
+        return labels, unclear
 
 
 class Flowers102(Files):

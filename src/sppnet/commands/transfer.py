@@ -1,0 +1,135 @@
+"""`sppnet transfer`: features of a trained or given network and a linear SVM on them, as one row of a study's table.
+
+Order: names and values (no torch), the row that is there already, network against size, features, SVM.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sppnet import compose, replay
+from sppnet.compose import Job
+from sppnet.data import ImageSet, build_images
+from sppnet.errors import UserError
+from sppnet.identity import digest
+from sppnet.provenance import provenance
+from sppnet.replay import Trained
+from sppnet.runs import read_json, write_json
+from sppnet.transfer.options import MAY_CHANGE, OWN, Task, make_task, refuse_idle, warn_idle
+from sppnet.transfer.protocols import check_protocol, evaluate
+from sppnet.transfer.table import comparable, lines
+
+
+def main() -> None:
+    """Compose `conf/transfer.yaml`, over the run that `checkpoint=` names if it names one."""
+    if replay.named_checkpoint() is None:
+        compose.run("transfer", _given)
+    else:
+        replay.run("transfer", _trained, OWN, MAY_CHANGE)
+
+
+def _given(job: Job) -> None:
+    if (where := job.cfg.pop("checkpoint")) is not None:
+        raise UserError(f"checkpoint={where} is given on the command line, or its run would not be found")
+    refuse_idle(job.overrides)
+    transfer(make_task(job.cfg, None))
+
+
+def _trained(trained: Trained) -> None:
+    transfer(make_task(trained.cfg, trained))
+
+
+def transfer(task: Task) -> None:
+    """Print the row that is asked for, computed if it is not there yet, and all rows it can be compared with."""
+    images = build_images(task.cfg["data"])
+    warn_idle(task, images.multilabel)
+    identity = task.identity(images)
+    folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"
+    file = folder / f"{digest(identity)}.json"
+    row = None if task.cfg["force"] else read_json(file)
+    if isinstance(row, dict) and row.get("identity") == identity:
+        print(f"{file} is there (force=true computes it again)")
+    else:
+        row = _compute(task, images) | {"identity": identity, "hash": file.stem}
+        _keep(file, row)
+    print(*lines(row, comparable(folder, row)), sep="\n")
+
+
+def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
+    check_protocol(task, images)
+    from sppnet.transfer import features  # imports torch
+    from sppnet.transfer.extractor import check
+
+    check(task)
+    _warn_of_weights(task, images)
+    began = time.monotonic()
+    found = features.features_of(task, images)
+    extracted = time.monotonic()
+    bad = features.unreadable(found)
+    names = [images.name(index) for index in bad]
+    for name in names:
+        print(f"sppnet: {name} could not be read and was left out", file=sys.stderr)
+    outcome = evaluate(task, images, found, bad)
+    fitted, made = time.monotonic(), provenance()
+    return {
+        "row": _describe(task, found.shape[1]) | {"protocol": outcome.says},
+        "figures": outcome.figures,
+        "splits": outcome.splits,
+        "compare": digest({**task.protocol(images), "bad_files": names}),
+        "images": len(images),
+        "bad_files": names,
+        "seed": None if images.multilabel else task.own["splits"]["seed"],
+        "seconds": {"features": round(extracted - began, 2), "svm": round(fitted - extracted, 2)},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": made["code"]["commit"],
+        "dirty": bool(made["code"]["dirty"]),
+        "machine": made["machine"],
+        "packages": {name: made["packages"].get(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
+    }
+
+
+def _describe(task: Task, length: int) -> dict[str, Any]:
+    layer, cfg = task.own["layer"], task.cfg
+    bins = task.layer.get("bins")
+    network = cfg["backbone"].get("name") or "net"
+    if task.trained is not None:
+        network = task.trained.run.path.resolve().name if task.trained.run else task.trained.where.name
+    elif cfg["backbone"].get("weights") is None:
+        network += f" (random, seed {cfg['seed']})"
+    return {
+        "network": network,
+        "layer": f"{layer} {','.join(map(str, bins))}" if bins else layer,
+        "view": cfg["views"]["name"],
+        "size": task.size,
+        "length": length,
+        "C": float(task.own["svm"]["C"]),
+        "data": cfg["data"]["name"],
+    }
+
+
+def _warn_of_weights(task: Task, images: ImageSet) -> None:
+    """Two things that make good or bad figures mean little."""
+    if task.trained is None:
+        if task.cfg["backbone"].get("weights") is None:
+            print("sppnet: warning: backbone.weights is null: these are features of random weights", file=sys.stderr)
+        return
+    from sppnet.transfer.extractor import checkpoint  # imports torch
+
+    if checkpoint(task.trained)["fingerprint"] == images.fingerprint():
+        name = task.cfg["data"]["name"]
+        print(
+            f"sppnet: warning: the network was trained on images of data={name} that are tested here", file=sys.stderr
+        )
+
+
+def _keep(file: Path, row: Mapping[str, Any]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, row)
+    except OSError as error:
+        print(*lines(row, [row]), sep="\n")  # rather than lose it
+        raise UserError(f"paths.runs: {file.parent} cannot be written to: {error.strerror}") from None

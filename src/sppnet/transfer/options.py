@@ -1,0 +1,168 @@
+"""The keys of `sppnet transfer`, what they mean together, and what names a row. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sppnet import settings
+from sppnet.data import ImageSet
+from sppnet.data.images import digest
+from sppnet.errors import UserError
+from sppnet.identity import file_digest, weights_identity
+from sppnet.replay import HARDWARE, Trained, refuse_changes, stored
+from sppnet.rules import POSITIVE, Rule, choice, whole
+
+LAYERS = ("conv", "pool", "spp", "gap", "fc1", "fc2")
+RULES: dict[str, Rule] = {
+    "layer": choice(*LAYERS),
+    "pool_to": whole(1, settings.MAX_LEVEL),
+    "svm.C": POSITIVE,
+    "splits.count": whole(1, 10_000),
+    "splits.train": whole(1),
+    "splits.test": whole(1),
+    "splits.seed": whole(0),
+}
+OWN = tuple(dict.fromkeys(key.partition(".")[0] for key in RULES))
+TRAINING = ("trainer.limit_batches",)  # of a run; features are of every image
+PYRAMID = ("head.bins", "head.pool", "head.rule")
+MAY_CHANGE = (
+    *("data", "sizes.test", "views", "paths", "debug", "force", "study", *PYRAMID),
+    *(key for key in HARDWARE if key not in TRAINING),
+)
+GIVEN = (*MAY_CHANGE, *OWN, "checkpoint", "backbone", "pyramid", "seed", "experiments", "launch", "hydra")
+FORMAT = 1  # raised when the code changes the features, or the figures, of the same settings
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row: a layer of a network, seen through one view, and the protocol of its SVM.
+
+    Attributes:
+        cfg: a valid configuration, without the verb's own keys.
+        own: the verb's own keys.
+        trained: the checkpoint; None for a network that is given by `backbone`.
+    """
+
+    cfg: dict[str, Any]
+    own: dict[str, Any]
+    trained: Trained | None
+
+    @property
+    def size(self) -> int:
+        """Side of the square input or shorter side of the whole image, in pixels."""
+        return int(self.cfg["sizes"]["test"][0])
+
+    @property
+    def skip(self) -> bool:
+        """Whether images that cannot be read are left out."""
+        return bool(self.cfg["data"]["bad_files"] == "skip")
+
+    @property
+    def layer(self) -> dict[str, Any]:
+        """What is computed, see `layer`."""
+        return self.describe(self.own["layer"])
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What a layer is, as plain data: two of the same description have the same features."""
+        head = self.cfg["head"]
+        if name == "pool":
+            return {"kind": "pyramid", "bins": [self.own["pool_to"]], "pool": "max", "rule": "adaptive"}
+        if name == "spp":
+            rule = head.get("rule", "adaptive")
+            return {"kind": "pyramid", "bins": head["bins"], "pool": head.get("pool", "max"), "rule": rule}
+        return {"kind": "fc", "number": int(name[2:])} if name.startswith("fc") else {"kind": name}
+
+    def source(self) -> dict[str, Any]:
+        """The network by content: what its weights and its trunk are."""
+        if self.trained is not None:
+            return {"checkpoint": file_digest(self.trained.weights)}
+        node = {key: value for key, value in self.cfg["backbone"].items() if key not in {"weights", "freeze", "name"}}
+        weights = weights_identity(self.cfg["backbone"].get("weights"))
+        return {"backbone": node, "weights": weights, "seed": self.cfg["seed"] if weights is None else None}
+
+    def features(self, images: ImageSet, layer: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that determines the features of `layer`, but for the images' pixels, which have names and
+        lengths."""
+        views, data = self.cfg["views"], self.cfg["data"]
+        seen = {"center": ("fit", "ratio"), "warp": ("fit",), "full": ("fit", "aspect_step")}[views["fit"]]
+        return {
+            "format": FORMAT,
+            "images": images.fingerprint(),
+            "network": self.source(),
+            "layer": dict(layer),
+            "view": {key: views[key] for key in seen} | {"size": self.size},
+            "mean": data["mean"],
+            "std": data["std"],
+            "precision": self.cfg["trainer"]["precision"],
+        }
+
+    def identity(self, images: ImageSet) -> dict[str, Any]:
+        """Everything that determines the figures of this row."""
+        how = {"protocol": self.protocol(images), "C": float(self.own["svm"]["C"]), "skip": self.skip}
+        return self.features(images, self.layer) | how
+
+    def protocol(self, images: ImageSet) -> dict[str, Any]:
+        """Who trains and who is tested: rows of the same protocol can be compared."""
+        if not images.multilabel:
+            return {"data": images.fingerprint(), "splits": self.own["splits"]}
+        unclear = digest(str(tuple(images.unclear(i))) for i in range(len(images)))
+        parts = {} if images.split() is not None else {"split": self.cfg["data"]["split"]}
+        return {"data": images.fingerprint(), "unclear": unclear} | parts
+
+
+def make_task(cfg: dict[str, Any], trained: Trained | None) -> Task:
+    """The row that a composed configuration asks for.
+
+    Raises:
+        UserError: a value is not allowed, or two do not fit together; torch is needed for neither.
+    """
+    own = settings.take(cfg, RULES)
+    settings.check(cfg)
+    views, layer, sizes = cfg["views"], own["layer"], cfg["sizes"]["test"]
+    if views["fit"] == "windows":
+        raise UserError(f"views={views['name']} is several views, features are of one; use center, warp or full")
+    if len(sizes) != 1:
+        raise UserError(f"sizes.test={sizes}: features are taken at one size; sizes.test=[{sizes[0]}], say")
+    if layer == "conv" and views["fit"] == "full":
+        raise UserError("layer=conv has another length for every shape of map; with views=full use spp, pool or gap")
+    if layer.startswith("fc"):
+        _check_hidden(cfg, layer, trained)
+    return Task(cfg, own, trained)
+
+
+def refuse_idle(overrides: list[str]) -> None:
+    """Refuse what was typed for training a network, where one is given that is not trained.
+
+    Raises:
+        UserError: one of `overrides` has no effect.
+    """
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+~")
+        if not any(key == may or key.startswith((f"{may}.", f"{may}/")) for may in GIVEN):
+            raise UserError(f"{key} has no effect on features: without a checkpoint nothing is trained")
+
+
+def warn_idle(task: Task, multilabel: bool) -> None:
+    """Say which of the verb's own keys were typed and have no effect."""
+    idle = {"pool_to": f"layer={task.own['layer']}"} if task.own["layer"] != "pool" else {}
+    if multilabel:
+        idle |= {key: "images of several labels, whose own parts are used" for key in RULES if key[:7] == "splits."}
+    for word in sys.argv[1:]:
+        if (key := word.partition("=")[0]) in idle:
+            print(f"sppnet: warning: {key} has no effect with {idle[key]}", file=sys.stderr)
+
+
+def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: Trained | None) -> None:
+    if trained is None:
+        raise UserError(
+            f"layer={layer} is part of a trained head, which a given backbone lacks; it takes checkpoint=RUN"
+        )
+    hidden = cfg["head"]["hidden"]
+    if int(layer[2:]) > len(hidden):
+        there = ", ".join(f"fc{i}" for i in range(1, len(hidden) + 1)) or "none"
+        raise UserError(f"layer={layer}: the head has the fully connected layers {there} (head.hidden={hidden})")
+    trained_with = stored(trained.where)[0]
+    refuse_changes(trained_with, cfg, [key for key in MAY_CHANGE if key not in PYRAMID], f"transfer of {layer}")
