@@ -23,7 +23,8 @@ from sppnet.classifier import Classifier
 from sppnet.data import ImageSet, Sets, build_sizes, load_sets
 from sppnet.data.datamodule import DataModule
 from sppnet.errors import RunFailed, UserError
-from sppnet.identity import check_identity, digest, world_size
+from sppnet.identity import check_identity, world_size
+from sppnet.mirrors import mirrors
 from sppnet.network import build_network
 from sppnet.plug import instantiate
 from sppnet.provenance import code
@@ -82,7 +83,7 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     status = StatusFile(run, bad_files)
     checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"])
     callbacks = [records, bad_files, status, *prepared.callbacks, checkpoints]
-    trainer = make_trainer(cfg, callbacks, [records, *_mirrors(cfg, run)], run.path)
+    trainer = make_trainer(cfg, callbacks, [records, *mirrors(cfg, run)], run.path)
     _check_last(run)
     if not run.last.exists():
         records.truncate(0)
@@ -195,36 +196,6 @@ def _callbacks(cfg: Mapping[str, Any]) -> list[Callback]:
     if cfg["trainer"]["ema"] is not None:
         made.append(EMAWeightAveraging(decay=cfg["trainer"]["ema"]))
     return made + progress_display(cfg["trainer"]["progress"])
-
-
-def _mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
-    """wandb and TensorBoard: losing them loses nothing."""
-    made: list[Logger] = []
-    if "tensorboard" in cfg["logger"]:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        made.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
-    if "wandb" in cfg["logger"]:
-        from lightning.pytorch.loggers import WandbLogger
-        from wandb import Settings
-
-        node = cfg["logger"]["wandb"]
-        made.append(
-            WandbLogger(
-                name=run.path.name,
-                id=digest({"study": cfg["study"], "run": run.path.name}),  # a resumed run is the same wandb run
-                resume="allow",
-                group=cfg["study"],
-                tags=node["tags"] or None,
-                project=node["project"],
-                entity=node["entity"],
-                offline=node["mode"] == "offline",
-                save_dir=run.path,
-                settings=Settings(silent=True),  # the run directory and the result are what is printed last
-                config=dict(cfg),
-            )
-        )
-    return made
 
 
 def load_trained(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets: Sets, where: Path) -> Classifier:
