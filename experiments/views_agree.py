@@ -36,6 +36,7 @@ class Scores:
     from_pixels: np.ndarray
     target: np.ndarray
     seconds: tuple[float, float]  # per image
+    seed: int | None = None
 
     def right(self, scores: np.ndarray) -> np.ndarray:
         """Whether the average of the views is right, of each image."""
@@ -65,7 +66,9 @@ def score(run: Path, threads: int | None) -> Scores:
             kept.append(torch.cat(scorer(images), 1).softmax(2).numpy())
         targets.append(batch["target"].numpy())
     of_map, of_pixels = (sum(scorer.seconds.values()) / scorer.images for scorer in scorers)
-    return Scores(np.concatenate(found[0]), np.concatenate(found[1]), np.concatenate(targets), (of_map, of_pixels))
+    return Scores(
+        np.concatenate(found[0]), np.concatenate(found[1]), np.concatenate(targets), (of_map, of_pixels), cfg["seed"]
+    )
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:
@@ -124,11 +127,13 @@ def main() -> None:
         (RESULTS / "views_agree.md").write_text("\n".join(lines) + "\n")
         with (RESULTS / "views_agree.csv").open("w", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
-            rows.writerow([*("run", "images", "top1_map", "top1_pixels", "seconds_map", "seconds_pixels"), *MADE_WITH])
+            rows.writerow(
+                [*("run", "seed", "images", "top1_map", "top1_pixels", "seconds_map", "seconds_pixels"), *MADE_WITH]
+            )
             for run, one in zip(arguments.runs, every, strict=True):
                 tops = [round(float(one.right(scores).mean()), 6) for scores in (one.from_map, one.from_pixels)]
                 seconds = [round(s, 6) for s in one.seconds]
-                rows.writerow([run.name, len(one.target), *tops, *seconds, *made_with()])
+                rows.writerow([run.name, one.seed, len(one.target), *tops, *seconds, *made_with()])
 
 
 if __name__ == "__main__":

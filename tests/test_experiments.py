@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from sppnet import compose, settings
 from sppnet.checks import check_job
 from sppnet.data import build_images
 from sppnet.identity import run_identity
+from sppnet.transfer.extractor import check as check_features
+from sppnet.transfer.options import make_task
 
 STUDIES = sorted((compose.root() / "experiments").glob("*.yaml"))
 PAPER = [path.stem for path in STUDIES if path.stem.startswith("paper_")]
@@ -29,9 +32,17 @@ def rows(study: str) -> dict[str, dict[str, Any]]:
     return made
 
 
+def verb(study: str) -> str:
+    """The verb of a study's command."""
+    [found] = re.findall(
+        rf"sppnet (\w+) .*experiments={study}\b", (compose.root() / f"experiments/{study}.yaml").read_text()
+    )
+    return str(found)
+
+
 def row(study: str, name: str) -> dict[str, Any]:
     """The configuration of one row."""
-    cfg = compose.again("train", [f"experiments={study}", *rows(study)[name]["set"]])
+    cfg = compose.again(verb(study), [f"experiments={study}", *rows(study)[name]["set"]])
     return {key: value for key, value in cfg.items() if key != "hydra"}
 
 
@@ -41,8 +52,7 @@ def test_a_study_says_its_question_and_how_to_run_it(sppnet: Caller, path: Path)
     assert lines[0] == "# @package _global_"
     said = [line.split()[1] for line in lines[1:] if line.startswith("# ") and not line.startswith("#  ")]
     assert said == ["Question:", "Command:", "Expected:", "Cost:"]
-    assert f"experiments={path.stem}" in path.read_text()
-    shown = sppnet("train", f"experiments={path.stem}", "--cfg", "job", "--resolve")
+    shown = sppnet(verb(path.stem), f"experiments={path.stem}", "--cfg", "job", "--resolve")
     assert shown.code == 0, shown.err
     assert yaml.safe_load(shown.out)["study"] == ("paper" if path.stem.startswith("paper") else path.stem)
 
@@ -53,8 +63,12 @@ CELLS = [(path.stem, name) for path in STUDIES for name in rows(path.stem)]
 @pytest.mark.parametrize(("study", "name"), CELLS, ids=lambda word: word)
 def test_every_row_of_a_study_is_a_job_that_can_start(study: str, name: str) -> None:
     cfg = row(study, name)
-    settings.check(cfg)
-    check_job(cfg)
+    if verb(study) == "transfer":
+        del cfg["checkpoint"]
+        check_features(make_task(cfg, None))
+    else:
+        settings.check(cfg)
+        check_job(cfg)
 
 
 def test_the_papers_figures_are_those_of_its_tables() -> None:
