@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sppnet.data import build_sizes, load_sets
 from sppnet.data.datamodule import DataModule
-from sppnet.errors import UserError
 
 Load = Callable[..., dict[str, Any]]
 
@@ -64,12 +63,3 @@ def test_lightning_resumes_at_the_very_batch(config: Load, tmp_path: Path, limit
     assert limit is None or per_epoch == limit
     for step in (1, per_epoch, per_epoch + 2):
         assert fit(cfg, tmp_path / f"from {step}", limit, resume=tmp_path / f"step={step}.ckpt") == whole[step:]
-
-
-def test_fewer_images_than_processes_are_refused(config: Load, tmp_path: Path) -> None:
-    cfg = config("digits")
-    sets = load_sets(cfg)
-    sizes = build_sizes({"_target_": "sppnet.data.sizes.Single", "train": [24], "val": [24], "test": [24]})
-    empty = type(sets)(sets.images, sets.train[:0], sets.val, sets.test)
-    with pytest.raises(UserError, match="too few"):
-        DataModule(empty, sizes, cfg, {"fit": "center", "ratio": 1.0}, 0, tmp_path).train_dataloader()
