@@ -1,17 +1,14 @@
-"""How predictions are shown and written: a table, JSON lines, and on standard error how far it is."""
+"""How predictions are shown and written: a table and JSON lines."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-LINES_EVERY = 10.0  # seconds between two lines on how far it is
 Named = Sequence[tuple[str, float]]  # classes and their probabilities, the likeliest first
 
 
@@ -97,45 +94,6 @@ def say(line: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would stumble at its end
         raise SystemExit(141) from None  # 128 + SIGPIPE, what a shell says of a program that this signal has ended
-
-
-@contextlib.contextmanager
-def meter(kind: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show on standard error how far it is, for `total` pictures; call what this gives after each of them.
-
-    Args:
-        kind: `trainer.progress`: none; bar; lines, one every ten seconds; auto, a bar on a terminal, else lines.
-        total: how many there are; of one nothing is shown.
-    """
-    if kind == "none" or total < 2:
-        yield lambda: None
-    elif kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("pictures"), TimeRemainingColumn())
-        console = Console(stderr=True, soft_wrap=True)
-        with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
-            task = progress.add_task("", total=total)
-            yield lambda: progress.advance(task)
-    else:
-        yield _lines(total)
-
-
-def _lines(total: int) -> Callable[[], None]:
-    began = shown = time.monotonic()
-    done = 0
-
-    def tick() -> None:
-        nonlocal shown, done
-        done += 1
-        now = time.monotonic()
-        if now - shown >= LINES_EVERY:
-            shown = now
-            rate = done / (now - began)
-            print(f"sppnet predict: {done} of {total} pictures, {rate:.1f} a second", file=sys.stderr, flush=True)
-
-    return tick
 
 
 def _plain(name: str) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from sppnet import compose, replay, settings
 from sppnet.data.pictures import Found, find_pictures
 from sppnet.errors import RunFailed, UserError
+from sppnet.meter import meter
 from sppnet.replay import HARDWARE, Trained
 from sppnet.rules import FLAG, TEXT, either, or_null, whole
-from sppnet.table import JsonLines, Table, meter
+from sppnet.table import JsonLines, Table
 
 if TYPE_CHECKING:
     from sppnet.drawer import Drawer
@@ -61,7 +62,7 @@ def _predict(
     settle(cfg)
     predictor = Predictor(cfg, read_checkpoint(trained.weights), trained.weights, found)
     table, failed = Table([predictor.pictures.name(i) for i in range(len(predictor.pictures))], predictor.classes), 0
-    with meter(cfg["trainer"]["progress"], len(found.names)) as tick:
+    with meter("predict", cfg["trainer"]["progress"], len(found.names)) as tick:
         for prediction in predictor:
             if prediction.problem:
                 failed += 1
@@ -74,7 +75,7 @@ def _predict(
                     table.write(prediction.name, prediction.shape, named)
                 if drawer is not None:
                     drawer.draw(predictor, prediction, best, found.names[prediction.index])
-            tick()
+            tick(1)
     if failed == len(found.names):
         raise RunFailed(f"none of the {failed} pictures could be read" if failed > 1 else "it could not be read")
     if failed:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sppnet.data import ImageSet
-from sppnet.data.batches import Batch, Loader, Samples
+from sppnet.data.batches import Loader, Samples
 from sppnet.data.buckets import shape_buckets, square_bucket
 from sppnet.data.crops import EvalRegions
 from sppnet.data.images import digest
@@ -21,6 +17,7 @@ from sppnet.data.sampler import EvalBatches
 from sppnet.data.shapes import load_shapes
 from sppnet.data.sizes import level_batch
 from sppnet.errors import RunFailed, UserError
+from sppnet.meter import meter
 from sppnet.replay import Trained, stored
 from sppnet.transfer import store
 from sppnet.transfer.extractor import Runner
@@ -28,7 +25,6 @@ from sppnet.transfer.options import PYRAMID, Task
 from sppnet.transfer.svm import Array
 
 ROOM = 224  # pixels; batches of `data.batch_size` images up to this side, of fewer above
-LINES_EVERY = 10.0  # seconds
 
 
 def features_of(task: Task, images: ImageSet) -> Array:
@@ -81,8 +77,9 @@ def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
     settings = task.cfg["trainer"]
     torch.set_num_threads(settings["threads"])
     run = Runner(task, list(paths))
-    with store.writing(paths, len(images)) as files:
-        for batch in _shown(_loader(task, images), len(images), settings["progress"]):
+    with store.writing(paths, len(images)) as files, meter("transfer", settings["progress"], len(images)) as tick:
+        for batch in _loader(task, images):
+            tick(len(batch["index"]) + len(batch["bad"]))
             keep = batch["valid"]
             if not keep.any():
                 continue
@@ -111,24 +108,3 @@ def _loader(task: Task, images: ImageSet) -> Loader:
     batches = EvalBatches(buckets, task.size, [task.size], batch_size)
     regions = EvalRegions(views["fit"], views["ratio"])
     return Loader(Samples(images, regions), batches, task.skip, data["workers"], torch.cuda.is_available())
-
-
-def _shown(batches: Loader, total: int, kind: str) -> Iterator[Batch]:
-    """The batches; a bar on a terminal, else a line every few seconds."""
-    done, began = 0, time.monotonic()
-    with contextlib.ExitStack() as stack:
-        bar = None
-        if kind == "bar" or (kind == "auto" and sys.stdout.isatty()):
-            from rich.progress import Progress
-
-            bar = stack.enter_context(Progress(transient=True))
-            task = bar.add_task("features", total=total)
-        said = began
-        for batch in batches:
-            yield batch
-            done += len(batch["index"]) + len(batch["bad"])
-            if bar is not None:
-                bar.update(task, completed=done)
-            elif kind != "none" and time.monotonic() - said > LINES_EVERY:
-                said = time.monotonic()
-                print(f"features: {done} of {total} images ({said - began:.0f} s)", flush=True)
