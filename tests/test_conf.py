@@ -100,3 +100,8 @@ def test_a_folder_of_ones_own_joins_the_configuration(sppnet: Caller, tmp_path: 
     refused = sppnet("train", "--config-dir", "mine", *words, "seed=1")
     assert refused.code == 2
     assert "mynets.Two" in refused.err
+
+
+def test_composing_in_another_program_minds_none_of_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["notebook", "--collect-only", "-f", "kernel.json"])
+    assert compose.again("train", ["seed=3"])["seed"] == 3

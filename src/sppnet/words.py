@@ -48,9 +48,12 @@ def settle() -> None:
 
 
 def config_dir() -> Path | None:
-    """The folder of `--config-dir`."""
-    folder = _parse().config_dir
-    return Path(folder).absolute() if folder else None
+    """The folder of `--config-dir`. Judges nothing else: who composes in a program of their own has other options."""
+    for word, following in itertools.pairwise([*sys.argv[1:], ""]):
+        name, equals, value = word.partition("=")
+        if name in {"--config-dir", "-cd"}:
+            return Path(value if equals else following).absolute()
+    return None
 
 
 def typed(key: str) -> str | None:
