@@ -27,10 +27,10 @@ Group = dict[int, Row]  # by seed
 
 
 def look_up(cfg: Any, key: str) -> str:
-    """The value of a dotted key, as text; lists without blanks."""
+    """The value of a dotted key, as text; lists without blanks, classes without their modules."""
     for part in key.split("."):
         cfg = cfg[part]
-    return str(cfg).replace(" ", "")
+    return str(cfg).rpartition(".")[2] if key.endswith("_target_") else str(cfg).replace(" ", "")
 
 
 def read(run: Path, by: Sequence[str]) -> Row:
