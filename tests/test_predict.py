@@ -182,6 +182,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", "output=no/such/made.jsonl"], ["output=no/such/made.jsonl", "no folder no/such"]),
     (["input=pictures", "output=empty"], ["output=empty", "folder"]),
     (["input=pictures", "draw=pictures/grey.JPG"], ["draw=pictures/grey.JPG", "file"]),
+    (["input=pictures", "output=pictures/grey.JPG"], ["output=pictures/grey.JPG", "one of the pictures"]),
     (["input=pictures", "draw=pictures/drawn"], ["draw=pictures/drawn", "input=pictures"]),
     (["input=.", "draw=true"], ["draw=predictions", "elsewhere"]),
     (["input=pictures", "draw=true", "views=ten"], ["draw", "views=ten", "full"]),

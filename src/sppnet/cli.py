@@ -58,10 +58,11 @@ def dispatch() -> int:
 
 
 def _run(verb: str) -> int:
+    traceback_too = bool(TRACEBACK & set(sys.argv))  # as typed; a run's own words come in later
     try:
         importlib.import_module(f"sppnet.commands.{verb}").main()
     except UserError as error:
-        if TRACEBACK & set(sys.argv):
+        if traceback_too:
             traceback.print_exc()
         print(f"sppnet {verb}: {error}", file=sys.stderr)
         return 2

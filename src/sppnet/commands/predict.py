@@ -43,7 +43,7 @@ def predict(trained: Trained) -> None:
     settings.check(cfg)
     found = find_pictures(own["input"])
     drawings = _drawings(own["draw"], found)
-    _check_output(own["output"])
+    _check_output(own["output"], found, trained)
     from sppnet.checks import check_job  # imports torch
 
     check_job(cfg)
@@ -103,13 +103,18 @@ def _settled(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
     }
 
 
-def _check_output(output: str | None) -> None:
-    """Raise UserError unless `output` can be written."""
+def _check_output(output: str | None, found: Found, trained: Trained) -> None:
+    """Raise UserError unless `output` can be written, and would replace neither a picture nor the checkpoint."""
     if output in (None, "-"):
         return
     path = Path(str(output)).expanduser()
     if path.is_dir():
         raise UserError(f"output={output} is a folder; it takes a file, such as output={output}/predictions.jsonl")
+    if path.exists() and path.resolve() in {
+        trained.weights.resolve(),
+        *((found.root / n).resolve() for n in found.names),
+    }:
+        raise UserError(f"output={output} is itself one of the pictures, or the checkpoint; name another file")
     if not path.parent.is_dir():
         raise UserError(f"output={output}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
