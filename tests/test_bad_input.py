@@ -85,6 +85,10 @@ NAMES_AND_VALUES = [
     (["test"], ["checkpoint"]),
     (["test", "checkpoint=no/such"], ["no/such", "no such file or directory"]),
     (["train", "-m", "seed=-1,-2"], ["seed=-1", "at least 0"]),
+    (["train", "experiments=multi_size"], ["experiments=multi_size is a sweep", "-m", "hydra.sweeper.only=[single]"]),
+    (["train", "experiments=depth"], ["experiments=depth is a sweep", "-m"]),
+    (["train", "-m", "experiments=multi_size", "hydra.sweeper.only=fly"], ["only=fly", "single, alternating, uniform"]),
+    (["train", "-m", "experiments=multi_size", "hydra.sweeper.only=[fly]"], ["only=fly", "single, alternating"]),
 ]
 
 
@@ -113,6 +117,7 @@ def test_a_wrong_name_or_value(sppnet: Caller, tmp_path: Path, words: list[str],
 
 
 FIT = [
+    (["views=ten", "views.scales=[256,257]"], ["[256, 257]", "[55, 55]", "sizes.test=48", "differ"]),
     (["backbone=zf5", "sizes=single", "sizes.train=[20]"], ["20", "the smallest size that works is"]),
     (["head.rule=sliding", "sizes=single", "sizes.train=[40]"], ["40", "10"]),
     (["backbone=torchvision", "backbone.name=vit_b_16"], ["vit_b_16", "any size", "224"]),

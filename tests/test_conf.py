@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from calling import Caller
-from sppnet import compose, settings
+from sppnet import compose, groups, settings
 
-CONF = compose.root() / "conf"
+CONF = groups.root() / "conf"
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 NEEDS = {"backbone=torchvision": ["backbone.name=resnet18"], "head=flatten": ["sizes=single"]}
 BACKBONES, HEADS, SIZES = (

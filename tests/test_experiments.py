@@ -15,19 +15,19 @@ import yaml
 from PIL import Image
 
 from calling import SMALL, Caller
-from sppnet import compose, settings
+from sppnet import compose, groups, settings
 from sppnet.checks import check_job
 from sppnet.data import build_images
 from sppnet.identity import run_identity
 from sppnet.transfer.extractor import check as check_features
 from sppnet.transfer.options import make_task
 
-STUDIES = sorted((compose.root() / "experiments").glob("*.yaml"))
+STUDIES = sorted((groups.root() / "experiments").glob("*.yaml"))
 PAPER = [path.stem for path in STUDIES if path.stem.startswith("paper_")]
 
 
 def rows(study: str) -> dict[str, dict[str, Any]]:
-    found = yaml.safe_load((compose.root() / f"experiments/{study}.yaml").read_text())
+    found = yaml.safe_load((groups.root() / f"experiments/{study}.yaml").read_text())
     made: dict[str, dict[str, Any]] = found.get("hydra", {}).get("sweeper", {}).get("rows", {})
     return made
 
@@ -35,7 +35,7 @@ def rows(study: str) -> dict[str, dict[str, Any]]:
 def verb(study: str) -> str:
     """The verb of a study's command."""
     [found] = re.findall(
-        rf"sppnet (\w+) .*experiments={study}\b", (compose.root() / f"experiments/{study}.yaml").read_text()
+        rf"sppnet (\w+) .*experiments={study}\b", (groups.root() / f"experiments/{study}.yaml").read_text()
     )
     return str(found)
 
@@ -127,7 +127,7 @@ def test_rows_are_picked_and_what_is_typed_wins(spawn: Caller, tmp_path: Path) -
     tree(tmp_path / "photos", 4)
     narrow = ("backbone=tiny", "backbone.width=4", "head.hidden=[8]", "sizes=single", "sizes.train=[64]")
     words = ("train", "-m", "experiments=paper_table2", "data.root=photos", "views.source=map", *TWO_STEPS, *narrow)
-    refused = spawn(*words, "hydra.sweeper.only=[zf6]")
+    refused = spawn(*words, "hydra.sweeper.only=zf6")
     assert (refused.code, refused.out) == (2, "")
     [line] = refused.err.strip().splitlines()
     assert line.startswith("sppnet train: hydra.sweeper.only=zf6 is not allowed; rows are zf5_no_spp, zf5_single")
@@ -148,7 +148,7 @@ def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(sppnet: Cal
     runs = [
         str(sppnet("train", *SMALL, *words, "data.split.test=0.5", f"data.split.fold={fold}").run) for fold in (0, 1)
     ]
-    script = compose.root() / "experiments/views_agree.py"
+    script = groups.root() / "experiments/views_agree.py"
     command = [sys.executable, str(script), *runs]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("40 images out of fold")
@@ -167,7 +167,7 @@ def test_a_study_is_collected_over_its_seeds(sppnet: Caller, tmp_path: Path) -> 
         for seed in (0, 1, 2):
             run = sppnet("train", *SMALL, "trainer.max_epochs=1", f"head={head}", f"seed={seed}").run
             top1.setdefault(head, []).append(json.loads((run / "summary.json").read_text())["test/top1"])
-    script = compose.root() / "experiments/collect.py"
+    script = groups.root() / "experiments/collect.py"
     command = [sys.executable, str(script), "runs/default", "--by", "head.name"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     for head, values in top1.items():

@@ -42,7 +42,7 @@ def test_whole_photographs_tell_more_than_their_centres(sppnet: Caller) -> None:
     )
     accuracy = {}
     for view in ("center", "full"):
-        done = sppnet("transfer", *words, f"views={view}", "splits.count=5", "trainer.progress=none")
+        done = sppnet("transfer", *words, f"views={view}", "splits=5", "trainer.progress=none")
         assert done.code == 0, done.err
         accuracy[view] = done.figure("transfer/accuracy")
     assert accuracy["full"] > accuracy["center"] > 0.9  # chance is 0.05

@@ -36,6 +36,9 @@ def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
     assert start["machine"]["cores"]
     assert done.out.splitlines()[-4].startswith("run directory: ")
     assert "test/top1" in done.out.splitlines()[-3]
+    [tested] = [json.loads(file.read_text()) for file in (run / "tests").iterdir()]
+    assert 0 < tested["images"] <= 4 * 32  # of 269
+    assert done.out.splitlines()[-5].startswith(f"trainer.limit_batches=4: {tested['images']} images of the test part")
 
 
 def test_a_batch_has_one_size_and_epochs_alternate(sppnet: Caller) -> None:
@@ -80,6 +83,9 @@ def test_test_gives_the_training_figure_and_one_per_size(sppnet: Caller) -> None
     several = sppnet("test", f"checkpoint={trained.run}", "sizes.test=[24,32,20]")
     assert several.figure("test/top1") == trained.figure("test/top1")
     assert [line.split()[0] for line in several.out.splitlines()[-3:]] == ["24", "32", "20"]
+    whole = sppnet("test", f"checkpoint={trained.run}", "trainer.limit_batches=null")
+    assert "limit_batches" not in whole.out
+    assert whole.figure("test/top5") != trained.figure("test/top5")
 
 
 def test_a_lone_checkpoint_file_carries_its_configuration(sppnet: Caller, tmp_path: Path) -> None:

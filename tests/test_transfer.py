@@ -29,7 +29,7 @@ from sppnet.transfer.table import difference
 
 COLOURS = {"cat": (250, 20, 20), "dog": (20, 20, 250), "emu": (20, 250, 20)}
 QUICK = ("data.workers=0", "trainer.threads=1", "trainer.progress=none", "sizes.test=[32]")
-SPLITS = ("splits.count=3", "splits.train=4", "splits.test=3")
+SPLITS = ("splits=3", "per_class.train=4", "per_class.test=3")
 GIVEN = ("data=folder", "data.root=pets", *QUICK, *SPLITS, "backbone.width=4", "backbone.weights=tiny.pth")
 
 
@@ -103,7 +103,7 @@ def test_one_pass_serves_all_pooled_layers_splits_and_constants(sppnet: Caller, 
     assert "difference" not in first.out
     stamps = cached()
     assert len(stamps) == 3
-    for words in (["layer=pool"], ["layer=gap", "svm.C=10"], ["splits.count=2"]):
+    for words in (["layer=pool"], ["layer=gap", "svm.C=10"], ["splits=2"]):
         assert sppnet("transfer", *GIVEN, *words).code == 0
         assert cached() == stamps
     table = sppnet("transfer", *GIVEN, "views=warp", "layer=conv").out
@@ -184,12 +184,12 @@ def test_caltech101_in_its_own_layout(sppnet: Caller, pets: Path) -> None:
     (pets.parent / "caltech").mkdir()
     pets.rename(pets.parent / "caltech/101_ObjectCategories")
     words = (*GIVEN[2:], "data=caltech101", "data.root=caltech", "layer=gap", "views=full")
-    done = sppnet("transfer", *words, "splits.count=1")
+    done = sppnet("transfer", *words, "splits=1")
     assert done.code == 0, done.err
     [row] = rows()
     assert set(row["splits"][0]["per_class"]) == {"BACKGROUND_Google", "cat", "dog"}
     assert "accuracy_std" not in row["figures"]  # of one split there is none
-    assert sppnet("transfer", *words, "splits.count=1", "svm.C=2").out.endswith("(one split: no intervals)\n")
+    assert sppnet("transfer", *words, "splits=1", "svm.C=2").out.endswith("(one split: no intervals)\n")
 
 
 def test_files_in_the_making_vanish_or_are_whole(tmp_path: Path) -> None:
@@ -307,8 +307,8 @@ def test_a_set_of_several_labels_is_ranked_on_its_own_parts(sppnet: Caller, tmp_
     assert row["seed"] is None
     annotation = base / "Annotations/000019.xml"
     annotation.write_text(annotation.read_text().replace(">1<", ">0<").replace("cat", "bus"))
-    other = sppnet("transfer", *words, "splits.count=3")
-    assert "warning: splits.count has no effect" in other.err
+    other = sppnet("transfer", *words, "splits=3")
+    assert "warning: splits has no effect" in other.err
     found = next(row for row in rows() if row["hash"] in other.out)["splits"][0]["per_class"]
     assert found["cat"] < 1  # it counts against the cats now
     assert found["dog"] == 1
@@ -322,16 +322,16 @@ NAMES_AND_VALUES = [
     (["svm=5"], ["svm=5", "mapping"]),
     (["+svm.loss=hinge"], ["svm.loss", "svm has C"]),
     (["~svm.C"], ["svm.C is missing"]),
-    (["splits.count=0"], ["splits.count=0", "at least 1"]),
-    (["splits.train=no"], ["splits.train=no", "whole number"]),
-    (["+splits.val=3"], ["splits.val", "count, train, test, seed"]),
+    (["splits=0"], ["splits=0", "at least 1"]),
+    (["per_class.train=no"], ["per_class.train=no", "whole number"]),
+    (["+per_class.val=3"], ["per_class.val", "train, test"]),
     (["views=ten"], ["views=ten", "center, warp or full"]),
     (["views=full", "layer=conv"], ["layer=conv", "views=full"]),
     (["sizes.test=[48,64]"], ["sizes.test=[48, 64]", "one size"]),
     (["optim.lr=1"], ["optim.lr has no effect"]),
     (["sizes.train=[40]"], ["sizes.train has no effect"]),
     (["trainer.limit_batches=3"], ["trainer.limit_batches has no effect"]),
-    (["splits.train=200"], ["splits.train=200", "nothing to test on"]),
+    (["per_class.train=200"], ["per_class.train=200", "nothing to test on"]),
     (["data=folder", "data.root=no/such"], ["no/such"]),
     (["checkpoint=no/such"], ["no/such", "no such file"]),
     (["backbone.weights=no/such.pth"], ["backbone.weights=no/such.pth"]),

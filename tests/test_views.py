@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from calling import SMALL, Caller
-from sppnet import compose
+from sppnet import groups
 from sppnet.backbones import Blog, Tiny, torchvision_trunk
 from sppnet.backbones.field import Field, receptive_field
 from sppnet.backbones.probe import map_size, on_meta
@@ -32,7 +32,7 @@ from sppnet.network import SPPNet, build_backbone, build_head
 from sppnet.training import build_data, load_trained
 from sppnet.views import Scorer, Views, Window, map_windows
 
-CONF = compose.root() / "conf"
+CONF = groups.root() / "conf"
 TEN = {"fit": "windows", "scales": [256], "of": 224, "positions": 5, "mirror": True, "full": None, "source": "map"}
 NAMES = ("alexnet", "vgg11", "resnet18", "densenet121", "googlenet", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t")
 

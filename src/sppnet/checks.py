@@ -32,6 +32,8 @@ def check_job(cfg: Mapping[str, Any]) -> None:
     whole = "full" in (cfg["data"]["fit"], cfg["views"]["fit"])
     if views is not None:
         views.check_head(cfg["head"])
+        for size in cfg["sizes"]["test"]:
+            views.sides(size)
         whole = whole or views.full is not None
     sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # all that may be drawn, not only the ends
     from_map = views is not None and views.source == "map"

@@ -63,6 +63,7 @@ class Classifier(L.LightningModule):
         self.val_score: float | None = None  # of the last validation, at the first validation size
         self.tested: dict[str, float] = {}  # figures of the last test
         self.tested_by_class: dict[str, list[float]] = {}
+        self.tested_images = 0
         self.views = Views.build(cfg["views"])
         self.scorers: dict[int, Scorer] = {}  # of a test in several views, by input size
         self.shown: dict[str, float] = {}  # what a progress display shows
@@ -176,9 +177,10 @@ class Classifier(L.LightningModule):
         self.record(found)
 
     def on_test_epoch_end(self) -> None:
-        """Leave the figures in `tested` and `tested_by_class`."""
-        self.tested, self.tested_by_class = self.metrics["test"].compute(), self.metrics["test"].per_class()
-        self.metrics["test"].reset()
+        """Leave the figures in `tested`, `tested_by_class` and `tested_images`."""
+        metrics = self.metrics["test"]
+        self.tested, self.tested_by_class, self.tested_images = metrics.compute(), metrics.per_class(), metrics.images()
+        metrics.reset()
 
     def _count(self, phase: str, batch: Batch, logits: Tensor) -> None:
         losses = self.losses(logits, batch["target"])

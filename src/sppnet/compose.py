@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -32,15 +31,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sppnet import settings, words
+from sppnet import groups, settings, words
 from sppnet.errors import UserError
-
-HERE = Path(__file__).resolve().parent
-
-
-def root() -> Path:
-    """Where `conf/` and `experiments/` lie: inside the installed package, or two levels up in a checkout."""
-    return HERE if (HERE / "conf").is_dir() else HERE.parents[1]
 
 
 @functools.cache
@@ -51,7 +43,7 @@ def _scratch() -> str:
     return path
 
 
-OmegaConf.register_new_resolver("sppnet.root", lambda: str(root()), replace=True)
+OmegaConf.register_new_resolver("sppnet.root", lambda: str(groups.root()), replace=True)
 OmegaConf.register_new_resolver("sppnet.scratch", _scratch, replace=True)
 
 
@@ -94,17 +86,19 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
     Raises:
         UserError: an option, a key or a value that Hydra does not accept, as one line.
     """
-    composed: list[tuple[DictConfig, list[str]]] = []
+    composed: list[tuple[DictConfig, list[str], str]] = []
 
     def task(cfg: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
-        composed.append((cfg, overrides))
+        composed.append((cfg, overrides, _unswept(overrides[replayed:])))
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher that is not ours calls us in its worker
             start()
 
     def start() -> None:
         while composed:
-            cfg, overrides = composed.pop()
+            cfg, overrides, wrong = composed.pop()
+            if wrong:
+                raise UserError(wrong)
             made = Job(plain(cfg), overrides)
             _warn(made.cfg, made.overrides[replayed:])
             job(made)
@@ -112,11 +106,11 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; the dispatcher words them
     words.settle()
     try:
-        hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=verb)(task)()
+        hydra.main(version_base="1.3", config_path=str(groups.root() / "conf"), config_name=verb)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, verb)) from error
     except (ValueError, TypeError) as error:  # of Hydra, about a group that was given a list or a number
-        if wrong := _unnamed_option():
+        if wrong := groups.unnamed_option():
             raise UserError(wrong) from error
         raise
     start()
@@ -150,10 +144,23 @@ def known(verb: str, overrides: list[str]) -> list[str]:
 
 
 def _compose(verb: str, overrides: list[str]) -> DictConfig:
-    folders = [str(root()), *([str(folder)] if (folder := words.config_dir()) else [])]
+    folders = [str(groups.root()), *([str(folder)] if (folder := words.config_dir()) else [])]
     quoted = ",".join("'file://" + folder.replace("\\", "\\\\").replace("'", "\\'") + "'" for folder in folders)
-    with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+    with hydra.initialize_config_dir(str(groups.root() / "conf"), version_base="1.3"):
         return hydra.compose(verb, [*overrides, f"hydra.searchpath=[{quoted}]"])
+
+
+def _unswept(typed: list[str]) -> str:
+    """What is wrong with a study that was typed without `-m`: one network would be trained, with nothing of what the
+    study sweeps."""
+    node = HydraConfig.get()
+    study = next((word for word in typed if word.startswith("experiments=")), None)
+    rows, axes = node.sweeper.get("rows"), node.sweeper.get("params")
+    is_job = node.mode == RunMode.MULTIRUN or "hydra.mode=RUN" in sys.argv  # one of a sweep
+    if not study or not (rows or axes) or is_job:
+        return ""
+    some = f"; of its rows, hydra.sweeper.only=[{next(iter(rows))}] takes that one" if rows else ""
+    return f"{study} is a sweep, which -m starts{some}"
 
 
 def _warn(cfg: dict[str, Any], overrides: list[str]) -> None:
@@ -192,31 +199,8 @@ def explain(error: BaseException, verb: str) -> str:
         )
     text = re.sub(r"^In '[^']*': ", "", _one_line(error))
     if "No match in the defaults list" in text:
-        return f"unknown group {text.split(chr(39))[1]}; groups are {', '.join(_groups())}"
+        return f"unknown group {text.split(chr(39))[1]}; groups are {', '.join(groups.names())}"
     return text.split("Config search path:")[0].rstrip(" ,")
-
-
-def _unnamed_option() -> str:
-    """Hydra says neither which group was given something that is no name, nor what its names are."""
-    names = {group: sorted(path.stem for path in _options(group)) for group in _groups()}
-    given = [word.lstrip("+").partition("=") for word in sys.argv[1:]]
-    wrong = next(((group, value) for group, _, value in given if group in names and value not in names[group]), None)
-    return f"{wrong[0]}={wrong[1]} is not allowed; it takes one of {', '.join(names[wrong[0]])}" if wrong else ""
-
-
-def _folders() -> list[Path]:
-    """Where groups lie: ours, and what --config-dir adds."""
-    return [root() / "conf", *filter(None, [words.config_dir()])]
-
-
-def _options(group: str) -> list[Path]:
-    within = root() if group == "experiments" else None
-    return [path for folder in ([within] if within else _folders()) for path in (folder / group).glob("*.yaml")]
-
-
-def _groups() -> list[str]:
-    found = {path.name for folder in _folders() for path in folder.iterdir() if path.is_dir()}
-    return sorted(found | {"experiments"})
 
 
 def _unknown_key(key: str, verb: str) -> str:
@@ -227,10 +211,12 @@ def _unknown_key(key: str, verb: str) -> str:
         if not isinstance(node, DictConfig):
             return f"unknown key {key}; {where} is a plain value"
         if part not in node:
-            names = sorted({str(name) for name in node} | set(() if where else _groups()))
+            names = sorted({str(name) for name in node} | set(() if where else groups.names()))
             near = get_close_matches(part, names, n=1)
             hint = f"did you mean {'.'.join(filter(None, (where, near[0])))}? " if near else ""
-            others = [path.stem for path in _options(where) if re.search(rf"(?m)^{re.escape(part)}:", path.read_text())]
+            others = [
+                path.stem for path in groups.options(where) if re.search(rf"(?m)^{re.escape(part)}:", path.read_text())
+            ]
             hint += f"{where}={others[0]} has it; " if where and others else ""
             return f"unknown key {key}; {hint}{where or 'the top level'} has {', '.join(names)}"
         node, where = node[part], f"{where}.{part}".lstrip(".")

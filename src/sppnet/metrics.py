@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.aggregation import MeanMetric
+from torchmetrics.aggregation import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores, MultilabelAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
@@ -68,6 +68,8 @@ class SizeMetrics:
             for name, metric in metrics.items(copy_state=False):
                 if name == "loss":
                     metric.update(losses_N)
+                elif name == "images":
+                    metric.update(len(losses_N))
                 elif name == "map":
                     metric.update(logits_NK.sigmoid(), target.long())
                 else:
@@ -91,6 +93,10 @@ class SizeMetrics:
         image; a collective call under DDP."""
         name = "map" if self.multilabel else "class_accuracy"
         return {key: _figure(name, metrics[name]).tolist() for key, metrics in self._by_size.items()}
+
+    def images(self) -> int:
+        """How many images were counted at each size of a test; a collective call under DDP."""
+        return int(next(iter(self._by_size.values()))["images"].compute())
 
     def reset(self) -> None:
         """Forget all."""
@@ -118,6 +124,8 @@ class SizeMetrics:
         if key not in self._by_size:
             metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy="disable")}
             options: dict[str, Any] = {"num_classes": self.classes, "validate_args": False}
+            if self.phase == "test":
+                metrics["images"] = SumMetric()
             if not self.multilabel:
                 metrics["top1"] = MulticlassAccuracy(average="micro", **options)
                 metrics["top5"] = MulticlassAccuracy(average="micro", top_k=min(5, self.classes), **options)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sppnet.compose import root
+from sppnet.groups import root
 
 
 @functools.cache

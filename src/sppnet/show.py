@@ -22,6 +22,8 @@ def result_lines(metrics: Mapping[str, float]) -> list[str]:
 
 def print_result(run: Run | None, found: Mapping[str, Any]) -> None:
     """Print the run directory (if there is one) and the test's figures."""
+    if limit := found["identity"]["limit"]:  # the figures do not show it
+        print(f"trainer.limit_batches={limit['batches']}: {found['images']} images of the test part were scored")
     if run is not None:
         print(f"run directory: {run.path}")
     for line in [*result_lines(found["metrics"]), *_view_lines(found.get("views", {}))]:

@@ -103,8 +103,8 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 def score(trainer: L.Trainer, classifier: Classifier, data: DataModule, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a test, as it is kept in `RUN/tests`.
 
-    `metrics` and, for each size, `per_class` are the figures; `identity` says what was tested and how; then images of
-    the test part, seconds, time and commit.
+    `metrics` and, for each size, `per_class` are the figures; `identity` says what was tested and how; then images
+    scored, seconds, time and commit.
     """
     began = time.monotonic()
     trainer.test(classifier, datamodule=data, verbose=False)
@@ -116,7 +116,7 @@ def score(trainer: L.Trainer, classifier: Classifier, data: DataModule, identity
         "metrics": classifier.tested,
         "per_class": classes,
         "identity": dict(identity),
-        "images": len(data.sets.test),
+        "images": classifier.tested_images,
         "test_seconds": round(time.monotonic() - began, 2),
         "views": {str(size): scorer.costs() for size, scorer in classifier.scorers.items()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

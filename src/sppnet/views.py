@@ -79,8 +79,18 @@ class Views:
             )
 
     def sides(self, size: int) -> list[int]:
-        """The shorter sides, in pixels, of the image at each scale, for views of `size`."""
-        return [self._side(scale, size) for scale in self.scales]
+        """The shorter sides, in pixels, of the image at each scale, for views of `size`.
+
+        Raises:
+            UserError: two scales come to the same side, whose views would count twice.
+        """
+        sides = [self._side(scale, size) for scale in self.scales]
+        if len(set(sides)) < len(sides):
+            raise UserError(
+                f"views.scales={list(self.scales)} of views of {self.of} come to sides of {sides} pixels at"
+                f" sizes.test={size}; they must differ, or views would count twice"
+            )
+        return sides
 
     def full_side(self, size: int) -> int | None:
         """The shorter side at which the whole image is scored."""

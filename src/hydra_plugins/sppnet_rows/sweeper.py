@@ -21,12 +21,12 @@ class RowsSweeperConf(BasicSweeperConf):
 
     Attributes:
         rows: by name: `set`, a list of overrides; and whatever else is known of the row, such as published figures.
-        only: names of the rows to run; all, if there are none.
+        only: names of the rows to run (or one name); all, if there are none.
     """
 
     _target_: str = "hydra_plugins.sppnet_rows.sweeper.RowsSweeper"
     rows: dict[str, Any] = field(default_factory=dict)
-    only: list[str] = field(default_factory=list)
+    only: Any = field(default_factory=list)
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="sppnet_rows", node=RowsSweeperConf, provider="sppnet")
@@ -40,10 +40,10 @@ class RowsSweeper(BasicSweeper):
         max_batch_size: int | None,
         params: dict[str, str] | None,
         rows: dict[str, Any],
-        only: Sequence[str],
+        only: str | Sequence[str],
     ) -> None:
         super().__init__(max_batch_size, params)
-        self.rows, self.only = rows, only
+        self.rows, self.only = rows, [only] if isinstance(only, str) else only
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all jobs; rows that are the same once `arguments` are in are one job."""

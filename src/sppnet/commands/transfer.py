@@ -82,7 +82,7 @@ def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
         "compare": digest({**task.protocol(images), "bad_files": names}),
         "images": len(images),
         "bad_files": names,
-        "seed": None if images.multilabel else task.own["splits"]["seed"],
+        "seed": None if images.multilabel else task.splits["seed"],
         "seconds": {"features": round(extracted - began, 2), "svm": round(fitted - extracted, 2)},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": made["code"]["commit"],

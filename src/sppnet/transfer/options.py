@@ -20,11 +20,12 @@ RULES: dict[str, Rule] = {
     "layer": choice(*LAYERS),
     "pool_to": whole(1, settings.MAX_LEVEL),
     "svm.C": POSITIVE,
-    "splits.count": whole(1, 10_000),
-    "splits.train": whole(1),
-    "splits.test": whole(1),
-    "splits.seed": whole(0),
+    "splits": whole(1, 10_000),
+    "per_class.train": whole(1),
+    "per_class.test": whole(1),
+    "split_seed": whole(0),
 }
+SPLITS = ("splits", "per_class.train", "per_class.test", "split_seed")
 OWN = tuple(dict.fromkeys(key.partition(".")[0] for key in RULES))
 TRAINING = ("trainer.limit_batches",)  # of a run; features are of every image
 PYRAMID = ("head.bins", "head.pool", "head.rule")
@@ -99,6 +100,11 @@ class Task:
             "precision": self.cfg["trainer"]["precision"],
         }
 
+    @property
+    def splits(self) -> dict[str, int]:
+        """The random splits of a single-label set, as `draw_splits` takes them."""
+        return {"count": self.own["splits"], **self.own["per_class"], "seed": self.own["split_seed"]}
+
     def identity(self, images: ImageSet) -> dict[str, Any]:
         """Everything that determines the figures of this row."""
         how = {"protocol": self.protocol(images), "C": float(self.own["svm"]["C"]), "skip": self.skip}
@@ -107,7 +113,7 @@ class Task:
     def protocol(self, images: ImageSet) -> dict[str, Any]:
         """Who trains and who is tested: rows of the same protocol can be compared."""
         if not images.multilabel:
-            return {"data": images.fingerprint(), "splits": self.own["splits"]}
+            return {"data": images.fingerprint(), "splits": self.splits}
         unclear = digest(str(tuple(images.unclear(i))) for i in range(len(images)))
         parts = {} if images.split() is not None else {"split": self.cfg["data"]["split"]}
         return {"data": images.fingerprint(), "unclear": unclear} | parts
@@ -149,7 +155,7 @@ def warn_idle(task: Task, multilabel: bool) -> None:
     """Say which of the verb's own keys were typed and have no effect."""
     idle = {"pool_to": f"layer={task.own['layer']}"} if task.own["layer"] != "pool" else {}
     if multilabel:
-        idle |= {key: "images of several labels, whose own parts are used" for key in RULES if key[:7] == "splits."}
+        idle |= dict.fromkeys(SPLITS, "images of several labels, whose own parts are used")
     for word in sys.argv[1:]:
         if (key := word.partition("=")[0]) in idle:
             print(f"sppnet: warning: {key} has no effect with {idle[key]}", file=sys.stderr)

@@ -67,7 +67,7 @@ def _classify(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[in
     for name in ("accuracy", "overall"):
         mean, deviation = mean_and_deviation([one[name] for one in found])
         figures |= {name: mean} | ({} if deviation is None else {f"{name}_std": deviation})
-    s = task.own["splits"]
+    s = task.splits
     says = f"{s['train']} images of each class to train on, at most {s['test']} to test on, {s['count']} split(s)"
     return Outcome(figures, found, says)
 
@@ -92,7 +92,7 @@ def _rank(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) 
 def _draw(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
     labels = [all_labels(images.label(index))[0] for index in range(len(images))]
     members = np.setdiff1d(np.arange(len(images)), bad).tolist()
-    return draw_splits(labels, members, images.classes, task.own["splits"])
+    return draw_splits(labels, members, images.classes, task.splits)
 
 
 def _by_class(found: dict[str, Any], classes: Sequence[str], what: str) -> dict[str, Any]:

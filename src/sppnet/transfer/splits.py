@@ -40,7 +40,7 @@ def draw_splits(
     if few := [f"{classes[c]} ({len(found)})" for c, found in by_class.items() if len(found) < least]:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         raise UserError(
-            f"splits.train={splits['train']} leaves nothing to test on of the class(es) {', '.join(few[:5])}{more};"
+            f"per_class.train={splits['train']} leaves nothing to test on of the class(es) {', '.join(few[:5])}{more};"
             " their numbers of images are in brackets"
         )
     return [_draw(by_class, classes, splits, number) for number in range(splits["count"])]

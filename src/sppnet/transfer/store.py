@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import signal
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -72,11 +72,12 @@ def writing(paths: dict[str, Path], count: int) -> Iterator[dict[str, Rows]]:
         for name, path in paths.items():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
+                temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
+                handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # a cache may be shared
             except OSError as error:
                 raise UserError(f"paths.cache={path.parent} cannot be written to: {error.strerror}") from None
-            stack.callback(Path(temporary).unlink, missing_ok=True)
-            made[name] = (Rows(stack.enter_context(os.fdopen(handle, "w+b")), count), Path(temporary))
+            stack.callback(temporary.unlink, missing_ok=True)
+            made[name] = (Rows(stack.enter_context(os.fdopen(handle, "w+b")), count), temporary)
         yield {name: rows for name, (rows, _) in made.items()}
         for name, (rows, finished) in made.items():
             if rows.width:

@@ -1,0 +1,43 @@
+"""The groups of the configuration and their options, as they lie on disk. Nothing here imports Hydra or torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sppnet import words
+
+HERE = Path(__file__).resolve().parent
+
+
+def root() -> Path:
+    """Where `conf/` and `experiments/` lie: inside the installed package, or two levels up in a checkout."""
+    return HERE if (HERE / "conf").is_dir() else HERE.parents[1]
+
+
+def unnamed_option() -> str:
+    """Hydra says neither which group was given something that is no name, nor what its names are."""
+    allowed = {group: sorted(path.stem for path in options(group)) for group in names()}
+    given = [word.lstrip("+").partition("=") for word in sys.argv[1:]]
+    wrong = [(group, value) for group, _, value in given if group in allowed and value not in allowed[group]]
+    if not wrong:
+        return ""
+    group, value = wrong[0]
+    return f"{group}={value} is not allowed; it takes one of {', '.join(allowed[group])}"
+
+
+def folders() -> list[Path]:
+    """Where groups lie: ours, and what --config-dir adds."""
+    return [root() / "conf", *filter(None, [words.config_dir()])]
+
+
+def options(group: str) -> list[Path]:
+    """The files of a group's options."""
+    within = root() if group == "experiments" else None
+    return [path for folder in ([within] if within else folders()) for path in (folder / group).glob("*.yaml")]
+
+
+def names() -> list[str]:
+    """All groups."""
+    found = {path.name for folder in folders() for path in folder.iterdir() if path.is_dir()}
+    return sorted(found | {"experiments"})
