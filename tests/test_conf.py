@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from calling import Caller
-from sppnet import compose, groups, settings
+from sppnet import groups, recompose, settings
 
 CONF = groups.root() / "conf"
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
@@ -104,4 +104,4 @@ def test_a_folder_of_ones_own_joins_the_configuration(sppnet: Caller, tmp_path: 
 
 def test_composing_in_another_program_minds_none_of_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["notebook", "--collect-only", "-f", "kernel.json"])
-    assert compose.again("train", ["seed=3"])["seed"] == 3
+    assert recompose.again("train", ["seed=3"])["seed"] == 3

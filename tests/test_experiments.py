@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from calling import SMALL, Caller
-from sppnet import compose, groups, settings
+from sppnet import groups, recompose, settings
 from sppnet.checks import check_job
 from sppnet.data import build_images
 from sppnet.identity import run_identity
@@ -42,7 +42,7 @@ def verb(study: str) -> str:
 
 def row(study: str, name: str) -> dict[str, Any]:
     """The configuration of one row."""
-    cfg = compose.again(verb(study), [f"experiments={study}", *rows(study)[name]["set"]])
+    cfg = recompose.again(verb(study), [f"experiments={study}", *rows(study)[name]["set"]])
     return {key: value for key, value in cfg.items() if key != "hydra"}
 
 

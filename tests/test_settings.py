@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from calling import SMALL, Caller
-from sppnet import compose, pyramid, settings
+from sppnet import pyramid, recompose, settings
 from sppnet.errors import UserError
 from sppnet.optimisers import cosine
 
-DEFAULT = compose.again("train", [])
+DEFAULT = recompose.again("train", [])
 
 
 def keys(node: dict[str, Any], prefix: str = "") -> list[str]:

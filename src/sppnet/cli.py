@@ -18,6 +18,8 @@ VERBS = {
     "train": "train a network, resume a run that was interrupted, or show the result of one that is done",
     "test": "score a trained network, at other sizes or with other views if you like",
     "predict": "show what a trained network sees in pictures of yours, of any size and shape",
+    "status": "where the runs of a study stand, and why those that failed did",
+    "report": "the table and the figure of a study, from its run directories",
     "transfer": "features of a trained or given network and a linear SVM on another data set",
 }
 TRACEBACK = {"debug=traceback", "debug=fast", "debug.traceback=true"}  # said before there is a configuration

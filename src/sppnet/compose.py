@@ -10,29 +10,26 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
-    ConfigCompositionException,
     HydraException,
-    MissingConfigException,
-    OverrideParseException,
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sppnet import groups, settings, words
+from sppnet import groups, recompose, settings, words
 from sppnet.errors import UserError
+
+SWEPT = ("train", "transfer")  # verbs of which a study is a sweep
 
 
 @functools.cache
@@ -70,7 +67,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         # often one wrong value (sizes.train=[]) leaves nowhere for another key's interpolation to lead
         settings.check_values(OmegaConf.to_container(kept, resolve=False))
-        raise UserError(_one_line(error)) from None
+        raise UserError(recompose.one_line(error)) from None
     assert isinstance(made, dict)
     return {str(key): value for key, value in made.items()}
 
@@ -90,7 +87,7 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
 
     def task(cfg: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
-        composed.append((cfg, overrides, _unswept(overrides[replayed:])))
+        composed.append((cfg, overrides, _unswept(overrides[replayed:]) if verb in SWEPT else ""))
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher that is not ours calls us in its worker
             start()
 
@@ -108,46 +105,12 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(groups.root() / "conf"), config_name=verb)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, verb)) from error
+        raise UserError(recompose.explain(error, verb)) from error
     except (ValueError, TypeError) as error:  # of Hydra, about a group that was given a list or a number
         if wrong := groups.unnamed_option():
             raise UserError(wrong) from error
         raise
     start()
-
-
-def again(verb: str, overrides: list[str]) -> dict[str, Any]:
-    """What `overrides` compose to now, as plain data; mandatory values may be missing."""
-    made = OmegaConf.to_container(_compose(verb, overrides), resolve=True)
-    assert isinstance(made, dict)
-    return {str(key): value for key, value in made.items()}
-
-
-def known(verb: str, overrides: list[str]) -> list[str]:
-    """`overrides` without those of groups (and of their keys) whose option is not there any more.
-
-    A backbone of somebody's own, say, whose `--config-dir` was not given: what it was stands in its run.
-    """
-    while True:
-        try:
-            _compose(verb, overrides)
-        except MissingConfigException as error:
-            group = str(error.missing_cfg_file).partition("/")[0]
-            left = [word for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] != group]
-            if len(left) == len(overrides):
-                raise UserError(explain(error, verb)) from error
-            overrides = left
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(error, verb)) from error
-        else:
-            return overrides
-
-
-def _compose(verb: str, overrides: list[str]) -> DictConfig:
-    folders = [str(groups.root()), *([str(folder)] if (folder := words.config_dir()) else [])]
-    quoted = ",".join("'file://" + folder.replace("\\", "\\\\").replace("'", "\\'") + "'" for folder in folders)
-    with hydra.initialize_config_dir(str(groups.root() / "conf"), version_base="1.3"):
-        return hydra.compose(verb, [*overrides, f"hydra.searchpath=[{quoted}]"])
 
 
 def _unswept(typed: list[str]) -> str:
@@ -169,55 +132,3 @@ def _warn(cfg: dict[str, Any], overrides: list[str]) -> None:
     for key, why in settings.unused(cfg).items():
         if key in typed:
             print(f"sppnet: warning: {key} has no effect with {why}", file=sys.stderr)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [
-        line for line in lines if not line.startswith(("object_type=", "full_key:", "reference_type=", "See http"))
-    ]
-    options = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
-    text = " ".join(lines[:options]) or type(error).__name__
-    if lines[options + 1 :]:
-        text += f"; there are {', '.join(lines[options + 1 :])}"
-    key = getattr(error, "full_key", None)
-    return f"{key}: {text}" if key and str(key) not in text else text
-
-
-def explain(error: BaseException, verb: str) -> str:
-    """One line for an error of Hydra: what is wrong, and what there is instead."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
-    key = str(getattr(cause, "full_key", "") or "")
-    if isinstance(error, ConfigCompositionException) and "Could not override" in str(error) and key:
-        return _unknown_key(key, verb)
-    if isinstance(error, OverrideParseException):
-        name, _, value = error.override.partition("=")
-        return (
-            f"{error.override} cannot be read; a value of blanks or special characters is quoted: \"{name}='{value}'\""
-        )
-    text = re.sub(r"^In '[^']*': ", "", _one_line(error))
-    if "No match in the defaults list" in text:
-        return f"unknown group {text.split(chr(39))[1]}; groups are {', '.join(groups.names())}"
-    return text.split("Config search path:")[0].rstrip(" ,")
-
-
-def _unknown_key(key: str, verb: str) -> str:
-    """`key` is in no config: name its neighbours, from the configuration as it is without overrides."""
-    node: Any = _compose(verb, [])
-    where = ""
-    for part in key.split("."):
-        if not isinstance(node, DictConfig):
-            return f"unknown key {key}; {where} is a plain value"
-        if part not in node:
-            names = sorted({str(name) for name in node} | set(() if where else groups.names()))
-            near = get_close_matches(part, names, n=1)
-            hint = f"did you mean {'.'.join(filter(None, (where, near[0])))}? " if near else ""
-            others = [
-                path.stem for path in groups.options(where) if re.search(rf"(?m)^{re.escape(part)}:", path.read_text())
-            ]
-            hint += f"{where}={others[0]} has it; " if where and others else ""
-            return f"unknown key {key}; {hint}{where or 'the top level'} has {', '.join(names)}"
-        node, where = node[part], f"{where}.{part}".lstrip(".")
-    return f"unknown key {key} in this combination of options (a new key is added with +{key}=VALUE)"

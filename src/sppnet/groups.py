@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -41,3 +42,13 @@ def names() -> list[str]:
     """All groups."""
     found = {path.name for folder in folders() for path in folder.iterdir() if path.is_dir()}
     return sorted(found | {"experiments"})
+
+
+def digest() -> str:
+    """Of every configuration file: as long as it is the same, the same overrides compose to the same configuration."""
+    places = [*(folder / name for folder in folders() for name in ("", *names())), root() / "experiments"]
+    files = sorted({path for place in places for path in place.glob("*.yaml")})
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return total.hexdigest()[:16]

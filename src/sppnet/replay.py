@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from sppnet import compose, words
+from sppnet import compose, recompose, words
 from sppnet.compose import Job
 from sppnet.errors import UserError
 from sppnet.identity import file_digest
@@ -70,7 +70,7 @@ def run(verb: str, job: Callable[[Trained], None], own: Sequence[str], may_chang
     """
     words.settle()
     where = named_checkpoint()
-    replayed = [] if where is None else compose.known(verb, stored(_path(where))[1])
+    replayed = [] if where is None else recompose.known(verb, stored(_path(where))[1])
     sys.argv[1:1] = replayed
 
     def start(made: Job) -> None:
@@ -88,9 +88,9 @@ def named_checkpoint() -> str | None:
 def _trained(verb: str, made: Job, own: Sequence[str], may_change: Sequence[str]) -> Trained:
     where = _path(made.cfg.pop("checkpoint"))
     kept, overrides = stored(where)
-    overrides = compose.known(verb, overrides)
+    overrides = recompose.known(verb, overrides)
     typed = [word.partition("=")[0].lstrip("+~") for word in made.overrides[len(overrides) :]]
-    before, after = compose.again(verb, overrides), made.cfg
+    before, after = recompose.again(verb, overrides), made.cfg
     theirs = {key: after.pop(key) for key in own}
     cfg = merge(kept, {key: value for key, value in before.items() if key not in own}, after, typed)
     refuse_changes(kept, cfg, may_change, verb)
@@ -148,7 +148,10 @@ def merge(
 
     How images are normalised belongs to the network, so it stays whatever the data.
     """
-    made = {key: _merge(kept.get(key), before.get(key), after.get(key)) for key in {**kept, **after}}
+    made = {  # a section that is younger than the run is as it is now
+        key: _merge(kept[key], before.get(key), after.get(key)) if key in kept else after[key]
+        for key in {**kept, **after}
+    }
     for key in typed:
         _put(made, after, key.split("."))
     for key in ("mean", "std"):

@@ -136,7 +136,7 @@ class Run:
             raise UserError(f"cannot write to the run directory {self.path}: {error.strerror}") from None
         try:
             try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(handle)
             except (BlockingIOError, PermissionError):
                 holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
                 raise UserError(f"{self.path} is in use by {holder}; a run has one process at a time") from None
@@ -145,6 +145,17 @@ class Run:
             yield
         finally:
             os.close(handle)
+
+    def held(self) -> bool:
+        """Whether a process has the directory now."""
+        try:
+            with (self.path / "lock").open("rb") as file:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # or it cannot be told, as on a file system without locks
+        return False
 
     def clear(self) -> None:
         """Remove everything but the lock; called with the lock held."""
@@ -155,6 +166,19 @@ class Run:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _take(handle: int, tries: int = 5) -> None:
+    """Lock a file; somebody who only looks whether it is locked (`Run.held`) has it for an instant."""
+    for left in reversed(range(tries)):
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            if not left:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ RULES: dict[str, Rule] = {
     "name": or_null(LABEL),
     "seed": whole(0, 2**32 - 1),
     "force": FLAG,
+    "retry": choice("failed", "all", "none"),
     "paths.runs": TEXT,
     "paths.cache": TEXT,
     "loss.kind": choice("auto", "softmax", "sigmoid"),
@@ -123,10 +124,16 @@ RULES: dict[str, Rule] = {
     "logger.wandb.tags": list_of(TEXT, least=0),
     "logger.wandb.mode": choice("offline", "online"),
     "debug.traceback": FLAG,
+    "report.metrics": or_null(list_of(LABEL, distinct=True)),
+    "report.figure": choice("rows", "bins", "sizes"),
+    "report.compare": or_null(TEXT),
 }
 # A section without a `_target_` has no keys but these: another would be ignored in silence, so it is refused.
 TARGETS = ("data", "sizes", "backbone", "optim")
-CLOSED = ("loss", "paths", "head", "views", "trainer", "logger", "debug", "data.split", "data.crop", "optim.schedule")
+CLOSED = (
+    *("report", "loss", "paths", "head", "views", "trainer", "logger", "debug"),
+    *("data.split", "data.crop", "optim.schedule"),
+)
 MIRRORS = ("logger.tensorboard", "logger.wandb")  # may be left out
 SECTIONS = ("callbacks", *TARGETS, *CLOSED, *MIRRORS)
 

@@ -16,17 +16,25 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
-from sppnet import words
+from sppnet import groups, words
 from sppnet.compose import plain
 from sppnet.errors import UserError
 from sppnet.runs import Plan, Run, plan, read_json
 from sppnet.show import result_lines
+from sppnet.standing import stand
+from sppnet.study import Cell, cell, remember
 
+LEFT_ALONE = {  # by `retry`, states of runs that are not started again
+    "all": (),
+    "failed": ("queued", "running"),
+    "none": ("queued", "running", "failed", "lost", "preempted"),
+}
 OUTCOMES = {0: "done", 2: "refused"}  # by exit code; any other is a failure
 
 
@@ -38,7 +46,7 @@ class SweepJob:
     overrides: list[str]
     cfg: DictConfig
     plan: Plan | None = None
-    outcome: str = ""  # "" until it has ended: done, failed, refused
+    outcome: str = ""  # "" until it has ended: done, failed, refused; or left as it was
     lines: list[str] = field(default_factory=list)
 
 
@@ -64,23 +72,47 @@ class Sweep:
         """
         for job in self.jobs:
             self._plan(job)
+        self._remember()
         self._start_all()
         if self.jobs and all(job.outcome == "refused" for job in self.jobs):
             raise UserError(self.jobs[0].lines[-1].removeprefix(f"sppnet {self.verb}: "))
-        if any(job.outcome != "done" for job in self.jobs):
+        if any(job.outcome not in {"done", "left"} for job in self.jobs):
             raise SystemExit(1)
 
     def _plan(self, job: SweepJob) -> None:
-        """Find the run that a job names; settle the job if that is done or its configuration is wrong."""
+        """Find the run that a job names, or what is wrong with its configuration."""
         if self.verb != "train":
             return
         try:
             job.plan = plan(plain(job.cfg))
         except UserError as error:
             job.outcome, job.lines = "refused", [str(error)]
+        else:
+            self._look(job, job.plan)
+
+    def _look(self, job: SweepJob, planned: Plan) -> None:
+        """Settle a job whose result is there, or whose run `retry` leaves alone; another sweep may be at it too."""
+        retry = planned.cfg["retry"]
+        if planned.result is not None and not planned.cfg["force"]:
+            job.outcome, job.lines = "done", [f"{result_lines(planned.result['metrics'])[0]}  (was done)"]
             return
-        if job.plan.result is not None and not job.plan.cfg["force"]:
-            job.outcome, job.lines = "done", [f"{result_lines(job.plan.result['metrics'])[0]}  (was done)"]
+        found = stand(planned.run, planned.test)
+        if found.state in LEFT_ALONE[retry]:
+            reason = found.reason or f"process {found.status.get('pid')} on {found.status.get('host')}"
+            job.outcome, job.lines = "left", [f"{found.state}: {reason}  (retry={retry})"]
+
+    def _remember(self) -> None:
+        """Note in the studies what was asked for: a table shows what is missing of it."""
+        folders: dict[Path, list[Cell]] = {}
+        conf = groups.digest()
+        for job in self.jobs:
+            if job.plan is not None:
+                folders.setdefault(job.plan.run.path.parent, []).append(cell(job.overrides, job.plan, conf))
+        for folder, cells in folders.items():
+            try:
+                remember(folder, cells, words.typed("experiments"))
+            except OSError as error:
+                raise UserError(f"paths.runs: cannot write to {folder}: {error.strerror}") from None
 
     def _start_all(self) -> None:
         groups: dict[object, list[SweepJob]] = {}
@@ -103,7 +135,13 @@ class Sweep:
 
     def _run_group(self, group: list[SweepJob]) -> None:
         for job in group:
-            if not self._stopping.is_set():
+            if self._stopping.is_set():
+                return
+            if job.plan is not None:
+                self._look(job, job.plan)
+            if job.outcome:
+                self._say(job)
+            else:
                 self._run(job, [] if job is group[0] else ["force=false"])  # one run is done anew once, not per test
 
     def _run(self, job: SweepJob, more: list[str]) -> None:

@@ -10,9 +10,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException
 
 
 @dataclass
@@ -43,23 +41,14 @@ class RowsSweeper(BasicSweeper):
         only: str | Sequence[str],
     ) -> None:
         super().__init__(max_batch_size, params)
-        self.rows, self.only = rows, [only] if isinstance(only, str) else only
+        self.rows, self.only = rows, only
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all jobs; rows that are the same once `arguments` are in are one job."""
+        from sppnet.expand import expand
+
         assert self.hydra_context is not None
         assert self.launcher is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs: dict[tuple[str, ...], list[str]] = {}
-        for row in self._chosen():
-            overrides = parser.parse_overrides([*self._parse_config(), *row, *arguments])
-            [made] = self.split_arguments(overrides, None)
-            jobs |= {tuple(sorted(job)): job for job in made}
-        self.validate_batch_is_legal(list(jobs.values()))
-        return [self.launcher.launch(list(jobs.values()), initial_job_idx=0)]
-
-    def _chosen(self) -> list[list[str]]:
-        for name in self.only:
-            if name not in self.rows:
-                raise HydraException(f"hydra.sweeper.only={name} is not allowed; rows are {', '.join(self.rows)}")
-        return [list(self.rows[name]["set"]) for name in self.only or self.rows]
+        jobs = expand(self.rows, self.only, self.params, arguments, self.hydra_context.config_loader)
+        self.validate_batch_is_legal(jobs)
+        return [self.launcher.launch(jobs, initial_job_idx=0)]

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sppnet.backbones.field import receptive_field
 from sppnet.backbones.probe import on_meta, probe
-from sppnet.compose import again
 from sppnet.groups import root
 from sppnet.network import build_backbone
+from sppnet.recompose import again
 
 SIZES = (180, 224, 392)  # the paper's training sizes, and the best of its table 6
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppnet import compose, replay, settings
+from sppnet import recompose, replay, settings
 from sppnet.data.pictures import Found, find_pictures
 from sppnet.errors import RunFailed, UserError
 from sppnet.meter import meter
@@ -93,7 +93,7 @@ def _settled(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
     if not any(key.split(".")[0] == "views" for key in typed):
         head = cfg["head"]
         square = head["name"] == "flatten" or (head["name"] == "spp" and head.get("rule", "adaptive") != "adaptive")
-        views = compose.again("predict", [f"views={'warp' if square else 'full'}"])["views"]
+        views = recompose.again("predict", [f"views={'warp' if square else 'full'}"])["views"]
     return {
         **cfg,
         "views": views,

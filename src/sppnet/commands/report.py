@@ -1,0 +1,97 @@
+"""`sppnet report [experiments=NAME | study=NAME]`: table and figure of a study, or of all, from run directories."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sppnet import __version__, compose, settings
+from sppnet.compose import Job
+from sppnet.errors import UserError
+from sppnet.provenance import code
+from sppnet.rules import FLAG, LABEL, TEXT, or_null
+from sppnet.runs import write_text
+from sppnet.study import Study, chosen
+
+OWN = {"output": TEXT, "latex": FLAG, "html": FLAG}
+
+
+def main() -> None:
+    """Compose `conf/report.yaml` and write what it asks for."""
+    compose.run("report", report)
+
+
+def report(job: Job) -> None:
+    """Print each study's table; write it, its figure and, where that is asked for, LaTeX and the page.
+
+    Raises:
+        UserError: there is nothing to report of, or the folder cannot be written to.
+    """
+    own = settings.take(job.cfg, OWN)
+    settings.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
+    settings.check({**job.cfg, "study": "all"})
+    studies = chosen(job)
+    from sppnet.report.figure import svg  # imports matplotlib
+    from sppnet.report.page import page
+    from sppnet.report.rows import tables
+    from sppnet.report.sheet import Sheet
+
+    found = [(study, Sheet(table)) for study in studies for table in tables(study)]
+    if not any(row.results for _, sheet in found for row in sheet.table.rows):
+        raise UserError(f"paths.runs={job.cfg['paths']['runs']}: {_nothing(studies)}")
+    where = Path(own["output"]).expanduser()
+    shown = []
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        for study, sheet in found:
+            picture = svg(sheet.table)
+            _write(sheet, picture, where, own)
+            shown.append((sheet, picture, study.folder))
+        if own["html"]:
+            made = f"{time.strftime('%Y-%m-%d %H:%M %Z')}, sppnet {__version__}, commit {code()['commit']}"
+            write_text(where / "index.html", page(shown, where / "index.html", made))
+            print(f"page: {where / 'index.html'}")
+    except OSError as error:
+        raise UserError(f"output={where} cannot be written to: {error.strerror}") from None
+
+
+def _write(sheet: Any, picture: str | None, where: Path, own: Mapping[str, Any]) -> None:
+    from sppnet.report.text import latex, markdown, runs_csv, settings_csv
+
+    name = sheet.table.name
+    files = {f"{name}.csv": settings_csv(sheet), f"{name}_runs.csv": runs_csv(sheet)}
+    if picture:
+        files[f"{name}.svg"] = picture
+    if own["latex"]:
+        files[f"{name}.tex"] = latex(sheet)
+    files[f"{name}.md"] = markdown(sheet, f"{name}.svg" if picture else None)
+    for file, content in files.items():
+        write_text(where / file, content)
+    _show(sheet)
+    print(f"written: {', '.join(str(where / file) for file in files)}\n", flush=True)
+
+
+def _show(sheet: Any) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=sheet.table.name, title_justify="left", title_style="bold", box=box.SIMPLE)
+    head, *rows = sheet.main()
+    for text in head:
+        drawn.add_column(text, no_wrap=True)
+    for i, row in enumerate(rows, start=1):
+        drawn.add_row(*(f"[bold]{cell}[/]" if sheet.marked(i, j) else cell for j, cell in enumerate(row)))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 500
+    Console(width=width, highlight=False).print(drawn)
+    for line in sheet.missing():
+        print(f"missing: {line}")
+
+
+def _nothing(studies: list[Study]) -> str:
+    names = ", ".join(study.name for study in studies)
+    return f"nothing of {names} is done yet" if names else "there are no studies"

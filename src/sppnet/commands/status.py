@@ -1,0 +1,93 @@
+"""`sppnet status [experiments=NAME | study=NAME]`: where every cell of a study stands, read from run directories."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sppnet import compose, settings
+from sppnet.compose import Job
+from sppnet.rules import FLAG, LABEL, or_null
+from sppnet.runs import Run
+from sppnet.standing import Standing, stand
+from sppnet.study import Cell, Study, chosen
+
+EVERY = 3.0  # seconds between two looks
+COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "lost": "red", "preempted": "yellow"}
+MANY = 60  # cells above which those that are done are counted and not listed
+
+
+def main() -> None:
+    """Compose `conf/status.yaml` and show what it asks for."""
+    compose.run("status", status)
+
+
+def status(job: Job) -> None:
+    """Print a table of each study; with `watch=true`, again and again.
+
+    Raises:
+        UserError: there is no such study.
+    """
+    own = settings.take(job.cfg, {"watch": FLAG})
+    settings.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
+    settings.check({**job.cfg, "study": "all"})
+    console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 300, highlight=False)
+    if not own["watch"]:
+        console.print(_shown(chosen(job)))
+        return
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while True:
+            studies = chosen(job)
+            live.update(_shown(studies), refresh=True)
+            time.sleep(EVERY)
+
+
+def _shown(studies: list[Study]) -> RenderableType:
+    return Group(*(part for study in studies for part in _study(study)))
+
+
+def _study(study: Study) -> Iterator[RenderableType]:
+    cells = list(study.cells) or _unplanned(study)
+    standings = [(cell, stand(Run(study.folder / cell.run), cell.test)) for cell in cells]
+    counts = Counter[str](standing.state for _, standing in standings)
+    said = ", ".join(f"{counts[state]} {state}" for state in (*COLOURS, "missing") if counts[state])
+    yield Text.assemble((study.name, "bold"), f"  {len(cells)} runs: {said or 'none'}  ({study.folder})")
+    if len(cells) > MANY:
+        standings = [(cell, one) for cell, one in standings if one.state not in {"done", "missing"}]
+    if not standings:
+        return
+    drawn = Table(box=box.SIMPLE, show_edge=False)
+    for head in ("run", "state", "step", "steps/s", "ends", "why"):
+        drawn.add_column(head, no_wrap=head != "why", overflow="fold")
+    common = set.intersection(*(set(cell.words) for cell in cells)) if len(cells) > 1 else set()
+    for cell, one in standings:
+        name = " ".join(word for word in cell.words if word not in common) or cell.run
+        drawn.add_row(Text(name), Text(one.state, COLOURS.get(one.state, "")), *_progress(one), Text(one.reason))
+    yield drawn
+
+
+def _progress(one: Standing) -> tuple[str, str, str]:
+    step, steps = one.status.get("step"), one.status.get("steps")
+    if step is None or one.state in {"missing", "done"}:
+        return "", "", ""
+    speed = f"{one.speed:.3g}" if one.speed else ""
+    return f"{step}/{steps}", speed, one.end if one.state == "running" else ""
+
+
+def _unplanned(study: Study) -> list[Cell]:
+    """Runs that no sweep asked for; each by its first test."""
+    found = []
+    for path in sorted(study.folder.glob("*/status.json")):
+        tests = sorted((path.parent / "tests").glob("*.json"))
+        found.append(Cell((), path.parent.name, tests[0].stem if tests else "", ""))
+    return found
