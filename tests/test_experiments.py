@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sppnet import groups, recompose, settings
 from sppnet.checks import check_job
 from sppnet.data import build_images
 from sppnet.identity import run_identity
+from sppnet.study import header
 from sppnet.transfer.extractor import check as check_features
 from sppnet.transfer.options import make_task
 
@@ -161,20 +163,24 @@ def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(sppnet: Cal
         assert float(of_map) - float(of_pixels) == pytest.approx(float(difference.split()[0]), abs=0.011)
 
 
-def test_a_study_is_collected_over_its_seeds(sppnet: Caller, tmp_path: Path) -> None:
-    top1: dict[str, list[float]] = {}
-    for head in ("spp", "gap"):
-        for seed in (0, 1, 2):
-            run = sppnet("train", *SMALL, "trainer.max_epochs=1", f"head={head}", f"seed={seed}").run
-            top1.setdefault(head, []).append(json.loads((run / "summary.json").read_text())["test/top1"])
-    script = groups.root() / "experiments/collect.py"
-    command = [sys.executable, str(script), "runs/default", "--by", "head.name"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    for head, values in top1.items():
-        assert f"| {head} | 3 | {100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f} |" in done.stdout
-    apart = 100 * (np.array(top1["gap"]) - np.array(top1["spp"]))
-    half = 4.303 * apart.std(ddof=1) / np.sqrt(3)  # Student's t of two degrees of freedom
-    assert f"| gap - spp | {apart.mean():+.2f} ± {half:.2f} |" in done.stdout
+def test_every_study_says_what_it_asks_expects_and_costs() -> None:
+    for path in STUDIES:
+        said = header(path.stem)
+        assert list(said) == ["question", "command", "expected", "cost"], path.stem
+        assert all(len(text) > 10 for text in said.values()), path.stem
+        assert f"experiments={path.stem}" in said["command"]
+
+
+def test_a_study_that_compares_has_five_seeds() -> None:
+    for path in STUDIES:
+        jobs = recompose.sweep(verb(path.stem), [f"experiments={path.stem}"])[0]
+        folds = any(
+            word.startswith("data.split.fold=") for job in jobs for word in job.words
+        )  # all images are the sample
+        if verb(path.stem) == "train" and not path.stem.startswith("paper") and not folds:
+            seeds = Counter(word for job in jobs for word in job.words if word.startswith("seed="))
+            assert len(seeds) >= 5, path.stem
+            assert len(set(seeds.values())) == 1, path.stem
 
 
 @pytest.mark.slow
@@ -183,6 +189,14 @@ def test_the_papers_cells_train_two_steps_on_a_tree_like_imagenets(spawn: Caller
     tree(tmp_path / "photos", 4)
     swept = spawn("train", "-m", f"experiments={study}", "data.root=photos", "head.hidden=[8]", *TWO_STEPS)
     assert swept.code == 0, swept.err
+    reported = spawn("report")
+    assert reported.code == 0, reported.err
+    with (tmp_path / f"experiments/results/{study}.csv").open() as file:
+        ours = {line["setting"]: line for line in csv.DictReader(file)}
+    assert ours.keys() == rows(study).keys()
+    for name, row in rows(study).items():
+        for figure, printed in row["paper"].items():
+            assert ours[name][f"paper {figure}"] == ("" if printed is None else str(printed))
     assert swept.out.count(" done ") == len(rows(study))
     records = [path.read_text() for path in tmp_path.rglob("metrics.jsonl")]
     assert len(records) == {"paper_table2": 12, "paper_variants": 2, "paper_table3": 4, "paper_table4": 1}[study]

@@ -5,12 +5,19 @@ heavy is imported, since Hydra imports its plugins at every start.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+
+
+class Expanded(NamedTuple):
+    """A job of a sweep: its overrides, and the name of the row that it comes from ("" in a plain grid)."""
+
+    row: str
+    words: list[str]
 
 
 def expand(
@@ -19,8 +26,8 @@ def expand(
     params: Mapping[str, str] | None,
     typed: Sequence[str],
     loader: ConfigLoader,
-) -> list[list[str]]:
-    """Overrides of every row at every point of the axes; jobs that are the same are one.
+) -> list[Expanded]:
+    """Every row at every point of the axes; jobs that are the same are one, called by the first row that they are of.
 
     Args:
         rows: by name: `set`, a list of overrides; none for a plain grid.
@@ -38,8 +45,10 @@ def expand(
             raise HydraException(f"hydra.sweeper.only={name} is not allowed; rows are {', '.join(rows)}")
     parser = OverridesParser.create(config_loader=loader)
     axes = [f"{key}={value}" for key, value in (params or {}).items()]
-    jobs: dict[tuple[str, ...], list[str]] = {}
-    for row in [list(rows[name]["set"]) for name in wanted or rows] or [[]]:
+    jobs: dict[tuple[str, ...], Expanded] = {}
+    for name in wanted or list(rows) or [""]:
+        row = list(rows[name]["set"]) if name else []
         [made] = BasicSweeper.split_arguments(parser.parse_overrides([*axes, *row, *typed]), None)
-        jobs |= {tuple(sorted(job)): job for job in made}
+        for job in made:
+            jobs.setdefault(tuple(sorted(job)), Expanded(name, job))
     return list(jobs.values())

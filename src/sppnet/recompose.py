@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sppnet import groups, words
 from sppnet.errors import UserError
-from sppnet.expand import expand
+from sppnet.expand import Expanded, expand
 
 
 def again(verb: str, overrides: list[str]) -> dict[str, Any]:
@@ -46,11 +46,11 @@ def known(verb: str, overrides: list[str]) -> list[str]:
             return overrides
 
 
-def sweep(verb: str, overrides: list[str]) -> tuple[list[list[str]], dict[str, Any], dict[str, Any]]:
+def sweep(verb: str, overrides: list[str]) -> tuple[list[Expanded], dict[str, Any], dict[str, Any]]:
     """What `-m` with `overrides` comes to, without starting it.
 
     Returns:
-        The overrides of each job, the listed rows of the sweep (see `hydra_plugins.sppnet_rows`), the node `report`.
+        The jobs, the listed rows of the sweep (see `hydra_plugins.sppnet_rows`), the node `report`.
 
     Raises:
         UserError: it does not compose.

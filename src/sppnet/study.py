@@ -37,12 +37,16 @@ class Cell:
         run: the name of the run that it needs.
         test: the hash of the test.
         conf: digest of the configuration files with which run and test were found.
+        row: of the study's listed rows, the one that it is of; "" if there are none.
+        experiments: the study's file; None for a sweep that was typed.
     """
 
     words: tuple[str, ...]
     run: str
     test: str
     conf: str
+    row: str
+    experiments: str | None
 
     @property
     def seed(self) -> int | None:
@@ -61,23 +65,20 @@ class Study:
     """What is known of a study before any of its runs is read.
 
     Attributes:
-        folder: `RUNS/STUDY`.
+        name: of its file, or of the folder if it has none.
+        folder: `RUNS/STUDY`; studies that share trainings share one, as the paper's tables do.
         cells: those planned, in the order of the sweep.
         report: the node `report` of the configuration.
         rows: of a sweep over listed rows, each row with its overrides and published figures.
         header: question, command, expected result and cost, as the file of the study has them.
     """
 
+    name: str
     folder: Path
     cells: tuple[Cell, ...]
     report: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Any]]
     header: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        """The name under `paths.runs`."""
-        return self.folder.name
 
 
 def words_of(overrides: Iterable[str]) -> tuple[str, ...]:
@@ -90,30 +91,42 @@ def words_of(overrides: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(filter(counts, overrides)))
 
 
-def cell(overrides: Iterable[str], planned: Plan, conf: str) -> Cell:
+def cell(overrides: Iterable[str], row: str, planned: Plan, conf: str) -> Cell:
     """The cell of a job."""
-    return Cell(words_of(overrides), planned.run.path.name, planned.test, conf)
+    words = list(overrides)
+    study = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiments=")]
+    return Cell(words_of(words), planned.run.path.name, planned.test, conf, row, study[-1] if study else None)
 
 
-def remember(folder: Path, cells: Sequence[Cell], experiments: str | None) -> None:
+def remember(folder: Path, cells: Sequence[Cell]) -> None:
     """Add `cells` to `folder/study.json`; a cell of the same words is replaced. Two sweeps may do so at once."""
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / ".study.lock"):
-        before = _stored(folder)
-        kept = {one.words: one for one in before["cells"]} | {one.words: one for one in cells}
-        written = [asdict(one) for one in kept.values()]
-        write_json(folder / "study.json", {"experiments": experiments or before["experiments"], "cells": written})
+        kept = {(one.experiments, one.words): one for one in (*stored(folder), *cells)}
+        write_json(folder / "study.json", {"cells": [asdict(one) for one in kept.values()]})
 
 
-def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> Study:
-    """A study as it was started; how it is shown is for its file to say (and for what was `typed` of that), and for
-    `report` where there is no file."""
-    stored = _stored(folder)
-    rows: Mapping[str, Any] = {}
-    if stored["experiments"]:
-        with contextlib.suppress(UserError):  # its file is gone or does not compose any more
-            _, rows, report = recompose.sweep("train", [f"experiments={stored['experiments']}", *typed])
-    return Study(folder, tuple(stored["cells"]), report, rows, header(stored["experiments"]))
+def stored(folder: Path) -> list[Cell]:
+    """The cells of every sweep that was started under this name."""
+    found = read_json(folder / "study.json") or {"cells": []}
+    return [Cell(**{**one, "words": tuple(one["words"])}) for one in found["cells"]]
+
+
+def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> list[Study]:
+    """The studies of a folder as they were started. How each is shown is for its file to say (and for what was `typed`
+    of that), and for `report` where there is no file."""
+    by_file: dict[str | None, list[Cell]] = {}
+    for one in stored(folder):
+        by_file.setdefault(one.experiments, []).append(one)
+    found = []
+    for experiments, cells in (by_file or {None: []}).items():
+        rows: Mapping[str, Any] = {}
+        shown = report
+        if experiments:
+            with contextlib.suppress(UserError):  # its file is gone or does not compose any more
+                _, rows, shown = recompose.sweep("train", [f"experiments={experiments}", *typed])
+        found.append(Study(experiments or folder.name, folder, tuple(cells), shown, rows, header(experiments)))
+    return found
 
 
 def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
@@ -124,14 +137,14 @@ def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
     """
     jobs, rows, report = recompose.sweep("train", [f"experiments={experiments}", *typed])
     name = str(recompose.again("train", [f"experiments={experiments}", *typed])["study"])
-    known = {one.words: one for one in _stored(runs / name)["cells"]}
+    known = {one.words: one for one in stored(runs / name) if one.experiments == experiments}
     conf, cells = groups.digest(), []
     for job in jobs:
-        found = known.get(words_of(job))
+        found = known.get(words_of(job.words))
         if found is None or found.conf != conf:
-            found = cell(job, plan(recompose.again("train", job)), conf)
+            found = cell(job.words, job.row, plan(recompose.again("train", job.words)), conf)
         cells.append(found)
-    return Study(runs / name, tuple(cells), report, rows, header(experiments))
+    return Study(experiments, runs / name, tuple(cells), report, rows, header(experiments))
 
 
 def header(experiments: str | None) -> dict[str, str]:
@@ -141,11 +154,6 @@ def header(experiments: str | None) -> dict[str, str]:
         return {}
     text = path.read_text(encoding="utf-8")
     return {name.lower(): re.sub(r"\n#  +", "\n", said) for name, said in HEADER.findall(text)}
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    found = read_json(folder / "study.json") or {"experiments": None, "cells": []}
-    return found | {"cells": [Cell(**{**one, "words": tuple(one["words"])}) for one in found["cells"]]}
 
 
 @contextlib.contextmanager
@@ -169,7 +177,7 @@ def chosen(job: Job) -> list[Study]:
         return [expand(runs, experiments, [w for w in job.overrides if w.partition("=")[0].lstrip("+") not in own])]
     folders = [runs / name] if name else sorted(path for path in runs.glob("*") if path.is_dir())
     shown = [word for word in job.overrides if word.startswith("report.")]
-    found = [load(folder, job.cfg["report"], shown) for folder in folders if _is_study(folder)]
+    found = [study for folder in folders if _is_study(folder) for study in load(folder, job.cfg["report"], shown)]
     if not found:
         there = sorted(path.name for path in runs.glob("*") if _is_study(path))
         said = f"study={name}: there is no such folder in {runs}" if name else f"paths.runs={runs} holds no studies"

@@ -45,6 +45,7 @@ class SweepJob:
     number: int
     overrides: list[str]
     cfg: DictConfig
+    row: str = ""
     plan: Plan | None = None
     outcome: str = ""  # "" until it has ended: done, failed, refused; or left as it was
     lines: list[str] = field(default_factory=list)
@@ -107,10 +108,10 @@ class Sweep:
         conf = groups.digest()
         for job in self.jobs:
             if job.plan is not None:
-                folders.setdefault(job.plan.run.path.parent, []).append(cell(job.overrides, job.plan, conf))
+                folders.setdefault(job.plan.run.path.parent, []).append(cell(job.overrides, job.row, job.plan, conf))
         for folder, cells in folders.items():
             try:
-                remember(folder, cells, words.typed("experiments"))
+                remember(folder, cells)
             except OSError as error:
                 raise UserError(f"paths.runs: cannot write to {folder}: {error.strerror}") from None
 

@@ -42,10 +42,12 @@ class ProcessesLauncher(Launcher):
         from sppnet.sweep import Sweep, SweepJob
 
         setup_globals()
-        load = self.hydra_context.config_loader.load_sweep_config
+        load, rows = self.hydra_context.config_loader.load_sweep_config, self._rows()
         jobs = [
-            SweepJob(initial_job_idx + i, list(overrides), load(self.config, list(overrides)))
-            for i, overrides in enumerate(job_overrides)
+            SweepJob(
+                initial_job_idx + i, list(words), load(self.config, list(words)), rows.get(tuple(sorted(words)), "")
+            )
+            for i, words in enumerate(job_overrides)
         ]
         verb = str(self.config.hydra.job.name)
         Sweep(verb, self.n, jobs).run()
@@ -53,3 +55,13 @@ class ProcessesLauncher(Launcher):
         for one in made:
             one.status, one.return_value = JobStatus.COMPLETED, None
         return made
+
+    def _rows(self) -> dict[tuple[str, ...], str]:
+        """The listed row that each job is of: the sweeper hands over overrides alone, and a typed one hides the row."""
+        from sppnet.expand import expand
+
+        node, typed = self.config.hydra.sweeper, list(self.config.hydra.overrides.task)
+        if not node.get("rows"):
+            return {}
+        made = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
+        return {tuple(sorted(job.words)): job.row for job in made}

@@ -89,5 +89,5 @@ def _unplanned(study: Study) -> list[Cell]:
     found = []
     for path in sorted(study.folder.glob("*/status.json")):
         tests = sorted((path.parent / "tests").glob("*.json"))
-        found.append(Cell((), path.parent.name, tests[0].stem if tests else "", ""))
+        found.append(Cell((), path.parent.name, tests[0].stem if tests else "", "", "", None))
     return found

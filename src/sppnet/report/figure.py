@@ -27,7 +27,9 @@ def svg(table: Table) -> str | None:
     with mpl.rc_context(STYLE | {"axes.spines.right": False}):
         drawing = kinds[str(table.report["figure"])](table)
         out = io.StringIO()
-        drawing.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
+        drawing.savefig(
+            out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Type", "Format")), facecolor="white"
+        )
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 

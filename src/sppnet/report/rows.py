@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from sppnet.identity import digest
 from sppnet.runs import Run, read_json
 from sppnet.standing import Standing, stand
@@ -110,17 +108,15 @@ def _trained(study: Study) -> Table | None:
 
 
 def _by_setting(study: Study) -> list[Row]:
-    settings: dict[tuple[str, ...], list[Cell]] = {}
+    settings: dict[tuple[str, tuple[str, ...]], list[Cell]] = {}
     for cell in study.cells:
-        settings.setdefault(cell.setting, []).append(cell)
-    common = set.intersection(*(set(setting) for setting in settings))
-    listed = {name: set(_normal(row["set"])) for name, row in study.rows.items()}
+        settings.setdefault((cell.row, cell.setting), []).append(cell)
     rows = []
-    for setting, members in settings.items():
-        fitting = [name for name in listed if listed[name] <= set(setting)]
-        row = max(fitting, key=lambda name: len(listed[name]), default=None)  # the row that says most
-        words = [word for word in setting if word not in common and (row is None or word not in listed[row])]
-        name = " ".join([*([row] if row else []), *map(_short, words)]) or study.name
+    for (row, setting), members in settings.items():
+        # of a listed row, its name and what is swept beside it; of a grid, what differs between any two
+        alike = set.intersection(*(set(words) for other, words in settings if other == row))
+        words = [_short(word) for word in setting if word not in alike]
+        name = " ".join([*([row] if row else []), *words]) or study.name
         results, missing = {}, {}
         for cell in members:
             run = Run(study.folder / cell.run)
@@ -129,7 +125,7 @@ def _by_setting(study: Study) -> list[Row]:
                 missing[str(cell.seed)] = standing
             else:
                 results[_seed(run, cell)] = _result(run, standing.result)
-        rows.append(Row(name, dict(sorted(results.items())), missing, study.rows[row].get("paper", {}) if row else {}))
+        rows.append(Row(name, dict(sorted(results.items())), missing, (study.rows.get(row) or {}).get("paper", {})))
     return rows
 
 
@@ -225,12 +221,6 @@ def _commit(commit: object, dirty: object) -> str:
 def _machine(found: Mapping[str, Any]) -> str:
     gpus = found.get("gpus") or []
     return ", ".join([*gpus, f"{found.get('cores')} cores", str(found.get("processor"))])
-
-
-def _normal(overrides: Sequence[str]) -> list[str]:
-    """As the sweep writes them: without blanks in lists."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in parsed]
 
 
 def _short(word: str) -> str:

@@ -1,0 +1,250 @@
+"""What a study came to: rows, statistics, files, and where its runs stand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from calling import SMALL, Called, Caller
+from sppnet.report import compare
+from sppnet.runs import Run
+from sppnet.standing import stand
+
+ONE = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2", "study=mine")
+SWEEP = ("train", "-m", *ONE, "head=spp,gap", "seed=0,1,2")
+Result = dict[str, Any]
+
+
+@pytest.fixture
+def study(sppnet: Caller) -> Caller:
+    """Runs of two heads and three seeds, and a sweep that asked for them."""
+    for head in ("spp", "gap"):
+        for seed in (0, 1, 2):
+            assert sppnet("train", *ONE, f"head={head}", f"seed={seed}").code == 0
+    swept = sppnet(*SWEEP)
+    assert swept.code == 0, swept.out
+    assert swept.out.count("(was done)") == 6
+    return sppnet
+
+
+def summaries(name: str) -> dict[int, Result]:
+    """Of each seed, the result of the runs whose name has `name` in it."""
+    return {
+        json.loads((path.parent / "provenance.json").read_text())["identity"]["seed"]: json.loads(path.read_text())
+        for path in Path("runs/mine").glob(f"*-{name}*/summary.json")
+    }
+
+
+def lines(name: str) -> list[dict[str, str]]:
+    """A CSV of the report."""
+    with Path(f"experiments/results/{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_report_is_what_its_runs_say(study: Caller) -> None:
+    done = study("report", "study=mine", "latex=true", "html=true")
+    assert done.code == 0, done.err
+    by_setting = {line["setting"]: line for line in lines("mine")}
+    assert list(by_setting) == ["spp", "gap"]
+    for head, line in by_setting.items():
+        values = [one["test/top1"] for one in summaries(head).values()]
+        assert float(line["test/top1 mean"]) == pytest.approx(np.mean(values))
+        assert float(line["test/top1 std"]) == pytest.approx(np.std(values, ddof=1))
+        half = 4.3027 * np.std(values, ddof=1) / math.sqrt(3)  # Student's t of two degrees of freedom
+        assert float(line["test/top1 high"]) - float(line["test/top1 mean"]) == pytest.approx(half, rel=1e-4)
+        assert int(line["test/top1 n"]) == 3
+        assert line["parameters"] == str(summaries(head)[0]["parameters"])
+        assert len(line["runs"].split()) == 3
+        assert f"{100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f}" in done.out
+    runs = lines("mine_runs")
+    assert sorted((line["setting"], line["seed"]) for line in runs) == sorted(
+        (head, str(seed)) for head in ("spp", "gap") for seed in (0, 1, 2)
+    )
+    assert all(line["commit"] and line["machine"] and line["time"] and line["hash"] for line in runs)
+    text = Path("experiments/results/mine.md").read_text()
+    assert "![mine: top1](mine.svg)" in text
+    assert "| spp | 3 |" in text
+    assert "\\toprule" in Path("experiments/results/mine.tex").read_text()
+    page = Path("experiments/results/index.html").read_text()
+    links = [part.split('"')[0] for part in page.split('href="')[1:] if not part.startswith("#")]
+    assert len(links) == 6
+    assert all((Path("experiments/results") / link / "summary.json").is_file() for link in links)
+    assert not re.search(r"""(src|href)=["']?(http|//)|@import|url\((?!#)""", page)  # one file, nothing is fetched
+
+
+def test_what_is_missing_is_shown_and_done_again_alone(study: Caller) -> None:
+    [gone] = [path for path in Path("runs/mine").glob("*-gap-*") if seed(path) == 1]
+    shutil.rmtree(gone)
+    stamps = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")}
+    done = study("report", "study=mine")
+    assert done.code == 0
+    assert "missing: gap, seed 1: missing" in done.out
+    assert "| gap | 2 of 3 |" in Path("experiments/results/mine.md").read_text()
+    assert lines("mine")[1]["test/top1 best"] == "0"
+    standing = study("status", "study=mine").out
+    assert "6 runs: 5 done, 1 missing" in standing
+    again = study(*SWEEP)
+    assert again.code == 0, again.out
+    assert again.out.count("(was done)") == 5
+    assert stamps.items() <= {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")}.items()
+    assert "6 runs: 6 done" in study("status").out
+
+
+def seed(run: Path) -> int:
+    return int(json.loads((run / "provenance.json").read_text())["identity"]["seed"])
+
+
+def test_states_reasons_and_what_retry_starts(study: Caller) -> None:
+    runs = {seed(path): path for path in Path("runs/mine").glob("*-spp_*")}
+    wrong = {0: ("failed", "the loss is nan"), 1: ("preempted", "stopped by SIGTERM at step 3"), 2: ("running", None)}
+    for number, (state, reason) in wrong.items():
+        status = json.loads((runs[number] / "status.json").read_text())
+        (runs[number] / "status.json").write_text(json.dumps(status | {"state": state, "reason": reason}))
+    shown = study("status", "study=mine").out
+    assert "3 done, 1 failed, 1 lost, 1 preempted" in shown
+    for words in ("the loss is nan", "stopped by SIGTERM", "holds it no more: killed"):
+        assert words in shown
+    left = study(*SWEEP, "retry=none")
+    assert left.code == 0, left.out
+    assert left.out.count("(retry=none)") == 3
+    assert {json.loads((run / "status.json").read_text())["state"] for run in runs.values()} == {
+        "failed",
+        "preempted",
+        "running",
+    }
+    assert study("train", "-m", "retry=some", "seed=0,1").code == 2
+
+
+def test_a_run_that_is_held_runs_and_is_left_alone(study: Caller) -> None:
+    [run] = [path for path in Path("runs/mine").glob("*-gap-*") if seed(path) == 0]
+    status = json.loads((run / "status.json").read_text())
+    now = {"state": "running", "step": 10, "steps": 40, "seconds": 5.0}
+    (run / "status.json").write_text(json.dumps(status | now))
+    code = f"import time; from pathlib import Path; from sppnet.runs import Run\nwith Run(Path({str(run)!r})).locked():"
+    holder = subprocess.Popen([sys.executable, "-c", f"{code}\n  print('held', flush=True); time.sleep(60)"], stdout=-1)
+    try:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        standing = stand(Run(run), "")
+        assert (standing.state, standing.speed, standing.left) == ("running", 2.0, 15.0)
+        shown = study("status", "study=mine").out
+        assert "10/40" in shown
+        assert time.strftime("%H:", time.localtime(time.time() + 15)) in shown
+        swept = study(*SWEEP)
+        assert swept.code == 0, swept.out
+        assert "left" in swept.out
+    finally:
+        holder.kill()
+        holder.wait()
+    assert stand(Run(run), "").state == "lost"
+
+
+def test_runs_without_a_sweep_are_rows_by_what_differs(sppnet: Caller) -> None:
+    for words in (["optim.lr=0.01", "seed=0"], ["optim.lr=0.01", "seed=1"], ["optim.lr=0.02"]):
+        run = sppnet("train", *ONE, *words).run
+    sppnet("test", f"checkpoint={run}", "sizes.test=[20]")
+    done = sppnet("report", "report.metrics=[top1_error,loss]", "output=out")
+    assert done.code == 0, done.err
+    with Path("out/mine.csv").open() as file:
+        rows = {line["setting"]: line for line in csv.DictReader(file)}
+    assert len(rows) == 3
+    assert sum("optim.lr=0.01" in name for name in rows) == 1
+    assert {line["test/24/loss n"] for line in rows.values()} == {"2", "1", "0"}
+    first = next(line for name, line in rows.items() if "optim.lr=0.01" in name)
+    values = [1 - json.loads(path.read_text())["test/top1"] for path in list_of(Path("runs/mine"), 0.01)]
+    assert float(first["test/24/top1_error mean"]) == pytest.approx(np.mean(values))
+
+
+def list_of(folder: Path, rate: float) -> list[Path]:
+    """The summaries of the runs with one learning rate."""
+    return [
+        path
+        for path in folder.glob("*/summary.json")
+        if json.loads((path.parent / "provenance.json").read_text())["identity"]["optim"]["lr"] == rate
+    ]
+
+
+def test_a_study_that_was_never_started_is_all_missing(sppnet: Caller) -> None:
+    shown = sppnet("status", "experiments=pooling")
+    assert shown.code == 0, shown.err
+    assert "10 runs: 10 missing" in shown.out
+    assert not Path("runs").exists()
+    refused = sppnet("report", "experiments=pooling")
+    assert (refused.code, refused.out) == (2, "")
+    assert "nothing of pooling is done yet" in refused.err
+    assert not Path("experiments").exists()
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    (["report"], "paths.runs=runs holds no studies"),
+    (["status", "study=fly"], "study=fly: there is no such folder in runs"),
+    (["status", "watch=maybe"], "watch=maybe is not allowed"),
+    (["report", "experiments=fly"], "experiments/fly"),
+    (["report", "report.figure=pie"], "rows, bins, sizes"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_mistake_is_one_line(sppnet: Caller, tmp_path: Path, words: list[str], said: str) -> None:
+    called: Called = sppnet(*words)
+    assert called.code == 2
+    assert said in called.err
+    assert len(called.err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_holm_and_the_paired_test_by_hand() -> None:
+    assert compare.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert compare.holm({}) == {}
+    # differences 1, 2, 3: mean 2, deviation 1, t = 2 / (1 / sqrt 3) = 3.4641, p of two degrees of freedom 0.0742
+    found = compare.differences({"base": {0: 1.0, 1: 1.0, 2: 1.0}, "x": {0: 2.0, 1: 3.0, 2: 4.0}}, "base")["x"]
+    assert found is not None
+    assert (found.spread.mean, found.spread.deviation) == (2.0, 1.0)
+    assert found.p == pytest.approx(0.0742, abs=1e-4)
+    assert found.spread.half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+
+
+def test_the_best_is_marked_only_beyond_chance() -> None:
+    def seeds(*values: float) -> dict[int, float]:
+        return dict(enumerate(values))
+
+    low, high = seeds(0.50, 0.52, 0.51, 0.49, 0.5), seeds(0.71, 0.7, 0.69, 0.72, 0.7)
+    near = seeds(0.70, 0.71, 0.68, 0.72, 0.71)
+    assert compare.best({"low": low, "high": high}, lower=False) == "high"
+    assert compare.best({"low": low, "high": high}, lower=True) == "low"
+    assert compare.best({"low": low, "high": high, "near": near}, lower=False) is None
+    two = {"low": {0: 0.5, 1: 0.52}, "high": {0: 0.7, 1: 0.72}}
+    assert compare.best(two, lower=False) is None  # below three seeds nothing is marked
+    apart = {"low": low, "high": {seed + 10: value for seed, value in high.items()}}
+    assert compare.best(apart, lower=False) is None  # no seed that both have
+
+    # the same gap at every seed: what few test images make of chance; three signs are no proof, six are
+    def same(n: int) -> dict[str, dict[int, float]]:
+        return {"a": dict.fromkeys(range(n), 0.5), "b": dict.fromkeys(range(n), 0.6)}
+
+    assert compare.best(same(3), lower=False) is None
+    assert compare.best(same(6), lower=False) == "b"
+    assert compare.best({"a": low}, lower=False) is None
+
+
+def test_figures_are_drawings_of_every_row(study: Caller) -> None:
+    for kind in ("rows", "bins", "sizes"):
+        done = study("report", "study=mine", f"report.figure={kind}")
+        assert done.code == 0, done.err
+        first = Path("experiments/results/mine.svg").read_bytes()
+        ElementTree.fromstring(first)
+        assert b"<!-- gap -->" in first
+        assert study("report", "study=mine", f"report.figure={kind}").code == 0
+        assert Path("experiments/results/mine.svg").read_bytes() == first  # no clock in it: a diff shows a change
