@@ -16,13 +16,23 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sppnet.classifier import Classifier
+from sppnet.slurm import job
 from sppnet.tensorfile import read_checkpoint as read_checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(Exception):  # noqa: N818  (it is no error)
-    """The process was asked to stop; `last.ckpt` holds the step it was at."""
+    """The process was asked to stop; `last.ckpt` holds the step it was at.
+
+    Args:
+        number: the signal that asked.
+        where: how far it was, in words.
+    """
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {where}")
+        self.number = number
 
 
 class DurableIO(TorchCheckpointIO):
@@ -86,7 +96,8 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note stop signals from here on."""
         self._step = trainer.global_step
-        for number in SIGNALS:
+        self._stop = max(job.noted, default=0)
+        for number in (*SIGNALS, job.WARNING) if job.inside() else SIGNALS:
             with contextlib.suppress(ValueError):  # not in the main thread: somebody else's handlers stay
                 self._handlers[number] = signal.signal(number, self._note)
 
@@ -101,7 +112,7 @@ class Checkpoints(Checkpoint):
         if stop or (self.every_n_steps is not None and step % self.every_n_steps == 0):
             self._save(trainer, "last")
         if stop:
-            raise Preempted(f"stopped by {signal.Signals(stop).name} at step {step}")
+            self._end(trainer, stop, f"at step {step}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best weights so far; at equal scores the earlier ones stay."""
@@ -117,13 +128,22 @@ class Checkpoints(Checkpoint):
         """Save after everything else of the epoch; Lightning calls checkpoint callbacks last."""
         self._save(trainer, "last")
         if stop := self._stopped(trainer):
-            raise Preempted(f"stopped by {signal.Signals(stop).name} after epoch {trainer.current_epoch}")
+            self._end(trainer, stop, f"after epoch {trainer.current_epoch}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
+        job.trained = job.trained or stage == "fit"
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+    def _end(self, trainer: L.Trainer, stop: int, where: str) -> None:
+        """Stop, or go on: a job that SLURM preempts has to last until it is killed (see `sppnet.slurm.job`)."""
+        may = stop == signal.SIGTERM and job.inside()
+        if may and trainer.strategy.broadcast(trainer.is_global_zero and job.goes_on()):
+            self._stop = 0
+            return
+        raise Preempted(stop, where)
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")

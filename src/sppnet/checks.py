@@ -26,8 +26,17 @@ def check_job(cfg: Mapping[str, Any]) -> None:
     Raises:
         UserError: one line on what does not fit.
     """
-    build_optimizer(cfg["optim"], [nn.Parameter(torch.zeros(1))])
+    check_fit(cfg)
     check_hardware(cfg["trainer"], world_size(cfg) // int(cfg["trainer"]["num_nodes"]))
+
+
+def check_fit(cfg: Mapping[str, Any]) -> None:
+    """Check whether optimiser, network, sizes and views fit together, wherever the job will run.
+
+    Raises:
+        UserError: one line on what does not fit.
+    """
+    build_optimizer(cfg["optim"], [nn.Parameter(torch.zeros(1))])
     views = Views.build(cfg["views"])
     whole = "full" in (cfg["data"]["fit"], cfg["views"]["fit"])
     if views is not None:

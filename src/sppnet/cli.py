@@ -60,6 +60,10 @@ def dispatch() -> int:
 
 
 def _run(verb: str) -> int:
+    if "SPPNET_SUBMISSION" in os.environ:
+        from sppnet.slurm import job
+
+        job.listen()
     traceback_too = bool(TRACEBACK & set(sys.argv))  # as typed; a run's own words come in later
     try:
         importlib.import_module(f"sppnet.commands.{verb}").main()

@@ -83,19 +83,26 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
     Raises:
         UserError: an option, a key or a value that Hydra does not accept, as one line.
     """
-    composed: list[tuple[DictConfig, list[str], str]] = []
+    composed: list[tuple[DictConfig, list[str], str, dict[str, Any] | None]] = []
 
     def task(cfg: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
-        composed.append((cfg, overrides, _unswept(overrides[replayed:]) if verb in SWEPT else ""))
+        wrong = _unswept(overrides[replayed:]) if verb in SWEPT else ""
+        composed.append((cfg, overrides, wrong, _submitted()))
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher that is not ours calls us in its worker
             start()
 
     def start() -> None:
         while composed:
-            cfg, overrides, wrong = composed.pop()
+            cfg, overrides, wrong, options = composed.pop()
             if wrong:
                 raise UserError(wrong)
+            if options is not None:
+                from sppnet.slurm.submit import Submission
+                from sppnet.sweep import SweepJob
+
+                Submission(verb, [SweepJob(0, overrides[replayed:], cfg)], options).run()
+                continue
             made = Job(plain(cfg), overrides)
             _warn(made.cfg, made.overrides[replayed:])
             job(made)
@@ -111,6 +118,15 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
             raise UserError(wrong) from error
         raise
     start()
+
+
+def _submitted() -> dict[str, Any] | None:
+    """Options of a launcher that takes a single job as well as a sweep; None for one that does not."""
+    node = HydraConfig.get()
+    target = str(node.launcher.get("_target_", ""))
+    if node.mode != RunMode.RUN or not target.endswith(".SlurmLauncher") or "hydra.mode=RUN" in sys.argv:
+        return None
+    return {str(key): value for key, value in node.launcher.items() if key != "_target_"}
 
 
 def _unswept(typed: list[str]) -> str:

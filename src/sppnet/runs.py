@@ -27,6 +27,7 @@ from sppnet.errors import UserError
 from sppnet.identity import check_identity, digest, run_identity
 from sppnet.provenance import provenance
 
+FAILED_RANK = "failed_rank.txt"  # in a run directory: why a task other than the first failed, and so the run
 State = Literal["queued", "running", "done", "failed", "preempted"]
 
 
@@ -106,6 +107,7 @@ class Run:
         """Write what the run is made of; called with the lock held, at every start of the run."""
         for left in self.path.glob(".*.tmp"):  # by a process that was killed as it wrote
             left.unlink(missing_ok=True)
+        (self.path / FAILED_RANK).unlink(missing_ok=True)
         (self.path / "checkpoints").mkdir(exist_ok=True)
         (self.path / "tests").mkdir(exist_ok=True)
         kept = [line for line in overrides if not line.startswith("force=")]  # asked for this start, not for later ones

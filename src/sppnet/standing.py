@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from sppnet.runs import Run, read_json
+from sppnet.runs import FAILED_RANK, Run, read_json
+from sppnet.slurm.queue import state as state_of
 
+WAITING = ("PENDING", "RUNNING", "CONFIGURING", "REQUEUED", "COMPLETING", "SUSPENDED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 State = Literal["missing", "queued", "running", "preempted", "failed", "lost", "done"]
 
 
@@ -57,7 +60,40 @@ def stand(run: Run, test: str) -> Standing:
         return Standing("missing", "trained; this test of it is missing", status, None)
     if state == "done":
         return Standing("lost", "its best.ckpt is gone", status, None)
+    said = _slurm(status)
+    if state == "queued":
+        if said is None or said.startswith(WAITING):
+            return Standing("queued", "; ".join(filter(None, [reason, said])), status, None)
+        return Standing("lost", f"its SLURM job is {said}", status, None)
+    if state == "preempted" and said:
+        queued = said.startswith(WAITING)  # again
+        return Standing("queued" if queued else "preempted", f"{reason} (its SLURM job is {said})", status, None)
     if state == "running" and not run.held():
-        where = f"process {status.get('pid')} on {status.get('host')} holds it no more: killed, or the machine is down"
-        return Standing("lost", where, status, None)
+        return _stopped(run, status, said)
     return Standing(state, reason, status, None)
+
+
+def _stopped(run: Run, status: dict[str, Any], said: str | None) -> Standing:
+    """A run that says it runs, and nobody holds its directory."""
+    failed = run.path / FAILED_RANK
+    if failed.is_file():
+        return Standing("failed", failed.read_text(encoding="utf-8").strip(), status, None)
+    if said and said.startswith(WAITING):
+        return Standing("queued", f"preempted at step {status.get('step')}; {said}", status, None)
+    where = f"process {status.get('pid')} on {status.get('host')} holds it no more: killed, or the machine is down"
+    return Standing("lost", f"{where} (its SLURM job is {said})" if said else where, status, None)
+
+
+def _slurm(status: dict[str, Any]) -> str | None:
+    """What SLURM says of the run's job; None if it has none, or SLURM cannot be asked."""
+    mark = status.get("slurm")
+    if not mark:
+        return None
+    job = mark.get("job")
+    if job is None:
+        sent = read_json(Path(mark["submission"]) / "submission.json") or {}
+        if sent.get("job") is None:
+            return "not submitted"
+        job = f"{sent['job']}_{mark['index']}"
+    found = state_of(job)
+    return found if found is None else f"{found or 'not known any more'} ({job})"

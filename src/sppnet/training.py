@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 
@@ -29,6 +30,7 @@ from sppnet.network import build_network
 from sppnet.plug import instantiate
 from sppnet.provenance import code
 from sppnet.runs import Run
+from sppnet.slurm import job
 
 HARMLESS = (
     ".*does not have many workers.*",
@@ -171,13 +173,18 @@ def make_trainer(
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=root,
-        plugins=[DurableIO()],
+        plugins=[DurableIO(), *_cluster()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the batch samplers shard themselves
         enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
         enable_model_summary=False,
         enable_progress_bar=any("Progress" in base.__name__ for c in callbacks for base in type(c).__mro__),
     )
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Tasks of a SLURM job find each other by it; when to stop and to be queued again is for `sppnet.slurm.job`."""
+    return [SLURMEnvironment(auto_requeue=False)] if job.inside() else []
 
 
 def settle(cfg: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""`sppnet rank RUN_DIR`: one further process of a run on several devices of this machine.
+"""The further processes of a run on several devices: they hold no lock and write no status.
 
-Started by Lightning on behalf of the first process; takes the configuration from the run directory, holds no lock and
-writes no status. Ends when the first process ends, however that ends.
+`sppnet rank RUN_DIR` is started by Lightning on behalf of the first process of a machine, takes the configuration from
+the run directory and ends when that process ends. Tasks of a SLURM job are all started alike and `join` the first.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import yaml
 
-from sppnet.errors import UserError
-from sppnet.runs import Run
+from sppnet.errors import RunFailed, UserError
+from sppnet.runs import FAILED_RANK, Plan, Run, write_text
+from sppnet.slurm import job
 
 PR_SET_PDEATHSIG = 1
+GLANCE, PATIENCE = 0.5, 900.0  # seconds between two looks for the first task, and until that is given up
 
 
 def main() -> None:
@@ -37,3 +40,31 @@ def main() -> None:
 
     with contextlib.suppress(Preempted):  # the first process says so
         fit(prepare(cfg, overrides), run)
+
+
+def join(planned: Plan, overrides: list[str]) -> None:
+    """Train as a further task of a SLURM job, once its first task has the run directory.
+
+    Raises:
+        RunFailed: the first task does not begin.
+    """
+    run, mine = planned.run, job.mark()["slurm"]
+    for _ in range(int(PATIENCE / GLANCE)):
+        status = run.status
+        if status.get("state") == "running" and status.get("slurm") == mine:
+            break
+        if planned.result is not None and not planned.cfg["force"]:
+            return  # there is nothing to do, as the first task found too
+        time.sleep(GLANCE)
+    else:
+        raise RunFailed(f"task {job.rank()}: the job's first task has not begun within {PATIENCE:.0f} s")
+    from sppnet.checkpoints import Preempted
+    from sppnet.training import fit, prepare
+
+    try:
+        with contextlib.suppress(Preempted):
+            fit(prepare(planned.cfg, overrides, planned.images), run)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        write_text(run.path / FAILED_RANK, f"rank {job.rank()}: {type(error).__name__}: {lines[-1]}\n")
+        raise

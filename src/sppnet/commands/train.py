@@ -11,12 +11,18 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from sppnet import compose
+from sppnet.commands.rank import join
 from sppnet.compose import Job
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs import Plan, Run, plan, write_json
 from sppnet.show import print_result
+from sppnet.slurm import job as slurm_job
+
+if TYPE_CHECKING:
+    from sppnet.checkpoints import Preempted
 
 
 def main() -> None:
@@ -27,6 +33,9 @@ def main() -> None:
 def train(job: Job) -> None:
     """Do what `job` asks for and print, last, the run directory and the test result."""
     planned = plan(job.cfg)
+    if slurm_job.rank() > 0:
+        join(planned, job.overrides)
+        return
     if planned.result is not None and not job.cfg["force"]:
         print(f"{planned.run.path} is done (force=true does it again)")
     elif planned.run.done and not job.cfg["force"]:
@@ -81,12 +90,11 @@ def _status(run: Run) -> Iterator[None]:
         raise KeyboardInterrupt  # outside training, where `Checkpoints` listens, there is nothing to save
 
     before = signal.signal(signal.SIGTERM, stop)
-    run.write_status("running")
+    run.write_status("running", **slurm_job.mark())
     try:
         yield
     except Preempted as stopped:
-        run.write_status("preempted", str(stopped))
-        raise RunFailed(f"{stopped}; the same command goes on from there") from None
+        raise RunFailed(_stopped(run, stopped)) from None
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
         run.write_status("preempted", "interrupted")
         raise KeyboardInterrupt from None
@@ -98,6 +106,18 @@ def _status(run: Run) -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _stopped(run: Run, stopped: Preempted) -> str:
+    """Write that a run was stopped, and ask SLURM to queue it again if it warned of its limit."""
+    why = None
+    if stopped.number == slurm_job.WARNING and slurm_job.inside():
+        run.write_status("queued", f"{stopped}; queued again")
+        if (why := slurm_job.requeue()) is None:
+            return f"{stopped}; queued again"
+        why = f"{stopped}; SLURM does not queue it again: {why}"
+    run.write_status("preempted", why or str(stopped))
+    return f"{why or stopped}; the same command goes on from there"
 
 
 def _last_line(error: BaseException) -> str:

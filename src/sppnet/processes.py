@@ -1,0 +1,96 @@
+"""A sweep on this machine: every job a process of its own, n at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+from sppnet.errors import UserError
+from sppnet.runs import Run, read_json
+from sppnet.show import result_lines
+from sppnet.sweep import Sweep, SweepJob
+
+OUTCOMES = {0: "done", 2: "refused"}  # by exit code; any other is a failure
+
+
+class Processes(Sweep):
+    """Runs the jobs `n` at a time and prints how each went."""
+
+    def __init__(self, verb: str, jobs: list[SweepJob], n: int) -> None:
+        if n < 1:
+            raise UserError(f"hydra.launcher.n={n} is not allowed; it takes a whole number of at least 1")
+        super().__init__(verb, jobs)
+        self.n = n
+        self._stopping = threading.Event()
+        self._children: set[subprocess.Popen[bytes]] = set()
+
+    def start(self, groups: list[list[SweepJob]]) -> None:
+        """Run the groups side by side."""
+        before = signal.signal(signal.SIGTERM, self._interrupt)
+        try:
+            with ThreadPoolExecutor(self.n) as pool:
+                try:
+                    for future in [pool.submit(self._run_group, group) for group in groups]:
+                        future.result()
+                except BaseException:
+                    self._stopping.set()  # the jobs that run have the terminal's signal too, or _interrupt's
+                    raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _run_group(self, group: list[SweepJob]) -> None:
+        for job in group:
+            if self._stopping.is_set():
+                return
+            self.look(job)
+            if job.outcome:
+                self.say(job)
+            else:
+                self._run(job, self.command(group, job))
+
+    def _run(self, job: SweepJob, command: list[str]) -> None:
+        began = time.monotonic()
+        self.say(job)
+        env = os.environ | ({"SPPNET_JOB_LOG": "1"} if job.plan else {})
+        with tempfile.TemporaryFile() as output:
+            child = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+            self._children.add(child)
+            code = child.wait()
+            self._children.discard(child)
+            output.seek(0)
+            printed = output.read().decode(errors="replace").splitlines()
+        job.outcome = OUTCOMES.get(code, "failed")
+        job.lines = self._result(job, printed, code)
+        self.say(job, time.monotonic() - began)
+
+    def _result(self, job: SweepJob, printed: list[str], code: int) -> list[str]:
+        """What is worth showing of a job that has ended: its figures, or the reason and where to read on."""
+        if job.plan is None:
+            return printed or [f"exit code {code}"]
+        run = job.plan.run
+        found = read_json(run.test_file(job.plan.test))
+        if job.outcome == "done" and found:
+            return result_lines(found["metrics"])
+        if job.outcome == "refused" or not (run.path / "log.txt").exists():
+            return printed[-1:] or [f"exit code {code}"]
+        return [f"{_reason(run, code)}  (see {run.path / 'log.txt'})"]
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        for child in list(self._children):
+            child.terminate()
+        raise KeyboardInterrupt
+
+
+def _reason(run: Run, code: int) -> str:
+    """Why a job failed: what it wrote last, or, if it was killed and could write nothing, the signal."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return str(run.status.get("reason") or f"exit code {code}")

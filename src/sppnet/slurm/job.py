@@ -1,0 +1,90 @@
+"""A job's side of SLURM: which job it is, what a signal means, being queued again. Nothing here imports torch.
+
+SLURM sends USR2 before a job's limit (`launch=slurm`, `warning`) and, where the cluster is set so, before it is
+preempted: the job saves, asks to be queued again and ends. TERM comes before it is cancelled, or preempted: then SLURM
+queues it again by itself, but only if it has not ended within its time of grace, so it saves and goes on until it is
+killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sppnet.identity import digest
+from sppnet.provenance import code
+from sppnet.runs import read_json
+from sppnet.slurm.queue import call
+
+WARNING = signal.SIGUSR2
+
+noted: list[int] = []  # signals that came before training could act on them
+trained = False  # whether all that is left is the test
+
+
+def inside() -> bool:
+    """Whether this process is one of a job that `launch=slurm` sent."""
+    return "SPPNET_SUBMISSION" in os.environ and "SLURM_JOB_ID" in os.environ
+
+
+def rank() -> int:
+    """Which of the job's tasks this is; 0 outside."""
+    return int(os.environ.get("SLURM_PROCID", 0)) if inside() else 0
+
+
+def name() -> str:
+    """`ARRAY_INDEX`, as SLURM calls the job. (SLURM_JOB_ID of one element of an array is the name of all of it.)"""
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+
+
+def mark() -> dict[str, Any]:
+    """What status.json says of the job: its name, and how often it was started."""
+    if not inside():
+        return {"slurm": None, "note": None}
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    return {"slurm": {"job": name(), "restarts": restarts}, "note": _other_code()}
+
+
+def listen() -> None:
+    """Note signals from here on; `sppnet.checkpoints` acts on them during training."""
+    if inside():
+        signal.signal(WARNING, _on_warning)
+        signal.signal(signal.SIGTERM, _on_term)
+
+
+def goes_on() -> bool:
+    """After TERM: whether the job runs on in a time of grace. False once SLURM is ending it."""
+    status, out, _ = call(["squeue", "--noheader", "--format=%T", f"--jobs={name()}"])
+    return status == 0 and out == "RUNNING"
+
+
+def requeue() -> str | None:
+    """Ask SLURM to queue this job again once it has ended; why not, if it refuses."""
+    status, _, error = call(["scontrol", "requeue", name()])
+    return None if status == 0 else error.splitlines()[-1] if error else f"scontrol requeue: {status}"
+
+
+def _on_warning(number: int, _frame: FrameType | None) -> None:
+    if trained and rank() == 0:
+        requeue()
+    elif not trained:
+        noted.append(number)
+
+
+def _on_term(number: int, _frame: FrameType | None) -> None:
+    if not goes_on():
+        raise SystemExit(128 + number)
+
+
+def _other_code() -> str | None:
+    """That the code is not what it was when the job was sent."""
+    sent = read_json(Path(os.environ["SPPNET_SUBMISSION"]) / "submission.json") or {}
+    if sent.get("code_digest") in {None, digest(code())}:
+        return None
+    before, now = sent["code"]["commit"], code()["commit"]
+    if before == now:
+        return f"ran commit {str(now)[:10]} with other changes than were there when it was sent"
+    return f"ran commit {str(now)[:10]}, was sent with {str(before)[:10]}"

@@ -1,0 +1,52 @@
+"""What SLURM says of its jobs. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+
+KEPT = 2.0  # seconds for which an answer is good
+
+_seen: tuple[float, dict[str, str] | None] = (-KEPT, None)
+
+
+def states() -> dict[str, str] | None:
+    """Of every job that SLURM knows (`ARRAY_INDEX` or `JOB`), its state and, if it waits, why; None if it cannot be
+    asked."""
+    global _seen
+    if time.monotonic() - _seen[0] > KEPT:
+        _seen = (time.monotonic(), _ask())
+    return _seen[1]
+
+
+def state(job: str) -> str | None:
+    """What SLURM says of one job, or its accounting, which remembers longer; "" if it knows the job no more, None if
+    it cannot be asked."""
+    known = states()
+    if known is None or job in known:
+        return None if known is None else known[job]
+    status, out, _ = call(["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job}"])
+    return out.splitlines()[-1] if status == 0 and out else ""
+
+
+def call(words: Sequence[str]) -> tuple[int, str, str]:
+    """Run a command of SLURM's: exit code, output, errors; 127 if there is no such command."""
+    try:
+        done = subprocess.run(list(words), capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        return 127, "", f"{words[0]} is not there: this is no machine of a SLURM cluster"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 126, "", str(error)
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+def _ask() -> dict[str, str] | None:
+    code, out, _ = call(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"])
+    if code:
+        return None
+    found = {}
+    for line in out.splitlines():
+        job, state, reason = line.split("|", 2)
+        found[job] = state if reason in {"None", ""} else f"{state} ({reason})"
+    return found
