@@ -164,7 +164,7 @@ class Classifier(L.LightningModule):
         logits_NVK = torch.cat(self.scorers[size]([self.normalise(x) for x in (batch["image"], *batch["more"])]), 1)
         if not self.sigmoid:
             return logits_NVK.float().log_softmax(2).logsumexp(1) - math.log(logits_NVK.shape[1])
-        return logits_NVK.double().sigmoid().mean(1).logit(eps=1e-15)
+        return logits_NVK.cpu().double().sigmoid().mean(1).logit(eps=1e-15).to(logits_NVK.device, torch.float32)
 
     def on_validation_epoch_end(self) -> None:
         """Record the validation; `val/<score>` is what `best.ckpt` and the plateau schedule follow."""

@@ -74,7 +74,7 @@ def explain(network: SPPNet, image: Tensor, label: int) -> Evidence:
         pooled = network.head[0](map_CHW[None]).detach().requires_grad_()
         logit = network.head[1:](pooled)[0, label]
         (gradient,) = torch.autograd.grad(logit, pooled)
-    map_CHW, gradient = map_CHW.double().cpu(), gradient[0].double().cpu()
+    map_CHW, gradient = map_CHW.cpu().double(), gradient[0].cpu().double()
     levels, start = [], 0
     for grid in grids(network.head[0], *map_CHW.shape[1:]):
         if grid.pool == "cells":  # gap: every cell has the channel's gradient, and an equal share of it

@@ -103,7 +103,7 @@ class Predictor:
     def probabilities(self, batch: Batch) -> Tensor:
         """float64 (N, K) of a batch on the device, on the CPU: softmax, or sigmoid if that is the network's loss."""
         with self.fabric.autocast():
-            logits_NK = self.classifier.scores(batch).double()
+            logits_NK = self.classifier.scores(batch).cpu().double()  # Apple's GPUs have no float64
         return (logits_NK.sigmoid() if self.classifier.sigmoid else logits_NK.softmax(1)).cpu()
 
     def _as_they_come(self) -> Iterator[Prediction]:

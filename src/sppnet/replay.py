@@ -132,6 +132,8 @@ def stored(where: Path) -> tuple[dict[str, Any], list[str]]:
     if run is not None:
         try:
             cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+            if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
+                raise UserError(f"checkpoint={where}: its config.yaml is damaged; a checkpoint file carries its own")
             return cfg, (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"checkpoint={where}: its configuration cannot be read: {error}") from None

@@ -68,6 +68,8 @@ def stand(run: Run, test: str) -> Standing:
     if state == "preempted" and said:
         queued = said.startswith(WAITING)  # again
         return Standing("queued" if queued else "preempted", f"{reason} (its SLURM job is {said})", status, None)
+    if state == "failed" and (other := _failed_rank(run)):
+        reason = other  # the first task saw no more than that the other was gone
     if state == "running" and not run.held():
         return _stopped(run, status, said)
     return Standing(state, reason, status, None)
@@ -75,13 +77,18 @@ def stand(run: Run, test: str) -> Standing:
 
 def _stopped(run: Run, status: dict[str, Any], said: str | None) -> Standing:
     """A run that says it runs, and nobody holds its directory."""
-    failed = run.path / FAILED_RANK
-    if failed.is_file():
-        return Standing("failed", failed.read_text(encoding="utf-8").strip(), status, None)
+    if failed := _failed_rank(run):
+        return Standing("failed", failed, status, None)
     if said and said.startswith(WAITING):
         return Standing("queued", f"preempted at step {status.get('step')}; {said}", status, None)
     where = f"process {status.get('pid')} on {status.get('host')} holds it no more: killed, or the machine is down"
     return Standing("lost", f"{where} (its SLURM job is {said})" if said else where, status, None)
+
+
+def _failed_rank(run: Run) -> str:
+    """Why a task other than the first failed."""
+    path = run.path / FAILED_RANK
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _slurm(status: dict[str, Any]) -> str | None:

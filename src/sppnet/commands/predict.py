@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ def predict(trained: Trained) -> None:
 
     check_job(cfg)
     drawer = _drawer(cfg, drawings) if drawings else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is taken away
     with JsonLines(own["output"]) as lines:
         _predict(cfg, trained, found, own["top"], lines, drawer)
 
@@ -110,11 +112,11 @@ def _check_output(output: str | None, found: Found, trained: Trained) -> None:
     path = Path(str(output)).expanduser()
     if path.is_dir():
         raise UserError(f"output={output} is a folder; it takes a file, such as output={output}/predictions.jsonl")
-    if path.exists() and path.resolve() in {
-        trained.weights.resolve(),
-        *((found.root / n).resolve() for n in found.names),
-    }:
+    pictures = (found.root / name for name in found.names)
+    if path.exists() and path.resolve() in {trained.weights.resolve(), *(picture.resolve() for picture in pictures)}:
         raise UserError(f"output={output} is itself one of the pictures, or the checkpoint; name another file")
+    if trained.run is not None and path.resolve().is_relative_to(trained.run.path.resolve()):
+        raise UserError(f"output={output} lies in the run directory, whose files are the run's own; name another file")
     if not path.parent.is_dir():
         raise UserError(f"output={output}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
@@ -133,6 +135,8 @@ def _drawings(draw: bool | str, found: Found) -> Path | None:
             f"draw={path} lies in input={found.root}: drawings would be taken for pictures the next time; name a"
             " folder elsewhere, draw=FOLDER"
         )
+    if not found.folder and path.resolve() == found.root.resolve():
+        raise UserError(f"draw={path} holds the picture, and perhaps others that a drawing would replace; name another")
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"draw={path}: {there} cannot be written to")

@@ -17,7 +17,7 @@ from sppnet.data import ImageSet, build_images
 from sppnet.errors import UserError
 from sppnet.identity import digest
 from sppnet.provenance import provenance
-from sppnet.replay import Trained
+from sppnet.replay import Trained, stored
 from sppnet.runs import read_json, write_json
 from sppnet.transfer.options import MAY_CHANGE, OWN, Task, make_task, refuse_idle, warn_idle
 from sppnet.transfer.protocols import check_protocol, evaluate
@@ -119,7 +119,8 @@ def _warn_of_weights(task: Task, images: ImageSet) -> None:
         return
     from sppnet.transfer.extractor import checkpoint  # imports torch
 
-    if checkpoint(task.trained)["fingerprint"] == images.fingerprint():
+    own_parts = images.multilabel and task.cfg["data"]["split"] == stored(task.trained.where)[0]["data"]["split"]
+    if checkpoint(task.trained)["fingerprint"] == images.fingerprint() and not own_parts:
         name = task.cfg["data"]["name"]
         print(
             f"sppnet: warning: the network was trained on images of data={name} that are tested here", file=sys.stderr

@@ -47,7 +47,7 @@ def _rows(table: Table) -> Figure:
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(names) - 0.45, -0.55)
     return drawing
 
 

@@ -152,13 +152,24 @@ def refuse_idle(overrides: list[str]) -> None:
 
 
 def warn_idle(task: Task, multilabel: bool) -> None:
-    """Say which of the verb's own keys were typed and have no effect."""
-    idle = {"pool_to": f"layer={task.own['layer']}"} if task.own["layer"] != "pool" else {}
+    """Say which keys were typed and have no effect on the features, or on who trains."""
+    layer, given = task.own["layer"], task.trained is None
+    idle = dict.fromkeys(("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "features")
+    if layer != "pool":
+        idle["pool_to"] = f"layer={layer}"
+    if layer != "spp" and (given or not layer.startswith("fc")):
+        idle |= dict.fromkeys(("pyramid", "head"), f"layer={layer}")
+    if given and task.cfg["backbone"].get("weights") is not None:
+        idle["seed"] = "given weights"
     if multilabel:
         idle |= dict.fromkeys(SPLITS, "images of several labels, whose own parts are used")
-    for word in sys.argv[1:]:
-        if (key := word.partition("=")[0]) in idle:
-            print(f"sppnet: warning: {key} has no effect with {idle[key]}", file=sys.stderr)
+    else:
+        idle["data.split"] = "random splits of all images (splits, per_class, split_seed)"
+    for word in sys.argv[1:] if task.trained is None else [f"{key}=" for key in task.trained.typed]:
+        key = word.partition("=")[0].lstrip("+")
+        for name, why in idle.items():
+            if key == name or key.startswith(f"{name}."):
+                print(f"sppnet: warning: {key} has no effect with {why}", file=sys.stderr)
 
 
 def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: Trained | None) -> None:

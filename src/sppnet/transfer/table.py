@@ -31,7 +31,8 @@ def lines(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator
         yield f"difference of the mean accuracies over {len(row['splits'])} paired splits and its 95 % interval, in %"
         for (i, one), (j, other) in combinations(enumerate(rows, start=1), 2):
             mean, low, high = difference(_per_split(one), _per_split(other))
-            verdict = "" if low > 0 or high < 0 else "  (may be none)"
+            sure = (low > 0 or high < 0) and low < high  # splits that all differ alike say nothing of their spread
+            verdict = "" if sure else "  (may be none)"
             yield f"  {i} - {j}   {100 * mean:+6.2f}  [{100 * low:+.2f}, {100 * high:+.2f}]{verdict}"
     elif len(rows) > 1:
         yield "(one split: no intervals)"
@@ -75,11 +76,27 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             else [_with_deviation(one["figures"], name) for name in ("accuracy", "overall")]
         )
         named = [str(what[key]) for key in ("network", "layer", "view", "size", "length")]
+        named[2] += "".join(f" {key}={value}" for key, value in _apart(one, rows))
         cells.append([str(number), *named, f"{what['C']:g}", *figures, one["hash"]])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     yield f"{rows[0]['row']['data']}: {rows[0]['row']['protocol']}"
     for line in cells:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _apart(one: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """What tells a row from those that are called the same: settings that have no column."""
+    alike = [other["identity"] for other in rows if _named(other) == _named(one)]
+    for section in ({"view", "mean", "std", "precision"} & one["identity"].keys()) if len(alike) > 1 else ():
+        values = one["identity"][section]
+        for key, value in values.items() if isinstance(values, Mapping) else [(section, values)]:
+            others = [other[section][key] if isinstance(values, Mapping) else other[section] for other in alike]
+            if any(other != value for other in others):
+                yield key, value
+
+
+def _named(row: Mapping[str, Any]) -> list[Any]:
+    return [row["row"][key] for key in ("network", "layer", "view", "size", "length", "C")]
 
 
 def _with_deviation(figures: Mapping[str, float], name: str) -> str:

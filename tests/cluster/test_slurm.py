@@ -1,0 +1,147 @@
+"""Jobs on a real SLURM, stopped in every way that clusters know: they end with the weights of an unbroken run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calling import SMALL, Caller, same_weights
+from mishaps import PLUG
+from private_slurm import Cluster
+
+pytestmark = pytest.mark.slow
+
+WORDS = (
+    *(word for word in SMALL if not word.startswith(("trainer.limit", "trainer.max", "trainer.checkpoint"))),
+    *("trainer.max_epochs=4", "trainer.checkpoint_every_n_steps=1000", "trainer.accelerator=cpu", "study=mishaps"),
+    *PLUG,
+)
+SLURM = (
+    *("launch=slurm", "hydra.launcher.cpus=1", "hydra.launcher.time=15"),
+    "hydra.launcher.setup=['export MASTER_ADDR=127.0.0.1']",  # n1 and n2 are names of this machine for SLURM alone
+)
+
+
+def states(where: Path) -> dict[int, dict[str, Any]]:
+    """Status by seed."""
+    found = {}
+    for path in where.glob("runs/mishaps/*/status.json"):
+        story = path.parent / "config.yaml"
+        seed = int(next(line for line in story.read_text().splitlines() if line.startswith("seed:")).split()[1])
+        found[seed] = json.loads(path.read_text()) | {"run": path.parent}
+    return found
+
+
+def started(where: Path, seeds: range, step: int = 1) -> bool:
+    """Whether the run of every seed is at `step` or beyond."""
+    try:
+        found = states(where)
+    except (FileNotFoundError, StopIteration):
+        return False
+    return all(found.get(seed, {}).get("step", 0) >= step for seed in seeds)
+
+
+def job_of(on: Caller, where: Path, seed: int) -> str:
+    return str(states(where)[seed]["slurm"]["job"])
+
+
+def test_a_study_survives_what_clusters_do_to_jobs(on: Caller, cluster: Cluster, tmp_path: Path) -> None:
+    """Of eight jobs one raises, one is cancelled, one requeued by hand, one comes to its limit, some are preempted."""
+    for name in ("slow", "raise-0"):
+        (tmp_path / name).touch()
+    sent = on("train", "-m", *WORDS, *SLURM, "seed=0,1,2,3,4,5,6")
+    assert sent.code == 0, sent.err
+    assert sent.out.count("queued") == 7
+    late = on("train", "-m", *WORDS, *SLURM, "seed=7", "hydra.launcher.time=1", "hydra.launcher.warning=35")
+    assert late.code == 0, late.err
+    again = on("train", "-m", *WORDS, *SLURM, "seed=0,1,2,3,4,5,6")  # somebody else starts the same study
+    assert "queued  seed" not in again.out
+    assert again.out.count("left") == 7
+    cluster.wait(lambda: started(tmp_path, range(1, 7), 4))
+    cluster.call("scancel", job_of(on, tmp_path, 1))
+    cluster.call("scontrol", "requeue", job_of(on, tmp_path, 2))
+    cluster.call("sbatch", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
+    cluster.wait(lambda: states(tmp_path)[7]["slurm"].get("restarts", 0) >= 1)
+    (tmp_path / "slow").unlink()
+    cluster.wait(lambda: not cluster.jobs())
+    ended = states(tmp_path)
+    assert [ended[seed]["state"] for seed in range(2, 8)] == ["done"] * 6, ended
+    restarts = {seed: ended[seed]["slurm"]["restarts"] for seed in range(2, 8)}
+    assert restarts[2] >= 1
+    assert restarts[7] >= 1
+    assert any(restarts[seed] >= 1 for seed in range(3, 7)), restarts  # preempted; some may end in the time of grace
+    shown = on("status").out
+    assert "6 done" in shown
+    assert "RuntimeError: a mishap at step 10" in shown
+    assert "CANCELLED" in shown
+    (tmp_path / "raise-0").unlink()
+    rest = on("train", "-m", *WORDS, "launch=processes", "seed=0,1,2,3,4,5,6,7")  # the laptop finishes what is missing
+    assert rest.code == 0, rest.out
+    assert rest.out.count("(was done)") == 6
+    reported = on("report")
+    assert reported.code == 0, reported.err
+    assert "missing" not in reported.out
+    unbroken = on("train", "-m", *WORDS, "launch=processes", "seed=0,1,2,3,4,5,6,7", "paths.runs=unbroken")
+    assert unbroken.code == 0, unbroken.out
+    for one in states(tmp_path).values():
+        for name in ("best", "last"):
+            other = tmp_path / "unbroken" / one["run"].relative_to(tmp_path / "runs") / f"checkpoints/{name}.ckpt"
+            assert same_weights(one["run"] / f"checkpoints/{name}.ckpt", other), one
+
+
+def test_tasks_of_one_node_and_of_two_go_on_where_they_were(on: Caller, cluster: Cluster, tmp_path: Path) -> None:
+    """Stopped by USR2 and by a preemption that says TERM alone."""
+    (tmp_path / "slow").touch()
+    shapes = {1: ("trainer.devices=2",), 2: ("trainer.devices=1", "trainer.num_nodes=2")}
+    for seed, shape in shapes.items():
+        assert on("train", *WORDS, *SLURM, *shape, f"seed={seed}").code == 0
+    cluster.wait(lambda: started(tmp_path, range(1, 3), 2))
+    for seed in shapes:
+        cluster.call("scancel", "--signal=USR2", job_of(on, tmp_path, seed))
+    cluster.wait(lambda: all(one["slurm"].get("restarts") == 1 for one in states(tmp_path).values()))
+    steps = {seed: one["step"] for seed, one in states(tmp_path).items()}
+    cluster.wait(lambda: all(one.get("step", 0) > steps[seed] for seed, one in states(tmp_path).items()))
+    cluster.call("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
+    cluster.wait(lambda: "PENDING" in cluster.jobs().values())
+    cluster.wait(lambda: all(one["slurm"].get("restarts") == 2 for one in states(tmp_path).values()))
+    (tmp_path / "slow").unlink()
+    cluster.wait(lambda: not cluster.jobs())
+    ended = states(tmp_path)
+    assert [ended[seed]["state"] for seed in shapes] == ["done", "done"]
+    for seed in shapes:
+        assert on("train", *WORDS, "trainer.devices=2", f"seed={seed}", "paths.runs=unbroken").code == 0
+        run = ended[seed]["run"]
+        other = tmp_path / "unbroken" / run.relative_to(tmp_path / "runs")
+        assert same_weights(run / "checkpoints/last.ckpt", other / "checkpoints/last.ckpt")
+        assert same_weights(run / "checkpoints/best.ckpt", other / "checkpoints/best.ckpt")
+
+
+def test_a_rank_that_fails_fails_the_job(on: Caller, cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "raise-rank-1").touch()
+    assert on("train", *WORDS, *SLURM, "trainer.devices=2").code == 0
+    cluster.wait(lambda: not cluster.jobs())
+    shown = on("status").out
+    assert "1 failed" in shown
+    assert "rank 1: RuntimeError: a mishap at step 10" in shown
+    (tmp_path / "raise-rank-1").unlink()
+    assert on("train", *WORDS, "trainer.devices=2").code == 0  # by hand, on this machine
+    assert "1 done" in on("status").out
+
+
+def test_mistakes_are_found_before_anything_is_queued(on: Caller, cluster: Cluster, tmp_path: Path) -> None:
+    wrong = {
+        ("hydra.launcher.cpus=0",): "hydra.launcher.cpus=0 is not allowed",
+        ("hydra.launcher.time=soon",): "minutes",
+        ("head.rule=sliding", "head.bins=[6,1]"): "sliding",
+        ("hydra.launcher.partition=fly",): "sbatch:",
+    }
+    for words, said in wrong.items():
+        refused = on("train", "-m", *WORDS, *SLURM, "seed=1,2", *words)
+        assert refused.code in {1, 2}, (words, refused.out)
+        assert said in refused.err, (words, refused.err)
+    assert not cluster.jobs()
+    assert not list(tmp_path.rglob("status.json"))
+    assert not list(tmp_path.rglob("job.sh"))

@@ -1,0 +1,24 @@
+"""Callbacks with which a test slows training down, or makes it fail, by a file in the working directory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+PLUG = ("+callbacks.mishaps._target_=mishaps.Mishaps", "allow=mishaps")
+
+
+class Mishaps(Callback):
+    """`slow`: a step takes a quarter of a second; `raise-SEED` or `raise-rank-N`: the tenth step fails."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        """Look for the files."""
+        if Path("slow").exists():
+            time.sleep(0.25)
+        names = (f"raise-{pl_module.cfg['seed']}", f"raise-rank-{trainer.global_rank}")
+        if trainer.global_step == 10 and any(Path(name).exists() for name in names):
+            raise RuntimeError("a mishap at step 10")
