@@ -55,7 +55,7 @@ class Cluster:
         lines = self.call("squeue", "-h", "-r", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 
-    def wait(self, ready: object, seconds: float = 240) -> None:
+    def wait(self, ready: object, seconds: float = 600) -> None:
         """Wait until `ready()` is true."""
         assert callable(ready)
         end = time.monotonic() + seconds

@@ -184,6 +184,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", "draw=pictures/grey.JPG"], ["draw=pictures/grey.JPG", "file"]),
     (["input=pictures", "output=pictures/grey.JPG"], ["output=pictures/grey.JPG", "one of the pictures"]),
     (["input=pictures", "draw=pictures/drawn"], ["draw=pictures/drawn", "input=pictures"]),
+    (["input=pictures/grey.JPG", "draw=pictures"], ["draw=pictures", "holds the picture"]),
     (["input=.", "draw=true"], ["draw=predictions", "elsewhere"]),
     (["input=pictures", "draw=true", "views=ten"], ["draw", "views=ten", "full"]),
     (["input=pictures", "sizes.test=[24,32]"], ["sizes.test=[24, 32]", "one size"]),

@@ -25,11 +25,16 @@ SLURM = (
 )
 
 
+LONG = ("trainer.max_epochs=12",)  # still at it when it is stopped the second time
+
+
 def states(where: Path) -> dict[int, dict[str, Any]]:
     """Status by seed."""
     found = {}
     for path in where.glob("runs/mishaps/*/status.json"):
         story = path.parent / "config.yaml"
+        if not story.exists():  # queued, and has not begun
+            continue
         seed = int(next(line for line in story.read_text().splitlines() if line.startswith("seed:")).split()[1])
         found[seed] = json.loads(path.read_text()) | {"run": path.parent}
     return found
@@ -64,7 +69,7 @@ def test_a_study_survives_what_clusters_do_to_jobs(on: Caller, cluster: Cluster,
     cluster.call("scancel", job_of(on, tmp_path, 1))
     cluster.call("scontrol", "requeue", job_of(on, tmp_path, 2))
     cluster.call("sbatch", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
-    cluster.wait(lambda: states(tmp_path)[7]["slurm"].get("restarts", 0) >= 1)
+    cluster.wait(lambda: states(tmp_path).get(7, {"slurm": {}})["slurm"].get("restarts", 0) >= 1)
     (tmp_path / "slow").unlink()
     cluster.wait(lambda: not cluster.jobs())
     ended = states(tmp_path)
@@ -97,7 +102,7 @@ def test_tasks_of_one_node_and_of_two_go_on_where_they_were(on: Caller, cluster:
     (tmp_path / "slow").touch()
     shapes = {1: ("trainer.devices=2",), 2: ("trainer.devices=1", "trainer.num_nodes=2")}
     for seed, shape in shapes.items():
-        assert on("train", *WORDS, *SLURM, *shape, f"seed={seed}").code == 0
+        assert on("train", *WORDS, *LONG, *SLURM, *shape, f"seed={seed}").code == 0
     cluster.wait(lambda: started(tmp_path, range(1, 3), 2))
     for seed in shapes:
         cluster.call("scancel", "--signal=USR2", job_of(on, tmp_path, seed))
@@ -112,7 +117,7 @@ def test_tasks_of_one_node_and_of_two_go_on_where_they_were(on: Caller, cluster:
     ended = states(tmp_path)
     assert [ended[seed]["state"] for seed in shapes] == ["done", "done"]
     for seed in shapes:
-        assert on("train", *WORDS, "trainer.devices=2", f"seed={seed}", "paths.runs=unbroken").code == 0
+        assert on("train", *WORDS, *LONG, "trainer.devices=2", f"seed={seed}", "paths.runs=unbroken").code == 0
         run = ended[seed]["run"]
         other = tmp_path / "unbroken" / run.relative_to(tmp_path / "runs")
         assert same_weights(run / "checkpoints/last.ckpt", other / "checkpoints/last.ckpt")
