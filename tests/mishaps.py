@@ -13,12 +13,12 @@ PLUG = ("+callbacks.mishaps._target_=mishaps.Mishaps", "allow=mishaps")
 
 
 class Mishaps(Callback):
-    """`slow`: a step takes a quarter of a second; `raise-SEED` or `raise-rank-N`: the tenth step fails."""
+    """`slow`: a step takes a quarter of a second; `raise-SEED` or `raise-rank-N`: the next step fails."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         """Look for the files."""
         if Path("slow").exists():
             time.sleep(0.25)
         names = (f"raise-{pl_module.cfg['seed']}", f"raise-rank-{trainer.global_rank}")
-        if trainer.global_step == 10 and any(Path(name).exists() for name in names):
-            raise RuntimeError("a mishap at step 10")
+        if trainer.global_step >= 10 and any(Path(name).exists() for name in names):
+            raise RuntimeError("a mishap after step 10")

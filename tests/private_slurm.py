@@ -50,6 +50,10 @@ class Cluster:
         done = subprocess.run(words, env=os.environ | self.env, capture_output=True, text=True, timeout=60)
         return done.stdout.strip()
 
+    def for_sppnet(self) -> dict[str, str]:
+        """The environment of a machine of the cluster on which `sppnet` is called."""
+        return os.environ | self.env | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+
     def jobs(self) -> dict[str, str]:
         """Every job that waits or runs, and its state."""
         lines = self.call("squeue", "-h", "-r", "-o", "%i %T").splitlines()

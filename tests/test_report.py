@@ -28,14 +28,19 @@ Result = dict[str, Any]
 
 
 @pytest.fixture
-def study(sppnet: Caller) -> Caller:
-    """Runs of two heads and three seeds, and a sweep that asked for them."""
+def study(sppnet: Caller, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Caller:
+    """Runs of two heads and three seeds, and a sweep that asked for them; trained once, every test has a copy."""
+    kept = tmp_path_factory.getbasetemp() / "study_of_two_heads"
+    if kept.exists():
+        shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+        return sppnet
     for head in ("spp", "gap"):
         for seed in (0, 1, 2):
             assert sppnet("train", *ONE, f"head={head}", f"seed={seed}").code == 0
     swept = sppnet(*SWEEP)
     assert swept.code == 0, swept.out
     assert swept.out.count("(was done)") == 6
+    shutil.copytree(tmp_path, kept)
     return sppnet
 
 
@@ -149,6 +154,22 @@ def test_a_run_that_is_held_runs_and_is_left_alone(study: Caller) -> None:
         holder.kill()
         holder.wait()
     assert stand(Run(run), "").state == "lost"
+
+
+def test_one_study_in_two_folders_is_two_tables(study: Caller) -> None:
+    plan = Path("runs/mine/study.json")
+    plan.write_text(plan.read_text().replace('"experiments": null', '"experiments": "heads"'))
+    shutil.copytree("runs/mine", "runs/other")
+    done = study("report", "output=out")
+    assert done.code == 0, done.err
+    assert {"mine_heads.csv", "other_heads.csv"} <= {path.name for path in Path("out").iterdir()}
+    assert not Path("out/heads.csv").exists()
+
+
+def test_retry_is_for_sweeps(sppnet: Caller) -> None:
+    done = sppnet("train", *ONE, "retry=all")
+    assert done.code == 0
+    assert "retry has no effect with a single job" in done.err
 
 
 def test_runs_without_a_sweep_are_rows_by_what_differs(sppnet: Caller) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from wandb.proto import wandb_internal_pb2
 
 from calling import SMALL, Caller, command, records, same_weights
 from stop_at import PLUG
@@ -73,6 +74,22 @@ def test_a_stop_signal_saves_the_step_it_came_at(sppnet: Caller, monkeypatch: py
     resumed = sppnet("train", *RUN, "trainer.progress=lines")
     assert "resumed at step 9" in resumed.out
     assert_same_end(resumed.run, unbroken.run)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_is_one_run_of_wandb(spawn: Caller, tmp_path: Path) -> None:
+    """Of one name, in the group of its study; its parts lie in the order in which they are to be sent."""
+    words = ("train", *RUN, "logger=wandb", "study=grouped")
+    for moment in ("batch 9", "batch 8", ""):  # of each start
+        done = spawn(*words, STOP_AT=moment, STOP_BY="SIGTERM", PYTHONPATH=TESTS)
+        assert done.code == bool(moment), done.err
+    parts = sorted(tmp_path.glob("runs/grouped/*/wandb/offline-run-*"))  # as the README's command lists them
+    assert len(parts) == 3
+    assert len({part.name.rsplit("-", 1)[1] for part in parts}) == 1
+    whole = [next(part.glob("*.wandb")).read_bytes() for part in parts]
+    message = vars(wandb_internal_pb2)["RunRecord"](run_group="grouped").SerializeToString()
+    assert all(message in content for content in whole)
+    assert [b"test/top1" in content for content in whole] == [False, False, True]
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def dispatch() -> int:
 
 def _run(verb: str) -> int:
     if "SPPNET_SUBMISSION" in os.environ:
-        from sppnet.slurm import job
+        from sppnet.slurm import job  # first of all: whatever is imported after it takes seconds
 
         job.listen()
     traceback_too = bool(TRACEBACK & set(sys.argv))  # as typed; a run's own words come in later

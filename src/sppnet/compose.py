@@ -84,11 +84,14 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
         UserError: an option, a key or a value that Hydra does not accept, as one line.
     """
     composed: list[tuple[DictConfig, list[str], str, dict[str, Any] | None]] = []
+    alone = True  # not one job of a sweep
 
     def task(cfg: DictConfig) -> None:
+        nonlocal alone
+        alone = _alone()
         overrides = list(HydraConfig.get().overrides.task)
-        wrong = _unswept(overrides[replayed:]) if verb in SWEPT else ""
-        composed.append((cfg, overrides, wrong, _submitted()))
+        wrong = _unswept(overrides[replayed:]) if alone and verb in SWEPT else ""
+        composed.append((cfg, overrides, wrong, _submitted() if alone else None))
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher that is not ours calls us in its worker
             start()
 
@@ -104,7 +107,7 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
                 Submission(verb, [SweepJob(0, overrides[replayed:], cfg)], options).run()
                 continue
             made = Job(plain(cfg), overrides)
-            _warn(made.cfg, made.overrides[replayed:])
+            _warn(made.cfg, made.overrides[replayed:], {"retry": "a single job"} if alone and verb in SWEPT else {})
             job(made)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; the dispatcher words them
@@ -120,11 +123,15 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
     start()
 
 
+def _alone() -> bool:
+    """Whether this is no job of a sweep: neither of Hydra's own, nor one that a launcher of ours has started."""
+    return HydraConfig.get().mode == RunMode.RUN and "hydra.mode=RUN" not in sys.argv
+
+
 def _submitted() -> dict[str, Any] | None:
     """Options of a launcher that takes a single job as well as a sweep; None for one that does not."""
     node = HydraConfig.get()
-    target = str(node.launcher.get("_target_", ""))
-    if node.mode != RunMode.RUN or not target.endswith(".SlurmLauncher") or "hydra.mode=RUN" in sys.argv:
+    if not str(node.launcher.get("_target_", "")).endswith(".SlurmLauncher"):
         return None
     return {str(key): value for key, value in node.launcher.items() if key != "_target_"}
 
@@ -135,16 +142,15 @@ def _unswept(typed: list[str]) -> str:
     node = HydraConfig.get()
     study = next((word for word in typed if word.startswith("experiments=")), None)
     rows, axes = node.sweeper.get("rows"), node.sweeper.get("params")
-    is_job = node.mode == RunMode.MULTIRUN or "hydra.mode=RUN" in sys.argv  # one of a sweep
-    if not study or not (rows or axes) or is_job:
+    if not study or not (rows or axes):
         return ""
     some = f"; of its rows, hydra.sweeper.only=[{next(iter(rows))}] takes that one" if rows else ""
     return f"{study} is a sweep, which -m starts{some}"
 
 
-def _warn(cfg: dict[str, Any], overrides: list[str]) -> None:
+def _warn(cfg: dict[str, Any], overrides: list[str], idle: dict[str, str]) -> None:
     """Say which of the values that were typed have no effect; defaults may lie idle, as `optim.schedule` has."""
     typed = {word.lstrip("+").partition("=")[0] for word in overrides}
-    for key, why in settings.unused(cfg).items():
+    for key, why in (settings.unused(cfg) | idle).items():
         if key in typed:
             print(f"sppnet: warning: {key} has no effect with {why}", file=sys.stderr)

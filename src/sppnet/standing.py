@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sppnet.runs import FAILED_RANK, Run, read_json
+from sppnet.slurm.queue import number_of
 from sppnet.slurm.queue import state as state_of
 
 WAITING = ("PENDING", "RUNNING", "CONFIGURING", "REQUEUED", "COMPLETING", "SUSPENDED", "REQUEUE_HOLD", "SPECIAL_EXIT")
@@ -98,9 +99,9 @@ def _slurm(status: dict[str, Any]) -> str | None:
         return None
     job = mark.get("job")
     if job is None:
-        sent = read_json(Path(mark["submission"]) / "submission.json") or {}
-        if sent.get("job") is None:
+        number = number_of(Path(mark["submission"]))
+        if not number:
             return "not submitted"
-        job = f"{sent['job']}_{mark['index']}"
+        job = f"{number}_{mark['index']}"
     found = state_of(job)
     return found if found is None else f"{found or 'not known any more'} ({job})"

@@ -99,7 +99,12 @@ def cell(overrides: Iterable[str], row: str, planned: Plan, conf: str) -> Cell:
 
 
 def remember(folder: Path, cells: Sequence[Cell]) -> None:
-    """Add `cells` to `folder/study.json`; a cell of the same words is replaced. Two sweeps may do so at once."""
+    """Add `cells` to `folder/study.json`; a cell of the same words is replaced. Two sweeps may do so at once.
+
+    Nothing is written where nothing is new: a study that is done may lie on a file system that takes no writes.
+    """
+    if set(cells) <= set(stored(folder)):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / ".study.lock"):
         kept = {(one.experiments, one.words): one for one in (*stored(folder), *cells)}

@@ -12,8 +12,6 @@ import pytest
 from calling import Called, Caller, command
 from private_slurm import Cluster, lacking
 
-TESTS = str(Path(__file__).parents[1])
-
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
@@ -31,7 +29,7 @@ def on(cluster: Cluster, tmp_path: Path) -> Caller:
     """`sppnet WORDS...` on a machine of the cluster."""
 
     def call(*words: str) -> Called:
-        env = os.environ | cluster.env | {"PYTHONPATH": TESTS, "OMP_NUM_THREADS": "1"}
+        env = cluster.for_sppnet()
         done = subprocess.run(command(*words), cwd=tmp_path, env=env, capture_output=True, text=True)
         return Called(done.returncode, done.stdout, done.stderr)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from calling import SMALL, Caller, same_weights
+from calling import SMALL, Caller, command, same_weights
 from mishaps import PLUG
 from private_slurm import Cluster
 
@@ -55,17 +58,21 @@ def job_of(on: Caller, where: Path, seed: int) -> str:
 
 def test_a_study_survives_what_clusters_do_to_jobs(on: Caller, cluster: Cluster, tmp_path: Path) -> None:
     """Of eight jobs one raises, one is cancelled, one requeued by hand, one comes to its limit, some are preempted."""
-    for name in ("slow", "raise-0"):
-        (tmp_path / name).touch()
-    sent = on("train", "-m", *WORDS, *SLURM, "seed=0,1,2,3,4,5,6")
-    assert sent.code == 0, sent.err
-    assert sent.out.count("queued") == 7
+    (tmp_path / "slow").touch()
+    sent = ("train", "-m", *WORDS, *SLURM, "seed=0,1,2,3,4,5,6")
+    sender = subprocess.Popen(
+        command(*sent), cwd=tmp_path, env=cluster.for_sppnet(), start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    cluster.wait(lambda: len(cluster.jobs()) == 7)
+    os.killpg(sender.pid, signal.SIGKILL)  # the terminal is gone as soon as the jobs are queued
+    sender.wait()
     late = on("train", "-m", *WORDS, *SLURM, "seed=7", "hydra.launcher.time=1", "hydra.launcher.warning=35")
     assert late.code == 0, late.err
-    again = on("train", "-m", *WORDS, *SLURM, "seed=0,1,2,3,4,5,6")  # somebody else starts the same study
+    again = on(*sent)  # somebody else starts the same study
     assert "queued  seed" not in again.out
     assert again.out.count("left") == 7
-    cluster.wait(lambda: started(tmp_path, range(1, 7), 4))
+    cluster.wait(lambda: started(tmp_path, range(7), 4))
+    (tmp_path / "raise-0").touch()
     cluster.call("scancel", job_of(on, tmp_path, 1))
     cluster.call("scontrol", "requeue", job_of(on, tmp_path, 2))
     cluster.call("sbatch", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
@@ -80,7 +87,7 @@ def test_a_study_survives_what_clusters_do_to_jobs(on: Caller, cluster: Cluster,
     assert any(restarts[seed] >= 1 for seed in range(3, 7)), restarts  # preempted; some may end in the time of grace
     shown = on("status").out
     assert "6 done" in shown
-    assert "RuntimeError: a mishap at step 10" in shown
+    assert "RuntimeError: a mishap after step 10" in shown
     assert "CANCELLED" in shown
     (tmp_path / "raise-0").unlink()
     rest = on("train", "-m", *WORDS, "launch=processes", "seed=0,1,2,3,4,5,6,7")  # the laptop finishes what is missing
@@ -130,7 +137,7 @@ def test_a_rank_that_fails_fails_the_job(on: Caller, cluster: Cluster, tmp_path:
     cluster.wait(lambda: not cluster.jobs())
     shown = on("status").out
     assert "1 failed" in shown
-    assert "rank 1: RuntimeError: a mishap at step 10" in shown
+    assert "rank 1: RuntimeError: a mishap after step 10" in shown
     (tmp_path / "raise-rank-1").unlink()
     assert on("train", *WORDS, "trainer.devices=2").code == 0  # by hand, on this machine
     assert "1 done" in on("status").out

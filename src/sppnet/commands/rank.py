@@ -19,6 +19,7 @@ import yaml
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs import FAILED_RANK, Plan, Run, write_text
 from sppnet.slurm import job
+from sppnet.slurm.mark import mark
 
 PR_SET_PDEATHSIG = 1
 GLANCE, PATIENCE = 0.5, 900.0  # seconds between two looks for the first task, and until that is given up
@@ -48,7 +49,7 @@ def join(planned: Plan, overrides: list[str]) -> None:
     Raises:
         RunFailed: the first task does not begin.
     """
-    run, mine = planned.run, job.mark()["slurm"]
+    run, mine = planned.run, mark()["slurm"]
     for _ in range(int(PATIENCE / GLANCE)):
         status = run.status
         if status.get("state") == "running" and status.get("slurm") == mine:

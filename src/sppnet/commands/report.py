@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,12 @@ def report(job: Job) -> None:
     from sppnet.report.rows import tables
     from sppnet.report.sheet import Sheet
 
-    found = [(study, Sheet(table)) for study in studies for table in tables(study)]
+    made = [(study, table) for study in studies for table in tables(study)]
+    names = Counter(table.name for _, table in made)
+    found = [  # a study of one file may have been started in several folders
+        (study, Sheet(replace(one, name=f"{study.folder.name}_{one.name}") if names[one.name] > 1 else one))
+        for study, one in made
+    ]
     if not any(row.results for _, sheet in found for row in sheet.table.rows):
         raise UserError(f"paths.runs={job.cfg['paths']['runs']}: {_nothing(studies)}")
     where = Path(own["output"]).expanduser()
@@ -52,8 +59,8 @@ def report(job: Job) -> None:
             _write(sheet, picture, where, own)
             shown.append((sheet, picture, study.folder))
         if own["html"]:
-            made = f"{time.strftime('%Y-%m-%d %H:%M %Z')}, sppnet {__version__}, commit {code()['commit']}"
-            write_text(where / "index.html", page(shown, where / "index.html", made))
+            by = f"{time.strftime('%Y-%m-%d %H:%M %Z')}, sppnet {__version__}, commit {code()['commit']}"
+            write_text(where / "index.html", page(shown, where / "index.html", by))
             print(f"page: {where / 'index.html'}")
     except OSError as error:
         raise UserError(f"output={where} cannot be written to: {error.strerror}") from None

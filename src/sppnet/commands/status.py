@@ -69,7 +69,7 @@ def _study(study: Study) -> Iterator[RenderableType]:
     drawn = Table(box=box.SIMPLE, show_edge=False)
     for head in ("run", "state", "step", "steps/s", "ends", "why"):
         drawn.add_column(head, no_wrap=head != "why", overflow="fold")
-    common = set.intersection(*(set(cell.words) for cell in cells)) if len(cells) > 1 else set()
+    common = set.intersection(*(set(cell.words) for cell in cells))
     for cell, one in standings:
         name = " ".join(word for word in cell.words if word not in common) or cell.run
         drawn.add_row(Text(name), Text(one.state, COLOURS.get(one.state, "")), *_progress(one), Text(one.reason))

@@ -20,6 +20,7 @@ from sppnet.errors import RunFailed, UserError
 from sppnet.runs import Plan, Run, plan, write_json
 from sppnet.show import print_result
 from sppnet.slurm import job as slurm_job
+from sppnet.slurm.mark import mark
 
 if TYPE_CHECKING:
     from sppnet.checkpoints import Preempted
@@ -90,7 +91,7 @@ def _status(run: Run) -> Iterator[None]:
         raise KeyboardInterrupt  # outside training, where `Checkpoints` listens, there is nothing to save
 
     before = signal.signal(signal.SIGTERM, stop)
-    run.write_status("running", **slurm_job.mark())
+    run.write_status("running", **mark())
     try:
         yield
     except Preempted as stopped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def tables(study: Study) -> list[Table]:
     """The tables of a study: of networks that were trained, of features under an SVM, or of both."""
     found = [table for table in (_trained(study), _transfer(study)) if table is not None]
     if len(found) > 1:
-        found[1] = Table(**{**vars(found[1]), "name": f"{study.name}_transfer"})
+        found[1] = replace(found[1], name=f"{study.name}_transfer")
     return found
 
 

@@ -1,1 +1,2 @@
-"""SLURM: `submit` sends jobs, `job` is a job's side of it (signals, requeueing), `queue` asks where jobs stand."""
+"""SLURM: `submit` sends jobs, `job` is a job's side of it (signals, requeueing), `mark` what a
+run says of its job, `queue` asks where jobs stand."""

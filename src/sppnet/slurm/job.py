@@ -1,4 +1,6 @@
-"""A job's side of SLURM: which job it is, what a signal means, being queued again. Nothing here imports torch.
+"""A job's side of SLURM: which job it is, what a signal means, being queued again.
+
+Imports next to nothing: a signal that comes before `listen` ends the process.
 
 SLURM sends USR2 before a job's limit (`launch=slurm`, `warning`) and, where the cluster is set so, before it is
 preempted: the job saves, asks to be queued again and ends. TERM comes before it is cancelled, or preempted: then SLURM
@@ -10,13 +12,8 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from sppnet.identity import digest
-from sppnet.provenance import code
-from sppnet.runs import read_json
 from sppnet.slurm.queue import call
 
 WARNING = signal.SIGUSR2
@@ -38,14 +35,6 @@ def rank() -> int:
 def name() -> str:
     """`ARRAY_INDEX`, as SLURM calls the job. (SLURM_JOB_ID of one element of an array is the name of all of it.)"""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-
-
-def mark() -> dict[str, Any]:
-    """What status.json says of the job: its name, and how often it was started."""
-    if not inside():
-        return {"slurm": None, "note": None}
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    return {"slurm": {"job": name(), "restarts": restarts}, "note": _other_code()}
 
 
 def listen() -> None:
@@ -77,14 +66,3 @@ def _on_warning(number: int, _frame: FrameType | None) -> None:
 def _on_term(number: int, _frame: FrameType | None) -> None:
     if not goes_on():
         raise SystemExit(128 + number)
-
-
-def _other_code() -> str | None:
-    """That the code is not what it was when the job was sent."""
-    sent = read_json(Path(os.environ["SPPNET_SUBMISSION"]) / "submission.json") or {}
-    if sent.get("code_digest") in {None, digest(code())}:
-        return None
-    before, now = sent["code"]["commit"], code()["commit"]
-    if before == now:
-        return f"ran commit {str(now)[:10]} with other changes than were there when it was sent"
-    return f"ran commit {str(now)[:10]}, was sent with {str(before)[:10]}"

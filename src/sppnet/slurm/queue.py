@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+NUMBER = "number.txt"  # in the folder of a submission: what sbatch printed
 KEPT = 2.0  # seconds for which an answer is good
 
 _seen: tuple[float, dict[str, str] | None] = (-KEPT, None)
@@ -30,9 +33,25 @@ def state(job: str) -> str | None:
     return out.splitlines()[-1] if status == 0 and out else ""
 
 
-def call(words: Sequence[str]) -> tuple[int, str, str]:
-    """Run a command of SLURM's: exit code, output, errors; 127 if there is no such command."""
+def number_of(folder: Path) -> str:
+    """The number that SLURM gave to the submission in `folder`; "" if it was not sent."""
+    with contextlib.suppress(OSError):
+        return (folder / NUMBER).read_text(encoding="utf-8").strip().split(";")[0]  # behind it, the cluster's name
+    return ""
+
+
+def call(words: Sequence[str], into: Path | None = None) -> tuple[int, str, str]:
+    """Run a command of SLURM's: exit code, output, errors; 127 if there is no such command.
+
+    With `into` its output goes to that file, and the command outlives this process and the terminal.
+    """
     try:
+        if into:
+            with into.open("w") as file:
+                done = subprocess.run(
+                    list(words), stdout=file, stderr=subprocess.PIPE, text=True, start_new_session=True
+                )
+            return done.returncode, "", done.stderr.strip()
         done = subprocess.run(list(words), capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
         return 127, "", f"{words[0]} is not there: this is no machine of a SLURM cluster"

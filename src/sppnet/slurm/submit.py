@@ -20,7 +20,8 @@ from sppnet.provenance import code
 from sppnet.rules import TEXT, Rule, either, list_of, or_null, whole
 from sppnet.runs import Run, write_json, write_text
 from sppnet.settings import shown
-from sppnet.slurm.queue import call
+from sppnet.slurm.job import WARNING
+from sppnet.slurm.queue import NUMBER, call, number_of
 from sppnet.sweep import Sweep, SweepJob
 
 LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
@@ -84,19 +85,18 @@ class Submission(Sweep):
         write_text(script, self._script(folder, shape, groups))
         runs = [str(group[0].plan.run.path.absolute()) if group[0].plan else None for group in groups]
         made = code()
-        sent = {"job": None, "runs": runs, "code": made, "code_digest": digest(made)}
-        write_json(folder / "submission.json", sent)
+        write_json(folder / "submission.json", {"runs": runs, "code": made, "code_digest": digest(made)})
         marked = [_mark(group[0].plan.run, folder, index) for index, group in enumerate(groups) if group[0].plan]
-        status, out, error = call(["sbatch", "--parsable", str(script)])
+        # sbatch writes the number itself: it is kept even if this process is killed meanwhile
+        status, _, error = call(["sbatch", "--parsable", str(script)], folder / NUMBER)
         if status:
             for undo in filter(None, marked):
                 undo()
-            for path in (script, folder / "submission.json"):
-                path.unlink()
+            for path in (script, folder / "submission.json", folder / NUMBER):
+                path.unlink(missing_ok=True)
             folder.rmdir()
             raise (UserError if status == 127 else RunFailed)(f"sbatch: {error.splitlines()[-1] if error else status}")
-        number = out.split(";")[0]
-        write_json(folder / "submission.json", sent | {"job": number})
+        number = number_of(folder)
         for index, group in enumerate(groups):
             for job in group:
                 job.outcome, job.lines = "queued", [f"SLURM job {number}_{index}"]
@@ -135,7 +135,9 @@ class Submission(Sweep):
         lines += ['run() { srun --kill-on-bad-exit=1 "$@" || status=$?; }', "case $SLURM_ARRAY_TASK_ID in"]
         for index, group in enumerate(groups):
             lines += [f"{index})", *(f"  run {shlex.join(self.command(group, job))}" for job in group), "  ;;"]
-        return "\n".join([*lines, "esac", "exit $status"]) + "\n"
+        lines += ["esac", f"if [ $status -eq {128 + WARNING} ]; then  # warned before the program could listen"]
+        lines += ["  scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "fi", "exit $status"]
+        return "\n".join(lines) + "\n"
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
