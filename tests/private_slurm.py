@@ -11,25 +11,33 @@ import subprocess
 import time
 from pathlib import Path
 
+from private_accounting import Accounting
+
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 SBIN = "/usr/sbin:/sbin"
 
 
-def lacking() -> str:
-    """The programs that are not installed."""
+def lacking(*needed: str) -> str:
+    """Which of these programs are not installed."""
     path = f"{os.environ['PATH']}:{SBIN}"
-    return ", ".join(name for name in NEEDED if not shutil.which(name, path=path))
+    return ", ".join(name for name in needed if not shutil.which(name, path=path))
 
 
 class Cluster:
-    """Daemons under `folder`; a partition `main` whose jobs are preempted by those of the partition `high`."""
+    """Daemons under `folder`; a partition `main` whose jobs are preempted by those of the partition `high`.
 
-    def __init__(self, folder: Path, port: int, nodes: int = 2, cpus: int = 8, grace: int = 6) -> None:
+    Without accounting the controller remembers jobs that have ended for a day, with it for a minute at most.
+    """
+
+    def __init__(self, folder: Path, port: int, accounting: bool = False, nodes: int = 2, cpus: int = 8) -> None:
         self.folder, self.nodes = folder, nodes
         self.env = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:{SBIN}"}
         for name in ("state", "log", "run", *(f"spool-n{i + 1}" for i in range(nodes))):
             (folder / name).mkdir(parents=True)
-        (folder / "slurm.conf").write_text(self._conf(port, cpus, grace))
+        ledger = Accounting.conf(folder, port + 10) if accounting else ["AccountingStorageType=accounting_storage/none"]
+        (folder / "slurm.conf").write_text(
+            "\n".join([*self._conf(port, cpus, 2 if accounting else 86400), *ledger, ""])
+        )
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\nCgroupPlugin=cgroup/v1\n")
         key = folder / "run/munge.key"
         key.write_bytes(os.urandom(128))
@@ -40,6 +48,7 @@ class Cluster:
             *(f"--pid-file={folder}/run/munged.pid", f"--log-file={folder}/log/munged.log"),
             f"--seed-file={folder}/run/munge.seed",
         )
+        self.accounting = Accounting(folder, port + 10, self.env) if accounting else None
         self._call("slurmctld", "-c", "-f", self.env["SLURM_CONF"])
         for i in range(nodes):
             self._call("slurmd", "-N", f"n{i + 1}", "-f", self.env["SLURM_CONF"])
@@ -83,13 +92,15 @@ class Cluster:
                     os.kill(with_pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
+        if self.accounting:
+            self.accounting.stop()
 
     def _call(self, *words: str) -> None:
         subprocess.run(words, env=os.environ | self.env, check=True, capture_output=True, timeout=60)
 
-    def _conf(self, port: int, cpus: int, grace: int) -> str:
+    def _conf(self, port: int, cpus: int, remembered: int) -> list[str]:
         host, user, d = socket.gethostname().split(".")[0], getpass.getuser(), self.folder
-        lines = [
+        return [
             "ClusterName=test",
             f"SlurmctldHost={host}(127.0.0.1)",
             *(f"SlurmUser={user}", f"SlurmdUser={user}"),
@@ -105,16 +116,14 @@ class Cluster:
             *("SelectType=select/cons_tres", "SelectTypeParameters=CR_Core", "SchedulerType=sched/backfill"),
             "SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0",
             *("PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", "JobRequeue=1", "KillWait=5"),
-            *("UnkillableStepTimeout=20", "MinJobAge=86400", "InactiveLimit=0", "Waittime=0"),
-            "AccountingStorageType=accounting_storage/none",
+            *("UnkillableStepTimeout=20", f"MinJobAge={remembered}", "InactiveLimit=0", "Waittime=0"),
             *(
                 f"NodeName=n{i + 1} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 2 + i} CPUs={cpus} Boards=1"
                 f" SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=8000 State=UNKNOWN"
                 for i in range(self.nodes)
             ),
-            f"PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=20 State=UP PriorityTier=1"
-            f" PreemptMode=REQUEUE GraceTime={grace} OverSubscribe=NO",
+            "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=20 State=UP PriorityTier=1"
+            " PreemptMode=REQUEUE GraceTime=6 OverSubscribe=NO",
             "PartitionName=high Nodes=ALL MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=10 PreemptMode=OFF"
             " OverSubscribe=NO",
         ]
-        return "\n".join(lines) + "\n"

@@ -16,6 +16,8 @@ from calling import SMALL, Caller, command, records, same_weights
 from sppnet.data import load_sets
 from trace_ranks import PLUG
 
+pytestmark = pytest.mark.slow
+
 TESTS = str(Path(__file__).parent)
 TWO = (*SMALL, "trainer.accelerator=cpu", "trainer.devices=2", "trainer.limit_batches=null")
 ENV = {"PYTHONPATH": TESTS}
@@ -59,7 +61,6 @@ def test_two_processes_share_every_epoch(spawn: Caller, tmp_path: Path) -> None:
     assert tested.figure("test/top1") == done.figure("test/top1")
 
 
-@pytest.mark.slow
 def test_two_processes_inside_a_sweep(spawn: Caller, tmp_path: Path) -> None:
     swept = spawn("train", "-m", *TWO, *PLUG, "seed=0,1", "data.fit=full", **ENV)
     assert swept.code == 0, swept.err
@@ -69,7 +70,6 @@ def test_two_processes_inside_a_sweep(spawn: Caller, tmp_path: Path) -> None:
         assert_promises(run, left_over=6)  # at most one of each of the six shapes
 
 
-@pytest.mark.slow
 def test_two_processes_resume_after_a_kill(spawn: Caller, tmp_path: Path) -> None:
     words = ("train", *TWO, "trainer.max_epochs=6", "trainer.ema=0.9")
     whole = spawn(*words, "paths.runs=whole")

@@ -156,6 +156,13 @@ def test_a_run_that_is_held_runs_and_is_left_alone(study: Caller) -> None:
     assert stand(Run(run), "").state == "lost"
 
 
+def test_rows_are_told_apart_where_their_short_names_are_not(study: Caller) -> None:
+    plan = Path("runs/mine/study.json")
+    plan.write_text(plan.read_text().replace('"head=spp"', '"a.kind=x"').replace('"head=gap"', '"b.kind=x"'))
+    assert study("report", "study=mine").code == 0
+    assert [line["setting"] for line in lines("mine")] == ["a.kind=x", "b.kind=x"]
+
+
 def test_one_study_in_two_folders_is_two_tables(study: Caller) -> None:
     plan = Path("runs/mine/study.json")
     plan.write_text(plan.read_text().replace('"experiments": null', '"experiments": "heads"'))

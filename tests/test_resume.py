@@ -25,6 +25,7 @@ KINDS = {
     "weighted": ("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate=2"),
     "whole images": ("data.fit=full", "optim.schedule.kind=constant"),
 }
+SLOW = ("weighted", "whole images")  # the other two have between them what is saved
 MOMENTS = ["batch 1", "batch 3", "batch 6", "validation of 0", "end of 0", "batch 7", "batch 11", "end of 1", "test"]
 
 
@@ -41,7 +42,7 @@ def assert_same_end(run: Path, unbroken: Path) -> None:
     assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in KINDS])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     sppnet: Caller, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

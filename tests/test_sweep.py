@@ -34,6 +34,7 @@ def test_a_job_that_fails_leaves_the_others_alone_and_none_is_done_twice(spawn: 
     assert "(was done)" in again.out
 
 
+@pytest.mark.slow
 def test_jobs_that_differ_in_their_test_share_one_training(spawn: Caller, tmp_path: Path) -> None:
     swept = spawn("train", "-m", *ONE, "launch=processes", "views=center,full")
     assert swept.code == 0, swept.err
@@ -41,6 +42,7 @@ def test_jobs_that_differ_in_their_test_share_one_training(spawn: Caller, tmp_pa
     assert len(list(tmp_path.rglob("tests/*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_of_tests_prints_every_result(sppnet: Caller, spawn: Caller) -> None:
     run = sppnet("train", *ONE).run
     swept = spawn("test", f"checkpoint={run}", "-m", "views=center,warp")

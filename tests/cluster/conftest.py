@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import private_accounting
+import private_slurm
 from calling import Called, Caller, command
 from private_slurm import Cluster, lacking
 
@@ -16,10 +18,23 @@ from private_slurm import Cluster, lacking
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster of two nodes."""
-    if missing := lacking():
+    if missing := lacking(*private_slurm.NEEDED):
         pytest.skip(f"NO CLUSTER TESTS: {missing} not installed (Debian: slurm-wlm munge)")
+    yield from _cluster(tmp_path_factory, 16800, accounting=False)
+
+
+@pytest.fixture(scope="session")
+def accounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One with accounting, whose controller forgets a job soon after it has ended."""
+    if missing := lacking(*private_slurm.NEEDED, *private_accounting.NEEDED):
+        wanted = "slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core"
+        pytest.skip(f"NO TESTS OF ACCOUNTING: {missing} not installed (Debian: {wanted})")
+    yield from _cluster(tmp_path_factory, 17800, accounting=True)
+
+
+def _cluster(factory: pytest.TempPathFactory, port: int, accounting: bool) -> Iterator[Cluster]:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    made = Cluster(tmp_path_factory.mktemp("slurm"), 16800 + 20 * worker)
+    made = Cluster(factory.mktemp("slurm"), port + 20 * worker, accounting)
     yield made
     made.stop()
 
@@ -27,10 +42,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def on(cluster: Cluster, tmp_path: Path) -> Caller:
     """`sppnet WORDS...` on a machine of the cluster."""
+    return _caller(cluster, tmp_path)
 
+
+@pytest.fixture
+def booked(accounting: Cluster, tmp_path: Path) -> Caller:
+    """The same on a machine of the cluster with accounting."""
+    return _caller(accounting, tmp_path)
+
+
+def _caller(cluster: Cluster, where: Path) -> Caller:
     def call(*words: str) -> Called:
         env = cluster.for_sppnet()
-        done = subprocess.run(command(*words), cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = subprocess.run(command(*words), cwd=where, env=env, capture_output=True, text=True)
         return Called(done.returncode, done.stdout, done.stderr)
 
     return call

@@ -157,3 +157,27 @@ def test_mistakes_are_found_before_anything_is_queued(on: Caller, cluster: Clust
     assert not cluster.jobs()
     assert not list(tmp_path.rglob("status.json"))
     assert not list(tmp_path.rglob("job.sh"))
+
+
+def test_accounting_knows_of_jobs_that_the_controller_has_forgotten(
+    booked: Caller, accounting: Cluster, tmp_path: Path
+) -> None:
+    """Of three jobs one raises, one is cancelled before it starts, one is killed without a word; then all go on."""
+    (tmp_path / "slow").touch()
+    (tmp_path / "raise-0").touch()
+    assert booked("train", "-m", *WORDS, *SLURM, "seed=0,1,2", "hydra.launcher.parallel=2").code == 0
+    accounting.wait(lambda: started(tmp_path, range(1), 1) and started(tmp_path, range(1, 2), 4))
+    waiting = next(job for job, state in accounting.jobs().items() if job.endswith("_2"))
+    accounting.call("scancel", waiting)
+    accounting.call("scancel", "--signal=KILL", job_of(booked, tmp_path, 1))
+    accounting.wait(lambda: not accounting.call("squeue", "-h", "-t", "all"))
+    shown = booked("status").out
+    assert "a mishap after step 10" in shown
+    assert "CANCELLED" in shown
+    assert "FAILED" in shown
+    for name in ("slow", "raise-0"):
+        (tmp_path / name).unlink()
+    again = booked("train", "-m", *WORDS, *SLURM, "seed=0,1,2")
+    assert again.out.count("queued") == 3, again.out
+    accounting.wait(lambda: not accounting.jobs())
+    assert "3 done" in booked("status").out

@@ -1,1 +1,1 @@
-"""A study's runs as a table: `rows` reads directories, `compare` judges, `text`, `figure` and `page` show."""
+"""A study's runs as a `table`: `rows` reads directories, `compare` judges, `text`, `figure` and `page` show."""

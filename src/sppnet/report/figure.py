@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sppnet.report.compare import spread
-from sppnet.report.rows import Column, Row, Table
+from sppnet.report.table import Column, Row, Table
 
 BLUE, GREY = "#0072B2", "#555555"  # Okabe and Ito's blue: told apart from black by everybody, and in print
 STYLE: Any = {"svg.hashsalt": "sppnet", "font.size": 9, "svg.fonttype": "path", "axes.spines.top": False}

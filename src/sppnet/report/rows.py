@@ -3,89 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sppnet.identity import digest
+from sppnet.report.table import Column, Result, Row, Table
 from sppnet.runs import Run, read_json
-from sppnet.standing import Standing, stand
+from sppnet.standing import stand
 from sppnet.study import Cell, Study
 
-LOWER_IS_BETTER = ("loss", "error")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one seed (or, of features under an SVM, one split) came to.
-
-    Attributes:
-        run: the name of its run.
-        metrics: figures by name.
-        made: `hash`, `setting` (the hash but for the seed), `commit`, `machine`, `time`, `seconds`, `parameters`,
-            `bins` of the pyramid, `note`.
-    """
-
-    run: str
-    metrics: Mapping[str, float]
-    made: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting: its results by seed, where the seeds stand that have none, and what is published of it."""
-
-    name: str
-    results: Mapping[int, Result]
-    missing: Mapping[str, Standing]
-    paper: Mapping[str, float | None]
-
-    def values(self, metric: str) -> dict[int, float]:
-        """A figure for each seed that has it; `x_error` is 1 - `x`."""
-        name = metric.removesuffix("_error")
-        found = {seed: one.metrics[name] for seed, one in self.results.items() if name in one.metrics}
-        return {seed: 1 - value for seed, value in found.items()} if name != metric else found
-
-
-@dataclass(frozen=True)
-class Column:
-    """A figure of the table: its name in `metrics`, how it is headed, and whether less of it is better."""
-
-    metric: str
-    label: str
-
-    @property
-    def lower(self) -> bool:
-        """Whether less is better."""
-        return self.metric.endswith(LOWER_IS_BETTER)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Everything that is shown of a study.
-
-    Attributes:
-        name: of its files.
-        over: what the spread is over: seeds or splits.
-        header: of the study's file.
-        columns: the figures.
-        rows: in the order of the sweep.
-        report: the node `report` of the configuration.
-        others: runs of the folder that the study did not ask for.
-    """
-
-    name: str
-    over: str
-    header: Mapping[str, str]
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-    report: Mapping[str, Any]
-    others: int
-
-    @property
-    def missing(self) -> int:
-        """How many cells have no result."""
-        return sum(len(row.missing) for row in self.rows)
+Setting = tuple[str, tuple[str, ...]]  # a listed row, and words but for the seed
 
 
 def tables(study: Study) -> list[Table]:
@@ -108,15 +36,13 @@ def _trained(study: Study) -> Table | None:
 
 
 def _by_setting(study: Study) -> list[Row]:
-    settings: dict[tuple[str, tuple[str, ...]], list[Cell]] = {}
+    settings: dict[Setting, list[Cell]] = {}
     for cell in study.cells:
         settings.setdefault((cell.row, cell.setting), []).append(cell)
+    names = _names(study.name, list(settings))
     rows = []
     for (row, setting), members in settings.items():
-        # of a listed row, its name and what is swept beside it; of a grid, what differs between any two
-        alike = set.intersection(*(set(words) for other, words in settings if other == row))
-        words = [_short(word) for word in setting if word not in alike]
-        name = " ".join([*([row] if row else []), *words]) or study.name
+        name = names[row, setting]
         results, missing = {}, {}
         for cell in members:
             run = Run(study.folder / cell.run)
@@ -124,9 +50,26 @@ def _by_setting(study: Study) -> list[Row]:
             if standing.result is None:
                 missing[str(cell.seed)] = standing
             else:
-                results[_seed(run, cell)] = _result(run, standing.result)
+                story = _story(run)
+                seed = cell.seed if cell.seed is not None else int(story["identity"].get("seed", 0))
+                results[seed] = _result(run, standing.result, story)
         rows.append(Row(name, dict(sorted(results.items())), missing, (study.rows.get(row) or {}).get("paper", {})))
     return rows
+
+
+def _names(study: str, settings: Sequence[Setting]) -> dict[Setting, str]:
+    """What each setting is called: its listed row, if any, and the words that are not those of all others."""
+    alike: dict[str, set[str]] = {}  # of each listed row; a grid is one without a name
+    for row, words in settings:
+        alike[row] = alike.get(row, set(words)) & set(words)
+    for shorten in (_short, str):  # the short ones may be the same: kind=x of two groups
+        found = {
+            (row, words): " ".join(filter(None, [row, *(shorten(word) for word in words if word not in alike[row])]))
+            for row, words in settings
+        }
+        if len(set(found.values())) == len(found):
+            break
+    return {setting: name or study for setting, name in found.items()}
 
 
 def _by_identity(folder: Path, names: Iterable[str]) -> list[Row]:
@@ -137,8 +80,9 @@ def _by_identity(folder: Path, names: Iterable[str]) -> list[Row]:
         for path in sorted((run.path / "tests").glob("*.json")) if run.done else []:
             record = read_json(path)
             if isinstance(record, dict) and record["identity"]["weights"] == "best":
-                result = _result(run, record)
-                shown = _identity(run) | {"test": record["identity"]}
+                story = _story(run)
+                result = _result(run, record, story)
+                shown = story["identity"] | {"test": record["identity"]}
                 settings.setdefault(result.made["setting"], (shown, {}))[1][int(shown.get("seed", 0))] = result
     flat = {key: dict(_flat({k: v for k, v in shown.items() if k != "seed"})) for key, (shown, _) in settings.items()}
     every = sorted({key for one in flat.values() for key in one})
@@ -187,8 +131,13 @@ def _columns(wanted: Sequence[str] | None, results: Sequence[Result]) -> list[Co
     return [Column(f"test/{size}/{name}", f"{name} at {size} px") for name in names for size in sizes]
 
 
-def _result(run: Run, record: Mapping[str, Any]) -> Result:
-    story = read_json(run.path / "provenance.json") or {"identity": {}, "starts": [{}]}
+def _story(run: Run) -> dict[str, Any]:
+    """What the run is (`identity`) and how it was made (`starts`)."""
+    found: dict[str, Any] = read_json(run.path / "provenance.json") or {"identity": {}, "starts": [{}]}
+    return found
+
+
+def _result(run: Run, record: Mapping[str, Any], story: Mapping[str, Any]) -> Result:
     identity, last, summary = story["identity"], story["starts"][-1], run.summary
     code, head = last.get("code") or {}, identity.get("head") or {}
     commits = dict.fromkeys(_commit(start["code"]["commit"], start["code"]["dirty"]) for start in story["starts"])
@@ -204,14 +153,6 @@ def _result(run: Run, record: Mapping[str, Any]) -> Result:
         "note": run.status.get("note"),
     }
     return Result(run.path.name, record["metrics"], made)
-
-
-def _identity(run: Run) -> dict[str, Any]:
-    return dict((read_json(run.path / "provenance.json") or {}).get("identity") or {})
-
-
-def _seed(run: Run, cell: Cell) -> int:
-    return cell.seed if cell.seed is not None else int(_identity(run).get("seed", 0))
 
 
 def _commit(commit: object, dirty: object) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from sppnet.report.compare import Difference, Spread, best, differences, leader, spread
-from sppnet.report.rows import Column, Result, Row, Table
+from sppnet.report.table import Column, Result, Row, Table
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""A table of a study: its rows, what their runs came to, its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sppnet.standing import Standing
+
+LOWER_IS_BETTER = ("loss", "error")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one seed (or, of features under an SVM, one split) came to.
+
+    Attributes:
+        run: the name of its run.
+        metrics: figures by name.
+        made: `hash`, `setting` (the hash but for the seed), `commit`, `machine`, `time`, `seconds`, `parameters`,
+            `bins` of the pyramid, `note`.
+    """
+
+    run: str
+    metrics: Mapping[str, float]
+    made: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: its results by seed, where the seeds stand that have none, and what is published of it."""
+
+    name: str
+    results: Mapping[int, Result]
+    missing: Mapping[str, Standing]
+    paper: Mapping[str, float | None]
+
+    def values(self, metric: str) -> dict[int, float]:
+        """A figure for each seed that has it; `x_error` is 1 - `x`."""
+        name = metric.removesuffix("_error")
+        found = {seed: one.metrics[name] for seed, one in self.results.items() if name in one.metrics}
+        return {seed: 1 - value for seed, value in found.items()} if name != metric else found
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of the table: its name in `metrics`, how it is headed, and whether less of it is better."""
+
+    metric: str
+    label: str
+
+    @property
+    def lower(self) -> bool:
+        """Whether less is better."""
+        return self.metric.endswith(LOWER_IS_BETTER)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything that is shown of a study.
+
+    Attributes:
+        name: of its files.
+        over: what the spread is over: seeds or splits.
+        header: of the study's file.
+        columns: the figures.
+        rows: in the order of the sweep.
+        report: the node `report` of the configuration.
+        others: runs of the folder that the study did not ask for.
+    """
+
+    name: str
+    over: str
+    header: Mapping[str, str]
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    report: Mapping[str, Any]
+    others: int
+
+    @property
+    def missing(self) -> int:
+        """How many cells have no result."""
+        return sum(len(row.missing) for row in self.rows)
