@@ -108,6 +108,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--keep", action="store_true", help="write experiments/results/views_agree.{md,csv}")
     arguments = parser.parse_args()
+    for run in arguments.runs:
+        if not (run / "checkpoints/best.ckpt").is_file():
+            parser.error(f"{run} is not the directory of a run that is done")
     every = []
     for run in arguments.runs:
         every.append(score(run, arguments.threads))

@@ -147,12 +147,15 @@ def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(sppnet: Cal
             pixels = rng.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
     words = ("data=folder", "data.root=photos", "data.workers=0", "trainer.max_epochs=1", "views=ten")
-    runs = [
-        str(sppnet("train", *SMALL, *words, "data.split.test=0.5", f"data.split.fold={fold}").run) for fold in (0, 1)
-    ]
-    script = groups.root() / "experiments/views_agree.py"
-    command = [sys.executable, str(script), *runs]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for fold in (0, 1):
+        assert sppnet("train", *SMALL, *words, "data.split.test=0.5", f"data.split.fold={fold}").code == 0
+    swept = sppnet("train", "-m", *SMALL, *words, "data.split.test=0.5", "data.split.fold=0,1")
+    assert swept.out.count("(was done)") == 2  # the plan of the sweep lies beside the runs
+    command = f"{sys.executable} {groups.root() / 'experiments/views_agree.py'} runs/default/*"
+    wrong = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "study.json is not the directory of a run that is done" in wrong.stderr
+    done = subprocess.run(f"{command}/", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("40 images out of fold")
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "±" in line][1:]
     assert [row[0] for row in table] == ["average of all", *(f"view {n}" for n in range(1, 11))]
