@@ -18,6 +18,9 @@ SMALL = (
     *("trainer.log_every_n_steps=1", "trainer.progress=none"),
 )
 
+OF_A_STUDY = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2", "study=mine")  # a second each
+SWEEP = ("train", "-m", *OF_A_STUDY, "head=spp,gap", "seed=0,1,2")
+
 
 @dataclass(frozen=True)
 class Called:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from calling import Called, Caller, command
+from calling import OF_A_STUDY, SWEEP, Called, Caller, command
 from sppnet import cli
 
 # Tiny operations on several threads of a busy machine spend their time waiting for each other.
@@ -64,3 +65,20 @@ def spawn(tmp_path: Path) -> Caller:
         return Called(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture
+def study(sppnet: Caller, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Caller:
+    """Runs of two heads and three seeds, and a sweep that asked for them; trained once, every test has a copy."""
+    kept = tmp_path_factory.getbasetemp() / "study_of_two_heads"
+    if kept.exists():
+        shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+        return sppnet
+    for head in ("spp", "gap"):
+        for seed in (0, 1, 2):
+            assert sppnet("train", *OF_A_STUDY, f"head={head}", f"seed={seed}").code == 0
+    swept = sppnet(*SWEEP)
+    assert swept.code == 0, swept.out
+    assert swept.out.count("(was done)") == 6
+    shutil.copytree(tmp_path, kept)
+    return sppnet

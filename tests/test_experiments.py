@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +20,7 @@ from sppnet.checks import check_job
 from sppnet.data import build_images
 from sppnet.identity import run_identity
 from sppnet.study import header
+from sppnet.study import verb_of as verb
 from sppnet.transfer.extractor import check as check_features
 from sppnet.transfer.options import make_task
 
@@ -32,14 +32,6 @@ def rows(study: str) -> dict[str, dict[str, Any]]:
     found = yaml.safe_load((groups.root() / f"experiments/{study}.yaml").read_text())
     made: dict[str, dict[str, Any]] = found.get("hydra", {}).get("sweeper", {}).get("rows", {})
     return made
-
-
-def verb(study: str) -> str:
-    """The verb of a study's command."""
-    [found] = re.findall(
-        rf"sppnet (\w+) .*experiments={study}\b", (groups.root() / f"experiments/{study}.yaml").read_text()
-    )
-    return str(found)
 
 
 def row(study: str, name: str) -> dict[str, Any]:
@@ -199,7 +191,7 @@ def test_the_papers_cells_train_two_steps_on_a_tree_like_imagenets(spawn: Caller
     assert ours.keys() == rows(study).keys()
     for name, row in rows(study).items():
         for figure, printed in row["paper"].items():
-            assert ours[name][f"paper {figure}"] == ("" if printed is None else str(printed))
+            assert ours[name][f"paper {figure} (%)"] == ("" if printed is None else str(printed))
     assert swept.out.count(" done ") == len(rows(study))
     records = [path.read_text() for path in tmp_path.rglob("metrics.jsonl")]
     assert len(records) == {"paper_table2": 12, "paper_variants": 2, "paper_table3": 4, "paper_table4": 1}[study]

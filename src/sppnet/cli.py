@@ -72,6 +72,9 @@ def _run(verb: str) -> int:
             traceback.print_exc()
         print(f"sppnet {verb}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads the output has had enough of it (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except KeyboardInterrupt:
         print(f"sppnet {verb}: interrupted", file=sys.stderr)
         return 1

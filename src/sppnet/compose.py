@@ -104,7 +104,7 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
                 from sppnet.slurm.submit import Submission
                 from sppnet.sweep import SweepJob
 
-                Submission(verb, [SweepJob(0, overrides[replayed:], cfg)], options).run()
+                Submission(verb, [SweepJob(0, overrides[replayed:], cfg)], options, planned=False).run()
                 continue
             made = Job(plain(cfg), overrides)
             _warn(made.cfg, made.overrides[replayed:], {"retry": "a single job"} if alone and verb in SWEPT else {})
@@ -116,6 +116,8 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
         hydra.main(version_base="1.3", config_path=str(groups.root() / "conf"), config_name=verb)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(recompose.explain(error, verb)) from error
+    except UserError:  # of a launcher of ours
+        raise
     except (ValueError, TypeError) as error:  # of Hydra, about a group that was given a list or a number
         if wrong := groups.unnamed_option():
             raise UserError(wrong) from error

@@ -13,6 +13,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from sppnet.errors import UserError
+
 if TYPE_CHECKING:
     from sppnet.sweep import Sweep, SweepJob
 
@@ -32,6 +34,9 @@ class SweepLauncher(Launcher):
         """Run all jobs; a failure ends the sweep after its last job (see `Sweep.run`)."""
         from sppnet.sweep import SweepJob
 
+        studies = {word for words in job_overrides for word in words if word.lstrip("+").startswith("experiments=")}
+        if len(studies) > 1:
+            raise UserError(f"{', '.join(sorted(studies))}: a sweep is of one study; start them one after the other")
         setup_globals()
         load, rows, verb = self.hydra_context.config_loader.load_sweep_config, self._rows(), self.config.hydra.job.name
         jobs = []

@@ -67,8 +67,11 @@ class Processes(Sweep):
             self._children.discard(child)
             output.seek(0)
             printed = output.read().decode(errors="replace").splitlines()
-        job.outcome = OUTCOMES.get(code, "failed")
-        job.lines = self._result(job, printed, code)
+        if code == 2:
+            self.look(job)  # another sweep may have taken the run at the same moment
+        if not job.outcome:
+            job.outcome = OUTCOMES.get(code, "failed")
+            job.lines = self._result(job, printed, code)
         self.say(job, time.monotonic() - began)
 
     def _result(self, job: SweepJob, printed: list[str], code: int) -> list[str]:

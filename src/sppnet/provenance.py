@@ -14,6 +14,8 @@ from typing import Any
 
 from sppnet.groups import root
 
+CODE = ("--", ".", ":(exclude)experiments/results")
+
 
 @functools.cache
 def provenance() -> dict[str, Any]:
@@ -22,7 +24,10 @@ def provenance() -> dict[str, Any]:
 
 
 def code() -> dict[str, Any]:
-    """Version, and in a checkout the commit, the diff of what is not committed and the names of what is not in git."""
+    """Version, and in a checkout the commit, the diff of what is not committed and the names of what is not in git.
+
+    But for `experiments/results`, which a report writes and no run reads.
+    """
     from sppnet import __version__
 
     here = root()
@@ -31,8 +36,8 @@ def code() -> dict[str, Any]:
     return {
         "version": __version__,
         "commit": _git(here, "rev-parse", "HEAD"),
-        "dirty": _git(here, "diff", "HEAD"),
-        "untracked": _git(here, "ls-files", "--others", "--exclude-standard"),
+        "dirty": _git(here, "diff", "HEAD", *CODE),
+        "untracked": _git(here, "ls-files", "--others", "--exclude-standard", *CODE),
     }
 
 

@@ -198,8 +198,8 @@ class Plan:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The figures of the test, if this run is done and they are there."""
-        found = read_json(self.run.test_file(self.test)) if self.run.done else None
+        """The figures of the test, if this run is done and they are there; its checkpoints need not be."""
+        found = read_json(self.run.test_file(self.test)) if self.run.status.get("state") == "done" else None
         return found if isinstance(found, dict) else None
 
 

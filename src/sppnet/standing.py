@@ -54,12 +54,12 @@ def stand(run: Run, test: str) -> Standing:
     state, reason = status.get("state"), str(status.get("reason") or "")
     if state is None:
         return Standing("missing", "", status, None)
-    if state == "done" and run.best.is_file():
-        result = read_json(run.test_file(test))
-        if isinstance(result, dict):
-            return Standing("done", "", status, result)
-        return Standing("missing", "trained; this test of it is missing", status, None)
     if state == "done":
+        result = read_json(run.test_file(test))
+        if isinstance(result, dict):  # it may have been copied here without its checkpoints
+            return Standing("done", "", status, result)
+        if run.best.is_file():
+            return Standing("missing", "trained; this test of it is missing", status, None)
         return Standing("lost", "its best.ckpt is gone", status, None)
     said = _slurm(status)
     if state == "queued":

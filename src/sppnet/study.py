@@ -10,21 +10,22 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sppnet import groups, recompose
-from sppnet.compose import Job
+from sppnet import groups
 from sppnet.errors import UserError
-from sppnet.runs import Plan, plan, read_json, write_json
+from sppnet.identity import FORMAT
+from sppnet.runs import Plan, read_json, write_json
 
 NOT_IN_A_CELL = (  # what says where and how a cell is computed, not what it is
     *("experiments", "study", "name", "launch", "hydra", "paths", "force", "retry", "logger", "report"),
     *("data.root", "data.workers", "trainer.progress", "trainer.accelerator"),
     *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
 )
+NEVER = ("experiments", "study", "launch", "hydra", "paths", "force", "retry", "report")  # even where it is swept
 HEADER = re.compile(r"^# (Question|Command|Expected|Cost): +(.*(?:\n#  +.*)*)", re.M)
 
 
@@ -81,21 +82,33 @@ class Study:
     header: Mapping[str, str]
 
 
-def words_of(overrides: Iterable[str]) -> tuple[str, ...]:
-    """The overrides that say what a cell is, in an order of their own."""
+def common(jobs: Iterable[Sequence[str]]) -> frozenset[str]:
+    """The overrides that all jobs of a sweep have; those of a single job."""
+    every = [frozenset(job) for job in jobs]
+    return frozenset.intersection(*every) if every else frozenset()
+
+
+def words_of(overrides: Iterable[str], shared: Collection[str]) -> tuple[str, ...]:
+    """The overrides that say what a cell is, in an order of their own.
+
+    Args:
+        overrides: all of its job.
+        shared: those that the other jobs of the sweep have too; of them, some do not count.
+    """
 
     def counts(word: str) -> bool:
         key = word.partition("=")[0].lstrip("+~")
-        return not any(key == left or key.startswith((f"{left}.", f"{left}/")) for left in NOT_IN_A_CELL)
+        left_out = NOT_IN_A_CELL if word in shared else NEVER
+        return not any(key == left or key.startswith((f"{left}.", f"{left}/")) for left in left_out)
 
     return tuple(sorted(filter(counts, overrides)))
 
 
-def cell(overrides: Iterable[str], row: str, planned: Plan, conf: str) -> Cell:
-    """The cell of a job."""
-    words = list(overrides)
-    study = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiments=")]
-    return Cell(words_of(words), planned.run.path.name, planned.test, conf, row, study[-1] if study else None)
+def cell(overrides: Sequence[str], shared: Collection[str], row: str, planned: Plan, conf: str) -> Cell:
+    """The cell of a job of a sweep whose jobs have the overrides `shared` in common."""
+    study = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("experiments=")]
+    words = words_of(overrides, shared)
+    return Cell(words, planned.run.path.name, planned.test, conf, row, study[-1] if study else None)
 
 
 def remember(folder: Path, cells: Sequence[Cell]) -> None:
@@ -112,44 +125,18 @@ def remember(folder: Path, cells: Sequence[Cell]) -> None:
 
 
 def stored(folder: Path) -> list[Cell]:
-    """The cells of every sweep that was started under this name."""
-    found = read_json(folder / "study.json") or {"cells": []}
-    return [Cell(**{**one, "words": tuple(one["words"])}) for one in found["cells"]]
-
-
-def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> list[Study]:
-    """The studies of a folder as they were started. How each is shown is for its file to say (and for what was `typed`
-    of that), and for `report` where there is no file."""
-    by_file: dict[str | None, list[Cell]] = {}
-    for one in stored(folder):
-        by_file.setdefault(one.experiments, []).append(one)
-    found = []
-    for experiments, cells in (by_file or {None: []}).items():
-        rows: Mapping[str, Any] = {}
-        shown = report
-        if experiments:
-            with contextlib.suppress(UserError):  # its file is gone or does not compose any more
-                _, rows, shown = recompose.sweep("train", [f"experiments={experiments}", *typed])
-        found.append(Study(experiments or folder.name, folder, tuple(cells), shown, rows, header(experiments)))
-    return found
-
-
-def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
-    """A study as its file, and what was typed, say now; a sweep need not have been started.
+    """The cells of every sweep that was started under this name.
 
     Raises:
-        UserError: it does not compose, or a cell names no valid run.
+        UserError: the plan is there and cannot be read.
     """
-    jobs, rows, report = recompose.sweep("train", [f"experiments={experiments}", *typed])
-    name = str(recompose.again("train", [f"experiments={experiments}", *typed])["study"])
-    known = {one.words: one for one in stored(runs / name) if one.experiments == experiments}
-    conf, cells = groups.digest(), []
-    for job in jobs:
-        found = known.get(words_of(job.words))
-        if found is None or found.conf != conf:
-            found = cell(job.words, job.row, plan(recompose.again("train", job.words)), conf)
-        cells.append(found)
-    return Study(experiments, runs / name, tuple(cells), report, rows, header(experiments))
+    path = folder / "study.json"
+    if not path.exists():
+        return []
+    try:
+        return [Cell(**{**one, "words": tuple(one["words"])}) for one in read_json(path)["cells"]]
+    except (TypeError, KeyError):
+        raise UserError(f"{path} cannot be read as the plan of a study; without it the study starts anew") from None
 
 
 def header(experiments: str | None) -> dict[str, str]:
@@ -161,34 +148,18 @@ def header(experiments: str | None) -> dict[str, str]:
     return {name.lower(): re.sub(r"\n#  +", "\n", said) for name, said in HEADER.findall(text)}
 
 
+def verb_of(experiments: str) -> str:
+    """The verb that a study sweeps, as the command in its file says."""
+    return "transfer" if "sppnet transfer" in header(experiments).get("command", "") else "train"
+
+
+def conf() -> str:
+    """Digest of what, beside its words, data and code of the user's own, decides which run and test a cell needs."""
+    return f"{groups.digest()}-{FORMAT}"
+
+
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield
-
-
-def chosen(job: Job) -> list[Study]:
-    """The studies that `sppnet status` and `sppnet report` are asked for: one by name, or all under `paths.runs`.
-
-    Raises:
-        UserError: there is no such study.
-    """
-    runs, name = Path(job.cfg["paths"]["runs"]).expanduser(), job.cfg["study"]
-    words = [word.lstrip("+").partition("=") for word in job.overrides]
-    experiments = next((value for key, _, value in words if key == "experiments"), None)
-    if experiments is not None:
-        own = ("experiments", "output", "latex", "html", "watch")
-        return [expand(runs, experiments, [w for w in job.overrides if w.partition("=")[0].lstrip("+") not in own])]
-    folders = [runs / name] if name else sorted(path for path in runs.glob("*") if path.is_dir())
-    shown = [word for word in job.overrides if word.startswith("report.")]
-    found = [study for folder in folders if _is_study(folder) for study in load(folder, job.cfg["report"], shown)]
-    if not found:
-        there = sorted(path.name for path in runs.glob("*") if _is_study(path))
-        said = f"study={name}: there is no such folder in {runs}" if name else f"paths.runs={runs} holds no studies"
-        raise UserError(said + (f"; there are {', '.join(there)}" if there else ""))
-    return found
-
-
-def _is_study(folder: Path) -> bool:
-    return (folder / "study.json").is_file() or any(folder.glob("*/status.json")) or (folder / "transfer").is_dir()

@@ -13,13 +13,13 @@ from pathlib import Path
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
-from sppnet import groups, words
+from sppnet import words
 from sppnet.compose import plain
 from sppnet.errors import UserError
 from sppnet.runs import Plan, plan
 from sppnet.show import result_lines
 from sppnet.standing import stand
-from sppnet.study import Cell, cell, remember
+from sppnet.study import Cell, cell, common, conf, remember
 
 LEFT_ALONE = {  # by `retry`, states of runs that are not started again
     "all": (),
@@ -44,15 +44,17 @@ class SweepJob:
 class Sweep:
     """`sppnet VERB OVERRIDES` for each of `jobs`.
 
+    `planned` keeps what was asked for in the plans of its studies, as a sweep does and a single job does not.
+
     One job's failure is its own: the others run on. A job that is done is not started at all, and jobs that name the
     same run (they differ in test settings only) go one after the other and share its training.
     """
 
-    def __init__(self, verb: str, jobs: list[SweepJob]) -> None:
-        self.verb, self.jobs = verb, jobs
+    def __init__(self, verb: str, jobs: list[SweepJob], planned: bool = True) -> None:
+        self.verb, self.jobs, self.planned = verb, jobs, planned
         folder = words.config_dir()  # no override: it would be lost
         self.options = ["--config-dir", str(folder)] if folder else []
-        self._common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set[str]()
+        self._common = common(job.overrides for job in jobs)
 
     def run(self) -> None:
         """Run all jobs.
@@ -63,7 +65,8 @@ class Sweep:
         """
         for job in self.jobs:
             self._plan(job)
-        self._remember()
+        if self.planned:
+            self._remember()
         together: dict[object, list[SweepJob]] = {}
         for job in self.jobs:
             if job.outcome:
@@ -110,7 +113,7 @@ class Sweep:
 
     def say(self, job: SweepJob, seconds: float = 0.0) -> None:
         """Print where a job stands."""
-        typed = " ".join(filter_overrides([word for word in job.overrides if word not in self._common]))
+        typed = " ".join(filter_overrides([w for w in job.overrides if w not in self._common or len(self.jobs) == 1]))
         head = f"[{job.number + 1}/{len(self.jobs)}] {job.outcome or 'started':<7} {typed}"
         where = f"  {job.plan.run.path}" if job.plan else ""
         took = f"  ({seconds:.0f} s)" if seconds else ""
@@ -130,10 +133,10 @@ class Sweep:
     def _remember(self) -> None:
         """Note in the studies what was asked for: a table shows what is missing of it."""
         folders: dict[Path, list[Cell]] = {}
-        conf = groups.digest()
+        now = conf()
         for job in self.jobs:
             if job.plan is not None:
-                made = cell(job.overrides, job.row, job.plan, conf)
+                made = cell(job.overrides, self._common, job.row, job.plan, now)
                 folders.setdefault(job.plan.run.path.parent, []).append(made)
         for folder, cells in folders.items():
             try:

@@ -47,8 +47,9 @@ def on(cluster: Cluster, tmp_path: Path) -> Caller:
 
 @pytest.fixture
 def booked(accounting: Cluster, tmp_path: Path) -> Caller:
-    """The same on a machine of the cluster with accounting."""
-    return _caller(accounting, tmp_path)
+    """The same on a machine of the cluster with accounting, in a folder with a blank in its name."""
+    (tmp_path / "a folder").mkdir()
+    return _caller(accounting, tmp_path / "a folder")
 
 
 def _caller(cluster: Cluster, where: Path) -> Caller:

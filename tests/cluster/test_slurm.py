@@ -162,22 +162,38 @@ def test_mistakes_are_found_before_anything_is_queued(on: Caller, cluster: Clust
 def test_accounting_knows_of_jobs_that_the_controller_has_forgotten(
     booked: Caller, accounting: Cluster, tmp_path: Path
 ) -> None:
-    """Of three jobs one raises, one is cancelled before it starts, one is killed without a word; then all go on."""
-    (tmp_path / "slow").touch()
-    (tmp_path / "raise-0").touch()
-    assert booked("train", "-m", *WORDS, *SLURM, "seed=0,1,2", "hydra.launcher.parallel=2").code == 0
-    accounting.wait(lambda: started(tmp_path, range(1), 1) and started(tmp_path, range(1, 2), 4))
-    waiting = next(job for job, state in accounting.jobs().items() if job.endswith("_2"))
+    """Of three jobs one raises, one is cancelled before it starts, one is killed without a word; then all go on.
+
+    In a folder with a blank in its name; two people send them at the same moment.
+    """
+    where = tmp_path / "a folder"
+    (where / "slow").touch()
+    (where / "raise-0").touch()
+    words = ("train", "-m", *WORDS, *SLURM, "seed=0,1,2")
+    first = command(*words, "hydra.launcher.parallel=2", "hydra.launcher.options={comment: 'of two', no-kill: true}")
+    senders = [subprocess.Popen(first, cwd=where, env=accounting.for_sppnet(), stdout=-1, text=True) for _ in range(2)]
+    said = "".join(sender.communicate()[0] for sender in senders)
+    assert [sender.returncode for sender in senders] == [0, 0]
+    assert (said.count("] queued"), said.count("] left")) == (3, 3), said
+    accounting.wait(lambda: started(where, range(1), 1) and started(where, range(1, 2), 4))
+    waiting = next(job for job in accounting.jobs() if job.endswith("_2"))
     accounting.call("scancel", waiting)
-    accounting.call("scancel", "--signal=KILL", job_of(booked, tmp_path, 1))
+    accounting.call("scancel", "--signal=KILL", job_of(booked, where, 1))
     accounting.wait(lambda: not accounting.call("squeue", "-h", "-t", "all"))
     shown = booked("status").out
     assert "a mishap after step 10" in shown
     assert "CANCELLED" in shown
     assert "FAILED" in shown
     for name in ("slow", "raise-0"):
-        (tmp_path / name).unlink()
-    again = booked("train", "-m", *WORDS, *SLURM, "seed=0,1,2")
-    assert again.out.count("queued") == 3, again.out
+        (where / name).unlink()
+    again = booked(*words)
+    assert again.out.count("] queued") == 3, again.out
     accounting.wait(lambda: not accounting.jobs())
+    assert "3 runs: 3 done" in booked("status").out
+    summaries = {path: path.read_text() for path in where.glob("runs/mishaps/*/summary.json")}
+    tested = booked("train", "-m", *WORDS, *SLURM, "seed=0,1", "sizes.test=[20]")  # a further test of what is done
+    assert tested.out.count("] queued") == 2, tested.out
     assert "3 done" in booked("status").out
+    accounting.wait(lambda: not accounting.jobs())
+    assert "5 runs: 5 done" in booked("status").out
+    assert summaries == {path: path.read_text() for path in summaries}

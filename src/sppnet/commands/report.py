@@ -6,18 +6,18 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sppnet import __version__, compose, settings
+from sppnet.asked import chosen
 from sppnet.compose import Job
 from sppnet.errors import UserError
 from sppnet.provenance import code
 from sppnet.rules import FLAG, LABEL, TEXT, or_null
 from sppnet.runs import write_text
-from sppnet.study import Study, chosen
+from sppnet.study import Study
 
 OWN = {"output": TEXT, "latex": FLAG, "html": FLAG}
 
@@ -50,36 +50,38 @@ def report(job: Job) -> None:
     ]
     if not any(row.results for _, sheet in found for row in sheet.table.rows):
         raise UserError(f"paths.runs={job.cfg['paths']['runs']}: {_nothing(studies)}")
-    where = Path(own["output"]).expanduser()
-    shown = []
+    where, shown = Path(own["output"]).expanduser(), []
+    for study, sheet in found:  # all of it, before anything is written
+        picture = svg(sheet.table)
+        shown.append((sheet, picture, study.folder, _files(sheet, picture, own["latex"])))
     try:
         where.mkdir(parents=True, exist_ok=True)
-        for study, sheet in found:
-            picture = svg(sheet.table)
-            _write(sheet, picture, where, own)
-            shown.append((sheet, picture, study.folder))
+        for sheet, _, _, files in shown:
+            for file, content in files.items():
+                write_text(where / file, content)
+            _show(sheet)
+            print(f"written: {', '.join(str(where / file) for file in files)}\n", flush=True)
         if own["html"]:
             by = f"{time.strftime('%Y-%m-%d %H:%M %Z')}, sppnet {__version__}, commit {code()['commit']}"
-            write_text(where / "index.html", page(shown, where / "index.html", by))
+            write_text(where / "index.html", page([one[:3] for one in shown], where / "index.html", by))
             print(f"page: {where / 'index.html'}")
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"output={where} cannot be written to: {error.strerror}") from None
 
 
-def _write(sheet: Any, picture: str | None, where: Path, own: Mapping[str, Any]) -> None:
+def _files(sheet: Any, picture: str | None, tex: bool) -> dict[str, str]:
+    """What is written of a table, by the name of the file."""
     from sppnet.report.text import latex, markdown, runs_csv, settings_csv
 
     name = sheet.table.name
     files = {f"{name}.csv": settings_csv(sheet), f"{name}_runs.csv": runs_csv(sheet)}
     if picture:
         files[f"{name}.svg"] = picture
-    if own["latex"]:
+    if tex:
         files[f"{name}.tex"] = latex(sheet)
-    files[f"{name}.md"] = markdown(sheet, f"{name}.svg" if picture else None)
-    for file, content in files.items():
-        write_text(where / file, content)
-    _show(sheet)
-    print(f"written: {', '.join(str(where / file) for file in files)}\n", flush=True)
+    return files | {f"{name}.md": markdown(sheet, f"{name}.svg" if picture else None)}
 
 
 def _show(sheet: Any) -> None:
@@ -101,4 +103,6 @@ def _show(sheet: Any) -> None:
 
 def _nothing(studies: list[Study]) -> str:
     names = ", ".join(study.name for study in studies)
-    return f"nothing of {names} is done yet" if names else "there are no studies"
+    others = sum(bool(study.cells) and any(study.folder.glob("*/summary.json")) for study in studies)
+    beside = "; its folder has runs that it does not ask for" if others else ""
+    return f"nothing of {names} is done yet{beside}"

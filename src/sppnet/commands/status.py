@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sppnet import compose, settings
+from sppnet.asked import chosen
 from sppnet.compose import Job
 from sppnet.rules import FLAG, LABEL, or_null
 from sppnet.runs import Run
 from sppnet.standing import Standing, stand
-from sppnet.study import Cell, Study, chosen
+from sppnet.study import Cell, Study
 
 EVERY = 3.0  # seconds between two looks
 COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "lost": "red", "preempted": "yellow"}
@@ -57,11 +58,15 @@ def _shown(studies: list[Study]) -> RenderableType:
 
 
 def _study(study: Study) -> Iterator[RenderableType]:
-    cells = list(study.cells) or _unplanned(study)
+    unplanned = _unplanned(study)
+    cells, others = (list(study.cells), len(unplanned)) if study.cells else (unplanned, 0)
     standings = [(cell, stand(Run(study.folder / cell.run), cell.test)) for cell in cells]
     counts = Counter[str](standing.state for _, standing in standings)
     said = ", ".join(f"{counts[state]} {state}" for state in (*COLOURS, "missing") if counts[state])
-    yield Text.assemble((study.name, "bold"), f"  {len(cells)} runs: {said or 'none'}  ({study.folder})")
+    beside = f"; beside them {others} that it does not ask for" if others else ""
+    features = len(list((study.folder / "transfer").glob("*.json")))
+    rows = f"; {features} rows of features under an SVM" if features else ""
+    yield Text.assemble((study.name, "bold"), f"  {len(cells)} runs: {said or 'none'}{beside}{rows}  ({study.folder})")
     if len(cells) > MANY:
         standings = [(cell, one) for cell, one in standings if one.state not in {"done", "missing"}]
     if not standings:
@@ -85,9 +90,11 @@ def _progress(one: Standing) -> tuple[str, str, str]:
 
 
 def _unplanned(study: Study) -> list[Cell]:
-    """Runs that no sweep asked for; each by its first test."""
-    found = []
+    """Runs that the study did not ask for; each by its first test."""
+    found, planned = [], {cell.run for cell in study.cells}
     for path in sorted(study.folder.glob("*/status.json")):
+        if path.parent.name in planned:
+            continue
         tests = sorted((path.parent / "tests").glob("*.json"))
         found.append(Cell((), path.parent.name, tests[0].stem if tests else "", "", "", None))
     return found

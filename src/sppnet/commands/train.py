@@ -33,6 +33,8 @@ def main() -> None:
 
 def train(job: Job) -> None:
     """Do what `job` asks for and print, last, the run directory and the test result."""
+    if slurm_job.restarted():
+        job.cfg["force"] = False
     planned = plan(job.cfg)
     if slurm_job.rank() > 0:
         join(planned, job.overrides)
@@ -52,6 +54,7 @@ def _test(planned: Plan) -> None:
     """The run is trained, this test of it is not done: other sizes or views."""
     from sppnet.commands.test import score_run
 
+    slurm_job.test_is_left()
     print(f"{planned.run.path} is trained; scoring it with other views or sizes", flush=True)
     found = score_run(planned.cfg, planned.run.best, "best", planned.images)
     print_result(planned.run, found)  # before it is kept: a run of somebody else's may not be ours to write to

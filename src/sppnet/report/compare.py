@@ -75,8 +75,9 @@ def best(values: Mapping[str, Mapping[int, float]], lower: bool) -> str | None:
 
 
 def leader(values: Mapping[str, Mapping[int, float]], lower: bool) -> str | None:
-    """The row with the best mean, beyond chance or not."""
+    """The row with the best mean, beyond chance or not; of those whose mean is a number."""
     means = {name: float(np.mean(list(mine.values()))) for name, mine in values.items() if mine}
+    means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
     return min(means, key=lambda name: means[name] if lower else -means[name], default=None)
 
 

@@ -78,10 +78,12 @@ def _bins(table: Table) -> Figure:
 
 
 def _sizes(table: Table) -> Figure:
-    """Training setting against test size, the mean written into every cell."""
-    means = np.full((len(table.rows), len(table.columns)), np.nan)
+    """Training setting against test size, the mean of the first figure written into every cell."""
+    first = table.columns[0].label.partition(" at ")[0]
+    columns = [column for column in table.columns if column.label.partition(" at ")[0] == first]
+    means = np.full((len(table.rows), len(columns)), np.nan)
     for i, row in enumerate(table.rows):
-        for j, column in enumerate(table.columns):
+        for j, column in enumerate(columns):
             values = _percent(column, row)
             means[i, j] = np.mean(values) if values else np.nan
     drawing = Figure(figsize=(2.4 + 0.75 * means.shape[1], 1.2 + 0.42 * means.shape[0]), layout="constrained")
@@ -91,13 +93,11 @@ def _sizes(table: Table) -> Figure:
     for (i, j), value in np.ndenumerate(means):
         colour = "black" if np.isnan(value) or value > middle else "white"
         axis.text(j, i, "-" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", color=colour)
-    axis.set_xticks(
-        range(means.shape[1]), [column.label.partition(" at ")[2] or column.label for column in table.columns]
-    )
+    axis.set_xticks(range(means.shape[1]), [column.label.partition(" at ")[2] or column.label for column in columns])
     axis.set_yticks(range(means.shape[0]), [row.name for row in table.rows])
     axis.set_xlabel("tested at")
     axis.set_ylabel("trained at")
-    drawing.colorbar(image, ax=axis, label=_unit(table.columns[0]).partition(" at ")[0] + " (%)")
+    drawing.colorbar(image, ax=axis, label=first if first.endswith("loss") else f"{first} (%)")
     return drawing
 
 

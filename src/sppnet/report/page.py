@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from sppnet.report.sheet import Sheet
 
@@ -83,4 +84,4 @@ def _runs(sheet: Sheet, folder: Path, home: Path) -> str:
 
 
 def _link(path: Path, home: Path) -> str:
-    return escape(Path(os.path.relpath(path.absolute(), home.absolute())).as_posix())
+    return escape(quote(Path(os.path.relpath(path.absolute(), home.absolute())).as_posix()))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sppnet.errors import UserError
 from sppnet.identity import digest
 from sppnet.report.table import Column, Result, Row, Table
 from sppnet.runs import Run, read_json
@@ -39,22 +40,51 @@ def _by_setting(study: Study) -> list[Row]:
     settings: dict[Setting, list[Cell]] = {}
     for cell in study.cells:
         settings.setdefault((cell.row, cell.setting), []).append(cell)
+    settings = _once(settings)
     names = _names(study.name, list(settings))
-    rows = []
-    for (row, setting), members in settings.items():
-        name = names[row, setting]
-        results, missing = {}, {}
-        for cell in members:
-            run = Run(study.folder / cell.run)
-            standing = stand(run, cell.test)
-            if standing.result is None:
-                missing[str(cell.seed)] = standing
-            else:
-                story = _story(run)
-                seed = cell.seed if cell.seed is not None else int(story["identity"].get("seed", 0))
-                results[seed] = _result(run, standing.result, story)
-        rows.append(Row(name, dict(sorted(results.items())), missing, (study.rows.get(row) or {}).get("paper", {})))
+    return [
+        row
+        for setting, members in settings.items()
+        for row in _of_setting(names[setting], members, study, study.rows.get(setting[0]) or {})
+    ]
+
+
+def _of_setting(name: str, members: Sequence[Cell], study: Study, listed: Mapping[str, Any]) -> list[Row]:
+    """The row of a setting; several, if what its words mean was changed between its runs: those are no one's mean."""
+    made: dict[str, dict[int, Result]] = {}
+    missing = {}
+    for cell in members:
+        run = Run(study.folder / cell.run)
+        standing = stand(run, cell.test)
+        if standing.result is None:
+            missing["of the configuration" if cell.seed is None else str(cell.seed)] = standing
+        else:
+            story = _story(run)
+            seed = cell.seed if cell.seed is not None else int(story["identity"].get("seed", 0))
+            result = _result(run, standing.result, story)
+            made.setdefault(result.made["setting"], {})[seed] = result
+    paper, rows = listed.get("paper", {}), []
+    for setting, results in made.items() or [("", {})]:
+        last = setting == list(made or [""])[-1]
+        called = f"{name} [{setting}]" if len(made) > 1 else name
+        rows.append(Row(called, dict(sorted(results.items())), missing if last else {}, paper))
     return rows
+
+
+def _once(settings: Mapping[Setting, list[Cell]]) -> dict[Setting, list[Cell]]:
+    """Without what is the same runs and tests under other words, as where a sweep was typed in two ways."""
+    kept: dict[Setting, list[Cell]] = {}
+    pairs = {setting: {(one.run, one.test) for one in cells} for setting, cells in settings.items()}
+    for setting, cells in settings.items():
+        grid = not setting[0] and all(one.run for one in cells)
+        before = list(kept)
+        after = [other for other in settings if other not in kept and other != setting]
+        same = any(pairs[setting] <= pairs[other] for other in before) or any(
+            pairs[setting] < pairs[other] for other in after
+        )
+        if not (grid and same):
+            kept[setting] = cells
+    return kept
 
 
 def _names(study: str, settings: Sequence[Setting]) -> dict[Setting, str]:
@@ -77,7 +107,7 @@ def _by_identity(folder: Path, names: Iterable[str]) -> list[Row]:
     settings: dict[str, tuple[dict[str, Any], dict[int, Result]]] = {}
     for name in names:
         run = Run(folder / name)
-        for path in sorted((run.path / "tests").glob("*.json")) if run.done else []:
+        for path in sorted((run.path / "tests").glob("*.json")) if run.status.get("state") == "done" else []:
             record = read_json(path)
             if isinstance(record, dict) and record["identity"]["weights"] == "best":
                 story = _story(run)
@@ -104,8 +134,9 @@ def _transfer(study: Study) -> Table | None:
     same.sort(key=lambda one: -next(iter(one["figures"].values())))
     heads = ("network", "layer", "view", "size", "C")
     differing = [key for key in heads if len({str(one["row"][key]) for one in same}) > 1] or ["layer"]
+    names = [" ".join(str(one["row"][key]) for key in differing) for one in same]
     rows = []
-    for one in same:
+    for one, name in zip(same, names, strict=True):
         made = {
             **{"hash": one["hash"], "setting": one["hash"], "commit": _commit(one["commit"], one["dirty"])},
             **{"machine": _machine(one["machine"]), "time": one["time"], "seconds": sum(one["seconds"].values())},
@@ -115,20 +146,30 @@ def _transfer(study: Study) -> Table | None:
             number: Result(one["hash"], {f"transfer/{key}": split[key] for key in keys}, made)
             for number, split in enumerate(one["splits"])
         }
-        rows.append(Row(" ".join(str(one["row"][key]) for key in differing), results, {}, {}))
+        # what differs may be none of the heads: how pictures are prepared, say
+        rows.append(Row(name if names.count(name) == 1 else f"{name} [{one['hash']}]", results, {}, {}))
     metrics = rows[0].results[0].metrics
     columns = [Column(key, key.removeprefix("transfer/")) for key in metrics]
     return Table(study.name, "split", study.header, columns, rows, study.report, len(found) - len(same))
 
 
 def _columns(wanted: Sequence[str] | None, results: Sequence[Result]) -> list[Column]:
-    """The metrics at every test size of any result, or as they are if there is but one size."""
+    """The metrics at every test size; as they are if no result has more than one.
+
+    Raises:
+        UserError: no result has such a metric.
+    """
     keys = dict.fromkeys(key for one in results for key in one.metrics)
     names = wanted or (["map"] if "test/map" in keys else ["top1"])
-    sizes = list(dict.fromkeys(key.split("/")[1] for key in keys if key.count("/") == 2))
-    if len(sizes) < 2:
+    known = sorted(key.split("/")[1] for key in keys if key.count("/") == 1)
+    for name in names if results else []:
+        if name.removesuffix("_error") not in known:
+            raise UserError(f"report.metrics={name} is not allowed; there are {', '.join(known)}, and 1 - X as X_error")
+    sizes = [dict.fromkeys(key.split("/")[1] for key in one.metrics if key.count("/") == 2) for one in results]
+    if all(len(one) < 2 for one in sizes):
         return [Column(f"test/{name}", name) for name in names]
-    return [Column(f"test/{size}/{name}", f"{name} at {size} px") for name in names for size in sizes]
+    every = dict.fromkeys(size for one in sizes for size in one)
+    return [Column(f"test/{size}/{name}", f"{name} at {size} px") for name in names for size in every]
 
 
 def _story(run: Run) -> dict[str, Any]:
@@ -140,7 +181,9 @@ def _story(run: Run) -> dict[str, Any]:
 def _result(run: Run, record: Mapping[str, Any], story: Mapping[str, Any]) -> Result:
     identity, last, summary = story["identity"], story["starts"][-1], run.summary
     code, head = last.get("code") or {}, identity.get("head") or {}
-    commits = dict.fromkeys(_commit(start["code"]["commit"], start["code"]["dirty"]) for start in story["starts"])
+    commits = dict.fromkeys(
+        _commit(start["code"]["commit"], start["code"]["dirty"]) for start in story["starts"] if "code" in start
+    )
     made = {
         "hash": run.hash,
         "setting": digest({**{k: v for k, v in identity.items() if k != "seed"}, "test": record["identity"]}),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sppnet.errors import UserError
 from sppnet.report.compare import Difference, Spread, best, differences, leader, spread
 from sppnet.report.table import Column, Result, Row, Table
 
@@ -46,7 +47,7 @@ class Sheet:
         for row in self.table.rows:
             there = len(row.results)
             count = f"{there} of {there + len(row.missing)}" if row.missing else str(there)
-            cells = [_spread(column, judged.spreads[row.name]) for column, judged in self.columns]
+            cells = [_spread(column, judged.spreads[row.name], row) for column, judged in self.columns]
             rows.append([row.name, count, *cells, *(text(row.paper.get(name)) for name in paper)])
         return rows
 
@@ -83,6 +84,8 @@ class Sheet:
         """How the table is read."""
         over = f"{self.table.over}s"
         paper = " Figures of the paper are as printed there." if any(row.paper for row in self.table.rows) else ""
+        if self.table.over == "split":
+            paper += " Splits share images, so these tests are surer of themselves than they should be."
         return (
             f"Mean ± standard deviation over {over} [95 % interval of the mean], in percent but for losses. Marked:"
             f" better than every other row, by a paired t-test over {over} with Holm's correction at 5 %; below three"
@@ -95,12 +98,16 @@ class Sheet:
         return [(name.capitalize(), self.table.header[name]) for name in names if name in self.table.header]
 
     def _judge(self, column: Column) -> Judged:
-        values = {row.name: row.values(column.metric) for row in self.table.rows}
+        rows = {row.name: row for row in self.table.rows}
+        values = {name: row.values(column.metric) for name, row in rows.items()}
         wanted = self.table.report["compare"]
+        if wanted is not None and wanted not in values:
+            raise UserError(f"report.compare={wanted} is not allowed; rows are {', '.join(values)}")
         base = wanted if values.get(str(wanted)) else leader(values, column.lower)
         apart = differences(values, base) if base is not None else {}
         spreads = {name: spread(list(mine.values())) for name, mine in values.items()}
-        return Judged(spreads, best(values, column.lower), base, apart)
+        asked = {name: mine for name, mine in values.items() if mine or not rows[name].results}
+        return Judged(spreads, best(asked, column.lower), base, apart)
 
 
 def made_of(row: Row) -> dict[str, Any]:
@@ -133,9 +140,9 @@ def text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _spread(column: Column, one: Spread | None) -> str:
+def _spread(column: Column, one: Spread | None, row: Row) -> str:
     if one is None:
-        return "missing"
+        return "-" if row.results else "missing"  # not asked for, as a size that only other rows are tested at
     if one.deviation is None or one.half is None:
         return figure(column, one.mean)
     low, high = figure(column, one.mean - one.half), figure(column, one.mean + one.half)

@@ -52,7 +52,7 @@ def settings_csv(sheet: Sheet) -> str:
                 f"{name} p": gap.p if gap else None,
                 f"{name} best": int(judged.best == row.name),
             }
-        line |= {f"paper {name}": value for name, value in row.paper.items()} | {"missing": len(row.missing)}
+        line |= {f"paper {name} (%)": value for name, value in row.paper.items()} | {"missing": len(row.missing)}
         made = made_of(row)
         lines.append(line | {f"config {key}" if key == "setting" else key: value for key, value in made.items()})
     return _csv(lines)
@@ -99,4 +99,5 @@ def _csv(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _escape(words: str) -> str:
-    return "".join(f"\\{char}" if char in "&%$#_{}" else char for char in words)
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}"}
+    return "".join(special.get(char) or (f"\\{char}" if char in "&%$#_{}" else char) for char in words)

@@ -32,6 +32,11 @@ def rank() -> int:
     return int(os.environ.get("SLURM_PROCID", 0)) if inside() else 0
 
 
+def restarted() -> bool:
+    """Whether SLURM has started this job before: what was to be done anew (`force`) has begun."""
+    return inside() and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
 def name() -> str:
     """`ARRAY_INDEX`, as SLURM calls the job. (SLURM_JOB_ID of one element of an array is the name of all of it.)"""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -54,6 +59,15 @@ def requeue() -> str | None:
     """Ask SLURM to queue this job again once it has ended; why not, if it refuses."""
     status, _, error = call(["scontrol", "requeue", name()])
     return None if status == 0 else error.splitlines()[-1] if error else f"scontrol requeue: {status}"
+
+
+def test_is_left() -> None:
+    """All that is left is a test, which saves nothing on its way: a warning, then or already, is a wish to be queued
+    again."""
+    global trained
+    trained = True
+    if WARNING in noted and rank() == 0:
+        requeue()
 
 
 def _on_warning(number: int, _frame: FrameType | None) -> None:

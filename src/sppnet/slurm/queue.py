@@ -12,6 +12,7 @@ NUMBER = "number.txt"  # in the folder of a submission: what sbatch printed
 KEPT = 2.0  # seconds for which an answer is good
 
 _seen: tuple[float, dict[str, str] | None] = (-KEPT, None)
+_booked: dict[str, tuple[float, dict[str, str]]] = {}  # of every array that squeue has forgotten
 
 
 def states() -> dict[str, str] | None:
@@ -23,14 +24,23 @@ def states() -> dict[str, str] | None:
     return _seen[1]
 
 
+def forget() -> None:
+    """Ask anew next time."""
+    global _seen
+    _seen = (-KEPT, None)
+    _booked.clear()
+
+
 def state(job: str) -> str | None:
     """What SLURM says of one job, or its accounting, which remembers longer; "" if it knows the job no more, None if
     it cannot be asked."""
     known = states()
     if known is None or job in known:
         return None if known is None else known[job]
-    status, out, _ = call(["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job}"])
-    return out.splitlines()[-1] if status == 0 and out else ""
+    array = job.partition("_")[0]
+    if array not in _booked or time.monotonic() - _booked[array][0] > 30 * KEPT:
+        _booked[array] = (time.monotonic(), _ask_accounting(array))
+    return _booked[array][1].get(job, "")
 
 
 def number_of(folder: Path) -> str:
@@ -69,3 +79,12 @@ def _ask() -> dict[str, str] | None:
         job, state, reason = line.split("|", 2)
         found[job] = state if reason in {"None", ""} else f"{state} ({reason})"
     return found
+
+
+def _ask_accounting(array: str) -> dict[str, str]:
+    """The last state of every job of an array."""
+    words = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--jobs={array}"]
+    code, out, _ = call([*words, "--array"])  # of what was cancelled as it waited, a line per job
+    if code:
+        code, out, _ = call(words)  # an older SLURM
+    return dict(line.split("|", 1) for line in out.splitlines() if "|" in line) if code == 0 else {}

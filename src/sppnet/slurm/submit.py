@@ -8,9 +8,10 @@ cancelled hangs the sweep, a failing rank above 0 is not seen, and closing the t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sppnet.rules import TEXT, Rule, either, list_of, or_null, whole
 from sppnet.runs import Run, write_json, write_text
 from sppnet.settings import shown
 from sppnet.slurm.job import WARNING
-from sppnet.slurm.queue import NUMBER, call, number_of
+from sppnet.slurm.queue import NUMBER, call, forget, number_of
 from sppnet.sweep import Sweep, SweepJob
 
 LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
@@ -46,8 +47,8 @@ MOST = 1000  # jobs of an array; MaxArraySize is 1001 by default
 class Submission(Sweep):
     """Submits the jobs and ends."""
 
-    def __init__(self, verb: str, jobs: list[SweepJob], options: Mapping[str, Any]) -> None:
-        super().__init__(verb, jobs)
+    def __init__(self, verb: str, jobs: list[SweepJob], options: Mapping[str, Any], planned: bool = True) -> None:
+        super().__init__(verb, jobs, planned)
         self.asked = check_options(options)
 
     def start(self, groups: list[list[SweepJob]]) -> None:
@@ -62,7 +63,8 @@ class Submission(Sweep):
             shapes.setdefault(_shape(group[0]), []).append(group)
         for shape, members in shapes.items():
             for first in range(0, len(members), MOST):
-                self._submit(shape, members[first : first + MOST])
+                with self._alone(members[0][0]):
+                    self._submit(shape, self._left(members[first : first + MOST]))
 
     def _check(self, group: list[SweepJob]) -> list[SweepJob]:
         """The jobs that can start: a mistake is found now and not in the queue."""
@@ -79,7 +81,27 @@ class Submission(Sweep):
                 self.say(job)
         return [job for job in group if not job.outcome]
 
+    def _left(self, groups: list[list[SweepJob]]) -> list[list[SweepJob]]:
+        """The groups without the jobs that somebody else has queued meanwhile."""
+        for job in (job for group in groups for job in group):
+            self.look(job)
+            if job.outcome:
+                self.say(job)
+        return [kept for group in groups if (kept := [job for job in group if not job.outcome])]
+
+    @contextlib.contextmanager
+    def _alone(self, job: SweepJob) -> Iterator[None]:
+        """Two people may send the same study at once: one looks, marks and sends after the other."""
+        home = self._home(job)
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / ".lock").open("a") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            forget()
+            yield
+
     def _submit(self, shape: tuple[int, int], groups: list[list[SweepJob]]) -> None:
+        if not groups:
+            return
         folder = self._folder(groups[0][0])
         script = folder / "job.sh"
         write_text(script, self._script(folder, shape, groups))
@@ -102,11 +124,14 @@ class Submission(Sweep):
                 job.outcome, job.lines = "queued", [f"SLURM job {number}_{index}"]
                 self.say(job)
 
+    def _home(self, job: SweepJob) -> Path:
+        """The folder of the study's submissions, beside its runs."""
+        return Path(str(job.cfg.paths.runs)).expanduser() / str(job.cfg.study) / ".slurm"
+
     def _folder(self, job: SweepJob) -> Path:
-        """A new folder for script and logs, beside the runs of the study."""
-        home = job.plan.run.path.parent if job.plan else Path(str(job.cfg.paths.runs)).expanduser()
+        """A new folder for script and logs."""
         for number in range(1, 1_000_000):
-            folder = (home / ".slurm" / str(number)).absolute()
+            folder = (self._home(job) / str(number)).absolute()
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(parents=True)
                 return folder
@@ -129,8 +154,8 @@ class Submission(Sweep):
             **{key: o[key] for key in ("partition", "account", "qos", "time")},
             **o["options"],
         }
-        lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in given.items() if value is not None)]
-        lines += ["#SBATCH --requeue", "", f"cd {shlex.quote(str(Path.cwd()))}", *o["setup"]]
+        lines = ["#!/bin/bash", *(_directive(key, value) for key, value in given.items() if value not in {None, False})]
+        lines += ["#SBATCH --requeue", "", f"cd {shlex.quote(str(Path.cwd()))} || exit", *o["setup"]]
         lines += [f"export SPPNET_SUBMISSION={shlex.quote(str(folder))} SPPNET_JOB_LOG=1", "status=0"]
         lines += ['run() { srun --kill-on-bad-exit=1 "$@" || status=$?; }', "case $SLURM_ARRAY_TASK_ID in"]
         for index, group in enumerate(groups):
@@ -155,6 +180,14 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+def _directive(key: str, value: object) -> str:
+    """An option of sbatch, as it reads them in a script: a flag (true) stands alone, blanks are quoted."""
+    if value is True:
+        return f"#SBATCH --{key}"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'#SBATCH --{key}="{text}"' if re.search(r"[\s\"'\\#]", text) else f"#SBATCH --{key}={text}"
+
+
 def _shape(job: SweepJob) -> tuple[int, int]:
     """Nodes, and tasks of each."""
     trainer = job.cfg.trainer
@@ -163,8 +196,11 @@ def _shape(job: SweepJob) -> tuple[int, int]:
 
 
 def _mark(run: Run, folder: Path, index: int) -> Callable[[], None] | None:
-    """Say that a run is queued, unless somebody is at it; returns what takes that back."""
+    """Say that a run is queued, unless it is done (a further test of it is) or somebody is at it; returns what takes
+    that back."""
     before, new = run.status, not run.path.exists()
+    if run.done:
+        return None
     try:
         with run.locked():
             run.write_status("queued", slurm={"submission": str(folder), "index": index})

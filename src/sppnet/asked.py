@@ -1,0 +1,108 @@
+"""Which studies somebody asks for, and their cells: as they were started, or as a file says now.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sppnet import recompose, settings
+from sppnet.compose import Job
+from sppnet.errors import UserError
+from sppnet.expand import Expanded
+from sppnet.runs import plan
+from sppnet.study import Cell, Study, cell, common, conf, header, stored, verb_of, words_of
+
+SHOWN = ("study", "report", "output", "latex", "html", "watch", "paths", "debug", "hydra")  # of status and report
+
+
+def chosen(job: Job) -> list[Study]:
+    """The studies that `sppnet status` and `sppnet report` are asked for: one by name, or all under `paths.runs`.
+
+    Raises:
+        UserError: there is no such study, or something was typed that has no effect.
+    """
+    runs, name = Path(job.cfg["paths"]["runs"]).expanduser(), job.cfg["study"]
+    typed = [word for word in job.overrides if re.split(r"[.=]", word.lstrip("+~"))[0] not in SHOWN]
+    experiments = next((word.partition("=")[2] for word in typed if word.lstrip("+").startswith("experiments=")), None)
+    shown = [word for word in job.overrides if word.startswith("report.")]
+    if experiments is not None:
+        own = [word for word in typed if not word.lstrip("+").startswith("experiments=")]
+        named = [f"study={name}"] if any(word.startswith("study=") for word in job.overrides) else []
+        return [expand(runs, experiments, [*own, *shown, *named])]
+    if typed:
+        raise UserError(f"{typed[0]} has no effect without experiments=NAME: run directories are read as they are")
+    folders = [runs / name] if name else sorted(path for path in runs.glob("*") if path.is_dir())
+    found = [study for folder in folders if _is_study(folder) for study in load(folder, job.cfg["report"], shown)]
+    if not found:
+        there = sorted(path.name for path in runs.glob("*") if _is_study(path))
+        said = f"study={name}: there is no such folder in {runs}" if name else f"paths.runs={runs} holds no studies"
+        raise UserError(said + (f"; there are {', '.join(there)}" if there else ""))
+    return found
+
+
+def _is_study(folder: Path) -> bool:
+    return (folder / "study.json").is_file() or any(folder.glob("*/status.json")) or (folder / "transfer").is_dir()
+
+
+def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> list[Study]:
+    """The studies of a folder as they were started.
+
+    How one is shown is for its file to say (and for what was `typed` of that), and for `report` where there is no file.
+    Cells that the file does not have (any more, or because something else was typed) are a study `NAME_typed`.
+    """
+    by_file: dict[str | None, list[Cell]] = {}
+    for one in stored(folder):
+        by_file.setdefault(one.experiments, []).append(one)
+    found = []
+    for experiments, cells in (by_file or {None: []}).items():
+        if experiments is None:
+            found.append(Study(folder.name, folder, tuple(cells), report, {}, {}))
+            continue
+        try:
+            jobs, rows, shown = recompose.sweep("train", [f"experiments={experiments}", *typed])
+        except UserError:  # its file is gone or does not compose any more
+            found.append(Study(experiments, folder, tuple(cells), report, {}, header(experiments)))
+            continue
+        shared = common(job.words for job in jobs)
+        there = {words_of(job.words, shared) for job in jobs}
+        own, others = [one for one in cells if one.words in there], [one for one in cells if one.words not in there]
+        if own:
+            found.append(Study(experiments, folder, tuple(own), shown, rows, header(experiments)))
+        if others:
+            found.append(Study(f"{experiments}_typed", folder, tuple(others), report, {}, {}))
+    return found
+
+
+def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
+    """A study as its file, and what was typed, say now; a sweep need not have been started.
+
+    Raises:
+        UserError: it does not compose, or a cell names no valid run.
+    """
+    verb, asked = verb_of(experiments), [f"experiments={experiments}", *typed]
+    jobs, rows, report = recompose.sweep(verb, asked)
+    folder = runs / str(recompose.again(verb, asked)["study"])
+    if verb == "transfer":  # its rows are files, and are not planned
+        return Study(experiments, folder, (), report, {}, header(experiments))
+    known = {one.words: one for one in stored(folder) if one.experiments == experiments}
+    now, cells, shared = conf(), [], common(job.words for job in jobs)
+    for job in jobs:
+        found = known.get(words_of(job.words, shared))
+        if found is None or found.conf != now:
+            found = _plan(recompose.again("train", job.words), job, shared, now) or found
+        cells.append(found or Cell(words_of(job.words, shared), "", "", now, job.row, experiments))
+    return Study(experiments, folder, tuple(cells), report, rows, header(experiments))
+
+
+def _plan(cfg: dict[str, Any], job: Expanded, shared: Collection[str], now: str) -> Cell | None:
+    """The cell of a job; None if the data, without which nobody knows its run, are not here."""
+    settings.check(cfg)
+    try:
+        return cell(job.words, shared, job.row, plan(cfg), now)
+    except UserError:
+        return None
