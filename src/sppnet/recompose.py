@@ -125,6 +125,8 @@ def explain(error: BaseException, verb: str) -> str:
 
 def _unknown_key(key: str, verb: str) -> str:
     """`key` is in no config: name its neighbours, from the configuration as it is without overrides."""
+    if key.startswith("hydra."):
+        return f"unknown key {key}; a new key is added with +{key}=VALUE"
     node: Any = _compose(verb, [])
     where = ""
     for part in key.split("."):
