@@ -61,7 +61,8 @@ def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> 
     found = []
     for experiments, cells in (by_file or {None: []}).items():
         if experiments is None:
-            found.append(Study(folder.name, folder, tuple(cells), report, {}, {}))
+            # rows of features have no plan, and lie in the folder that their study is called by
+            found.append(Study(folder.name, folder, tuple(cells), report, {}, {} if cells else header(folder.name)))
             continue
         try:
             jobs, rows, shown = recompose.sweep("train", [f"experiments={experiments}", *typed])

@@ -73,16 +73,17 @@ def _of_setting(name: str, members: Sequence[Cell], study: Study, listed: Mappin
 
 def _once(settings: Mapping[Setting, list[Cell]]) -> dict[Setting, list[Cell]]:
     """Without what is the same runs and tests under other words, as where a sweep was typed in two ways."""
-    kept: dict[Setting, list[Cell]] = {}
     pairs = {setting: {(one.run, one.test) for one in cells} for setting, cells in settings.items()}
+    holders: dict[tuple[str, str], list[Setting]] = {}
+    for setting, mine in pairs.items():
+        for pair in mine:
+            holders.setdefault(pair, []).append(setting)
+    kept: dict[Setting, list[Cell]] = {}
     for setting, cells in settings.items():
-        grid = not setting[0] and all(one.run for one in cells)
-        before = list(kept)
-        after = [other for other in settings if other not in kept and other != setting]
-        same = any(pairs[setting] <= pairs[other] for other in before) or any(
-            pairs[setting] < pairs[other] for other in after
-        )
-        if not (grid and same):
+        mine, listed = pairs[setting], bool(setting[0])
+        others = [other for other in holders[next(iter(mine))] if other != setting]
+        same = any(mine < pairs[other] or (mine == pairs[other] and other in kept) for other in others)
+        if listed or not same or not all(one.run for one in cells):
             kept[setting] = cells
     return kept
 
