@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import scipy.stats  # type: ignore[import-untyped]
 
 from calling import OF_A_STUDY as ONE
 from calling import SWEEP, Called, Caller
@@ -224,6 +225,18 @@ def test_holm_and_the_paired_test_by_hand() -> None:
     assert (found.spread.mean, found.spread.deviation) == (2.0, 1.0)
     assert found.p == pytest.approx(0.0742, abs=1e-4)
     assert found.spread.half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+
+
+def test_intervals_and_paired_tests_are_scipys() -> None:
+    draw = np.random.default_rng(0)
+    for n in range(3, 12):
+        a, b = draw.normal(0.7, 0.1, n), draw.normal(0.72, 0.1, n)
+        values = {"a": dict(enumerate(a.tolist())), "b": dict(enumerate(b.tolist()))}
+        found = compare.differences(values, "b")["a"]
+        assert found is not None
+        assert found.p == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue)
+        low, high = scipy.stats.t.interval(0.95, n - 1, np.mean(a - b), scipy.stats.sem(a - b))
+        assert found.spread.half == pytest.approx((high - low) / 2)
 
 
 def test_the_best_is_marked_only_beyond_chance() -> None:
