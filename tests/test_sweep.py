@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -29,6 +30,9 @@ def test_a_job_that_fails_leaves_the_others_alone_and_none_is_done_twice(spawn: 
     assert "optim.lr=-1 is not allowed" in swept.out
     assert "the loss is" in swept.out
     assert "log.txt" in swept.out
+    story = json.loads(next(tmp_path.rglob("provenance.json")).read_text())
+    here = len(os.sched_getaffinity(0))
+    assert story["starts"][0]["machine"]["cores"] == max(1, here // 2)  # one of two at a time: half of the cores each
     again = spawn("train", "-m", *ONE, "optim.lr=0.01")
     assert again.code == 0, again.err
     assert "(was done)" in again.out

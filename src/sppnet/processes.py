@@ -1,15 +1,22 @@
-"""A sweep on this machine: every job a process of its own, n at a time."""
+"""A sweep on this machine: every job a process of its own, n at a time, each on cores of its own.
+
+The thread count is the run's (`trainer.threads`) and no business of a launcher: it is part of what a run is.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import signal
 import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
+from typing import Any
 
 from sppnet.errors import UserError
 from sppnet.runs import Run, read_json
@@ -27,6 +34,9 @@ class Processes(Sweep):
             raise UserError(f"hydra.launcher.n={n} is not allowed; it takes a whole number of at least 1")
         super().__init__(verb, jobs)
         self.n = n
+        self._cores: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+        for share in shares(n):
+            self._cores.put(share)
         self._stopping = threading.Event()
         self._children: set[subprocess.Popen[bytes]] = set()
 
@@ -57,22 +67,33 @@ class Processes(Sweep):
     def _run(self, job: SweepJob, command: list[str]) -> None:
         began = time.monotonic()
         self.say(job)
-        env = os.environ | ({"SPPNET_JOB_LOG": "1"} if job.plan else {})
-        with tempfile.TemporaryFile() as output:
-            child = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-            )
-            self._children.add(child)
-            code = child.wait()
-            self._children.discard(child)
-            output.seek(0)
-            printed = output.read().decode(errors="replace").splitlines()
+        cores = self._cores.get()
+        try:
+            code, printed = self._call(job, command, cores)
+        finally:
+            self._cores.put(cores)
         if code == 2:
             self.look(job)  # another sweep may have taken the run at the same moment
         if not job.outcome:
             job.outcome = OUTCOMES.get(code, "failed")
             job.lines = self._result(job, printed, code)
         self.say(job, time.monotonic() - began)
+
+    def _call(self, job: SweepJob, command: list[str], cores: set[int]) -> tuple[int, list[str]]:
+        """Exit code and output of a job."""
+        env = os.environ | ({"SPPNET_JOB_LOG": "1"} if job.plan else {})
+        with tempfile.TemporaryFile() as output:
+            child = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+            self._children.add(child)
+            if job.plan and len(cores) >= _threads(job.plan.cfg):  # on fewer its threads would wait for each other
+                with contextlib.suppress(OSError):  # it has ended
+                    os.sched_setaffinity(child.pid, cores)
+            code = child.wait()
+            self._children.discard(child)
+            output.seek(0)
+            return code, output.read().decode(errors="replace").splitlines()
 
     def _result(self, job: SweepJob, printed: list[str], code: int) -> list[str]:
         """What is worth showing of a job that has ended: its figures, or the reason and where to read on."""
@@ -90,6 +111,19 @@ class Processes(Sweep):
         for child in list(self._children):
             child.terminate()
         raise KeyboardInterrupt
+
+
+def shares(n: int) -> list[set[int]]:
+    """The cores of this process dealt out to `n` jobs; empty sets where there are too few, or no way to say it."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    each = len(cores) // n
+    return [set(cores[each * i : each * (i + 1)]) for i in range(n)] if n > 1 else [set()]
+
+
+def _threads(cfg: Mapping[str, Any]) -> int:
+    """How many threads a job computes with at once."""
+    devices, threads = cfg["trainer"]["devices"], cfg["trainer"]["threads"]
+    return int(threads) * (devices if isinstance(devices, int) else len(devices))
 
 
 def _reason(run: Run, code: int) -> str:

@@ -154,7 +154,8 @@ class Submission(Sweep):
             **{key: o[key] for key in ("partition", "account", "qos", "time")},
             **o["options"],
         }
-        lines = ["#!/bin/bash", *(_directive(key, value) for key, value in given.items() if value not in {None, False})]
+        kept = {key: value for key, value in given.items() if value is not None and value is not False}
+        lines = ["#!/bin/bash", *(_directive(key, value) for key, value in kept.items())]
         lines += ["#SBATCH --requeue", "", f"cd {shlex.quote(str(Path.cwd()))} || exit", *o["setup"]]
         lines += [f"export SPPNET_SUBMISSION={shlex.quote(str(folder))} SPPNET_JOB_LOG=1", "status=0"]
         lines += ['run() { srun --kill-on-bad-exit=1 "$@" || status=$?; }', "case $SLURM_ARRAY_TASK_ID in"]
