@@ -22,8 +22,15 @@ from sppnet.expand import Expanded, expand
 
 
 def again(verb: str, overrides: list[str]) -> dict[str, Any]:
-    """What `overrides` compose to now, as plain data; mandatory values may be missing."""
-    return _plain(_compose(verb, overrides))
+    """What `overrides` compose to now, as plain data; mandatory values may be missing.
+
+    Raises:
+        UserError: it does not compose.
+    """
+    try:
+        return _plain(_compose(verb, overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, verb)) from error
 
 
 def known(verb: str, overrides: list[str]) -> list[str]:
