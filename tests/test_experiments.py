@@ -117,6 +117,7 @@ def tree(root: Path, count: int) -> None:
 TWO_STEPS = ("data.batch_size=2", "trainer.limit_batches=2", "trainer.max_epochs=1", "trainer.progress=none")
 
 
+@pytest.mark.slow
 def test_rows_are_picked_and_what_is_typed_wins(spawn: Caller, tmp_path: Path) -> None:
     tree(tmp_path / "photos", 4)
     narrow = ("backbone=tiny", "backbone.width=4", "head.hidden=[8]", "sizes=single", "sizes.train=[64]")
@@ -131,6 +132,7 @@ def test_rows_are_picked_and_what_is_typed_wins(spawn: Caller, tmp_path: Path) -
     assert "[1/1] done" in swept.out
 
 
+@pytest.mark.slow
 def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(sppnet: Caller, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):

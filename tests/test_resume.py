@@ -25,7 +25,7 @@ KINDS = {
     "weighted": ("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate=2"),
     "whole images": ("data.fit=full", "optim.schedule.kind=constant"),
 }
-SLOW = ("weighted", "whole images")  # the other two have between them what is saved
+SLOW = ("plateau", "weighted", "whole images")
 MOMENTS = ["batch 1", "batch 3", "batch 6", "validation of 0", "end of 0", "batch 7", "batch 11", "end of 1", "test"]
 
 

@@ -117,7 +117,8 @@ class Sweep:
         head = f"[{job.number + 1}/{len(self.jobs)}] {job.outcome or 'started':<7} {typed}"
         where = f"  {job.plan.run.path}" if job.plan else ""
         took = f"  ({seconds:.0f} s)" if seconds else ""
-        print(f"{head}{where}{took}", *(f"    {line}" for line in job.lines), sep="\n", flush=True)
+        lines = [f"{head}{where}{took}", *(f"    {line}" for line in job.lines), ""]
+        print("\n".join(lines), end="", flush=True)  # in one piece: jobs end side by side
 
     def _plan(self, job: SweepJob) -> None:
         """Find the run that a job names, or what is wrong with its configuration."""

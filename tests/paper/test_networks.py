@@ -130,6 +130,7 @@ def test_convnet5_and_overfeat_normalise_across_five_channels_as_alexnet_does() 
             assert torch.allclose(out[:, c], x[:, c] / (2 + 1e-4 * power) ** 0.75)
 
 
+@pytest.mark.slow
 def test_the_table_of_networks_is_printed_by_a_command() -> None:
     command = [sys.executable, "-m", "sppnet.backbones", "180", "224", "392"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
