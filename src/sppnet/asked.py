@@ -53,7 +53,7 @@ def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> 
     """The studies of a folder as they were started.
 
     How one is shown is for its file to say (and for what was `typed` of that), and for `report` where there is no file.
-    Cells that the file does not have (any more, or because something else was typed) are a study `NAME_typed`.
+    Cells that the file does not have (any more, or because something else was typed) are a study `NAME_typed` beside it.
     """
     by_file: dict[str | None, list[Cell]] = {}
     for one in stored(folder):
@@ -75,7 +75,9 @@ def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> 
         if own:
             found.append(Study(experiments, folder, tuple(own), shown, rows, header(experiments)))
         if others:
-            found.append(Study(f"{experiments}_typed", folder, tuple(others), report, {}, {}))
+            name = f"{experiments}_typed" if own else experiments
+            kept = {**shown, "compare": None}  # its rows need not be there
+            found.append(Study(name, folder, tuple(others), kept, rows, header(experiments)))
     return found
 
 
