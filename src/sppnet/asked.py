@@ -53,7 +53,7 @@ def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> 
     """The studies of a folder as they were started.
 
     How one is shown is for its file to say (and for what was `typed` of that), and for `report` where there is no file.
-    Cells that the file does not have (any more, or because something else was typed) are a study `NAME_typed` beside it.
+    Cells that it does not have (any more, or because something else was typed) are a study `NAME_typed` beside it.
     """
     by_file: dict[str | None, list[Cell]] = {}
     for one in stored(folder):
