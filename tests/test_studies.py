@@ -145,6 +145,11 @@ def test_a_study_is_shown_without_its_data(sppnet: Caller, name: str) -> None:
     assert f"nothing of {name} is done yet" in refused.err
 
 
+def test_a_study_can_be_shown_in_part(sppnet: Caller) -> None:
+    assert "1 runs: 1 missing" in sppnet("status", "experiments=paper_table2", "hydra.sweeper.only=[zf5_multi]").out
+    assert "2 runs: 2 missing" in sppnet("status", "experiments=depth", "hydra.sweeper.only=same_1", "seed=0,1").out
+
+
 def test_a_sweep_is_of_one_study(sppnet: Caller) -> None:
     refused = sppnet("train", "-m", "experiments=heads,pooling")
     assert refused.code == 2

@@ -17,7 +17,8 @@ from sppnet.expand import Expanded
 from sppnet.runs import plan
 from sppnet.study import Cell, Study, cell, common, conf, header, stored, verb_of, words_of
 
-SHOWN = ("study", "report", "output", "latex", "html", "watch", "paths", "debug", "hydra")  # of status and report
+OUTPUT = ("output", "latex", "html", "watch")  # keys of status and report alone
+READ = ("study", "report", "paths", "debug", "hydra")  # what else they heed where no study's file is named
 
 
 def chosen(job: Job) -> list[Study]:
@@ -27,15 +28,14 @@ def chosen(job: Job) -> list[Study]:
         UserError: there is no such study, or something was typed that has no effect.
     """
     runs, name = Path(job.cfg["paths"]["runs"]).expanduser(), job.cfg["study"]
-    typed = [word for word in job.overrides if re.split(r"[.=]", word.lstrip("+~"))[0] not in SHOWN]
-    experiments = next((word.partition("=")[2] for word in typed if word.lstrip("+").startswith("experiments=")), None)
-    shown = [word for word in job.overrides if word.startswith("report.")]
+    words = [(re.split(r"[.=]", word.lstrip("+~"))[0], word) for word in job.overrides]
+    experiments = next((word.partition("=")[2] for key, word in words if key == "experiments"), None)
     if experiments is not None:
-        own = [word for word in typed if not word.lstrip("+").startswith("experiments=")]
-        named = [f"study={name}"] if any(word.startswith("study=") for word in job.overrides) else []
-        return [expand(runs, experiments, [*own, *shown, *named])]
-    if typed:
-        raise UserError(f"{typed[0]} has no effect without experiments=NAME: run directories are read as they are")
+        return [expand(runs, experiments, [word for key, word in words if key not in {"experiments", *OUTPUT}])]
+    idle = [word for key, word in words if key not in {*READ, *OUTPUT}]
+    if idle:
+        raise UserError(f"{idle[0]} has no effect without experiments=NAME: run directories are read as they are")
+    shown = [word for key, word in words if key == "report"]
     folders = [runs / name] if name else sorted(path for path in runs.glob("*") if path.is_dir())
     found = [study for folder in folders if _is_study(folder) for study in load(folder, job.cfg["report"], shown)]
     if not found:

@@ -118,8 +118,7 @@ def remember(folder: Path, cells: Sequence[Cell]) -> None:
     """
     if set(cells) <= set(stored(folder)):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / ".study.lock"):
+    with alone(folder / ".study.lock"):
         kept = {(one.experiments, one.words): one for one in (*stored(folder), *cells)}
         write_json(folder / "study.json", {"cells": [asdict(one) for one in kept.values()]})
 
@@ -159,7 +158,9 @@ def conf() -> str:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which is made with its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield

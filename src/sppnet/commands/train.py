@@ -33,7 +33,7 @@ def main() -> None:
 
 def train(job: Job) -> None:
     """Do what `job` asks for and print, last, the run directory and the test result."""
-    if slurm_job.restarted():
+    if slurm_job.restarts():
         job.cfg["force"] = False
     planned = plan(job.cfg)
     if slurm_job.rank() > 0:

@@ -32,9 +32,10 @@ def rank() -> int:
     return int(os.environ.get("SLURM_PROCID", 0)) if inside() else 0
 
 
-def restarted() -> bool:
-    """Whether SLURM has started this job before: what was to be done anew (`force`) has begun."""
-    return inside() and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+def restarts() -> int:
+    """How often SLURM has started this job before; from the second start on, what was to be done anew (`force`) has
+    begun."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) if inside() else 0
 
 
 def name() -> str:

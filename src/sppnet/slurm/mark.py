@@ -9,15 +9,14 @@ from typing import Any
 from sppnet.identity import digest
 from sppnet.provenance import code
 from sppnet.runs import read_json
-from sppnet.slurm.job import inside, name
+from sppnet.slurm.job import inside, name, restarts
 
 
 def mark() -> dict[str, Any]:
     """What status.json says of the job: its name, and how often it was started."""
     if not inside():
         return {"slurm": None, "note": None}
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    return {"slurm": {"job": name(), "restarts": restarts}, "note": _other_code()}
+    return {"slurm": {"job": name(), "restarts": restarts()}, "note": _other_code()}
 
 
 def _other_code() -> str | None:

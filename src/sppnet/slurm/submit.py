@@ -8,10 +8,9 @@ cancelled hangs the sweep, a failing rank above 0 is not seen, and closing the t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from sppnet.runs import Run, write_json, write_text
 from sppnet.settings import shown
 from sppnet.slurm.job import WARNING
 from sppnet.slurm.queue import NUMBER, call, forget, number_of
+from sppnet.study import alone
 from sppnet.sweep import Sweep, SweepJob
 
 LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
@@ -63,7 +63,8 @@ class Submission(Sweep):
             shapes.setdefault(_shape(group[0]), []).append(group)
         for shape, members in shapes.items():
             for first in range(0, len(members), MOST):
-                with self._alone(members[0][0]):
+                with alone(self._home(members[0][0]) / ".lock"):  # two people may send the same study at once
+                    forget()
                     self._submit(shape, self._left(members[first : first + MOST]))
 
     def _check(self, group: list[SweepJob]) -> list[SweepJob]:
@@ -88,16 +89,6 @@ class Submission(Sweep):
             if job.outcome:
                 self.say(job)
         return [kept for group in groups if (kept := [job for job in group if not job.outcome])]
-
-    @contextlib.contextmanager
-    def _alone(self, job: SweepJob) -> Iterator[None]:
-        """Two people may send the same study at once: one looks, marks and sends after the other."""
-        home = self._home(job)
-        home.mkdir(parents=True, exist_ok=True)
-        with (home / ".lock").open("a") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            forget()
-            yield
 
     def _submit(self, shape: tuple[int, int], groups: list[list[SweepJob]]) -> None:
         if not groups:
