@@ -146,8 +146,12 @@ def test_a_study_is_shown_without_its_data(sppnet: Caller, name: str) -> None:
 
 
 def test_a_study_can_be_shown_in_part(sppnet: Caller) -> None:
-    assert "1 runs: 1 missing" in sppnet("status", "experiments=paper_table2", "hydra.sweeper.only=[zf5_multi]").out
-    assert "2 runs: 2 missing" in sppnet("status", "experiments=depth", "hydra.sweeper.only=same_1", "seed=0,1").out
+    one = sppnet("status", "experiments=paper_table2", "hydra.sweeper.only=[zf5_multi]").out
+    assert "1 runs: 1 missing" in one
+    assert "zf5_multi" in one  # without its data nobody knows its run
+    assert (
+        "2 runs: 2 missing" in sppnet("status", "experiments=depth", "hydra.sweeper.only=[same_1,same_2]", "seed=0").out
+    )
 
 
 def test_a_sweep_is_of_one_study(sppnet: Caller) -> None:

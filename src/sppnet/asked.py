@@ -18,7 +18,7 @@ from sppnet.runs import plan
 from sppnet.study import Cell, Study, cell, common, conf, header, stored, verb_of, words_of
 
 OUTPUT = ("output", "latex", "html", "watch")  # keys of status and report alone
-READ = ("study", "report", "paths", "debug", "hydra")  # what else they heed where no study's file is named
+READ = ("study", "report", "paths", "debug")  # what else they heed where no study's file is named
 
 
 def chosen(job: Job) -> list[Study]:
@@ -31,7 +31,8 @@ def chosen(job: Job) -> list[Study]:
     words = [(re.split(r"[.=]", word.lstrip("+~"))[0], word) for word in job.overrides]
     experiments = next((word.partition("=")[2] for key, word in words if key == "experiments"), None)
     if experiments is not None:
-        return [expand(runs, experiments, [word for key, word in words if key not in {"experiments", *OUTPUT}])]
+        typed = [word for key, word in words if key not in {"experiments", *OUTPUT}]
+        return [expand(runs, experiments, [*typed, *job.sweeper])]
     idle = [word for key, word in words if key not in {*READ, *OUTPUT}]
     if idle:
         raise UserError(f"{idle[0]} has no effect without experiments=NAME: run directories are read as they are")

@@ -46,10 +46,14 @@ OmegaConf.register_new_resolver("sppnet.scratch", _scratch, replace=True)
 
 @dataclass(frozen=True)
 class Job:
-    """One composed job: its resolved configuration as plain data and the overrides that were typed for it."""
+    """One composed job: its resolved configuration as plain data and the overrides that were typed for it.
+
+    `sweeper` are those of `hydra.sweeper`, which say nothing of a single job and much of the study that it is of.
+    """
 
     cfg: dict[str, Any]
     overrides: list[str]
+    sweeper: tuple[str, ...] = ()
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -83,7 +87,7 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
     Raises:
         UserError: an option, a key or a value that Hydra does not accept, as one line.
     """
-    composed: list[tuple[DictConfig, list[str], str, dict[str, Any] | None]] = []
+    composed: list[tuple[DictConfig, list[str], tuple[str, ...], str, dict[str, Any] | None]] = []
     alone = True  # not one job of a sweep
 
     def task(cfg: DictConfig) -> None:
@@ -91,13 +95,14 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
         alone = _alone()
         overrides = list(HydraConfig.get().overrides.task)
         wrong = _unswept(overrides[replayed:]) if alone and verb in SWEPT else ""
-        composed.append((cfg, overrides, wrong, _submitted() if alone else None))
+        sweeper = tuple(word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.sweeper."))
+        composed.append((cfg, overrides, sweeper, wrong, _submitted() if alone else None))
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher that is not ours calls us in its worker
             start()
 
     def start() -> None:
         while composed:
-            cfg, overrides, wrong, options = composed.pop()
+            cfg, overrides, sweeper, wrong, options = composed.pop()
             if wrong:
                 raise UserError(wrong)
             if options is not None:
@@ -106,7 +111,7 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
 
                 Submission(verb, [SweepJob(0, overrides[replayed:], cfg)], options, planned=False).run()
                 continue
-            made = Job(plain(cfg), overrides)
+            made = Job(plain(cfg), overrides, sweeper)
             _warn(made.cfg, made.overrides[replayed:], {"retry": "a single job"} if alone and verb in SWEPT else {})
             job(made)
 

@@ -76,7 +76,7 @@ def _study(study: Study) -> Iterator[RenderableType]:
         drawn.add_column(head, no_wrap=head != "why", overflow="fold")
     common = set.intersection(*(set(cell.words) for cell in cells))
     for cell, one in standings:
-        name = " ".join(word for word in cell.words if word not in common) or cell.run
+        name = " ".join(word for word in cell.words if word not in common) or cell.run or cell.row or study.name
         drawn.add_row(Text(name), Text(one.state, COLOURS.get(one.state, "")), *_progress(one), Text(one.reason))
     yield drawn
 
