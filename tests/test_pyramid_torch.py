@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.export import Dim, export
 
-from sppnet.pyramid import POOLS, RULES, SpatialPyramidPool2d, _average_of_slices, bin_edges, spatial_pyramid_pool2d
+from sppnet.pyramid import POOLS, RULES, SpatialPyramidPool2d, bin_edges, spatial_pyramid_pool2d
+from sppnet.pyramid.plain import _average_of_slices
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -64,6 +64,21 @@ def test_the_same_run_is_not_done_twice_and_force_does_it_again(sppnet: Caller) 
     assert forced.figure("test/top1") == first.figure("test/top1")
 
 
+def test_a_fast_kernel_trains_the_same_weights_by_the_same_losses(sppnet: Caller, tmp_path: Path) -> None:
+    wide = ("backbone.width=16", "head.bins=[4,2,1]", "sizes=alternating", "trainer.threads=2")
+    for more in (wide, (*wide, "trainer.channels_last=true")):
+        fast = sppnet("train", *SMALL, *more).run
+        plain = sppnet("train", *SMALL, *more, "head.kernel=plain", f"paths.runs={tmp_path}").run
+        assert fast.name == plain.name  # no other run: the kernel changes no result
+        losses = [[r for r in records(run) if "train/loss" in r] for run in (fast, plain)]
+        assert losses[0]
+        figures = [
+            [{k: v for k, v in r.items() if k in ("step", "train/loss", "val/loss")} for r in each] for each in losses
+        ]
+        assert figures[0] == figures[1]
+        assert same_weights(fast / "checkpoints/last.ckpt", plain / "checkpoints/last.ckpt")
+
+
 def test_other_test_sizes_share_the_training(sppnet: Caller) -> None:
     first = sppnet("train", *SMALL)
     stamp = (first.run / "checkpoints/last.ckpt").stat().st_mtime_ns

@@ -22,7 +22,7 @@ from sppnet.settings import unused
 FORMAT = 1  # raised when the code changes what the same configuration trains
 NOT_IN_A_RUN = (
     *("study", "name", "report", "force", "retry", "paths", "logger", "debug", "views", "checkpoint", "sizes.test"),
-    *("data.root", "data.workers", "data.name", "backbone.weights", "backbone.name"),
+    *("data.root", "data.workers", "data.name", "backbone.weights", "backbone.name", "head.kernel"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.progress"),
     *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
 )

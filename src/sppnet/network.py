@@ -144,7 +144,7 @@ def _build_pool(cfg: Mapping[str, Any], channels: int, side: int | None) -> tupl
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
     if name == "spp":
         try:
-            pyramid = SpatialPyramidPool2d(cfg["bins"], cfg["pool"], cfg["rule"])
+            pyramid = SpatialPyramidPool2d(cfg["bins"], cfg["pool"], cfg["rule"], cfg.get("kernel", "auto"))
         except ValueError as error:
             raise UserError(f"head.{error}") from error
         return pyramid, channels * pyramid.num_bins

@@ -60,6 +60,7 @@ RULES: dict[str, Rule] = {
     "head.bins": only(SPP, list_of(whole(1, MAX_LEVEL))),
     "head.pool": only({"head.name": ("spp", "flatten")}, optional(choice("max", "avg"))),
     "head.rule": only(SPP, optional(choice("adaptive", "sliding", "padded"))),
+    "head.kernel": only(SPP, optional(choice("auto", "plain"))),
     "head.hidden": list_of(whole(1, 2**20), least=0),
     "head.dropout": SHARE,
     "head.pool_to": only(GRID, optional(or_null(whole(1, MAX_LEVEL)))),

@@ -129,7 +129,7 @@ class Scorer:
         self.field: Field | None = None
         if views.source == "map":
             self.field = receptive_field(network.backbone)
-            self.bins, self.pool = _pooling(network.head)
+            self.bins, self.pool, self.kernel = _pooling(network.head)
         self.count: dict[int, int] = {}  # of each scale: views of an image
         self.images = 0
         self.seconds: dict[int, float] = {}  # of each scale, over all images
@@ -168,7 +168,7 @@ class Scorer:
         maps = self.network.backbone(images)
         cells = map_windows(windows, self.field, *maps.shape[2:])
         boxes = torch.tensor([[n, *cell] for n in range(len(images)) for cell in cells])
-        pooled = pool_windows(maps, boxes, self.bins, self.pool)
+        pooled = pool_windows(maps, boxes, self.bins, self.pool, self.kernel)
         logits = self.network.head[1:](pooled).unflatten(0, (len(images), len(windows)))
         return torch.cat([logits, self.network.head(maps)[:, None]], 1) if full else logits
 
@@ -183,12 +183,12 @@ def map_windows(windows: Sequence[Window], field: Field, height: int, width: int
     return made
 
 
-def _pooling(head: nn.Sequential) -> tuple[tuple[int, ...], str]:
-    """Bins and kind of pooling with which `pool_windows` does for a window what the head does for a map."""
+def _pooling(head: nn.Sequential) -> tuple[tuple[int, ...], str, str]:
+    """Bins, kind of pooling and kernel with which `pool_windows` does for a window what the head does for a map."""
     pool = head[0]
     if isinstance(pool, SpatialPyramidPool2d):
-        return pool.bins, pool.pool
-    return (1,), "avg"  # head=gap; the others are refused (`Views.check_head`)
+        return pool.bins, pool.pool, pool.kernel
+    return (1,), "avg", "auto"  # head=gap; the others are refused (`Views.check_head`)
 
 
 def _now(images: Tensor) -> float:

@@ -1,0 +1,202 @@
+"""Maximum pooling on a GPU by Triton: one kernel reads each map for all levels, and the gradient needs no atomics.
+
+As `native` on the CPU: a level whose bins are unions of a finer level's is merged from them, the first of equal cells
+wins, and sums run in one order, so that results repeat bit for bit. Sums of gradients are kept in float32 (float64 for
+float64) and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .native import levels_in_order
+
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LANES = 1024  # values that a program holds at once
+NARROW = 2**15 - 1  # cells of a map whose numbers fit in 16 bits
+
+
+def can_pool(x: Tensor) -> bool:
+    """Whether `forward` takes this map."""
+    return x.is_cuda and x.dtype in TYPES and x.shape[2] * x.shape[3] < 2**31
+
+
+def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: bool) -> tuple[Tensor, Tensor]:
+    """As `native.forward`; the cells are int16 where that is enough."""
+    count, channels, height, width = x.shape
+    rows = count if windows is None else len(windows)
+    length = channels * sum(n * n for n in bins)
+    kind = torch.int16 if height * width <= NARROW else torch.int32
+    out = x.new_empty(rows, length)
+    cells = torch.empty((rows, length) if with_cells else (rows, 0), dtype=kind, device=x.device)
+    boxes = out if windows is None else windows.to(x.device, torch.int32).contiguous()
+    most = triton.next_power_of_2(max(n * n for n in bins))
+    lanes = max(1, min(triton.next_power_of_2(channels), LANES // most))
+    if out.numel():
+        _forward_kernel[(rows, triton.cdiv(channels, lanes))](
+            *(x, boxes, out, cells, channels, height, width, *x.stride()),
+            *(length, windows is None, with_cells, lanes, _levels(bins)),
+        )
+    return out, cells
+
+
+def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[int], out: Tensor) -> Tensor:
+    """As `native.backward`."""
+    count, channels, height, width = out.shape
+    number = torch.arange(count + 1, device=out.device)
+    rows = number if images is None else torch.searchsorted(images.to(out.device), number)
+    area = triton.next_power_of_2(min(height * width, LANES))
+    lanes = max(1, min(triton.next_power_of_2(channels), LANES // area))
+    if out.numel():
+        _backward_kernel[(count, triton.cdiv(channels, lanes), triton.cdiv(height * width, area))](
+            *(grad.contiguous(), cells, rows, out, channels, height * width, width, *out.stride()),
+            *(grad.shape[1], lanes, area, _levels(bins)),
+        )
+    return out
+
+
+def _levels(bins: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """For each level, in the order of computing: side, bins before it, and (side, bins before) of what it merges."""
+    before = [sum(n * n for n in bins[:level]) for level in range(len(bins))]
+    return tuple(
+        (bins[level], before[level], bins[parent] if parent >= 0 else 0, before[parent] if parent >= 0 else 0)
+        for level, parent in levels_in_order(bins)
+    )
+
+
+@triton.jit
+def _better(value, cell, best, at):
+    """Where `value` in `cell` beats `best` in `at`: larger, or equal and earlier; NaN beats all, the last NaN wins."""
+    nan, held = value != value, best != best
+    return (value > best) | ((value == best) & (cell < at)) | (nan & ((held == 0) | (cell > at)))
+
+
+@triton.jit
+def _scan(
+    plane, top, bottom, left, right, row_step, col_step, width, channel, inside, n: tl.constexpr, kind: tl.constexpr
+):
+    """Maxima of the n x n bins of a window, and their cells in the map, from the map itself."""
+    bin_ = tl.arange(0, triton.next_power_of_2(n * n))[None, :]
+    i, j = bin_ // n, bin_ % n
+    high, wide = bottom - top, right - left
+    first, last = top + i * high // n, top + ((i + 1) * high + n - 1) // n
+    begin, end = left + j * wide // n, left + ((j + 1) * wide + n - 1) // n
+    best = tl.load(plane + first * row_step + begin * col_step, inside, 0.0).to(kind)
+    at = first * width + begin + channel * 0
+    for y in range(0, (high + n - 1) // n + 1):
+        for z in range(0, (wide + n - 1) // n + 1):
+            held = inside & (first + y < last) & (begin + z < end)
+            value = tl.load(plane + (first + y) * row_step + (begin + z) * col_step, held, 0.0).to(kind)
+            take = held & ((value > best) | (value != value))
+            best = tl.where(take, value, best)
+            at = tl.where(take, (first + y) * width + begin + z, at)
+    return best, at
+
+
+@triton.jit
+def _merge(
+    out, cells, source, inside, n: tl.constexpr, finer: tl.constexpr, with_cells: tl.constexpr, kind: tl.constexpr
+):
+    """The same from finer x finer bins, which this program has stored at `source` of each channel."""
+    tl.debug_barrier()  # makes what was stored a moment ago visible to all threads of the program
+    bin_ = tl.arange(0, triton.next_power_of_2(n * n))[None, :]
+    k: tl.constexpr = finer // n
+    start = source + bin_ // n * (k * finer) + bin_ % n * k
+    best = tl.load(out + start, inside, 0.0).to(kind)
+    at = (start * 0).to(tl.int32)
+    if with_cells:
+        at = tl.load(cells + start, inside, 0).to(tl.int32)
+    for part in range(1, k * k):
+        here = start + part // k * finer + part % k
+        value = tl.load(out + here, inside, 0.0).to(kind)
+        cell = at
+        if with_cells:
+            cell = tl.load(cells + here, inside, 0).to(tl.int32)
+        take = _better(value, cell, best, at)
+        best, at = tl.where(take, value, best), tl.where(take, cell, at)
+    return best, at
+
+
+@triton.jit
+def _forward_kernel(
+    x,
+    windows,
+    out,
+    cells,
+    channels,
+    height,
+    width,
+    image_step,
+    channel_step,
+    row_step,
+    col_step,
+    length,
+    whole: tl.constexpr,
+    with_cells: tl.constexpr,
+    lanes: tl.constexpr,
+    levels: tl.constexpr,
+):
+    """One program: one window, `lanes` of its channels, all levels."""
+    kind: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32  # exact both ways
+    row = tl.program_id(0).to(tl.int64)
+    image, left, top, right, bottom = row, 0, 0, width, height
+    if not whole:
+        image = tl.load(windows + row * 5).to(tl.int64)
+        left, top = tl.load(windows + row * 5 + 1), tl.load(windows + row * 5 + 2)
+        right, bottom = tl.load(windows + row * 5 + 3), tl.load(windows + row * 5 + 4)
+    channel = tl.program_id(1) * lanes + tl.arange(0, lanes)[:, None]
+    plane = x + image * image_step + channel.to(tl.int64) * channel_step
+    for step in tl.static_range(len(levels)):
+        bin_ = tl.arange(0, triton.next_power_of_2(levels[step][0] * levels[step][0]))[None, :]
+        inside = (channel < channels) & (bin_ < levels[step][0] * levels[step][0])
+        if levels[step][2] > 0:
+            source = row * length + channels * levels[step][3] + channel * (levels[step][2] * levels[step][2])
+            best, at = _merge(out, cells, source, inside, levels[step][0], levels[step][2], with_cells, kind)
+        else:
+            best, at = _scan(
+                plane, top, bottom, left, right, row_step, col_step, width, channel, inside, levels[step][0], kind
+            )
+        to = row * length + channels * levels[step][1] + channel * (levels[step][0] * levels[step][0]) + bin_
+        tl.store(out + to, best.to(out.dtype.element_ty), inside)
+        if with_cells:
+            tl.store(cells + to, at.to(cells.dtype.element_ty), inside)
+
+
+@triton.jit
+def _backward_kernel(
+    grad,
+    cells,
+    rows,
+    out,
+    channels,
+    area,
+    width,
+    image_step,
+    channel_step,
+    row_step,
+    col_step,
+    length,
+    lanes: tl.constexpr,
+    block: tl.constexpr,
+    levels: tl.constexpr,
+):
+    """One program: `lanes` planes of one image, `block` of their cells, over all windows and bins."""
+    kind: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
+    image = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * lanes + tl.arange(0, lanes)[:, None]
+    cell = tl.program_id(2) * block + tl.arange(0, block)[None, :]
+    there = channel < channels
+    total = tl.zeros((lanes, block), dtype=kind)
+    for row in range(tl.load(rows + image), tl.load(rows + image + 1)):
+        for level in tl.static_range(len(levels)):
+            source = row * length + channels * levels[level][1] + channel * (levels[level][0] * levels[level][0])
+            for bin_ in range(0, levels[level][0] * levels[level][0]):
+                hit = tl.load(cells + source + bin_, there, -1).to(tl.int32) == cell
+                total += tl.where(hit, tl.load(grad + source + bin_, there, 0.0).to(kind), 0.0)
+    to = image * image_step + channel.to(tl.int64) * channel_step + (cell // width) * row_step + cell % width * col_step
+    tl.store(out + to, total.to(out.dtype.element_ty), there & (cell < area))

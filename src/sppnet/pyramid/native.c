@@ -1,0 +1,267 @@
+/* Maximum pooling of windows over pyramids of bins, and its gradient; called by native.py through ctypes.
+
+   Sixteen channels go through at once, as one vector. A level whose number of bins divides an earlier level's is
+   merged from that one's bins (the edges floor and ceil compose), so most pyramids read the map once. Everything is
+   as adaptive_max_pool2d has it, bit for bit: the first (row-major) of equal cells wins, and the last of several NaN.
+
+   The body is compiled once for each type of element, by including this file from itself. */
+
+#ifndef ELEMENT
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16
+#define MAX_LEVELS 64
+
+typedef int32_t Cells __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
+typedef double Doubles __attribute__((vector_size(LANES * sizeof(double))));
+typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
+
+static inline Floats load_float32(const float *p) {
+  Floats x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+
+static inline Doubles load_float64(const double *p) {
+  Doubles x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+
+static inline Floats load_bfloat16(const uint16_t *p) {
+  Halves x;
+  memcpy(&x, p, sizeof x);
+  return (Floats)(__builtin_convertvector(x, Cells) << 16);
+}
+
+typedef struct {
+  int64_t channels, height, width;
+  int64_t image_step, channel_step, row_step, col_step; /* of the map, in elements */
+  int64_t levels, bins;                                  /* bins: of all levels together */
+  int64_t side[MAX_LEVELS], parent[MAX_LEVELS];          /* parent: the level it is merged from, or -1 */
+  int64_t order[MAX_LEVELS], start[MAX_LEVELS];          /* order of computing; first bin of each level */
+} Plan;
+
+static inline float widen_bf16(uint16_t x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+static inline uint16_t round_bf16(float x) { /* to nearest even, as torch does */
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if (x != x) return 0x7fc0;
+  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#define ELEMENT float
+#define WIDE float
+#define MASK int32_t
+#define WIDEN(x) (x)
+#define ROUND(x) (x)
+#define NAME(f) f##_float32
+#include "native.c"
+
+#define ELEMENT double
+#define WIDE double
+#define MASK int64_t
+#define WIDEN(x) (x)
+#define ROUND(x) (x)
+#define NAME(f) f##_float64
+#include "native.c"
+
+#define ELEMENT uint16_t
+#define WIDE float
+#define MASK int32_t
+#define WIDEN(x) widen_bf16(x)
+#define ROUND(x) round_bf16(x)
+#define NAME(f) f##_bfloat16
+#include "native.c"
+
+#else
+
+typedef WIDE NAME(Values) __attribute__((vector_size(LANES * sizeof(WIDE))));
+typedef MASK NAME(Mask) __attribute__((vector_size(LANES * sizeof(WIDE)))); /* all ones where a comparison holds */
+
+static inline NAME(Values) NAME(pick)(NAME(Mask) take, NAME(Values) a, NAME(Values) b) {
+  return (NAME(Values))(((NAME(Mask))a & take) | ((NAME(Mask))b & ~take));
+}
+
+/* The largest values, and their cells, of a bin [top, bottom) x [left, right); x holds LANES channels of each cell. */
+static void NAME(scan)(const ELEMENT *x, int64_t row_step, int64_t col_step, int64_t width, int64_t top, int64_t bottom,
+                       int64_t left, int64_t right, NAME(Values) *best_out, Cells *cell_out) {
+  NAME(Values) best = NAME(load)(x + top * row_step + left * col_step);
+  Cells cell = (Cells){0} + (int32_t)(top * width + left);
+  for (int64_t row = top; row < bottom; row++) {
+    for (int64_t col = left; col < right; col++) {
+      const NAME(Values) v = NAME(load)(x + row * row_step + col * col_step);
+      const NAME(Mask) take = (v > best) | (v != v);
+      best = NAME(pick)(take, v, best);
+      const Cells taken = __builtin_convertvector(take, Cells);
+      cell = ((Cells){0} + (int32_t)(row * width + col)) & taken | cell & ~taken;
+    }
+  }
+  *best_out = best, *cell_out = cell;
+}
+
+/* As scan, without the cells. */
+static void NAME(scan_values)(const ELEMENT *x, int64_t row_step, int64_t col_step, int64_t top, int64_t bottom,
+                              int64_t left, int64_t right, NAME(Values) *best_out) {
+  NAME(Values) best = NAME(load)(x + top * row_step + left * col_step);
+  for (int64_t row = top; row < bottom; row++) {
+    for (int64_t col = left; col < right; col++) {
+      const NAME(Values) v = NAME(load)(x + row * row_step + col * col_step);
+      best = NAME(pick)((v > best) | (v != v), v, best);
+    }
+  }
+  *best_out = best;
+}
+
+/* One bin from the k x k bins, `side` to a row, of a finer level that make it up. */
+static void NAME(merge)(const NAME(Values) *best_in, const Cells *cell_in, int64_t side, int64_t k,
+                        NAME(Values) *best_out, Cells *cell_out, int cells) {
+  NAME(Values) best = best_in[0];
+  Cells cell = cell_in[0];
+  for (int64_t row = 0; row < k; row++) {
+    for (int64_t col = 0; col < k; col++) {
+      const NAME(Values) v = best_in[row * side + col];
+      if (!cells) {
+        best = NAME(pick)((v > best) | (v != v), v, best);
+        continue;
+      }
+      const Cells c = cell_in[row * side + col];
+      const NAME(Mask) earlier = __builtin_convertvector(c < cell, NAME(Mask)), later = ~earlier;
+      const NAME(Mask) take = (v > best) | ((v == best) & earlier) | ((v != v) & ((best == best) | later));
+      best = NAME(pick)(take, v, best);
+      const Cells taken = __builtin_convertvector(take, Cells);
+      cell = c & taken | cell & ~taken;
+    }
+  }
+  *best_out = best, *cell_out = cell;
+}
+
+/* Pool windows[first, last) of (image, left, top, right, bottom). out, cells: (windows, channels * bins); cells, the
+   row-major number of each maximum in its map, may be NULL. Returns 0, or 1 if there is no memory. */
+int NAME(forward)(const Plan *plan, const ELEMENT *x, const int32_t *windows, int64_t first, int64_t last, ELEMENT *out,
+                  int32_t *cells) {
+  const int64_t C = plan->channels, M = plan->bins, W = plan->width;
+  int64_t area = 0;
+  for (int64_t r = first; r < last; r++) {
+    const int32_t *w = windows + 5 * r;
+    int64_t here = (int64_t)(w[3] - w[1]) * (w[4] - w[2]);
+    area = here > area ? here : area;
+  }
+  NAME(Values) *best = aligned_alloc(sizeof *best, M * sizeof *best);
+  Cells *cell = aligned_alloc(sizeof *cell, M * sizeof *cell);
+  ELEMENT *tile = malloc((area + 1) * LANES * sizeof(ELEMENT));
+  if (!best || !cell || !tile) {
+    free(best), free(cell), free(tile);
+    return 1;
+  }
+  memset(cell, 0, M * sizeof *cell);
+  memset(tile, 0, (area + 1) * LANES * sizeof(ELEMENT));
+  for (int64_t r = first; r < last; r++) {
+    const int32_t *w = windows + 5 * r;
+    const int64_t left = w[1], top = w[2], width = w[3] - w[1], height = w[4] - w[2];
+    const ELEMENT *image = x + w[0] * plan->image_step + top * plan->row_step + left * plan->col_step;
+    for (int64_t c = 0; c < C; c += LANES) {
+      const int64_t lanes = C - c < LANES ? C - c : LANES;
+      const ELEMENT *here = image + c * plan->channel_step;
+      int64_t row_step = plan->row_step, col_step = plan->col_step;
+      if (plan->channel_step != 1 || lanes < LANES) { /* lay the channels side by side */
+        for (int64_t l = 0; l < lanes; l++) {
+          const ELEMENT *from = here + l * plan->channel_step;
+          ELEMENT *to = tile + l;
+          for (int64_t row = 0; row < height; row++)
+            for (int64_t col = 0; col < width; col++, to += LANES) *to = from[row * row_step + col * col_step];
+        }
+        here = tile, row_step = width * LANES, col_step = LANES;
+      }
+      for (int64_t step = 0; step < plan->levels; step++) {
+        const int64_t level = plan->order[step], n = plan->side[level], parent = plan->parent[level];
+        for (int64_t i = 0; i < n; i++) {
+          for (int64_t j = 0; j < n; j++) {
+            const int64_t bin = plan->start[level] + i * n + j;
+            if (parent >= 0) {
+              const int64_t side = plan->side[parent], k = side / n;
+              const int64_t from = plan->start[parent] + i * k * side + j * k;
+              NAME(merge)(best + from, cell + from, side, k, best + bin, cell + bin, cells != NULL);
+            } else {
+              const int64_t t = i * height / n, b = ((i + 1) * height + n - 1) / n;
+              const int64_t s = j * width / n, e = ((j + 1) * width + n - 1) / n;
+              if (cells)
+                NAME(scan)(here, row_step, col_step, W, t, b, s, e, best + bin, cell + bin);
+              else
+                NAME(scan_values)(here, row_step, col_step, t, b, s, e, best + bin);
+            }
+          }
+        }
+      }
+      for (int64_t level = 0; level < plan->levels; level++) {
+        const int64_t start = plan->start[level], k = plan->side[level] * plan->side[level];
+        const int64_t at = r * C * M + C * start + c * k;
+        for (int64_t l = 0; l < lanes; l++)
+          for (int64_t b = 0; b < k; b++) out[at + l * k + b] = ROUND(best[start + b][l]);
+        if (cells) {
+          const int32_t corner = (int32_t)(top * W + left);
+          for (int64_t l = 0; l < lanes; l++)
+            for (int64_t b = 0; b < k; b++) cells[at + l * k + b] = cell[start + b][l] + corner;
+        }
+      }
+    }
+  }
+  free(best), free(cell), free(tile);
+  return 0;
+}
+
+/* Gradient `out` (contiguous or channels-last, as channel_step says) of the maps of images [first, last), from that of
+   what was pooled; every element is written. Windows must be in the order of their images, rows[i] to rows[i + 1] those
+   of image i. Sums run in the order of windows and bins, and are rounded once. */
+int NAME(backward)(const Plan *plan, const ELEMENT *grad, const int32_t *cells, const int64_t *rows, int64_t first,
+                   int64_t last, ELEMENT *out) {
+  const int64_t C = plan->channels, M = plan->bins, area = plan->height * plan->width;
+  const int apart = plan->channel_step != 1; /* each channel's cells lie together */
+  const int64_t step = apart ? 1 : LANES, lane_step = apart ? area : 1;
+  WIDE *tile = malloc((area + 1) * LANES * sizeof(WIDE));
+  if (!tile) return 1;
+  for (int64_t image = first; image < last; image++) {
+    ELEMENT *to = out + image * plan->image_step;
+    for (int64_t c = 0; c < C; c += LANES) {
+      const int64_t lanes = C - c < LANES ? C - c : LANES;
+      memset(tile, 0, area * LANES * sizeof(WIDE));
+      for (int64_t r = rows[image]; r < rows[image + 1]; r++) {
+        for (int64_t level = 0; level < plan->levels; level++) {
+          const int64_t start = plan->start[level], k = plan->side[level] * plan->side[level];
+          const int64_t at = r * C * M + C * start + c * k;
+          for (int64_t l = 0; l < lanes; l++)
+            for (int64_t b = 0; b < k; b++)
+              tile[cells[at + l * k + b] * step + l * lane_step] += WIDEN(grad[at + l * k + b]);
+        }
+      }
+      if (apart)
+        for (int64_t i = 0; i < lanes * area; i++) to[c * area + i] = ROUND(tile[i]);
+      else if (lanes == LANES)
+        for (int64_t i = 0; i < area; i++)
+          for (int64_t l = 0; l < LANES; l++) to[i * C + c + l] = ROUND(tile[i * LANES + l]);
+      else
+        for (int64_t i = 0; i < area; i++)
+          for (int64_t l = 0; l < lanes; l++) to[i * C + c + l] = ROUND(tile[i * LANES + l]);
+    }
+  }
+  free(tile);
+  return 0;
+}
+
+#undef ELEMENT
+#undef WIDE
+#undef MASK
+#undef WIDEN
+#undef ROUND
+#undef NAME
+#endif
