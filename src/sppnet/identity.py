@@ -22,12 +22,14 @@ from sppnet.settings import unused
 FORMAT = 1  # raised when the code changes what the same configuration trains
 NOT_IN_A_RUN = (
     *("study", "name", "report", "force", "retry", "paths", "logger", "debug", "views", "checkpoint", "sizes.test"),
-    *("data.root", "data.workers", "data.name", "backbone.weights", "backbone.name", "head.kernel"),
+    *("data.root", "data.workers", "data.name", "backbone.weights", "backbone.name", "head.kernel", "data.cache"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.progress"),
     *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
 )
+LATER = {"data.short_side": None, "data.resampler": "pillow"}
+"""Keys that are younger than the format, and what was done before them: so a run from then is still the same run."""
 NOT_IN_A_TEST = (
-    *("data.root", "data.workers", "data.name", "data.batch_size"),
+    *("data.root", "data.workers", "data.name", "data.batch_size", "data.cache"),
     *("data.fit", "data.crop", "data.flip", "data.color", "data.aspect_step"),
 )
 
@@ -117,11 +119,13 @@ def _file_digest(path: str, _mtime: int, _size: int) -> str:
 
 
 def _without(cfg: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of `cfg` without `keys`, and without those of `LATER` that change nothing."""
     kept = copy.deepcopy(dict(cfg))
-    for key in keys:
+    for key in (*keys, *LATER):
         node: Any = kept
         *parents, last = key.split(".")
         for part in parents:
             node = node.get(part) or {}
-        node.pop(last, None)
+        if key in keys or node.get(last) == LATER[key]:
+            node.pop(last, None)
     return kept

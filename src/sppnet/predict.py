@@ -24,6 +24,7 @@ from sppnet.data.buckets import shape_buckets, square_bucket
 from sppnet.data.crops import EvalRegions
 from sppnet.data.datamodule import WHOLE
 from sppnet.data.pictures import Found, Pictures
+from sppnet.data.pixels import source_of
 from sppnet.data.sampler import EvalBatches, Item
 from sppnet.data.sizes import level_batch
 from sppnet.training import load_trained
@@ -120,9 +121,10 @@ class Predictor:
 
     def _batches(self) -> Iterable[Batch]:
         regions = EvalRegions(self.cfg["views"]["fit"], self.cfg["views"]["ratio"])
+        source = source_of(self.pictures, self.cfg["data"], regions.fit)
         workers = self.cfg["data"]["workers"] if len(self.pictures) > FEW else 0
         return DataLoader(
-            _Looks(self.pictures, Samples(self.pictures, regions)),
+            _Looks(self.pictures, Samples(self.pictures, regions, source)),
             batch_sampler=_Windows(self.pictures, self.cfg),
             collate_fn=_Together(Collate(self.pictures, skip=True)),
             num_workers=workers,

@@ -96,6 +96,9 @@ RULES: dict[str, Rule] = {
     "data.batch_size": whole(1, 2**20),
     "data.workers": whole(0, 1024),
     "data.bad_files": choice("error", "skip"),
+    "data.short_side": only(CROP, optional(or_null(whole(8, 8192)))),
+    "data.resampler": choice("pillow", "torch"),
+    "data.cache": only(CROP, FLAG),
     "data.flip": FLAG,
     "data.color": NOT_NEGATIVE,
     "data.aspect_step": only(WHOLE, POSITIVE),
@@ -163,6 +166,9 @@ def check(cfg: Mapping[str, Any]) -> None:
     split = cfg["data"]["split"]
     if split["val"] + split["test"] >= 1:
         raise UserError(f"data.split.val={split['val']} and data.split.test={split['test']} leave nothing to train on")
+    data = cfg["data"]
+    if data["fit"] == "crop" and data["cache"] and data["short_side"] is None:
+        raise UserError("data.cache=true keeps images at a shorter side; give one, data.short_side=256 say")
     build_sizes(cfg["sizes"])
 
 

@@ -7,10 +7,8 @@ here imports torch.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,12 @@ from typing import Any
 from sppnet import groups
 from sppnet.errors import UserError
 from sppnet.identity import FORMAT
+from sppnet.locking import alone
 from sppnet.runs import Plan, read_json, write_json
 
 NOT_IN_A_CELL = (  # what says where and how a cell is computed, not what it is
     *("experiments", "study", "name", "launch", "hydra", "paths", "force", "retry", "logger", "report"),
-    *("data.root", "data.workers", "trainer.progress", "trainer.accelerator"),
+    *("data.root", "data.workers", "data.cache", "head.kernel", "trainer.progress", "trainer.accelerator"),
     *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
 )
 NEVER = ("experiments", "study", "launch", "hydra", "paths", "force", "retry", "report")  # even where it is swept
@@ -155,12 +154,3 @@ def verb_of(experiments: str) -> str:
 def conf() -> str:
     """Digest of what, beside its words, data and code of the user's own, decides which run and test a cell needs."""
     return f"{groups.digest()}-{FORMAT}"
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, which is made with its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield

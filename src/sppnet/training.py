@@ -137,7 +137,7 @@ def _check_last(run: Run) -> None:
 def build_data(cfg: Mapping[str, Any], sets: Sets) -> DataModule:
     """The DataModule that `cfg` describes over `sets`."""
     schedule, cache = build_sizes(cfg["sizes"]), Path(cfg["paths"]["cache"])
-    return DataModule(sets, schedule, cfg["data"], cfg["views"], cfg["seed"], cache)
+    return DataModule(sets, schedule, cfg["data"], cfg["views"], cfg["seed"], cache, cfg["trainer"]["progress"])
 
 
 def build_classifier(cfg: Mapping[str, Any], sets: Sets, overrides: Sequence[str] = ()) -> Classifier:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sppnet.data.crops import Region, render
+from sppnet.data.crops import Region
 from sppnet.data.decode import DataError
 from sppnet.data.images import ImageSet, Label
+from sppnet.data.pixels import Direct, Source
 from sppnet.data.sampler import EvalBatches, Item, TrainBatches
 
 
@@ -49,22 +50,61 @@ class Sample(NamedTuple):
     problem: str
 
 
+class Drawn(NamedTuple):
+    """The samples of a batch, and the batch that their images are rows of, at each of its shapes."""
+
+    samples: list[Sample]
+    batch: list[torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Samples(Dataset[Sample]):
-    """Reads, cuts out and resizes one image at a time; indexed by `Item`."""
+    """Reads, cuts out and resizes the images of one `Item` or of a batch of them.
+
+    Attributes:
+        images: the set.
+        regions: what is cut out of an image of a width and height, by its index and the epoch.
+        source: how it is read and resized; None for the default.
+    """
 
     images: ImageSet
     regions: Callable[[int, int, int, int], Region]
+    source: Source | None = None
 
     def __getitem__(self, item: Item) -> Sample:
+        return self._sample(item, [torch.empty(3, *shape, dtype=torch.uint8) for shape in item.shapes])
+
+    def __getitems__(self, items: Sequence[Item]) -> Drawn:
+        # each image is drawn to its place in the batch, which a worker lays where the main process can read it
+        batch = [_room(len(items), *shape) for shape in items[0].shapes]
+        samples: list[Sample] = []
+        row = 0
+        for item in items:
+            samples.append(self._sample(item, [scale[row] for scale in batch]))
+            row += bool(samples[-1].images)
+        return Drawn(samples, [scale[:row] for scale in batch])
+
+    def _sample(self, item: Item, outs: list[torch.Tensor]) -> Sample:
+        source = self.source or Direct(self.images)
         target = self.images.label(item.index)
         try:
-            image = self.images.read(item.index)
+            pixels = source.read(item.index)
         except DataError as error:  # kept as text: a traceback from a worker would bury the one line that helps
             return Sample(item, target, [], (0.0, 0.0, 0.0), str(error))
-        region = self.regions(*image.size, item.index, item.epoch)
-        pixels = [torch.from_numpy(render(image, region, *shape)) for shape in item.shapes]
-        return Sample(item, target, pixels, region.offset, "")
+        region = self.regions(*source.size(pixels), item.index, item.epoch)
+        for out in outs:
+            source.draw(pixels, region, out)
+        return Sample(item, target, outs, region.offset, "")
+
+
+def _room(count: int, height: int, width: int) -> torch.Tensor:
+    """An uninitialised batch of `count` images; in a worker in shared memory, as `default_collate` has it."""
+    shape = (count, 3, height, width)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    size = count * 3 * height * width
+    storage: Any = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,)).view(shape)
 
 
 @dataclass(frozen=True)
@@ -77,8 +117,9 @@ class Collate:
     images: ImageSet
     skip: bool
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch | DataError:
+    def __call__(self, drawn: Drawn | Sequence[Sample]) -> Batch | DataError:
         """A batch, or the error to raise in the main process (see `Loader`)."""
+        samples = drawn.samples if isinstance(drawn, Drawn) else drawn
         good = [sample for sample in samples if sample.images]
         bad = [sample for sample in samples if not sample.images]
         if bad and not self.skip:
@@ -87,7 +128,10 @@ class Collate:
             item = bad[0].item._replace(valid=False)
             black = [torch.zeros(3, *shape, dtype=torch.uint8) for shape in item.shapes]
             good = [bad[0]._replace(item=item, images=black)]
-        image, *more = (torch.stack(scale) for scale in zip(*(sample.images for sample in good), strict=True))
+        if isinstance(drawn, Drawn) and len(drawn.batch[0]):
+            image, *more = drawn.batch
+        else:
+            image, *more = (torch.stack(scale) for scale in zip(*(sample.images for sample in good), strict=True))
         return Batch(
             image=image,
             more=more,

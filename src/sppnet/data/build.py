@@ -16,7 +16,7 @@ from sppnet.plug import instantiate
 
 OWN_KEYS = frozenset({
     "name", "fit", "batch_size", "workers", "split", "crop", "flip", "color", "aspect_step", "bad_files",
-    "mean", "std",
+    "mean", "std", "short_side", "resampler", "cache",
 })  # fmt: skip
 """Keys of `data` that are the template's; all others are arguments of the class that `_target_` names."""
 

@@ -12,6 +12,8 @@ from sppnet.data.batches import Loader, Samples
 from sppnet.data.buckets import Bucket, shape_buckets, square_bucket
 from sppnet.data.build import Sets
 from sppnet.data.crops import EvalRegions, TrainRegions
+from sppnet.data.kept import Kept, keep
+from sppnet.data.pixels import Source, Whole, source_of
 from sppnet.data.sampler import EvalBatches, TrainBatches
 from sppnet.data.shapes import ShapeArray, load_shapes
 from sppnet.data.sizes import SizeSchedule, level_batch
@@ -32,7 +34,8 @@ class DataModule(LightningDataModule):
         cfg_data: the config's `data`, plain.
         cfg_views: the config's `views`, plain: what is seen of a test image.
         seed: the run's seed.
-        cache: folder in which the shapes of the images are kept.
+        cache: folder in which the shapes of the images are kept, and with `data.cache` their pixels.
+        progress: `trainer.progress`, of keeping them.
     """
 
     def __init__(
@@ -43,10 +46,11 @@ class DataModule(LightningDataModule):
         cfg_views: Mapping[str, Any],
         seed: int,
         cache: Path,
+        progress: str = "none",
     ) -> None:
         super().__init__()
         self.sets, self.schedule, self.cfg, self.views = sets, schedule, cfg_data, cfg_views
-        self.seed, self.cache = seed, cache
+        self.seed, self.cache, self.progress = seed, cache, progress
         self.skip = cfg_data["bad_files"] == "skip"
         self._shapes: ShapeArray | None = None
 
@@ -54,6 +58,7 @@ class DataModule(LightningDataModule):
         """Read the images' shapes where whole images are used; the first process of a machine does it for all."""
         if self.cfg["fit"] == "full" or self.views["fit"] in WHOLE:
             self._load_shapes()
+        self._source("crop")
 
     def train_dataloader(self) -> Loader:
         """The training batches of this rank, from where the run stands."""
@@ -66,7 +71,7 @@ class DataModule(LightningDataModule):
         )
         self._train_batches = len(batches)
         regions = TrainRegions(self.seed, self.cfg["fit"], self.cfg["crop"], self.cfg["flip"], self.cfg["color"])
-        return self._loader(Samples(self.sets.images, regions), batches, persistent=True)
+        return self._loader(Samples(self.sets.images, regions, self._source("crop")), batches, persistent=True)
 
     def val_dataloader(self) -> list[Loader]:
         """One loader per size of `sizes.val`: centre crops, or whole images if that is what is trained on."""
@@ -89,16 +94,25 @@ class DataModule(LightningDataModule):
         if regions.fit in WHOLE:
             buckets = shape_buckets(members, self._load_shapes(), step)
         nominal, loaders = self.cfg["batch_size"], []
+        samples = Samples(self.sets.images, regions, self._source(regions.fit))
         for size, sides in scales.items():
             # a size far above those of training must not need far more memory
             batch_size = min(nominal, level_batch(nominal, max(sides), max(self.schedule.sizes)))
             batches = EvalBatches(buckets, size, sides, batch_size, self._rank(), self._world())
-            loaders.append(self._loader(Samples(self.sets.images, regions), batches))
+            loaders.append(self._loader(samples, batches))
         return loaders
 
     def _loader(self, samples: Samples, batches: TrainBatches | EvalBatches, persistent: bool = False) -> Loader:
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return Loader(samples, batches, self.skip, self.cfg["workers"], pin, persistent)
+
+    def _source(self, fit: str) -> Source:
+        return source_of(self.sets.images, self.cfg, fit, self._kept if self.cfg.get("cache") else None)
+
+    def _kept(self, source: Whole) -> Kept:
+        name, workers, progress = self.cfg["name"], self.cfg["workers"], self.progress
+        path = keep(source, self._load_shapes(), self.cache, name, workers, progress, self.skip)
+        return Kept(path, source, name)
 
     def _load_shapes(self) -> ShapeArray:
         if self._shapes is None:

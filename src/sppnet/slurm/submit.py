@@ -16,13 +16,13 @@ from typing import Any
 
 from sppnet.errors import RunFailed, UserError
 from sppnet.identity import digest
+from sppnet.locking import alone
 from sppnet.provenance import code
 from sppnet.rules import TEXT, Rule, either, list_of, or_null, whole
 from sppnet.runs import Run, write_json, write_text
 from sppnet.settings import shown
 from sppnet.slurm.job import WARNING
 from sppnet.slurm.queue import NUMBER, call, forget, number_of
-from sppnet.study import alone
 from sppnet.sweep import Sweep, SweepJob
 
 LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}")

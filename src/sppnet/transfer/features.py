@@ -13,6 +13,7 @@ from sppnet.data.batches import Loader, Samples
 from sppnet.data.buckets import shape_buckets, square_bucket
 from sppnet.data.crops import EvalRegions
 from sppnet.data.images import digest
+from sppnet.data.pixels import source_of
 from sppnet.data.sampler import EvalBatches
 from sppnet.data.shapes import load_shapes
 from sppnet.data.sizes import level_batch
@@ -107,4 +108,5 @@ def _loader(task: Task, images: ImageSet) -> Loader:
     batch_size = min(data["batch_size"], level_batch(data["batch_size"], task.size, ROOM))
     batches = EvalBatches(buckets, task.size, [task.size], batch_size)
     regions = EvalRegions(views["fit"], views["ratio"])
-    return Loader(Samples(images, regions), batches, task.skip, data["workers"], torch.cuda.is_available())
+    samples = Samples(images, regions, source_of(images, data, views["fit"]))
+    return Loader(samples, batches, task.skip, data["workers"], torch.cuda.is_available())

@@ -11,7 +11,7 @@ from sppnet import settings
 from sppnet.data import ImageSet
 from sppnet.data.images import digest
 from sppnet.errors import UserError
-from sppnet.identity import file_digest, weights_identity
+from sppnet.identity import LATER, file_digest, weights_identity
 from sppnet.replay import HARDWARE, Trained, refuse_changes, stored
 from sppnet.rules import POSITIVE, Rule, choice, whole
 
@@ -88,6 +88,7 @@ class Task:
         """Everything that determines the features of `layer`, but for the images' pixels, which have names and
         lengths."""
         views, data = self.cfg["views"], self.cfg["data"]
+        pixels = {key: data.get(key.removeprefix("data.")) for key in LATER}
         seen = {"center": ("fit", "ratio"), "warp": ("fit",), "full": ("fit", "aspect_step")}[views["fit"]]
         return {
             "format": FORMAT,
@@ -98,6 +99,7 @@ class Task:
             "mean": data["mean"],
             "std": data["std"],
             "precision": self.cfg["trainer"]["precision"],
+            **{key: value for key, value in pixels.items() if value not in (None, LATER[key])},
         }
 
     @property
