@@ -161,6 +161,11 @@ def test_a_callback_that_refuses_its_arguments(
     assert not list(tmp_path.iterdir())
 
 
+def test_images_are_kept_only_at_a_shorter_side_and_only_where_a_change_would_be_seen(sppnet: Caller) -> None:
+    assert_one_line(sppnet("train", *SMALL, "data.cache=true"), "data.cache=true", "data.short_side=256")
+    assert_one_line(sppnet("train", *SMALL, "data.cache=true", "data.short_side=32"), "data.cache=true", "digits")
+
+
 def test_several_nodes_that_nothing_starts(sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)

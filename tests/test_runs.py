@@ -18,7 +18,9 @@ import yaml
 from PIL import Image
 
 from calling import SMALL, Caller, command, same_weights
+from sppnet.data.build import build_images
 from sppnet.errors import UserError
+from sppnet.identity import check_identity, run_identity
 from sppnet.runs import Run, plan, write_text
 
 
@@ -45,14 +47,28 @@ NOT_THE_RUN = [
     *({"trainer__accelerator": "cpu"}, {"trainer__progress": "none"}, {"trainer__log_every_n_steps": 3}),
     *({"trainer__checkpoint_every_n_steps": None}, {"data__workers": 4}, {"force": True}, {"trainer__devices": [3]}),
     *({"logger": {"tensorboard": {}}}, {"paths__cache": "elsewhere"}, {"debug__traceback": True}),
+    *({"head__kernel": "plain"},),
     *({"loss__label_smoothing": 0}, {"data__color": 0}, {"loss__kind": "softmax"}),  # as the defaults are
 ]
 THE_RUN = [
     *({"seed": 1}, {"trainer__threads": 1}, {"trainer__precision": "bf16-mixed"}, {"trainer__devices": 2}),
     *({"sizes__train": [40]}, {"sizes__val": [40]}, {"head__bins": [1]}, {"optim__lr": 0.02}, {"data__flip": True}),
     *({"trainer__max_epochs": 3}, {"backbone__width": 8}, {"data__split__seed": 1}, {"trainer__ema": 0.9}),
+    *({"data__short_side": 64}, {"data__resampler": "torch"}),
 ]
 THE_TEST = [{"sizes__test": [64]}, {"views__fit": "full"}, {"views__ratio": 0.5}]
+
+
+def test_a_run_from_before_a_key_is_the_run_that_it_was(cfg: dict[str, Any]) -> None:
+    old = changed(cfg)
+    for key in ("short_side", "resampler", "cache"):
+        del old["data"][key]
+    del old["head"]["kernel"]
+    images = build_images(cfg["data"])
+    assert run_identity(old, images) == run_identity(cfg, images)
+    assert check_identity(old, "best", images) == check_identity(cfg, "best", images)
+    side = changed(cfg, data__short_side=64)
+    assert plan(changed(side, data__cache=True)) == plan(side)
 
 
 @pytest.mark.parametrize("values", NOT_THE_RUN, ids=str)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import mmap
 import os
 import shutil
@@ -36,7 +35,6 @@ from sppnet.errors import UserError
 from sppnet.locking import alone
 from sppnet.meter import meter
 
-log = logging.getLogger(__name__)
 FORMAT = 1
 MAGIC = b"sppnet photographs\n"
 Index = npt.NDArray[np.int64]
@@ -88,7 +86,10 @@ class Kept:
 
     def _mend(self, index: int, offset: int, height: int, width: int) -> Tensor:
         made = self.source.make(index)
-        log.warning("%s: the pixels of %s were damaged; they are read anew", self.path, self.source.images.name(index))
+        name = self.source.images.name(index)
+        print(
+            f"sppnet: {self.path}: the pixels of {name} were damaged; they are read anew", file=sys.stderr, flush=True
+        )
         if made.shape == (height, width, 3):
             with contextlib.suppress(OSError), self.path.open("r+b") as file:
                 os.pwrite(file.fileno(), made.numpy().tobytes(), offset)
@@ -122,7 +123,7 @@ def keep(source: Whole, shapes: ShapeArray, folder: Path, name: str, workers: in
         return path
     with alone(path.with_suffix(".lock")):
         if path.exists() and not _is_whole(path):
-            log.warning("%s is damaged; it is built anew", path)
+            print(f"sppnet: {path} is damaged; it is built anew", file=sys.stderr, flush=True)
             path.unlink()
         if not path.exists():
             _build(path, source, shapes, name, workers, progress, skip)

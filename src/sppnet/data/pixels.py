@@ -1,6 +1,6 @@
 """From an image of a set to the pixels that regions are cut from, and from a region to a part of a batch.
 
-Three protocols, each a part of a run's identity, for they differ in pixels (most by one level, some by more):
+Three protocols, each a part of a run's identity, for they differ in pixels:
 
 - `Direct`: a region in fractions of a pixel of the original, resized by Pillow in one step. The default.
 - `Whole`, `resampler: torch`: whole pixels, decoded and resized by torchvision and torch; less than half of the time.
@@ -162,14 +162,14 @@ def _plain_jpeg(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
     """A whole JPEG in colour or grey with nothing to turn; None for all else, damage included: Pillow sees to it."""
     if path.suffix.lower() not in {".jpg", ".jpeg"}:
         return None
-    from torchvision.io import decode_jpeg
-
     try:
+        from torchvision.io import decode_jpeg  # in time to leave torchvision; Pillow does as well, only slower
+
         data = path.read_bytes()
         if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9" or b"Exif\0" in data[:HEAD] or b"Adobe\0" in data[:HEAD]:
             return None
         planes = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except (OSError, RuntimeError):
+    except (ImportError, OSError, RuntimeError):
         return None
     if len(planes) not in (1, 3):
         return None
