@@ -68,7 +68,7 @@ def test_a_run_from_before_a_key_is_the_run_that_it_was(cfg: dict[str, Any]) -> 
     assert run_identity(old, images) == run_identity(cfg, images)
     assert check_identity(old, "best", images) == check_identity(cfg, "best", images)
     side = changed(cfg, data__short_side=64)
-    assert plan(changed(side, data__cache=True)) == plan(side)
+    assert plan(changed(side, data__cache=True)).run == plan(side).run
 
 
 @pytest.mark.parametrize("values", NOT_THE_RUN, ids=str)
