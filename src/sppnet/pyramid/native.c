@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define LANES 16
+#define BLOCKS 16 /* most vectors of channels that are pooled together */
 #define MAX_LEVELS 64
 
 typedef int32_t Cells __attribute__((vector_size(LANES * sizeof(int32_t))));
@@ -123,19 +124,19 @@ static void NAME(scan_values)(const ELEMENT *x, int64_t row_step, int64_t col_st
   *best_out = best;
 }
 
-/* One bin from the k x k bins, `side` to a row, of a finer level that make it up. */
-static void NAME(merge)(const NAME(Values) *best_in, const Cells *cell_in, int64_t side, int64_t k,
+/* One bin from the k x k bins, `side` to a row and `blocks` apart, of a finer level that make it up. */
+static void NAME(merge)(const NAME(Values) *best_in, const Cells *cell_in, int64_t side, int64_t k, int64_t blocks,
                         NAME(Values) *best_out, Cells *cell_out, int cells) {
   NAME(Values) best = best_in[0];
   Cells cell = cell_in[0];
   for (int64_t row = 0; row < k; row++) {
     for (int64_t col = 0; col < k; col++) {
-      const NAME(Values) v = best_in[row * side + col];
+      const NAME(Values) v = best_in[(row * side + col) * blocks];
       if (!cells) {
         best = NAME(pick)((v > best) | (v != v), v, best);
         continue;
       }
-      const Cells c = cell_in[row * side + col];
+      const Cells c = cell_in[(row * side + col) * blocks];
       const NAME(Mask) earlier = __builtin_convertvector(c < cell, NAME(Mask)), later = ~earlier;
       const NAME(Mask) take = (v > best) | ((v == best) & earlier) | ((v != v) & ((best == best) | later));
       best = NAME(pick)(take, v, best);
@@ -146,73 +147,83 @@ static void NAME(merge)(const NAME(Values) *best_in, const Cells *cell_in, int64
   *best_out = best, *cell_out = cell;
 }
 
-/* Pool windows[first, last) of (image, left, top, right, bottom). out, cells: (windows, channels * bins); cells, the
-   row-major number of each maximum in its map, may be NULL. Returns 0, or 1 if there is no memory. */
-int NAME(forward)(const Plan *plan, const ELEMENT *x, const int32_t *windows, int64_t first, int64_t last, ELEMENT *out,
-                  int32_t *cells) {
-  const int64_t C = plan->channels, M = plan->bins, W = plan->width;
+/* Pool one window of LANES * blocks channels, side by side at x, into best and cell, bin by bin. */
+static void NAME(pyramid)(const Plan *plan, const ELEMENT *x, int64_t row_step, int64_t col_step, int64_t height,
+                          int64_t width, int64_t blocks, NAME(Values) *best, Cells *cell, int cells) {
+  for (int64_t step = 0; step < plan->levels; step++) {
+    const int64_t level = plan->order[step], n = plan->side[level], parent = plan->parent[level];
+    for (int64_t i = 0; i < n; i++) {
+      for (int64_t j = 0; j < n; j++) {
+        const int64_t bin = (plan->start[level] + i * n + j) * blocks;
+        const int64_t top = i * height / n, bottom = ((i + 1) * height + n - 1) / n;
+        const int64_t left = j * width / n, right = ((j + 1) * width + n - 1) / n;
+        for (int64_t v = 0; v < blocks; v++) {
+          if (parent >= 0) {
+            const int64_t side = plan->side[parent], k = side / n;
+            const int64_t from = (plan->start[parent] + i * k * side + j * k) * blocks + v;
+            NAME(merge)(best + from, cell + from, side, k, blocks, best + bin + v, cell + bin + v, cells);
+          } else if (cells) {
+            NAME(scan)(x + v * LANES, row_step, col_step, plan->width, top, bottom, left, right, best + bin + v,
+                       cell + bin + v);
+          } else {
+            NAME(scan_values)(x + v * LANES, row_step, col_step, top, bottom, left, right, best + bin + v);
+          }
+        }
+      }
+    }
+  }
+}
+
+static int NAME(forward_part)(const Plan *plan, const ELEMENT *x, const int32_t *windows, int64_t first, int64_t last,
+                              ELEMENT *out, int32_t *cells) {
+  const int64_t C = plan->channels, M = plan->bins;
   int64_t area = 0;
   for (int64_t r = first; r < last; r++) {
     const int32_t *w = windows + 5 * r;
-    int64_t here = (int64_t)(w[3] - w[1]) * (w[4] - w[2]);
+    const int64_t here = (int64_t)(w[3] - w[1]) * (w[4] - w[2]);
     area = here > area ? here : area;
   }
-  NAME(Values) *best = aligned_alloc(sizeof *best, M * sizeof *best);
-  Cells *cell = aligned_alloc(sizeof *cell, M * sizeof *cell);
-  ELEMENT *tile = malloc((area + 1) * LANES * sizeof(ELEMENT));
+  NAME(Values) *best = aligned_alloc(sizeof *best, M * BLOCKS * sizeof *best);
+  Cells *cell = aligned_alloc(sizeof *cell, M * BLOCKS * sizeof *cell);
+  ELEMENT *tile = calloc((area + 1) * LANES, sizeof(ELEMENT));
   if (!best || !cell || !tile) {
     free(best), free(cell), free(tile);
     return 1;
   }
-  memset(cell, 0, M * sizeof *cell);
-  memset(tile, 0, (area + 1) * LANES * sizeof(ELEMENT));
   for (int64_t r = first; r < last; r++) {
     const int32_t *w = windows + 5 * r;
     const int64_t left = w[1], top = w[2], width = w[3] - w[1], height = w[4] - w[2];
     const ELEMENT *image = x + w[0] * plan->image_step + top * plan->row_step + left * plan->col_step;
-    for (int64_t c = 0; c < C; c += LANES) {
-      const int64_t lanes = C - c < LANES ? C - c : LANES;
+    for (int64_t c = 0, count; c < C; c += count) {
       const ELEMENT *here = image + c * plan->channel_step;
-      int64_t row_step = plan->row_step, col_step = plan->col_step;
-      if (plan->channel_step != 1 || lanes < LANES) { /* lay the channels side by side */
-        for (int64_t l = 0; l < lanes; l++) {
+      int64_t blocks = plan->channel_step == 1 ? (C - c) / LANES : 0;
+      blocks = blocks > BLOCKS ? BLOCKS : blocks;
+      count = blocks * LANES;
+      if (blocks) {
+        NAME(pyramid)(plan, here, plan->row_step, plan->col_step, height, width, blocks, best, cell, cells != NULL);
+      } else { /* lay the channels side by side */
+        count = C - c < LANES ? C - c : LANES, blocks = 1;
+        for (int64_t l = 0; l < count; l++) {
           const ELEMENT *from = here + l * plan->channel_step;
           ELEMENT *to = tile + l;
           for (int64_t row = 0; row < height; row++)
-            for (int64_t col = 0; col < width; col++, to += LANES) *to = from[row * row_step + col * col_step];
+            for (int64_t col = 0; col < width; col++, to += LANES)
+              *to = from[row * plan->row_step + col * plan->col_step];
         }
-        here = tile, row_step = width * LANES, col_step = LANES;
+        NAME(pyramid)(plan, tile, width * LANES, LANES, height, width, 1, best, cell, cells != NULL);
       }
-      for (int64_t step = 0; step < plan->levels; step++) {
-        const int64_t level = plan->order[step], n = plan->side[level], parent = plan->parent[level];
-        for (int64_t i = 0; i < n; i++) {
-          for (int64_t j = 0; j < n; j++) {
-            const int64_t bin = plan->start[level] + i * n + j;
-            if (parent >= 0) {
-              const int64_t side = plan->side[parent], k = side / n;
-              const int64_t from = plan->start[parent] + i * k * side + j * k;
-              NAME(merge)(best + from, cell + from, side, k, best + bin, cell + bin, cells != NULL);
-            } else {
-              const int64_t t = i * height / n, b = ((i + 1) * height + n - 1) / n;
-              const int64_t s = j * width / n, e = ((j + 1) * width + n - 1) / n;
-              if (cells)
-                NAME(scan)(here, row_step, col_step, W, t, b, s, e, best + bin, cell + bin);
-              else
-                NAME(scan_values)(here, row_step, col_step, t, b, s, e, best + bin);
-            }
-          }
-        }
-      }
+      const int64_t step = blocks * LANES;
       for (int64_t level = 0; level < plan->levels; level++) {
         const int64_t start = plan->start[level], k = plan->side[level] * plan->side[level];
         const int64_t at = r * C * M + C * start + c * k;
-        for (int64_t l = 0; l < lanes; l++)
-          for (int64_t b = 0; b < k; b++) out[at + l * k + b] = ROUND(best[start + b][l]);
-        if (cells) {
-          const int32_t corner = (int32_t)(top * W + left);
-          for (int64_t l = 0; l < lanes; l++)
-            for (int64_t b = 0; b < k; b++) cells[at + l * k + b] = cell[start + b][l] + corner;
-        }
+        const WIDE *values = (const WIDE *)(best + start * blocks); /* picking elements of vectors is slow */
+        const int32_t *places = (const int32_t *)(cell + start * blocks);
+        const int32_t corner = (int32_t)(top * plan->width + left);
+        for (int64_t l = 0; l < count; l++)
+          for (int64_t b = 0; b < k; b++) out[at + l * k + b] = ROUND(values[b * step + l]);
+        if (!cells) continue;
+        for (int64_t l = 0; l < count; l++)
+          for (int64_t b = 0; b < k; b++) cells[at + l * k + b] = places[b * step + l] + corner;
       }
     }
   }
@@ -220,42 +231,59 @@ int NAME(forward)(const Plan *plan, const ELEMENT *x, const int32_t *windows, in
   return 0;
 }
 
-/* Gradient `out` (contiguous or channels-last, as channel_step says) of the maps of images [first, last), from that of
-   what was pooled; every element is written. Windows must be in the order of their images, rows[i] to rows[i + 1] those
-   of image i. Sums run in the order of windows and bins, and are rounded once. */
-int NAME(backward)(const Plan *plan, const ELEMENT *grad, const int32_t *cells, const int64_t *rows, int64_t first,
-                   int64_t last, ELEMENT *out) {
+static int NAME(backward_part)(const Plan *plan, const ELEMENT *grad, const int32_t *cells, const int64_t *rows,
+                               int64_t first, int64_t last, ELEMENT *out) {
   const int64_t C = plan->channels, M = plan->bins, area = plan->height * plan->width;
   const int apart = plan->channel_step != 1; /* each channel's cells lie together */
-  const int64_t step = apart ? 1 : LANES, lane_step = apart ? area : 1;
-  WIDE *tile = malloc((area + 1) * LANES * sizeof(WIDE));
+  const int64_t most = 4 * LANES, step = apart ? 1 : most, lane_step = apart ? area : 1;
+  WIDE *tile = malloc((area + 1) * most * sizeof(WIDE));
   if (!tile) return 1;
   for (int64_t image = first; image < last; image++) {
     ELEMENT *to = out + image * plan->image_step;
-    for (int64_t c = 0; c < C; c += LANES) {
-      const int64_t lanes = C - c < LANES ? C - c : LANES;
-      memset(tile, 0, area * LANES * sizeof(WIDE));
+    for (int64_t c = 0; c < C; c += most) {
+      const int64_t count = C - c < most ? C - c : most;
+      memset(tile, 0, area * most * sizeof(WIDE));
       for (int64_t r = rows[image]; r < rows[image + 1]; r++) {
         for (int64_t level = 0; level < plan->levels; level++) {
           const int64_t start = plan->start[level], k = plan->side[level] * plan->side[level];
           const int64_t at = r * C * M + C * start + c * k;
-          for (int64_t l = 0; l < lanes; l++)
+          for (int64_t l = 0; l < count; l++)
             for (int64_t b = 0; b < k; b++)
               tile[cells[at + l * k + b] * step + l * lane_step] += WIDEN(grad[at + l * k + b]);
         }
       }
       if (apart)
-        for (int64_t i = 0; i < lanes * area; i++) to[c * area + i] = ROUND(tile[i]);
-      else if (lanes == LANES)
-        for (int64_t i = 0; i < area; i++)
-          for (int64_t l = 0; l < LANES; l++) to[i * C + c + l] = ROUND(tile[i * LANES + l]);
+        for (int64_t i = 0; i < count * area; i++) to[c * area + i] = ROUND(tile[i]);
       else
         for (int64_t i = 0; i < area; i++)
-          for (int64_t l = 0; l < lanes; l++) to[i * C + c + l] = ROUND(tile[i * LANES + l]);
+          for (int64_t l = 0; l < count; l++) to[i * C + c + l] = ROUND(tile[i * most + l]);
     }
   }
   free(tile);
   return 0;
+}
+
+/* Pool `count` windows of (image, left, top, right, bottom) on `threads` threads. out, cells: (windows, channels * bins);
+   cells, the row-major number of each maximum in its map, may be NULL. Returns 0, or 1 if there is no memory. */
+int NAME(forward)(const Plan *plan, const ELEMENT *x, const int32_t *windows, int64_t count, int64_t threads,
+                  ELEMENT *out, int32_t *cells) {
+  int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+  for (int64_t part = 0; part < threads; part++)
+    failed |= NAME(forward_part)(plan, x, windows, count * part / threads, count * (part + 1) / threads, out, cells);
+  return failed;
+}
+
+/* Gradient `out` (contiguous or channels-last, as channel_step says) of the maps of `count` images, from that of what was
+   pooled; every element is written. Windows must be in the order of their images, rows[i] to rows[i + 1] those of image i.
+   Sums run in the order of windows and bins, and are rounded once. */
+int NAME(backward)(const Plan *plan, const ELEMENT *grad, const int32_t *cells, const int64_t *rows, int64_t count,
+                   int64_t threads, ELEMENT *out) {
+  int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+  for (int64_t part = 0; part < threads; part++)
+    failed |= NAME(backward_part)(plan, grad, cells, rows, count * part / threads, count * (part + 1) / threads, out);
+  return failed;
 }
 
 #undef ELEMENT

@@ -1,7 +1,7 @@
 """Maximum pooling on the CPU by `native.c`, which is compiled where there is a C compiler, once per machine and user.
 
 One pass over the map serves all levels, whatever its memory format. Results are those of `plain`, bit for bit; work is
-shared out by image, so the number of threads (torch's) changes nothing.
+shared out by image, so the number of threads (torch's, of the OpenMP that torch has loaded) changes nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -66,14 +65,11 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
     length = channels * sum(n * n for n in bins)
     out = x.new_empty(len(windows), length)
     cells = torch.empty(len(windows), length if with_cells else 0, dtype=torch.int32)
-    plan = _plan(x, bins)
+    pool = getattr(library(), f"forward_{TYPES[x.dtype]}")
+    threads = _threads(len(windows) * channels * height * width, len(windows))
     where = cells.data_ptr() if with_cells else None
-    _share_out(
-        f"forward_{TYPES[x.dtype]}",
-        lambda first, last: (plan, x.data_ptr(), windows.data_ptr(), first, last, out.data_ptr(), where),
-        len(windows),
-        len(windows) * channels * height * width,
-    )
+    if pool(_plan(x, bins), x.data_ptr(), windows.data_ptr(), len(windows), threads, out.data_ptr(), where):
+        raise MemoryError(f"no memory for pooling maps of {height}x{width} cells over {bins}")
     return out, cells
 
 
@@ -89,16 +85,11 @@ def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[
     """
     grad, count = grad.contiguous(), len(out)
     rows = torch.arange(count + 1) if images is None else torch.searchsorted(images, torch.arange(count + 1))
-    plan = _plan(out, bins)
-    _share_out(
-        f"backward_{TYPES[out.dtype]}",
-        lambda first, last: (
-            *(plan, grad.data_ptr(), cells.data_ptr(), rows.data_ptr()),
-            *(first, last, out.data_ptr()),
-        ),
-        count,
-        out.numel(),
-    )
+    scatter = getattr(library(), f"backward_{TYPES[out.dtype]}")
+    threads = _threads(out.numel(), count)
+    addresses = (grad.data_ptr(), cells.data_ptr(), rows.data_ptr())
+    if scatter(_plan(out, bins), *addresses, count, threads, out.data_ptr()):
+        raise MemoryError(f"no memory for the gradient of maps of {out.shape[2]}x{out.shape[3]} cells")
     return out
 
 
@@ -126,24 +117,9 @@ def _plan(x: Tensor, bins: Sequence[int]) -> Plan:
     return plan
 
 
-def _share_out(name: str, arguments: Callable[[int, int], Sequence[object]], count: int, elements: int) -> None:
-    """Call the function `name` over [0, count), in as many parts as torch has threads; ctypes lets them run at once."""
-    call = getattr(library(), name)
-    parts = 1 if elements < SMALL else max(1, min(torch.get_num_threads(), count))
-    ends = [count * part // parts for part in range(parts + 1)]
-
-    def run(part: int) -> int:
-        return int(call(*arguments(ends[part], ends[part + 1])))
-
-    failed = [run(0)] if parts == 1 else list(_pool(os.getpid()).map(run, range(parts)))
-    if any(failed):
-        raise MemoryError(f"no memory for pooling {elements} values")
-
-
-@functools.lru_cache(maxsize=1)
-def _pool(_process: int) -> ThreadPoolExecutor:
-    """Threads of this process: a forked one has none of its parent's."""
-    return ThreadPoolExecutor(64, thread_name_prefix="sppnet-pool")
+def _threads(elements: int, portions: int) -> int:
+    """Those of torch, but no more than there are portions, and one for little work."""
+    return 1 if elements < SMALL else max(1, min(torch.get_num_threads(), portions))
 
 
 @functools.cache
@@ -168,8 +144,9 @@ def library() -> ctypes.CDLL | None:
 def _load(path: Path, compiler: str) -> ctypes.CDLL | None:
     if not path.exists():
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        for flags in (("-march=native", *FLAGS), FLAGS):  # some compilers know no native machine
-            command = [*compiler.split(), *flags, "-o", str(temporary), str(SOURCE)]
+        # some compilers know no native machine, others no OpenMP (then one thread pools)
+        for more in (("-march=native", "-fopenmp"), ("-march=native",), ()):
+            command = [*compiler.split(), *FLAGS, *more, "-o", str(temporary), str(SOURCE)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 temporary.replace(path)  # whole or not at all, whoever else builds it
