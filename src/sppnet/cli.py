@@ -20,6 +20,7 @@ VERBS = {
     "predict": "show what a trained network sees in pictures of yours, of any size and shape",
     "status": "where the runs of a study stand, and why those that failed did",
     "report": "the table and the figure of a study, from its run directories",
+    "bench": "how fast this is on this machine, beside what one would use otherwise",
     "transfer": "features of a trained or given network and a linear SVM on another data set",
 }
 TRACEBACK = {"debug=traceback", "debug=fast", "debug.traceback=true"}  # said before there is a configuration

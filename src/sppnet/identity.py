@@ -12,12 +12,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sppnet.data import ImageSet
 from sppnet.errors import UserError
 from sppnet.plug import own_sources
 from sppnet.settings import unused
+
+if TYPE_CHECKING:
+    from sppnet.data import ImageSet
 
 FORMAT = 1  # raised when the code changes what the same configuration trains
 NOT_IN_A_RUN = (

@@ -17,15 +17,17 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from sppnet import settings
-from sppnet.data import ImageSet, build_images
 from sppnet.errors import UserError
 from sppnet.identity import check_identity, digest, run_identity
 from sppnet.provenance import provenance
+
+if TYPE_CHECKING:
+    from sppnet.data import ImageSet
 
 FAILED_RANK = "failed_rank.txt"  # in a run directory: why a task other than the first failed, and so the run
 State = Literal["queued", "running", "done", "failed", "preempted"]
@@ -210,6 +212,8 @@ def plan(cfg: dict[str, Any]) -> Plan:
         UserError: a key, a value, the data set or the weights file is not as it must be.
     """
     settings.check(cfg)
+    from sppnet.data import build_images  # imports numpy and Pillow
+
     images = build_images(cfg["data"])
     identity = run_identity(cfg, images)
     name = cfg["name"] or "-".join([cfg["data"]["name"], str(cfg["backbone"].get("name") or "net"), _head(cfg["head"])])

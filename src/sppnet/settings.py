@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sppnet.data import build_sizes
 from sppnet.errors import UserError
 from sppnet.plug import check_target
 from sppnet.rules import (
@@ -169,6 +168,8 @@ def check(cfg: Mapping[str, Any]) -> None:
     data = cfg["data"]
     if data["fit"] == "crop" and data["cache"] and data["short_side"] is None:
         raise UserError("data.cache=true keeps images at a shorter side; give one, data.short_side=256 say")
+    from sppnet.data import build_sizes  # imports numpy and Pillow, which `--cfg job` and --help do without
+
     build_sizes(cfg["sizes"])
 
 

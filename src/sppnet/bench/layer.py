@@ -121,9 +121,9 @@ def _row(what: str, against: str, times: dict[str, Timed], target: float, kernel
 
 def _bandwidth(setting: Setting) -> Iterator[Row]:
     """Bytes that a forward reads and writes in a second, against those of a copy, on a map of more than 64 MB."""
+    bins = BINS[0]
     for layout, memory_format in FORMATS.items():
         x = torch.rand(LARGE, device=setting.device).contiguous(memory_format=memory_format)
-        bins = BINS[0]
         time = compare(lambda x=x: spatial_pyramid_pool2d(x, bins), lambda x=x: x.clone(), 0.5, device="cuda")  # type: ignore[misc]
         moved = x.numel() + LARGE[0] * LARGE[1] * sum(n * n for n in bins)
         share = time.ratio * moved / (2 * x.numel())

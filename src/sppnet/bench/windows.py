@@ -103,9 +103,13 @@ def _detection(network: SPPNet, photograph: Tensor, boxes: Tensor, pixels: list[
 
 
 def _cost(network: SPPNet, image: Tensor, windows: int, fc: bool) -> float:
+    """Multiply-adds of the convolutions of `image`, and of the fully connected layers of so many windows."""
     with FlopCounterMode(display=False) as counter:
         copy.deepcopy(network.backbone).to("meta")(image.to("meta"))
-    head = sum(
-        layer.in_features * layer.out_features for layer in network.head.modules() if isinstance(layer, nn.Linear)
-    )
-    return counter.get_total_flops() / 2 + (head * windows if fc else 0)
+    convolutions = float(counter.get_total_flops()) / 2
+    return convolutions + (head_cost(network) * windows if fc else 0)
+
+
+def head_cost(network: SPPNet) -> float:
+    """Multiply-adds of the fully connected layers, per window."""
+    return float(sum(m.in_features * m.out_features for m in network.head.modules() if isinstance(m, nn.Linear)))

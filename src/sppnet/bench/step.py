@@ -1,0 +1,118 @@
+"""A training step under the Trainer with all defaults on, against the bare loop in PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from sppnet.bench.rows import Row, Setting
+from sppnet.callbacks import BadFiles, MetricsFile, StatusFile
+from sppnet.checkpoints import Checkpoints
+from sppnet.data import Sets, load_sets
+from sppnet.data.datamodule import DataModule
+from sppnet.optimisers import build_optimizer
+from sppnet.recompose import again
+from sppnet.runs import Run
+from sppnet.training import build_classifier, build_data, make_trainer, settle
+
+ROUNDS = 3
+PAPER = ("backbone=zf5", "head.hidden=[4096,4096]", "sizes=single", "sizes.train=[224]", "data.batch_size=16")
+CASES = {  # name: what is typed, steps of a round, most allowed
+    "zf5 at 224, 16 photographs": (PAPER, 5, 1.05),
+    "tiny, the default run": ((), 100, 1.25),
+}
+
+
+def measure(setting: Setting) -> Iterator[Row]:
+    """Rows of the group `step`."""
+    gpu = setting.device.type == "cuda"
+    for name, (words, steps, most) in CASES.items():
+        root = next(iter(setting.photographs.values()))
+        data = ("data=folder", f"data.root={root}", "data.workers=0") if words else ()
+        more = ("trainer.precision=bf16-mixed",) if gpu else ()
+        cfg = again("train", [*data, *words, *more, f"trainer.threads={setting.threads}", "trainer.progress=none"])
+        settle(cfg)
+        cfg["trainer"] |= {"accelerator": "gpu" if gpu else "cpu", "max_epochs": 1}
+        sets = load_sets(cfg["data"])
+        batches = list(itertools.islice(itertools.cycle(build_data(cfg, sets).train_dataloader()), steps + 2))
+        pairs = [(_trainer(cfg, sets, batches, setting), _bare(cfg, sets, batches, setting)) for _ in range(ROUNDS)]
+        ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+        yield Row(
+            "step",
+            f"a training step, {name} (time of ours over theirs)",
+            "the bare loop",
+            ours,
+            theirs,
+            statistics.median(one / other for one, other in pairs),
+            most,
+            most=True,
+            detail={"rounds": pairs, "steps": steps},
+        )
+
+
+class _Clock(Callback):
+    """When each step began."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        torch.cuda.synchronize() if torch.cuda.is_available() else None
+        self.times.append(time.perf_counter())
+
+
+class _Given(DataModule):
+    """Training batches that are there already."""
+
+    given: list[Any]
+
+    def train_dataloader(self) -> DataLoader[Any]:  # type: ignore[override]
+        return DataLoader(self.given, batch_size=None)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> list[Any]:
+        return [DataLoader(self.given[:1], batch_size=None) for _ in self.schedule.val]  # type: ignore[arg-type]
+
+
+def _trainer(cfg: dict[str, Any], sets: Sets, batches: list[Any], setting: Setting) -> float:
+    run = Run(setting.scratch / f"run{time.monotonic_ns()}")
+    run.path.mkdir(parents=True)
+    records, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), _Clock()
+    status = StatusFile(run, bad_files)
+    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"])
+    made = build_data(cfg, sets)
+    data = _Given(sets, made.schedule, cfg["data"], cfg["views"], cfg["seed"], made.cache)
+    data.given = batches
+    trainer = make_trainer(cfg, [records, bad_files, status, clock, checkpoints], [records], run.path)
+    trainer.fit(build_classifier(cfg, sets), datamodule=data)
+    return _each(clock.times)
+
+
+def _bare(cfg: dict[str, Any], sets: Sets, batches: list[Any], setting: Setting) -> float:
+    classifier = build_classifier(cfg, sets).to(setting.device).train()
+    network, mean, std = classifier.network, classifier.mean, classifier.std
+    optimizer = build_optimizer(cfg["optim"], list(network.parameters()))
+    half = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg["trainer"]["precision"] == "bf16-mixed")
+    times = []
+    for batch in batches:
+        torch.cuda.synchronize() if torch.cuda.is_available() else None
+        times.append(time.perf_counter())
+        images, target = (batch[key].to(setting.device, non_blocking=True) for key in ("image", "target"))
+        with half:
+            loss = F.cross_entropy(network((images.float() / 255 - mean) / std), target)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return _each(times)
+
+
+def _each(times: list[float]) -> float:
+    """Mean seconds of a step, without the first, which warms up; a slow one in between (a checkpoint) counts."""
+    return (times[-1] - times[1]) / (len(times) - 2)
