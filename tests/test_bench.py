@@ -18,6 +18,7 @@ from sppnet.commands.bench import GROUPS
 from sppnet.pyramid import spatial_pyramid_pool2d
 
 
+@pytest.mark.slow
 def test_a_group_is_measured_and_written_with_machine_versions_and_commit(spawn: Caller, tmp_path: Path) -> None:
     done = spawn("bench", "only=[start]", "output=found")
     assert done.code == 0, done.err

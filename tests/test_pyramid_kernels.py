@@ -272,12 +272,12 @@ from sppnet.pyramid import gpu
 levels = gpu._levels((6, 3, 2, 1))
 sizes = ("channels", "height", "width", "image_step", "channel_step", "row_step", "col_step", "length")
 for kind, whole, with_cells in itertools.product(TYPES, (True, False), (True, False)):
-    signature = {"x": f"*{kind}", "windows": "*i32", "out": f"*{kind}", "cells": "*i16"} | dict.fromkeys(sizes, "i32")
+    signature = {"x": f"*{kind}", "windows": "*i32", "out": f"*{kind}", "cells": "*i32"} | dict.fromkeys(sizes, "i32")
     constants = {"whole": whole, "with_cells": with_cells, "lanes": 16, "levels": levels}
     source = ASTSource(gpu._forward_kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
     assert "ld.global" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 for kind in TYPES:
-    signature = {"grad": f"*{kind}", "cells": "*i16", "rows": "*i64", "out": f"*{kind}"} | dict.fromkeys(sizes, "i32")
+    signature = {"grad": f"*{kind}", "cells": "*i32", "rows": "*i64", "out": f"*{kind}"} | dict.fromkeys(sizes, "i32")
     signature["area"] = signature.pop("height")
     constants = {"lanes": 4, "block": 256, "levels": levels}
     source = ASTSource(gpu._backward_kernel, signature | dict.fromkeys(constants, "constexpr"), constants)

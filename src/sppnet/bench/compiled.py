@@ -15,33 +15,34 @@ SIZES = (64, 48, 80, 56, 72, 96)
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `compile`; compiled by inductor, forward and backward."""
+    """Rows of the group `compile`: inductor, forward and backward, of each part that `trainer.compile` compiles."""
     cfg = again("train", [])
-    one, first = _graphs(build_network(cfg["backbone"], cfg["head"], 10).to(setting.device), SIZES[:1])
-    network = build_network(cfg["backbone"], cfg["head"], 10).to(setting.device)
-    several, seconds = _graphs(network, SIZES)
-    again_, _ = _graphs(network, SIZES, reset=False)
-    yield Row(
-        "compile",
-        f"graphs compiled for {len(SIZES)} sizes",
-        "one size",
-        several,
-        one,
-        several,
-        2,
-        most=True,
-        limit=f"{again_} more in a second round; {seconds:.0f} s for all, {first:.0f} s for one size",
-        detail={"second round": again_},
-        unit="graphs",
-    )
+    for name, what in (("backbone", "the trunk"), ("head", "the head with its pyramid")):
+        one, first = _graphs(build_network(cfg["backbone"], cfg["head"], 10).to(setting.device), name, SIZES[:1])
+        network = build_network(cfg["backbone"], cfg["head"], 10).to(setting.device)
+        several, seconds = _graphs(network, name, SIZES)
+        more, _ = _graphs(network, name, SIZES, anew=False)
+        yield Row(
+            "compile",
+            f"graphs of {what} for {len(SIZES)} sizes",
+            "one size",
+            several,
+            one,
+            several,
+            2,
+            most=True,
+            limit=f"{more} more in a second round; {seconds:.0f} s for all, {first:.0f} s for one size",
+            detail={"second round": more},
+            unit="graphs",
+        )
     torch.compiler.reset()
 
 
-def _graphs(network: SPPNet, sizes: tuple[int, ...], reset: bool = True) -> tuple[int, float]:
-    if reset:
+def _graphs(network: SPPNet, part: str, sizes: tuple[int, ...], anew: bool = True) -> tuple[int, float]:
+    """How many graphs are compiled while batches of these sizes go through, and how long that takes."""
+    if anew:
         torch.compiler.reset()
-        network.backbone.compile(dynamic=True)  # as `trainer.compile` does
-        network.head.compile(dynamic=True)
+        getattr(network, part).compile(dynamic=True)  # as `trainer.compile` does
     counters.clear()
     device = next(network.parameters()).device
 

@@ -108,8 +108,7 @@ def _photographs(given: str | None, scratch: Path) -> dict[str, Path]:
 
 
 def _value(row: Row) -> str:
-    sign = "" if row.unit == "graphs" else " s" if math.isnan(row.theirs) else "x" if not row.most else ""
-    return f"{row.value:.3g}{sign} ({'at most' if row.most else 'at least'} {row.target:g}: {_verdict(row)})"
+    return f"{row.value:.3g} ({'at most' if row.most else 'at least'} {row.target:g}: {_verdict(row)})"
 
 
 def _verdict(row: Row) -> str:

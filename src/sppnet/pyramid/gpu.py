@@ -18,7 +18,6 @@ from .native import levels_in_order
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LANES = 1024  # values that a program holds at once
-NARROW = 2**15 - 1  # cells of a map whose numbers fit in 16 bits
 
 
 def can_pool(x: Tensor) -> bool:
@@ -27,13 +26,12 @@ def can_pool(x: Tensor) -> bool:
 
 
 def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: bool) -> tuple[Tensor, Tensor]:
-    """As `native.forward`; the cells are int16 where that is enough."""
+    """As `native.forward`."""
     count, channels, height, width = x.shape
     rows = count if windows is None else len(windows)
     length = channels * sum(n * n for n in bins)
-    kind = torch.int16 if height * width <= NARROW else torch.int32
     out = x.new_empty(rows, length)
-    cells = torch.empty((rows, length) if with_cells else (rows, 0), dtype=kind, device=x.device)
+    cells = torch.empty((rows, length) if with_cells else (rows, 0), dtype=torch.int32, device=x.device)
     boxes = out if windows is None else windows.to(x.device, torch.int32).contiguous()
     most = triton.next_power_of_2(max(n * n for n in bins))
     lanes = max(1, min(triton.next_power_of_2(channels), LANES // most))
@@ -110,13 +108,13 @@ def _merge(
     best = tl.load(out + start, inside, 0.0).to(kind)
     at = (start * 0).to(tl.int32)
     if with_cells:
-        at = tl.load(cells + start, inside, 0).to(tl.int32)
+        at = tl.load(cells + start, inside, 0)
     for part in range(1, k * k):
         here = start + part // k * finer + part % k
         value = tl.load(out + here, inside, 0.0).to(kind)
         cell = at
         if with_cells:
-            cell = tl.load(cells + here, inside, 0).to(tl.int32)
+            cell = tl.load(cells + here, inside, 0)
         take = _better(value, cell, best, at)
         best, at = tl.where(take, value, best), tl.where(take, cell, at)
     return best, at
@@ -164,7 +162,7 @@ def _forward_kernel(
         to = row * length + channels * levels[step][1] + channel * (levels[step][0] * levels[step][0]) + bin_
         tl.store(out + to, best.to(out.dtype.element_ty), inside)
         if with_cells:
-            tl.store(cells + to, at.to(cells.dtype.element_ty), inside)
+            tl.store(cells + to, at, inside)
 
 
 @triton.jit
@@ -196,7 +194,7 @@ def _backward_kernel(
         for level in tl.static_range(len(levels)):
             source = row * length + channels * levels[level][1] + channel * (levels[level][0] * levels[level][0])
             for bin_ in range(0, levels[level][0] * levels[level][0]):
-                hit = tl.load(cells + source + bin_, there, -1).to(tl.int32) == cell
+                hit = tl.load(cells + source + bin_, there, -1) == cell
                 total += tl.where(hit, tl.load(grad + source + bin_, there, 0.0).to(kind), 0.0)
     to = image * image_step + channel.to(tl.int64) * channel_step + (cell // width) * row_step + cell % width * col_step
     tl.store(out + to, total.to(out.dtype.element_ty), there & (cell < area))

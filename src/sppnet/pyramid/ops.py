@@ -28,8 +28,7 @@ def pyramid_max(
 ) -> tuple[Tensor, Tensor]:
     """Maxima `(R, C * M)` of `x` `(N, C, H, W)` over `windows` (int32 `(R, 5)`; None: each map as a whole).
 
-    And the row-major cells in their maps that they come from, of an integer type that suffices; none unless
-    `with_cells`, without which there is no gradient.
+    And the row-major cells of their maps that they come from, int32; none unless `with_cells`, as gradients need them.
     """
     x = x.detach()
     if rule == "adaptive" and native.can_pool(x, bins):
@@ -51,7 +50,7 @@ def pyramid_max_backward(
     out = _empty(grad, shape, channels_last)
     if native.can_pool(out, bins):
         return native.backward(grad, cells, images, bins, out)
-    if _on_gpu(out) and cells.dtype != torch.int64:
+    if _on_gpu(out):
         from . import gpu
 
         return gpu.backward(grad, cells, images, bins, out)
