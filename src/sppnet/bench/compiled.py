@@ -16,15 +16,15 @@ SIZES = (64, 48, 80, 56, 72, 96)
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `compile`: inductor, forward and backward, of each part that `trainer.compile` compiles."""
-    cfg = again("train", [])
+    cfg, sizes = again("train", ["backbone.width=4"] if setting.quick else []), SIZES[: 2 if setting.quick else None]
     for name, what in (("backbone", "the trunk"), ("head", "the head with its pyramid")):
-        one, first = _graphs(build_network(cfg["backbone"], cfg["head"], 10).to(setting.device), name, SIZES[:1])
+        one, first = _graphs(build_network(cfg["backbone"], cfg["head"], 10).to(setting.device), name, sizes[:1])
         network = build_network(cfg["backbone"], cfg["head"], 10).to(setting.device)
-        several, seconds = _graphs(network, name, SIZES)
-        more, _ = _graphs(network, name, SIZES, anew=False)
+        several, seconds = _graphs(network, name, sizes)
+        more, _ = _graphs(network, name, sizes, anew=False)
         yield Row(
             "compile",
-            f"graphs of {what} for {len(SIZES)} sizes",
+            f"graphs of {what} for {len(sizes)} sizes",
             "one size",
             several,
             one,

@@ -58,12 +58,14 @@ class Setting:
         threads: of torch on the CPU; workers of loaders.
         photographs: folders with JPEGs by class, by their name in the table.
         scratch: a folder for whatever has to be written.
+        quick: measure the least that shows that it runs.
     """
 
     device: torch.device
     threads: int
     photographs: dict[str, Path]
     scratch: Path
+    quick: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,22 +41,17 @@ trainer.fit(Module(), torch.utils.data.DataLoader(data, 32))
 """
 
 
-def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the groups `start` and `sweep`."""
-    yield from starting(setting)
-    yield from sweeping(setting)
-
-
 def starting(setting: Setting) -> Iterator[Row]:
     """Rows of the group `start`."""
+    rounds = 1 if setting.quick else ROUNDS
     where = setting.scratch / "starts"
     where.mkdir(exist_ok=True)
     (where / "minimal.py").write_text(HYDRA)
     (where / "bare.py").write_text(LIGHTNING)
-    shown = statistics.median(_seconds([*SPPNET, "--help"], where) for _ in range(ROUNDS))
+    shown = statistics.median(_seconds([*SPPNET, "--help"], where) for _ in range(rounds))
     yield Row("start", "sppnet --help", "", shown, float("nan"), shown, 0.3, most=True)
     minimal = [sys.executable, "minimal.py", "--cfg", "job"]
-    pairs = [(_seconds([*SPPNET, "train", "--cfg", "job"], where), _seconds(minimal, where)) for _ in range(ROUNDS)]
+    pairs = [(_seconds([*SPPNET, "train", "--cfg", "job"], where), _seconds(minimal, where)) for _ in range(rounds)]
     yield _row("sppnet train --cfg job (time of ours over theirs)", "Hydra's minimal app", pairs, 1.5)
     first = [
         *SPPNET,
@@ -67,7 +62,7 @@ def starting(setting: Setting) -> Iterator[Row]:
         "trainer.progress=none",
     ]
     bare = [sys.executable, "bare.py"]
-    pairs = [(_until(first, where, "runs/**/metrics.jsonl"), _until(bare, where, "stepped")) for _ in range(ROUNDS)]
+    pairs = [(_until(first, where, "runs/**/metrics.jsonl"), _until(bare, where, "stepped")) for _ in range(rounds)]
     yield _row(
         "the first training step of the default run (time of ours over theirs)", "a bare Lightning fit", pairs, 1.3
     )
@@ -77,19 +72,21 @@ def sweeping(setting: Setting) -> Iterator[Row]:
     """Rows of the group `sweep`."""
     where = setting.scratch / "sweep"
     where.mkdir(exist_ok=True)
-    alone = [_seconds([*SPPNET, "train", *SWEPT, f"seed={seed}", "study=alone"], where) for seed in range(ALONE)]
-    seeds = ",".join(map(str, range(JOBS)))
-    swept = _seconds([*SPPNET, "train", "-m", "launch=processes", *SWEPT, f"seed={seeds}", "study=swept"], where)
-    theirs = statistics.fmean(alone) * JOBS
+    jobs, single = (2, 1) if setting.quick else (JOBS, ALONE)
+    words = (*SWEPT, "trainer.max_epochs=1", "trainer.limit_batches=2") if setting.quick else SWEPT
+    alone = [_seconds([*SPPNET, "train", *words, f"seed={seed}", "study=alone"], where) for seed in range(single)]
+    seeds = ",".join(map(str, range(jobs)))
+    swept = _seconds([*SPPNET, "train", "-m", "launch=processes", *words, f"seed={seeds}", "study=swept"], where)
+    theirs = statistics.fmean(alone) * jobs
     yield Row(
         "sweep",
-        f"a sweep of {JOBS} runs of 10 s of training, launch=processes",
-        f"{JOBS} starts one after another",
+        f"a sweep of {jobs} runs of 10 s of training, launch=processes",
+        f"{jobs} starts one after another",
         swept,
         theirs,
         theirs / swept,
         1.5,
-        limit=f"{os.cpu_count()} cores; {ALONE} of the single starts are timed and scaled",
+        limit=f"{os.cpu_count()} cores; {single} of the single starts are timed and scaled",
     )
 
 

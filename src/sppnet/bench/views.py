@@ -23,7 +23,7 @@ BATCHES = (1, 4)  # of photographs; each side is measured at the one that is bes
 @torch.no_grad()
 def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `views`."""
-    network = paper_network().to(setting.device)
+    network = paper_network(setting.quick).to(setting.device)
     for name in ("ten", "multi"):
         cfg = again("train", [f"views={name}"])["views"]
         scorers = {source: _scorer(network, cfg, source) for source in ("map", "image")}

@@ -27,10 +27,11 @@ SHORT, LONG = 688, 917  # 4:3
 SAMPLE = 32  # windows that are timed the R-CNN way; the others would take as long each
 
 
-def paper_network(classes: int = 20, backbone: str = "zf5") -> SPPNet:
-    """The network of the paper: `backbone`, 50 bins, two fully connected layers of 4,096."""
-    cfg = again("train", [f"backbone={backbone}", "head.hidden=[4096,4096]", "head.bins=[6,3,2,1]"])
-    return build_network(cfg["backbone"], cfg["head"], classes).eval()
+def paper_network(quick: bool = False) -> SPPNet:
+    """The paper's: ZF-5, 50 bins, two fully connected layers of 4,096; `quick`: one that takes no time."""
+    words = ["backbone=tiny", "head.hidden=[64]"] if quick else ["backbone=zf5", "head.hidden=[4096,4096]"]
+    cfg = again("train", [*words, "head.bins=[6,3,2,1]"])
+    return build_network(cfg["backbone"], cfg["head"], 20).eval()
 
 
 def random_windows(height: int, width: int, count: int = COUNT) -> list[Window]:
@@ -46,10 +47,11 @@ def random_windows(height: int, width: int, count: int = COUNT) -> list[Window]:
 def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `windows`."""
     device = setting.device.type
-    network = paper_network().to(setting.device)
-    photograph = torch.rand(1, 3, SHORT, LONG, device=setting.device)
+    network = paper_network(setting.quick).to(setting.device)
+    height, width, count = (300, 400, 64) if setting.quick else (SHORT, LONG, COUNT)
+    photograph = torch.rand(1, 3, height, width, device=setting.device)
     maps = network.backbone(photograph)
-    pixels = random_windows(SHORT, LONG)
+    pixels = random_windows(height, width, count)
     cells = map_windows(pixels, receptive_field(network.backbone), *maps.shape[2:])
     boxes = torch.tensor([[0, *cell] for cell in cells])
     yield _pooling(maps, boxes, device)

@@ -23,7 +23,7 @@ from sppnet import compose, settings
 from sppnet.compose import Job
 from sppnet.errors import UserError
 from sppnet.provenance import code, machine, packages
-from sppnet.rules import TEXT, Rule, choice, list_of, or_null, whole
+from sppnet.rules import FLAG, TEXT, Rule, choice, list_of, or_null, whole
 
 if TYPE_CHECKING:
     from sppnet.bench.rows import Row, Setting
@@ -43,6 +43,7 @@ RULES: Mapping[str, Rule] = {
     "accelerator": choice("auto", "cpu", "gpu"),
     "threads": whole(1, 1024),
     "photographs": or_null(TEXT),
+    "quick": FLAG,
     "output": or_null(TEXT),
 }
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
@@ -74,7 +75,8 @@ def bench(job: Job) -> None:
     with tempfile.TemporaryDirectory(prefix="sppnet-bench-") as scratch:
         from sppnet.bench.rows import Setting
 
-        setting = Setting(device, own["threads"], _photographs(own["photographs"], Path(scratch)), Path(scratch))
+        folders = _photographs(own["photographs"], Path(scratch))
+        setting = Setting(device, own["threads"], folders, Path(scratch), own["quick"])
         began, rows = time.monotonic(), []
         for group in own["only"] or GROUPS:
             for row in _measured(group, setting):
