@@ -13,8 +13,8 @@ from sppnet.bench.rows import Row, Setting, Timed, compare, geometric
 from sppnet.pyramid import ops, spatial_pyramid_pool2d
 
 BINS = ((6, 3, 2, 1), (4, 2, 1), (4, 3, 2, 1))
-MAPS = ((64, 256, 13, 13), (16, 512, 14, 14), (8, 512, 40, 40), (64, 2048, 7, 7))
-SMALL = ((2, 32, 12, 12),)
+MAPS = [(64, 256, 13, 13), (16, 512, 14, 14), (8, 512, 40, 40), (64, 2048, 7, 7)]
+SMALL = [(2, 32, 12, 12)]
 LARGE = (1024, 256, 13, 13)
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 Pool = Callable[[Tensor], Tensor]
@@ -54,8 +54,7 @@ def both_ways(pool: Pool, x: Tensor) -> Callable[[], None]:
 def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `layer`."""
     device = setting.device.type
-    maps = (*MAPS, LARGE) if device == "cuda" else MAPS
-    maps = SMALL if setting.quick else maps
+    maps = SMALL if setting.quick else [*MAPS, LARGE] if device == "cuda" else MAPS
     named = {"adaptive": adaptive, "strided": strided}
     times: dict[str, dict[str, Timed]] = {"adaptive": {}, "strided": {}, "amax": {}}
     for shape, dtype, (layout, memory_format) in itertools.product(
