@@ -208,6 +208,7 @@ def test_without_a_compiler_torch_s_operations_do_it(tmp_path: Path) -> None:
         assert says in printed
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_processes_that_compile_at_once_all_get_a_whole_library(tmp_path: Path) -> None:
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
@@ -292,3 +293,16 @@ for kind in TYPES:
 def test_the_gpu_s_kernels_compile_without_a_gpu(kinds: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("triton")
     run(COMPILE.replace("TYPES", repr(kinds)), TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_compiled_gradients_of_torch_func_are_right_too() -> None:
+    x = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+    auto, plain = (SpatialPyramidPool2d((3, 2, 1), kernel=kernel) for kernel in ("auto", "plain"))
+    takes: list[Callable[[Any], Any]] = [
+        lambda f: torch.func.jvp(f, (x,), (x.sin(),))[1],
+        lambda f: torch.func.grad(lambda y: (f(y) ** 2).sum())(x),
+    ]
+    for take in takes:
+        torch.compiler.reset()
+        compiled = torch.compile(lambda take=take: take(auto), backend="eager")
+        assert torch.equal(compiled(), take(plain))

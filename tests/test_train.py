@@ -79,6 +79,27 @@ def test_a_fast_kernel_trains_the_same_weights_by_the_same_losses(sppnet: Caller
         assert same_weights(fast / "checkpoints/last.ckpt", plain / "checkpoints/last.ckpt")
 
 
+def test_photographs_that_are_kept_change_no_weight_and_old_runs_can_be_tested(sppnet: Caller, tmp_path: Path) -> None:
+    digits = Digits()
+    for index in range(0, 240):
+        path = tmp_path / f"photos/{digits.label(index)}/{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digits.read(index).save(path)
+    words = ("train", *SMALL, "data=folder", f"data.root={tmp_path}/photos", "data.workers=0", "data.short_side=32")
+    plain = sppnet(*words).run
+    built, found = (sppnet(*words, "data.cache=true", f"paths.runs={name}", "paths.cache=kept").run for name in "ab")
+    assert built.name == found.name == plain.name
+    for run in (built, found):
+        assert same_weights(run / "checkpoints/last.ckpt", plain / "checkpoints/last.ckpt")
+    config = yaml.safe_load((plain / "config.yaml").read_text())
+    for key in ("short_side", "resampler", "cache"):  # as a run from before there were such keys
+        del config["data"][key]
+    del config["head"]["kernel"]
+    (plain / "config.yaml").write_text(yaml.safe_dump(config))
+    tested = sppnet("test", f"checkpoint={plain}")
+    assert tested.code == 0, tested.err
+
+
 def test_other_test_sizes_share_the_training(sppnet: Caller) -> None:
     first = sppnet("train", *SMALL)
     stamp = (first.run / "checkpoints/last.ckpt").stat().st_mtime_ns

@@ -30,6 +30,7 @@ NOT_IN_A_RUN = (
 )
 LATER = {"data.short_side": None, "data.resampler": "pillow"}
 """Keys that are younger than the format, and what was done before them: so a run from then is still the same run."""
+BEFORE = LATER | {"data.cache": False, "head.kernel": "auto"}
 NOT_IN_A_TEST = (
     *("data.root", "data.workers", "data.name", "data.batch_size", "data.cache"),
     *("data.fit", "data.crop", "data.flip", "data.color", "data.aspect_step"),
@@ -52,6 +53,16 @@ def run_identity(cfg: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
         "backbone.weights": weights_identity(cfg["backbone"].get("weights")),
         "world_size": world_size(cfg),
     }
+
+
+def completed(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run, with the keys that are younger than it, as they were then."""
+    made = copy.deepcopy(cfg)
+    for key, value in BEFORE.items():
+        section, _, name = key.partition(".")
+        if section != "head" or made.get("head", {}).get("name") == "spp":
+            made.setdefault(section, {}).setdefault(name, value)
+    return made
 
 
 def check_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dict[str, Any]:

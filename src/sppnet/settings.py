@@ -166,7 +166,7 @@ def check(cfg: Mapping[str, Any]) -> None:
     if split["val"] + split["test"] >= 1:
         raise UserError(f"data.split.val={split['val']} and data.split.test={split['test']} leave nothing to train on")
     data = cfg["data"]
-    if data["fit"] == "crop" and data["cache"] and data["short_side"] is None:
+    if data["fit"] == "crop" and data.get("cache") and data.get("short_side") is None:
         raise UserError("data.cache=true keeps images at a shorter side; give one, data.short_side=256 say")
     from sppnet.data import build_sizes  # imports numpy and Pillow, which `--cfg job` and --help do without
 

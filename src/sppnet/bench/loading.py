@@ -20,11 +20,11 @@ from sppnet.data.datamodule import DataModule
 from sppnet.recompose import again
 
 SIZES = (224, 180)
-BATCH = 64
+BATCH = 16  # so that several workers have several batches of the fewest photographs
 LITTLE = {"500x375": (500, 375, 16)}
 MADE = {
     "500x375": (500, 375, 128),
-    "2000x1500": (2000, 1500, 64),
+    "2000x1500": (2000, 1500, 128),
 }  # photographs of other sizes: width, height, how many
 
 RESIZED = {"kind": "random_resized", "scale": [0.08, 1.0], "aspect": [3 / 4, 4 / 3], "ratio": 0.875}  # as torchvision's

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sppnet.bench.rows import Row, Setting
+from sppnet.errors import RunFailed
 
 ROUNDS = 3
 JOBS, ALONE = 8, 3  # jobs of the sweep, and how many of them are started one by one and scaled up
@@ -107,8 +108,8 @@ def _until(command: Sequence[str], where: Path, trace: str) -> float:
     (where / "stepped").unlink(missing_ok=True)
     began = time.perf_counter()
     with subprocess.Popen(command, cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not any(
-            path.stat().st_size or path.name == "stepped" for path in where.glob(trace)
-        ):
+        while not any(path.stat().st_size or path.name == "stepped" for path in where.glob(trace)):
+            if process.poll():
+                raise RunFailed(f"{' '.join(command)} failed with exit code {process.returncode}")
             time.sleep(0.005)
         return time.perf_counter() - began

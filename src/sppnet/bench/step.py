@@ -98,6 +98,7 @@ def _trainer(cfg: dict[str, Any], sets: Sets, batches: list[Any], setting: Setti
 
 
 def _bare(cfg: dict[str, Any], sets: Sets, batches: list[Any], setting: Setting) -> float:
+    torch.use_deterministic_algorithms(False)  # as torch has it; the Trainer asked for them
     classifier = build_classifier(cfg, sets).to(setting.device).train()
     network, mean, std = classifier.network, classifier.mean, classifier.std
     optimizer = build_optimizer(cfg["optim"], list(network.parameters()))

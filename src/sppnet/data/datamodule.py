@@ -58,7 +58,8 @@ class DataModule(LightningDataModule):
         """Read the images' shapes where whole images are used; the first process of a machine does it for all."""
         if self.cfg["fit"] == "full" or self.views["fit"] in WHOLE:
             self._load_shapes()
-        self._source("crop")
+        if self.cfg["fit"] == "crop":
+            self._source("crop")
 
     def train_dataloader(self) -> Loader:
         """The training batches of this rank, from where the run stands."""

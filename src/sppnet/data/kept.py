@@ -52,6 +52,7 @@ class Kept:
     def __init__(self, path: Path, source: Whole, name: str) -> None:
         self.path, self.source, self.name = path, source, name
         self._open: tuple[mmap.mmap, Index, npt.NDArray[np.bool_]] | None = None
+        self._gone = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}  # every process maps the file itself
@@ -62,8 +63,10 @@ class Kept:
         Raises:
             DataError: it is not in the file, as it could not be read then, and cannot be now.
         """
-        if self._open is None:
+        if self._open is None and not self._gone:
             self._open = self._map()
+        if self._open is None:
+            return self.source.make(index)
         pixels, table, seen = self._open
         offset, height, width, checksum = table[index].tolist()
         if not height:
@@ -75,10 +78,13 @@ class Kept:
             seen[index] = True
         return torch.from_numpy(flat).view(height, width, 3)
 
-    def _map(self) -> tuple[mmap.mmap, Index, npt.NDArray[np.bool_]]:
+    def _map(self) -> tuple[mmap.mmap, Index, npt.NDArray[np.bool_]] | None:
         table = read_index(self.path)
-        if table is None:
-            raise DataError(f"{self.path} was damaged or removed while it was in use; start again to build it anew")
+        if table is None or not _is_whole(self.path):
+            said = f"sppnet: {self.path} was damaged or removed while it was in use; photographs are read anew"
+            print(said, file=sys.stderr, flush=True)
+            self._gone = True
+            return None
         with self.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)  # of torch: nothing writes to these tensors
@@ -117,7 +123,17 @@ def keep(source: Whole, shapes: ShapeArray, folder: Path, name: str, workers: in
     assert side is not None
     if state is None:
         raise UserError(f"data.cache=true: {name} cannot tell whether its images have changed; no file of them is kept")
-    what = [state, side, source.resampler, FORMAT, version("pillow"), version("torch"), version("torchvision")]
+    kind = type(source.images)
+    what = [
+        f"{kind.__module__}.{kind.__qualname__}",
+        state,
+        side,
+        source.resampler,
+        FORMAT,
+        version("pillow"),
+        version("torch"),
+        version("torchvision"),
+    ]
     path = folder / f"photographs-{digest(map(str, what))[:32]}.bin"
     if _is_whole(path):
         return path
@@ -198,7 +214,9 @@ def _build(path: Path, source: Whole, shapes: ShapeArray, name: str, workers: in
 
 
 def _made(source: Whole, workers: int) -> Iterator[Tensor | DataError]:
-    yield from DataLoader(_Each(source), batch_size=None, num_workers=workers)
+    # A generator of its own: a loader draws from torch's, and the initial weights come after.
+    generator = torch.Generator()
+    yield from DataLoader(_Each(source), batch_size=None, num_workers=workers, generator=generator)
 
 
 class _Each(Dataset[Any]):

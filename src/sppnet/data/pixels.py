@@ -24,9 +24,11 @@ from torch import Tensor
 
 from sppnet.data.crops import Region, render
 from sppnet.data.images import ImageSet
+from sppnet.data.sets import Files
 
+MAX_LENGTH = 16  # longer side over the shorter: one of 3000 x 1 pixels would else become 768,000 x 256
 RESAMPLERS = ("pillow", "torch")
-HEAD = 2**16  # bytes at the start of a JPEG in which its EXIF block lies
+APART = (0xE1, 0xEE)  # segments of a JPEG that may turn it (EXIF, XMP) or say what its colours are (Adobe)
 
 
 class Source(ABC):
@@ -128,8 +130,12 @@ def source_of(
 
 
 def shorter(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) after resizing to a shorter side of `side`; the aspect ratio is kept to the nearest pixel."""
+    """(height, width) after resizing to a shorter side of `side`; the aspect ratio is kept to the nearest pixel.
+
+    What is longer than `MAX_LENGTH` times the shorter side is squeezed to that.
+    """
     least = min(height, width)
+    height, width = min(height, MAX_LENGTH * least), min(width, MAX_LENGTH * least)
     return max(1, (height * side + least // 2) // least), max(1, (width * side + least // 2) // least)
 
 
@@ -153,9 +159,11 @@ def resize(pixels: Tensor, height: int, width: int, resampler: str) -> Tensor:
 
 def decoded(images: ImageSet, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The pixels of `images.read(index)`, uint8 `(h, w, 3)`; torchvision decodes plain JPEGs, to the same bits."""
-    path = getattr(images, "path", None)
-    found = None if path is None else _plain_jpeg(path(index))
-    return np.array(images.read(index)) if found is None else found
+    if isinstance(images, Files) and type(images).read is Files.read:  # not of a class that reads in a way of its own
+        found = _plain_jpeg(images.path(index))
+        if found is not None:
+            return found
+    return np.array(images.read(index))
 
 
 def _plain_jpeg(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
@@ -166,7 +174,7 @@ def _plain_jpeg(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         from torchvision.io import decode_jpeg  # in time to leave torchvision; Pillow does as well, only slower
 
         data = path.read_bytes()
-        if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9" or b"Exif\0" in data[:HEAD] or b"Adobe\0" in data[:HEAD]:
+        if data[-2:] != b"\xff\xd9" or not _is_simple(data):
             return None
         planes = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     except (ImportError, OSError, RuntimeError):
@@ -175,3 +183,15 @@ def _plain_jpeg(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         return None
     pixels: np.ndarray[Any, np.dtype[np.uint8]] = planes.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     return pixels
+
+
+def _is_simple(data: bytes) -> bool:
+    """Whether no segment before a JPEG's pixels is one of `APART`."""
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xDA:  # the pixels begin
+            return True
+        if data[at + 1] in APART:
+            return False
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False

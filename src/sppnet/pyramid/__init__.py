@@ -106,11 +106,12 @@ def spatial_pyramid_pool2d(
     check_choice("rule", rule, RULES)
     check_choice("kernel", kernel, KERNELS)
     check_map(x)
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if kernel == "auto" and pool == "avg" and rule == "adaptive" and compiling:
-        return plain.average_by_product(x, bins)
-    if kernel == "plain" or pool == "avg" or torch.compiler.is_exporting() or (not compiling and _is_transformed(x)):
+    if kernel == "plain" or torch.compiler.is_exporting() or _is_transformed(x):
         return plain.pool_maps(x, bins, pool, rule)
+    compiling = torch.compiler.is_compiling()
+    if pool == "avg":
+        product = compiling and rule == "adaptive"
+        return plain.average_by_product(x, bins) if product else plain.pool_maps(x, bins, pool, rule)
     # A compiler gains even where the operator ends at torch's own operations: one graph for all sizes.
     if compiling or (rule == "adaptive" and ops.has_kernel(x, bins)):
         return ops.maxima(x, None, bins, rule)
@@ -152,6 +153,10 @@ def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "m
 
 
 def _is_transformed(x: Tensor) -> bool:
-    """Whether forward-mode gradients or `torch.func` are at work, which an operator of ours does not take part in."""
+    """Whether an operator of ours takes no part: in `torch.func`, forward-mode gradients and traces of `torch.jit`."""
+    if torch._C._are_functorch_transforms_active() or torch._C._is_tracing():
+        return True
+    if torch.compiler.is_compiling():  # which traces no forward-mode gradient but that of `torch.func`
+        return False
     dual: Any = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
-    return torch._C._are_functorch_transforms_active() or dual.tangent is not None
+    return dual.tangent is not None

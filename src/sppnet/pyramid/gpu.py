@@ -7,6 +7,8 @@ float64) and rounded once.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -16,13 +18,27 @@ from torch import Tensor
 
 from .native import levels_in_order
 
+log = logging.getLogger(__name__)
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FINEST = 64  # bins along a side
 LANES = 1024  # values that a program holds at once
 
 
-def can_pool(x: Tensor) -> bool:
-    """Whether `forward` takes this map."""
-    return x.is_cuda and x.dtype in TYPES and x.shape[2] * x.shape[3] < 2**31
+def can_pool(x: Tensor, bins: Sequence[int]) -> bool:
+    """Whether `forward` takes this map: finer levels would take minutes to compile, larger images longer numbers."""
+    return x.is_cuda and x.dtype in TYPES and max(bins) <= FINEST and x[:1].numel() < 2**31 and works(x.device.index)
+
+
+@functools.cache
+def works(device: int) -> bool:
+    """Whether a kernel compiles and runs on this card: Triton needs a C compiler, and a card that is not too old."""
+    try:
+        with torch.cuda.device(device):
+            forward(torch.zeros(1, 1, 2, 2, device="cuda"), None, (1,), True)
+    except Exception as error:  # whatever Triton stumbles over; torch's own operations do as well
+        log.warning("the pyramid is pooled by torch's own operations, as Triton does not work here: %s", error)
+        return False
+    return True
 
 
 def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: bool) -> tuple[Tensor, Tensor]:
@@ -35,7 +51,9 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
     boxes = out if windows is None else windows.to(x.device, torch.int32).contiguous()
     most = triton.next_power_of_2(max(n * n for n in bins))
     lanes = max(1, min(triton.next_power_of_2(channels), LANES // most))
-    if out.numel():
+    if not out.numel():
+        return out, cells
+    with torch.cuda.device(x.device if x.is_cuda else -1):  # Triton launches on the current one
         _forward_kernel[(rows, triton.cdiv(channels, lanes))](
             *(x, boxes, out, cells, channels, height, width, *x.stride()),
             *(length, windows is None, with_cells, lanes, _levels(bins)),
@@ -50,7 +68,9 @@ def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[
     rows = number if images is None else torch.searchsorted(images.to(out.device), number)
     area = triton.next_power_of_2(min(height * width, LANES))
     lanes = max(1, min(triton.next_power_of_2(channels), LANES // area))
-    if out.numel():
+    if not out.numel():
+        return out
+    with torch.cuda.device(out.device if out.is_cuda else -1):
         _backward_kernel[(count, triton.cdiv(channels, lanes), triton.cdiv(height * width, area))](
             *(grad.contiguous(), cells, rows, out, channels, height * width, width, *out.stride()),
             *(grad.shape[1], lanes, area, _levels(bins)),

@@ -235,7 +235,7 @@ static int NAME(backward_part)(const Plan *plan, const ELEMENT *grad, const int3
                                int64_t first, int64_t last, ELEMENT *out) {
   const int64_t C = plan->channels, M = plan->bins, area = plan->height * plan->width;
   const int apart = plan->channel_step != 1; /* each channel's cells lie together */
-  const int64_t most = 4 * LANES, step = apart ? 1 : most, lane_step = apart ? area : 1;
+  const int64_t most = C < 4 * LANES ? C : 4 * LANES, step = apart ? 1 : most, lane_step = apart ? area : 1;
   WIDE *tile = malloc((area + 1) * most * sizeof(WIDE));
   if (!tile) return 1;
   for (int64_t image = first; image < last; image++) {

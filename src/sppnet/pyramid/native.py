@@ -142,19 +142,8 @@ def library() -> ctypes.CDLL | None:
 
 
 def _load(path: Path, compiler: str) -> ctypes.CDLL | None:
-    if not path.exists():
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        # some compilers know no native machine, others no OpenMP (then one thread pools)
-        for more in (("-march=native", "-fopenmp"), ("-march=native",), ()):
-            command = [*compiler.split(), *FLAGS, *more, "-o", str(temporary), str(SOURCE)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                temporary.replace(path)  # whole or not at all, whoever else builds it
-                break
-            temporary.unlink(missing_ok=True)
-        else:
-            log.warning("%s cannot compile %s (%s)", compiler, SOURCE.name, done.stderr.strip().partition("\n")[0])
-            return None
+    if not path.exists() and not _compile(path, compiler):
+        return None
     loaded = ctypes.CDLL(str(path))
     address, number = ctypes.c_void_p, ctypes.c_int64
     for kind in TYPES.values():
@@ -165,6 +154,25 @@ def _load(path: Path, compiler: str) -> ctypes.CDLL | None:
             *(ctypes.POINTER(Plan), address, address, address, number, number, address)
         ]
     return loaded
+
+
+def _compile(path: Path, compiler: str) -> bool:
+    """Make the library at `path`: whole or not at all, whoever else makes it at the same time."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+    try:
+        # some compilers know no native machine, others no OpenMP (then one thread pools)
+        for more in (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ()):
+            command = [*compiler.split(), *FLAGS, *more, "-o", name, str(SOURCE)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                os.fsync(handle)  # or a power cut may leave a file of zeros under the final name
+                Path(name).replace(path)
+                return True
+        log.warning("%s cannot compile %s (%s)", compiler, SOURCE.name, done.stderr.strip().partition("\n")[0])
+        return False
+    finally:
+        os.close(handle)
+        Path(name).unlink(missing_ok=True)
 
 
 def _machine() -> str:

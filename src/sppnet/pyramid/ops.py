@@ -33,13 +33,15 @@ def pyramid_max(
     x = x.detach()
     if rule == "adaptive" and native.can_pool(x, bins):
         return native.forward(x, windows, bins, with_cells)
-    if rule == "adaptive" and _on_gpu(x):
+    if rule == "adaptive" and _on_gpu(x, bins):
         from . import gpu
 
         return gpu.forward(x, windows, bins, with_cells)
     assert windows is None, "windows are pooled one by one where there is no kernel for them"
     cells = plain.max_cells(x, bins, rule)
-    return plain.take(x, cells, bins), cells.to(torch.int32) if with_cells else cells.new_empty((len(x), 0))
+    return plain.take(x, cells, bins), cells.to(torch.int32) if with_cells else cells.new_empty(
+        (len(x), 0), dtype=torch.int32
+    )
 
 
 @torch.library.custom_op("sppnet::pyramid_max_backward", mutates_args=())
@@ -50,7 +52,7 @@ def pyramid_max_backward(
     out = _empty(grad, shape, channels_last)
     if native.can_pool(out, bins):
         return native.backward(grad, cells, images, bins, out)
-    if _on_gpu(out):
+    if _on_gpu(out, bins):
         from . import gpu
 
         return gpu.backward(grad, cells, images, bins, out)
@@ -59,15 +61,15 @@ def pyramid_max_backward(
 
 def has_kernel(x: Tensor, bins: Sequence[int]) -> bool:
     """Whether something faster than torch's own operations pools maps like `x`."""
-    return native.can_pool(x, bins) or _on_gpu(x)
+    return native.can_pool(x, bins) or _on_gpu(x, bins)
 
 
-def _on_gpu(x: Tensor) -> bool:
+def _on_gpu(x: Tensor, bins: Sequence[int]) -> bool:
     if not x.is_cuda or not _has_triton():
         return False
     from . import gpu
 
-    return gpu.can_pool(x)
+    return gpu.can_pool(x, bins)
 
 
 @functools.cache

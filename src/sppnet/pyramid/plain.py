@@ -59,7 +59,8 @@ def average_by_product(x: Tensor, bins: Sequence[int]) -> Tensor:
     levels = []
     for n in bins:
         rows, cols = (_shares(side, n, wide) for side in x.shape[2:])
-        levels.append((rows @ wide @ cols.T).flatten(1))
+        with torch.autocast(x.device.type, enabled=False):  # or the shares would be rounded to half precision
+            levels.append((rows @ wide @ cols.T).flatten(1))
     return torch.cat(levels, 1).to(x.dtype)
 
 
