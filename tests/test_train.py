@@ -12,7 +12,10 @@ import yaml
 from calling import SMALL, Caller, records, same_weights
 from sppnet import cli
 from sppnet.backbones import Tiny
+from sppnet.data import load_sets
 from sppnet.data.digits import Digits
+from sppnet.recompose import again
+from sppnet.training import build_classifier
 
 
 def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
@@ -77,6 +80,18 @@ def test_a_fast_kernel_trains_the_same_weights_by_the_same_losses(sppnet: Caller
         ]
         assert figures[0] == figures[1]
         assert same_weights(fast / "checkpoints/last.ckpt", plain / "checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_network_gets_the_same_pixels_in_the_layout_that_is_asked_for(asked: bool) -> None:
+    cfg = again("train", [f"trainer.channels_last={asked}"])
+    classifier = build_classifier(cfg, load_sets(cfg["data"]))
+    images, offset = torch.randint(256, (3, 3, 20, 24), dtype=torch.uint8), torch.randn(3, 3)
+    mean, std = (torch.tensor(cfg["data"][key])[:, None, None] for key in ("mean", "std"))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        seen = classifier.normalise(images.contiguous(memory_format=layout), offset)
+        assert seen.is_contiguous(memory_format=torch.channels_last if asked else torch.contiguous_format)
+        assert torch.equal(seen, (images / 255 + offset[:, :, None, None] - mean) / std)
 
 
 def test_photographs_that_are_kept_change_no_weight_and_old_runs_can_be_tested(sppnet: Caller, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def inputs(pets: Path, fit: str, size: int = 32) -> list[torch.Tensor]:
         width, height = image.size
         ratio = round(max(image.size) / min(image.size) / 0.125) * 0.125
         shape = {True: (size, round(size * ratio)), False: (round(size * ratio), size)}[width > height]
-        region = EvalRegions(fit, 0.875)(width, height, 0, 0)
+        region = EvalRegions(fit, 0.875).region(width, height)
         x = torch.from_numpy(render(image, region, *(shape if fit == "full" else (size, size))))
         made.append(((x / 255 - mean) / std)[None])
     return made

@@ -82,13 +82,12 @@ class Classifier(L.LightningModule):
     def normalise(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
         """uint8 images (N, 3, h, w) on the device, `offset` (N, 3) added to their RGB in [0, 1], as the network takes
         them."""
-        images = images.to(self.mean.dtype) / 255
+        channels_last = self.cfg["trainer"]["channels_last"]
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        images = images.contiguous(memory_format=layout).to(self.mean.dtype) / 255
         if offset is not None:
             images = images + offset[:, :, None, None].to(images.dtype)
-        images = (images - self.mean) / self.std
-        if self.cfg["trainer"]["channels_last"]:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images
+        return (images - self.mean) / self.std
 
     def losses(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
         """(N, K) logits and targets ((N,) indices or (N, K) of 0 and 1) -> (N,) losses."""

@@ -42,7 +42,7 @@ class Drawer:
         seen = prediction.seen[None].to(classifier.device)
         evidence = explain(classifier.network, classifier.prepare({"image": seen}), best[0][0])
         picture = predictor.pictures.read(prediction.index)
-        box = EvalRegions(self.views["fit"], self.views["ratio"])(*picture.size, 0, 0).box
+        box = EvalRegions(self.views["fit"], self.views["ratio"]).region(*picture.size).box
         named = [(predictor.classes[label], probability) for label, probability in best]
         look = Look(box, *prediction.seen.shape[1:])
         made = draw(picture, name.rpartition("/")[2], look, named, evidence, self.field)

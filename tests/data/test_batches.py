@@ -53,6 +53,7 @@ def test_a_training_batch_is_what_the_classifier_is_promised(config: Load, tmp_p
         n = len(batch["index"])
         assert batch["image"].dtype == torch.uint8
         assert batch["image"].shape[:2] == (n, 3)
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
         assert min(batch["image"].shape[2:]) == batch["size"] == 32
         assert fit == "full" or batch["image"].shape[2:] == (32, 32)
         assert batch["target"].dtype == batch["index"].dtype == torch.int64

@@ -153,7 +153,7 @@ def test_a_crop_of_the_size_of_the_batch_is_a_copy_of_the_resized_photograph(pho
         pixels = source.read(index)
         height, width, _ = pixels.shape
         whole = resize(torch.from_numpy(decoded(images, index)), height, width, resampler)
-        region = regions(*source.size(pixels), index, 0)
+        region = regions(index, 0)(*source.size(pixels))
         out = torch.empty(3, 112, 112, dtype=torch.uint8)
         source.draw(pixels, region, out)
         left, top, right, bottom = whole_box(region.box, *source.size(pixels))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sppnet.data.crops import Region
+from sppnet.data.crops import Cut
 from sppnet.data.decode import DataError
 from sppnet.data.images import ImageSet, Label
 from sppnet.data.pixels import Direct, Source
@@ -20,7 +20,7 @@ class Batch(TypedDict):
     """One batch; all its images have one shape.
 
     Keys:
-        image: uint8 (N, 3, h, w), RGB.
+        image: uint8 (N, 3, h, w), RGB, laid out as decoders do it: colours innermost.
         more: the same images at further scales, in the order of the views' `scales`; empty but for tests at several.
         target: class numbers, int64 (N,); in a multi-label set float32 (N, K) of 0 and 1.
         index: int64 (N,), positions in the set.
@@ -38,6 +38,9 @@ class Batch(TypedDict):
     offset: torch.Tensor
     size: int
     bad: list[str]
+
+
+SMALL = frozenset({"target", "index", "valid", "offset"})
 
 
 class Sample(NamedTuple):
@@ -63,35 +66,37 @@ class Samples(Dataset[Sample]):
 
     Attributes:
         images: the set.
-        regions: what is cut out of an image of a width and height, by its index and the epoch.
+        regions: what is cut out of an image, by its index and the epoch.
         source: how it is read and resized; None for the default.
     """
 
     images: ImageSet
-    regions: Callable[[int, int, int, int], Region]
+    regions: Callable[[int, int], Cut]
     source: Source | None = None
 
     def __getitem__(self, item: Item) -> Sample:
-        return self._sample(item, [torch.empty(3, *shape, dtype=torch.uint8) for shape in item.shapes])
+        outs = [_room(1, *shape)[0] for shape in item.shapes]
+        return self._sample(item, self.regions(item.index, item.epoch), outs)
 
     def __getitems__(self, items: Sequence[Item]) -> Drawn:
         # each image is drawn to its place in the batch, which a worker lays where the main process can read it
         batch = [_room(len(items), *shape) for shape in items[0].shapes]
+        cuts = [self.regions(item.index, item.epoch) for item in items]
         samples: list[Sample] = []
         row = 0
-        for item in items:
-            samples.append(self._sample(item, [scale[row] for scale in batch]))
+        for item, cut in zip(items, cuts, strict=True):
+            samples.append(self._sample(item, cut, [scale[row] for scale in batch]))
             row += bool(samples[-1].images)
         return Drawn(samples, [scale[:row] for scale in batch])
 
-    def _sample(self, item: Item, outs: list[torch.Tensor]) -> Sample:
+    def _sample(self, item: Item, cut: Cut, outs: list[torch.Tensor]) -> Sample:
         source = self.source or Direct(self.images)
         target = self.images.label(item.index)
         try:
             pixels = source.read(item.index)
         except DataError as error:  # kept as text: a traceback from a worker would bury the one line that helps
             return Sample(item, target, [], (0.0, 0.0, 0.0), str(error))
-        region = self.regions(*source.size(pixels), item.index, item.epoch)
+        region = cut(*source.size(pixels))
         for out in outs:
             source.draw(pixels, region, out)
         return Sample(item, target, outs, region.offset, "")
@@ -99,12 +104,13 @@ class Samples(Dataset[Sample]):
 
 def _room(count: int, height: int, width: int) -> torch.Tensor:
     """An uninitialised batch of `count` images; in a worker in shared memory, as `default_collate` has it."""
-    shape = (count, 3, height, width)
+    size = count * height * width * 3
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    size = count * 3 * height * width
-    storage: Any = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,)).view(shape)
+        flat = torch.empty(size, dtype=torch.uint8)
+    else:
+        storage: Any = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+        flat = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,))
+    return flat.view(count, height, width, 3).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,23 @@ class Collate:
         return target_NK
 
 
+@dataclass(frozen=True)
+class _Light:
+    """A `Collate` whose batches travel light.
+
+    torch opens a file for every tensor that goes from process to process; for the four small ones of a batch that takes
+    longer than to draw sixteen kept photographs. So they travel as arrays.
+    """
+
+    collate: Collate
+
+    def __call__(self, drawn: Drawn | Sequence[Sample]) -> dict[str, Any] | DataError:
+        batch = self.collate(drawn)
+        if isinstance(batch, DataError):
+            return batch
+        return {key: value.numpy() if key in SMALL else value for key, value in batch.items()}  # type: ignore[attr-defined]
+
+
 class Loader(DataLoader[Any]):
     """A `DataLoader` of `Batch`es that raises what workers found, as one line, and has a state for Lightning.
 
@@ -172,7 +195,7 @@ class Loader(DataLoader[Any]):
         super().__init__(
             samples,
             batch_sampler=batches,
-            collate_fn=Collate(samples.images, skip),
+            collate_fn=_Light(Collate(samples.images, skip)),
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=persistent and workers > 0,
@@ -189,8 +212,8 @@ class Loader(DataLoader[Any]):
         """Nothing to do."""
 
 
-def _checked(batches: Iterator[Batch | DataError]) -> Iterator[Batch]:
+def _checked(batches: Iterator[dict[str, Any] | DataError]) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(batch, DataError):
             raise batch
-        yield batch
+        yield cast("Batch", {key: torch.from_numpy(x) if key in SMALL else x for key, x in batch.items()})

@@ -7,7 +7,7 @@ resized straight to the batch's size. So a smaller input is the same region at l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import Any, NamedTuple
@@ -34,6 +34,9 @@ class Region(NamedTuple):
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
+Cut = Callable[[int, int], Region]  # what is taken of an image of a width and height
+
+
 @dataclass(frozen=True)
 class TrainRegions:
     """Draws the training region of an image.
@@ -52,13 +55,18 @@ class TrainRegions:
     flip: bool
     color: float
 
-    def __call__(self, width: int, height: int, index: int, epoch: int) -> Region:
-        """The region of image `index` (`width` x `height` pixels) in `epoch`."""
+    def __call__(self, index: int, epoch: int) -> Cut:
+        """The region of image `index` in `epoch`, of which the size is yet to be known.
+
+        To be asked for all images of a batch before the first is read: between two of them, when decoding has emptied
+        the processor's caches, the generator takes six times as long.
+        """
         draw = rng(self.seed, epoch, "region", index)
         # always drawn, so that the boxes stay the same when mirroring or colour is switched off
         mirrored, alphas = draw.random() < 0.5, draw.standard_normal(3)
         red, green, blue = (EIGENVECTORS @ (self.color * alphas * EIGENVALUES)).tolist()
-        return Region(self._box(draw, width, height), self.flip and mirrored, (red, green, blue))
+        flip, offset = self.flip and mirrored, (red, green, blue)
+        return lambda width, height: Region(self._box(draw, width, height), flip, offset)
 
     def _box(self, draw: np.random.Generator, width: int, height: int) -> Box:
         if self.fit == "full":
@@ -75,9 +83,12 @@ class EvalRegions:
     fit: str
     ratio: float
 
-    def __call__(self, width: int, height: int, index: int, epoch: int) -> Region:
-        """The region; it depends on the shape alone."""
-        del index, epoch
+    def __call__(self, index: int, epoch: int) -> Cut:
+        """The same of every image."""
+        return self.region
+
+    def region(self, width: int, height: int) -> Region:
+        """Of an image of `width` x `height` pixels."""
         if self.fit == "center":
             side = self.ratio * min(width, height)
             return Region(_place(width, height, side, side, 0.5, 0.5))
@@ -118,12 +129,13 @@ def random_resized(
 def render(image: Image.Image, region: Region, height: int, width: int) -> npt.NDArray[np.uint8]:
     """The region of an RGB image at `height` x `width`: uint8 (3, height, width), without the colour offset.
 
-    Bilinear with antialiasing, from the original's pixels to the result in one step.
+    Bilinear with antialiasing, from the original's pixels to the result in one step. Colours are innermost in memory,
+    as in a `Batch`.
     """
-    x_HWC = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=region.box))
+    resized = image.resize((width, height), Image.Resampling.BILINEAR, box=region.box)
     if region.flip:
-        x_HWC = x_HWC[:, ::-1]
-    return x_HWC.transpose(2, 0, 1).copy()  # of its own: torch warns of tensors on Pillow's read-only memory
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(resized).transpose(2, 0, 1)  # a copy: torch warns of tensors on Pillow's read-only memory
 
 
 def _place(width: int, height: int, w: float, h: float, x: float, y: float) -> Box:

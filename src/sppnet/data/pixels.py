@@ -48,7 +48,10 @@ class Source(ABC):
 
     @abstractmethod
     def draw(self, pixels: Any, region: Region, out: Tensor) -> None:
-        """Fill `out`, uint8 `(3, h, w)`, with the region; its colour offset is left to the network's side."""
+        """Fill `out`, uint8 `(3, h, w)`, with the region; its colour offset is left to the network's side.
+
+        It is fastest where `out` is laid out as `(h, w, 3)`, as decoded pixels are.
+        """
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,7 @@ class Whole(Source):
         cut = pixels[top:bottom, left:right]
         _, height, width = out.shape
         same = cut.shape[:2] == (height, width)
-        drawn = cut.permute(2, 0, 1) if same else resize(cut, height, width, self.resampler)
-        np.copyto(out.numpy(), drawn.numpy())  # of such views faster than torch's copies
+        out.copy_(cut.permute(2, 0, 1) if same else resize(cut, height, width, self.resampler))
         if region.flip:
             out.copy_(out.flip(2))
 
@@ -152,7 +154,7 @@ def resize(pixels: Tensor, height: int, width: int, resampler: str) -> Tensor:
     if resampler == "pillow":
         resized = Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-    planes = pixels.permute(2, 0, 1)[None]
+    planes = pixels[None].permute(0, 3, 1, 2)  # in this order: torch then sees the layout, and takes half of the time
     found: Tensor = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)[0]
     return found
 

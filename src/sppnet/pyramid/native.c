@@ -8,36 +8,10 @@
 
 #ifndef ELEMENT
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "lanes.h"
 
-#define LANES 16
 #define BLOCKS 16 /* most vectors of channels that are pooled together */
 #define MAX_LEVELS 64
-
-typedef int32_t Cells __attribute__((vector_size(LANES * sizeof(int32_t))));
-typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-typedef double Doubles __attribute__((vector_size(LANES * sizeof(double))));
-typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
-
-static inline Floats load_float32(const float *p) {
-  Floats x;
-  memcpy(&x, p, sizeof x);
-  return x;
-}
-
-static inline Doubles load_float64(const double *p) {
-  Doubles x;
-  memcpy(&x, p, sizeof x);
-  return x;
-}
-
-static inline Floats load_bfloat16(const uint16_t *p) {
-  Halves x;
-  memcpy(&x, p, sizeof x);
-  return (Floats)(__builtin_convertvector(x, Cells) << 16);
-}
 
 typedef struct {
   int64_t channels, height, width;
@@ -47,18 +21,15 @@ typedef struct {
   int64_t order[MAX_LEVELS], start[MAX_LEVELS];          /* order of computing; first bin of each level */
 } Plan;
 
-static inline float widen_bf16(uint16_t x) {
-  uint32_t bits = (uint32_t)x << 16;
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
+typedef struct {
+  int64_t image, left, top, width, height;
+} Window;
 
-static inline uint16_t round_bf16(float x) { /* to nearest even, as torch does */
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  if (x != x) return 0x7fc0;
-  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+/* Window r; without windows, all of map r. */
+static inline Window window(const Plan *plan, const int32_t *windows, int64_t r) {
+  if (!windows) return (Window){r, 0, 0, plan->width, plan->height};
+  const int32_t *w = windows + 5 * r;
+  return (Window){w[0], w[1], w[2], w[3] - w[1], w[4] - w[2]};
 }
 
 #define ELEMENT float
@@ -111,17 +82,22 @@ static void NAME(scan)(const ELEMENT *x, int64_t row_step, int64_t col_step, int
   *best_out = best, *cell_out = cell;
 }
 
-/* As scan, without the cells. */
-static void NAME(scan_values)(const ELEMENT *x, int64_t row_step, int64_t col_step, int64_t top, int64_t bottom,
-                              int64_t left, int64_t right, NAME(Values) *best_out) {
-  NAME(Values) best = NAME(load)(x + top * row_step + left * col_step);
+/* As scan, of `n` vectors side by side and without the cells. */
+static inline __attribute__((always_inline)) void NAME(scan_values)(const int n, const ELEMENT *x, int64_t row_step,
+                                                                     int64_t col_step, int64_t top, int64_t bottom,
+                                                                     int64_t left, int64_t right,
+                                                                     NAME(Values) *best_out) {
+  NAME(Values) best[4];
+  for (int v = 0; v < n; v++) best[v] = NAME(load)(x + top * row_step + left * col_step + v * LANES);
   for (int64_t row = top; row < bottom; row++) {
     for (int64_t col = left; col < right; col++) {
-      const NAME(Values) v = NAME(load)(x + row * row_step + col * col_step);
-      best = NAME(pick)((v > best) | (v != v), v, best);
+      for (int v = 0; v < n; v++) {
+        const NAME(Values) here = NAME(load)(x + row * row_step + col * col_step + v * LANES);
+        best[v] = NAME(pick)((here > best[v]) | (here != here), here, best[v]);
+      }
     }
   }
-  *best_out = best;
+  for (int v = 0; v < n; v++) best_out[v] = best[v];
 }
 
 /* One bin from the k x k bins, `side` to a row and `blocks` apart, of a finer level that make it up. */
@@ -157,7 +133,11 @@ static void NAME(pyramid)(const Plan *plan, const ELEMENT *x, int64_t row_step, 
         const int64_t bin = (plan->start[level] + i * n + j) * blocks;
         const int64_t top = i * height / n, bottom = ((i + 1) * height + n - 1) / n;
         const int64_t left = j * width / n, right = ((j + 1) * width + n - 1) / n;
-        for (int64_t v = 0; v < blocks; v++) {
+        int64_t v = 0;
+        if (parent < 0 && !cells)
+          for (; v + 4 <= blocks; v += 4)
+            NAME(scan_values)(4, x + v * LANES, row_step, col_step, top, bottom, left, right, best + bin + v);
+        for (; v < blocks; v++) {
           if (parent >= 0) {
             const int64_t side = plan->side[parent], k = side / n;
             const int64_t from = (plan->start[parent] + i * k * side + j * k) * blocks + v;
@@ -166,7 +146,7 @@ static void NAME(pyramid)(const Plan *plan, const ELEMENT *x, int64_t row_step, 
             NAME(scan)(x + v * LANES, row_step, col_step, plan->width, top, bottom, left, right, best + bin + v,
                        cell + bin + v);
           } else {
-            NAME(scan_values)(x + v * LANES, row_step, col_step, top, bottom, left, right, best + bin + v);
+            NAME(scan_values)(1, x + v * LANES, row_step, col_step, top, bottom, left, right, best + bin + v);
           }
         }
       }
@@ -179,9 +159,8 @@ static int NAME(forward_part)(const Plan *plan, const ELEMENT *x, const int32_t 
   const int64_t C = plan->channels, M = plan->bins;
   int64_t area = 0;
   for (int64_t r = first; r < last; r++) {
-    const int32_t *w = windows + 5 * r;
-    const int64_t here = (int64_t)(w[3] - w[1]) * (w[4] - w[2]);
-    area = here > area ? here : area;
+    const Window w = window(plan, windows, r);
+    area = w.height * w.width > area ? w.height * w.width : area;
   }
   NAME(Values) *best = aligned_alloc(sizeof *best, M * BLOCKS * sizeof *best);
   Cells *cell = aligned_alloc(sizeof *cell, M * BLOCKS * sizeof *cell);
@@ -191,39 +170,36 @@ static int NAME(forward_part)(const Plan *plan, const ELEMENT *x, const int32_t 
     return 1;
   }
   for (int64_t r = first; r < last; r++) {
-    const int32_t *w = windows + 5 * r;
-    const int64_t left = w[1], top = w[2], width = w[3] - w[1], height = w[4] - w[2];
-    const ELEMENT *image = x + w[0] * plan->image_step + top * plan->row_step + left * plan->col_step;
+    const Window w = window(plan, windows, r);
+    const ELEMENT *image = x + w.image * plan->image_step + w.top * plan->row_step + w.left * plan->col_step;
     for (int64_t c = 0, count; c < C; c += count) {
       const ELEMENT *here = image + c * plan->channel_step;
       int64_t blocks = plan->channel_step == 1 ? (C - c) / LANES : 0;
       blocks = blocks > BLOCKS ? BLOCKS : blocks;
       count = blocks * LANES;
       if (blocks) {
-        NAME(pyramid)(plan, here, plan->row_step, plan->col_step, height, width, blocks, best, cell, cells != NULL);
+        NAME(pyramid)(plan, here, plan->row_step, plan->col_step, w.height, w.width, blocks, best, cell, cells != NULL);
       } else { /* lay the channels side by side */
         count = C - c < LANES ? C - c : LANES, blocks = 1;
         for (int64_t l = 0; l < count; l++) {
           const ELEMENT *from = here + l * plan->channel_step;
           ELEMENT *to = tile + l;
-          for (int64_t row = 0; row < height; row++)
-            for (int64_t col = 0; col < width; col++, to += LANES)
+          for (int64_t row = 0; row < w.height; row++)
+            for (int64_t col = 0; col < w.width; col++, to += LANES)
               *to = from[row * plan->row_step + col * plan->col_step];
         }
-        NAME(pyramid)(plan, tile, width * LANES, LANES, height, width, 1, best, cell, cells != NULL);
+        NAME(pyramid)(plan, tile, w.width * LANES, LANES, w.height, w.width, 1, best, cell, cells != NULL);
       }
-      const int64_t step = blocks * LANES;
+      const int32_t corner = (int32_t)(w.top * plan->width + w.left);
       for (int64_t level = 0; level < plan->levels; level++) {
         const int64_t start = plan->start[level], k = plan->side[level] * plan->side[level];
-        const int64_t at = r * C * M + C * start + c * k;
-        const WIDE *values = (const WIDE *)(best + start * blocks); /* picking elements of vectors is slow */
-        const int32_t *places = (const int32_t *)(cell + start * blocks);
-        const int32_t corner = (int32_t)(top * plan->width + left);
-        for (int64_t l = 0; l < count; l++)
-          for (int64_t b = 0; b < k; b++) out[at + l * k + b] = ROUND(values[b * step + l]);
-        if (!cells) continue;
-        for (int64_t l = 0; l < count; l++)
-          for (int64_t b = 0; b < k; b++) cells[at + l * k + b] = places[b * step + l] + corner;
+        for (int64_t v = 0; v < blocks; v++) {
+          const int64_t first = c + v * LANES, from = start * blocks + v, at = r * C * M + C * start + first * k;
+          const int64_t some = C - first < LANES ? C - first : LANES;
+          const int last = C - first <= LANES;
+          NAME(put)(best + from, blocks, k, some, last, out + at);
+          if (cells) put(cell + from, blocks, k, some, last, corner, 0, (char *)(cells + at));
+        }
       }
     }
   }
@@ -263,8 +239,9 @@ static int NAME(backward_part)(const Plan *plan, const ELEMENT *grad, const int3
   return 0;
 }
 
-/* Pool `count` windows of (image, left, top, right, bottom) on `threads` threads. out, cells: (windows, channels * bins);
-   cells, the row-major number of each maximum in its map, may be NULL. Returns 0, or 1 if there is no memory. */
+/* Pool `count` windows of (image, left, top, right, bottom), or if windows is NULL the first `count` maps, on `threads`
+   threads. out, cells: (windows, channels * bins); cells, the row-major number of each maximum in its map, may be NULL.
+   Returns 0, or 1 if there is no memory. */
 int NAME(forward)(const Plan *plan, const ELEMENT *x, const int32_t *windows, int64_t count, int64_t threads,
                   ELEMENT *out, int32_t *cells) {
   int failed = 0;

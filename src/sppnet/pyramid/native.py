@@ -24,7 +24,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.c", "lanes.h"))
 FLAGS = ("-O3", "-shared", "-fPIC", "-fno-trapping-math", "-Wno-psabi")
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 MAX_LEVELS = 64  # as in native.c
@@ -58,17 +58,16 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
         with_cells: whether the cells are wanted.
     """
     count, channels, height, width = x.shape
-    if windows is None:
-        images = torch.arange(count, dtype=torch.int32)
-        windows = torch.stack([images, images * 0, images * 0, images * 0 + width, images * 0 + height], 1)
-    windows = windows.contiguous()
-    length = channels * sum(n * n for n in bins)
-    out = x.new_empty(len(windows), length)
-    cells = torch.empty(len(windows), length if with_cells else 0, dtype=torch.int32)
+    if windows is not None:
+        windows = windows.contiguous()
+        count = len(windows)
+    plan = _plan(x.shape, x.stride(), tuple(bins))
+    out = x.new_empty(count, channels * plan.bins)
+    cells = torch.empty(count, channels * plan.bins if with_cells else 0, dtype=torch.int32)
     pool = getattr(library(), f"forward_{TYPES[x.dtype]}")
-    threads = _threads(len(windows) * channels * height * width, len(windows))
-    where = cells.data_ptr() if with_cells else None
-    if pool(_plan(x, bins), x.data_ptr(), windows.data_ptr(), len(windows), threads, out.data_ptr(), where):
+    threads = _threads(count * channels * height * width, count)
+    boxes, where = (None if found is None else found.data_ptr() for found in (windows, cells if with_cells else None))
+    if pool(plan, x.data_ptr(), boxes, count, threads, out.data_ptr(), where):
         raise MemoryError(f"no memory for pooling maps of {height}x{width} cells over {bins}")
     return out, cells
 
@@ -88,7 +87,7 @@ def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[
     scatter = getattr(library(), f"backward_{TYPES[out.dtype]}")
     threads = _threads(out.numel(), count)
     addresses = (grad.data_ptr(), cells.data_ptr(), rows.data_ptr())
-    if scatter(_plan(out, bins), *addresses, count, threads, out.data_ptr()):
+    if scatter(_plan(out.shape, out.stride(), tuple(bins)), *addresses, count, threads, out.data_ptr()):
         raise MemoryError(f"no memory for the gradient of maps of {out.shape[2]}x{out.shape[3]} cells")
     return out
 
@@ -106,8 +105,9 @@ def levels_in_order(bins: Sequence[int]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _plan(x: Tensor, bins: Sequence[int]) -> Plan:
-    plan = Plan(*x.shape[1:], *x.stride(), len(bins), sum(n * n for n in bins))
+@functools.lru_cache(maxsize=256)
+def _plan(shape: tuple[int, ...], strides: tuple[int, ...], bins: tuple[int, ...]) -> Plan:
+    plan = Plan(*shape[1:], *strides, len(bins), sum(n * n for n in bins))
     for step, (level, parent) in enumerate(levels_in_order(bins)):
         plan.order[step], plan.parent[level] = level, parent
     start = 0
@@ -129,7 +129,7 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         log.info("no C compiler: the pyramid is pooled by torch's own operations")
         return None
-    source = SOURCE.read_bytes()
+    source = SOURCE.read_bytes() + HEADER.read_bytes()
     key = hashlib.sha256(source + repr((compiler, FLAGS, _machine())).encode()).hexdigest()[:16]
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sppnet"

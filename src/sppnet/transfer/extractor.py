@@ -99,9 +99,10 @@ class Runner:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Features (n, D) of 8-bit images (n, 3, h, w), one for each layer, on the CPU."""
-        x = (images.to(self.device).to(self.dtype) / 255 - self.mean) / self.std
+        x = images.to(self.device).contiguous(memory_format=self.format).to(self.dtype)
+        x = (x / 255 - self.mean) / self.std
         with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
-            return [found.cpu() for found in self.network(x.contiguous(memory_format=self.format))]
+            return [found.cpu() for found in self.network(x)]
 
 
 def _build(task: Task, names: list[str]) -> Extractor:
