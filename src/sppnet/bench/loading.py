@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import timeit
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
+from torchvision.io import decode_jpeg
 
 from sppnet.bench.rows import Row, Setting, geometric
 from sppnet.data import build_sizes, load_sets
@@ -52,6 +54,9 @@ def _rows(setting: Setting, workers: int, kind: str, least: float, keys: Mapping
         pairs = [_pair(setting, root, size, workers, keys) for size in SIZES]
         ratio = geometric([theirs / ours for ours, theirs in pairs])
         where = f"{workers} workers" if workers else "one core"
+        limit = ", ".join(f"{theirs / ours:.1f}x at {size}" for size, (ours, theirs) in zip(SIZES, pairs, strict=True))
+        if not workers and keys is DECODING:
+            limit += f"; libjpeg alone takes {_decoding(root) * 1e3:.3g} ms"
         yield Row(
             "loading",
             f"photographs of {name} at 224 and 180, {kind}, {where}",
@@ -60,9 +65,7 @@ def _rows(setting: Setting, workers: int, kind: str, least: float, keys: Mapping
             sum(theirs for _, theirs in pairs) / 2,
             ratio,
             least,
-            limit=", ".join(
-                f"{theirs / ours:.1f}x at {size}" for size, (ours, theirs) in zip(SIZES, pairs, strict=True)
-            ),
+            limit=limit,
             unit="s per photograph",
         )
 
@@ -93,6 +96,17 @@ def _pair(setting: Setting, root: Path, size: int, workers: int, keys: Mapping[s
     trained, listed = len(module.sets.train), len(theirs.dataset)  # type: ignore[arg-type]
     pairs = [(_epoch(ours, trained), _epoch(theirs, listed)) for _ in range(2)]
     return min(one for one, _ in pairs), min(other for _, other in pairs)
+
+
+def _decoding(root: Path) -> float:
+    """Seconds that the decoder alone takes for a photograph: no loader of ours can be faster."""
+    files = [torch.from_numpy(np.fromfile(path, np.uint8)) for path in sorted(root.rglob("*.jpg"))[:256]]
+
+    def decode() -> None:
+        for file in files:
+            decode_jpeg(file)
+
+    return min(timeit.repeat(decode, number=1, repeat=3)) / len(files)
 
 
 def _epoch(batches: Iterable[Any], photographs: int) -> float:
