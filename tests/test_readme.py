@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def test_every_option_that_the_readme_lists_exists_and_every_group_is_listed() -
         if group != "pyramid":  # named by a pattern
             missing = {name for name in there if f"`{name}`" not in text}
             assert not missing, (group, missing)
+
+
+def test_the_figures_of_the_bench_are_those_that_it_wrote() -> None:
+    kept = json.loads((ROOT / "experiments/results/bench_cpu.json").read_text())
+    assert not kept["dirty"]
+    wrote = {(f"{row['value']:.3g}", f"{row['target']:g}", row["reached"]) for row in kept["rows"]}
+    table = README.split("| | measured | aim | |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in table.splitlines()[2:]]
+    shown = [(re.findall(r"[\d.]+", value)[0], re.findall(r"[\d.]+", aim)[0], how) for value, aim, how in rows]
+    assert {how for _, _, how in shown} <= {"reached", "**falls short**"}
+    assert [row for *row, how in shown if (*row, how == "reached") not in wrote] == []
+    missed = sum(not row["reached"] for row in kept["rows"])
+    assert sum(how != "reached" for *_, how in shown) == missed  # nothing is hidden
 
 
 def test_every_link_into_the_repository_leads_somewhere() -> None:

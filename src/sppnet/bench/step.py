@@ -103,11 +103,12 @@ def _bare(cfg: dict[str, Any], sets: Sets, batches: list[Any], setting: Setting)
     network, mean, std = classifier.network, classifier.mean, classifier.std
     optimizer = build_optimizer(cfg["optim"], list(network.parameters()))
     half = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg["trainer"]["precision"] == "bf16-mixed")
+    given = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # as ToTensor lays them out
     times = []
-    for batch in batches:
+    for pair in given:
         torch.cuda.synchronize() if torch.cuda.is_available() else None
         times.append(time.perf_counter())
-        images, target = (batch[key].to(setting.device, non_blocking=True) for key in ("image", "target"))
+        images, target = (x.to(setting.device, non_blocking=True) for x in pair)
         with half:
             loss = F.cross_entropy(network((images.float() / 255 - mean) / std), target)
         optimizer.zero_grad()
