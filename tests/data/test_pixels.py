@@ -194,8 +194,12 @@ def test_whole_pixels_are_within_a_level_of_the_default_where_the_box_is_whole(
 
 def test_whole_images_never_come_from_a_shorter_side(photographs: Path) -> None:
     images = Folder(str(photographs))
-    for fit, side in (("crop", 64), ("center", 64), ("full", None), ("windows", None), ("warp", None)):
-        source = source_of(images, {"resampler": "torch", "short_side": 64}, fit)
+    for trained, fit, side in (
+        *(("crop", fit, 64) for fit in ("crop", "center")),
+        *(("crop", fit, None) for fit in ("full", "windows", "warp")),
+        *(("full", fit, None) for fit in ("full", "windows", "warp", "center")),
+    ):
+        source = source_of(images, {"fit": trained, "resampler": "torch", "short_side": 64}, fit)
         assert isinstance(source, Whole)
         assert source.short_side == side
 

@@ -116,16 +116,17 @@ def source_of(
 ) -> Source:
     """What the configuration `data` says `images` are read by, for regions of `fit`.
 
-    Whole images and windows of larger ones (`full`, `windows`, `warp`) are always resized straight from the original.
+    Whole images and windows of larger ones (`full`, `windows`, `warp`) are always resized straight from the original,
+    and so is everything of a run that is trained on whole images (`data.fit=full`).
 
     Args:
         images: the set.
-        data: `resampler` and `short_side`; a run older than these keys has the first protocol.
+        data: `fit`, `resampler` and `short_side`; a run older than the last two has the first protocol.
         fit: of what is cut out; `crop` in training.
         kept: makes a reader of what is kept of a `Whole` with a shorter side; None where nothing is.
     """
     resampler, side = data.get("resampler", "pillow"), data.get("short_side")
-    if side is not None and fit in ("crop", "center"):
+    if side is not None and data["fit"] == "crop" and fit in ("crop", "center"):
         made = Whole(images, resampler, side)
         return made if kept is None else Whole(images, resampler, side, kept(made))
     return Direct(images) if resampler == "pillow" else Whole(images, resampler)
