@@ -118,6 +118,18 @@ def test_workers_and_windows_change_neither_order_nor_scores(sppnet: Caller, run
             assert scores(one) == pytest.approx(scores(two), abs=1e-6)
 
 
+def test_a_worker_opens_no_file_for_every_picture(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for number in range(200):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"many/{number}.png")
+    words = (f"checkpoint={run}", "input=many", "output=-", "data.batch_size=200", "data.workers=1")
+    few = ["bash", "-c", 'ulimit -n 150; exec "$@"', "bash", *command("predict", *words)]
+    done = subprocess.run(few, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(done.stdout)) == 200
+    assert "could not be read" not in done.stderr
+
+
 def scores(row: dict[str, Any]) -> dict[str, float]:
     return {found["class"]: found["probability"] for found in row["classes"]}
 

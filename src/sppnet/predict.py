@@ -6,7 +6,7 @@ not grow with the number of pictures: no more than a window of them is under way
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sppnet.classifier import Batch, Classifier
 from sppnet.data import DataError, Sets, build_sizes
-from sppnet.data.batches import Collate, Sample, Samples
+from sppnet.data.batches import Collate, Drawn, Samples
 from sppnet.data.buckets import shape_buckets, square_bucket
 from sppnet.data.crops import EvalRegions
 from sppnet.data.datamodule import WHOLE
@@ -126,22 +126,22 @@ class Predictor:
         return DataLoader(
             _Looks(self.pictures, Samples(self.pictures, regions, source)),
             batch_sampler=_Windows(self.pictures, self.cfg),
-            collate_fn=_Together(Collate(self.pictures, skip=True)),
+            collate_fn=_Together(Collate(self.pictures, skip=True)),  # type: ignore[arg-type]  # no list: __getitems__
             num_workers=workers,
             pin_memory=self.fabric.device.type == "cuda",
         )
 
 
 @dataclass(frozen=True)
-class _Looks(Dataset[tuple[Sample, tuple[int, int]]]):
-    """What a test reads of a picture, and the picture's own shape."""
+class _Looks(Dataset[Drawn]):
+    """What a test reads of pictures, and the pictures' own shapes."""
 
     pictures: Pictures
     samples: Samples
 
-    def __getitem__(self, item: Item) -> tuple[Sample, tuple[int, int]]:
-        sample = self.samples[item]
-        return sample, self.pictures.shape(item.index) if sample.images else (0, 0)
+    def __getitems__(self, items: Sequence[Item]) -> tuple[Drawn, list[tuple[int, int]]]:
+        drawn = self.samples.__getitems__(items)
+        return drawn, [self.pictures.shape(sample.item.index) for sample in drawn.samples if not sample.problem]
 
 
 @dataclass(frozen=True)
@@ -150,15 +150,12 @@ class _Together:
 
     collate: Collate
 
-    def __call__(self, looks: list[tuple[Sample, tuple[int, int]]]) -> Batch:
-        batch = self.collate([sample for sample, _ in looks])
+    def __call__(self, looks: tuple[Drawn, list[tuple[int, int]]]) -> Batch:
+        drawn, shapes = looks
+        batch = self.collate(drawn)
         assert not isinstance(batch, DataError)
-        shapes = [shape for sample, shape in looks if sample.images]
-        return {
-            **batch,
-            "shapes": shapes,
-            "problems": {sample.item.index: sample.problem for sample, _ in looks if not sample.images},
-        }
+        problems = {sample.item.index: sample.problem for sample in drawn.samples if sample.problem}
+        return {**batch, "shapes": shapes, "problems": problems}
 
 
 class _Windows(Sampler[list[Item]]):

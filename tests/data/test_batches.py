@@ -139,6 +139,7 @@ def test_a_batch_of_nothing_but_bad_files_keeps_one_blank_invalid_image(
         assert batch["image"].shape[0] == batch["target"].shape[0] == 1
         assert not batch["valid"].any()
         assert not batch["image"].any()
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
 
 
 class Tags(ImageSet):

@@ -44,25 +44,24 @@ SMALL = frozenset({"target", "index", "valid", "offset"})
 
 
 class Sample(NamedTuple):
-    """One image of a batch at each of its shapes, or (without `images`) what kept it from being read."""
+    """One image of a batch, or (with a `problem`) what kept it from being read."""
 
     item: Item
     target: Label
-    images: list[torch.Tensor]
-    offset: tuple[float, float, float]
-    problem: str
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    problem: str = ""
 
 
 class Drawn(NamedTuple):
-    """The samples of a batch, and the batch that their images are rows of, at each of its shapes."""
+    """The samples of a batch; and the images of those that could be read, in order, at each of the batch's shapes."""
 
     samples: list[Sample]
-    batch: list[torch.Tensor]
+    images: list[torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Samples(Dataset[Sample]):
-    """Reads, cuts out and resizes the images of one `Item` or of a batch of them.
+class Samples(Dataset[Drawn]):
+    """Reads, cuts out and resizes the images of a batch of `Item`s; for loaders with a batch sampler.
 
     Attributes:
         images: the set.
@@ -74,32 +73,28 @@ class Samples(Dataset[Sample]):
     regions: Callable[[int, int], Cut]
     source: Source | None = None
 
-    def __getitem__(self, item: Item) -> Sample:
-        outs = [_room(1, *shape)[0] for shape in item.shapes]
-        return self._sample(item, self.regions(item.index, item.epoch), outs)
-
     def __getitems__(self, items: Sequence[Item]) -> Drawn:
         # each image is drawn to its place in the batch, which a worker lays where the main process can read it
-        batch = [_room(len(items), *shape) for shape in items[0].shapes]
+        images = [_room(len(items), *shape) for shape in items[0].shapes]
         cuts = [self.regions(item.index, item.epoch) for item in items]
         samples: list[Sample] = []
         row = 0
         for item, cut in zip(items, cuts, strict=True):
-            samples.append(self._sample(item, cut, [scale[row] for scale in batch]))
-            row += bool(samples[-1].images)
-        return Drawn(samples, [scale[:row] for scale in batch])
+            samples.append(self._draw(item, cut, [scale[row] for scale in images]))
+            row += not samples[-1].problem
+        return Drawn(samples, [scale[:row] for scale in images])
 
-    def _sample(self, item: Item, cut: Cut, outs: list[torch.Tensor]) -> Sample:
+    def _draw(self, item: Item, cut: Cut, outs: list[torch.Tensor]) -> Sample:
         source = self.source or Direct(self.images)
         target = self.images.label(item.index)
         try:
             pixels = source.read(item.index)
         except DataError as error:  # kept as text: a traceback from a worker would bury the one line that helps
-            return Sample(item, target, [], (0.0, 0.0, 0.0), str(error))
+            return Sample(item, target, problem=str(error))
         region = cut(*source.size(pixels))
         for out in outs:
             source.draw(pixels, region, out)
-        return Sample(item, target, outs, region.offset, "")
+        return Sample(item, target, region.offset)
 
 
 def _room(count: int, height: int, width: int) -> torch.Tensor:
@@ -115,7 +110,7 @@ def _room(count: int, height: int, width: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Collate:
-    """Puts samples together to a `Batch`, leaving out those that could not be read.
+    """Makes a `Batch` of what was drawn, leaving out the images that could not be read.
 
     If none is left, one black image with `valid` False is, so that processes that train together stay in step.
     """
@@ -123,21 +118,17 @@ class Collate:
     images: ImageSet
     skip: bool
 
-    def __call__(self, drawn: Drawn | Sequence[Sample]) -> Batch | DataError:
+    def __call__(self, drawn: Drawn) -> Batch | DataError:
         """A batch, or the error to raise in the main process (see `Loader`)."""
-        samples = drawn.samples if isinstance(drawn, Drawn) else drawn
-        good = [sample for sample in samples if sample.images]
-        bad = [sample for sample in samples if not sample.images]
+        good = [sample for sample in drawn.samples if not sample.problem]
+        bad = [sample for sample in drawn.samples if sample.problem]
         if bad and not self.skip:
             return DataError(f"{bad[0].problem}; data.bad_files=skip leaves such files out")
+        image, *more = drawn.images
         if not good:
             item = bad[0].item._replace(valid=False)
-            black = [torch.zeros(3, *shape, dtype=torch.uint8) for shape in item.shapes]
-            good = [bad[0]._replace(item=item, images=black)]
-        if isinstance(drawn, Drawn) and len(drawn.batch[0]):
-            image, *more = drawn.batch
-        else:
-            image, *more = (torch.stack(scale) for scale in zip(*(sample.images for sample in good), strict=True))
+            good = [bad[0]._replace(item=item)]
+            image, *more = (_room(1, *shape).zero_() for shape in item.shapes)
         return Batch(
             image=image,
             more=more,
@@ -169,7 +160,7 @@ class _Light:
 
     collate: Collate
 
-    def __call__(self, drawn: Drawn | Sequence[Sample]) -> dict[str, Any] | DataError:
+    def __call__(self, drawn: Drawn) -> dict[str, Any] | DataError:
         batch = self.collate(drawn)
         if isinstance(batch, DataError):
             return batch
@@ -195,14 +186,16 @@ class Loader(DataLoader[Any]):
         super().__init__(
             samples,
             batch_sampler=batches,
-            collate_fn=_Light(Collate(samples.images, skip)),
+            collate_fn=_Light(Collate(samples.images, skip)),  # type: ignore[arg-type]  # no list: __getitems__
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=persistent and workers > 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return _checked(super().__iter__())  # the inner iterator is made now, and with it the place in the epoch
+        return _checked(
+            super().__iter__(), self.pin_memory
+        )  # the inner iterator is made now, and with it the place in the epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""
@@ -212,8 +205,9 @@ class Loader(DataLoader[Any]):
         """Nothing to do."""
 
 
-def _checked(batches: Iterator[dict[str, Any] | DataError]) -> Iterator[Batch]:
+def _checked(batches: Iterator[dict[str, Any] | DataError], pin: bool) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(batch, DataError):
             raise batch
-        yield cast("Batch", {key: torch.from_numpy(x) if key in SMALL else x for key, x in batch.items()})
+        small = {key: torch.from_numpy(batch[key]) for key in SMALL}
+        yield cast("Batch", batch | ({key: x.pin_memory() for key, x in small.items()} if pin else small))

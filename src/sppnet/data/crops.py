@@ -34,7 +34,8 @@ class Region(NamedTuple):
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-Cut = Callable[[int, int], Region]  # what is taken of an image of a width and height
+# What is taken of an image of a width and height; to be asked once, for its place may be drawn then.
+Cut = Callable[[int, int], Region]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TrainRegions:
         """The region of image `index` in `epoch`, of which the size is yet to be known.
 
         To be asked for all images of a batch before the first is read: between two of them, when decoding has emptied
-        the processor's caches, the generator takes six times as long.
+        the processor's caches, making a generator takes six times as long.
         """
         draw = rng(self.seed, epoch, "region", index)
         # always drawn, so that the boxes stay the same when mirroring or colour is switched off

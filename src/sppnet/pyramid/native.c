@@ -194,11 +194,10 @@ static int NAME(forward_part)(const Plan *plan, const ELEMENT *x, const int32_t 
       for (int64_t level = 0; level < plan->levels; level++) {
         const int64_t start = plan->start[level], k = plan->side[level] * plan->side[level];
         for (int64_t v = 0; v < blocks; v++) {
-          const int64_t first = c + v * LANES, from = start * blocks + v, at = r * C * M + C * start + first * k;
-          const int64_t some = C - first < LANES ? C - first : LANES;
-          const int last = C - first <= LANES;
-          NAME(put)(best + from, blocks, k, some, last, out + at);
-          if (cells) put(cell + from, blocks, k, some, last, corner, 0, (char *)(cells + at));
+          const int64_t from = start * blocks + v, at = r * C * M + C * start + (c + v * LANES) * k;
+          const int64_t left = C - c - v * LANES, some = left < LANES ? left : LANES;
+          NAME(put)(best + from, blocks, k, some, left <= LANES, out + at);
+          if (cells) put(cell + from, blocks, k, some, left <= LANES, corner, 0, (char *)(cells + at));
         }
       }
     }

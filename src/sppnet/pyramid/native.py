@@ -25,7 +25,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.c", "lanes.h"))
-FLAGS = ("-O3", "-shared", "-fPIC", "-fno-trapping-math", "-Wno-psabi")
+FLAGS = ("-O3", "-shared", "-fPIC", "-fno-trapping-math", "-fno-strict-aliasing", "-Wno-psabi")
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 MAX_LEVELS = 64  # as in native.c
 MAX_CELLS = 2**31 - 1
