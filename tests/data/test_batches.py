@@ -167,6 +167,27 @@ def test_targets_of_a_multi_label_set_are_rows_of_zeros_and_ones(config: Load, t
             assert tuple(np.flatnonzero(row)) == Tags().label(index)
 
 
+class Silent(Tags):
+    """A set that does not say why an image cannot be read."""
+
+    def read(self, index: int) -> Image.Image:
+        if index == 7:
+            raise DataError("")
+        return super().read(index)
+
+
+def test_an_image_that_fails_without_a_word_is_left_out_all_the_same(config: Load, tmp_path: Path) -> None:
+    parts = (np.arange(40), np.arange(4), np.arange(4))
+    batches = list(data_module(config("digits"), tmp_path, Sets(Silent(), *parts)).val_dataloader()[0])
+    assert sum(len(batch["index"]) for batch in batches) == 4
+    with pytest.raises(DataError, match="cannot be read"):
+        list(data_module(config("digits"), tmp_path, Sets(Silent(), *parts)).train_dataloader())
+    data = data_module(config("digits", bad_files="skip"), tmp_path, Sets(Silent(), *parts))
+    batches = list(data.train_dataloader())
+    assert [name for batch in batches for name in batch["bad"]] == [Silent().name(7)]
+    assert 7 not in [i for batch in batches for i in batch["index"].tolist()]
+
+
 @pytest.mark.parametrize("fit", ["crop", "full"])
 def test_real_photographs_come_in_batches(config: Load, tmp_path: Path, fit: str) -> None:
     root = Path(os.environ.get("SPPNET_DATA", "missing"), "caltech20")

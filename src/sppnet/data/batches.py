@@ -90,7 +90,7 @@ class Samples(Dataset[Drawn]):
         try:
             pixels = source.read(item.index)
         except DataError as error:  # kept as text: a traceback from a worker would bury the one line that helps
-            return Sample(item, target, problem=str(error))
+            return Sample(item, target, problem=str(error) or f"{self.images.name(item.index)} cannot be read")
         region = cut(*source.size(pixels))
         for out in outs:
             source.draw(pixels, region, out)
@@ -193,9 +193,8 @@ class Loader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return _checked(
-            super().__iter__(), self.pin_memory
-        )  # the inner iterator is made now, and with it the place in the epoch
+        # the inner iterator is made now, and with it the place in the epoch
+        return _checked(super().__iter__(), self.pin_memory)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""
