@@ -1,4 +1,6 @@
-"""What is said in one line: a mistake of the user's, and a failure that was foreseen."""
+"""What is said in one line: a mistake of the user's, and a failure that was foreseen; a fact worth knowing."""
+
+import sys
 
 
 class UserError(ValueError):
@@ -13,3 +15,8 @@ class UserError(ValueError):
 
 class RunFailed(Exception):  # noqa: N818  (reads as what happened)
     """A run that began cannot go on, for a reason that one line says (exit code 1)."""
+
+
+def notice(text: str) -> None:
+    """Say in one line, on standard error, what the user would not expect and what stops nothing."""
+    print(f"sppnet: {' '.join(text.split())}", file=sys.stderr, flush=True)

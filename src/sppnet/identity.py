@@ -21,7 +21,7 @@ from sppnet.settings import unused
 if TYPE_CHECKING:
     from sppnet.data import ImageSet
 
-FORMAT = 1  # raised when the code changes what the same configuration trains
+FORMAT = 2  # raised when the code changes what the same configuration trains
 NOT_IN_A_RUN = (
     *("study", "name", "report", "force", "retry", "paths", "logger", "debug", "views", "checkpoint", "sizes.test"),
     *("data.root", "data.workers", "data.name", "backbone.weights", "backbone.name", "head.kernel", "data.cache"),
