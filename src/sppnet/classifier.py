@@ -17,6 +17,7 @@ from sppnet.errors import RunFailed, UserError
 from sppnet.metrics import SizeMetrics
 from sppnet.network import SPPNet
 from sppnet.optimisers import build_optimizer, cosine, plateau
+from sppnet.settings import LAYOUT
 from sppnet.views import Scorer, Views
 
 Batch = dict[str, Any]
@@ -196,6 +197,7 @@ class Classifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the network (configuration, classes) and what Lightning does not save."""
         checkpoint["sppnet"] = {
+            "layout": LAYOUT,
             "config": self.cfg,
             "overrides": self.overrides,
             "fingerprint": self.fingerprint,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sppnet.errors import UserError
 from sppnet.plug import own_sources
-from sppnet.settings import unused
+from sppnet.settings import LAYOUT, unused
 
 if TYPE_CHECKING:
     from sppnet.data import ImageSet
@@ -28,9 +28,6 @@ NOT_IN_A_RUN = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.progress"),
     *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
 )
-LATER = {"data.short_side": None, "data.resampler": "pillow"}
-"""Keys that are younger than the format, and what was done before them: so a run from then is still the same run."""
-BEFORE = LATER | {"data.cache": False, "head.kernel": "auto"}
 NOT_IN_A_TEST = (
     *("data.root", "data.workers", "data.name", "data.batch_size", "data.cache"),
     *("data.fit", "data.crop", "data.flip", "data.color", "data.aspect_step"),
@@ -47,22 +44,13 @@ def run_identity(cfg: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
     # what has no effect (head.bins of a head without a pyramid, say) makes no other run
     return _without(cfg, (*NOT_IN_A_RUN, *unused(cfg))) | {
         "format": FORMAT,
+        "layout": LAYOUT,
         "data.fingerprint": images.fingerprint(),
         "loss": cfg["loss"] | {"kind": ("softmax", "sigmoid")[images.multilabel] if kind == "auto" else kind},
         "code": {target: file_digest(path) for target, path in own_sources(cfg).items()},
         "backbone.weights": weights_identity(cfg["backbone"].get("weights")),
         "world_size": world_size(cfg),
     }
-
-
-def completed(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run, with the keys that are younger than it, as they were then."""
-    made = copy.deepcopy(cfg)
-    for key, value in BEFORE.items():
-        section, _, name = key.partition(".")
-        if section != "head" or made.get("head", {}).get("name") == "spp":
-            made.setdefault(section, {}).setdefault(name, value)
-    return made
 
 
 def check_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dict[str, Any]:
@@ -132,13 +120,12 @@ def _file_digest(path: str, _mtime: int, _size: int) -> str:
 
 
 def _without(cfg: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of `cfg` without `keys`, and without those of `LATER` that change nothing."""
+    """A copy of `cfg` without `keys`."""
     kept = copy.deepcopy(dict(cfg))
-    for key in (*keys, *LATER):
+    for key in keys:
         node: Any = kept
         *parents, last = key.split(".")
         for part in parents:
             node = node.get(part) or {}
-        if key in keys or node.get(last) == LATER[key]:
-            node.pop(last, None)
+        node.pop(last, None)
     return kept

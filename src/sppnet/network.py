@@ -20,7 +20,7 @@ from sppnet.plug import instantiate
 from sppnet.pyramid import SpatialPyramidPool2d, bin_edges
 
 HEADS = ("spp", "flatten", "gap")
-TORCHVISION = "sppnet.backbones.torchvision_trunk"
+TORCHVISION = "sppnet.models.torchvision_trunk"
 
 
 class SPPNet(nn.Module):

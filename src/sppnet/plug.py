@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 from sppnet.errors import UserError
 
 ALLOWED = ("sppnet.", "torch.nn.", "torch.optim.", "torchvision.", "lightning.", "torchmetrics.")
+FACES = ("sppnet.data", "sppnet.models")
+"""Where our own classes are named from: the files behind these packages may move, a stored configuration may not."""
 REFUSED = ("torch.hub", "torch.jit", "torch.load", "torchvision.datasets.utils", "lightning.fabric.utilities.cloud_io")
 T = TypeVar("T")
 
@@ -44,6 +46,9 @@ def check_target(name: object, slot: str) -> str:
             f"{slot}._target_={name} is not allowed; allowed are names below {', '.join(p + '*' for p in allowed)}"
             " (admit your own package with allow=PACKAGE on the command line or SPPNET_ALLOW=PACKAGE)"
         )
+    if name.startswith("sppnet.") and name.rpartition(".")[0] not in FACES:
+        public = " and ".join(f"{face}.NAME" for face in FACES)
+        raise UserError(f"{slot}._target_={name} is not a public name; those of sppnet are {public}")
     return name
 
 

@@ -19,9 +19,9 @@ import yaml
 from sppnet import compose, recompose, words
 from sppnet.compose import Job
 from sppnet.errors import UserError
-from sppnet.identity import completed, file_digest
+from sppnet.identity import file_digest
 from sppnet.runs import Run
-from sppnet.settings import shown
+from sppnet.settings import check_layout, shown
 
 NORMALISATION = ("data.mean", "data.std")
 HARDWARE = (
@@ -134,13 +134,14 @@ def stored(where: Path) -> tuple[dict[str, Any], list[str]]:
             cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
             if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
                 raise UserError(f"checkpoint={where}: its config.yaml is damaged; a checkpoint file carries its own")
-            return completed(cfg), (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
+            check_layout(cfg.pop("layout", None), f"checkpoint={where}")
+            return cfg, (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"checkpoint={where}: its configuration cannot be read: {error}") from None
     from sppnet.tensorfile import read_checkpoint
 
     found = read_checkpoint(weights)["sppnet"]
-    return completed(found["config"]), found["overrides"]
+    return found["config"], found["overrides"]
 
 
 def merge(

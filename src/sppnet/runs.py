@@ -114,7 +114,10 @@ class Run:
         (self.path / "tests").mkdir(exist_ok=True)
         kept = [line for line in overrides if not line.startswith("force=")]  # asked for this start, not for later ones
         write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in kept))
-        write_text(self.path / "config.yaml", yaml.safe_dump({**cfg, "force": False}, sort_keys=False))
+        write_text(
+            self.path / "config.yaml",
+            yaml.safe_dump({"layout": settings.LAYOUT, **cfg, "force": False}, sort_keys=False),
+        )
         seen = read_json(self.path / "provenance.json") or {"identity": identity, "starts": []}
         seen["starts"].append({"time": _now()} | provenance())
         write_json(self.path / "provenance.json", seen)

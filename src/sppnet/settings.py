@@ -33,6 +33,7 @@ from sppnet.rules import (
     whole,
 )
 
+LAYOUT = 1  # raised when keys of the configuration are renamed or moved; runs and checkpoints hold theirs
 MAX_LEVEL = 1024  # as in sppnet.pyramid, which imports torch; what fits in memory is for sppnet.network to say
 SIDES = list_of(whole(1, 8192))  # what else they must be, their schedule says (`build_sizes`)
 
@@ -171,6 +172,28 @@ def check(cfg: Mapping[str, Any]) -> None:
     from sppnet.data import build_sizes  # imports numpy and Pillow, which `--cfg job` and --help do without
 
     build_sizes(cfg["sizes"])
+
+
+def check_layout(layout: object, where: str) -> None:
+    """Refuse a configuration whose keys have other names than today's: nobody could say what it means.
+
+    Args:
+        layout: what the run or the checkpoint says; None if it says nothing.
+        where: what was read, for the message.
+
+    Raises:
+        UserError: it is not `LAYOUT`.
+    """
+    if layout != LAYOUT:
+        found = (
+            "without a layout of its configuration"
+            if layout is None
+            else f"with layout {layout!r} of its configuration"
+        )
+        raise UserError(
+            f"{where} was written {found}; this version of sppnet reads layout {LAYOUT} (see CHANGELOG.md): use the"
+            " version that wrote it, or train the run again"
+        )
 
 
 def check_values(cfg: object) -> None:

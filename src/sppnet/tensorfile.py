@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sppnet.errors import UserError
+from sppnet.settings import check_layout
 
 
 def read_tensor_file(path: Path, key: str) -> Any:
@@ -40,10 +41,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of ours, on the CPU.
 
     Raises:
-        UserError: there is no such file, it is damaged or no checkpoint of sppnet's, or it holds pickled objects
-            (which are not executed).
+        UserError: there is no such file, it is damaged or no checkpoint of sppnet's, it holds pickled objects (which
+            are not executed), or the keys of its configuration have other names than today's.
     """
     loaded = read_tensor_file(path, "checkpoint")
     if not isinstance(loaded, dict) or not isinstance(loaded.get("sppnet"), dict) or "state_dict" not in loaded:
         raise UserError(f"checkpoint={path} is not a checkpoint of sppnet's (no configuration in it)")
+    check_layout(loaded["sppnet"].get("layout"), f"checkpoint={path}")
     return loaded

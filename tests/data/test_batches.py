@@ -18,7 +18,7 @@ VIEWS = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
 
 
 def data_module(cfg: dict[str, Any], cache: Path, sets: Sets | None = None, **views: Any) -> DataModule:
-    sizes = {"_target_": "sppnet.data.sizes.Alternating", "train": [32, 24], "val": [32], "test": [32, 40]}
+    sizes = {"_target_": "sppnet.data.Alternating", "train": [32, 24], "val": [32], "test": [32, 40]}
     return DataModule(sets or load_sets(cfg), build_sizes(sizes), cfg, VIEWS | views, 0, cache)
 
 

@@ -34,7 +34,7 @@ def fit(
     cfg: dict[str, Any], folder: Path, limit: int | None, resume: Path | None = None
 ) -> list[tuple[int, list[int]]]:
     """Three epochs, with a checkpoint after every step."""
-    sizes = {"_target_": "sppnet.data.sizes.Alternating", "train": [24, 20], "val": [24], "test": [24]}
+    sizes = {"_target_": "sppnet.data.Alternating", "train": [24, 20], "val": [24], "test": [24]}
     views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
     data = DataModule(load_sets(cfg), build_sizes(sizes), cfg, views, 0, folder)
     trainer = L.Trainer(

@@ -337,9 +337,9 @@ def test_listing_and_fingerprint_import_no_torch(root: Path) -> None:
 import sys
 from sppnet.data import build_sizes, fingerprint, load_sets
 own = dict(name="x", split=dict(val=0.15, test=0.15, seed=0))
-load_sets({{"_target_": "sppnet.data.sets.Folder", "root": {str(root)!r}}} | own)
-fingerprint({{"_target_": "sppnet.data.digits.Digits"}} | own)
-build_sizes({{"_target_": "sppnet.data.sizes.Single", "train": [48], "val": [48], "test": [48]}})
+load_sets({{"_target_": "sppnet.data.Folder", "root": {str(root)!r}}} | own)
+fingerprint({{"_target_": "sppnet.data.Digits"}} | own)
+build_sizes({{"_target_": "sppnet.data.Single", "train": [48], "val": [48], "test": [48]}})
 print([name for name in ("torch", "torchvision", "lightning", "sklearn") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -57,7 +57,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_module(cfg: dict[str, Any], cache: Path) -> DataModule:
-    sizes = {"_target_": "sppnet.data.sizes.Alternating", "train": [64, 48], "val": [64], "test": [64]}
+    sizes = {"_target_": "sppnet.data.Alternating", "train": [64, 48], "val": [64], "test": [64]}
     return DataModule(load_sets(cfg), build_sizes(sizes), cfg, VIEWS, 0, cache)
 
 
@@ -283,7 +283,7 @@ from types import SimpleNamespace
 from sppnet.data import build_sizes, load_sets
 from sppnet.data.datamodule import DataModule
 cfg = yaml.safe_load(Path(sys.argv[1]).read_text())
-sizes = {"_target_": "sppnet.data.sizes.Single", "train": [64], "val": [64], "test": [64]}
+sizes = {"_target_": "sppnet.data.Single", "train": [64], "val": [64], "test": [64]}
 views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
 data = DataModule(load_sets(cfg), build_sizes(sizes), cfg, views, 0, Path(sys.argv[2]), "lines")
 data.prepare_data()

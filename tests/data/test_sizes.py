@@ -106,7 +106,7 @@ def test_streams_depend_on_every_part_of_the_key() -> None:
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused_in_one_line(name: str, values: dict[str, Any], says: str) -> None:
-    node = {"_target_": f"sppnet.data.sizes.{name}", "val": [224], "test": [224]} | values
+    node = {"_target_": f"sppnet.data.{name}", "val": [224], "test": [224]} | values
     with pytest.raises(UserError) as caught:
         build_sizes(node)
     assert says in str(caught.value)
@@ -116,7 +116,7 @@ def test_a_schedule_that_cannot_be_is_refused_in_one_line(name: str, values: dic
 
 def test_a_class_that_is_no_schedule_is_refused() -> None:
     with pytest.raises(UserError, match="SizeSchedule"):
-        build_sizes({"_target_": "sppnet.data.digits.Digits"})
+        build_sizes({"_target_": "sppnet.data.Digits"})
 
 
 def test_single_offers_its_one_size_to_the_network_check() -> None:

@@ -94,7 +94,7 @@ def test_without_a_pyramid_the_last_pooling_makes_6x6(name: str) -> None:
 
 
 def test_the_blogs_network_makes_10752_values_of_any_input_that_leaves_a_map() -> None:
-    net = build_network({"_target_": "sppnet.backbones.Blog"}, {**SPP, "bins": [4, 2, 1]}, classes=3).eval()
+    net = build_network({"_target_": "sppnet.models.Blog"}, {**SPP, "bins": [4, 2, 1]}, classes=3).eval()
     with torch.no_grad():
         for size in (8, 9, 20):
             assert net.head[:1](net.backbone(torch.randn(1, 3, size, size))).shape == (1, 10_752)

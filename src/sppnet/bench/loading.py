@@ -89,7 +89,7 @@ def _pair(setting: Setting, root: Path, size: int, workers: int, keys: Mapping[s
         "split": {"val": 0.02, "test": 0.02, "seed": 0, "fold": None},
         **keys,
     }
-    sizes = {"_target_": "sppnet.data.sizes.Single", "train": [size], "val": [size], "test": [size]}
+    sizes = {"_target_": "sppnet.data.Single", "train": [size], "val": [size], "test": [size]}
     views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
     module = DataModule(load_sets(cfg), build_sizes(sizes), cfg, views, 0, setting.scratch)
     ours = module.train_dataloader()

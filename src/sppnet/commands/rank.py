@@ -34,6 +34,7 @@ def main() -> None:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     run = Run(Path(sys.argv[1]))
     cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    del cfg["layout"]
     overrides = (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
 
     from sppnet.checkpoints import Preempted

@@ -1,16 +1,36 @@
-"""Images of any size in batches of one size each. What is imported here needs no torch."""
+"""Images of any size in batches of one size each. What is imported here needs no torch.
+
+Configurations name the classes of this package by these public names (`sppnet.data.Folder`), never by their files.
+"""
 
 from sppnet.data.build import Sets, build_images, build_sizes, fingerprint, load_sets
+from sppnet.data.cifar import Cifar10
 from sppnet.data.decode import DataError
+from sppnet.data.digits import Digits
 from sppnet.data.images import ImageSet
-from sppnet.data.sizes import EpochSchedule, SizeSchedule
+from sppnet.data.sets import Caltech101, Files, Flowers102, Folder, ImageNet, Imagenette, OxfordPets, Voc2007
+from sppnet.data.sizes import Alternating, EpochSchedule, Single, SizeSchedule, Uniform, Weighted
 
 __all__ = [
+    "Alternating",
+    "Caltech101",
+    "Cifar10",
     "DataError",
+    "Digits",
     "EpochSchedule",
+    "Files",
+    "Flowers102",
+    "Folder",
+    "ImageNet",
     "ImageSet",
+    "Imagenette",
+    "OxfordPets",
     "Sets",
+    "Single",
     "SizeSchedule",
+    "Uniform",
+    "Voc2007",
+    "Weighted",
     "build_images",
     "build_sizes",
     "fingerprint",

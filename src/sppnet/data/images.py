@@ -18,7 +18,7 @@ class ImageSet(ABC):
     A data set of your own sets `classes` and writes `__len__`, `label` and `read`; the other methods have defaults that
     are right, and worth overriding where they are slow (`shape`) or say little (`name`). Constructor arguments are the
     keys of the `data` config that are not the template's own (`root`, say). Instances travel to worker processes,
-    so they must pickle. For image files in folders start from `sppnet.data.sets.Files` instead.
+    so they must pickle. For image files in folders start from `sppnet.data.Files` instead.
 
     Attributes:
         classes: names of the classes; a label is a position in it.

@@ -11,7 +11,7 @@ from sppnet import settings
 from sppnet.data import ImageSet
 from sppnet.data.images import digest
 from sppnet.errors import UserError
-from sppnet.identity import LATER, file_digest, weights_identity
+from sppnet.identity import file_digest, weights_identity
 from sppnet.replay import HARDWARE, Trained, refuse_changes, stored
 from sppnet.rules import POSITIVE, Rule, choice, whole
 
@@ -34,7 +34,7 @@ MAY_CHANGE = (
     *(key for key in HARDWARE if key not in TRAINING),
 )
 GIVEN = (*MAY_CHANGE, *OWN, "checkpoint", "backbone", "pyramid", "seed", "experiments", "launch", "hydra")
-FORMAT = 1  # raised when the code changes the features, or the figures, of the same settings
+FORMAT = 2  # raised when the code changes the features, or the figures, of the same settings
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ class Task:
         """Everything that determines the features of `layer`, but for the images' pixels, which have names and
         lengths."""
         views, data = self.cfg["views"], self.cfg["data"]
-        pixels = {key: data.get(key.removeprefix("data.")) for key in LATER}
         seen = {"center": ("fit", "ratio"), "warp": ("fit",), "full": ("fit", "aspect_step")}[views["fit"]]
         return {
             "format": FORMAT,
@@ -99,7 +98,7 @@ class Task:
             "mean": data["mean"],
             "std": data["std"],
             "precision": self.cfg["trainer"]["precision"],
-            **{key: value for key, value in pixels.items() if value not in (None, LATER[key])},
+            "pixels": {key: data.get(key) for key in ("short_side", "resampler")},
         }
 
     @property
