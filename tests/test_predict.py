@@ -95,10 +95,11 @@ def test_pictures_of_any_kind_and_shape(sppnet: Caller, run: Path, pictures: Pat
     assert [line[0] for line in table] == names
     assert [line[3] for line in table] == [row["classes"][0]["class"] for row in made]
     said = done.err.splitlines()
-    assert len(said) == 3
-    assert "broken.jpg" in said[0]
-    assert "text.png" in said[1]
-    assert "2 of 12 pictures could not be read" in said[2]
+    assert len(said) == 4
+    assert "1 .txt" in said[0]
+    assert "broken.jpg" in said[1]
+    assert "text.png" in said[2]
+    assert "2 of 12 pictures could not be read" in said[3]
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "made.jsonl"}
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from calling import SMALL, Caller, command
 
@@ -44,6 +45,18 @@ def test_jobs_that_differ_in_their_test_share_one_training(spawn: Caller, tmp_pa
     assert swept.code == 0, swept.err
     assert len(states(tmp_path)) == 1
     assert len(list(tmp_path.rglob("tests/*.json"))) == 2
+
+
+@pytest.mark.slow
+def test_what_is_to_be_said_of_the_data_is_said_once_and_in_every_log(spawn: Caller, tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (30, 30)).save(tmp_path / f"photos/{name}/{i}.png")
+    swept = spawn("train", "-m", *ONE, "data=folder", "data.root=photos", "data.workers=0", "seed=0,1")
+    assert swept.code == 0, swept.out
+    logs = [path.read_text() for path in tmp_path.rglob("log.txt")]
+    assert [text.count("the 8 images of val/ are its test part") for text in (swept.err, *logs)] == [1, 1, 1]
 
 
 @pytest.mark.slow

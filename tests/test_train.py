@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
     assert "test/top1" in done.out.splitlines()[-3]
     [tested] = [json.loads(file.read_text()) for file in (run / "tests").iterdir()]
     assert 0 < tested["images"] <= 4 * 32  # of 269
-    assert done.out.splitlines()[-5].startswith(f"trainer.limit_batches=4: {tested['images']} images of the test part")
+    assert done.out.splitlines()[-5] == "trainer.limit_batches=4 cut the test short"
+    assert done.figure("images") == tested["images"]
 
 
 def test_a_batch_has_one_size_and_epochs_alternate(sppnet: Caller) -> None:
@@ -127,6 +129,10 @@ def test_test_gives_the_training_figure_and_one_per_size(sppnet: Caller) -> None
     several = sppnet("test", f"checkpoint={trained.run}", "sizes.test=[24,32,20]")
     assert several.figure("test/top1") == trained.figure("test/top1")
     assert [line.split()[0] for line in several.out.splitlines()[-3:]] == ["24", "32", "20"]
+    newest = max((trained.run / "tests").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    counts = json.loads(newest.read_text())["images_per_size"]  # a batch holds fewer images of a larger size
+    assert [line.split()[-1] for line in several.out.splitlines()[-3:]] == [str(count) for count in counts.values()]
+    assert several.figure("images") == counts["24"] > counts["32"]
     whole = sppnet("test", f"checkpoint={trained.run}", "trainer.limit_batches=null")
     assert "limit_batches" not in whole.out
     assert whole.figure("test/top5") != trained.figure("test/top5")
@@ -299,12 +305,23 @@ def digits_as_files(root: Path, classes: int = 10) -> None:
 def test_images_are_normalised_as_in_training_whatever_set_is_tested(sppnet: Caller, tmp_path: Path) -> None:
     run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
     digits_as_files(tmp_path / "files")
-    tested = sppnet("test", f"checkpoint={run}", "data=folder", "data.root=files", "data.workers=0")
-    assert tested.code == 0, tested.err
-    assert "not the set that was trained on" in tested.err
-    identities = [json.loads(path.read_text())["identity"] for path in (run / "tests").iterdir()]
-    [kept] = [one for one in identities if one["data"]["_target_"].endswith("Folder")]
-    assert kept["data"]["mean"] == yaml.safe_load((run / "config.yaml").read_text())["data"]["mean"]
+    (tmp_path / "files/0").rename(tmp_path / "files/00")  # a class that the network does not know, before all others
+    other = (f"checkpoint={run}", "data=folder", "data.root=files", "data.workers=0", "trainer.limit_batches=null")
+    for _ in range(2):  # the second time it is only shown, with all that there is to say
+        tested = sppnet("test", *other)
+        assert tested.code == 0, tested.err
+        assert "not the set that was trained on" in tested.err
+        assert "that the network does not know are left out: 00" in tested.err
+        assert "no images of 1 of the network's 10 classes: 0" in tested.err
+    records = [json.loads(path.read_text()) for path in (run / "tests").iterdir()]
+    [kept] = [one for one in records if one["identity"]["data"]["_target_"].endswith("Folder")]
+    assert kept["identity"]["data"]["mean"] == yaml.safe_load((run / "config.yaml").read_text())["data"]["mean"]
+    shutil.rmtree(tmp_path / "files/00")
+    words = (f"checkpoint={run}", "input=files", "output=-", "views=center", "sizes.test=[24]", "data.workers=0")
+    rows = [json.loads(line) for line in sppnet("predict", *words).out.splitlines()]
+    hits = [row["file"].split("/")[1] == row["classes"][0]["class"] for row in rows]
+    assert len(hits) == kept["images"] == tested.figure("images")
+    assert kept["metrics"]["test/top1"] == pytest.approx(sum(hits) / len(hits))
     refused = sppnet("test", f"checkpoint={run}", "data.mean=[0.5,0.5,0.5]")
     assert refused.code == 2
     assert "data.mean" in refused.err
@@ -318,7 +335,7 @@ def test_a_test_never_sees_images_that_were_trained_on(sppnet: Caller) -> None:
 
 
 def test_a_class_without_test_images_does_not_count_against_the_mean(sppnet: Caller, tmp_path: Path) -> None:
-    for part, classes in {"train": 10, "test": 3}.items():
+    for part, classes in {"train": 10, "val": 3}.items():
         digits_as_files(tmp_path / "files" / part, classes)
     words = (
         "data=folder",
@@ -331,6 +348,7 @@ def test_a_class_without_test_images_does_not_count_against_the_mean(sppnet: Cal
     done = sppnet("train", *words, "sizes=single", "backbone.width=8", "trainer.max_epochs=8", "trainer.progress=none")
     assert done.code == 0, done.err
     [kept] = [json.loads(path.read_text()) for path in (done.run / "tests").iterdir()]
+    assert done.err.count(f"has no test/: the {kept['images']} images of val/ are its test part") == 1
     accuracy = kept["per_class"]["32"]
     assert [accuracy[str(digit)] for digit in range(3, 10)] == [None] * 7
     there = [accuracy[str(digit)] for digit in range(3)]

@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 from calling import SMALL, Caller
 from sppnet.backbones import Tiny
 from sppnet.data.crops import EvalRegions, render
-from sppnet.data.files import SUFFIXES
+from sppnet.data.names import SUFFIXES
 from sppnet.network import build_network
 from sppnet.pyramid import spatial_pyramid_pool2d
 from sppnet.transfer import store

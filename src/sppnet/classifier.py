@@ -64,7 +64,7 @@ class Classifier(L.LightningModule):
         self.val_score: float | None = None  # of the last validation, at the first validation size
         self.tested: dict[str, float] = {}  # figures of the last test
         self.tested_by_class: dict[str, list[float]] = {}
-        self.tested_images = 0
+        self.tested_images: dict[str, int] = {}  # by input size
         self.views = Views.build(cfg["views"])
         self.scorers: dict[int, Scorer] = {}  # of a test in several views, by input size
         self.shown: dict[str, float] = {}  # what a progress display shows

@@ -94,9 +94,9 @@ class SizeMetrics:
         name = "map" if self.multilabel else "class_accuracy"
         return {key: _figure(name, metrics[name]).tolist() for key, metrics in self._by_size.items()}
 
-    def images(self) -> int:
+    def images(self) -> dict[str, int]:
         """How many images were counted at each size of a test; a collective call under DDP."""
-        return int(next(iter(self._by_size.values()))["images"].compute())
+        return {key: int(metrics["images"].compute()) for key, metrics in self._by_size.items()}
 
     def reset(self) -> None:
         """Forget all."""

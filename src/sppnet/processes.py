@@ -102,7 +102,7 @@ class Processes(Sweep):
         run = job.plan.run
         found = read_json(run.test_file(job.plan.test))
         if job.outcome == "done" and found:
-            return result_lines(found["metrics"])
+            return result_lines(found)
         if job.outcome == "refused" or not (run.path / "log.txt").exists():
             return printed[-1:] or [f"exit code {code}"]
         return [f"{_reason(run, code)}  (see {run.path / 'log.txt'})"]

@@ -215,9 +215,10 @@ def plan(cfg: dict[str, Any]) -> Plan:
         UserError: a key, a value, the data set or the weights file is not as it must be.
     """
     settings.check(cfg)
-    from sppnet.data import build_images  # imports numpy and Pillow
+    from sppnet.data.build import build_images, check_training  # imports numpy and Pillow
 
     images = build_images(cfg["data"])
+    check_training(cfg["data"], images)
     identity = run_identity(cfg, images)
     name = cfg["name"] or "-".join([cfg["data"]["name"], str(cfg["backbone"].get("name") or "net"), _head(cfg["head"])])
     where = Path(cfg["paths"]["runs"]).expanduser() / cfg["study"] / f"{name}-{digest(identity)}"

@@ -8,13 +8,20 @@ from typing import Any
 from sppnet.runs import Run
 
 
-def result_lines(metrics: Mapping[str, float]) -> list[str]:
-    """The figures at the first test size, then, if there are several, those of each size."""
+def result_lines(record: Mapping[str, Any]) -> list[str]:
+    """The figures of a test at its first size, then, if there are several, those of each size, and the images scored.
+
+    Args:
+        record: of the test, as it is kept in `RUN/tests`.
+    """
     sizes: dict[str, list[str]] = {}
-    for key, value in metrics.items():
+    for key, value in record["metrics"].items():
         *_, size, name = key.split("/")
         label = "" if key.count("/") == 1 else size
         sizes.setdefault(label, []).append(f"{key} {value:.4f}" if not label else f"{name} {value:.4f}")
+    counts: Mapping[str, int] = record["images_per_size"]
+    for size, values in sizes.items():
+        values.append(f"images {counts[size] if size else record['images']}")
     first = "  ".join(sizes.pop("", []))
     rows = [f"  {size:>5} px  " + "  ".join(values) for size, values in sizes.items()]
     return [first, *(rows if len(rows) > 1 else [])]
@@ -23,10 +30,10 @@ def result_lines(metrics: Mapping[str, float]) -> list[str]:
 def print_result(run: Run | None, found: Mapping[str, Any]) -> None:
     """Print the run directory (if there is one) and the test's figures."""
     if limit := found["identity"]["limit"]:  # the figures do not show it
-        print(f"trainer.limit_batches={limit['batches']}: {found['images']} images of the test part were scored")
+        print(f"trainer.limit_batches={limit['batches']} cut the test short")
     if run is not None:
         print(f"run directory: {run.path}")
-    for line in [*result_lines(found["metrics"]), *_view_lines(found.get("views", {}))]:
+    for line in [*result_lines(found), *_view_lines(found.get("views", {}))]:
         print(line)
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from sppnet import words
 from sppnet.compose import plain
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 from sppnet.runs import Plan, plan
 from sppnet.show import result_lines
 from sppnet.standing import stand
@@ -67,6 +67,9 @@ class Sweep:
             self._plan(job)
         if self.planned:
             self._remember()
+        left = [job.plan.images for job in self.jobs if job.plan and not job.outcome]
+        for line in dict.fromkeys(line for images in left for line in images.notices()):
+            notice(line)
         together: dict[object, list[SweepJob]] = {}
         for job in self.jobs:
             if job.outcome:
@@ -104,7 +107,7 @@ class Sweep:
             return
         planned, retry = job.plan, job.plan.cfg["retry"]
         if planned.result is not None and not planned.cfg["force"]:
-            job.outcome, job.lines = "done", [f"{result_lines(planned.result['metrics'])[0]}  (was done)"]
+            job.outcome, job.lines = "done", [f"{result_lines(planned.result)[0]}  (was done)"]
             return
         found = stand(planned.run, planned.test)
         if found.state in LEFT_ALONE[retry]:

@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sppnet.data import Sets, build_images, fingerprint, load_sets
+from sppnet.data.pictures import find_pictures
 from sppnet.errors import UserError
 
 Load = Callable[..., dict[str, Any]]
 Make = Callable[..., Path]
 Paint = Callable[..., None]
+JUNK = (
+    "@eaDir",
+    ".thumbnails",
+    "__MACOSX",
+    ".ipynb_checkpoints",
+    "$RECYCLE.BIN",
+    "$Recycle.Bin",
+    "lost+found",
+    "#recycle",
+)
 
 
 def add(root: Path, *names: str) -> None:
@@ -88,6 +100,28 @@ def test_own_parts_are_kept_and_validation_comes_out_of_training(
     assert (len(sets.train), len(sets.val), len(sets.test)) == (70, 4, 6)
 
 
+@pytest.mark.parametrize(
+    "folders",
+    [("train", "", "val"), ("Training", "valid", "TEST"), ("TRAIN", "Validation", "testing"), ("train", "", "Valid")],
+)
+def test_parts_have_their_usual_names_in_any_case(tmp_path: Path, config: Load, folders: tuple[str, str, str]) -> None:
+    train, val, test = folders
+    for folder in filter(None, folders):
+        for _ in range(2):
+            add(tmp_path / folder, "cat", "dog")
+    for name in ("README", "LICENSE", "labels.csv", "sample.jpg", "annotations/cat.xml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    sets = load_sets(config("folder", root=str(tmp_path)))
+    for part, folder in {"train": train, "val": val or train, "test": test}.items():
+        members = [sets.images.name(i) for i in getattr(sets, part).tolist()]
+        assert {name.split("/")[0] for name in members} == {folder}
+        assert {name.split("/")[1] for name in members} == {"cat", "dog"}
+    share = f"in training the share data.split.val of {train}/ validates"
+    told = [f"data.root={tmp_path} has no test/: the 4 images of {test}/ are its test part; {share}"]
+    assert sets.images.notices() == ([] if val else told)
+
+
 def test_validation_share_zero_validates_on_the_test_part(root: Path, config: Load) -> None:
     sets = load_sets(config("folder", root=str(root), split={"val": 0, "test": 0.2, "seed": 0}))
     assert sets.val.tolist() == sets.test.tolist()
@@ -100,10 +134,43 @@ def test_hidden_and_other_files_are_passed_over_and_nested_ones_found(root: Path
     (root / "cat" / "._000.png").write_bytes(b"x")
     (root / "cat" / "notes.txt").write_text("x")
     (root / ".cache").mkdir()
+    for junk in JUNK:
+        add(root, junk, f"cat/{junk}", f"dog/more/{junk}")
+        (root / "emu" / junk).mkdir()
+        (root / "emu" / junk / "thumb").write_bytes(b"\xff\xd8\xff\xe0")
+    for name in ("Thumbs.db", "desktop.ini"):
+        (root / "cat" / name).touch()
     assert fingerprint(config("folder", root=str(root))) == before
+    assert len(find_pictures(str(root)).names) == 70
     paint(root / "cat" / "more" / "deep.JPG", 8, 8)
     images = load_sets(config("folder", root=str(root))).images
     assert "cat/more/deep.JPG" in {images.name(i) for i in range(len(images))}
+
+
+def test_a_picture_without_suffix_is_read_and_what_is_not_read_is_counted(root: Path, config: Load) -> None:
+    data = config("folder", root=str(root))
+    assert build_images(data).notices() == []
+    for format, name in [("JPEG", "a"), ("PNG", "b."), ("WEBP", "c. 5"), ("TIFF", "d"), ("BMP", "e")]:
+        Image.new("RGB", (9, 8)).save(root / "dog" / name, format)
+    others = {"LICENSE": b"BM and the like", "x.JPEG~": b"\xff\xd8\xff", "y.heic": b"x", "z.HEIC": b"x", "a.zip": b"PK"}
+    for name, content in others.items():
+        (root / "emu" / name).write_bytes(content)
+    os.mkfifo(root / "emu" / "pipe")  # opening it would wait for ever
+    (root / "loose.jpg").touch()
+    images = build_images(data)
+    shapes = {images.name(i): images.shape(i) for i in range(len(images)) if images.name(i)[4] in "abcde"}
+    assert shapes == dict.fromkeys(("dog/a", "dog/b.", "dog/c. 5", "dog/d", "dog/e"), (8, 9))
+    assert len(images) == 75
+    [counted, loose] = images.notices()
+    assert "6 file(s) are not read" in counted
+    assert all(kind in counted for kind in ("2 .heic", "1 .jpeg~", "1 .zip", "2 without suffix"))
+    assert "convert .heic to JPEG or PNG" in counted
+    assert "unpack .zip" in counted
+    assert "rename .jpeg~" in counted
+    assert "1 picture(s) beside the class folders" in loose
+    found = find_pictures(str(root))  # whose input has no classes: it reads loose pictures, and the same files else
+    assert len(found.names) == 76
+    assert found.not_read.replace("input=", "data.root=") == counted
 
 
 def test_the_fingerprint_is_of_the_data_not_of_its_place(root: Path, config: Load, tmp_path: Path) -> None:
@@ -155,9 +222,12 @@ def test_a_name_that_is_no_utf8_is_named_when_files_are_listed(root: Path, confi
 def test_other_names_may_be_anything(root: Path, config: Load) -> None:
     before = fingerprint(config("folder", root=str(root)))
     try:
-        Path(os.fsdecode(os.fsencode(root) + b"/cat/caf\xe9.txt")).touch()
+        Path(os.fsdecode(os.fsencode(root) + b"/cat/caf\xe9.t\xe9t")).touch()
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
+    [told] = build_images(config("folder", root=str(root))).notices()
+    assert "caf\ufffd.t\ufffdt" in told
+    told.encode()  # records hold it
     assert fingerprint(config("folder", root=str(root))) == before
 
 
@@ -227,7 +297,64 @@ def unknown_class(root: Path) -> None:
 def misnamed_part(root: Path) -> None:
     only_train(root)
     add(root / "test", "cat")
-    add(root / "valid", "cat")
+    add(root / "dev", "cat")
+
+
+def one_part_twice(root: Path) -> None:
+    only_train(root)
+    add(root / "val", "cat")
+    add(root / "Validation", "cat")
+
+
+def only_validation(root: Path) -> None:
+    add(root.parent / "parted", "val/cat", "val/dog")
+    shutil.rmtree(root)
+    (root.parent / "parted").rename(root)
+
+
+def parts_of_unknown_names(root: Path) -> None:
+    for part in ("Trainset", "Testset"):
+        add(root.parent / "parted" / part, "cat", "dog")
+    shutil.rmtree(root)
+    (root.parent / "parted").rename(root)
+
+
+def classes_share_a_folder(root: Path) -> None:
+    for name in ("cat", "emu"):
+        add(root / name, "2019")
+
+
+def parts_of_unknown_names_in_images(root: Path) -> None:
+    for name in ("cat", "emu"):
+        add(root / name, "images/red", "images/green")
+
+
+def parts_inside_a_class(root: Path) -> None:
+    add(root / "dog", "far/Testing")
+
+
+def parts_one_folder_down(root: Path) -> None:
+    add(root.parent / "parted" / "set" / "1", "train/cat", "test/cat")
+    shutil.rmtree(root)
+    (root.parent / "parted").rename(root)
+
+
+def classes_one_folder_down(root: Path) -> None:
+    root.rename(root.parent / "moved")
+    root.mkdir()
+    (root.parent / "moved").rename(root / "set")
+
+
+def test_without_classes(root: Path) -> None:
+    only_train(root)
+    add(root, "test")
+
+
+def no_known_suffix(root: Path) -> None:
+    shutil.rmtree(root)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        (root / name / "0.HEIC").touch()
 
 
 def class_called_train(root: Path) -> None:
@@ -295,11 +422,21 @@ BROKEN: dict[Callable[[Path], None], str] = {
     empty_class: "class folder without images: ",
     no_pictures: "class folder without images: ",
     one_class: "one class only (emu)",
-    only_train: "no folder test/ (found: train)",
+    only_train: "no folder test/ (found: train); without test/ or val/ give data=folder data.root=",
+    only_validation: "no folder train/ (found: val)",
     unknown_class: "test/yak",
     rare_class: "class rare has 2 image(s)",
     broken_link: "l.png",
-    misnamed_part: "holds test/, train/ beside valid/; allowed are",
+    misnamed_part: "holds train/, test/ beside dev/; allowed are",
+    one_part_twice: "holds Validation/ and val/, two folders for one part",
+    parts_of_unknown_names: "holds Testset/ and Trainset/, which both hold cat/",
+    classes_share_a_folder: "holds cat/ and emu/, which both hold 2019/",
+    parts_of_unknown_names_in_images: "holds cat/ and emu/, which both hold images/green/",
+    parts_inside_a_class: "dog/far/Testing is a part inside a class",
+    parts_one_folder_down: "photos/set/1/test is a part inside a class",
+    classes_one_folder_down: "one class only (set); at least two are needed; if cat/ and dog/ are classes, give data",
+    test_without_classes: "2 picture(s) lie in no class folder",
+    no_known_suffix: "2 .heic",
     class_called_train: "holds train/ beside cat/, dog/, emu/; allowed are",
     loop: "cat/loop",
     loop_to_its_class: "cat/more/loop",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sppnet import recompose, replay, settings
 from sppnet.data.pictures import Found, find_pictures
-from sppnet.errors import RunFailed, UserError
+from sppnet.errors import RunFailed, UserError, notice
 from sppnet.meter import meter
 from sppnet.replay import HARDWARE, Trained
 from sppnet.rules import FLAG, TEXT, either, or_null, whole
@@ -61,6 +61,8 @@ def _predict(
     from sppnet.predict import Predictor
     from sppnet.training import settle
 
+    if found.not_read:
+        notice(found.not_read)
     settle(cfg)
     predictor = Predictor(cfg, read_checkpoint(trained.weights), trained.weights, found)
     table, failed = Table([predictor.pictures.name(i) for i in range(len(predictor.pictures))], predictor.classes), 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sppnet import replay, settings
-from sppnet.data import ImageSet, build_images
+from sppnet.data import ImageSet, build_images, load_tested
+from sppnet.data.build import OWN_KEYS
+from sppnet.errors import notice
 from sppnet.identity import check_identity, digest
 from sppnet.replay import HARDWARE, Trained
 from sppnet.runs import read_json, write_json
@@ -34,17 +36,30 @@ def test(trained: Trained) -> None:
     file = run.test_file(digest(check_identity(cfg, trained.name, images))) if run else None
     found = read_json(file) if file and not cfg["force"] else None
     if found is not None:
+        for line in found.get("notices", ()):
+            notice(line)
         print_result(run, found)
         return
-    found = score_run(cfg, trained.weights, trained.name, images)
+    found = score_run(cfg, trained.weights, trained.name, images, _chosen(trained.typed))
     print_result(run, found)  # before it is kept: a run of somebody else's may not be ours to write to
     if file:
         file.parent.mkdir(exist_ok=True)
         write_json(file, found)
 
 
-def score_run(cfg: Mapping[str, Any], weights: Path, name: str, images: ImageSet) -> dict[str, Any]:
-    """Score the network in `weights`, called `name` in the record, on `images` as `cfg` says, on one device."""
+def _chosen(typed: Iterable[str]) -> bool:
+    """Whether what was typed says which data to test on."""
+    own = {f"data.{key}" for key in OWN_KEYS}
+    return any(key == "data" or (key.startswith("data.") and ".".join(key.split(".")[:2]) not in own) for key in typed)
+
+
+def score_run(
+    cfg: Mapping[str, Any], weights: Path, name: str, images: ImageSet, chosen: bool = False
+) -> dict[str, Any]:
+    """Score the network in `weights`, called `name` in the record, on `images` as `cfg` says, on one device.
+
+    `chosen` says whether the user chose the data (see `load_tested`).
+    """
     from sppnet.checks import check_job  # imports torch
 
     backbone = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
@@ -52,12 +67,13 @@ def score_run(cfg: Mapping[str, Any], weights: Path, name: str, images: ImageSet
     check_job(cfg)
     from sppnet.callbacks import BadFiles, progress_display  # imports Lightning
     from sppnet.checkpoints import read_checkpoint
-    from sppnet.data import load_sets
     from sppnet.training import build_data, load_trained, make_trainer, score, settle
 
     settle(cfg)
     checkpoint = read_checkpoint(weights)
-    sets = load_sets(cfg["data"], images)
+    sets, notices = load_tested(cfg["data"], images, checkpoint["sppnet"], chosen)
+    for line in notices:
+        notice(line)
     classifier = load_trained(checkpoint, cfg, sets, weights)
     bad_files = BadFiles(None)
     trainer = make_trainer(cfg, [bad_files, *progress_display(cfg["trainer"]["progress"])], [])
@@ -67,4 +83,4 @@ def score_run(cfg: Mapping[str, Any], weights: Path, name: str, images: ImageSet
         raise KeyboardInterrupt from None
     for bad in sorted(bad_files.names):
         print(f"sppnet: {bad} could not be read and was left out", file=sys.stderr)
-    return found | {"bad_files": sorted(bad_files.names)}
+    return found | {"bad_files": sorted(bad_files.names), "notices": notices}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sppnet import compose
 from sppnet.commands.rank import join
 from sppnet.compose import Job
-from sppnet.errors import RunFailed, UserError
+from sppnet.errors import RunFailed, UserError, notice
 from sppnet.runs import Plan, Run, plan, write_json
 from sppnet.show import print_result
 from sppnet.slurm import job as slurm_job
@@ -76,6 +76,8 @@ def _train(planned: Plan, job: Job) -> None:
             run.clear()
         if planned.result is not None:
             return  # another process was faster
+        for line in planned.images.notices():
+            notice(line)
         print(f"{run.path}{' goes on from its last checkpoint' if run.last.exists() else ''}", flush=True)
         with _status(run):
             run.begin(cfg, job.overrides, planned.identity)

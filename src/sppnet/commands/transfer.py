@@ -14,7 +14,7 @@ from typing import Any
 from sppnet import compose, replay
 from sppnet.compose import Job
 from sppnet.data import ImageSet, build_images
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 from sppnet.identity import digest
 from sppnet.provenance import provenance
 from sppnet.replay import Trained, stored
@@ -66,6 +66,8 @@ def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
 
     check(task)
     _warn_of_weights(task, images)
+    for line in images.notices():
+        notice(line)
     began = time.monotonic()
     found = features.features_of(task, images)
     extracted = time.monotonic()

@@ -10,6 +10,7 @@ from sppnet.data.digits import Digits
 from sppnet.data.images import ImageSet
 from sppnet.data.sets import Caltech101, Files, Flowers102, Folder, ImageNet, Imagenette, OxfordPets, Voc2007
 from sppnet.data.sizes import Alternating, EpochSchedule, Single, SizeSchedule, Uniform, Weighted
+from sppnet.data.testing import load_tested
 
 __all__ = [
     "Alternating",
@@ -35,4 +36,5 @@ __all__ = [
     "build_sizes",
     "fingerprint",
     "load_sets",
+    "load_tested",
 ]

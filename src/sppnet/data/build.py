@@ -81,12 +81,21 @@ def load_sets(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Sets:
     Raises:
         UserError: as `build_images`; also no `split`, one class only, a label that is no class, a part without images.
     """
+    images = build_images(cfg) if images is None else images
+    check_labels(cfg, images)
+    return split_sets(cfg, images)
+
+
+def split_sets(cfg: Mapping[str, Any], images: ImageSet) -> Sets:
+    """`images` in the parts that `cfg` describes.
+
+    Raises:
+        UserError: `cfg` has no `split`, a class has too few images for it, or a part has none.
+    """
     split = cfg.get("split")
     if not isinstance(split, Mapping) or not {"val", "test", "seed"} <= split.keys():
         found = f"={split} is not allowed" if "split" in cfg else " is missing"
         raise UserError(f"data.split{found}; it takes shares and a seed, such as {{val: 0.15, test: 0.15, seed: 0}}")
-    images = build_images(cfg) if images is None else images
-    check_labels(cfg, images)
     parts = make_parts(images, split["val"], split["test"], split["seed"], split.get("fold"))
     for part, members in parts.items():
         if not len(members):
@@ -95,13 +104,33 @@ def load_sets(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Sets:
 
 
 def check_labels(cfg: Mapping[str, Any], images: ImageSet) -> None:
-    """Check that every label of `images`, which `cfg` describes, is one or more of several classes.
+    """Check that `images`, which `cfg` describes, can be trained on, and every label is one or more of several classes.
 
     Raises:
-        UserError: there is one class only, or a label that is none.
+        UserError: they cannot, there is one class only, or a label that is none.
     """
+    check_training(cfg, images)
+    check_each_label(cfg, images)
+
+
+def check_training(cfg: Mapping[str, Any], images: ImageSet) -> None:
+    """Check that `images`, which `cfg` describes, have parts and classes to train on; no label is asked for.
+
+    Raises:
+        UserError: they have not.
+    """
+    if why := images.untrainable():
+        raise UserError(why)
     if len(images.classes) < 2 and not images.multilabel:
         raise UserError(f"data={cfg['name']} has one class only ({', '.join(images.classes)}); two are needed")
+
+
+def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
+    """Check that every label of `images`, which `cfg` describes, is one or more of its classes.
+
+    Raises:
+        UserError: one is not.
+    """
     for i in range(len(images)):
         label = images.label(i)
         if isinstance(label, tuple) != images.multilabel:

@@ -1,4 +1,4 @@
-"""Lists the image files of a data set and finds what is wrong with its folders, before torch is imported."""
+"""Walks through the image files of a data set and finds what is wrong with its folders, before torch is imported."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from sppnet.data.images import Label
+from sppnet.data.names import PARTS, NotRead, has_suffix, ignored
 from sppnet.errors import UserError
 
-SUFFIXES = frozenset({
-    ".apng", ".avif", ".bmp", ".bw", ".cur", ".dds", ".dib", ".fits", ".gif", ".icb", ".icns", ".ico", ".im", ".j2c",
-    ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".msp", ".pbm", ".pcx", ".pfm",
-    ".pgm", ".png", ".pnm", ".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff",
-    ".vda", ".vst", ".webp", ".xbm", ".xpm",
-})  # fmt: skip
+WRAPPERS = frozenset({"image", "images", "img", "imgs"})  # folders that every class may have, its pictures inside
 
 
 class File(NamedTuple):
@@ -37,6 +33,8 @@ class Listing:
         files: one per image.
         labels: one per image.
         parts: positions of the images of the set's own parts; None where it has none.
+        untrainable: why no network can be trained on it, though one can be tested on it; empty if one can.
+        notices: what a user would not expect of it, a line each.
     """
 
     root: Path
@@ -44,6 +42,8 @@ class Listing:
     files: list[File] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     parts: dict[str, list[int]] | None = None
+    untrainable: str = ""
+    notices: list[str] = field(default_factory=list)
 
     def add(self, file: File, label: Label, part: str | None = None) -> None:
         """Append an image, to the set's own `part` if it has parts."""
@@ -73,52 +73,6 @@ def checked_root(root: str | os.PathLike[str] | None, hint: str = "") -> Path:
     return path
 
 
-def one_tree(base: Path, root: Path, drop: Collection[str] = ()) -> Listing:
-    """List `base`/CLASS/.../IMAGE, without the classes in `drop`; names are relative to `root`.
-
-    Raises:
-        UserError: there is no class, one class only, a class without images, a file that cannot be looked at, a name
-            that is no UTF-8, or a link that makes an image count twice.
-    """
-    walk = _Walk(root)
-    by_class = walk.classes(base, drop)
-    _refuse_one_class(base, by_class)
-    listing = Listing(root, list(by_class))
-    for label, files in enumerate(by_class.values()):
-        for file in files:
-            listing.add(file, label)
-    walk.check_links(listing)
-    return listing
-
-
-def part_trees(base: Path, root: Path, parts: Mapping[str, str]) -> Listing:
-    """List `base`/FOLDER/CLASS/.../IMAGE for each part and its folder; the classes are those of `parts["train"]`.
-
-    Raises:
-        UserError: as `one_tree`, and if a folder is missing or holds a class that training does not know.
-    """
-    for folder in parts.values():
-        if not (base / folder).is_dir():
-            raise UserError(
-                f"data.root={root}: {base} has no folder {folder}/ (found: {', '.join(subfolders(base)) or 'none'})"
-            )
-    walk = _Walk(root)
-    walk.enter(base)
-    trees = {part: walk.classes(base / folder) for part, folder in parts.items()}
-    by_class = trees["train"]
-    _refuse_one_class(base / parts["train"], by_class)
-    listing = Listing(root, list(by_class))
-    labels = {name: label for label, name in enumerate(by_class)}
-    for part, folder in parts.items():
-        for name, files in trees[part].items():
-            if name not in labels:
-                raise UserError(f"data.root={root}: class {folder}/{name} is not among those of {parts['train']}/")
-            for file in files:
-                listing.add(file, labels[name], part)
-    walk.check_links(listing)
-    return listing
-
-
 def look_at(path: Path, root: Path) -> File:
     """The entry of one file.
 
@@ -134,13 +88,13 @@ def look_at(path: Path, root: Path) -> File:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder` that are not hidden, sorted.
+    """Names of the folders in `folder` that may hold data, sorted.
 
     Raises:
         UserError: `folder` cannot be listed, or one of the names is no UTF-8.
     """
     try:
-        found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        found = [path for path in folder.iterdir() if path.is_dir() and not ignored(path.name)]
     except OSError as error:
         _refuse(error)
     for path in found:
@@ -148,7 +102,7 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in found)
 
 
-class _Walk:
+class Walk:
     """Finds the pictures of one set, and refuses links that would make one of them count twice.
 
     Such a picture would end up in two classes, or in training and test alike.
@@ -158,19 +112,73 @@ class _Walk:
         self.root = root  # names are relative to it
         self.folders: dict[str, Path] = {}  # those entered, by the real path of each
         self.links: list[Path] = []  # pictures that are links
+        self.nested: dict[str, list[str]] = {}  # folders below the classes of a tree -> the classes that have them
+        self.loose: list[str] = []  # pictures beside class folders
+        self.not_read = NotRead()
+        self.untrainable = ""
 
     def classes(self, base: Path, drop: Collection[str] = ()) -> dict[str, list[File]]:
-        """The pictures of each class folder in `base`, sorted, but for the classes in `drop`."""
+        """The pictures of each class folder in `base`, sorted, but for the classes in `drop` and those without any."""
         self.enter(base)
-        found = {name: sorted(self._pictures(base / name)) for name in subfolders(base) if name not in drop}
+        self.nested.clear()
+        names = [name for name in subfolders(base) if name not in drop]
+        found = {name: sorted(self._pictures(base / name, name)) for name in names}
+        loose = [str(path) for path in base.iterdir() if has_suffix(path.name) and not path.is_dir()]
         if not any(found.values()):
-            raise UserError(
-                f"data.root={self.root}: no images in {base} (expected one folder per class, images inside)"
-            )
+            beside = f"{len(loose)} picture(s) lie in no class folder" if loose else ""
+            problem = f"data.root={self.root}: no images in {base} (expected one folder per class, images inside)"
+            raise UserError("; ".join(filter(None, (problem, beside, self.not_read.text()))))
+        self.loose += sorted(loose)
+        self._refuse_parts(base, found)
         empty = [str(base / name) for name, files in found.items() if not files]
         if empty:
-            raise UserError(f"data.root={self.root}: class folder without images: {', '.join(empty[:5])}")
-        return found
+            problem = f"data.root={self.root}: class folder without images: {', '.join(empty[:5])}"
+            self.refuse_training("; ".join(filter(None, (problem, self.not_read.text()))))
+        return {name: files for name, files in found.items() if files}
+
+    def refuse_training(self, why: str) -> None:
+        """Note why no network can be trained on the set; the first reason is the one that is told."""
+        self.untrainable = self.untrainable or why
+
+    def needs_classes(self, base: Path, classes: Collection[str]) -> None:
+        """Refuse training if there is one class only in `base`, the tree that was walked through last."""
+        if len(classes) >= 2:
+            return
+        [name] = classes
+        inside = [below for below in self.nested if "/" not in below]
+        hint = f"; if {inside[0]}/ and {inside[1]}/ are classes, give data.root={base / name}" if inside[1:] else ""
+        self.refuse_training(f"{base} holds one class only ({name}); at least two are needed{hint}")
+
+    def finish(self, listing: Listing) -> None:
+        """Check the links of the `listing`, and hand it what was noted."""
+        self._check_links(listing)
+        listing.untrainable = self.untrainable
+        if text := self.not_read.text():
+            listing.notices.append(f"data.root={self.root}: {text}")
+        if self.loose:
+            listing.notices.append(
+                f"data.root={self.root}: {len(self.loose)} picture(s) beside the class folders are in no class and are"
+                f" not read (such as {self.loose[0]})"
+            )
+
+    def _refuse_parts(self, base: Path, classes: Mapping[str, Collection[File]]) -> None:
+        """Refuse classes that hold parts, and parts of unknown names that would pass for classes."""
+        for below, holders in self.nested.items():
+            if below.rpartition("/")[2].lower() in PARTS:
+                part = base / holders[0] / below
+                hint = f"; data.root={part.parent} may be meant" if sum(map(bool, classes.values())) == 1 else ""
+                raise UserError(
+                    f"data.root={self.root}: {part} is a part inside a class; parts hold classes, as in"
+                    f" train/CLASS/IMAGE, and classes hold no folder called train, val or test{hint}"
+                )
+        shared = {below: holders for below, holders in self.nested.items() if len(holders) > 1}
+        for below, holders in shared.items():
+            if below.lower() not in WRAPPERS:
+                raise UserError(
+                    f"data.root={self.root}: {base} holds {holders[0]}/ and {holders[1]}/, which both hold {below}/; if"
+                    " they are parts, call them train/, val/ or test/, and if they are classes, give the folders inside"
+                    " them different names"
+                )
 
     def enter(self, folder: Path) -> None:
         """Note that `folder` is being looked through; a loop of links would enter one again."""
@@ -178,7 +186,7 @@ class _Walk:
         if before is not folder:
             raise UserError(f"data: {folder} and {before} are one folder, by a link; its images would count twice")
 
-    def check_links(self, listing: Listing) -> None:
+    def _check_links(self, listing: Listing) -> None:
         """Refuse pictures that are links to others of the `listing`; as no folder was entered twice, no others can be.
 
         Hard links and copies are let be: they are files of their own.
@@ -195,7 +203,7 @@ class _Walk:
             if twin is not link:
                 raise UserError(f"data: {link} and {twin} are one file, by a link; it would count twice")
 
-    def _pictures(self, folder: Path) -> list[File]:
+    def _pictures(self, folder: Path, in_class: str, below: str = "") -> list[File]:
         _check_name(folder)
         self.enter(folder)
         found = []
@@ -206,8 +214,9 @@ class _Walk:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir():
-                        found += self._pictures(folder / entry.name)
-                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                        if not ignored(entry.name):
+                            found += self._pictures(folder / entry.name, in_class, f"{below}/{entry.name}".lstrip("/"))
+                    elif self.not_read.is_picture(entry):
                         _check_name(entry.path)
                         status = entry.stat()
                         found.append(File(f"{prefix}/{entry.name}", status.st_size, status.st_mtime_ns))
@@ -215,15 +224,12 @@ class _Walk:
                             self.links.append(folder / entry.name)
         except OSError as error:
             _refuse(error)
+        if found and below:
+            self.nested.setdefault(below, []).append(in_class)
         return found
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
-
-
-def _refuse_one_class(base: Path, classes: Collection[str]) -> None:
-    if len(classes) < 2:
-        raise UserError(f"{base} holds one class only ({', '.join(classes) or 'none'}); at least two are needed")
 
 
 def _check_name(path: str | Path) -> None:

@@ -59,9 +59,18 @@ class ImageSet(ABC):
     def split(self) -> Mapping[str, Sequence[int]] | None:
         """The images of the set's own parts `train`, `test` and perhaps `val`; None if it has none of its own.
 
-        Without parts `data.split` makes a seeded, stratified split; without `val` it takes that from `train`.
+        Without parts `data.split` makes a seeded, stratified split; without `val` it takes that from `train`. A set
+        that is only tested on needs no `train`.
         """
         return None
+
+    def untrainable(self) -> str:
+        """Why no network can be trained on the set, though one can be tested on it; empty if one can."""
+        return ""
+
+    def notices(self) -> list[str]:
+        """What a user would not expect of the set, a line each; it is said once when a run starts."""
+        return []
 
     def unclear(self, index: int) -> tuple[int, ...]:
         """The classes of which it is not to be judged whether the image has them, in a multi-label set: it counts

@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from sppnet.data.decode import DataError, decode, shape
-from sppnet.data.files import SUFFIXES
 from sppnet.data.images import ImageSet
+from sppnet.data.names import NotRead, ignored
 from sppnet.errors import UserError
 
 
@@ -23,34 +23,39 @@ class Found:
         root: the folder that names are relative to.
         names: with forward slashes, sorted.
         folder: whether `input` is a folder.
+        not_read: what is to be said of files that are not read; empty if there are none.
     """
 
     root: Path
     names: list[str]
     folder: bool
+    not_read: str = ""
 
 
 def find_pictures(given: str) -> Found:
     """List what `input=given` means: a file whatever its name, or all pictures below a folder.
 
-    As in a data set, what is hidden and what does not end like a picture is passed over. A folder that links make
-    reachable twice is entered once.
+    What is a picture is decided as in a data set (`sppnet.data.names`). A folder that links make reachable twice is
+    entered once.
 
     Raises:
         UserError: nothing is there, no picture is in the folder, or one of its folders cannot be listed.
     """
     path = Path(given).expanduser()
     if path.is_dir():
-        names = sorted(_below(path, "", {os.path.realpath(path)}))
+        not_read = NotRead()
+        names = sorted(_below(path, "", {os.path.realpath(path)}, not_read))
+        text = not_read.text()
         if not names:
-            raise UserError(f"input={given}: no picture is in this folder (files ending in .jpg, .png and the like)")
-        return Found(path, names, True)
+            problem = f"input={given}: no picture is in this folder (files ending in .jpg, .png and the like)"
+            raise UserError("; ".join(filter(None, (problem, text))))
+        return Found(path, names, True, f"input={given}: {text}" if text else "")
     if not path.exists():
         raise UserError(f"input={given}: no such file or directory")
     return Found(path.parent, [path.name], False)
 
 
-def _below(folder: Path, prefix: str, entered: set[str]) -> Iterator[str]:
+def _below(folder: Path, prefix: str, entered: set[str], not_read: NotRead) -> Iterator[str]:
     try:
         with os.scandir(folder) as found:
             entries = [entry for entry in found if not entry.name.startswith(".")]
@@ -59,10 +64,10 @@ def _below(folder: Path, prefix: str, entered: set[str]) -> Iterator[str]:
     for entry in entries:
         if entry.is_dir():
             real = os.path.realpath(entry.path)
-            if real not in entered:
+            if real not in entered and not ignored(entry.name):
                 entered.add(real)
-                yield from _below(folder / entry.name, f"{prefix}{entry.name}/", entered)
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                yield from _below(folder / entry.name, f"{prefix}{entry.name}/", entered, not_read)
+        elif not_read.is_picture(entry):
             yield prefix + entry.name
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from sppnet.data.crops import Region, render
 from sppnet.data.images import ImageSet
 from sppnet.data.sets import Files
+from sppnet.data.testing import Renumbered
 
 MAX_LENGTH = 16  # longer side over the shorter: one of 3000 x 1 pixels would else become 768,000 x 256
 RESAMPLERS = ("pillow", "torch")
@@ -125,6 +126,8 @@ def source_of(
         fit: of what is cut out; `crop` in training.
         kept: makes a reader of what is kept of a `Whole` with a shorter side; None where nothing is.
     """
+    if isinstance(images, Renumbered):
+        images = images.images  # whose class says how its pixels are read
     resampler, side = data.get("resampler", "pillow"), data.get("short_side")
     if side is not None and data["fit"] == "crop" and fit in ("crop", "center"):
         made = Whole(images, resampler, side)

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from sppnet.data import files
+from sppnet.data import files, trees
 from sppnet.data.decode import decode, shape
 from sppnet.data.files import Listing
 from sppnet.data.images import ImageSet, Label, digest
@@ -62,6 +62,12 @@ class Files(ImageSet):
     def split(self) -> dict[str, list[int]] | None:  # noqa: D102
         return self.listing.parts
 
+    def untrainable(self) -> str:  # noqa: D102
+        return self.listing.untrainable
+
+    def notices(self) -> list[str]:  # noqa: D102
+        return self.listing.notices
+
     def fingerprint(self) -> str:
         """Digest of classes, parts, and the files' names, lengths and labels; as they were when they were listed."""
         if self._fingerprint is None:
@@ -76,29 +82,20 @@ class Files(ImageSet):
 
 
 class Folder(Files):
-    """ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with test/ and perhaps val/ beside it.
+    """ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with test/ or val/ (or both) beside it.
 
-    Folders may be nested below CLASS; hidden files and files that are no pictures are passed over. No class may be
-    called train or test where the set has no parts: a set whose parts are misnamed would pass for one of such classes.
+    Parts are known by their usual names in any case: train or training, val, valid or validation, test or testing; no
+    class may be called so. Without test/ the images of val/ are the test part, and a share of train/ validates. To be
+    tested on, a set needs no train/.
+
+    Folders may be nested below CLASS, under names that no two classes share. Hidden files and what cameras, NAS and
+    desktops leave (`sppnet.data.names`) are passed over; other files that are no pictures are counted in a line. Names
+    are part of the fingerprint as they are: a renamed folder is other data, as a renamed file is.
     """
 
     def __init__(self, root: str | None) -> None:
-        base = files.checked_root(
-            root, "It holds one folder per class, or train/, test/ and perhaps val/ of such folders."
-        )
-        found = files.subfolders(base)
-        if not {"train", "test"} & set(found):
-            super().__init__(files.one_tree(base, base))
-            return
-        others = [name for name in found if name not in ("train", "val", "test")]
-        if others:
-            raise UserError(
-                f"data.root={root} holds {', '.join(f'{name}/' for name in found if name not in others)} beside"
-                f" {', '.join(f'{name}/' for name in others[:5])}; allowed are train/, test/ and perhaps val/ and no"
-                " others, or one folder per class, none of them called train or test"
-            )
-        parts = {part: part for part in ("train", "val", "test") if part in found or part != "val"}
-        super().__init__(files.part_trees(base, base, parts))
+        hint = "It holds one folder per class, or train/ and test/ or val/ of such folders."
+        super().__init__(trees.class_folders(files.checked_root(root, hint)))
 
 
 class ImageNet(Files):
@@ -110,7 +107,7 @@ class ImageNet(Files):
 
     def __init__(self, root: str | None) -> None:
         base = files.checked_root(root, "It holds train/WNID/*.JPEG and val/WNID/*.JPEG of ILSVRC 2012.")
-        super().__init__(files.part_trees(base, base, {"train": "train", "test": "val"}))
+        super().__init__(trees.part_trees(base, base, {"train": "train", "test": "val"}))
 
 
 class Imagenette(Files):
@@ -123,7 +120,7 @@ class Imagenette(Files):
         base = files.checked_root(root, get_it("Imagenette", root or ""))
         if not (base / folder).is_dir():
             raise UserError(f"data.root={root} has no folder {folder}/. {get_it('Imagenette', str(root))}")
-        super().__init__(files.part_trees(base / folder, base / folder, {"train": "train", "test": "val"}))
+        super().__init__(trees.part_trees(base / folder, base / folder, {"train": "train", "test": "val"}))
 
 
 class Caltech101(Files):
@@ -136,7 +133,7 @@ class Caltech101(Files):
         given = files.checked_root(root, "It holds Caltech-101's folder 101_ObjectCategories.")
         inside = given / "101_ObjectCategories"
         base = inside if inside.is_dir() else given
-        super().__init__(files.one_tree(base, base, drop=() if background else ("BACKGROUND_Google",)))
+        super().__init__(trees.one_tree(base, base, drop=() if background else ("BACKGROUND_Google",)))
 
 
 class OxfordPets(Files):
