@@ -60,14 +60,17 @@ def test_a_small_network_learns_photographs_from_nothing(sppnet: Caller) -> None
 
 
 def folder(where: Path, broken: int = 0) -> None:
-    """Two classes of 20 pictures of many shapes, of which the first `broken` of a class are cut off."""
+    """Two classes of 20 pictures of many shapes, of which the first `broken` of a class are cut off, every other of
+    them with an end marker behind, and the next is odd."""
     for number in range(40):
         path = where / ("cat" if number % 2 else "dog") / f"{number:02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         size = (40 + 3 * number, 100 - 2 * number)
         Image.new("RGB", size, (250, 20, 20) if number % 2 else (20, 20, 250)).save(path)
         if number // 2 < broken:
-            path.write_bytes(path.read_bytes()[:300])
+            path.write_bytes(path.read_bytes()[:-9] + b"\xff\xd9" if number % 4 < 2 else path.read_bytes()[:300])
+        elif broken and number // 2 == broken:
+            path.write_bytes(path.read_bytes()[:20] + b"stray" + path.read_bytes()[20:])
 
 
 def test_a_file_that_cannot_be_read_is_named(sppnet: Caller, tmp_path: Path) -> None:
@@ -91,6 +94,11 @@ def test_bad_files_are_skipped_counted_and_listed(sppnet: Caller, tmp_path: Path
     assert sorted(listed) == sorted(set(listed))
     assert {name.split("/")[1] for name in listed} == {f"{number:02d}.jpg" for number in range(8)}
     assert json.loads((done.run / "status.json").read_text())["bad_files"] <= 8
+    lines = [line for line in done.err.splitlines() if "JPEG file" in line]
+    assert len(lines) in (1, 2)  # after the first epoch, and after the test if it read more of them
+    assert lines[-1].startswith("sppnet: 2 JPEG files make the decoder warn")
+    assert "pets/" in lines[-1]
+    assert "extraneous bytes" in lines[-1]
 
 
 def test_two_classes_and_whole_images_are_learned(sppnet: Caller, tmp_path: Path) -> None:

@@ -287,6 +287,54 @@ def test_a_name_that_is_no_utf8_is_passed_over(sppnet: Caller, run: Path, pictur
     assert "not valid UTF-8" in done.err
 
 
+NAMES = ["n" * 245 + ".png", "n" * 251 + ".png", "n" * 250 + "m.png", "größe/日本 1.png"]
+
+
+def test_no_name_is_too_long_or_lacks_a_character(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, trained = tmp_path / "given", tmp_path / "trained.ckpt"
+    (given / "größe").mkdir(parents=True)
+    for name in NAMES:
+        shutil.copy(pictures / "turned.jpg", given / name)
+    checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    checkpoint["sppnet"]["classes"] = [f"größe {label}" for label in sorted(CLASSES)]
+    torch.save(checkpoint, trained)
+    monkeypatch.chdir(tmp_path)
+
+    def ascii_only(*words: str) -> list[str]:
+        printed = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii", write_through=True))
+        monkeypatch.setattr(sys, "argv", ["sppnet", *words])
+        assert cli.dispatch() == 0
+        return printed.getvalue().decode("ascii").splitlines()
+
+    output = "o" * 249 + ".jsonl"
+    predict = ("predict", f"checkpoint={trained}", "input=given")
+    table = ascii_only(*predict, f"output={output}", "draw=drawn")
+    lines = rows(Path(output).read_text("utf-8"))
+    paths = {str(Path("given") / name) for name in NAMES}
+    assert {row["file"] for row in lines} == paths
+    assert all(row["classes"][0]["class"].startswith("größe ") for row in lines)
+    assert {json.loads(f'"{line.split(chr(9))[0]}"') for line in table} == paths
+    drawn = [path.relative_to("drawn").as_posix() for path in Path("drawn").rglob("*") if path.is_file()]
+    assert len(drawn) == len(NAMES)
+    assert drawn.count("größe/日本 1.png.png") == 1
+    assert all(path.endswith(".png") for path in drawn)
+    assert ascii_only("status", f"paths.runs={run.parents[1]}")
+
+
+def test_lines_for_a_program_are_json_whatever_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "latin-1", write_through=True))
+    with JsonLines("-") as lines:
+        lines.write("größe/日本.jpg", (3, 4), [("größe", 0.5)])
+        lines.write("größe.jpg", (3, 4), [("größe", 0.5)])
+    printed = output.getvalue().decode("latin-1")
+    assert [row["file"] for row in rows(printed)] == ["größe/日本.jpg", "größe.jpg"]
+    assert '"größe.jpg"' in printed  # nothing is escaped in vain
+
+
 def test_what_was_typed_is_judged_before_torch_is_imported(run: Path, pictures: Path) -> None:
     ask = "import sys; from sppnet.cli import dispatch; print(dispatch(), 'torch' in sys.modules)"
     for words in (["input=no/such"], [f"input={pictures}", "output=no/such/file"], [f"input={pictures}", "top=0"]):

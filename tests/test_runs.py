@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image
 
 from calling import SMALL, Caller, command, same_weights
 from sppnet.errors import UserError
+from sppnet.locking import alone
 from sppnet.runs import Run, plan, write_text
 
 
@@ -143,6 +145,33 @@ def test_a_directory_has_one_process_and_a_dead_one_lets_go(tmp_path: Path, sppn
         child.wait()
     with Run(found[0].parent).locked():
         assert (found[0].parent / "status.json").exists()
+
+
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line_and_nothing_is_left(
+    sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def lockf(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    done = sppnet("train", *SMALL)
+    assert done.code == 2
+    assert len(done.err.strip().splitlines()) == 1
+    assert "runs/default/digits-" in done.err
+    assert os.strerror(reason) in done.err
+    assert "paths.runs" in done.err
+    assert not list(tmp_path.iterdir())
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path}/cache cannot be locked .*paths\.cache"),
+        alone(tmp_path / "cache/x"),
+    ):
+        raise AssertionError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "there").touch()
+    with pytest.raises(UserError), alone(tmp_path / "there"):
+        raise AssertionError
+    assert (tmp_path / "there").exists()
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

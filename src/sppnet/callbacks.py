@@ -15,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.classifier import Classifier
+from sppnet.data.jpeg import notice_remarks
 from sppnet.runs import Run
 
 STATUS_EVERY = 5.0  # seconds between two writes of status.json
@@ -73,6 +74,8 @@ class MetricsFile(Logger, Callback):
 class BadFiles(Callback):
     """Images that could not be read and were left out (`data.bad_files=skip`): counted, and listed in a file.
 
+    Files that the decoder warns of and reads all the same are said in one line after an epoch that has new ones.
+
     Args:
         path: the list, one name per line; every rank appends its own. None: count only.
     """
@@ -80,6 +83,8 @@ class BadFiles(Callback):
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.names: set[str] = set()
+        self._remarks: dict[str, str] = {}
+        self._told = 0
         if path is not None and path.exists():  # a resumed run knows those of before
             self.names = set(path.read_text(encoding="utf-8").splitlines())
 
@@ -95,7 +100,21 @@ class BadFiles(Callback):
         """Note what a test batch lacks."""
         self._note(batch)
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Say what is new, validation included."""
+        self._tell()
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Say what is new."""
+        self._tell()
+
+    def _tell(self) -> None:
+        if len(self._remarks) > self._told:
+            notice_remarks(self._remarks)
+        self._told = len(self._remarks)
+
     def _note(self, batch: Mapping[str, Any]) -> None:
+        self._remarks |= batch["remarks"]
         new = [name for name in batch["bad"] if name not in self.names]
         self.names |= set(new)
         if new and self.path is not None:

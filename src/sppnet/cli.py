@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a failure, 2 the user's mistake (one line on standard erro
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -42,6 +43,8 @@ def main() -> None:
 
 def dispatch() -> int:
     """Run the verb named on the command line and return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks must stop nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     if _completes():
         return 0
     words = sys.argv[1:]

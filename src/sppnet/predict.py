@@ -76,6 +76,7 @@ class Predictor:
         made, none = checkpoint["sppnet"], np.arange(0)
         self.pictures = Pictures(found, made["classes"], made["multilabel"], made["fingerprint"])
         self.cfg = cfg
+        self.remarks: dict[str, str] = {}  # harmless warnings of the decoder so far, by file
         classifier = load_trained(checkpoint, cfg, Sets(self.pictures, none, none, none), weights)
         settings = cfg["trainer"]
         torch.use_deterministic_algorithms(settings["deterministic"])
@@ -109,6 +110,7 @@ class Predictor:
 
     def _as_they_come(self) -> Iterator[Prediction]:
         for batch in self._batches():
+            self.remarks |= batch["remarks"]
             for index, problem in batch["problems"].items():
                 none = torch.empty(0)
                 yield Prediction(index, self.pictures.name(index), (0, 0), none, none, problem)

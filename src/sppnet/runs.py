@@ -24,6 +24,7 @@ import yaml
 from sppnet import settings
 from sppnet.errors import UserError
 from sppnet.identity import check_identity, digest, run_identity
+from sppnet.locking import missing, no_lock
 from sppnet.provenance import provenance
 
 if TYPE_CHECKING:
@@ -130,14 +131,14 @@ class Run:
         outlive a killed run by some seconds, and refuse its restart.
 
         Raises:
-            UserError: another process holds it, or it cannot be written to.
+            UserError: another process holds it, it cannot be written to, or its file system has no locks.
         """
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        made = missing(self.path / "lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            for path in made:
+            for path in made[1:]:
                 with contextlib.suppress(OSError):
                     path.rmdir()
             raise UserError(f"cannot write to the run directory {self.path}: {error.strerror}") from None
@@ -147,6 +148,8 @@ class Run:
             except (BlockingIOError, PermissionError):
                 holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
                 raise UserError(f"{self.path} is in use by {holder}; a run has one process at a time") from None
+            except OSError as error:
+                raise no_lock(self.path / "lock", error, made) from None
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             yield

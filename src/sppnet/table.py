@@ -16,7 +16,8 @@ class Table:
     """The table on standard output, a line per picture as soon as it is predicted.
 
     On a terminal the columns are aligned; on a pipe they are separated by tabs: path, width, height, then class and
-    probability, as many times as classes are shown. Tabs and line ends in names are escaped as in JSON.
+    probability, as many times as classes are shown. In names, tabs, line ends and what the encoding of the output lacks
+    are escaped as in JSON.
 
     Args:
         names: of all pictures.
@@ -74,17 +75,17 @@ class JsonLines:
         """Add the line of one picture of `shape` (height, width)."""
         height, width = shape
         pairs = [{"class": label, "probability": round(p, 8)} for label, p in classes]
-        line = json.dumps({"file": name, "size": [width, height], "classes": pairs}, ensure_ascii=False)
+        line = {"file": name, "size": [width, height], "classes": pairs}
         if self.instead_of_table:
-            say(line)
+            say(_json(line))
         elif self.path is not None:
             if self._file is None:  # not before there is something to write: a mistake leaves nothing behind
                 self._file = self._temporary(self.path).open("w", encoding="utf-8")
-            self._file.write(line + "\n")
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     @staticmethod
     def _temporary(path: Path) -> Path:
-        return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        return path.with_name(f".{os.getpid()}.jsonl.tmp")  # the name itself may be as long as names can be
 
 
 def say(line: str) -> None:
@@ -97,5 +98,19 @@ def say(line: str) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name in one line and one column."""
-    return name if name.isprintable() else json.dumps(name, ensure_ascii=False)[1:-1]
+    """A name in one line and one column, in characters that the output has."""
+    return name if name.isprintable() and _has(name) else _json(name)[1:-1]
+
+
+def _json(value: Any) -> str:
+    line = json.dumps(value, ensure_ascii=False)
+    return line if _has(line) else json.dumps(value)
+
+
+def _has(text: str) -> bool:
+    """Whether the encoding of standard output has all characters of `text`."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

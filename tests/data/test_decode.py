@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.data.decode import ORIENTATION, DataError, decode, shape
+from sppnet.data.decode import DataError, decode, shape
+from sppnet.data.orientation import ORIENTATION
 
 RAMP = np.linspace(0, 65535, 16 * 8).reshape(8, 16)  # 16-bit values
 PHOTO = np.dstack([RAMP / 257, RAMP[::-1] / 257, np.full((8, 16), 90)]).astype(np.uint8)

@@ -348,17 +348,23 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_read(
 
 
 def test_a_photograph_that_cannot_be_read_is_skipped_or_stops_the_building(
-    config: Load, photographs: Path, tmp_path: Path
+    config: Load, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = shutil.copytree(photographs, tmp_path / "copy")
     bad = root / "china" / "03.jpg"
-    bad.write_bytes(bad.read_bytes()[:5000])
+    bad.write_bytes(bad.read_bytes()[:5000] + b"\xff\xd9")  # only the decoder can tell
+    odd = root / "china" / "04.jpg"
+    odd.write_bytes(odd.read_bytes()[:20] + b"stray" + odd.read_bytes()[20:])
     cfg = config("folder", root=str(root), short_side=80, batch_size=8)
     with pytest.raises(DataError, match=r"03\.jpg.*bad_files=skip"):
         data_module(cfg | {"cache": True}, tmp_path).prepare_data()
     assert not list(tmp_path.glob("photographs-*.bin"))
     skipping = cfg | {"bad_files": "skip"}
-    assert same(batches(skipping | {"cache": True}, tmp_path), batches(skipping, tmp_path))
+    capsys.readouterr()
+    kept, read = batches(skipping | {"cache": True}, tmp_path), batches(skipping, tmp_path)
+    assert same(kept, read)
+    assert any("china/03.jpg" in batch["bad"] for batch in read)
+    assert "1 JPEG file makes the decoder warn" in capsys.readouterr().err  # as the file is built
 
 
 def test_a_set_that_cannot_tell_whether_it_changed_is_not_kept(config: Load, tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
-from torchvision.io import decode_jpeg
 
 from sppnet.bench.rows import Row, Setting, geometric
-from sppnet.data import build_sizes, load_sets
+from sppnet.data import build_sizes, jpeg, load_sets
 from sppnet.data.datamodule import DataModule
 from sppnet.recompose import again
 
@@ -102,16 +101,15 @@ def _pair(setting: Setting, root: Path, size: int, workers: int, keys: Mapping[s
 def _decoding(root: Path) -> float:
     """Seconds that the decoder alone takes for a photograph: no loader of ours can be faster."""
     found = sorted(root.rglob("*.jpg"))
-    files = []
+    files = {}
     for path in found[:: -(-len(found) // 256)]:
-        file = torch.from_numpy(np.fromfile(path, np.uint8))
-        with contextlib.suppress(RuntimeError):  # not all that is called so is a JPEG
-            decode_jpeg(file)
-            files.append(file)
+        with contextlib.suppress(jpeg.DamagedError):
+            if jpeg.decode(path.read_bytes(), str(path)) is not None:  # not all that is called so is a JPEG
+                files[str(path)] = path.read_bytes()
 
     def decode() -> None:
-        for file in files:
-            decode_jpeg(file)
+        for path, data in files.items():
+            jpeg.decode(data, path)
 
     return min(timeit.repeat(decode, number=1, repeat=3)) / max(1, len(files))
 

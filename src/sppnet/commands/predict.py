@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppnet import recompose, replay, settings
+from sppnet.data.jpeg import notice_remarks
 from sppnet.data.pictures import Found, find_pictures
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.meter import meter
@@ -80,6 +81,7 @@ def _predict(
                 if drawer is not None:
                     drawer.draw(predictor, prediction, best, found.names[prediction.index])
             tick(1)
+    notice_remarks(predictor.remarks)
     if failed == len(found.names):
         raise RunFailed(f"none of the {failed} pictures could be read" if failed > 1 else "it could not be read")
     if failed:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from sppnet.data.crops import Cut
 from sppnet.data.decode import DataError
 from sppnet.data.images import ImageSet, Label
+from sppnet.data.jpeg import take_remarks
 from sppnet.data.pixels import Direct, Source
 from sppnet.data.sampler import EvalBatches, Item, TrainBatches
 
@@ -28,6 +29,7 @@ class Batch(TypedDict):
         offset: float32 (N, 3), to be added to RGB in [0, 1] before normalisation.
         size: the schedule's size: the shorter side, in pixels; of views cut out of larger images, that of the views.
         bad: names of the images that could not be read and were left out.
+        remarks: harmless warnings of the decoder, by file (see `sppnet.data.jpeg`).
     """
 
     image: torch.Tensor
@@ -38,6 +40,7 @@ class Batch(TypedDict):
     offset: torch.Tensor
     size: int
     bad: list[str]
+    remarks: dict[str, str]
 
 
 SMALL = frozenset({"target", "index", "valid", "offset"})
@@ -53,10 +56,12 @@ class Sample(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The samples of a batch; and the images of those that could be read, in order, at each of the batch's shapes."""
+    """The samples of a batch; the images of those that could be read, in order, at each of the batch's shapes; and
+    harmless warnings of the decoder, by file."""
 
     samples: list[Sample]
     images: list[torch.Tensor]
+    remarks: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Samples(Dataset[Drawn]):
         for item, cut in zip(items, cuts, strict=True):
             samples.append(self._draw(item, cut, [scale[row] for scale in images]))
             row += not samples[-1].problem
-        return Drawn(samples, [scale[:row] for scale in images])
+        return Drawn(samples, [scale[:row] for scale in images], take_remarks())
 
     def _draw(self, item: Item, cut: Cut, outs: list[torch.Tensor]) -> Sample:
         source = self.source or Direct(self.images)
@@ -138,6 +143,7 @@ class Collate:
             offset=torch.tensor([sample.offset for sample in good], dtype=torch.float32),
             size=good[0].item.size,
             bad=[self.images.name(sample.item.index) for sample in bad if sample.item.valid],
+            remarks=drawn.remarks,
         )
 
     def _targets(self, labels: Sequence[Label]) -> torch.Tensor:

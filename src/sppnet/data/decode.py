@@ -5,28 +5,25 @@
   count as 16-bit, floats within [0, 1] as fractions, all others are stretched from their own least to greatest value.
 - Transparent pictures are laid on white, the page most of them were made for.
 - The EXIF orientation is applied, to the pixels and to the shape.
+- JPEGs are decoded by `sppnet.data.jpeg`, to the bits of Pillow's decoder; damage that it notices is an error.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
+from sppnet.data import jpeg, png
+from sppnet.data.orientation import TURNS, orientation
 from sppnet.errors import UserError
 
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 exchange width and height
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+Pixels = npt.NDArray[np.uint8]
+JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs behind each other, of which the first counts
 
 
 class DataError(UserError):
@@ -39,15 +36,18 @@ def decode(path: str | Path) -> Image.Image:
     Raises:
         DataError: the file is missing, no picture, damaged or cut short.
     """
-    try:
-        with Image.open(path) as image:
-            turn = TURNS.get(_orientation(image))
-            rgb = to_rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever their parser stumbles over
-        raise DataError(f"{path}: cannot be read as a picture ({type(error).__name__}: {error})") from error
+    pixels = _decode(path)
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+
+
+def decode_array(path: str | Path) -> Pixels:
+    """The pixels of `decode(path)`, uint8 `(h, w, 3)`, of a JPEG without the copy.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    pixels = _decode(path)
+    return np.array(pixels) if isinstance(pixels, Image.Image) else pixels
 
 
 def shape(path: str | Path) -> tuple[int, int]:
@@ -56,14 +56,9 @@ def shape(path: str | Path) -> tuple[int, int]:
     Raises:
         DataError: the header cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as a picture ({type(error).__name__}: {error})") from error
+    with _readable(path), Image.open(path) as image:
+        width, height = image.size
+        return (width, height) if orientation(image) >= 5 else (height, width)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -82,17 +77,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8, still to be applied; 1 where there is none or it makes no sense."""
-    if image.format == "TIFF":
-        return 1  # Pillow itself turns these, and says their size as turned
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # getexif would decode all pixels to look for a chunk behind them
+def _decode(path: str | Path) -> Image.Image | Pixels:
+    with _readable(path), Image.open(path) as image:
+        turn = TURNS.get(orientation(image))
+        pixels = _checked(image, str(path))
+        if pixels is not None and turn is None:
+            return pixels
+        rgb = to_rgb(image) if pixels is None else Image.fromarray(pixels)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def _checked(image: Image.Image, path: str) -> Pixels | None:
+    """Find damage that Pillow passes over; the pixels, not turned yet, where they have been decoded for that."""
+    assert isinstance(image, ImageFile.ImageFile)
+    assert image.fp is not None
+    place, pixels = image.fp.tell(), None
+    image.fp.seek(0)
+    if image.format == "PNG":
+        png.verify(image.fp)
+    elif image.format in JPEGS:
+        plain = image.mode in ("L", "RGB")
+        decoded = jpeg.decode(image.fp.read(), path, "RGB" if plain else "CMYK")
+        pixels = decoded if plain else None
+    image.fp.seek(place)
+    return pixels
+
+
+@contextlib.contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
     try:
-        value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block is no reason to lose the picture
-        return 1
-    return value if value in TURNS else 1
+        yield
+    except MemoryError:
+        raise
+    except (jpeg.DamagedError, png.DamagedError) as error:
+        raise DataError(f"{path}: is damaged or cut short ({error})") from error
+    except Exception as error:  # Pillow's decoders raise whatever their parser stumbles over
+        raise DataError(f"{path}: cannot be read as a picture ({type(error).__name__}: {error})") from error
 
 
 def _to_8_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppnet.data.decode import DataError
 from sppnet.data.images import digest
+from sppnet.data.jpeg import notice_remarks, take_remarks
 from sppnet.data.pixels import Whole, shorter
 from sppnet.data.shapes import ShapeArray
 from sppnet.errors import UserError
@@ -131,8 +132,8 @@ def keep(source: Whole, shapes: ShapeArray, folder: Path, name: str, workers: in
         source.resampler,
         FORMAT,
         version("pillow"),
+        version("simplejpeg"),
         version("torch"),
-        version("torchvision"),
     ]
     path = folder / f"photographs-{digest(map(str, what))[:32]}.bin"
     if _is_whole(path):
@@ -190,12 +191,13 @@ def _build(path: Path, source: Whole, shapes: ShapeArray, name: str, workers: in
         what = f"{count} photographs at a shorter side of {side} ({_gib(need)})"
         print(f"sppnet: keeping {what} in {path}", file=sys.stderr)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-    table = np.zeros((count, 4), dtype=np.int64)
+    table, remarks = np.zeros((count, 4), dtype=np.int64), dict[str, str]()
     try:
         with temporary.open("wb") as file, meter("keep", progress, count) as tick:
             file.seek(start)
-            for index, pixels in enumerate(_made(source, workers)):
+            for index, (pixels, warned) in enumerate(_made(source, workers)):
                 tick(1)
+                remarks |= warned
                 if isinstance(pixels, DataError):
                     if not skip:
                         raise DataError(f"{pixels}; data.bad_files=skip leaves such files out")
@@ -209,18 +211,20 @@ def _build(path: Path, source: Whole, shapes: ShapeArray, name: str, workers: in
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        notice_remarks(remarks)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _made(source: Whole, workers: int) -> Iterator[Tensor | DataError]:
+def _made(source: Whole, workers: int) -> Iterator[tuple[Tensor | DataError, dict[str, str]]]:
     # A generator of its own: a loader draws from torch's, and the initial weights come after.
     generator = torch.Generator()
     yield from DataLoader(_Each(source), batch_size=None, num_workers=workers, generator=generator)
 
 
 class _Each(Dataset[Any]):
-    """The images of a source, one by one; what cannot be read is an error that is given, not raised."""
+    """The images of a source, one by one, each with harmless warnings of the decoder; what cannot be read is an error
+    that is given, not raised."""
 
     def __init__(self, source: Whole) -> None:
         self.source = source
@@ -228,11 +232,11 @@ class _Each(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source.images)
 
-    def __getitem__(self, index: int) -> Tensor | DataError:
+    def __getitem__(self, index: int) -> tuple[Tensor | DataError, dict[str, str]]:
         try:
-            return self.source.make(index)
+            return self.source.make(index), take_remarks()
         except DataError as error:
-            return error
+            return error, take_remarks()
 
 
 def _gib(count: int) -> str:

@@ -3,7 +3,7 @@
 Three protocols, each a part of a run's identity, for they differ in pixels:
 
 - `Direct`: a region in fractions of a pixel of the original, resized by Pillow in one step. The default.
-- `Whole`, `resampler: torch`: whole pixels, decoded and resized by torchvision and torch; less than half of the time.
+- `Whole`, `resampler: torch`: whole pixels, resized by torch; about half of the time.
 - `Whole` with `short_side: S`: every image is resized to a shorter side of S first, as the paper does (256, section
   3.1.1), and regions are whole pixels of that. A crop of the batch's own size is then a copy. What is cut from can be
   kept (`sppnet.data.kept`) from one epoch, and one run, to the next.
@@ -14,7 +14,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from sppnet.data.crops import Region, render
+from sppnet.data.decode import decode_array
 from sppnet.data.images import ImageSet
 from sppnet.data.sets import Files
 from sppnet.data.testing import Renumbered
 
 MAX_LENGTH = 16  # longer side over the shorter: one of 3000 x 1 pixels would else become 768,000 x 256
 RESAMPLERS = ("pillow", "torch")
-APART = (0xE1, 0xEE)  # segments of a JPEG that may turn it (EXIF, XMP) or say what its colours are (Adobe)
 
 
 class Source(ABC):
@@ -164,40 +163,7 @@ def resize(pixels: Tensor, height: int, width: int, resampler: str) -> Tensor:
 
 
 def decoded(images: ImageSet, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The pixels of `images.read(index)`, uint8 `(h, w, 3)`; torchvision decodes plain JPEGs, to the same bits."""
+    """The pixels of `images.read(index)`, uint8 `(h, w, 3)`."""
     if isinstance(images, Files) and type(images).read is Files.read:  # not of a class that reads in a way of its own
-        found = _plain_jpeg(images.path(index))
-        if found is not None:
-            return found
+        return decode_array(images.path(index))
     return np.array(images.read(index))
-
-
-def _plain_jpeg(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
-    """A whole JPEG in colour or grey with nothing to turn; None for all else, damage included: Pillow sees to it."""
-    if path.suffix.lower() not in {".jpg", ".jpeg"}:
-        return None
-    try:
-        from torchvision.io import decode_jpeg  # in time to leave torchvision; Pillow does as well, only slower
-
-        data = path.read_bytes()
-        if data[-2:] != b"\xff\xd9" or not _is_simple(data):
-            return None
-        planes = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except (ImportError, OSError, RuntimeError):
-        return None
-    if len(planes) not in (1, 3):
-        return None
-    pixels: np.ndarray[Any, np.dtype[np.uint8]] = planes.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-    return pixels
-
-
-def _is_simple(data: bytes) -> bool:
-    """Whether no segment before a JPEG's pixels is one of `APART`."""
-    at = 2
-    while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] == 0xDA:  # the pixels begin
-            return True
-        if data[at + 1] in APART:
-            return False
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False

@@ -13,6 +13,7 @@ from sppnet.data.batches import Loader, Samples
 from sppnet.data.buckets import shape_buckets, square_bucket
 from sppnet.data.crops import EvalRegions
 from sppnet.data.images import digest
+from sppnet.data.jpeg import notice_remarks
 from sppnet.data.pixels import source_of
 from sppnet.data.sampler import EvalBatches
 from sppnet.data.shapes import load_shapes
@@ -78,9 +79,11 @@ def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
     settings = task.cfg["trainer"]
     torch.set_num_threads(settings["threads"])
     run = Runner(task, list(paths))
+    remarks: dict[str, str] = {}
     with store.writing(paths, len(images)) as files, meter("transfer", settings["progress"], len(images)) as tick:
         for batch in _loader(task, images):
             tick(len(batch["index"]) + len(batch["bad"]))
+            remarks |= batch["remarks"]
             keep = batch["valid"]
             if not keep.any():
                 continue
@@ -90,6 +93,7 @@ def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
                 if odd:
                     raise RunFailed(f"layer={name} of {images.name(indices[odd[0]])} has values that are not finite")
                 rows.put(indices, found.numpy())
+    notice_remarks(remarks)
 
 
 def _pyramid_is_trained(task: Task, trained: Trained) -> bool:
