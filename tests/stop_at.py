@@ -44,4 +44,14 @@ class StopAt(Callback):
         os.kill(os.getpid(), getattr(signal, how))
 
 
+class ValidateOften(Callback):
+    """Validate in mid-epoch, too, as a user may who has long epochs."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        trainer.val_check_interval = self.every
+
+
 PLUG = ("allow=stop_at", "+callbacks.stop._target_=stop_at.StopAt")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from calling import SMALL, Called, Caller
+from sppnet.errors import UserError
 
 
 def assert_one_line(called: Called, *words: str) -> None:
@@ -167,10 +168,72 @@ def test_images_are_kept_only_at_a_shorter_side_and_only_where_a_change_would_be
 
 
 def test_several_nodes_that_nothing_starts(sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "NODE_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert_one_line(sppnet("train", "trainer.num_nodes=2"), "trainer.num_nodes=2", "srun")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert_one_line(sppnet("train", "trainer.num_nodes=2"), "trainer.num_nodes=2", "launch=slurm")
     assert not list(tmp_path.iterdir())
+
+
+STARTED = {
+    "srun": ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "SLURM_STEP_NUM_TASKS=4"),
+    "torchrun": ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "RANK": "0"}, "WORLD_SIZE=4"),
+    "mpirun": ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4"),
+    "mpiexec": ({"PMI_SIZE": "4", "PMI_RANK": "0"}, "PMI_SIZE=4"),
+}
+
+
+@pytest.mark.parametrize("starter", STARTED)
+@pytest.mark.parametrize("words", [["train", *SMALL], ["train", "-m", *SMALL, "seed=0,1"], ["test", "checkpoint=x"]])
+def test_several_processes_that_something_else_has_started(
+    sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: str, words: list[str]
+) -> None:
+    environment, said = STARTED[starter]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert_one_line(sppnet(*words), said, "started 4 processes", "trainer.devices=4", "launch=slurm")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_processes_in_the_environment_that_is_not_the_runs(
+    sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sppnet import ranks
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_one_line(sppnet("train", *SMALL), "WORLD_SIZE=2", "trainer.devices=1", "unset it")
+    assert not list(tmp_path.iterdir())
+    cfg = {"trainer": {"devices": 2, "num_nodes": 1}}
+    ranks.check(cfg)  # as it should be
+    for name, value in {"SPPNET_SUBMISSION": "x", "SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    ranks.check(cfg)  # the tasks of a job of ours are what srun says
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS=3 .* make 2: leave nodes and tasks"):
+        ranks.check(cfg)
+
+
+TRACEBACKS = {
+    "experiment": ["experiments=mine", "seed=-1"],
+    "file": ["debug=mine", "seed=-1"],
+    "typed": ["debug.traceback=True", "seed=-1"],
+    "not after all": ["debug=fast", "debug.traceback=false", "seed=-1"],
+    "nor here": ["experiments=mine", "debug.traceback=false", "seed=-1"],
+    "nobody asked": ["seed=-1"],
+}
+
+
+@pytest.mark.parametrize("words", TRACEBACKS.values(), ids=TRACEBACKS)
+def test_a_traceback_is_shown_where_the_configuration_asks_for_it(
+    sppnet: Caller, tmp_path: Path, words: list[str]
+) -> None:
+    for name, text in {"debug/mine": "traceback: true", "experiments/mine": "debug: {traceback: true}"}.items():
+        path = tmp_path / f"conf/{name}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"# @package _global_\n{text}\n" if "exp" in name else f"{text}\n")
+    done = sppnet("train", "--config-dir", "conf", *words)
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("sppnet train: seed=-1 is not allowed")
+    assert ("Traceback" in done.err) == (list(TRACEBACKS.values()).index(words) < 3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -6,14 +6,17 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from wandb.proto import wandb_internal_pb2
 
-from calling import SMALL, Caller, command, records, same_weights
+from calling import SMALL, Caller, command, flip, records, same_weights
 from stop_at import PLUG
 
 TESTS = str(Path(__file__).parent)
@@ -24,9 +27,13 @@ KINDS = {
     "cosine, ema": ("trainer.ema=0.9", "data.workers=1", "data.color=0.1"),
     "weighted": ("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate=2"),
     "whole images": ("data.fit=full", "optim.schedule.kind=constant"),
+    "validated every four batches": (
+        *("+callbacks.often._target_=stop_at.ValidateOften", "+callbacks.often.every=4", "data.flip=true"),
+        *("optim=sgd", "optim.schedule.patience=0", "trainer.ema=0.5", "trainer.accumulate=2", "optim.lr=0.05"),
+    ),
 }
-SLOW = ("plateau", "weighted", "whole images")
-MOMENTS = ["batch 1", "batch 3", "batch 6", "validation of 0", "end of 0", "batch 7", "batch 11", "end of 1", "test"]
+SLOW = ("plateau", "weighted", "whole images", "validated every four batches")
+MOMENTS = ["batch 1", "batch 3", "batch 6", "validation of 0", "end of 0", "batch 7", "batch 11", "test"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +65,20 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
         resumed = sppnet("train", *RUN, *KINDS[kind], where)
         assert resumed.code == 0, (moment, resumed.err)
         assert_same_end(resumed.run, unbroken.run)
+    for moment in ("batch 9", "batch 17") if "validated" in kind else ("batch 9",):
+        where = f"paths.runs=damaged_{moment.replace(' ', '_')}"
+        with monkeypatch.context() as context:
+            context.setenv("STOP_AT", moment)
+            sppnet("train", *RUN, *KINDS[kind], where)
+        run = Path(where.removeprefix("paths.runs=")) / "default" / unbroken.run.name
+        step = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["global_step"]
+        flip(run / "checkpoints/last.ckpt")
+        resumed = sppnet("train", *RUN, *KINDS[kind], where)
+        assert resumed.code == 0, (moment, resumed.err)
+        [line] = resumed.err.splitlines()
+        assert "differs from its checksum" in line
+        assert f"going on from best.ckpt, from step {step} (" in line
+        assert_same_end(run, unbroken.run)
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
@@ -78,19 +99,64 @@ def test_a_stop_signal_saves_the_step_it_came_at(sppnet: Caller, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_is_one_run_of_wandb(spawn: Caller, tmp_path: Path) -> None:
-    """Of one name, in the group of its study; its parts lie in the order in which they are to be sent."""
+def test_the_last_part_of_a_run_that_was_stopped_is_the_whole_run_of_wandb(spawn: Caller, tmp_path: Path) -> None:
+    """Of one name, in the group of its study; its parts lie in the order in which they are to be sent. What a part
+    holds replaces what was sent before it, so the last must lack nothing, whatever the others hold."""
     words = ("train", *RUN, "logger=wandb", "study=grouped")
-    for moment in ("batch 9", "batch 8", ""):  # of each start
-        done = spawn(*words, STOP_AT=moment, STOP_BY="SIGTERM", PYTHONPATH=TESTS)
-        assert done.code == bool(moment), done.err
-    parts = sorted(tmp_path.glob("runs/grouped/*/wandb/offline-run-*"))  # as the README's command lists them
+    for moment, by, code in (("batch 9", "SIGTERM", 1), ("test", "SIGKILL", -9), ("", "", 0)):  # the test alone is left
+        done = spawn(*words, STOP_AT=moment, STOP_BY=by, PYTHONPATH=TESTS)
+        assert done.code == code, done.err
+        assert "anonymous" not in done.err
+        if code != -9:  # killed: whatever the part holds, the next begins anew
+            parts = check_parts(tmp_path)
     assert len(parts) == 3
     assert len({part.name.rsplit("-", 1)[1] for part in parts}) == 1
-    whole = [next(part.glob("*.wandb")).read_bytes() for part in parts]
-    message = vars(wandb_internal_pb2)["RunRecord"](run_group="grouped").SerializeToString()
-    assert all(message in content for content in whole)
-    assert [b"test/top1" in content for content in whole] == [False, False, True]
+
+
+def check_parts(where: Path) -> list[Path]:
+    """The parts of the run, as the README's command lists them; the last holds every record, each at its step."""
+    [run] = where.glob("runs/grouped/*/")
+    parts = sorted(run.glob("wandb/offline-run-*"))
+    read = wandb_records(next(parts[-1].glob("*.wandb")))
+    rows: dict[int, dict[str, float]] = {}
+    summary: dict[str, float] = {}
+    for record in read:
+        assert not record.run.run_group or record.run.run_group == "grouped"
+        if record.HasField("history"):
+            items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            assert items["_step"] not in rows
+            rows[items["_step"]] = items
+        changed = record.summary.update
+        summary |= {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in changed}
+    expected: dict[int, dict[str, float]] = {}
+    for record in records(run):
+        row = expected.setdefault(record["step"], {})
+        expected[record["step"]] = {**record, **row, **{k: v for k, v in record.items() if k != "epoch"}}
+        expected[record["step"]]["epoch"] = row.get("epoch", record["epoch"])
+    assert rows.keys() == expected.keys()
+    for step, row in expected.items():
+        assert {key: rows[step][key] for key in row if key != "step"} == {k: v for k, v in row.items() if k != "step"}
+    last = {key: value for record in records(run) for key, value in record.items() if key not in ("step", "epoch")}
+    assert {key: summary[key] for key in last} == last
+    return parts
+
+
+def wandb_records(path: Path) -> list[Any]:
+    """The records of a `.wandb` file: blocks of 32 KiB after a header of 7 bytes, as in LevelDB's log."""
+    content, position, found, pieces = path.read_bytes(), 7, [], b""
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        piece = content[position + 7 : position + 7 + length]
+        position += 7 + length
+        pieces = piece if kind in (1, 2) else pieces + piece  # whole, first, middle, last: 1, 2, 3, 4
+        if kind in (1, 4):
+            record = vars(wandb_internal_pb2)["Record"]()
+            record.ParseFromString(pieces)
+            found.append(record)
+    return found
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from calling import SMALL, Caller, command
+from calling import SMALL, Caller, command, records
 
 ONE = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
 
@@ -23,8 +23,10 @@ def states(where: Path) -> dict[str, str]:
 
 
 def test_a_job_that_fails_leaves_the_others_alone_and_none_is_done_twice(spawn: Caller, tmp_path: Path) -> None:
-    words = ("train", "-m", *ONE, "launch=processes", "optim.lr=0.01,1e30,-1")
-    swept = spawn(*words)
+    words = ("train", "-m", "allow=mine", *ONE, "launch=processes", "optim.lr=0.01,1e30,-1")
+    # a shell of a cluster, or a script of sbatch without srun, may leave these; each job is rank 0 for all that
+    left = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK", "NODE_RANK")
+    swept = spawn(*words, SLURM_JOB_ID="7", SLURM_NTASKS="4", SLURM_LOCALID="1", **dict.fromkeys(left, "1"))
     assert swept.code == 1, swept.err
     assert [line.split()[1] for line in swept.out.splitlines() if line.startswith("[")].count("started") == 2
     assert sorted(states(tmp_path).values()) == ["done", "failed"]
@@ -32,6 +34,10 @@ def test_a_job_that_fails_leaves_the_others_alone_and_none_is_done_twice(spawn: 
     assert "the loss is" in swept.out
     assert "log.txt" in swept.out
     story = json.loads(next(tmp_path.rglob("provenance.json")).read_text())
+    assert len(records(next(tmp_path.rglob("summary.json")).parent)) == 4  # two steps, the validation, the epoch
+    assert story["starts"][0]["command"] == ["sppnet", *words]
+    assert story["starts"][0]["job"][:2] == ["sppnet", "train"]
+    assert story["starts"][0]["allowed"] == ["mine"]
     here = len(os.sched_getaffinity(0))
     assert story["starts"][0]["machine"]["cores"] == max(1, here // 2)  # one of two at a time: half of the cores each
     again = spawn("train", "-m", *ONE, "optim.lr=0.01")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from calling import SMALL, Caller, records, same_weights
+from calling import SMALL, Caller, flip, records, same_weights
 from sppnet import cli
 from sppnet.backbones import Tiny
 from sppnet.data import load_sets
@@ -20,7 +20,8 @@ from sppnet.training import build_classifier
 
 
 def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
-    done = sppnet("train", *SMALL, "sizes.test=[24,32]")
+    words = ("train", "allow=mine", *SMALL, "sizes.test=[24,32]")
+    done = sppnet(*words)
     assert done.code == 0, done.err
     run = done.run
     names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
@@ -38,6 +39,7 @@ def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
     start = json.loads((run / "provenance.json").read_text())["starts"][0]
     assert start["packages"]["torch"]
     assert start["machine"]["cores"]
+    assert (start["command"], start["job"], start["allowed"]) == (["sppnet", *words], None, ["mine"])
     assert done.out.splitlines()[-4].startswith("run directory: ")
     assert "test/top1" in done.out.splitlines()[-3]
     [tested] = [json.loads(file.read_text()) for file in (run / "tests").iterdir()]
@@ -356,16 +358,49 @@ def test_a_class_without_test_images_does_not_count_against_the_mean(sppnet: Cal
     assert max(there) > 0
 
 
-def test_a_damaged_checkpoint_to_go_on_from_is_one_line(sppnet: Caller) -> None:
-    run = sppnet("train", *SMALL).run
-    (run / "status.json").unlink()
-    last = run / "checkpoints/last.ckpt"
-    whole = last.read_bytes()
-    last.write_bytes(whole[: len(whole) // 2])
-    done = sppnet("train", *SMALL)
-    assert done.code == 1
-    [line] = done.err.strip().splitlines()
-    assert "last.ckpt" in line
+def test_damaged_checkpoints_are_one_line_and_training_goes_on_from_the_other(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "optim.lr=0.05").run
+    last, best = run / "checkpoints/last.ckpt", run / "checkpoints/best.ckpt"
+    kept, told = {path: path.read_bytes() for path in (last, best)}, records(run)
+
+    def again(damaged: tuple[Path, ...], missing: tuple[Path, ...] = ()) -> tuple[int, str]:
+        (run / "status.json").unlink(missing_ok=True)
+        for path in (last, best):
+            path.write_bytes(kept[path])
+            if path in damaged:
+                flip(path)
+            if path in missing:
+                path.unlink()
+        done = sppnet("train", *SMALL, "optim.lr=0.05")
+        lines = done.err.splitlines()
+        assert len(lines) == 1, done.err
+        if done.code == 0:
+            assert records(run) == told
+        return done.code, lines[0]
+
+    code, line = again(damaged=(last,))
+    assert code == 0
+    assert f"{last} cannot be read" in line
+    assert "going on from best.ckpt, from step" in line
+    code, line = again(damaged=(last, best))
+    assert code == 1
+    assert f"{last} cannot be read" in line
+    assert f"{best} cannot be read" in line
     assert "force=true" in line
+    code, line = again(damaged=(best,), missing=(last,))
+    assert code == 1
+    assert "last.ckpt is missing" in line
+    code, line = again(damaged=(), missing=(last,))
+    assert code == 0
+    assert "last.ckpt is missing; going on from best.ckpt" in line
+    flip(best)
+    (run / "status.json").unlink()
+    done = sppnet("train", *SMALL, "optim.lr=0.05")  # trained to the end, but for what was best
+    assert done.code == 1
+    assert "a later epoch has to score higher" in done.err.splitlines()[0]
+    refused = sppnet("test", f"checkpoint={best}")
+    assert refused.code == 2
+    assert "differs from its checksum" in refused.err
+    best.unlink()
     last.unlink()
-    assert sppnet("train", *SMALL).code == 0
+    assert sppnet("train", *SMALL, "optim.lr=0.05").code == 0

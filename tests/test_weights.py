@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.serialization import set_crc32_options
 from torchvision import models
 
+from calling import flip
 from sppnet.backbones import ZF5, Blog, Tiny, torchvision_trunk
 from sppnet.backbones.probe import on_meta
 from sppnet.backbones.weights import load_weights
 from sppnet.errors import UserError
+from sppnet.tensorfile import read_tensor_file
 
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "tiny": lambda: Tiny(width=2),
@@ -131,6 +135,55 @@ def test_a_file_that_does_not_fit_is_one_line_and_changes_nothing(
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
+def test_a_bit_that_has_flipped_changes_no_weight(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Wherever it lies in the file: the file is refused, or loads as it was."""
+    rng = random.Random(1)
+    kept: dict[str, Any] = {
+        "a": torch.randn(5, 7),
+        "b": torch.zeros(0),
+        "c": {"step": torch.tensor(3.0), "lr": 0.1, "names": ["x"]},
+    }
+    path = _save(kept, tmp_path / "w.pt")
+    content = path.read_bytes()
+    directory = content.index(b"PK\x01\x02")  # of the archive: its fields are in no checksum
+    places = [rng.randrange(len(content)) for _ in range(150)] + list(range(directory, len(content), 2))
+    refused = 0
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
+        try:
+            loaded = read_tensor_file(path, "checkpoint")
+        except UserError:
+            refused += 1
+        else:
+            assert torch.equal(loaded["a"], kept["a"])
+            assert torch.equal(loaded["c"].pop("step"), kept["c"]["step"])
+            assert loaded["c"] == {"lr": 0.1, "names": ["x"]}
+    assert refused > len(places) / 2
+    path.write_bytes(content[: directory + 38] + b"\x10" + content[directory + 39 :])  # a record said to be a folder
+    with pytest.raises(UserError, match="differs from its checksum"):
+        read_tensor_file(path, "checkpoint")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["zeros", "no archive"])
+def test_a_file_without_checksums_is_read_and_said_to_be_unchecked(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, path = Tiny(width=2), tmp_path / "w.pth"
+    set_crc32_options(kind != "zeros")
+    try:
+        torch.save(one.state_dict(), path, _use_new_zipfile_serialization=kind == "zeros")
+    finally:
+        set_crc32_options(True)
+    other = Tiny(width=2)
+    load_weights(other, path)
+    load_weights(other, path)
+    assert _same(one, other)
+    said = f"sppnet: backbone.weights={path} was written without checksums"
+    assert capfd.readouterr().err.startswith(said)
+    assert not capfd.readouterr().err
+
+
 def test_a_pickled_object_is_refused_and_never_executed(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     file = _save({"conv1.0.weight": _Bomb(mark)}, tmp_path / "bomb.pth")
@@ -158,6 +211,12 @@ def test_weights_by_name_come_from_torchvisions_cache(hub: Path) -> None:
     whole = models.squeezenet1_1()
     _save(whole.state_dict(), hub / "squeezenet1_1-b8a52dc0.pth")
     assert _same(torchvision_trunk("squeezenet1_1", weights="DEFAULT"), whole.features)
+    flip(hub / "squeezenet1_1-b8a52dc0.pth")
+    with pytest.raises(UserError, match=r"backbone\.weights=DEFAULT: .*b8a52dc0\.pth is damaged; remove it"):
+        torchvision_trunk("squeezenet1_1", weights="DEFAULT")
+    torch.save(whole.state_dict(), hub / "squeezenet1_1-b8a52dc0.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="is damaged"):  # not what its name says, by SHA-256
+        torchvision_trunk("squeezenet1_1", weights="DEFAULT")
 
 
 def test_a_cache_that_holds_code_is_refused_and_never_executed(hub: Path, tmp_path: Path) -> None:

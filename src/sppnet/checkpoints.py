@@ -70,6 +70,9 @@ class Checkpoints(Checkpoint):
     it, and a run resumed from there never makes up for it; and its state names the directory, so that a run copied to
     another place forgets its best score.
 
+    A run can go on from both, to the bit: they are written where nothing of the step or the epoch is left to do. After
+    a validation in mid-epoch that is the start of the next batch.
+
     A stop signal (SIGTERM, SIGINT) is noted and acted on at the end of the step: save, then `Preempted`. A second
     SIGINT stops at once.
 
@@ -81,13 +84,15 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: Path, every_n_steps: int | None) -> None:
         self.folder, self.every_n_steps = folder, every_n_steps
         self.best_score: float | None = None
+        self._whole = True  # whether no gradients are summed that the next step will use: they are in no checkpoint
+        self._due: list[str] = []  # what is to be saved as soon as the state is whole
         self._step = 0  # optimiser steps up to the last batch
         self._stop: int = 0
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know: the score that is to be beaten."""
-        return {"best_score": self.best_score}
+        """What a resumed run must know: the score that is to be beaten, and whether it can go on from here."""
+        return {"best_score": self.best_score, "whole": self._whole}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up `state_dict`."""
@@ -103,30 +108,49 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save if it is time, but neither at the epoch's last step (validation and the epoch's end belong before it)
-        nor between two batches whose gradients are summed (they are in no checkpoint)."""
+        nor between two batches whose gradients are summed."""
         stop = self._stopped(trainer)
         step, before = trainer.global_step, self._step
-        self._step = step
-        if trainer.is_last_batch or step == before:
+        self._step, self._whole = step, step != before
+        if trainer.is_last_batch or not self._whole:
             return
-        if stop or (self.every_n_steps is not None and step % self.every_n_steps == 0):
-            self._save(trainer, "last")
+        if not stop and (self.every_n_steps is None or step % self.every_n_steps):
+            return
+        epoch_loop = trainer.fit_loop.epoch_loop
+        if epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+            self._due.append("last")
+            return
+        self._save(trainer, "last")
         if stop:
             self._end(trainer, stop, f"at step {step}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the best weights so far; at equal scores the earlier ones stay."""
+        """Note that the weights are the best so far; at equal scores the earlier ones stay."""
         assert isinstance(pl_module, Classifier)
         score = pl_module.val_score
         if score is not None and score == score and (self.best_score is None or score > self.best_score):
             self.best_score = score
-            self._save(trainer, "best")
+            self._due.append("best")
         elif self.best_score is None:
-            self._save(trainer, "best")  # a score that is not a number (no class in the data): keep something to test
+            self._due.append("best")  # a score that is not a number (no class in the data): keep something to test
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Save what a validation in mid-epoch has held up, as if this batch had not been fetched."""
+        if not self._due:
+            return
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        progress.total.ready, progress.current.ready = progress.total.ready - 1, progress.current.ready - 1
+        asked = "last" in self._due
+        self._save_due(trainer)
+        progress.increment_ready()
+        if asked and (stop := self._stopped(trainer)):
+            self._end(trainer, stop, f"at step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after everything else of the epoch; Lightning calls checkpoint callbacks last."""
-        self._save(trainer, "last")
+        self._whole = True
+        self._due.append("last")
+        self._save_due(trainer)
         if stop := self._stopped(trainer):
             self._end(trainer, stop, f"after epoch {trainer.current_epoch}")
 
@@ -144,6 +168,11 @@ class Checkpoints(Checkpoint):
             self._stop = 0
             return
         raise Preempted(stop, where)
+
+    def _save_due(self, trainer: L.Trainer) -> None:
+        for name in sorted(self._due):  # best.ckpt first: last.ckpt says that it is there
+            self._save(trainer, name)
+        self._due = []
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")

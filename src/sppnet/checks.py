@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +13,8 @@ from sppnet.errors import UserError
 from sppnet.identity import world_size
 from sppnet.network import check_network
 from sppnet.optimisers import build_optimizer
+from sppnet.slurm import job
 from sppnet.views import Views
-
-# What tells Lightning that something has started the processes of every node (the last pair: by hand).
-CLUSTERS = ({"SLURM_JOB_ID"}, {"SLURM_NTASKS"}, {"TORCHELASTIC_RUN_ID"}, {"MASTER_ADDR", "NODE_RANK"})
 
 
 def check_job(cfg: Mapping[str, Any]) -> None:
@@ -57,10 +54,10 @@ def check_hardware(trainer: Mapping[str, Any], wanted: int) -> None:
         raise UserError(f"trainer.accelerator={kind}: torch sees no GPU here; use trainer.accelerator=cpu or auto")
     if kind == "mps" and not apple:
         raise UserError("trainer.accelerator=mps: torch sees no Apple GPU here; use trainer.accelerator=cpu or auto")
-    if trainer["num_nodes"] > 1 and not any(names <= os.environ.keys() for names in CLUSTERS):
+    if trainer["num_nodes"] > 1 and not job.inside():
         raise UserError(
             f"trainer.num_nodes={trainer['num_nodes']}: nothing here starts the processes of other nodes, they would be"
-            " waited for; start it with srun or torchrun, or set MASTER_ADDR and NODE_RANK"
+            " waited for; launch=slurm sends a job whose tasks srun starts on all of them"
         )
     if kind == "cpu" or not (there or apple):
         _check_cpu(trainer)

@@ -12,7 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from sppnet import __version__
+from sppnet import __version__, errors, provenance
 from sppnet.errors import RunFailed, UserError
 
 VERBS = {
@@ -55,6 +55,7 @@ def dispatch() -> int:
         print(f"sppnet {__version__}")
         return 0
     verb = words[0]
+    provenance.note(words)  # as typed: what follows takes words out of sys.argv, and puts others in
     if verb not in VERBS and verb not in HIDDEN:
         print(f"sppnet: unknown verb {verb!r}; verbs are {', '.join(VERBS)}", file=sys.stderr)
         return 2
@@ -68,11 +69,14 @@ def _run(verb: str) -> int:
         from sppnet.slurm import job  # first of all: whatever is imported after it takes seconds
 
         job.listen()
-    traceback_too = bool(TRACEBACK & set(sys.argv))  # as typed; a run's own words come in later
+    errors.show_traceback = bool(TRACEBACK & set(sys.argv))  # until there is a configuration that says it
     try:
+        from sppnet import ranks
+
+        ranks.settle(verb)
         importlib.import_module(f"sppnet.commands.{verb}").main()
     except UserError as error:
-        if traceback_too:
+        if errors.show_traceback:
             traceback.print_exc()
         print(f"sppnet {verb}: {error}", file=sys.stderr)
         return 2
@@ -86,7 +90,7 @@ def _run(verb: str) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
         # What we foresaw, or a full disk or a lost mount says, is clear by itself; anything else is a defect.
-        if not isinstance(error, RunFailed | OSError):
+        if errors.show_traceback or not isinstance(error, RunFailed | OSError):
             traceback.print_exc()
         name = "" if isinstance(error, RunFailed) else f"{type(error).__name__}: "
         print(f"sppnet {verb}: {name}{error}", file=sys.stderr)

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sppnet import groups, recompose, settings, words
+from sppnet import errors, groups, recompose, settings, words
 from sppnet.errors import UserError
 
 SWEPT = ("train", "transfer")  # verbs of which a study is a sweep
@@ -111,6 +111,7 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
 
                 Submission(verb, [SweepJob(0, overrides[replayed:], cfg)], options, planned=False).run()
                 continue
+            _heed_traceback(cfg, overrides[replayed:] if replayed else None)
             made = Job(plain(cfg), overrides, sweeper)
             _warn(made.cfg, made.overrides[replayed:], {"retry": "a single job"} if alone and verb in SWEPT else {})
             job(made)
@@ -128,6 +129,12 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
             raise UserError(wrong) from error
         raise
     start()
+
+
+def _heed_traceback(cfg: DictConfig, typed: list[str] | None) -> None:
+    """Take up `debug.traceback`, wherever it was set; of a verb that replays a run's overrides, only what was typed."""
+    if typed is None or any(word.lstrip("+").startswith(("debug", "experiments=")) for word in typed):
+        errors.show_traceback = OmegaConf.select(cfg, "debug.traceback") is True
 
 
 def _alone() -> bool:

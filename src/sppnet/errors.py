@@ -2,6 +2,8 @@
 
 import sys
 
+show_traceback = False  # `debug.traceback`: a mistake and a foreseen failure show theirs, too
+
 
 class UserError(ValueError):
     """A user's mistake. Its text is one line that says what is wrong, where, and what is allowed.

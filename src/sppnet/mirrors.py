@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.identity import digest
 from sppnet.runs import Run
+
+
+class Wandb(WandbLogger):
+    """Lightning's, with the optimiser step as wandb's own (`_step`): what is sent twice counts once."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._wandb_init.pop("anonymous", None)  # not used, and wandb warns of it even so
+        self._last: int | None = None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add one record; records of the same step are one row of wandb's, with the epoch of the first: an epoch's
+        figures and the first batch after them have a step in common."""
+        row = {key: value for key, value in metrics.items() if key != "epoch" or step != self._last}
+        self._last = step
+        self.experiment.log({**row, "trainer/global_step": step}, step=step)
+
+
+class Replay(Callback):
+    """Begin a resumed part of an offline run with the records of the parts before it.
+
+    A part that is sent may replace the one before it, and one that was killed may hold nothing.
+    """
+
+    def __init__(self, logger: Wandb, records: Path) -> None:
+        self.logger, self.records = logger, records
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read the records, which have been cut to the checkpoint that training goes on from."""
+        if not trainer.is_global_zero or not self.records.exists():
+            return
+        for line in self.records.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            self.logger.log_metrics(record, record.pop("step"))
 
 
 def mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
@@ -19,15 +59,14 @@ def mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
 
         made.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
     if "wandb" in cfg["logger"]:
-        from lightning.pytorch.loggers import WandbLogger
         from wandb import Settings
 
         node = cfg["logger"]["wandb"]
         made.append(
-            WandbLogger(
+            Wandb(
                 name=run.path.name,
                 id=digest({"study": cfg["study"], "run": run.path.name}),  # a resumed run is the same wandb run
-                resume="allow",
+                resume="allow" if run.begun else None,  # None: what the server has of this name is of an older start
                 group=cfg["study"],
                 tags=node["tags"] or None,
                 project=node["project"],
@@ -39,3 +78,9 @@ def mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
             )
         )
     return made
+
+
+def replays(cfg: Mapping[str, Any], loggers: Sequence[Logger], records: Path) -> list[Callback]:
+    """What repeats `records` to the loggers that wait in files; online, the server knows them."""
+    offline = "wandb" in cfg["logger"] and cfg["logger"]["wandb"]["mode"] == "offline"
+    return [Replay(logger, records) for logger in loggers if isinstance(logger, Wandb) and offline]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import socket
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,33 @@ from sppnet.groups import root
 CODE = ("--", ".", ":(exclude)experiments/results")
 
 
-@functools.cache
+COMMAND = "SPPNET_COMMAND"  # in the environment of the jobs of a sweep: what was typed to start it
+
+_inherited = os.environ.get(COMMAND)
+_words: list[str] = []  # of this process
+
+
+def note(words: Sequence[str]) -> None:
+    """Keep the words behind `sppnet`, before anything changes them, for this process and for those that it starts."""
+    _words[:] = ["sppnet", *words]
+    os.environ[COMMAND] = _inherited or json.dumps(_words)
+
+
 def provenance() -> dict[str, Any]:
-    """Code, packages and machine of this process, as plain data."""
-    return {"command": sys.argv, "code": code(), "machine": machine(), "packages": packages()}
+    """What was typed, code, packages and machine of this process, as plain data.
+
+    `command` is what was typed; `job`, in the job of a sweep, what the sweep made of it. `allowed` are the packages
+    admitted by `allow=` or by the environment.
+    """
+    command = json.loads(_inherited) if _inherited else list(_words)
+    allowed = [name for name in os.environ.get("SPPNET_ALLOW", "").split(",") if name]
+    started = {"command": command, "job": list(_words) if _inherited else None, "allowed": allowed}
+    return started | _surroundings()
+
+
+@functools.cache
+def _surroundings() -> dict[str, Any]:
+    return {"code": code(), "machine": machine(), "packages": packages()}
 
 
 def code() -> dict[str, Any]:

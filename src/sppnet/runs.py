@@ -82,6 +82,11 @@ class Run:
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.last.exists() or self.best.exists()
+
+    @property
     def status(self) -> dict[str, Any]:
         """The last status written; empty if none was."""
         return read_json(self.path / "status.json") or {}

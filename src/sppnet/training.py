@@ -14,18 +14,20 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.callbacks import BadFiles, MetricsFile, StatusFile, progress_display
 from sppnet.checkpoints import Checkpoints, DurableIO, read_checkpoint
 from sppnet.classifier import Classifier
 from sppnet.data import ImageSet, Sets, build_sizes, load_sets
 from sppnet.data.datamodule import DataModule
-from sppnet.errors import RunFailed, UserError
+from sppnet.errors import RunFailed, UserError, notice
 from sppnet.identity import check_identity, world_size
-from sppnet.mirrors import mirrors
+from sppnet.mirrors import mirrors, replays
 from sppnet.network import build_network
 from sppnet.plug import instantiate
 from sppnet.provenance import code
@@ -71,26 +73,27 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
 
 
 def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train from the start or from `last.ckpt`, then score `best.ckpt`.
+    """Train from the start or from `last.ckpt` (`best.ckpt`, if that is damaged), then score `best.ckpt`.
 
     Returns:
         The record of the test (see `score`) and the run's totals: `epochs`, `seconds` (of training, over all starts),
         `parameters`, `bad_files`.
 
     Raises:
-        RunFailed: the loss is not finite, or the checkpoint to go on from is damaged.
+        RunFailed: the loss is not finite, or the checkpoints to go on from are damaged.
     """
     cfg, classifier, data = prepared.cfg, prepared.classifier, prepared.data
     records, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(run.path / "bad_files.txt")
     status = StatusFile(run, bad_files)
     checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"])
-    callbacks = [records, bad_files, status, *prepared.callbacks, checkpoints]
-    trainer = make_trainer(cfg, callbacks, [records, *mirrors(cfg, run)], run.path)
-    _check_last(run)
-    if not run.last.exists():
+    loggers = [records, *mirrors(cfg, run)]
+    callbacks = [records, bad_files, status, *replays(cfg, loggers, records.path), *prepared.callbacks, checkpoints]
+    trainer = make_trainer(cfg, callbacks, loggers, run.path)
+    start = _resume_from(run)
+    if start is None:
         records.truncate(0)
     sys.argv[1:] = ["rank", str(run.path)]  # how Lightning starts the further ranks of this machine
-    trainer.fit(classifier, datamodule=data, ckpt_path=run.last if run.last.exists() else None, weights_only=True)
+    trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
     classifier.load_state_dict(read_checkpoint(run.best)["state_dict"])
     found = score(trainer, classifier, data, check_identity(cfg, "best", data.sets.images))
     totals = {
@@ -127,12 +130,37 @@ def score(trainer: L.Trainer, classifier: Classifier, data: DataModule, identity
     }
 
 
-def _check_last(run: Run) -> None:
+def _resume_from(run: Run) -> Path | None:
+    """The checkpoint that training goes on from: `last.ckpt`, `best.ckpt` if that is damaged, None if there is none.
+
+    Raises:
+        RunFailed: there are some, but training cannot go on from any.
+    """
+    anew, say = "force=true begins the run anew", rank_zero_only(notice)
+    last, last_is = _read_whole(run.last)
+    best, best_is = _read_whole(run.best)
+    if last is not None:
+        if best is None and last["callbacks"][Checkpoints.__name__]["best_score"] is not None:
+            best_is = best_is or f"{run.best} is missing"
+            say(f"{best_is}; a later epoch has to score higher, or there is nothing to test ({anew})")
+        return run.last
+    last_is = last_is or f"{run.last} is missing"
+    if best is None:
+        if run.begun:
+            raise RunFailed("; ".join(filter(None, (last_is, best_is, anew))))
+        return None
+    if not best["callbacks"][Checkpoints.__name__]["whole"]:
+        raise RunFailed(f"{last_is}; best.ckpt was saved between two batches of one step, too early to go on; {anew}")
+    say(f"{last_is}; going on from best.ckpt, from step {best['global_step']} (epoch {best['epoch'] + 1})")
+    return run.best
+
+
+def _read_whole(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """A checkpoint, or why it cannot be read; neither, if there is none."""
     try:
-        if run.last.exists():
-            read_checkpoint(run.last)
+        return (read_checkpoint(path), "") if path.exists() else (None, "")
     except UserError as error:
-        raise RunFailed(f"{error}; remove it (or use force=true) to begin the run anew") from None
+        return None, str(error)
 
 
 def build_data(cfg: Mapping[str, Any], sets: Sets) -> DataModule:
@@ -174,7 +202,7 @@ def make_trainer(
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=root,
-        plugins=[DurableIO(), *_cluster()],
+        plugins=[DurableIO(), _cluster()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the batch samplers shard themselves
         enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
@@ -183,9 +211,13 @@ def make_trainer(
     )
 
 
-def _cluster() -> list[SLURMEnvironment]:
-    """Tasks of a SLURM job find each other by it; when to stop and to be queued again is for `sppnet.slurm.job`."""
-    return [SLURMEnvironment(auto_requeue=False)] if job.inside() else []
+def _cluster() -> SLURMEnvironment | LightningEnvironment:
+    """Tasks of a SLURM job find each other by it; when to stop and to be queued again is for `sppnet.slurm.job`.
+
+    Anywhere else the first process starts the others: Lightning's own search would take what is left over of a cluster
+    in the environment for one.
+    """
+    return SLURMEnvironment(auto_requeue=False) if job.inside() else LightningEnvironment()
 
 
 def settle(cfg: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchvision import models
 
 from sppnet.backbones.probe import FIRST, SECOND, grows, meta_copy, run_on_meta
 from sppnet.errors import UserError
+from sppnet.tensorfile import check_download
 
 CUT_KEYS = "cut_keys"  # in the trunk's `meta`: what a whole network's state dict holds besides the trunk's keys
 
@@ -57,6 +59,9 @@ def find_weights(arch: str, weights: str) -> models.WeightsEnum:
 def _fetch(arch: str, weights: str) -> models.WeightsEnum:
     """Bring the weights into torchvision's cache and look at them as tensors only, before it loads them its own way."""
     entry = find_weights(arch, weights)
+    cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
+    if cached.exists():
+        check_download(cached, f"backbone.weights={weights}")
     try:
         entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, UnpicklingError, EOFError) as error:

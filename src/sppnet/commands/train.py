@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sppnet import compose
+from sppnet import compose, ranks
 from sppnet.commands.rank import join
 from sppnet.compose import Job
 from sppnet.errors import RunFailed, UserError, notice
@@ -36,6 +36,7 @@ def train(job: Job) -> None:
     if slurm_job.restarts():
         job.cfg["force"] = False
     planned = plan(job.cfg)
+    ranks.check(planned.cfg)
     if slurm_job.rank() > 0:
         join(planned, job.overrides)
         return
@@ -78,7 +79,7 @@ def _train(planned: Plan, job: Job) -> None:
             return  # another process was faster
         for line in planned.images.notices():
             notice(line)
-        print(f"{run.path}{' goes on from its last checkpoint' if run.last.exists() else ''}", flush=True)
+        print(f"{run.path}{' goes on from its last checkpoint' if run.begun else ''}", flush=True)
         with _status(run):
             run.begin(cfg, job.overrides, planned.identity)
             found, totals = fit(prepared, run)

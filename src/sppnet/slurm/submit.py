@@ -8,6 +8,7 @@ cancelled hangs the sweep, a failing rank above 0 is not seen, and closing the t
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 from sppnet.errors import RunFailed, UserError
 from sppnet.identity import digest
 from sppnet.locking import alone
-from sppnet.provenance import code
+from sppnet.provenance import COMMAND, code
 from sppnet.rules import TEXT, Rule, either, list_of, or_null, whole
 from sppnet.runs import Run, write_json, write_text
 from sppnet.settings import shown
@@ -149,6 +150,7 @@ class Submission(Sweep):
         lines = ["#!/bin/bash", *(_directive(key, value) for key, value in kept.items())]
         lines += ["#SBATCH --requeue", "", f"cd {shlex.quote(str(Path.cwd()))} || exit", *o["setup"]]
         lines += [f"export SPPNET_SUBMISSION={shlex.quote(str(folder))} SPPNET_JOB_LOG=1", "status=0"]
+        lines += [f"export {COMMAND}={shlex.quote(os.environ.get(COMMAND, ''))}"]  # whatever sbatch lets through
         lines += ['run() { srun --kill-on-bad-exit=1 "$@" || status=$?; }', "case $SLURM_ARRAY_TASK_ID in"]
         for index, group in enumerate(groups):
             lines += [f"{index})", *(f"  run {shlex.join(self.command(group, job))}" for job in group), "  ;;"]
