@@ -146,6 +146,17 @@ def test_what_does_not_fit_together(sppnet: Caller, tmp_path: Path, words: list[
     assert not list(tmp_path.iterdir())
 
 
+def test_a_batch_of_one_on_which_batch_normalisation_cannot_train(sppnet: Caller, tmp_path: Path) -> None:
+    """Of a frozen network nothing is normalised anew, so one image will do."""
+    words = ("train", *SMALL, "data.batch_size=1", "trainer.limit_batches=2")
+    small = ("sizes=single", "sizes.train=[4]")
+    refused = sppnet(*words, *small)
+    assert_one_line(refused, "data.batch_size=1:", "of 4 pixels", "data.batch_size=2 or more", "sizes.train")
+    assert not list(tmp_path.iterdir())
+    assert sppnet(*words, *small, "backbone.freeze=true").code == 0
+    assert sppnet(*words, "sizes.train=[5,8]").code == 0
+
+
 STOPPING = "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping"
 CALLBACKS = [
     ([STOPPING, "+callbacks.stop.monitor=a", "+callbacks.stop.mode=up"], ["EarlyStopping", "mode"]),

@@ -36,3 +36,25 @@ def test_what_is_not_valid_does_not_count() -> None:
     found = metrics.compute()
     assert found["val/top1"] == found["val/48/top1"] == found["val/class_accuracy"] == 1.0
     assert found["val/loss"] == 1.5
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_mean_over_many_images_is_right_whatever_type_the_network_computes_in(kind: torch.dtype) -> None:
+    """In a step Lightning makes the precision's type the default, and bfloat16 counts to 256."""
+    batch = (torch.zeros(7, 3), torch.zeros(7, dtype=torch.long), torch.full((7,), 1.1), torch.ones(7) > 0)
+    train, test = SizeMetrics("train", 3, multilabel=False), SizeMetrics("test", 3, multilabel=False)
+    torch.set_default_dtype(kind)
+    try:
+        for _ in range(150):
+            train.update(24, *batch)
+            test.update(24, *batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    resumed = SizeMetrics("train", 3, multilabel=False)
+    resumed.load(train.state(), torch.device("cpu"), 0)
+    for metrics in (train, resumed):
+        metrics.update(24, *batch)
+    assert train.compute() == resumed.compute()
+    assert train.compute()["train/loss"] == pytest.approx(1.1, abs=1e-4)
+    assert test.compute()["test/loss"] == pytest.approx(1.1, abs=1e-4)
+    assert test.images() == {"24": 1050}

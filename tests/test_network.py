@@ -16,6 +16,7 @@ from torch import nn
 
 from sppnet.backbones import probe
 from sppnet.backbones.probe import on_meta
+from sppnet.checks import sizes_for_pairs
 from sppnet.errors import UserError
 from sppnet.network import build_backbone, build_head, build_network, check_network
 
@@ -249,6 +250,38 @@ def test_the_check_builds_nothing_real_and_draws_nothing() -> None:
     check_network(node, {**head, "hidden": [4096, 4096]}, _sizes([224, 180]), whole_images=True)
     assert torch.equal(torch.get_rng_state(), state)
     assert not nn.Linear(2, 2).weight.is_meta  # what is built afterwards is real again
+
+
+class Normed(nn.Sequential):
+    """A head of one's own, which normalises the vectors of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 7))
+
+
+@pytest.mark.parametrize(
+    ("head", "freeze", "pairs"),
+    [("gap", False, {4}), ("spp", False, {4}), ("gap", True, set()), ("own", True, {4, 8, 32}), ("none", False, set())],
+)
+def test_it_is_known_at_which_sizes_one_image_alone_trains_nothing(head: str, freeze: bool, pairs: set[int]) -> None:
+    node, head_node = _tiny("gap" if head in ("own", "none") else head)
+    net = build_network({**node, "freeze": freeze}, head_node, 7)
+    if head == "own":
+        net.head = Normed()
+    if head == "none":
+        net.backbone = nn.Conv2d(3, 4, 3, 4, 1)
+    before = copy.deepcopy(net.state_dict())
+    state = torch.get_rng_state()
+    assert sizes_for_pairs(net, [32, 4, 8]) == pairs
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    for size in (4, 8, 32):
+        if size in pairs:
+            with pytest.raises(ValueError, match="more than 1 value"):
+                net(torch.zeros(1, 3, size, size))
+            net(torch.zeros(2, 3, size, size))
+        else:
+            net(torch.zeros(1, 3, size, size))
 
 
 def test_networks_are_checked_without_lightning() -> None:

@@ -107,6 +107,7 @@ def test_two_classes_and_whole_images_are_learned(sppnet: Caller, tmp_path: Path
     small = ("trainer.max_epochs=6", "trainer.threads=1", "backbone.width=8", "head.hidden=[16]", "head.bins=[2,1]")
     done = sppnet("train", *words, "data.fit=full", "views=full", *small)
     assert done.code == 0, done.err
+    assert not done.err  # a quarter of a batch is one image
     assert done.figure("test/top1") == 1.0
     assert done.figure("test/top5") == 1.0
 

@@ -23,10 +23,10 @@ TESTS = str(Path(__file__).parent)
 # Three epochs of six steps, a save at every second step of an epoch; all kinds of state in one run.
 RUN = (*SMALL, *PLUG, "trainer.max_epochs=3", "trainer.limit_batches=6", "trainer.checkpoint_every_n_steps=2")
 KINDS = {
-    "plateau": ("optim=sgd", "optim.schedule.patience=0"),
+    "plateau": ("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "trainer.ema=0.9"),
     "cosine, ema": ("trainer.ema=0.9", "data.workers=1", "data.color=0.1"),
     "weighted": ("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate=2"),
-    "whole images": ("data.fit=full", "optim.schedule.kind=constant"),
+    "whole images": ("data.fit=full", "optim.schedule.kind=constant", "trainer.precision=64-true"),
     "validated every four batches": (
         *("+callbacks.often._target_=stop_at.ValidateOften", "+callbacks.often.every=4", "data.flip=true"),
         *("optim=sgd", "optim.schedule.patience=0", "trainer.ema=0.5", "trainer.accumulate=2", "optim.lr=0.05"),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
 
-from calling import SMALL, Caller, flip, records, same_weights
+from calling import SMALL, Caller, flip, records, same_weights, weights
 from sppnet import cli
 from sppnet.backbones import Tiny
-from sppnet.data import load_sets
+from sppnet.data import build_sizes, load_sets
+from sppnet.data.datamodule import DataModule
 from sppnet.data.digits import Digits
 from sppnet.recompose import again
 from sppnet.training import build_classifier
@@ -217,9 +220,18 @@ def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
         assert bool(list(done.run.glob(pattern))) == (option in options)
 
 
-def test_ema_weights_are_the_ones_tested(sppnet: Caller) -> None:
-    plain = sppnet("train", *SMALL)
-    averaged = sppnet("train", *SMALL, "trainer.ema=0.99")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true"])
+def test_ema_weights_are_the_ones_tested(sppnet: Caller, precision: str) -> None:
+    """They are kept in float32 at least, and showing them to a validation rounds neither them nor the weights."""
+    words = (*SMALL, f"trainer.precision={precision}", "trainer.checkpoint_every_n_steps=null")
+    plain = sppnet("train", *words)
+    averaged = sppnet("train", *words, "trainer.ema=0.99")
+    average = weights(averaged.run / "checkpoints/last.ckpt")["network.backbone.conv2.0.weight"]
+    assert average.dtype == (torch.float64 if precision == "64-true" else torch.float32)
+    coarser = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert (average == average.to(coarser).to(average.dtype)).all() == (precision == "32-true")
+    tested = sppnet("test", f"checkpoint={averaged.run}", "force=true")
+    assert tested.figure("test/loss") == averaged.figure("test/loss")
     assert not same_weights(plain.run / "checkpoints/last.ckpt", averaged.run / "checkpoints/last.ckpt")
     kept = torch.load(averaged.run / "checkpoints/last.ckpt", weights_only=True)
     trained = torch.load(plain.run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -292,6 +304,23 @@ def test_a_test_that_is_cut_short_is_not_the_test(sppnet: Caller) -> None:
         sppnet("test", f"checkpoint={run}", *words)
         counted.add(len(list((run / "tests").iterdir())))
     assert counted == {1, 2, 3}
+
+
+@pytest.mark.parametrize("fit", ["crop", "full"])
+def test_a_validation_and_a_test_that_are_cut_short_see_a_mixture_of_classes(tmp_path: Path, fit: str) -> None:
+    digits_as_files(tmp_path)
+    cfg = again("train", ["data=folder", f"data.root={tmp_path}", "data.workers=0", "data.batch_size=16", "views=full"])
+    cfg["data"]["fit"], cfg["views"]["fit"] = fit, fit.replace("crop", "center")
+    seen = []
+    for seed in (0, 1):  # of the run, which changes nothing
+        data = DataModule(load_sets(cfg["data"]), build_sizes(cfg["sizes"]), cfg["data"], cfg["views"], seed, tmp_path)
+        data.trainer = L.Trainer(accelerator="cpu", limit_val_batches=1, limit_test_batches=1, logger=False)
+        loaders: Any = (data.val_dataloader()[0], data.test_dataloader()[0])
+        batches = [list(loader.batch_sampler) for loader in loaders]
+        seen.append([[item.index for items in some for item in items] for some in batches])
+        for indices in seen[-1]:
+            assert len({data.sets.images.label(index) for index in indices}) > 3
+    assert seen[0] == seen[1]
 
 
 def digits_as_files(root: Path, classes: int = 10) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from sppnet.backbones.probe import meta_copy
 from sppnet.data import build_sizes
 from sppnet.errors import UserError
 from sppnet.identity import world_size
-from sppnet.network import check_network
+from sppnet.network import SPPNet, check_network
 from sppnet.optimisers import build_optimizer
 from sppnet.slurm import job
 from sppnet.views import Views
@@ -44,6 +46,24 @@ def check_fit(cfg: Mapping[str, Any]) -> None:
     sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # all that may be drawn, not only the ends
     from_map = views is not None and views.source == "map"
     check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole, follow=from_map)
+
+
+def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
+    """Those of the training `sizes` at which `network` cannot be trained on one image alone, as batch normalisation of
+    a single value per channel cannot; a frozen backbone has none in training. Found by running it on shapes: the
+    smallest first, as larger images only have more values.
+    """
+    shadow = meta_copy(network).train()
+
+    def trains_on(images: int, size: int) -> bool:
+        try:
+            with torch.no_grad():
+                shadow(torch.empty(images, 3, size, size, device="meta"))
+        except Exception:  # a network of one's own raises what it likes
+            return False
+        return True
+
+    return frozenset(itertools.takewhile(lambda s: not trains_on(1, s) and trains_on(2, s), sorted(sizes)))
 
 
 def check_hardware(trainer: Mapping[str, Any], wanted: int) -> None:

@@ -26,6 +26,10 @@ Batch = dict[str, Any]
 class Classifier(L.LightningModule):
     """A network with its training.
 
+    Every image of an epoch weighs the same in the gradient, whatever its batch and accumulation window: that of an
+    optimiser step is the sum over its images of grad(loss) / C, with C from `DataModule.images_per_step`.
+    Not covered are batch normalisation's statistics and Adam's scaling, of a batch and a step (docs/decisions/0021).
+
     Args:
         network: images (N, 3, H, W), normalised -> logits (N, K).
         cfg: the resolved configuration, plain data; it goes into every checkpoint.
@@ -106,10 +110,11 @@ class Classifier(L.LightningModule):
         torch.manual_seed(int.from_bytes(blake2b(word, digest_size=8).digest(), "little"))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss over the valid images of the batch."""
+        """The share of the batch in the loss of its optimiser step (see the class); recorded is the batch's mean."""
         logits = self(self.prepare(batch))
         losses, valid = self.losses(logits, batch["target"], self.cfg["loss"]["label_smoothing"]), batch["valid"]
-        loss: Tensor = (losses * valid).sum() / valid.sum().clamp(min=1)
+        total: Tensor = (losses * valid).sum()
+        loss = total.detach() / valid.sum().clamp(min=1)
         if not torch.isfinite(loss):
             raise RunFailed(
                 f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, input size"
@@ -121,7 +126,8 @@ class Classifier(L.LightningModule):
             self.shown |= {"size": batch["size"], "loss": loss.item()}
         if due:
             self.record({"train/step_loss": loss.item(), "train/size": batch["size"], "train/lr": self._rate()})
-        return loss
+        images: float = self.trainer.datamodule.images_per_step()  # type: ignore[attr-defined]
+        return total * self.trainer.accumulate_grad_batches / images  # Lightning divides by `accumulate` again
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch, then let the plateau schedule look at the validation before it (not through Lightning,

@@ -117,6 +117,8 @@ class SizeMetrics:
             mine = self._of(key, device)
             for name, parts in metrics.items():
                 for part, value in parts.items():
+                    if name == "loss":
+                        mine[name].set_dtype(value.dtype)  # that of the run, which the step sets
                     setattr(mine[name], part, value[rank].to(device))
                 mine[name]._update_count = 1  # else compute() warns that nothing was counted
 
@@ -134,6 +136,9 @@ class SizeMetrics:
             elif self.phase != "train":
                 metrics["map"] = AveragePrecision(self.classes, average="none", validate_args=False)
             self._by_size[key] = MetricCollection(metrics, compute_groups=False).to(device)
+            for name in metrics.keys() & {"loss", "images"}:
+                # the default type is the precision's in a step, and bfloat16 counts to 256; after `to`, which resets it
+                metrics[name].set_dtype(torch.promote_types(torch.get_default_dtype(), torch.float32))
         return self._by_size[key]
 
 

@@ -16,12 +16,14 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from sppnet.averages import Averages
 from sppnet.callbacks import BadFiles, MetricsFile, StatusFile, progress_display
 from sppnet.checkpoints import Checkpoints, DurableIO, read_checkpoint
+from sppnet.checks import sizes_for_pairs
 from sppnet.classifier import Classifier
 from sppnet.data import ImageSet, Sets, build_sizes, load_sets
 from sppnet.data.datamodule import DataModule
@@ -69,7 +71,10 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
     L.seed_everything(cfg["seed"], verbose=False)
     data = build_data(cfg, sets)
     data.prepare_data()  # reads the shapes of whole images: a header that is broken is found now
-    return Prepared(cfg, build_classifier(cfg, sets, overrides), data, _callbacks(cfg))
+    classifier = build_classifier(cfg, sets, overrides)
+    data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
+    data.train_batches(world=world_size(cfg))  # too few images are found now
+    return Prepared(cfg, classifier, data, _callbacks(cfg))
 
 
 def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,6 +94,8 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     loggers = [records, *mirrors(cfg, run)]
     callbacks = [records, bad_files, status, *replays(cfg, loggers, records.path), *prepared.callbacks, checkpoints]
     trainer = make_trainer(cfg, callbacks, loggers, run.path)
+    if trainer.is_global_zero:
+        data.say_joined(trainer.world_size)
     start = _resume_from(run)
     if start is None:
         records.truncate(0)
@@ -176,7 +183,9 @@ def build_classifier(cfg: Mapping[str, Any], sets: Sets, overrides: Sequence[str
         for part in (network.backbone, network.head):  # views are pooled between them
             part.compile(dynamic=True)  # in place: no _orig_mod. in the keys; dynamic: sizes change
     images = sets.images
-    return Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
+    classifier = Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
+    # Lightning would do so after it has loaded a checkpoint, whose last bits would be lost
+    return classifier.double() if cfg["trainer"]["precision"] == "64-true" else classifier
 
 
 def make_trainer(
@@ -234,7 +243,7 @@ def settle(cfg: Mapping[str, Any]) -> None:
 def _callbacks(cfg: Mapping[str, Any]) -> list[Callback]:
     made = [instantiate(node, Callback, f"callbacks.{name}") for name, node in cfg["callbacks"].items()]
     if cfg["trainer"]["ema"] is not None:
-        made.append(EMAWeightAveraging(decay=cfg["trainer"]["ema"]))
+        made.append(Averages(decay=cfg["trainer"]["ema"]))
     return made + progress_display(cfg["trainer"]["progress"])
 
 

@@ -142,6 +142,23 @@ def test_a_batch_of_nothing_but_bad_files_keeps_one_blank_invalid_image(
         assert batch["image"].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_of_two_training_images_never_one_alone_is_left(
+    config: Load, damaged: Path, tmp_path: Path, workers: int
+) -> None:
+    """Batch normalisation may not be able to train on it; the second counts for nothing."""
+    data = data_module(config("folder", root=str(damaged), bad_files="skip", batch_size=2, workers=workers), tmp_path)
+    broken = [batch for batch in data.train_dataloader() if batch["bad"]]
+    assert broken
+    for batch in broken:
+        assert batch["valid"].tolist() == [True, False]
+        assert torch.equal(batch["image"][0], batch["image"][1])
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+        assert len(batch["target"]) == len(batch["index"]) == len(batch["offset"]) == 2
+    tested = [batch for batch in data.test_dataloader()[0] if batch["bad"]]
+    assert all(len(batch["index"]) == 1 for batch in tested)
+
+
 class Tags(ImageSet):
     """A multi-label set."""
 

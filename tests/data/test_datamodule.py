@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sppnet.data import build_sizes, load_sets
 from sppnet.data.datamodule import DataModule
+from sppnet.errors import UserError
 
 Load = Callable[..., dict[str, Any]]
 
@@ -30,13 +31,18 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-6)
 
 
+def data_module(cfg: dict[str, Any], folder: Path) -> DataModule:
+    """Of two sizes, one epoch each."""
+    sizes = {"_target_": "sppnet.data.Alternating", "train": [24, 20], "val": [24], "test": [24]}
+    views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
+    return DataModule(load_sets(cfg), build_sizes(sizes), cfg, views, 0, folder)
+
+
 def fit(
     cfg: dict[str, Any], folder: Path, limit: int | None, resume: Path | None = None
 ) -> list[tuple[int, list[int]]]:
     """Three epochs, with a checkpoint after every step."""
-    sizes = {"_target_": "sppnet.data.Alternating", "train": [24, 20], "val": [24], "test": [24]}
-    views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
-    data = DataModule(load_sets(cfg), build_sizes(sizes), cfg, views, 0, folder)
+    data = data_module(cfg, folder)
     trainer = L.Trainer(
         accelerator="cpu",
         use_distributed_sampler=False,
@@ -63,3 +69,39 @@ def test_lightning_resumes_at_the_very_batch(config: Load, tmp_path: Path, limit
     assert limit is None or per_epoch == limit
     for step in (1, per_epoch, per_epoch + 2):
         assert fit(cfg, tmp_path / f"from {step}", limit, resume=tmp_path / f"step={step}.ckpt") == whole[step:]
+
+
+@pytest.mark.parametrize("fit_mode", ["crop", "full"])
+def test_where_batches_need_two_images_there_are_enough_or_it_is_said(
+    config: Load, tmp_path: Path, fit_mode: str
+) -> None:
+    cfg = config("digits", batch_size=3, fit=fit_mode, split={"val": 0.82, "test": 0.15, "seed": 0})
+    data = data_module(cfg, tmp_path)
+    assert len(data.sets.train) == 55
+    data.pairs = {20}
+    assert all(len(items) > 1 for items in data.train_batches(world=27))
+    with pytest.raises(UserError, match=r"55 training images .* 28 process.*trainer\.devices"):
+        data.train_batches(world=28)
+
+
+@pytest.mark.parametrize(("world", "batch_size", "joined"), [(1, 8, 0), (1, 9, 2), (2, 8, 4)])
+def test_rare_shapes_are_stretched_to_the_next_in_training_alone_and_counted(
+    config: Load, paint: Callable[..., None], tmp_path: Path, capsys: Any, world: int, batch_size: int, joined: int
+) -> None:
+    """Fewer than a quarter of a batch of each process; a panorama is near nothing, and joins only if it must."""
+    shapes = [(40, 40)] * 20 + [(45, 40)] * 2 + [(40, 45)] * 3 + [(120, 40)]
+    for number, (width, height) in enumerate(shapes):
+        for part, name in (("train", "a"), ("train", "b"), ("val", "a"), ("test", "a")):
+            if part != "train" or (number % 2 == 0) == (name == "a"):
+                paint(tmp_path / "set" / part / name / f"{number}.png", width, height, number)
+    cfg = config("folder", root=str(tmp_path / "set"), fit="full", batch_size=batch_size)
+    data = data_module(cfg, tmp_path / "cache")
+    data.say_joined(world)
+    said = capsys.readouterr().err
+    assert (f"sppnet: data.fit=full: {joined} of 26 training images" in said) == bool(joined)
+    assert said.count("\n") == bool(joined)
+    buckets = {bucket.aspect: len(bucket.members) for bucket in data.train_batches(world=world).buckets}
+    assert buckets.pop(3.0, world) == 1 or world == 2
+    assert sum(buckets.values()) >= 25
+    shown = [item.shapes[0] for items in data.val_dataloader()[0].batch_sampler for item in items]  # type: ignore
+    assert {(24, 24), (24, 27), (27, 24), (24, 72)} == set(shown)

@@ -149,6 +149,94 @@ def test_no_image_makes_an_input_longer_than_the_cap(step: float) -> None:
     assert wide.shape(224) == (224, MAX_ASPECT * 224)
 
 
+STEP = 0.25
+
+
+def steps(aspect: float) -> float:
+    """Where an aspect lies, in steps of rounding: landscape above 0, portrait below."""
+    return (aspect - 1 if aspect >= 1 else 1 - 1 / aspect) / STEP
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(20, 80), st.integers(20, 80)), min_size=1, max_size=120), st.integers(1, 12))
+def test_a_rare_shape_joins_another_at_most_two_steps_away_or_stays(sides: list[tuple[int, int]], few: int) -> None:
+    shapes, members = np.array(sides), np.arange(len(sides))
+    own = {i: bucket.aspect for bucket in shape_buckets(members, shapes, STEP) for i in bucket.members.tolist()}
+    buckets = shape_buckets(members, shapes, STEP, few=few)
+    assert sorted(np.concatenate([bucket.members for bucket in buckets])) == members.tolist()
+    for bucket in buckets:
+        moved = [i for i in bucket.members.tolist() if own[i] != bucket.aspect]
+        assert len(moved) == bucket.joined
+        assert all(abs(steps(own[i]) - steps(bucket.aspect)) <= 2 + 1e-6 for i in moved)
+        if len(bucket.members) < few:  # it could join none
+            away = [b.aspect for b in buckets if b is not bucket]
+            assert all(any(abs(steps(own[i]) - steps(a)) > 2 for i in bucket.members.tolist()) for a in away)
+
+
+def test_a_lone_square_joins_a_portrait_and_a_panorama_stays_alone() -> None:
+    shapes = np.array([(40, 40)] + [(50, 40)] * 30 + [(40, 50)] * 20 + [(20, 80)])
+    buckets = shape_buckets(np.arange(52), shapes, 0.125, few=8)
+    assert [(round(b.aspect, 3), len(b.members), b.joined) for b in buckets] == [
+        (0.8, 31, 1),  # as near as the landscapes
+        (1.25, 20, 0),
+        (4.0, 1, 0),
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(4, 150), st.integers(2, 40), st.integers(1, 2), st.booleans(), schedules, st.integers(0, 3), st.data()
+)
+def test_no_batch_is_of_one_image_where_the_network_needs_two(
+    samples: int, batch: int, world: int, full: bool, schedule: SizeSchedule, epoch: int, data: st.DataObject
+) -> None:
+    pairs = data.draw(st.sets(st.sampled_from(schedule.sizes), min_size=1))
+    members = np.arange(samples)
+    shapes = np.random.default_rng(samples).integers(20, 60, (samples, 2))
+    buckets = shape_buckets(members, shapes, 0.25, 2 * world) if full else square_bucket(members)
+
+    def plan(taken: int, pairs: set[int]) -> TrainBatches:
+        return TrainBatches(buckets, schedule, batch, 5, 0, world, lambda: taken, pairs)
+
+    length = len(plan(0, pairs))
+    batches = list(plan(epoch * length, pairs))
+    assert len(batches) == length
+    assert all(len(items) >= 2 for items in batches if items[0].size in pairs)
+    seen = [item.index for items in batches for item in items]
+    assert len(seen) == len(set(seen)) == plan(0, pairs).images == plan(0, set()).images
+    usual = list(plan(epoch * len(plan(0, set())), set()))
+    if all(len(items) > 1 for items in usual) and not isinstance(schedule, Weighted):
+        assert batches == usual
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 3), st.booleans(), st.integers(1, 6))
+def test_an_evaluation_cut_short_sees_a_seeded_mixture(
+    samples: int, batch: int, world: int, full: bool, limit: int
+) -> None:
+    buckets = some_buckets(samples, 1, full)
+
+    def seen(limit: int | None, seed: int = 0) -> list[list[list[Item]]]:
+        ranks = [list(EvalBatches(buckets, 48, [48], batch, rank, world, limit, seed)) for rank in range(world)]
+        for step in zip(*ranks, strict=True):
+            assert len({len(items) for items in step}) == 1
+            assert len({item.shapes for items in step for item in items}) == 1
+        return ranks
+
+    whole = seen(None)
+    if limit >= len(whole[0]):
+        assert seen(limit) == whole
+        return
+    cut = seen(limit)
+    assert cut == seen(limit)
+    assert [len(rank) for rank in cut] == [limit] * world
+    counted = Counter(item.index for rank in cut for items in rank for item in items if item.valid)
+    assert set(counted.values()) == {1}
+    if 25 < len(counted) < samples / 2:  # sorted by class, the first would be the first class alone
+        assert max(counted) > 3 * samples / 2
+        assert seen(limit, seed=1) != cut
+
+
 @pytest.mark.parametrize("least", [1, 2, 5, 50])
 def test_a_rare_shape_joins_its_neighbour_so_that_every_rank_gets_some(least: int) -> None:
     shapes = np.array([(40, 40)] * 30 + [(40, 80)] * 6 + [(40, 400)] + [(90, 40)] * 3)

@@ -118,10 +118,17 @@ class Collate:
     """Makes a `Batch` of what was drawn, leaving out the images that could not be read.
 
     If none is left, one black image with `valid` False is, so that processes that train together stay in step.
+
+    Attributes:
+        images: the set.
+        skip: whether images that cannot be read are left out, or raised.
+        pairs: an image that is left alone of several is there twice, once with `valid` False: batch normalisation may
+            not be able to train on it alone.
     """
 
     images: ImageSet
     skip: bool
+    pairs: bool = False
 
     def __call__(self, drawn: Drawn) -> Batch | DataError:
         """A batch, or the error to raise in the main process (see `Loader`)."""
@@ -134,6 +141,9 @@ class Collate:
             item = bad[0].item._replace(valid=False)
             good = [bad[0]._replace(item=item)]
             image, *more = (_room(1, *shape).zero_() for shape in item.shapes)
+        if self.pairs and len(good) == 1 < len(drawn.samples):
+            good.append(good[0]._replace(item=good[0].item._replace(valid=False)))
+            image, *more = (_room(2, *x.shape[2:]).copy_(x) for x in (image, *more))
         return Batch(
             image=image,
             more=more,
@@ -192,7 +202,7 @@ class Loader(DataLoader[Any]):
         super().__init__(
             samples,
             batch_sampler=batches,
-            collate_fn=_Light(Collate(samples.images, skip)),  # type: ignore[arg-type]  # no list: __getitems__
+            collate_fn=_Light(Collate(samples.images, skip, isinstance(batches, TrainBatches))),  # type: ignore[arg-type]  # no list: __getitems__
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=persistent and workers > 0,

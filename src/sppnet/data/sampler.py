@@ -6,7 +6,7 @@ plan needs nothing but numbers that every process has, and a resumed run finds i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -50,6 +50,11 @@ class TrainBatches(Sampler[list[Item]]):
         rank: this process.
         world: number of processes.
         taken: batches that the run has taken since its first step; asked when an epoch's iterator is made.
+        pairs: sizes at which a batch needs two images (see `sppnet.checks.sizes_for_pairs`). Where rounding would
+            leave one, it goes into another batch, which is then one image above its room.
+
+    Attributes:
+        images: how many this rank gets in every epoch.
     """
 
     def __init__(
@@ -61,15 +66,18 @@ class TrainBatches(Sampler[list[Item]]):
         rank: int = 0,
         world: int = 1,
         taken: Callable[[], int] = lambda: 0,
+        pairs: Collection[int] = (),
     ) -> None:
         assert 0 <= rank < world
-        assert all(len(bucket.members) >= world for bucket in buckets)
+        shares = [len(bucket.members) // world for bucket in buckets]
+        assert min(shares) >= (2 if pairs else 1)
         self.buckets, self.schedule, self.seed = buckets, schedule, seed
-        self.rank, self.world, self.taken = rank, world, taken
+        self.rank, self.world, self.taken, self.pairs = rank, world, taken, pairs
+        self.images = sum(shares)
         self.nominal = [bucket.batch_size(batch_size) for bucket in buckets]
         self.counts = [
-            schedule.batches(len(bucket.members) // world, nominal)
-            for bucket, nominal in zip(buckets, self.nominal, strict=True)
+            min(schedule.batches(share, nominal), share // 2 if pairs else share)
+            for share, nominal in zip(shares, self.nominal, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -92,7 +100,9 @@ class TrainBatches(Sampler[list[Item]]):
             order = rng(self.seed, epoch, "order", stream).permutation(bucket.members)
             mine = order[self.rank :: self.world][: len(order) // self.world]
             sizes = self.schedule.epoch_sizes(self.seed, epoch, count, stream)
-            cuts = balanced_cuts(len(mine), [self.schedule.batch_size(size, nominal) for size in sizes])
+            room = [self.schedule.batch_size(size, nominal) for size in sizes]
+            least = [2 if size in self.pairs else 1 for size in sizes] if self.pairs else None
+            cuts = balanced_cuts(len(mine), room, least)
             plan += [(bucket.shape(s), part) for s, part in zip(sizes, np.split(mine, cuts[:-1]), strict=True)]
         return [plan[k] for k in rng(self.seed, epoch, "batches").permutation(len(plan))]
 
@@ -110,6 +120,9 @@ class EvalBatches(Sampler[list[Item]]):
         batch_size: most images in a square batch per rank.
         rank: this process.
         world: number of processes.
+        limit: batches that will be taken. If there are more, those come first that a seeded draw picks, in proportion
+            to their images, each a mixture of its bucket: what is cut short sees all classes and common shapes.
+        seed: of that draw.
     """
 
     def __init__(
@@ -120,9 +133,12 @@ class EvalBatches(Sampler[list[Item]]):
         batch_size: int,
         rank: int = 0,
         world: int = 1,
+        limit: int | None = None,
+        seed: int = 0,
     ) -> None:
         assert 0 <= rank < world
         self.buckets, self.size, self.scales, self.rank, self.world = buckets, size, scales, rank, world
+        self.limit, self.seed = limit, seed
         self.nominal = [bucket.batch_size(batch_size) for bucket in buckets]
 
     def __len__(self) -> int:
@@ -130,8 +146,18 @@ class EvalBatches(Sampler[list[Item]]):
         return sum(-(-share // nominal) for share, nominal in zip(shares, self.nominal, strict=True))
 
     def __iter__(self) -> Iterator[list[Item]]:
+        if self.limit is None or self.limit >= len(self):
+            return self._batches(None)
+        batches = list(self._batches(rng(self.seed, "limited", "members")))
+        shares = np.array([len(batch) for batch in batches])
+        draw = rng(self.seed, "limited", "batches")
+        return iter([batches[k] for k in draw.choice(len(batches), self.limit, replace=False, p=shares / shares.sum())])
+
+    def _batches(self, order: np.random.Generator | None) -> Iterator[list[Item]]:
+        """All batches; the images of each bucket as they are sorted, or in a drawn order."""
         for bucket, nominal in zip(self.buckets, self.nominal, strict=True):
-            members, shapes = bucket.members.tolist(), tuple(bucket.shape(scale) for scale in self.scales)
+            members = (bucket.members if order is None else order.permutation(bucket.members)).tolist()
+            shapes = tuple(bucket.shape(scale) for scale in self.scales)
             share = -(-len(members) // self.world)
             padded = [(i, True) for i in members] + [(members[0], False)] * (share * self.world - len(members))
             mine = padded[self.rank :: self.world]
@@ -140,12 +166,18 @@ class EvalBatches(Sampler[list[Item]]):
                 yield [Item(index, self.size, shapes, 0, valid) for index, valid in mine[start:end]]
 
 
-def balanced_cuts(samples: int, room: Sequence[int]) -> list[int]:
-    """Where each of `len(room)` batches ends when `samples` fill them evenly: none above its room, none empty.
+def balanced_cuts(samples: int, room: Sequence[int], least: Sequence[int] | None = None) -> list[int]:
+    """Where each of `len(room)` batches ends when `samples` fill them evenly.
 
-    Every batch gets one sample, and of the others a share proportional to the room it has left.
+    Every batch gets its least, and of the others a share proportional to the room it has left. Without `least` that is
+    one sample, and none is above its room; with it all get more room if they need it.
     """
-    assert len(room) <= samples <= sum(room)
-    spare = list(accumulate(r - 1 for r in room))
-    rest = samples - len(room)
-    return [k + (s * rest // spare[-1] if rest else 0) for k, s in enumerate(spare, start=1)]
+    if least is None:
+        assert len(room) <= samples <= sum(room)
+        least = [1] * len(room)
+    room = [max(pair) for pair in zip(room, least, strict=True)]
+    more = max(0, -(-(samples - sum(room)) // len(room)))
+    spare = list(accumulate(r + more - low for r, low in zip(room, least, strict=True)))
+    rest = samples - sum(least)
+    assert rest >= 0
+    return [k + (s * rest // spare[-1] if rest else 0) for k, s in zip(accumulate(least), spare, strict=True)]

@@ -1,0 +1,51 @@
+"""Averaged weights (`trainer.ema`): Lightning's callback, made exact where weights and averages differ in precision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+
+
+class Averages(EMAWeightAveraging):
+    """Averages of float32 where weights have half the bits, in which a step of (1 - decay) would round to nothing.
+
+    Lightning shows the averages to a validation by swapping them with the weights, which rounds each to what the other
+    can hold. Here the weights are put aside instead, so neither changes.
+    """
+
+    _weights: list[Tensor]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make the averages, on the device that trains (Lightning asks before the weights are moved there)."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None and trainer.precision != "64-true":
+            self._average_model.float()
+
+    @torch.no_grad()
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the averages, at the weights' precision."""
+        if self._average_model is not None:
+            self._weights = [tensor.clone() for tensor in _tensors(pl_module)]
+            _copy(_tensors(self._average_model.module), pl_module)
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the weights back."""
+        if self._average_model is not None:
+            _copy(self._weights, pl_module)
+            self._weights = []
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(module.parameters(), module.buffers())
+
+
+def _copy(values: Iterator[Tensor] | list[Tensor], module: nn.Module) -> None:
+    for tensor, value in zip(_tensors(module), values, strict=True):
+        tensor.copy_(value)
