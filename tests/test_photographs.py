@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,12 +114,43 @@ def test_two_classes_and_whole_images_are_learned(sppnet: Caller, tmp_path: Path
     assert done.figure("test/top5") == 1.0
 
 
-def test_the_same_photographs_elsewhere_are_the_same_run(sppnet: Caller, tmp_path: Path) -> None:
+def test_the_same_photographs_elsewhere_are_the_same_run_and_others_there_are_not(
+    sppnet: Caller, tmp_path: Path
+) -> None:
     folder(tmp_path / "here")
-    words = (*SMALL, "data=folder", "data.fit=full", "data.batch_size=4")
+    words = [*SMALL, "data=folder", "data.fit=full", "data.batch_size=4"]
     first = sppnet("train", *words, "data.root=here")
     (tmp_path / "here").rename(tmp_path / "there")
     again = sppnet("train", *words, "data.root=there")
     assert "is done" in again.out
     anew = sppnet("train", *words, "data.root=there", "paths.runs=anew")
     assert same_weights(first.run / "checkpoints/last.ckpt", anew.run / "checkpoints/last.ckpt")
+
+    path = tmp_path / "there/cat/01.jpg"
+    before = path.stat()
+    Image.new("RGB", (43, 98), (20, 250, 20)).save(path)
+    path.write_bytes(path.read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    words += ["data.root=there", "trainer.max_epochs=1"]
+    painted = sppnet("train", *words, "trainer.max_epochs=2")
+    assert "is done" not in painted.out
+    assert painted.run != first.run
+
+    for file in list((tmp_path / "there/cat").iterdir()):
+        shutil.copy(file, file.with_name(f"{file.stem} copy.jpg"))
+    runs = sorted(Path("runs").rglob("*"))
+    refused = sppnet("train", *words, "data.duplicates=error")  # before the shapes of whole images are read and kept
+    assert refused.code == 2
+    assert re.match(
+        r"sppnet train: data=folder: \d+ of 9 images in test are in train( or val)?, too, and ", refused.err
+    )
+    assert re.search(r" too \(cat/.*\.jpg is the same file as cat/.*\.jpg\); data\.duplicates=error.*\n$", refused.err)
+    assert refused.err.count("\n") == 1
+    assert sorted(Path("runs").rglob("*")) == runs
+    copied = sppnet("train", *words)
+    scored = sppnet("test", f"checkpoint={copied.run}", "views=full")
+    for called in (copied, scored):
+        assert called.code == 0
+        assert called.err.count("images in test are in train") == 1
+    assert sppnet("train", *words, "data.duplicates=ignore").out.count("is done") == 1

@@ -45,7 +45,13 @@ def changed(cfg: dict[str, Any], **values: Any) -> dict[str, Any]:
 
 NOT_THE_RUN = [
     *({"trainer__accelerator": "cpu"}, {"trainer__progress": "none"}, {"trainer__log_every_n_steps": 3}),
-    *({"trainer__checkpoint_every_n_steps": None}, {"data__workers": 4}, {"force": True}, {"trainer__devices": [3]}),
+    *(
+        {"trainer__checkpoint_every_n_steps": None},
+        {"data__workers": 4},
+        {"data__duplicates": "error"},
+        {"force": True},
+        {"trainer__devices": [3]},
+    ),
     *({"logger": {"tensorboard": {}}}, {"paths__cache": "elsewhere"}, {"debug__traceback": True}),
     *({"head__kernel": "plain"},),
     *({"loss__label_smoothing": 0}, {"data__color": 0}, {"loss__kind": "softmax"}),  # as the defaults are

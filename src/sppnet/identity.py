@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 FORMAT = 2  # raised when the code changes what the same configuration trains
 NOT_IN_A_RUN = (
     *("study", "name", "report", "force", "retry", "paths", "logger", "debug", "views", "checkpoint", "sizes.test"),
-    *("data.root", "data.workers", "data.name", "backbone.weights", "backbone.name", "head.kernel", "data.cache"),
+    *("data.root", "data.workers", "data.name", "data.cache", "data.duplicates"),
+    *("backbone.weights", "backbone.name", "head.kernel"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.progress"),
     *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
 )
 NOT_IN_A_TEST = (
-    *("data.root", "data.workers", "data.name", "data.batch_size", "data.cache"),
+    *("data.root", "data.workers", "data.name", "data.batch_size", "data.cache", "data.duplicates"),
     *("data.fit", "data.crop", "data.flip", "data.color", "data.aspect_step"),
 )
 

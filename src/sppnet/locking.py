@@ -6,13 +6,16 @@ import contextlib
 import fcntl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, waiting: str = "") -> Iterator[None]:
     """Hold the lock file `path`, which is made with its folder if need be; wait for whoever holds it.
+
+    Where there is somebody to wait for, `waiting` is said.
 
     Raises:
         UserError: the file system has no locks.
@@ -21,10 +24,21 @@ def alone(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            _take(file, waiting)
         except OSError as error:
             raise no_lock(path, error, made) from None
         yield
+
+
+def _take(file: IO[str], waiting: str) -> None:
+    if waiting:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            notice(waiting)
+        else:
+            return
+    fcntl.lockf(file, fcntl.LOCK_EX)
 
 
 def missing(path: Path) -> list[Path]:

@@ -223,9 +223,10 @@ def plan(cfg: dict[str, Any]) -> Plan:
         UserError: a key, a value, the data set or the weights file is not as it must be.
     """
     settings.check(cfg)
-    from sppnet.data.build import build_images, check_training  # imports numpy and Pillow
+    from sppnet.data import images_of  # imports numpy and Pillow
+    from sppnet.data.build import check_training
 
-    images = build_images(cfg["data"])
+    images = images_of(cfg)
     check_training(cfg["data"], images)
     identity = run_identity(cfg, images)
     name = cfg["name"] or "-".join([cfg["data"]["name"], str(cfg["backbone"].get("name") or "net"), _head(cfg["head"])])

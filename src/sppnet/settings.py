@@ -96,6 +96,7 @@ RULES: dict[str, Rule] = {
     "data.batch_size": whole(1, 2**20),
     "data.workers": whole(0, 1024),
     "data.bad_files": choice("error", "skip"),
+    "data.duplicates": choice("warn", "error", "ignore"),
     "data.short_side": only(CROP, optional(or_null(whole(8, 8192)))),
     "data.resampler": choice("pillow", "torch"),
     "data.cache": only(CROP, FLAG),

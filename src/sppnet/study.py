@@ -21,7 +21,15 @@ from sppnet.runs import Plan, read_json, write_json
 
 NOT_IN_A_CELL = (  # what says where and how a cell is computed, not what it is
     *("experiments", "study", "name", "launch", "hydra", "paths", "force", "retry", "logger", "report"),
-    *("data.root", "data.workers", "data.cache", "head.kernel", "trainer.progress", "trainer.accelerator"),
+    *(
+        "data.root",
+        "data.workers",
+        "data.cache",
+        "data.duplicates",
+        "head.kernel",
+        "trainer.progress",
+        "trainer.accelerator",
+    ),
     *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
 )
 NEVER = ("experiments", "study", "launch", "hydra", "paths", "force", "retry", "report")  # even where it is swept

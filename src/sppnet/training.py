@@ -25,8 +25,9 @@ from sppnet.callbacks import BadFiles, MetricsFile, StatusFile, progress_display
 from sppnet.checkpoints import Checkpoints, DurableIO, read_checkpoint
 from sppnet.checks import sizes_for_pairs
 from sppnet.classifier import Classifier
-from sppnet.data import ImageSet, Sets, build_sizes, load_sets
+from sppnet.data import ImageSet, Sets, build_sizes, images_of, load_sets
 from sppnet.data.datamodule import DataModule
+from sppnet.data.duplicates import duplicates
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.identity import check_identity, world_size
 from sppnet.mirrors import mirrors, replays
@@ -55,6 +56,7 @@ class Prepared:
     classifier: Classifier
     data: DataModule
     callbacks: list[Callback]
+    notices: list[str]  # of the data, for the first process to say
 
 
 def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet | None = None) -> Prepared:
@@ -65,16 +67,17 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
         UserError: the data set, the weights or a callback is not as it must be.
     """
     settle(cfg)
-    sets = load_sets(cfg["data"], images)
+    sets = load_sets(cfg["data"], images_of(cfg) if images is None else images)
     if len(sets.train) < world_size(cfg):
         raise UserError(f"{len(sets.train)} training images are too few for {world_size(cfg)} processes")
+    notices = duplicates(cfg["data"], sets.images, sets.parts())
     L.seed_everything(cfg["seed"], verbose=False)
     data = build_data(cfg, sets)
     data.prepare_data()  # reads the shapes of whole images: a header that is broken is found now
     classifier = build_classifier(cfg, sets, overrides)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # too few images are found now
-    return Prepared(cfg, classifier, data, _callbacks(cfg))
+    return Prepared(cfg, classifier, data, _callbacks(cfg), notices)
 
 
 def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -172,7 +175,7 @@ def _read_whole(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 def build_data(cfg: Mapping[str, Any], sets: Sets) -> DataModule:
     """The DataModule that `cfg` describes over `sets`."""
-    schedule, cache = build_sizes(cfg["sizes"]), Path(cfg["paths"]["cache"])
+    schedule, cache = build_sizes(cfg["sizes"]), Path(cfg["paths"]["cache"]).expanduser()
     return DataModule(sets, schedule, cfg["data"], cfg["views"], cfg["seed"], cache, cfg["trainer"]["progress"])
 
 

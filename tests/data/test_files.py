@@ -180,7 +180,7 @@ def test_the_fingerprint_is_of_the_data_not_of_its_place(root: Path, config: Loa
     assert len(first) == 64
 
 
-@pytest.mark.parametrize("change", ["rename", "grow", "remove", "other class"])
+@pytest.mark.parametrize("change", ["rename", "grow", "remove", "other class", "paint over", "change places"])
 def test_the_fingerprint_changes_with_the_data(root: Path, config: Load, change: str) -> None:
     before = fingerprint(config("folder", root=str(root)))
     file = root / "cat" / "003.png"
@@ -188,6 +188,20 @@ def test_the_fingerprint_changes_with_the_data(root: Path, config: Load, change:
         file.rename(root / "cat" / "x.png")
     elif change == "grow":
         file.write_bytes(file.read_bytes() + b"\0")
+    elif change == "paint over":  # neither length nor time shows it
+        times = file.stat()
+        file.write_bytes(file.read_bytes()[:-20] + bytes(20))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    elif change == "change places":
+        other = file.with_name("004.png")
+        contents = (file.read_bytes().ljust(9000, b"\0"), other.read_bytes().ljust(9000, b"\0"))
+        for turn in (1, -1):
+            for path, content in zip((file, other)[::turn], contents, strict=True):
+                path.write_bytes(content)
+                os.utime(path, ns=(1, 1))
+            before, after = fingerprint(config("folder", root=str(root))), before
+        assert before != after
+        return
     elif change == "remove":
         file.unlink()
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet import replay, settings
-from sppnet.data import ImageSet, build_images, load_tested
+from sppnet.data import ImageSet, images_of, load_tested
 from sppnet.data.build import OWN_KEYS
 from sppnet.errors import notice
 from sppnet.identity import check_identity, digest
@@ -32,7 +32,7 @@ def test(trained: Trained) -> None:
     for key in trained.typed:
         if key.startswith(TRAINING_ONLY):
             print(f"sppnet: warning: {key} has no effect on a test", file=sys.stderr)
-    images = build_images(cfg["data"])
+    images = images_of(cfg)
     file = run.test_file(digest(check_identity(cfg, trained.name, images))) if run else None
     found = read_json(file) if file and not cfg["force"] else None
     if found is not None:
@@ -67,11 +67,13 @@ def score_run(
     check_job(cfg)
     from sppnet.callbacks import BadFiles, progress_display  # imports Lightning
     from sppnet.checkpoints import read_checkpoint
+    from sppnet.data.duplicates import duplicates
     from sppnet.training import build_data, load_trained, make_trainer, score, settle
 
     settle(cfg)
     checkpoint = read_checkpoint(weights)
     sets, notices = load_tested(cfg["data"], images, checkpoint["sppnet"], chosen)
+    notices = [*notices, *duplicates(cfg["data"], images, sets.parts())]
     for line in notices:
         notice(line)
     classifier = load_trained(checkpoint, cfg, sets, weights)

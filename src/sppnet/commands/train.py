@@ -71,6 +71,8 @@ def _train(planned: Plan, job: Job) -> None:
     from sppnet.training import fit, prepare  # imports Lightning
 
     prepared = prepare(cfg, job.overrides, planned.images)
+    for line in prepared.notices:
+        notice(line)
     with run.locked():
         _log_to_file(run)
         if cfg["force"]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sppnet import compose, replay
 from sppnet.compose import Job
-from sppnet.data import ImageSet, build_images
+from sppnet.data import ImageSet, images_of
 from sppnet.errors import UserError, notice
 from sppnet.identity import digest
 from sppnet.provenance import provenance
@@ -45,7 +45,7 @@ def _trained(trained: Trained) -> None:
 
 def transfer(task: Task) -> None:
     """Print the row that is asked for, computed if it is not there yet, and all rows it can be compared with."""
-    images = build_images(task.cfg["data"])
+    images = images_of(task.cfg)
     warn_idle(task, images.multilabel)
     identity = task.identity(images)
     folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"

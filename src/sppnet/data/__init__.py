@@ -3,7 +3,7 @@
 Configurations name the classes of this package by these public names (`sppnet.data.Folder`), never by their files.
 """
 
-from sppnet.data.build import Sets, build_images, build_sizes, fingerprint, load_sets
+from sppnet.data.build import Sets, build_images, build_sizes, fingerprint, images_of, load_sets
 from sppnet.data.cifar import Cifar10
 from sppnet.data.decode import DataError
 from sppnet.data.digits import Digits
@@ -35,6 +35,7 @@ __all__ = [
     "build_images",
     "build_sizes",
     "fingerprint",
+    "images_of",
     "load_sets",
     "load_tested",
 ]

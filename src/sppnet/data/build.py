@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from sppnet.plug import instantiate
 
 OWN_KEYS = frozenset({
     "name", "fit", "batch_size", "workers", "split", "crop", "flip", "color", "aspect_step", "bad_files",
-    "mean", "std", "short_side", "resampler", "cache",
+    "mean", "std", "short_side", "resampler", "cache", "duplicates",
 })  # fmt: skip
 """Keys of `data` that are the template's; all others are arguments of the class that `_target_` names."""
 
@@ -29,6 +30,10 @@ class Sets:
     train: IntArray
     val: IntArray
     test: IntArray
+
+    def parts(self) -> dict[str, IntArray]:
+        """Positions by the name of the part."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     def trainval(self) -> IntArray:
         """Positions of all images outside the test part, sorted."""
@@ -47,6 +52,13 @@ def build_sizes(cfg: Mapping[str, Any]) -> SizeSchedule:
         if type(error.__cause__) is ValueError:  # sizes.py can be copied elsewhere: it knows no UserError, but the key
             raise UserError(f"sizes.{error.__cause__}") from None
         raise
+
+
+def images_of(cfg: Mapping[str, Any]) -> ImageSet:
+    """The data set of a whole configuration, as `build_images`; what it works out is kept in `paths.cache`."""
+    images = build_images(cfg["data"])
+    images.keep_in(Path(cfg["paths"]["cache"]).expanduser(), cfg["trainer"]["progress"])
+    return images
 
 
 def build_images(cfg: Mapping[str, Any]) -> ImageSet:

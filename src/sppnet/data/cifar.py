@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from sppnet.data import files
+from sppnet.data.digests import digests_of
 from sppnet.data.images import ImageSet, digest
 from sppnet.data.sets import get_it
 from sppnet.errors import UserError
@@ -23,6 +25,7 @@ class Cifar10(ImageSet):
     """60,000 pictures of 32 x 32 in ten classes, with the set's own train and test parts."""
 
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    _kept_in: tuple[Path | None, str] = None, "none"
 
     def __init__(self, root: str | None) -> None:
         self.root = files.checked_root(root, get_it("CIFAR10", root or ""))
@@ -65,6 +68,16 @@ class Cifar10(ImageSet):
         return {"train": range(TRAIN), "test": range(TRAIN, TRAIN + TEST)}
 
     def fingerprint(self) -> str:
-        """Digest of the names and lengths of the archive's files."""
-        found = [files.look_at(path, self.root) for path in sorted(self.folder.glob("*batch*"))]
-        return digest(f"{file.name}\0{file.bytes}" for file in found)
+        """Digest of the names and contents of the archive's files."""
+        return self._fingerprint
+
+    def keep_in(self, cache: Path, progress: str) -> None:  # noqa: D102
+        self._kept_in = cache, progress
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        archive = [files.look_at(path, self.root) for path in sorted(self.folder.glob("*batch*"))]
+        contents = digests_of(self.root, archive, *self._kept_in)
+        return digest(
+            f"{file.name}\0{content.tobytes().hex()}" for file, content in zip(archive, contents, strict=True)
+        )

@@ -16,11 +16,15 @@ WRAPPERS = frozenset({"image", "images", "img", "imgs"})  # folders that every c
 
 
 class File(NamedTuple):
-    """A file below the set's root: its name with forward slashes, its length in bytes, its time of change in ns."""
+    """A file below the set's root: its name with forward slashes, its length in bytes, its times of change in ns.
+
+    `ctime` is that of its inode: it also shows that a file was replaced by another of the same length and `mtime`.
+    """
 
     name: str
     bytes: int
     mtime: int
+    ctime: int
 
 
 @dataclass
@@ -84,7 +88,7 @@ def look_at(path: Path, root: Path) -> File:
         status = path.stat()
     except OSError as error:
         _refuse(error)
-    return File(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns)
+    return File(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -219,7 +223,8 @@ class Walk:
                     elif self.not_read.is_picture(entry):
                         _check_name(entry.path)
                         status = entry.stat()
-                        found.append(File(f"{prefix}/{entry.name}", status.st_size, status.st_mtime_ns))
+                        times = status.st_mtime_ns, status.st_ctime_ns
+                        found.append(File(f"{prefix}/{entry.name}", status.st_size, *times))
                         if entry.is_symlink():
                             self.links.append(folder / entry.name)
         except OSError as error:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image
 
+from sppnet.data.decode import DataError
+from sppnet.errors import UserError, notice
+
+SLOW = 2.0  # seconds after which it is said what takes so long
 Label = int | tuple[int, ...]
 """The number of an image's class; in a multi-label set the numbers of all its classes, possibly none."""
 
@@ -16,9 +22,9 @@ class ImageSet(ABC):
     """All labelled images of a data set, numbered from 0, whatever part they are used in.
 
     A data set of your own sets `classes` and writes `__len__`, `label` and `read`; the other methods have defaults that
-    are right, and worth overriding where they are slow (`shape`) or say little (`name`). Constructor arguments are the
-    keys of the `data` config that are not the template's own (`root`, say). Instances travel to worker processes,
-    so they must pickle. For image files in folders start from `sppnet.data.Files` instead.
+    are right, and worth overriding where they are slow (`fingerprint`, `shape`) or say little (`name`). Constructor
+    arguments are the keys of the `data` config that are not the template's own (`root`, say). Instances travel to
+    worker processes, so they must pickle. For image files in folders start from `sppnet.data.Files` instead.
 
     Attributes:
         classes: names of the classes; a label is a position in it.
@@ -27,6 +33,7 @@ class ImageSet(ABC):
 
     classes: Sequence[str]
     multilabel: bool = False
+    __fingerprint: str | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -78,12 +85,57 @@ class ImageSet(ABC):
         return ()
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of what the images are; part of a run's identity, so never of where they lie."""
-        return digest([*self.classes, *(f"{self.name(i)}\0{self.label(i)}" for i in range(len(self)))])
+        """A text that says what the images are; part of a run's identity, so never of where they lie.
+
+        Write it for a set of your own: a version number and what its images are made from, say. What it leaves out can
+        change without making another run. Without it all images are read, at every start, for their pixels.
+
+        Raises:
+            sppnet.errors.UserError: there is none, and `read` gives other pixels each time.
+        """
+        if self.__fingerprint is None:
+            self.__fingerprint = _by_pixels(self)
+        return self.__fingerprint
+
+    def keep_in(self, cache: Path, progress: str) -> None:  # noqa: B027  (most sets keep nothing)
+        """Told before anything else is asked: a folder for what a set works out from its files, and how to show it.
+
+        Args:
+            cache: `paths.cache`; it may have to be made, and writing there may fail.
+            progress: `trainer.progress`.
+        """
 
     def state(self) -> str | None:
         """Digest that changes whenever a shape may have, under which shapes are kept; None: ask each time."""
         return None
+
+
+def _by_pixels(images: ImageSet) -> str:
+    """Digest of classes, parts, names, labels and pixels."""
+    name, began, slow = type(images).__qualname__, time.monotonic(), False
+    if len(images) and _pixels(images, 0) != _pixels(images, 0):
+        raise UserError(
+            f"data: {name}.read(0) gives other pixels each time; without a fingerprint() of its own a set is known by"
+            " its pixels, so write one"
+        )
+    parts = {part: [int(index) for index in members] for part, members in (images.split() or {}).items()}
+    lines = [*images.classes, str(parts)]
+    for index in range(len(images)):
+        lines.append(f"{images.name(index)}\0{images.label(index)}\0{_pixels(images, index)}")
+        if not slow and time.monotonic() - began > SLOW:
+            slow = True
+            why = f"{name} has no fingerprint() of its own, so each start reads its {len(images)} images"
+            notice(f"data: {why} to know them by their pixels; write one")
+    return digest(lines)
+
+
+def _pixels(images: ImageSet, index: int) -> str:
+    """Digest of an image's size and pixels; empty where it cannot be read."""
+    try:
+        image = images.read(index)
+    except DataError:
+        return ""
+    return hashlib.sha256(f"{image.mode} {image.size}\n".encode() + image.tobytes()).hexdigest()
 
 
 def digest(lines: Iterable[str]) -> str:

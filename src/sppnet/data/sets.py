@@ -6,6 +6,7 @@ from names and small text files alone, without torch; pixels are read when a bat
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ from PIL import Image
 
 from sppnet.data import files, trees
 from sppnet.data.decode import decode, shape
+from sppnet.data.digests import Digests, digests_of
 from sppnet.data.files import Listing
 from sppnet.data.images import ImageSet, Label, digest
 from sppnet.errors import UserError
@@ -33,10 +35,11 @@ def get_it(name: str, root: str) -> str:
 class Files(ImageSet):
     """An `ImageSet` of the files in a `Listing` (see `sppnet.data.files`); a set of image files subclasses this."""
 
+    _kept_in: tuple[Path | None, str] = None, "none"
+
     def __init__(self, listing: Listing) -> None:
         self.classes = listing.classes
         self.listing = listing
-        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.listing.files)
@@ -68,17 +71,27 @@ class Files(ImageSet):
     def notices(self) -> list[str]:  # noqa: D102
         return self.listing.notices
 
+    def keep_in(self, cache: Path, progress: str) -> None:  # noqa: D102
+        self._kept_in = cache, progress
+
+    @cached_property
+    def digests(self) -> Digests:
+        """A digest of the content of each file (see `sppnet.data.digests`); zeros where it cannot be read."""
+        return digests_of(self.listing.root, self.listing.files, *self._kept_in)
+
     def fingerprint(self) -> str:
-        """Digest of classes, parts, and the files' names, lengths and labels; as they were when they were listed."""
-        if self._fingerprint is None:
-            rows = zip(self.listing.files, self.listing.labels, strict=True)
-            images = (f"{file.name}\0{file.bytes}\0{label}" for file, label in rows)
-            self._fingerprint = digest([*self.classes, str(self.listing.parts), *images])
-        return self._fingerprint
+        """Digest of classes, parts, and the files' names, contents and labels; as they were when first asked for."""
+        return digest([*self.classes, str(self.listing.parts), *map(str, self.listing.labels), self._content])
 
     def state(self) -> str:
-        """Digest of the files' names, lengths and times of change."""
-        return digest("\0".join(map(str, file)) for file in self.listing.files)
+        """Digest of the files' names, contents and times of change: of a long file not all is read for its content."""
+        return digest([self._content, *(str(file.mtime) for file in self.listing.files)])
+
+    @cached_property
+    def _content(self) -> str:
+        files = self.listing.files
+        lengths = " ".join(str(file.bytes) for file in files)
+        return digest(["\0".join(file.name for file in files), lengths, self.digests.tobytes().hex()])
 
 
 class Folder(Files):

@@ -85,8 +85,7 @@ class Task:
         return {"backbone": node, "weights": weights, "seed": self.cfg["seed"] if weights is None else None}
 
     def features(self, images: ImageSet, layer: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that determines the features of `layer`, but for the images' pixels, which have names and
-        lengths."""
+        """Everything that determines the features of `layer`."""
         views, data = self.cfg["views"], self.cfg["data"]
         seen = {"center": ("fit", "ratio"), "warp": ("fit",), "full": ("fit", "aspect_step")}[views["fit"]]
         return {

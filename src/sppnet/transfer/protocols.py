@@ -11,8 +11,9 @@ import numpy as np
 
 from sppnet.data import ImageSet, load_sets
 from sppnet.data.build import check_labels
+from sppnet.data.duplicates import duplicates
 from sppnet.data.split import all_labels
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 from sppnet.transfer.options import Task
 from sppnet.transfer.splits import Split, draw_splits
 from sppnet.transfer.svm import Array, accuracies, marks, precisions
@@ -35,16 +36,21 @@ class Outcome:
 
 
 def check_protocol(task: Task, images: ImageSet) -> None:
-    """Check that the set can be split as asked; no image is read.
+    """Check that the set can be split as asked, and say which files are in it twice.
 
     Raises:
-        UserError: labels contradict each other, a class has too few images, or the set has too few for its parts.
+        UserError: labels contradict each other, a class has too few images, the set has too few for its parts,
+            or an image is there twice and `data.duplicates` is `error`.
     """
     if images.multilabel:
-        load_sets(task.cfg["data"], images)
+        sets = load_sets(task.cfg["data"], images)
+        lines = duplicates(task.cfg["data"], images, sets.parts())
     else:
         check_labels(task.cfg["data"], images)
         _draw(task, images, [])
+        lines = duplicates(task.cfg["data"], images)
+    for line in lines:
+        notice(line)
 
 
 def evaluate(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) -> Outcome:
