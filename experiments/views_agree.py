@@ -25,6 +25,7 @@ from sppnet.training import build_data, load_trained, settle
 from sppnet.views import Scorer, Views
 
 RESULTS = Path(__file__).parent / "results"
+BESIDE = ("report", "predictions", "transfer")  # what else lies in the folder of a study
 MADE_WITH = ("commit", "machine", "time")
 
 
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--keep", action="store_true", help="write experiments/results/views_agree.{md,csv}")
     arguments = parser.parse_args()
+    arguments.runs = [run for run in arguments.runs if run.name not in BESIDE]
     for run in arguments.runs:
         if not (run / "checkpoints/best.ckpt").is_file():
             parser.error(f"{run} is not the directory of a run that is done")

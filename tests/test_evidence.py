@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sppnet.backbones.field import Field
-from sppnet.evidence import explain, grids
+from sppnet.errors import UserError
+from sppnet.evidence import check_pooling, explain, grids
 from sppnet.network import SPPNet, build_head
 from sppnet.panel import spans
+from sppnet.pyramid import SpatialPyramidPool2d
 
 HEADS: dict[str, dict[str, Any]] = {
     "max": {"name": "spp", "bins": [3, 2, 1], "pool": "max", "rule": "adaptive"},
@@ -80,6 +82,41 @@ def test_what_a_bin_adds_comes_from_its_cells(head: str) -> None:
                 row, col = level.winners[i, j].tolist()
                 assert (row, col) == (-1, -1) or (top <= row < bottom and left <= col < right)
                 assert (row, col) != (-1, -1) or level.bins[i, j] <= 0
+
+
+class Strange(SpatialPyramidPool2d):
+    """A pooling of somebody's own."""
+
+
+class Strongest(nn.Module):
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.amax((2, 3))
+
+
+UNKNOWN = {
+    "of one's own": Strongest(),
+    "a subclass": Strange([2, 1]),
+    "adaptive maxima": nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()),
+    "with more behind it": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.ReLU(), nn.Flatten()),
+    "padding": nn.Sequential(nn.MaxPool2d(3, 2, padding=1), nn.Flatten()),
+    "ceil": nn.Sequential(nn.MaxPool2d(2, 2, ceil_mode=True), nn.Flatten()),
+    "oblong": nn.Sequential(nn.AvgPool2d((2, 1)), nn.Flatten()),
+    "empty": nn.Sequential(),
+}
+
+
+@pytest.mark.parametrize("pool", UNKNOWN.values(), ids=UNKNOWN)
+def test_a_pooling_whose_bins_are_not_known_is_refused(pool: nn.Module) -> None:
+    with pytest.raises(UserError, match="draw=false"):
+        check_pooling(pool, 7)
+
+
+def test_the_poolings_that_are_drawn_are_known() -> None:
+    for head, cfg in HEADS.items():
+        check_pooling(network(head, []).head[0], 6)
+        if cfg["name"] == "spp":
+            for pool in ("max", "avg"):
+                check_pooling(SpatialPyramidPool2d([3, 1], pool, cfg["rule"]), 9)
 
 
 def test_the_cell_that_matters_wins() -> None:

@@ -188,7 +188,7 @@ def test_the_papers_cells_train_two_steps_on_a_tree_like_imagenets(spawn: Caller
     assert swept.code == 0, swept.err
     reported = spawn("report")
     assert reported.code == 0, reported.err
-    with (tmp_path / f"experiments/results/{study}.csv").open() as file:
+    with (tmp_path / f"runs/paper/report/{study}.csv").open() as file:
         ours = {line["setting"]: line for line in csv.DictReader(file)}
     assert ours.keys() == rows(study).keys()
     for name, row in rows(study).items():

@@ -46,7 +46,7 @@ def page(sppnet: Caller, tmp_path: Path) -> Path:
     shutil.rmtree(next(Path("runs/heads").glob("*-gap-*")))
     done = sppnet("report", "html=true")
     assert done.code == 0, done.err
-    return tmp_path / "experiments/results/index.html"
+    return tmp_path / "runs/report/index.html"
 
 
 def browse(folder: Path, *options: str) -> str:

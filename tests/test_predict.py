@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 
 from calling import SMALL, Caller, command
-from sppnet import cli
+from sppnet import cli, groups
 from sppnet.data.digits import Digits
 from sppnet.table import JsonLines
 
+ROOT = groups.root()
 CLASSES = {str(digit) for digit in range(10)}
 
 
@@ -95,11 +96,12 @@ def test_pictures_of_any_kind_and_shape(sppnet: Caller, run: Path, pictures: Pat
     assert [line[0] for line in table] == names
     assert [line[3] for line in table] == [row["classes"][0]["class"] for row in made]
     said = done.err.splitlines()
-    assert len(said) == 4
+    assert len(said) == 5
     assert "1 .txt" in said[0]
     assert "broken.jpg" in said[1]
     assert "text.png" in said[2]
     assert "2 of 12 pictures could not be read" in said[3]
+    assert said[4] == "sppnet: predictions: made.jsonl"
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "made.jsonl"}
 
 
@@ -176,7 +178,9 @@ def test_one_file_and_a_lone_checkpoint(sppnet: Caller, run: Path, pictures: Pat
 def test_nothing_that_can_be_read_is_a_failure(sppnet: Caller, run: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "old.jsonl").write_text("old\n")
     for name in ("broken.jpg", "text.png"):
-        done = sppnet("predict", f"checkpoint={run}", f"input=pictures/{name}", "output=old.jsonl", "draw=true")
+        done = sppnet(
+            "predict", f"checkpoint={run}", f"input=pictures/{name}", "output=old.jsonl", "draw=x.png", "force=true"
+        )
         assert done.code == 1
         assert name in done.err.splitlines()[0]
         assert "Traceback" not in done.err
@@ -198,7 +202,14 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", "output=pictures/grey.JPG"], ["output=pictures/grey.JPG", "one of the pictures"]),
     (["input=pictures", "draw=pictures/drawn"], ["draw=pictures/drawn", "input=pictures"]),
     (["input=pictures/grey.JPG", "draw=pictures"], ["draw=pictures", "holds the picture"]),
-    (["input=.", "draw=true"], ["draw=predictions", "elsewhere"]),
+    (["input=.", "draw=drawn"], ["draw=drawn", "elsewhere"]),
+    (["input=pictures", "output=kept.jsonl"], ["output=kept.jsonl is there", "force=true"]),
+    (["input=pictures", "output=/dev/null", "force=true"], ["output=/dev/null", "no regular file"]),
+    (["input=pictures", "draw=x.png"], ["draw=x.png", "13 pictures", "folder"]),
+    (["input=pictures/dot.png", "draw=x.jpg"], ["draw=x.jpg", "draw=x.png"]),
+    (["input=pictures/dot.png", "draw=pictures/cmyk.png"], ["pictures/cmyk.png is there", "force=true"]),
+    (["input=pictures/dot.png", "draw=x.png", "output=x.png"], ["output=x.png", "draw=x.png"]),
+    (["input=pictures", "draw=kept"], ["kept/deep/er/dot.png.png is there", "force=true"]),
     (["input=pictures", "draw=true", "views=ten"], ["draw", "views=ten", "full"]),
     (["input=pictures", "sizes.test=[24,32]"], ["sizes.test=[24, 32]", "one size"]),
     (["input=pictures", "sizes.test=[0]"], ["sizes.test=[0]"]),
@@ -215,6 +226,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 ) -> None:
     (tmp_path / "empty/.git").mkdir(parents=True)
     (tmp_path / "empty/README").write_text("")
+    (tmp_path / "kept.jsonl").write_text("of another run")
+    (tmp_path / "kept/deep/er").mkdir(parents=True)
+    shutil.copy(pictures / "cmyk.jpg", tmp_path / "kept/deep/er/dot.png.png")
+    shutil.copy(pictures / "dot.png", pictures / "cmyk.png")
     before = set(tmp_path.rglob("*"))
     done = sppnet("predict", f"checkpoint={run}", *words)
     assert done.code == 2, (done.out, done.err)
@@ -245,7 +260,9 @@ def test_every_head_predicts_and_draws(
         assert max(sums) > 1.5  # classes do not share one probability
     else:
         assert sums == pytest.approx([1] * len(sums), abs=1e-5)
-    drawn = {path.relative_to("predictions").as_posix(): path for path in Path("predictions").rglob("*.*")}
+    where = net.parent / "predictions" / net.name
+    assert done.err.splitlines()[-1] == f"sppnet: drawings: {where}"
+    drawn = {path.relative_to(where).as_posix(): path for path in where.rglob("*.*")}
     assert set(drawn) == {row["file"].removeprefix(f"{some}/") + ".png" for row in made}
     for path in drawn.values():
         with Image.open(path) as image:
@@ -255,6 +272,36 @@ def test_every_head_predicts_and_draws(
             colours = np.asarray(image.convert("RGB")).astype(int)
         lively = np.ptp(colours, axis=2) > 40  # bins are shaded
         assert lively.mean() > 0.02, path
+
+
+def test_drawings_lie_where_git_ignores_them_and_replace_none_but_their_own(
+    sppnet: Caller, run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "a"]):
+        subprocess.run(["git", *words], check=True)
+    for name in ("net", "other"):
+        shutil.copytree(run, f"runs/default/{name}")
+    shutil.copy(run / "checkpoints/best.ckpt", "runs/lone.ckpt")
+    one = "input=pictures/dot.png"
+    for checkpoint, place in (("default/net", "default/predictions/net"), ("lone.ckpt", "predictions/lone")):
+        done = sppnet("predict", f"checkpoint=runs/{checkpoint}", one, "draw=true")
+        assert done.code == 0, done.err
+        assert done.err.splitlines() == [f"sppnet: drawings: runs/{place}"]
+        assert Path("runs", place, "dot.png.png").is_file()
+    assert subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout == b""
+    for words in (["draw=a/x.png"], ["draw=a/x.png", "views=warp"]):  # of the same network and picture
+        assert sppnet("predict", "checkpoint=runs/default/net", one, *words).code == 0
+        assert Path("a/x.png").is_file()
+    first = Path("a/x.png").read_bytes()
+    for checkpoint, picture in (("other", "dot.png"), ("net", "wide.bmp")):
+        words = [f"checkpoint=runs/default/{checkpoint}", f"input=pictures/{picture}", "draw=a/x.png"]
+        refused = sppnet("predict", *words)
+        assert (refused.code, refused.out) == (2, "")
+        assert "a/x.png is there, and no drawing of the same picture by this network" in refused.err
+        assert Path("a/x.png").read_bytes() == first
+    assert sppnet("predict", *words, "force=true").code == 0
+    assert Path("a/x.png").read_bytes() != first
 
 
 def test_a_file_of_lines_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -281,7 +328,7 @@ def test_a_name_that_is_no_utf8_is_passed_over(sppnet: Caller, run: Path, pictur
         os.rename(pictures / "dot.png", os.fsencode(pictures) + b"/d\xfft.png")  # noqa: PTH104
     except OSError:
         pytest.skip("this file system takes no such name")
-    done = sppnet("predict", f"checkpoint={run}", "input=pictures", "output=-", "draw=true")
+    done = sppnet("predict", f"checkpoint={run}", "input=pictures", "output=-", "draw=drawn")
     assert done.code == 0, done.err
     assert len(rows(done.out)) == 9
     assert "not valid UTF-8" in done.err

@@ -20,6 +20,7 @@ import scipy.stats  # type: ignore[import-untyped]
 
 from calling import OF_A_STUDY as ONE
 from calling import SWEEP, Called, Caller
+from sppnet import groups
 from sppnet.report import compare
 from sppnet.runs import Run
 from sppnet.standing import stand
@@ -37,7 +38,7 @@ def summaries(name: str) -> dict[int, Result]:
 
 def lines(name: str) -> list[dict[str, str]]:
     """A CSV of the report."""
-    with Path(f"experiments/results/{name}.csv").open() as file:
+    with Path(f"runs/mine/report/{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -61,14 +62,14 @@ def test_a_report_is_what_its_runs_say(study: Caller) -> None:
         (head, str(seed)) for head in ("spp", "gap") for seed in (0, 1, 2)
     )
     assert all(line["commit"] and line["machine"] and line["time"] and line["hash"] for line in runs)
-    text = Path("experiments/results/mine.md").read_text()
+    text = Path("runs/mine/report/mine.md").read_text()
     assert "![mine: top1](mine.svg)" in text
-    assert "| spp | 3 |" in text
-    assert "\\toprule" in Path("experiments/results/mine.tex").read_text()
-    page = Path("experiments/results/index.html").read_text()
+    assert "| spp † | 3 |" in text  # cut short by trainer.limit_batches
+    assert "\\toprule" in Path("runs/mine/report/mine.tex").read_text()
+    page = Path("runs/mine/report/index.html").read_text()
     links = [part.split('"')[0] for part in page.split('href="')[1:] if not part.startswith("#")]
     assert len(links) == 6
-    assert all((Path("experiments/results") / link / "summary.json").is_file() for link in links)
+    assert all((Path("runs/mine/report") / link / "summary.json").is_file() for link in links)
     assert not re.search(r"""(src|href)=["']?(http|//)|@import|url\((?!#)""", page)  # one file, nothing is fetched
 
 
@@ -79,7 +80,7 @@ def test_what_is_missing_is_shown_and_done_again_alone(study: Caller) -> None:
     done = study("report", "study=mine")
     assert done.code == 0
     assert "missing: gap, seed 1: missing" in done.out
-    assert "| gap | 2 of 3 |" in Path("experiments/results/mine.md").read_text()
+    assert "| gap † | 2 of 3 |" in Path("runs/mine/report/mine.md").read_text()
     assert not any(int(line["test/top1 best"]) for line in lines("mine"))  # two pairs are left: too few for a mark
     standing = study("status", "study=mine").out
     assert "6 runs: 5 done, 1 missing" in standing
@@ -163,19 +164,23 @@ def test_retry_is_for_sweeps(sppnet: Caller) -> None:
 
 
 def test_runs_without_a_sweep_are_rows_by_what_differs(sppnet: Caller) -> None:
-    for words in (["optim.lr=0.01", "seed=0"], ["optim.lr=0.01", "seed=1"], ["optim.lr=0.02"]):
+    for words in (["optim.lr=0.01", "seed=0"], ["optim.lr=0.01", "seed=1"], ["optim.lr=0.02", "head.bins=[3,1]"]):
         run = sppnet("train", *ONE, *words).run
     sppnet("test", f"checkpoint={run}", "sizes.test=[20]")
     done = sppnet("report", "report.metrics=[top1_error,loss]", "output=out")
     assert done.code == 0, done.err
     with Path("out/mine.csv").open() as file:
         rows = {line["setting"]: line for line in csv.DictReader(file)}
-    assert len(rows) == 3
-    assert sum("optim.lr=0.01" in name for name in rows) == 1
+    assert set(rows) == {  # seeds are one row; of what differs the pyramid is read as one
+        "bins=2, 1 lr=0.01 sizes=24",
+        "bins=3, 1 lr=0.02 sizes=24",
+        "bins=3, 1 lr=0.02 sizes=20",
+    }
     assert sorted(line["test/loss n"] for line in rows.values()) == ["1", "1", "2"]
-    first = next(line for name, line in rows.items() if "optim.lr=0.01" in name)
+    first = rows["bins=2, 1 lr=0.01 sizes=24"]
     values = [1 - json.loads(path.read_text())["test/top1"] for path in list_of(Path("runs/mine"), 0.01)]
     assert float(first["test/top1_error mean"]) == pytest.approx(np.mean(values))
+    assert first["note"] == "trainer.limit_batches=2"
 
 
 def list_of(folder: Path, rate: float) -> list[Path]:
@@ -266,8 +271,83 @@ def test_figures_are_drawings_of_every_row(study: Caller) -> None:
     for kind in ("rows", "bins", "sizes"):
         done = study("report", "study=mine", f"report.figure={kind}")
         assert done.code == 0, done.err
-        first = Path("experiments/results/mine.svg").read_bytes()
+        first = Path("runs/mine/report/mine.svg").read_bytes()
         ElementTree.fromstring(first)
-        assert b"<!-- gap -->" in first
+        assert "<!-- gap † -->".encode() in first
         assert study("report", "study=mine", f"report.figure={kind}").code == 0
-        assert Path("experiments/results/mine.svg").read_bytes() == first  # no clock in it: a diff shows a change
+        assert Path("runs/mine/report/mine.svg").read_bytes() == first  # no clock in it: a diff shows a change
+
+
+def tree(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_report_replaces_nothing_of_other_runs(study: Caller, tmp_path: Path) -> None:
+    done = study("report", "study=mine", "output=out", "html=true")
+    assert done.code == 0, done.err
+    assert study("report", "study=mine", "output=out", "html=true").code == 0  # its own
+    shutil.copytree("runs/mine", "runs/second")
+    records = [*Path("runs/mine").glob("*-gap-*/tests/*.json")]
+    for path in records:  # as if these runs were made anew
+        path.write_text(path.read_text().replace('"time": "2', '"time": "3'))
+    before = tree(tmp_path)
+    for words in (["study=mine"], ["study=mine", "html=true"], ["html=true"], []):
+        refused = study("report", *words, "output=out")
+        assert (refused.code, refused.out) == (2, "")
+        [line] = refused.err.splitlines()
+        assert "mine.csv" in line
+        assert "force=true" in line
+    assert tree(tmp_path) == before  # nothing of the second study either
+    assert study("report", "study=mine", "output=out", "force=true").code == 0
+    only_page = study("report", "study=mine", "output=out", "html=true")
+    assert (only_page.code, "out/index.html is of other runs" in only_page.err) == (2, True)
+    Path("out/second.md").write_text("Of my own")
+    assert study("report", "study=second", "output=out").code == 2
+    assert Path("out/second.md").read_text() == "Of my own"
+    assert not Path("out/second.csv").exists()
+
+
+def test_evidence_is_written_for_a_study_that_was_run_as_its_file_says(study: Caller) -> None:
+    plan = Path("runs/mine/study.json")
+    cells = json.loads(plan.read_text())["cells"]
+    filed = [  # as if these six were all of it
+        {**cells[first + seed % 3], "words": [f"head={head}", f"seed={seed}"], "experiments": "heads"}
+        for head, first in (("spp", 0), ("gap", 3), ("flatten", 3))
+        for seed in range(5)
+    ]
+    Path("experiments/results").mkdir(parents=True)
+    shutil.copy(groups.root() / "experiments/heads.yaml", "experiments")
+
+    def report(cells: list[dict[str, Any]]) -> Called:
+        plan.write_text(json.dumps({"cells": cells}))
+        return study("report", "study=mine")
+
+    evidence = Path("experiments/results")
+    assert report(filed[:-1]).code == 0  # not all of it
+    typed = report([{**one, "words": [*one["words"], "trainer.max_epochs=1"]} for one in filed])
+    assert typed.code == 0, typed.err
+    by_hand = report([{**one, "experiments": None} for one in filed])
+    assert by_hand.code == 0, by_hand.err
+    assert not tree(evidence)
+    assert {path.name for path in Path("runs/mine/report").glob("*.csv")} >= {"heads.csv", "mine.csv"}
+    done = report(filed)
+    assert done.code == 0, done.err
+    assert {path.name for path in evidence.iterdir()} == {"heads.csv", "heads_runs.csv", "heads.md", "heads.svg"}
+    (evidence / "heads_runs.csv").write_text("hash,time\n0123456789,2026\n")
+    before = tree(evidence)
+    beside = report(filed)
+    assert beside.code == 0, beside.err
+    assert "of other runs; force=true replaces" in beside.err
+    assert "written: runs/mine/report/heads.csv" in beside.out
+    assert tree(evidence) == before
+    assert study("report", "study=mine", "force=true").code == 0
+    assert tree(evidence) != before
+
+
+def test_a_pyramid_is_read_as_its_levels_and_a_long_name_is_that_of_its_run(study: Caller) -> None:
+    plan, long = Path("runs/mine/study.json"), "data.root=/home/somebody/a/very/long/folder/of/photographs"
+    plan.write_text(plan.read_text().replace('"head=spp"', '"pyramid=l3_3_2_1"').replace('"head=gap"', f'"{long}"'))
+    assert study("report", "study=mine", "report.compare=l3_3_2_1").code == 0
+    first, second = [line["setting"] for line in lines("mine")]
+    assert first == "3, 2, 1"
+    assert Path("runs/mine", second, "status.json").is_file()

@@ -15,7 +15,7 @@ from calling import OF_A_STUDY, SWEEP, Caller
 
 def table(name: str) -> dict[str, dict[str, str]]:
     """The settings of a report, by name."""
-    with Path(f"experiments/results/{name}.csv").open() as file:
+    with Path(f"runs/mine/report/{name}.csv").open() as file:
         return {line["setting"]: line for line in csv.DictReader(file)}
 
 
@@ -97,7 +97,7 @@ def test_a_size_that_only_some_rows_are_tested_at(study: Caller) -> None:
         assert study("train", *OF_A_STUDY, "head=gap", f"seed={seed}", "sizes.test=[24,20]").code == 0
     assert study("train", "-m", *OF_A_STUDY, "head=gap", "sizes.test=[24,20]", "seed=0,1,2").code == 0
     assert study("report", "study=mine").code == 0
-    text = Path("experiments/results/mine.md").read_text()
+    text = Path("runs/mine/report/mine.md").read_text()
     assert "top1 at 20 px" in text
     assert "| - |" in text
     assert "missing" not in text
@@ -117,7 +117,7 @@ def test_what_a_report_cannot_obey_it_refuses(study: Caller, words: str) -> None
     assert refused.code == 2, refused.out
     assert WRONG[words] in refused.err
     assert len(refused.err.strip().splitlines()) == 1
-    assert not Path("experiments").exists()
+    assert not Path("runs/mine/report").exists()
 
 
 @pytest.mark.parametrize("text", ['{"cells": [', '{"cells": [{"words": []}]}', "[]"])

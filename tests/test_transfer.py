@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,10 @@ def test_one_pass_serves_all_pooled_layers_splits_and_constants(sppnet: Caller, 
         assert cached() == stamps
     table = sppnet("transfer", *GIVEN, "views=warp", "layer=conv").out
     assert len(cached()) == 3 + 4
-    assert table.count("(may be none)") == 6  # of four rows, all of them perfect; that of two splits is not compared
-    assert all(f" {layer} " in table for layer in ("spp 6,3,2,1", "pool 6", "gap", "conv"))
+    assert (
+        table.count("(the same in every split)") == 6
+    )  # of four rows, all perfect; that of two splits is not compared
+    assert all(f" {layer} " in table for layer in ("spp 6, 3, 2, 1", "pool 6", "gap", "conv"))
 
 
 @pytest.mark.parametrize("fit", ["center", "warp", "full"])
@@ -190,6 +193,71 @@ def test_caltech101_in_its_own_layout(sppnet: Caller, pets: Path) -> None:
     assert set(row["splits"][0]["per_class"]) == {"BACKGROUND_Google", "cat", "dog"}
     assert "accuracy_std" not in row["figures"]  # of one split there is none
     assert sppnet("transfer", *words, "splits=1", "svm.C=2").out.endswith("(one split: no intervals)\n")
+
+
+def test_a_folders_own_parts_say_who_trains_and_who_is_tested(sppnet: Caller, pets: Path, tmp_path: Path) -> None:
+    """Colours change places in the test part, so that who trains on it is found out."""
+    swapped = {"cat": "dog", "dog": "emu", "emu": "cat"}
+    for name in COLOURS:
+        for number in range(8):
+            label, part = (name, "train") if number < 4 else (name, "val") if number == 4 else (swapped[name], "test")
+            path = tmp_path / "parts" / part / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(pets / name / f"{number}.png").save(path)
+    words = ("data=folder", "data.root=parts", *QUICK, *GIVEN[-2:])
+    done = sppnet("transfer", *words, "per_class.train=4")
+    assert done.code == 0, done.err
+    protocol = "folder: the set's own parts, 15 images to train on (train and val), 9 to test on"
+    assert done.out.splitlines()[0] == protocol
+    assert done.out.count(protocol) == 2  # before the work, and above the table
+    assert done.figure("transfer/accuracy") == 0  # nothing of the test part was trained on
+    assert "per_class.train has no effect with the set's own parts" in done.err
+    [row] = rows()
+    assert (len(row["splits"]), row["seed"], row["images"]) == (1, None, 24)
+    stamps = cached()
+    drawn = sppnet("transfer", *words, "splits=3", "per_class.train=5", "per_class.test=2")
+    assert drawn.code == 0, drawn.err
+    assert "3 random splits of all images, whose own parts (train, val, test) do not count" in drawn.out
+    assert drawn.figure("transfer/accuracy") > 0
+    assert len(rows()) == 2
+    assert "difference" not in drawn.out  # other images are tested
+    assert cached() == stamps  # features are of every image, whatever the protocol
+    shutil.rmtree("parts/test/cat")
+    for path in Path("parts").glob("[tv][ra]*/dog/*"):
+        path.write_bytes(b"no picture")
+    lacking = sppnet("transfer", *words, "data.bad_files=skip")
+    assert lacking.code == 0, lacking.err
+    assert "not in the test part: cat" in lacking.err
+    assert "always wrong, tested and not in the train part: dog" in lacking.err
+    last = max(rows(), key=lambda row: str(row["time"]))
+    assert last["splits"][0]["per_class"] == {"cat": None, "dog": 0.0, "emu": 1.0}
+
+
+def test_a_network_is_not_said_to_be_trained_on_the_test_part_of_its_own_set(sppnet: Caller, pets: Path) -> None:
+    for path in sorted(pets.rglob("*.png")):
+        part = pets.parent / "parts" / ("test" if path.stem in "67" else "train") / path.parent.name
+        part.mkdir(parents=True, exist_ok=True)
+        path.rename(part / path.name)
+    words = ("data=folder", "data.root=parts", "data.workers=0", "data.batch_size=4", "trainer.max_epochs=1")
+    run = sppnet("train", *SMALL, *words).run
+    done = sppnet("transfer", f"checkpoint={run}", "sizes.test=[32]")
+    assert done.code == 0, done.err
+    assert "trained on images" not in done.err
+    drawn = sppnet("transfer", f"checkpoint={run}", "sizes.test=[32]", *SPLITS)
+    assert "trained on images of data=folder that are tested here" in drawn.err
+
+
+def test_the_same_features_are_said_to_be_the_same(sppnet: Caller, pets: Path) -> None:
+    for path in pets.rglob("*.png"):  # of squares, the whole picture is the warped one
+        Image.open(path).resize((40, 40)).save(path)
+    for words in (["views=warp"], ["views=full"], ["views=full", "svm.C=2"]):
+        done = sppnet("transfer", *GIVEN, "layer=gap", *words)
+        assert done.code == 0, done.err
+    assert done.out.count("(the same features)") == 1
+    assert "may be none" not in done.out
+    for words in (["views=warp"], ["views=full"]):
+        done = sppnet("transfer", *GIVEN, "layer=gap", *words, "splits=1", "study=one")
+    assert "the same features" in done.out
 
 
 def test_files_in_the_making_vanish_or_are_whole(tmp_path: Path) -> None:
@@ -304,7 +372,7 @@ def test_a_set_of_several_labels_is_ranked_on_its_own_parts(sppnet: Caller, tmp_
     [row] = rows()
     assert done.figure("transfer/map") == done.figure("transfer/map_all") == 1.0
     assert {name for name, value in row["splits"][0]["per_class"].items() if value == 1} == {"cat", "dog", "person"}
-    assert row["row"]["protocol"] == "19 images to train on, 10 to test on"
+    assert row["row"]["protocol"] == "the set's own parts, 19 images to train on (train), 10 to test on"
     assert row["seed"] is None
     annotation = base / "Annotations/000019.xml"
     annotation.write_text(annotation.read_text().replace(">1<", ">0<").replace("cat", "bus"))
@@ -324,6 +392,7 @@ NAMES_AND_VALUES = [
     (["+svm.loss=hinge"], ["svm.loss", "svm has C"]),
     (["~svm.C"], ["svm.C is missing"]),
     (["splits=0"], ["splits=0", "at least 1"]),
+    (["splits=own"], ["splits=own", "null or a whole number"]),
     (["per_class.train=no"], ["per_class.train=no", "whole number"]),
     (["+per_class.val=3"], ["per_class.val", "train, test"]),
     (["views=ten"], ["views=ten", "center, warp or full"]),

@@ -17,12 +17,15 @@ from sppnet.expand import Expanded
 from sppnet.runs import plan
 from sppnet.study import Cell, Study, cell, common, conf, header, stored, verb_of, words_of
 
-OUTPUT = ("output", "latex", "html", "watch")  # keys of status and report alone
-READ = ("study", "report", "paths", "debug")  # what else they heed where no study's file is named
+READ = ("study", "report", "paths", "debug")  # what is heeded where no study's file is named
 
 
-def chosen(job: Job) -> list[Study]:
+def chosen(job: Job, own: Collection[str]) -> list[Study]:
     """The studies that `sppnet status` and `sppnet report` are asked for: one by name, or all under `paths.runs`.
+
+    Args:
+        job: of the command.
+        own: keys that the command heeds itself, and that say nothing of a study.
 
     Raises:
         UserError: there is no such study, or something was typed that has no effect.
@@ -31,9 +34,9 @@ def chosen(job: Job) -> list[Study]:
     words = [(re.split(r"[.=]", word.lstrip("+~"))[0], word) for word in job.overrides]
     experiments = next((word.partition("=")[2] for key, word in words if key == "experiments"), None)
     if experiments is not None:
-        typed = [word for key, word in words if key not in {"experiments", *OUTPUT}]
+        typed = [word for key, word in words if key not in {"experiments", *own}]
         return [expand(runs, experiments, [*typed, *job.sweeper])]
-    idle = [word for key, word in words if key not in {*READ, *OUTPUT}]
+    idle = [word for key, word in words if key not in {*READ, *own}]
     if idle:
         raise UserError(f"{idle[0]} has no effect without experiments=NAME: run directories are read as they are")
     shown = [word for key, word in words if key == "report"]
@@ -74,7 +77,8 @@ def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> 
         there = {words_of(job.words, shared) for job in jobs}
         own, others = [one for one in cells if one.words in there], [one for one in cells if one.words not in there]
         if own:
-            found.append(Study(experiments, folder, tuple(own), shown, rows, header(experiments)))
+            whole = len({one.words for one in own}) == len(there)
+            found.append(Study(experiments, folder, tuple(own), shown, rows, header(experiments), whole))
         if others:
             name = f"{experiments}_typed" if own else experiments
             kept = {**shown, "compare": None}  # its rows need not be there
@@ -100,7 +104,17 @@ def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
         if found is None or found.conf != now:
             found = _plan(recompose.again("train", job.words), job, shared, now) or found
         cells.append(found or Cell(words_of(job.words, shared), "", "", now, job.row, experiments))
-    return Study(experiments, folder, tuple(cells), report, rows, header(experiments))
+    wanted, of_file = {one.words for one in cells}, _words(verb, experiments) if typed else None
+    name = experiments if of_file is None or wanted <= of_file else f"{experiments}_typed"
+    as_filed = of_file is None or wanted == of_file
+    return Study(name, folder, tuple(cells), report, rows, header(experiments), as_filed)
+
+
+def _words(verb: str, experiments: str) -> set[tuple[str, ...]]:
+    """What makes each cell of a study's file, with nothing typed over it."""
+    jobs = recompose.sweep(verb, [f"experiments={experiments}"])[0]
+    shared = common(job.words for job in jobs)
+    return {words_of(job.words, shared) for job in jobs}
 
 
 def _plan(cfg: dict[str, Any], job: Expanded, shared: Collection[str], now: str) -> Cell | None:

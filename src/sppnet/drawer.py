@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL.PngImagePlugin import PngInfo
+
 from sppnet.backbones.field import Field
+from sppnet.backbones.probe import map_size, on_meta
 from sppnet.data.crops import EvalRegions
-from sppnet.data.images import digest
 from sppnet.draw import Look, draw
-from sppnet.evidence import explain
+from sppnet.evidence import check_pooling, explain
+from sppnet.network import build_backbone
 from sppnet.predict import Prediction, Predictor
+from sppnet.prediction_files import KEY, Drawings
 
 
 @dataclass(frozen=True)
@@ -21,19 +25,24 @@ class Drawer:
     """Writes one PNG per picture; the folder is made with the first.
 
     Attributes:
-        folder: where they go, in folders like those of the pictures.
+        drawings: where they go, in folders like those of the pictures.
         field: where the cells of the backbone's map look.
         views: the config's `views`, plain, of a single view.
     """
 
-    folder: Path
+    drawings: Drawings
     field: Field
     views: Mapping[str, Any]
 
-    def draw(self, predictor: Predictor, prediction: Prediction, best: Sequence[tuple[int, float]], name: str) -> Path:
-        """Draw what speaks for the likeliest class of a picture; returns the file, `folder`/`name`.png.
+    def check(self, predictor: Predictor) -> None:
+        """Raise UserError unless the bins of the network's pooling are known."""
+        network, size = predictor.classifier.network, predictor.cfg["sizes"]["test"][0]
+        with on_meta():
+            side = min(map_size(build_backbone(predictor.cfg["backbone"]), size, size))
+        check_pooling(network.head[0], side)
 
-        A name that is too long with the suffix ends in a digest of the whole instead.
+    def draw(self, predictor: Predictor, prediction: Prediction, best: Sequence[tuple[int, float]], name: str) -> Path:
+        """Draw what speaks for the likeliest class of a picture; returns the file.
 
         Args:
             predictor: what predicted it.
@@ -49,23 +58,13 @@ class Drawer:
         named = [(predictor.classes[label], probability) for label, probability in best]
         look = Look(box, *prediction.seen.shape[1:])
         made = draw(picture, name.rpartition("/")[2], look, named, evidence, self.field)
-        path = self.folder / f"{name}.png"  # a.jpg and a.png are two pictures
+        path, text = self.drawings.path(name), PngInfo()
+        text.add_text(KEY, self.drawings.origin(name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path = path.with_name(fitting(path.name, os.pathconf(path.parent, "PC_NAME_MAX")))
         temporary = path.with_name(f".{os.getpid()}.png.tmp")  # short, whatever the name
         try:
-            made.save(temporary, "PNG", compress_level=4)  # quick, and hardly larger
+            made.save(temporary, "PNG", compress_level=4, pnginfo=text)  # quick, and hardly larger
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         return path
-
-
-def fitting(name: str, most: int) -> str:
-    """A file name of at most `most` bytes: `name`, or its beginning, a digest of it and its suffix."""
-    if most < 0 or len(os.fsencode(name)) <= most:  # -1: there is no limit
-        return name
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122  (a name, not a path)
-    end = f"-{digest([name])[:12]}{suffix}"
-    begin = os.fsencode(stem)[: most - len(os.fsencode(end))].decode("utf-8", "ignore")  # no half a character
-    return begin + end

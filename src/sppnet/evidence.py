@@ -13,8 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sppnet.errors import UserError
 from sppnet.network import SPPNet
 from sppnet.pyramid import Edges, SpatialPyramidPool2d, bin_edges
+
+POOLS: dict[type, str] = {nn.MaxPool2d: "max", nn.AvgPool2d: "avg"}
+REFUSED = "draw shows what each bin of a pooling adds to a score"
 
 
 @dataclass(frozen=True)
@@ -88,16 +92,53 @@ def explain(network: SPPNet, image: Tensor, label: int) -> Evidence:
 
 
 def grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
-    """The bins of a head's first stage over a map of `height` x `width` cells, in the order of its output."""
-    if isinstance(pool, SpatialPyramidPool2d):
+    """The bins of a head's first stage over a map of `height` x `width` cells, in the order of its output.
+
+    Raises:
+        UserError: it is a pooling whose bins are not known.
+    """
+    # a type and not isinstance alone: what a subclass pools, nobody here knows
+    if isinstance(pool, SpatialPyramidPool2d) and type(pool) is SpatialPyramidPool2d:
         return [Grid(bin_edges(height, n, pool.rule), bin_edges(width, n, pool.rule), pool.pool) for n in pool.bins]
-    first = pool[0] if isinstance(pool, nn.Sequential) else pool
-    if isinstance(first, nn.MaxPool2d | nn.AvgPool2d):
-        window, stride = int(first.kernel_size), int(first.stride)  # type: ignore[arg-type]
-        kind = "max" if isinstance(first, nn.MaxPool2d) else "avg"
-        return [Grid(_windows(height, window, stride), _windows(width, window, stride), kind)]
+    stages = list(pool) if isinstance(pool, nn.Sequential) and type(pool) is nn.Sequential else [pool]
+    stages = stages or [pool]
+    first, rest = stages[0], [type(stage) for stage in stages[1:]]
+    if isinstance(first, nn.MaxPool2d | nn.AvgPool2d) and type(first) in POOLS and rest == [nn.Flatten]:
+        window, stride = first.kernel_size, first.stride
+        if isinstance(window, int) and isinstance(stride, int):
+            return [Grid(_windows(height, window, stride), _windows(width, window, stride), POOLS[type(first)])]
     cells = Grid(_windows(height, 1, 1), _windows(width, 1, 1), "max")
-    return [cells if isinstance(first, nn.Flatten) else Grid(cells.rows, cells.cols, "cells")]
+    if type(first) is nn.Flatten and not rest:
+        return [cells]
+    if isinstance(first, nn.AdaptiveAvgPool2d) and first.output_size in (1, (1, 1)) and rest == [nn.Flatten]:
+        return [Grid(cells.rows, cells.cols, "cells")]
+    raise UserError(f"{REFUSED}, and those of {type(pool).__name__} are not known; draw=false predicts")
+
+
+def check_pooling(pool: nn.Module, side: int) -> None:
+    """Check that the bins of `grids` are what `pool` makes of a map of `side` x `side` cells.
+
+    Raises:
+        UserError: they are not known, or make something else.
+    """
+    map_CHW = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0))
+    parts = [_pooled(map_CHW, grid) for grid in grids(pool, side, side)]
+    with torch.inference_mode():
+        made = pool(map_CHW[None])[0]
+    expected = torch.cat(parts)
+    if made.shape != expected.shape or not torch.allclose(made, expected, atol=1e-5):
+        raise UserError(
+            f"{REFUSED}, and {type(pool).__name__} makes of them something else than a maximum or mean, so that they"
+            " would not add up; draw=false predicts"
+        )
+
+
+def _pooled(map_CHW: Tensor, grid: Grid) -> Tensor:
+    """What a pooling makes of a map if its bins are `grid`, in its order."""
+    if grid.pool == "cells":
+        return map_CHW.mean((1, 2))
+    bins = [map_CHW[:, top:bottom, left:right].flatten(1) for top, bottom in grid.rows for left, right in grid.cols]
+    return torch.stack([cells.amax(1) if grid.pool == "max" else cells.mean(1) for cells in bins], 1).flatten()
 
 
 def _windows(length: int, window: int, stride: int) -> Edges:

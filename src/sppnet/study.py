@@ -79,6 +79,7 @@ class Study:
         report: the node `report` of the configuration.
         rows: of a sweep over listed rows, each row with its overrides and published figures.
         header: question, command, expected result and cost, as the file of the study has them.
+        as_filed: the cells are those of its file in `experiments/`, all of them and no others.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Study:
     report: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Any]]
     header: Mapping[str, str]
+    as_filed: bool = False
 
 
 def common(jobs: Iterable[Sequence[str]]) -> frozenset[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppnet import recompose, replay, settings
@@ -15,6 +13,7 @@ from sppnet.data.jpeg import notice_remarks
 from sppnet.data.pictures import Found, find_pictures
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.meter import meter
+from sppnet.prediction_files import Drawings, check_output, drawings
 from sppnet.replay import HARDWARE, Trained
 from sppnet.rules import FLAG, TEXT, either, or_null, whole
 from sppnet.table import JsonLines, Table
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 OWN = {"input": TEXT, "output": or_null(TEXT), "top": whole(1), "draw": either(FLAG, TEXT)}
 RUNS_OWN = {"trainer.limit_batches"}  # a quick look at training is none at predicting
 LOADING = ("data.batch_size", "data.workers")
-MAY_CHANGE = ("views", "sizes.test", *LOADING, "debug", *(key for key in HARDWARE if key not in RUNS_OWN))
+MAY_CHANGE = ("views", "sizes.test", *LOADING, "debug", "force", *(key for key in HARDWARE if key not in RUNS_OWN))
 
 
 def main() -> None:
@@ -44,15 +43,19 @@ def predict(trained: Trained) -> None:
     cfg = _settled(trained.cfg, trained.typed)
     settings.check(cfg)
     found = find_pictures(own["input"])
-    drawings = _drawings(own["draw"], found)
-    _check_output(own["output"], found, trained)
+    drawn = drawings(trained, cfg, own["draw"], found)
+    check_output(own["output"], found, trained, drawn, cfg["force"])
     from sppnet.checks import check_job  # imports torch
 
     check_job(cfg)
-    drawer = _drawer(cfg, drawings) if drawings else None
+    drawer = _drawer(cfg, drawn) if drawn else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is taken away
     with JsonLines(own["output"]) as lines:
         _predict(cfg, trained, found, own["top"], lines, drawer)
+    if lines.path is not None:
+        notice(f"predictions: {lines.path}")
+    if drawer is not None:
+        notice(f"drawings: {drawer.drawings.place}")
 
 
 def _predict(
@@ -66,6 +69,8 @@ def _predict(
         notice(found.not_read)
     settle(cfg)
     predictor = Predictor(cfg, read_checkpoint(trained.weights), trained.weights, found)
+    if drawer is not None:
+        drawer.check(predictor)
     table, failed = Table([predictor.pictures.name(i) for i in range(len(predictor.pictures))], predictor.classes), 0
     with meter("predict", cfg["trainer"]["progress"], len(found.names)) as tick:
         for prediction in predictor:
@@ -109,45 +114,7 @@ def _settled(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
     }
 
 
-def _check_output(output: str | None, found: Found, trained: Trained) -> None:
-    """Raise UserError unless `output` can be written, and would replace neither a picture nor the checkpoint."""
-    if output in (None, "-"):
-        return
-    path = Path(str(output)).expanduser()
-    if path.is_dir():
-        raise UserError(f"output={output} is a folder; it takes a file, such as output={output}/predictions.jsonl")
-    pictures = (found.root / name for name in found.names)
-    if path.exists() and path.resolve() in {trained.weights.resolve(), *(picture.resolve() for picture in pictures)}:
-        raise UserError(f"output={output} is itself one of the pictures, or the checkpoint; name another file")
-    if trained.run is not None and path.resolve().is_relative_to(trained.run.path.resolve()):
-        raise UserError(f"output={output} lies in the run directory, whose files are the run's own; name another file")
-    if not path.parent.is_dir():
-        raise UserError(f"output={output}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"output={output}: the folder {path.parent} cannot be written to")
-
-
-def _drawings(draw: bool | str, found: Found) -> Path | None:
-    """The folder that drawings go to, not made yet; None for none."""
-    if draw is False:
-        return None
-    path = Path("predictions" if draw is True else draw).expanduser()
-    if path.exists() and not path.is_dir():
-        raise UserError(f"draw={path} is a file; it takes true, false or a folder")
-    if found.folder and path.resolve().is_relative_to(found.root.resolve()):
-        raise UserError(
-            f"draw={path} lies in input={found.root}: drawings would be taken for pictures the next time; name a"
-            " folder elsewhere, draw=FOLDER"
-        )
-    if not found.folder and path.resolve() == found.root.resolve():
-        raise UserError(f"draw={path} holds the picture, and perhaps others that a drawing would replace; name another")
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"draw={path}: {there} cannot be written to")
-    return path
-
-
-def _drawer(cfg: Mapping[str, Any], folder: Path) -> Drawer:
+def _drawer(cfg: Mapping[str, Any], drawn: Drawings) -> Drawer:
     """What draws; it must be known where on the image the cells of the backbone's map look.
 
     Raises:
@@ -167,5 +134,5 @@ def _drawer(cfg: Mapping[str, Any], folder: Path) -> Drawer:
         with on_meta():
             field = receptive_field(build_backbone(cfg["backbone"]))
     except UserError as error:
-        raise UserError(f"draw={folder}: {re.sub('; use .*', '', str(error))}") from None
-    return Drawer(folder, field, cfg["views"])
+        raise UserError(f"draw={drawn.place}: {re.sub('; use .*', '', str(error))}") from None
+    return Drawer(drawn, field, cfg["views"])

@@ -6,20 +6,36 @@ import shutil
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sppnet import __version__, compose, settings
 from sppnet.asked import chosen
 from sppnet.compose import Job
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 from sppnet.provenance import code
+from sppnet.report.place import RESULTS, check_writable, of_other_runs, page_of_other_runs, place
 from sppnet.rules import FLAG, LABEL, TEXT, or_null
 from sppnet.runs import write_text
 from sppnet.study import Study
 
-OWN = {"output": TEXT, "latex": FLAG, "html": FLAG}
+if TYPE_CHECKING:
+    from sppnet.report.sheet import Sheet
+
+OWN = {"output": or_null(TEXT), "latex": FLAG, "html": FLAG, "force": FLAG}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is written of a study: the sheet, its figure, where the runs are, where it goes, and what, by file name."""
+
+    sheet: Sheet
+    picture: str | None
+    runs: Path
+    folder: Path
+    files: Mapping[str, str]
 
 
 def main() -> None:
@@ -31,47 +47,96 @@ def report(job: Job) -> None:
     """Print each study's table; write it, its figure and, where that is asked for, LaTeX and the page.
 
     Raises:
-        UserError: there is nothing to report of, or the folder cannot be written to.
+        UserError: there is nothing to report of, files of other runs are in the way, or a folder cannot be written to.
     """
     own = settings.take(job.cfg, OWN)
     settings.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
-    settings.check({**job.cfg, "study": "all"})
-    studies = chosen(job)
-    from sppnet.report.figure import svg  # imports matplotlib
+    settings.check({**job.cfg, "study": "all", "force": False})
+    studies = chosen(job, OWN)
     from sppnet.report.page import page
+
+    runs = Path(job.cfg["paths"]["runs"]).expanduser()
+    reports = _reports(studies, own, f"paths.runs={runs}")
+    index = _page_place(reports, own["output"], runs) if own["html"] else None
+    _check(reports, index, own)
+    try:
+        for one in reports:
+            one.folder.mkdir(parents=True, exist_ok=True)
+            for file, content in one.files.items():
+                write_text(one.folder / file, content)
+            _show(one.sheet)
+            print(f"written: {', '.join(str(one.folder / file) for file in one.files)}\n", flush=True)
+        if index is not None:
+            by = f"{time.strftime('%Y-%m-%d %H:%M %Z')}, sppnet {__version__}, commit {code()['commit']}"
+            index.parent.mkdir(parents=True, exist_ok=True)
+            write_text(index, page([(one.sheet, one.picture, one.runs) for one in reports], index, by))
+            print(f"page: {index}")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be written to: {error.strerror}; output=FOLDER goes elsewhere"
+        ) from None
+
+
+def _reports(studies: list[Study], own: Mapping[str, Any], where: str) -> list[Report]:
+    """All of what is to be written, before anything is."""
+    from sppnet.report.figure import svg  # imports matplotlib
     from sppnet.report.rows import tables
     from sppnet.report.sheet import Sheet
 
     made = [(study, table) for study in studies for table in tables(study)]
-    names = Counter(table.name for _, table in made)
-    found = [  # a study of one file may have been started in several folders
-        (study, Sheet(replace(one, name=f"{study.folder.name}_{one.name}") if names[one.name] > 1 else one))
-        for study, one in made
-    ]
-    if not any(row.results for _, sheet in found for row in sheet.table.rows):
-        raise UserError(f"paths.runs={job.cfg['paths']['runs']}: {_nothing(studies)}")
-    where, shown = Path(own["output"]).expanduser(), []
-    for study, sheet in found:  # all of it, before anything is written
+    if not any(row.results for _, table in made for row in table.rows):
+        raise UserError(f"{where}: {_nothing(studies)}")
+    names, reports = Counter(table.name for _, table in made), []
+    for study, table in made:  # a study of one file may have been started in several folders
+        called = f"{study.folder.name}_{table.name}" if names[table.name] > 1 else table.name
+        sheet = Sheet(replace(table, name=called))
+        folder = Path(own["output"]).expanduser() if own["output"] else place(study)
+        if not own["output"] and folder == RESULTS and not own["force"] and of_other_runs(folder, sheet.table):
+            folder = study.folder / "report"
+            notice(f"{RESULTS} keeps what it has of {called}, which is of other runs; force=true replaces it")
         picture = svg(sheet.table)
-        shown.append((sheet, picture, study.folder, _files(sheet, picture, own["latex"])))
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-        for sheet, _, _, files in shown:
-            for file, content in files.items():
-                write_text(where / file, content)
-            _show(sheet)
-            print(f"written: {', '.join(str(where / file) for file in files)}\n", flush=True)
-        if own["html"]:
-            by = f"{time.strftime('%Y-%m-%d %H:%M %Z')}, sppnet {__version__}, commit {code()['commit']}"
-            write_text(where / "index.html", page([one[:3] for one in shown], where / "index.html", by))
-            print(f"page: {where / 'index.html'}")
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(f"output={where} cannot be written to: {error.strerror}") from None
+        reports.append(Report(sheet, picture, study.folder, folder, _files(sheet, picture, own["latex"])))
+    return reports
 
 
-def _files(sheet: Any, picture: str | None, tex: bool) -> dict[str, str]:
+def _page_place(reports: Sequence[Report], output: str | None, runs: Path) -> Path:
+    """Where the page of all studies goes: `output`, or beside the report of the only one."""
+    if output:
+        return Path(output).expanduser() / "index.html"
+    folders = {one.runs for one in reports}
+    return (folders.pop() if len(folders) == 1 else runs) / "report" / "index.html"
+
+
+def _check(reports: Sequence[Report], index: Path | None, own: Mapping[str, Any]) -> None:
+    """Check that no file in the way is of other runs, before any is written.
+
+    Raises:
+        UserError: one is, or a folder cannot be written to.
+    """
+    for folder in dict.fromkeys([*(one.folder for one in reports), *([index.parent] if index else [])]):
+        check_writable(folder)
+    if own["force"]:
+        return
+    default = not own["output"]
+    others = [path for one in reports if (path := of_other_runs(one.folder, one.sheet.table, _is_own(one, default)))]
+    if index and page_of_other_runs(index, [one.sheet.table for one in reports], default):
+        others.append(index)
+    if others:
+        are = "are" if len(others) > 1 else "is"
+        raise UserError(
+            f"{', '.join(map(str, others[:5]))} {are} of other runs, so nothing was written; force=true replaces,"
+            " output=FOLDER names another place"
+        )
+
+
+def _is_own(one: Report, default: bool) -> bool:
+    """Whether a report goes to the folder that its study has for that."""
+    return default and one.folder == one.runs / "report"
+
+
+def _files(sheet: Sheet, picture: str | None, tex: bool) -> dict[str, str]:
     """What is written of a table, by the name of the file."""
     from sppnet.report.text import latex, markdown, runs_csv, settings_csv
 
@@ -84,7 +149,7 @@ def _files(sheet: Any, picture: str | None, tex: bool) -> dict[str, str]:
     return files | {f"{name}.md": markdown(sheet, f"{name}.svg" if picture else None)}
 
 
-def _show(sheet: Any) -> None:
+def _show(sheet: Sheet) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -92,7 +157,7 @@ def _show(sheet: Any) -> None:
     drawn = Table(title=sheet.table.name, title_justify="left", title_style="bold", box=box.SIMPLE)
     head, *rows = sheet.main()
     for text in head:
-        drawn.add_column(text, no_wrap=True)
+        drawn.add_column(text, overflow="fold")  # a narrow terminal cuts nothing off
     for i, row in enumerate(rows, start=1):
         drawn.add_row(*(f"[bold]{cell}[/]" if sheet.marked(i, j) else cell for j, cell in enumerate(row)))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 500

@@ -25,6 +25,7 @@ from sppnet.study import Cell, Study
 
 EVERY = 3.0  # seconds between two looks
 COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "lost": "red", "preempted": "yellow"}
+OWN = ("watch",)
 MANY = 60  # cells above which those that are done are counted and not listed
 
 
@@ -44,11 +45,11 @@ def status(job: Job) -> None:
     settings.check({**job.cfg, "study": "all"})
     console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 300, highlight=False)
     if not own["watch"]:
-        console.print(_shown(chosen(job)))
+        console.print(_shown(chosen(job, OWN)))
         return
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            studies = chosen(job)
+            studies = chosen(job, OWN)
             live.update(_shown(studies), refresh=True)
             time.sleep(EVERY)
 

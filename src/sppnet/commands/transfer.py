@@ -5,7 +5,6 @@ Order: names and values (no torch), the row that is there already, network again
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +45,7 @@ def _trained(trained: Trained) -> None:
 def transfer(task: Task) -> None:
     """Print the row that is asked for, computed if it is not there yet, and all rows it can be compared with."""
     images = images_of(task.cfg)
-    warn_idle(task, images.multilabel)
+    warn_idle(task, images)
     identity = task.identity(images)
     folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"
     file = folder / f"{digest(identity)}.json"
@@ -60,7 +59,7 @@ def transfer(task: Task) -> None:
 
 
 def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
-    check_protocol(task, images)
+    protocol = check_protocol(task, images)
     from sppnet.transfer import features  # imports torch
     from sppnet.transfer.extractor import check
 
@@ -68,13 +67,14 @@ def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
     _warn_of_weights(task, images)
     for line in images.notices():
         notice(line)
+    print(f"{task.cfg['data']['name']}: {protocol}", flush=True)
     began = time.monotonic()
     found = features.features_of(task, images)
     extracted = time.monotonic()
     bad = features.unreadable(found)
     names = [images.name(index) for index in bad]
     for name in names:
-        print(f"sppnet: {name} could not be read and was left out", file=sys.stderr)
+        notice(f"{name} could not be read and was left out")
     outcome = evaluate(task, images, found, bad)
     fitted, made = time.monotonic(), provenance()
     return {
@@ -82,9 +82,10 @@ def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
         "figures": outcome.figures,
         "splits": outcome.splits,
         "compare": digest({**task.protocol(images), "bad_files": names}),
+        "features": features.content_of(task, images),
         "images": len(images),
         "bad_files": names,
-        "seed": None if images.multilabel else task.splits["seed"],
+        "seed": None if images.multilabel or task.own_parts(images) else task.splits["seed"],
         "seconds": {"features": round(extracted - began, 2), "svm": round(fitted - extracted, 2)},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": made["code"]["commit"],
@@ -104,7 +105,7 @@ def _describe(task: Task, length: int) -> dict[str, Any]:
         network += f" (random, seed {cfg['seed']})"
     return {
         "network": network,
-        "layer": f"{layer} {','.join(map(str, bins))}" if bins else layer,
+        "layer": f"{layer} {', '.join(map(str, bins))}" if bins else layer,
         "view": cfg["views"]["name"],
         "size": task.size,
         "length": length,
@@ -117,16 +118,15 @@ def _warn_of_weights(task: Task, images: ImageSet) -> None:
     """Two things that make good or bad figures mean little."""
     if task.trained is None:
         if task.cfg["backbone"].get("weights") is None:
-            print("sppnet: warning: backbone.weights is null: these are features of random weights", file=sys.stderr)
+            notice("warning: backbone.weights is null: these are features of random weights")
         return
     from sppnet.transfer.extractor import checkpoint  # imports torch
 
-    own_parts = images.multilabel and task.cfg["data"]["split"] == stored(task.trained.where)[0]["data"]["split"]
+    same_split = task.cfg["data"]["split"] == stored(task.trained.where)[0]["data"]["split"]
+    own_parts = task.own_parts(images) is not None or (images.multilabel and same_split)
     if checkpoint(task.trained)["fingerprint"] == images.fingerprint() and not own_parts:
         name = task.cfg["data"]["name"]
-        print(
-            f"sppnet: warning: the network was trained on images of data={name} that are tested here", file=sys.stderr
-        )
+        notice(f"warning: the network was trained on images of data={name} that are tested here")
 
 
 def _keep(file: Path, row: Mapping[str, Any]) -> None:

@@ -1,1 +1,4 @@
-"""A study's runs as a `table`: `rows` reads directories, `compare` judges, `text`, `figure` and `page` show."""
+"""A study's runs as a `table`: `rows` and `unplanned` read directories, `compare` judges.
+
+`text`, `figure` and `page` show it; `names` says what rows are called, `place` where a report goes.
+"""

@@ -11,12 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sppnet.report.compare import spread
+from sppnet.report.compare import FEWEST, Spread, spread
 from sppnet.report.table import Column, Row, Table
 
 BLUE, GREY = "#0072B2", "#555555"  # Okabe and Ito's blue: told apart from black by everybody, and in print
 STYLE: Any = {"svg.hashsalt": "sppnet", "font.size": 9, "svg.fonttype": "path", "axes.spines.top": False}
 MOST = 6  # panels beside each other
+CHARACTER = 0.075  # inches of one in a label, about
 
 
 def svg(table: Table) -> str | None:
@@ -27,16 +28,16 @@ def svg(table: Table) -> str | None:
     with mpl.rc_context(STYLE | {"axes.spines.right": False}):
         drawing = kinds[str(table.report["figure"])](table)
         out = io.StringIO()
-        drawing.savefig(
-            out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Type", "Format")), facecolor="white"
-        )
+        metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
+        # tight: as large as all that is drawn, so that no label is cut off
+        drawing.savefig(out, format="svg", metadata=metadata, facecolor="white", bbox_inches="tight")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def _rows(table: Table) -> Figure:
     """A panel per figure: every seed a dot, the mean and its interval beside them."""
-    columns, names = table.columns[:MOST], [row.name for row in table.rows]
-    drawing = Figure(figsize=(1.6 + 2.6 * len(columns), 1.1 + 0.34 * len(names)), layout="constrained")
+    columns, names = table.columns[:MOST], [row.label for row in table.rows]
+    drawing = Figure(figsize=(_room(names) + 2.6 * len(columns), 1.1 + 0.34 * len(names)), layout="constrained")
     axes = drawing.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axis, column in zip(axes, columns, strict=True):
         for place, row in enumerate(table.rows):
@@ -64,8 +65,8 @@ def _bins(table: Table) -> Figure:
                 continue
             one = spread(values)
             assert one is not None
-            axis.errorbar(bins, one.mean, yerr=one.half, fmt="o", color=BLUE, ecolor=GREY, capsize=3, markersize=5)
-            axis.annotate(row.name, (bins, one.mean), (5, 4), textcoords="offset points", fontsize=7, color="black")
+            axis.errorbar(bins, one.mean, yerr=_half(one), fmt="o", color=BLUE, ecolor=GREY, capsize=3, markersize=5)
+            axis.annotate(row.label, (bins, one.mean), (5, 4), textcoords="offset points", fontsize=7, color="black")
         axis.set_xscale("log")
         ticks = sorted({int(one.made["bins"]) for row in table.rows for one in row.results.values()})
         axis.set_xticks(_apart(ticks), [str(tick) for tick in _apart(ticks)])
@@ -86,7 +87,10 @@ def _sizes(table: Table) -> Figure:
         for j, column in enumerate(columns):
             values = _percent(column, row)
             means[i, j] = np.mean(values) if values else np.nan
-    drawing = Figure(figsize=(2.4 + 0.75 * means.shape[1], 1.2 + 0.42 * means.shape[0]), layout="constrained")
+    names = [row.label for row in table.rows]
+    drawing = Figure(
+        figsize=(_room(names) + 0.8 + 0.75 * means.shape[1], 1.2 + 0.42 * means.shape[0]), layout="constrained"
+    )
     axis = drawing.subplots()
     image = axis.imshow(means, cmap="cividis", aspect="auto")
     middle = (np.nanmin(means) + np.nanmax(means)) / 2
@@ -94,7 +98,7 @@ def _sizes(table: Table) -> Figure:
         colour = "black" if np.isnan(value) or value > middle else "white"
         axis.text(j, i, "-" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", color=colour)
     axis.set_xticks(range(means.shape[1]), [column.label.partition(" at ")[2] or column.label for column in columns])
-    axis.set_yticks(range(means.shape[0]), [row.name for row in table.rows])
+    axis.set_yticks(range(means.shape[0]), names)
     axis.set_xlabel("tested at")
     axis.set_ylabel("trained at")
     drawing.colorbar(image, ax=axis, label=first if first.endswith("loss") else f"{first} (%)")
@@ -104,7 +108,17 @@ def _sizes(table: Table) -> Figure:
 def _mean(axis: Axes, values: Sequence[float], place: float) -> None:
     one = spread(values)
     if one is not None:
-        axis.errorbar(one.mean, place, xerr=one.half, fmt="s", color="black", ecolor=GREY, capsize=3, markersize=4)
+        axis.errorbar(one.mean, place, xerr=_half(one), fmt="s", color="black", ecolor=GREY, capsize=3, markersize=4)
+
+
+def _half(one: Spread) -> float | None:
+    """Half of the interval, if it is drawn: that of two values is 13 deviations wide, and says less than the two."""
+    return one.half if one.n >= FEWEST else None
+
+
+def _room(names: Sequence[str]) -> float:
+    """Inches for the names of the rows."""
+    return 0.6 + CHARACTER * max(map(len, names))
 
 
 def _percent(column: Column, row: Row) -> list[float]:

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from sppnet.report.place import MARK, runs_of
 from sppnet.report.sheet import Sheet
 
 STYLE = """
@@ -36,11 +37,12 @@ def page(sheets: Sequence[tuple[Sheet, str | None, Path]], where: Path, made: st
     index = "".join(
         f'<li><a href="#{escape(one.table.name)}">{escape(one.table.name)}</a></li>' for one, _, _ in sheets
     )
+    runs = escape(" ".join(sorted(runs_of(sheet.table for sheet, _, _ in sheets))))
     parts = [_study(sheet, svg, folder, where.parent) for sheet, svg, folder in sheets]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content='
         f'"width=device-width"><title>Studies</title><style>{STYLE}</style></head>\n<body><h1>Studies</h1>'
-        f'<ul>{index}</ul>\n{"".join(parts)}<p class="note">{escape(made)}</p></body></html>\n'
+        f'<ul>{index}</ul>\n{"".join(parts)}<p class="note">{escape(made)}</p>\n{MARK}{runs} --></body></html>\n'
     )
 
 
@@ -76,10 +78,10 @@ def _runs(sheet: Sheet, folder: Path, home: Path) -> str:
         links = dict.fromkeys((one.run, number) for number, one in row.results.items())
         if sheet.table.over == "seed":
             found = ", ".join(f'<a href="{_link(folder / run, home)}">{number}</a>' for run, number in links)
-            lines.append(f"<li>{escape(row.name)}: {found or 'none'}</li>")
+            lines.append(f"<li>{escape(row.label)}: {found or 'none'}</li>")
         else:
             file = folder / "transfer" / f"{next(iter(row.results.values())).run}.json"
-            lines.append(f'<li><a href="{_link(file, home)}">{escape(row.name)}</a></li>')
+            lines.append(f'<li><a href="{_link(file, home)}">{escape(row.label)}</a></li>')
     return f'<details class="runs"><summary>Run directories</summary><ul>{"".join(lines)}</ul></details>'
 
 

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from sppnet.errors import UserError
-from sppnet.report.compare import Difference, Spread, best, differences, leader, spread
-from sppnet.report.table import Column, Result, Row, Table
+from sppnet.report import names
+from sppnet.report.compare import FEWEST, Difference, Spread, best, differences, leader, spread
+from sppnet.report.table import MARK, Column, Result, Row, Table
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Sheet:
             there = len(row.results)
             count = f"{there} of {there + len(row.missing)}" if row.missing else str(there)
             cells = [_spread(column, judged.spreads[row.name], row) for column, judged in self.columns]
-            rows.append([row.name, count, *cells, *(text(row.paper.get(name)) for name in paper)])
+            rows.append([row.label, count, *cells, *(text(row.paper.get(name)) for name in paper)])
         return rows
 
     def marked(self, row: int, column: int) -> bool:
@@ -62,13 +63,13 @@ class Sheet:
         for row in self.table.rows:
             gaps = [(column, judged.apart.get(row.name)) for column, judged in self.columns]
             if any(gap for _, gap in gaps):
-                rows.append([row.name, *(_gap(column, gap) if gap else "" for column, gap in gaps)])
+                rows.append([row.label, *(_gap(column, gap) if gap else "" for column, gap in gaps)])
         return [["", *(f"{c.label}, minus {one.base}" for c, one in self.columns)], *rows] if rows else []
 
     def made(self) -> list[list[str]]:
         """What made each row."""
         heads = ("setting", "parameters", "seconds", "commit", "machine", "last run", "note")
-        rows = [[row.name, *(text(made_of(row)[key]) for key in heads)] for row in self.table.rows if row.results]
+        rows = [[row.label, *(text(made_of(row)[key]) for key in heads)] for row in self.table.rows if row.results]
         kept = [i for i in range(len(heads) + 1) if i == 0 or any(row[i] for row in rows)]
         return [[row[i] for i in kept] for row in [["", *heads], *rows]]
 
@@ -86,10 +87,15 @@ class Sheet:
         paper = " Figures of the paper are as printed there." if any(row.paper for row in self.table.rows) else ""
         if self.table.over == "split":
             paper += " Splits share images, so these tests are surer of themselves than they should be."
+        if any(row.limited for row in self.table.rows):
+            paper += f" {MARK} Cut short by trainer.limit_batches: no figure of a whole run."
+        mean = f"Mean ± standard deviation over {over} [95 % interval of the mean], in percent but for losses."
+        if self.table.mixed:
+            return f"{mean} Rows were tested on different data, so none is compared with another.{paper}"
         return (
-            f"Mean ± standard deviation over {over} [95 % interval of the mean], in percent but for losses. Marked:"
-            f" better than every other row, by a paired t-test over {over} with Holm's correction at 5 %; below three"
-            f" {over} nothing is marked. Differences are paired, with their 95 % interval and Holm's p.{paper}"
+            f"{mean} Marked: better than every other row, by a paired t-test over {over} with Holm's correction at 5 %;"
+            f" below {FEWEST} {over} nothing is marked, and the figure has no interval. Differences are paired, with"
+            f" their 95 % interval and Holm's p.{paper}"
         )
 
     def header(self) -> list[tuple[str, str]]:
@@ -102,10 +108,14 @@ class Sheet:
         values = {name: row.values(column.metric) for name, row in rows.items()}
         wanted = self.table.report["compare"]
         if wanted is not None and wanted not in values:
+            wanted = names.shown(wanted)  # a pyramid by the name of its file
+        if wanted is not None and wanted not in values:
             raise UserError(f"report.compare={wanted} is not allowed; rows are {', '.join(values)}")
+        spreads = {name: spread(list(mine.values())) for name, mine in values.items()}
+        if self.table.mixed:
+            return Judged(spreads, None, None, {})
         base = wanted if values.get(str(wanted)) else leader(values, column.lower)
         apart = differences(values, base) if base is not None else {}
-        spreads = {name: spread(list(mine.values())) for name, mine in values.items()}
         asked = {name: mine for name, mine in values.items() if mine or not rows[name].results}
         return Judged(spreads, best(asked, column.lower), base, apart)
 

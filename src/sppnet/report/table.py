@@ -9,6 +9,7 @@ from typing import Any
 from sppnet.standing import Standing
 
 LOWER_IS_BETTER = ("loss", "error")
+MARK = "†"  # of rows that were cut short
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Result:
         run: the name of its run.
         metrics: figures by name.
         made: `hash`, `setting` (the hash but for the seed), `commit`, `machine`, `time`, `seconds`, `parameters`,
-            `bins` of the pyramid, `note`.
+            `bins` of the pyramid, `note`, whether it was `limited` by `trainer.limit_batches`, `data` (the fingerprint
+            of what was tested).
     """
 
     run: str
@@ -35,6 +37,16 @@ class Row:
     results: Mapping[int, Result]
     missing: Mapping[str, Standing]
     paper: Mapping[str, float | None]
+
+    @property
+    def limited(self) -> bool:
+        """Whether a run of it was cut short by `trainer.limit_batches`, in training or in the test."""
+        return any(one.made.get("limited") for one in self.results.values())
+
+    @property
+    def label(self) -> str:
+        """The name as it is shown: a row that was cut short is marked."""
+        return f"{self.name} {MARK}" if self.limited else self.name
 
     def values(self, metric: str) -> dict[int, float]:
         """A figure for each seed that has it; `x_error` is 1 - `x`."""
@@ -77,6 +89,11 @@ class Table:
     rows: Sequence[Row]
     report: Mapping[str, Any]
     others: int
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its rows were tested on different data, so that no row can be called better than another."""
+        return len({str(one.made.get("data")) for row in self.rows for one in row.results.values()}) > 1
 
     @property
     def missing(self) -> int:

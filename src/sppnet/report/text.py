@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sppnet.report.sheet import Sheet, figure, made_of, text
+from sppnet.report.table import MARK
 
 OF_A_RUN = ("hash", "commit", "machine", "time", "seconds", "parameters", "note")
 
@@ -80,7 +81,7 @@ def latex(sheet: Sheet) -> str:
             cell = "--" if one is None else figure(column, one.mean)
             cell += rf" $\pm$ {figure(column, one.deviation)}" if one and one.deviation is not None else ""
             cells.append(rf"\textbf{{{cell}}}" if judged.best == row.name else cell)
-        lines.append(" & ".join([_escape(row.name), str(len(row.results)), *cells]) + r" \\")
+        lines.append(" & ".join([_escape(row.label), str(len(row.results)), *cells]) + r" \\")
     return "\n".join([f"% {sheet.table.name}. {sheet.legend()}", *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -99,5 +100,11 @@ def _csv(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _escape(words: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}"}
+    special = {
+        MARK: r"\dag{}",
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "[": "{[}",
+    }
     return "".join(special.get(char) or (f"\\{char}" if char in "&%$#_{}" else char) for char in words)

@@ -57,6 +57,11 @@ def unreadable(features_ND: Array) -> list[int]:
     return found
 
 
+def content_of(task: Task, images: ImageSet) -> str:
+    """What tells the features of `features_of`, which are there, from all others: two views may be the same pixels."""
+    return store.seal(_path(task, images, task.own["layer"]))
+
+
 def _path(task: Task, images: ImageSet, layer: str) -> Path:
     named = task.features(images, task.describe(layer)) | {"state": images.state()}
     key = digest([json.dumps(named, sort_keys=True)])[:32]

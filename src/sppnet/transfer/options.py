@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sppnet import settings
 from sppnet.data import ImageSet
 from sppnet.data.images import digest
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 from sppnet.identity import file_digest, weights_identity
 from sppnet.replay import HARDWARE, Trained, refuse_changes, stored
-from sppnet.rules import POSITIVE, Rule, choice, whole
+from sppnet.rules import POSITIVE, Rule, choice, or_null, whole
 
 LAYERS = ("conv", "pool", "spp", "gap", "fc1", "fc2")
 RULES: dict[str, Rule] = {
     "layer": choice(*LAYERS),
     "pool_to": whole(1, settings.MAX_LEVEL),
     "svm.C": POSITIVE,
-    "splits": whole(1, 10_000),
+    "splits": or_null(whole(1, 10_000)),
     "per_class.train": whole(1),
     "per_class.test": whole(1),
     "split_seed": whole(0),
 }
+PAPERS_SPLITS = 10  # of Caltech-101
 SPLITS = ("splits", "per_class.train", "per_class.test", "split_seed")
 OWN = tuple(dict.fromkeys(key.partition(".")[0] for key in RULES))
 TRAINING = ("trainer.limit_batches",)  # of a run; features are of every image
@@ -103,7 +104,21 @@ class Task:
     @property
     def splits(self) -> dict[str, int]:
         """The random splits of a single-label set, as `draw_splits` takes them."""
-        return {"count": self.own["splits"], **self.own["per_class"], "seed": self.own["split_seed"]}
+        return {"count": self.own["splits"] or PAPERS_SPLITS, **self.own["per_class"], "seed": self.own["split_seed"]}
+
+    def own_parts(self, images: ImageSet) -> Mapping[str, Sequence[int]] | None:
+        """The set's own parts if they say who trains and who is tested: it has some, and no random splits were typed.
+
+        Raises:
+            UserError: one of the two is missing.
+        """
+        parts = images.split() if images.multilabel or self.own["splits"] is None else None
+        if parts is not None and not (parts.get("train") and parts.get("test")):
+            raise UserError(
+                f"data={self.cfg['data']['name']}: of its own parts it has {', '.join(parts)}; transfer takes train and"
+                f" test, or splits={PAPERS_SPLITS} for random splits of all its images"
+            )
+        return parts
 
     def identity(self, images: ImageSet) -> dict[str, Any]:
         """Everything that determines the figures of this row."""
@@ -112,10 +127,11 @@ class Task:
 
     def protocol(self, images: ImageSet) -> dict[str, Any]:
         """Who trains and who is tested: rows of the same protocol can be compared."""
+        own = self.own_parts(images) is not None
         if not images.multilabel:
-            return {"data": images.fingerprint(), "splits": self.splits}
+            return {"data": images.fingerprint()} | ({"parts": "own"} if own else {"splits": self.splits})
         unclear = digest(str(tuple(images.unclear(i))) for i in range(len(images)))
-        parts = {} if images.split() is not None else {"split": self.cfg["data"]["split"]}
+        parts = {} if own else {"split": self.cfg["data"]["split"]}
         return {"data": images.fingerprint(), "unclear": unclear} | parts
 
 
@@ -151,9 +167,9 @@ def refuse_idle(overrides: list[str]) -> None:
             raise UserError(f"{key} has no effect on features: without a checkpoint nothing is trained")
 
 
-def warn_idle(task: Task, multilabel: bool) -> None:
+def warn_idle(task: Task, images: ImageSet) -> None:
     """Say which keys were typed and have no effect on the features, or on who trains."""
-    layer, given = task.own["layer"], task.trained is None
+    layer, given, own = task.own["layer"], task.trained is None, task.own_parts(images) is not None
     idle = dict.fromkeys(("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "features")
     if layer != "pool":
         idle["pool_to"] = f"layer={layer}"
@@ -161,15 +177,19 @@ def warn_idle(task: Task, multilabel: bool) -> None:
         idle |= dict.fromkeys(("pyramid", "head"), f"layer={layer}")
     if given and task.cfg["backbone"].get("weights") is not None:
         idle["seed"] = "given weights"
-    if multilabel:
+    if images.multilabel:
         idle |= dict.fromkeys(SPLITS, "images of several labels, whose own parts are used")
-    else:
+    elif own:
+        idle |= dict.fromkeys(SPLITS[1:], "the set's own parts (splits=N draws random ones)")
+    if own:
+        idle["data.split"] = "the set's own parts"
+    elif not images.multilabel:
         idle["data.split"] = "random splits of all images (splits, per_class, split_seed)"
     for word in sys.argv[1:] if task.trained is None else [f"{key}=" for key in task.trained.typed]:
         key = word.partition("=")[0].lstrip("+")
         for name, why in idle.items():
             if key == name or key.startswith(f"{name}."):
-                print(f"sppnet: warning: {key} has no effect with {why}", file=sys.stderr)
+                notice(f"warning: {key} has no effect with {why}")
 
 
 def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: Trained | None) -> None:

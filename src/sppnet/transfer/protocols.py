@@ -1,8 +1,7 @@
-"""Who trains and who is tested, and the figures that come of it: Caltech-101's random splits, VOC 2007's own parts."""
+"""Who trains and who is tested, and the figures that come of it: a set's own parts, or Caltech-101's random splits."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from sppnet.data import ImageSet, load_sets
 from sppnet.data.build import check_labels
 from sppnet.data.duplicates import duplicates
-from sppnet.data.split import all_labels
+from sppnet.data.split import IntArray, all_labels
 from sppnet.errors import UserError, notice
 from sppnet.transfer.options import Task
 from sppnet.transfer.splits import Split, draw_splits
@@ -35,22 +34,19 @@ class Outcome:
     says: str
 
 
-def check_protocol(task: Task, images: ImageSet) -> None:
-    """Check that the set can be split as asked, and say which files are in it twice.
+def check_protocol(task: Task, images: ImageSet) -> str:
+    """Check that the set can be split as asked, say which files are in it twice, and return in words how it is split.
 
     Raises:
         UserError: labels contradict each other, a class has too few images, the set has too few for its parts,
             or an image is there twice and `data.duplicates` is `error`.
     """
-    if images.multilabel:
-        sets = load_sets(task.cfg["data"], images)
-        lines = duplicates(task.cfg["data"], images, sets.parts())
-    else:
-        check_labels(task.cfg["data"], images)
-        _draw(task, images, [])
-        lines = duplicates(task.cfg["data"], images)
-    for line in lines:
+    splits = _splits(task, images, [])
+    drawn = task.own_parts(images) is None and not images.multilabel  # any image may come into either part
+    parts = None if drawn else {"train": splits[0].train, "test": splits[0].test}
+    for line in duplicates(task.cfg["data"], images, parts):
         notice(line)
+    return _in_words(task, images, splits)
 
 
 def evaluate(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) -> Outcome:
@@ -63,48 +59,91 @@ def evaluate(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int
 
 
 def _classify(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) -> Outcome:
-    """Accuracy over random splits (section 3.3)."""
-    labels = np.asarray([images.label(index) for index in range(len(images))])
+    """Accuracy on the set's own parts, or over random splits (section 3.3)."""
+    labels, splits = _labels(images), _splits(task, images, bad)
     found = []
-    for number, split in enumerate(_draw(task, images, bad)):
+    for number, split in enumerate(splits):
         one = accuracies(features_ND, labels, split, len(images.classes), task.own["svm"]["C"])
-        found.append(_by_class(one, images.classes, f"the SVM of split {number}"))
+        found.append(_by_class(one, images.classes, f"the SVM of split {number}" if len(splits) > 1 else "the SVM"))
+    _say_missing(images, labels, splits)
     figures: dict[str, float] = {}
     for name in ("accuracy", "overall"):
         mean, deviation = mean_and_deviation([one[name] for one in found])
         figures |= {name: mean} | ({} if deviation is None else {f"{name}_std": deviation})
-    s = task.splits
-    says = f"{s['train']} images of each class to train on, at most {s['test']} to test on, {s['count']} split(s)"
-    return Outcome(figures, found, says)
+    return Outcome(figures, found, _in_words(task, images, splits))
 
 
 def _rank(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) -> Outcome:
     """Mean average precision on the set's own parts (section 3.2)."""
     classes, every = len(images.classes), range(len(images))
-    sets = load_sets(task.cfg["data"], images)
-    split = Split(*(np.setdiff1d(part, bad) for part in (sets.trainval(), sets.test)))
+    splits = _splits(task, images, bad)
     has = marks([all_labels(images.label(index)) for index in every], classes)
     unclear = marks([images.unclear(index) for index in every], classes)
-    one = precisions(features_ND, has, unclear, split, task.own["svm"]["C"])
+    one = precisions(features_ND, has, unclear, splits[0], task.own["svm"]["C"])
     one = _by_class(one, images.classes, "the SVM")
     if none := [name for name, value in one["per_class"].items() if value is None]:
         if len(none) == classes:
             raise UserError(f"data={task.cfg['data']['name']}: no class has images in both parts")
-        print(f"sppnet: warning: left out of the means, not in both parts: {', '.join(none)}", file=sys.stderr)
+        notice(f"warning: left out of the means, not in both parts: {', '.join(none)}")
     figures = {name: one[name] for name in ("map", "map_all")}
-    return Outcome(figures, [one], f"{len(split.train)} images to train on, {len(split.test)} to test on")
+    return Outcome(figures, [one], _in_words(task, images, splits))
 
 
-def _draw(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
-    labels = [all_labels(images.label(index))[0] for index in range(len(images))]
+def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
+    """Who trains and who is tested, without the images that are `bad`. What validates a training trains here.
+
+    Raises:
+        UserError: labels contradict each other, or there are too few images.
+    """
+    data = task.cfg["data"]
+    if (own := task.own_parts(images)) is not None:
+        check_labels(data, images)
+        train = np.setdiff1d([*own["train"], *own.get("val", [])], own["test"])  # a set may validate on its test part
+        split = Split(*(np.setdiff1d(np.asarray(part, dtype=np.int64), bad) for part in (train, own["test"])))
+        if (not images.multilabel and len(set(_labels(images)[split.train].tolist())) < 2) or not len(split.test):
+            raise UserError(
+                f"data={data['name']}: its train part must hold images of two classes, its test part one image"
+            )
+        return [split]
+    if images.multilabel:
+        sets = load_sets(data, images)
+        return [Split(*(np.setdiff1d(part, bad) for part in (sets.trainval(), sets.test)))]
+    check_labels(data, images)
     members = np.setdiff1d(np.arange(len(images)), bad).tolist()
-    return draw_splits(labels, members, images.classes, task.splits)
+    return draw_splits(_labels(images).tolist(), members, images.classes, task.splits)
+
+
+def _in_words(task: Task, images: ImageSet, splits: Sequence[Split]) -> str:
+    train, test = (len(part) for part in splits[0])
+    if (own := task.own_parts(images)) is not None:
+        parts = "train and val" if own.get("val") else "train"
+        return f"the set's own parts, {train} images to train on ({parts}), {test} to test on"
+    if images.multilabel:
+        return f"a split by data.split, {train} images to train on, {test} to test on"
+    s, own = task.splits, images.split()
+    kept = f", whose own parts ({', '.join(own)}) do not count" if own else ""
+    many = f"{s['count']} random splits" if s["count"] > 1 else "1 random split"
+    return f"{many} of all images{kept}: {s['train']} of each class to train on, at most {s['test']} to test on"
+
+
+def _labels(images: ImageSet) -> IntArray:
+    return np.asarray([all_labels(images.label(index))[0] for index in range(len(images))], dtype=np.int64)
+
+
+def _say_missing(images: ImageSet, labels: IntArray, splits: Sequence[Split]) -> None:
+    """Say which classes are in one of a set's own parts alone (of a random split, every class is in both)."""
+    trained, tested = (set(labels[getattr(splits[0], part)].tolist()) for part in ("train", "test"))
+    untested = [name for number, name in enumerate(images.classes) if number not in tested]
+    if untested:
+        notice(f"warning: left out of the mean over classes, not in the test part: {', '.join(untested)}")
+    if unknown := [images.classes[number] for number in sorted(tested - trained)]:
+        notice(f"warning: always wrong, tested and not in the train part: {', '.join(unknown)}")
 
 
 def _by_class(found: dict[str, Any], classes: Sequence[str], what: str) -> dict[str, Any]:
     """`found` with its lists over the classes as mappings of names; says so if the fit has not converged."""
     if not found["converged"]:
-        print(f"sppnet: warning: {what} has not converged; with a smaller svm.C it does sooner", file=sys.stderr)
+        notice(f"warning: {what} has not converged; with a smaller svm.C it does sooner")
     for key in ("per_class", "per_class_all"):
         if key in found:
             found[key] = {name: None if v != v else v for name, v in zip(classes, found[key], strict=True)}

@@ -29,22 +29,23 @@ def accuracies(features_ND: Array, labels: IntArray, split: Split, classes: int,
         features_ND: (N, D) of the whole set, possibly on disk.
         labels: (N,) class numbers.
         split: the parts.
-        classes: how many there are; all are in both parts.
+        classes: how many there are.
         c: the SVM's C.
 
     Returns:
-        `accuracy` (the mean over the classes of the accuracy in each), `overall`, `per_class` and whether the fit
-        `converged`.
+        `accuracy` (the mean of the accuracies in each class that is tested), `overall`, `per_class` (NaN for a class
+        that is not tested) and whether the fit `converged`.
     """
     train, test = _in_span(features_ND, split)
     model, converged = _fit(train, labels[split.train], c)
     truth = labels[split.test]
     hits = model.predict(test) == truth
-    per_class = [float(hits[truth == label].mean()) for label in range(classes)]
+    tested = [truth == label for label in range(classes)]
+    per_class = np.asarray([hits[members].mean() if members.any() else np.nan for members in tested])
     return {
-        "accuracy": float(np.mean(per_class)),
+        "accuracy": _mean(per_class),
         "overall": float(hits.mean()),
-        "per_class": per_class,
+        "per_class": per_class.tolist(),
         "converged": converged,
     }
 

@@ -31,11 +31,13 @@ def lines(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator
         yield f"difference of the mean accuracies over {len(row['splits'])} paired splits and its 95 % interval, in %"
         for (i, one), (j, other) in combinations(enumerate(rows, start=1), 2):
             mean, low, high = difference(_per_split(one), _per_split(other))
-            sure = (low > 0 or high < 0) and low < high  # splits that all differ alike say nothing of their spread
-            verdict = "" if sure else "  (may be none)"
+            verdict = _verdict(one, other, low, high)
             yield f"  {i} - {j}   {100 * mean:+6.2f}  [{100 * low:+.2f}, {100 * high:+.2f}]{verdict}"
     elif len(rows) > 1:
         yield "(one split: no intervals)"
+        for (i, one), (j, other) in combinations(enumerate(rows, start=1), 2):
+            if _same_features(one, other):
+                yield f"  {i} - {j}   the same features"
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
@@ -54,6 +56,23 @@ def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, fl
         raise ValueError("an interval takes two pairs or more")
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1)) * deviation / math.sqrt(len(gaps))
     return mean, mean - half, mean + half
+
+
+def _verdict(one: Mapping[str, Any], other: Mapping[str, Any], low: float, high: float) -> str:
+    """What is to be said of a difference beside its interval."""
+    if _same_features(one, other):
+        return "  (the same features)"
+    if _per_split(one) == _per_split(other):
+        return "  (the same in every split)"
+    if math.isclose(low, high, abs_tol=1e-12):  # which says nothing of the spread
+        return "  (as much in every split)"
+    return "" if low > 0 or high < 0 else "  (may be none)"
+
+
+def _same_features(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rows are of the same numbers, as of two views of square pictures, and of the same C."""
+    same_features = one.get("features") is not None and one.get("features") == other.get("features")
+    return same_features and one["row"]["C"] == other["row"]["C"]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
