@@ -264,6 +264,68 @@ def test_the_gpu_s_kernels_pool_alike_on_triton_s_interpreter() -> None:
     run(ON_INTERPRETER, TRITON_INTERPRET="1")
 
 
+WRONG = [  # what the kernels say, what they might, and what would be found
+    ("held & ((value > best)", "held & ((value >= best)", "the kernel's cells differ"),  # the last of equal cells
+    ("((i + 1) * high + n - 1) // n", "((i + 1) * high) // n", "the kernel's maxima differ"),
+    ("(nan & ((held == 0) | (cell > at)))", "(nan & (held == 0))", "the kernel's cells differ"),
+    ("there & (cell < area)", "there & (cell < area - 1)", "the kernel's gradients differ"),
+    ("range(tl.load(rows + image), tl", "range(tl.load(rows + image) + 1, tl", "the kernel's gradients differ"),
+    ("cell = tl.program_id(2) * block", "cell = tl.nothing(2) * block", "Triton does not work here"),
+]
+CHECK_ITSELF = """
+import importlib.util, logging, pathlib, sys, torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from sppnet.pyramid import gpu
+
+cpu, messages = torch.device("cpu"), []
+keep = logging.Handler()
+keep.emit = lambda record: messages.append(record.getMessage())
+logging.getLogger("sppnet.pyramid").addHandler(keep)
+source = pathlib.Path(gpu.__file__).read_text()
+
+def wrong(before, after):
+    assert source.count(before) == 1, before
+    path = pathlib.Path(sys.argv[1], f"wrong{len(messages)}.py")
+    path.write_text(source.replace(before, after))
+    spec = importlib.util.spec_from_file_location(f"sppnet.pyramid.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+for before, after, says in WRONG:
+    module = wrong(before, after)
+    assert not module.works(cpu, torch.float32) and not module.works(cpu, torch.float32)
+    assert says in messages[-1] and "torch.float32 is pooled by torch's own operations" in messages[-1], messages[-1]
+assert len(messages) == len(WRONG)  # each once
+
+state = torch.get_rng_state()
+class Counts(torch.utils._python_dispatch.TorchDispatchMode):
+    count = 0
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+packed = []
+counts = Counts()
+torch.use_deterministic_algorithms(True)
+torch.set_default_dtype(torch.float16)
+with (
+    torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"), counts, FakeTensorMode(),
+    torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x) or x, lambda x: x),
+):
+    assert gpu.works(cpu, torch.bfloat16) and gpu.works(cpu, torch.float16), messages
+assert counts.count == 0 and not packed and torch.equal(state, torch.get_rng_state()) and len(messages) == len(WRONG)
+"""
+
+
+@pytest.mark.parametrize("wrong", [WRONG[::2], pytest.param(WRONG[1::2], marks=pytest.mark.slow)], ids=["some", "more"])
+def test_the_gpu_s_kernels_are_checked_once_and_step_aside_with_a_warning_where_they_differ(
+    wrong: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+    code = CHECK_ITSELF.replace("WRONG", repr(wrong)).replace("sys.argv[1]", repr(str(tmp_path)))
+    run(code, TRITON_INTERPRET="1")
+
+
 COMPILE = """
 import itertools, triton
 from triton.backends.compiler import GPUTarget

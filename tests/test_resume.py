@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from wandb.proto import wandb_internal_pb2
 
 from calling import SMALL, Caller, command, flip, records, same_weights
 from stop_at import PLUG
@@ -143,6 +142,8 @@ def check_parts(where: Path) -> list[Path]:
 
 def wandb_records(path: Path) -> list[Any]:
     """The records of a `.wandb` file: blocks of 32 KiB after a header of 7 bytes, as in LevelDB's log."""
+    from wandb.proto import wandb_internal_pb2  # here, as the other tests do without wandb
+
     content, position, found, pieces = path.read_bytes(), 7, [], b""
     while position + 7 <= len(content):
         if 32768 - position % 32768 < 7:

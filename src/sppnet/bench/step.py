@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
@@ -60,41 +61,55 @@ def measure(setting: Setting) -> Iterator[Row]:
         )
 
 
-class _Clock(Callback):
-    """When each step began."""
+class Clock(Callback):
+    """When each step began, and in which epoch."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.epochs: list[int] = []
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Note the time at which the GPU is done with the step before."""
         torch.cuda.synchronize() if torch.cuda.is_available() else None
         self.times.append(time.perf_counter())
+        self.epochs.append(trainer.current_epoch)
 
 
-class _Given(DataModule):
+class Given(DataModule):
     """Training batches that are there already."""
 
     given: list[Any]
 
+    @classmethod
+    def of(cls, data: DataModule, batches: list[Any]) -> Given:
+        """What `data` is, but with `batches` in place of its own."""
+        made = cls(data.sets, data.schedule, data.cfg, data.views, data.seed, data.cache)
+        made.given = batches
+        return made
+
     def train_dataloader(self) -> DataLoader[Any]:  # type: ignore[override]
+        """All of `given`."""
         return DataLoader(self.given, batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> list[Any]:
+        """The first of `given`, for each size."""
         return [DataLoader(self.given[:1], batch_size=None) for _ in self.schedule.val]  # type: ignore[arg-type]
 
 
 def _trainer(cfg: dict[str, Any], sets: Sets, batches: list[Any], setting: Setting) -> float:
+    return _each(train(cfg, sets, Given.of(build_data(cfg, sets), batches), setting).times)
+
+
+def train(cfg: dict[str, Any], sets: Sets, data: DataModule, setting: Setting) -> Clock:
+    """Train with all that a run has by default, and say when its steps began."""
     run = Run(setting.scratch / f"run{time.monotonic_ns()}")
     run.path.mkdir(parents=True)
-    records, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), _Clock()
+    records, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), Clock()
     status = StatusFile(run, bad_files)
     checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"])
-    made = build_data(cfg, sets)
-    data = _Given(sets, made.schedule, cfg["data"], cfg["views"], cfg["seed"], made.cache)
-    data.given = batches
     trainer = make_trainer(cfg, [records, bad_files, status, clock, checkpoints], [records], run.path)
     trainer.fit(build_classifier(cfg, sets), datamodule=data)
-    return _each(clock.times)
+    return clock
 
 
 def _bare(cfg: dict[str, Any], sets: Sets, batches: list[Any], setting: Setting) -> float:

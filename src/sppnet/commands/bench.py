@@ -34,6 +34,7 @@ GROUPS = {  # name: module and function of sppnet.bench, what is measured
     "views": ("views", "measure", "a test in ten and in 96 views"),
     "windows": ("windows", "measure", "2,000 windows of one photograph"),
     "step": ("step", "measure", "a training step under the Trainer"),
+    "throughput": ("throughput", "measure", "images a second on a GPU"),
     "compile": ("compiled", "measure", "several sizes under torch.compile"),
     "start": ("starts", "starting", "the time to the first training step"),
     "sweep": ("starts", "sweeping", "a sweep on one machine"),
@@ -77,16 +78,20 @@ def bench(job: Job) -> None:
 
         folders = _photographs(own["photographs"], Path(scratch))
         setting = Setting(device, own["threads"], folders, Path(scratch), own["quick"])
+        output = None if own["output"] is None else Path(own["output"]).expanduser()
         began, rows = time.monotonic(), []
         for group in own["only"] or GROUPS:
             for row in _measured(group, setting):
                 rows.append(row)
                 print(f"sppnet bench: {row.what}: {_value(row)}", file=sys.stderr, flush=True)
+                if output is not None:  # what is measured is kept if this is stopped
+                    _write(output, device.type, rows, own["threads"], time.monotonic() - began)
         seconds = time.monotonic() - began
     console.print(_table(rows))
     console.print(_where(device.type, own["threads"], seconds))
-    if own["output"] is not None:
-        _write(Path(own["output"]).expanduser(), device.type, rows, own["threads"], seconds)
+    if output is not None and rows:
+        name = _name(device.type)
+        print(f"written: {output / name}.json, {output / name}.md")
 
 
 def _measured(group: str, setting: Setting) -> Iterator[Row]:
@@ -158,7 +163,7 @@ def _where(device: str, threads: int, seconds: float) -> str:
 def _write(folder: Path, device: str, rows: Sequence[Row], threads: int, seconds: float) -> None:
     """`bench_cpu.json` (or _gpu) with everything, and `bench_cpu.md` with the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"bench_{'gpu' if device == 'cuda' else 'cpu'}"
+    name = _name(device)
     versions = {package: packages().get(package) for package in PACKAGES}
     made: dict[str, Any] = {
         "machine": machine() | {"host": None},
@@ -175,4 +180,7 @@ def _write(folder: Path, device: str, rows: Sequence[Row], threads: int, seconds
     lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     (folder / f"{name}.md").write_text("\n".join([*lines, "", _where(device, threads, seconds), ""]), encoding="utf-8")
-    print(f"written: {folder / name}.json, {folder / name}.md")
+
+
+def _name(device: str) -> str:
+    return f"bench_{'gpu' if device == 'cuda' else 'cpu'}"

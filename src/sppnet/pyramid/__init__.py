@@ -25,8 +25,10 @@ from .edges import (
     bin_edges,
     check_bins,
     check_choice,
+    check_export,
     check_map,
     check_windows,
+    exporter,
 )
 
 __all__ = [
@@ -55,6 +57,13 @@ class SpatialPyramidPool2d(nn.Module):
     - sliding, the paper's training formula, makes 9 bins, not 6, of 10 cells (180-pixel input), and 5, not 4, of 11;
     - where its count is right it may drop cells: of 14 at level 6, the last (it equals adaptive if L mod n is 0 or 1);
     - padded, Caffe's, has bins of padding alone (13 and 9 at level 6) or uneven ones (10 at level 6 as 1 2 2 2 2 1).
+
+    What is exported holds torch's own operations and pools maps of any size:
+
+    - `torch.export` takes every rule; its program raises an error where the rule refuses a size.
+    - `torch.onnx.export` (dynamo=True, and of the layer, not of its exported program) and `torch.jit.trace` take the
+      adaptive rule alone, as what they make refuses no size. In ONNX a maximum may lose NaN.
+    - With dynamo=False and by `torch.jit.script` nothing is exported.
 
     Args:
         bins: the levels, each the number of bins along one side. The paper's 50 bins are (6, 3, 2, 1).
@@ -95,18 +104,21 @@ def spatial_pyramid_pool2d(
     """Pool `x` of shape `(N, C, H, W)` to `(N, C * M)` with M the sum of n * n over `bins`.
 
     N may be 0; C, H and W may not. A three-dimensional `(C, H, W)` is refused, because it cannot be told from a grey
-    batch that lost its channel axis. The arguments are those of `SpatialPyramidPool2d`. An exported program holds
-    torch's own operations alone.
+    batch that lost its channel axis. The arguments are those of `SpatialPyramidPool2d`.
 
     Raises:
-        ValueError: an argument is not allowed, or the rule cannot pool a map of this size to exactly these bins.
+        ValueError: an argument is not allowed, the rule cannot pool a map of this size to exactly these bins, or what
+            is exported would pool wrongly (see `SpatialPyramidPool2d`).
     """
     bins = check_bins(bins)
     check_choice("pool", pool, POOLS)
     check_choice("rule", rule, RULES)
     check_choice("kernel", kernel, KERNELS)
     check_map(x)
-    if kernel == "plain" or torch.compiler.is_exporting() or _is_transformed(x):
+    if by := exporter():
+        check_export(by, rule)
+        return plain.pool_maps(x, bins, pool, rule)
+    if kernel == "plain" or _is_transformed(x):
         return plain.pool_maps(x, bins, pool, rule)
     compiling = torch.compiler.is_compiling()
     if pool == "avg":
@@ -121,7 +133,8 @@ def spatial_pyramid_pool2d(
 def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "max", kernel: str = "auto") -> Tensor:
     """Pool R windows of the maps in `x` with the adaptive rule, each as if it had been cut out: `(R, C * M)`.
 
-    Differentiable in `x`. Not for `torch.compile`: the work depends on the values in `windows`.
+    Differentiable in `x`. Cannot be exported, and gains nothing from `torch.compile`: the work depends on the values in
+    `windows`.
 
     Args:
         x: maps of shape `(N, C, H, W)`.
@@ -132,9 +145,11 @@ def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "m
         kernel: "auto" or "plain", as in `SpatialPyramidPool2d`.
 
     Raises:
-        ValueError: a window is empty, leaves the map or names no image (the message says which), or an argument is
-            not allowed.
+        ValueError: a window is empty, leaves the map or names no image (the message says which), an argument is not
+            allowed, or this is to be exported.
     """
+    if exporter():
+        raise ValueError("pool_windows cannot be exported or traced: the work depends on the values in windows")
     bins = check_bins(bins)
     check_choice("pool", pool, POOLS)
     check_choice("kernel", kernel, KERNELS)
@@ -153,8 +168,8 @@ def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "m
 
 
 def _is_transformed(x: Tensor) -> bool:
-    """Whether an operator of ours takes no part: in `torch.func`, forward-mode gradients and traces of `torch.jit`."""
-    if torch._C._are_functorch_transforms_active() or torch._C._is_tracing():
+    """Whether an operator of ours takes no part: in `torch.func` and forward-mode gradients."""
+    if torch._C._are_functorch_transforms_active():
         return True
     if torch.compiler.is_compiling():  # which traces no forward-mode gradient but that of `torch.func`
         return False

@@ -12,6 +12,8 @@ RULES = ("adaptive", "sliding", "padded")
 KERNELS = ("auto", "plain")
 MAX_LEVEL = 1024  # finer than any feature map; 1024 x 1024 bins of 256 channels are already 1 GiB per image in float32
 
+PROGRAM, ONNX = "torch.export", "torch.onnx.export"  # see `exporter`
+
 Edges = list[tuple[int, int]]
 
 
@@ -32,7 +34,7 @@ def bin_edges(length: int, n: int, rule: str = "adaptive") -> Edges:
         return _sliding_edges(length, n)
     if rule == "padded":
         return _padded_edges(length, n)
-    return [(i * length // n, -(-(i + 1) * length // n)) for i in range(n)]
+    return [(i * length // n, _ceil((i + 1) * length, n)) for i in range(n)]
 
 
 def check_bins(bins: Sequence[int]) -> tuple[int, ...]:
@@ -43,8 +45,13 @@ def check_bins(bins: Sequence[int]) -> tuple[int, ...]:
     return levels
 
 
+def _ceil(length: int, n: int) -> int:
+    """Ceiling of `length / n`. Not `-(-length // n)`: ONNX, where `length` may be unknown, rounds towards zero."""
+    return (length + n - 1) // n
+
+
 def _sliding_edges(length: int, n: int) -> Edges:
-    window, stride = -(-length // n), length // n
+    window, stride = _ceil(length, n), length // n
     made = (length - window) // stride + 1 if stride else 0
     if made != n:
         raise ValueError(
@@ -55,9 +62,10 @@ def _sliding_edges(length: int, n: int) -> Edges:
 
 
 def _padded_edges(length: int, n: int) -> Edges:
-    kernel = -(-length // n)
+    kernel = _ceil(length, n)
     padding = (n * kernel - length + 1) // 2
-    edges = [(max(0, i * kernel - padding), min(length, (i + 1) * kernel - padding)) for i in range(n)]
+    inner = [i * kernel - padding for i in range(1, n)]  # padding is cut off the outer bins alone
+    edges = list(zip([0, *inner], [*inner, length], strict=True))
     if any(start >= end for start, end in edges):
         raise ValueError(
             f"rule='padded' cannot pool {length} cells to {n} bins: with kernel {kernel} and padding {padding} a bin"
@@ -71,6 +79,27 @@ def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{key}={value!r} must be one of {', '.join(allowed)}")
     return value
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # Dynamo takes its own view of such flags
+def exporter() -> str:
+    """What exports the layer or traces it at this moment, by the name of its function; empty if nothing does."""
+    traced = torch._C._is_tracing()
+    if not traced and not torch.compiler.is_exporting():
+        return ""
+    onnx = torch.onnx.is_in_onnx_export()
+    return ("torch.onnx.export(dynamo=False)" if onnx else "torch.jit.trace") if traced else (ONNX if onnx else PROGRAM)
+
+
+def check_export(by: str, rule: str) -> None:
+    """Raise a ValueError if the exporter `by` would make a program that pools some map wrongly."""
+    if by == "torch.onnx.export(dynamo=False)":
+        raise ValueError(f"{by} would fix the bins to one size: use dynamo=True")
+    if rule != "adaptive" and by != PROGRAM:
+        raise ValueError(
+            f"rule={rule!r} cannot be exported by {by}: it would pool sizes that the rule refuses"
+            " (rule='adaptive' pools every size; torch.export takes every rule)"
+        )
 
 
 def check_map(x: Tensor) -> None:

@@ -7,7 +7,6 @@ float64) and rounded once.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Sequence
 
@@ -15,7 +14,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from . import plain
 from .native import levels_in_order
 
 log = logging.getLogger(__name__)
@@ -24,21 +25,71 @@ FINEST = 64  # bins along a side
 LANES = 1024  # values that a program holds at once
 
 
+CHECKED: dict[tuple[torch.device, torch.dtype], bool] = {}  # by what `works` found
+
+
 def can_pool(x: Tensor, bins: Sequence[int]) -> bool:
     """Whether `forward` takes this map: finer levels would take minutes to compile, larger images longer numbers."""
-    return x.is_cuda and x.dtype in TYPES and max(bins) <= FINEST and x[:1].numel() < 2**31 and works(x.device.index)
+    fits = x.is_cuda and x.dtype in TYPES and max(bins) <= FINEST and x[:1].numel() < 2**31
+    return fits and works(x.device, x.dtype)
 
 
-@functools.cache
-def works(device: int) -> bool:
-    """Whether a kernel compiles and runs on this card: Triton needs a C compiler, and a card that is not too old."""
-    try:
-        with torch.cuda.device(device):
-            forward(torch.zeros(1, 1, 2, 2, device="cuda"), None, (1,), True)
-    except Exception as error:  # whatever Triton stumbles over; torch's own operations do as well
-        log.warning("the pyramid is pooled by torch's own operations, as Triton does not work here: %s", error)
-        return False
-    return True
+def works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels pool on this card as torch does: tried once per process, at the first map of this type.
+
+    Triton needs a C compiler, and a card that is not too old. While a CUDA graph is captured nothing can be tried: then
+    the answer is no, for this once.
+    """
+    if (device, dtype) not in CHECKED:
+        if device.type == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing()):
+            return False
+        try:
+            # so that it leaves no trace in activation checkpointing, counters of operations or fake tensors
+            with torch.no_grad(), _disable_current_modes(), torch.autocast("cpu", enabled=False):
+                wrong = _difference(device, dtype)
+        except Exception as error:  # whatever Triton stumbles over; torch's own operations do as well
+            wrong = f"Triton does not work here: {error}"
+        CHECKED[device, dtype] = not wrong
+        if wrong:
+            log.warning("on %s the pyramid of %s is pooled by torch's own operations, as %s", device, dtype, wrong)
+    return CHECKED[device, dtype]
+
+
+def _difference(device: torch.device, dtype: torch.dtype) -> str:
+    """What the kernels do differently from torch on the CPU, empty if nothing: bit for bit, as all sums are exact."""
+    bins, (count, channels, height, width) = (6, 3, 2, 1), (2, 3, 9, 7)
+    number = torch.arange(count * channels * height * width, device="cpu").view(count, channels, height, width)
+    x = (number * number % 7 % 4 - 1).to(dtype)  # many cells are equal
+    x[1, 2, 2, 5] = x[1, 2, 7, 4] = torch.nan
+    whole = [[image, 0, 0, width, height] for image in range(count)]
+    for boxes, layout in (
+        (whole, torch.contiguous_format),
+        (whole, torch.channels_last),
+        ([[0, 1, 2, 6, 9], [0, 3, 3, 4, 4], [1, 0, 0, 7, 5]], torch.channels_last),
+    ):
+        windows = None if boxes is whole else torch.tensor(boxes, dtype=torch.int32, device="cpu")
+        images = torch.tensor([box[0] for box in boxes], device="cpu")
+        cells = torch.cat([_cells(x, box, bins) for box in boxes])
+        grad = (torch.arange(cells.numel(), device="cpu") % 5 - 2).view_as(cells).to(dtype)
+        by_window = plain.scatter(grad, cells, bins, torch.empty(len(boxes), *x.shape[1:], dtype=dtype, device="cpu"))
+        map_ = x.to(device).contiguous(memory_format=layout)
+        values, found = forward(map_, windows, bins, True)
+        gradient = backward(grad.to(device), found, None if windows is None else images, bins, torch.empty_like(map_))
+        for name, ours, theirs in (
+            ("maxima", values, plain.take(x, cells, bins, images)),
+            ("cells", found, cells),
+            ("gradients", gradient, torch.zeros_like(x).index_add_(0, images, by_window)),
+        ):
+            if not torch.equal(ours.cpu().double().nan_to_num(99), theirs.double().nan_to_num(99)):
+                return f"the kernel's {name} differ from torch's"
+    return ""
+
+
+def _cells(x: Tensor, box: Sequence[int], bins: Sequence[int]) -> Tensor:
+    """The cells of a window's maxima, by torch's operations: `(1, C * M)`."""
+    image, left, top, right, bottom = box
+    cells = plain.max_cells(x[image : image + 1, :, top:bottom, left:right], bins, "adaptive")
+    return (top + cells // (right - left)) * x.shape[3] + left + cells % (right - left)
 
 
 def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: bool) -> tuple[Tensor, Tensor]:

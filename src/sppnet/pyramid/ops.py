@@ -56,7 +56,7 @@ def pyramid_max_backward(
         from . import gpu
 
         return gpu.backward(grad, cells, images, bins, out)
-    return _scatter(grad, cells, bins, out)
+    return plain.scatter(grad, cells, bins, out)
 
 
 def has_kernel(x: Tensor, bins: Sequence[int]) -> bool:
@@ -75,17 +75,6 @@ def _on_gpu(x: Tensor, bins: Sequence[int]) -> bool:
 @functools.cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
-
-
-def _scatter(grad: Tensor, cells: Tensor, bins: Sequence[int], out: Tensor) -> Tensor:
-    channels, counts = out.shape[1], [n * n for n in bins]
-
-    def by_plane(flat: Tensor) -> Tensor:
-        levels = torch.split(flat, [channels * count for count in counts], 1)
-        return torch.cat([part.reshape(len(part), channels, k) for part, k in zip(levels, counts, strict=True)], 2)
-
-    total = torch.zeros_like(out, memory_format=torch.contiguous_format).flatten(2)
-    return out.copy_(total.scatter_add_(2, by_plane(cells.long()), by_plane(grad)).view_as(out))
 
 
 def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:

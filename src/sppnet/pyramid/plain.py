@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .edges import Edges, bin_edges
+from .edges import ONNX, Edges, bin_edges, exporter
 
 CROP_VALUES = 2**26  # `pool_windows` cuts out at most this many values at once (256 MiB in float32)
 
@@ -50,6 +50,18 @@ def take(x: Tensor, cells: Tensor, bins: Sequence[int], images: Tensor | None = 
     return torch.cat([level.flatten(1) for level in found], 1)
 
 
+def scatter(grad: Tensor, cells: Tensor, bins: Sequence[int], out: Tensor) -> Tensor:
+    """Fill `out` `(N, C, H, W)` with the sums of `grad` by `cells` (both `(N, C * M)`): the gradient of `take`."""
+    channels, counts = out.shape[1], [n * n for n in bins]
+
+    def by_plane(flat: Tensor) -> Tensor:
+        levels = torch.split(flat, [channels * count for count in counts], 1)
+        return torch.cat([part.reshape(len(part), channels, k) for part, k in zip(levels, counts, strict=True)], 2)
+
+    total = torch.zeros_like(out, memory_format=torch.contiguous_format).flatten(2)
+    return out.copy_(total.scatter_add_(2, by_plane(cells.long()), by_plane(grad)).view_as(out))
+
+
 def average_by_product(x: Tensor, bins: Sequence[int]) -> Tensor:
     """Means over adaptive bins as products with matrices of shares: for `torch.compile`, one graph for every size.
 
@@ -82,7 +94,7 @@ def _crops(x: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 
 def _first_maxima(x: Tensor, n: int, rule: str) -> Tensor:
     """Row-major index, in its map, of the first largest cell of each bin: `(N, C, n, n)`."""
-    if rule == "adaptive":
+    if rule == "adaptive" and exporter() != ONNX:  # in which it would be for maps of one size; slices are for all
         indices: Tensor = nn.functional.adaptive_max_pool2d(x, n, return_indices=True)[1]
         return indices
     rows, cols = bin_edges(x.shape[2], n, rule), bin_edges(x.shape[3], n, rule)
@@ -97,7 +109,7 @@ def _first_maxima(x: Tensor, n: int, rule: str) -> Tensor:
 def _average(x: Tensor, n: int, rule: str) -> Tensor:
     """Mean over the real cells of each bin: `(N, C, n, n)`."""
     deterministic = x.is_cuda and torch.are_deterministic_algorithms_enabled()
-    if rule == "adaptive" and not deterministic:  # its CUDA backward adds with atomics
+    if rule == "adaptive" and not deterministic and exporter() != ONNX:  # its CUDA backward adds with atomics
         return nn.functional.adaptive_avg_pool2d(x, n)
     return _average_of_slices(x, bin_edges(x.shape[2], n, rule), bin_edges(x.shape[3], n, rule))
 
