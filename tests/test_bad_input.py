@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,29 @@ NAMES_AND_VALUES = [
     (["train", "data.fit=stretch"], ["data.fit=stretch", "crop", "full"]),
     (["train", "data.split.val=0.6", "data.split.test=0.5"], ["data.split.val"]),
     (["train", "backbone=torchvision"], ["backbone.name must be given"]),
-    (["train", "backbone.name=5"], ["backbone.name=5", "letters"]),
-    (["train", "data.name=5"], ["data.name=5", "letters"]),
+    (["train", "optim.lr='0.1'"], ["optim.lr='0.1' is a text in quotes", "a number above 0, without quotes"]),
+    (["train", "force='true'"], ["force='true' is a text in quotes", "true or false"]),
+    (["train", "sizes.train='[24]'"], ["sizes.train='[24]' is a text in quotes", "a list"]),
+    (["train", "optim.lr=fast"], ["optim.lr=fast is not allowed"]),
+    (["train", "callbacks.stop.monitor=val/loss"], ["callbacks.stop", "+callbacks.stop._target_=CLASS"]),
+    (["train", "optim.betas=[0.5,0.9]"], ["optim.betas", "+optim.betas=VALUE"]),
+    (["train", "=5"], ["=5 is not of the form KEY=VALUE"]),
+    (["train", "hydra=5"], ["Hydra cannot read this", "Got int"]),
+    (["train", "-m", "seed=range(1,5,0)"], ["Hydra cannot read this", "must not be zero"]),
+    (["train", "zf5"], ["zf5 is not of the form KEY=VALUE", "did you mean backbone=zf5?"]),
+    (["predict", "FOLDER"], ["FOLDER is not of the form KEY=VALUE", "did you mean input=FOLDER?"]),
+    (["predict", "runs/best.ckpt"], ["did you mean checkpoint=runs/best.ckpt?"]),
+    (["test", "RUN"], ["did you mean checkpoint=RUN?"]),
+    (["status", "heads"], ["did you mean experiments=heads?"]),
+    (["report", "mine"], ["did you mean study=mine?"]),
+    (["bench", "layer"], ["did you mean only=[layer]?"]),
+    (["train", "allow=[a, b]", "optim._target_=c.D"], ["c.D is not allowed", "a.*, b.*"]),
+    (["train", "allow=[a"], ["allow=[a is not allowed", "allow=mine"]),
+    (["train", "allow="], ["allow= is not allowed"]),
     (["train", "data.name=null"], ["data.name=null", "letters"]),
     (["train", "data.name=a/b"], ["data.name=a/b", "letters"]),
-    (["train", "data=folder", "data.root=5"], ["data.root=5", "a text"]),
+    (["train", "data=folder", "data.root=2024_05"], ["2024_05 does not exist"]),
+    (["train", "experiments=2024_05"], ["experiments/2024_05"]),
     (["train", "data.crop=5"], ["data.crop=5", "mapping"]),
     (["train", "data.split=null"], ["data.split=null", "mapping"]),
     (["train", "data.split=5"], ["data.split=5", "mapping"]),
@@ -72,7 +91,7 @@ NAMES_AND_VALUES = [
     (["test", "checkpoint=no/such(1)"], ["checkpoint=no/such(1): no such file"]),
     (["test", "checkpoint='no=such'"], ["checkpoint=no=such: no such file"]),
     (["test", "checkpoint="], ["checkpoint= is empty"]),
-    (["train", "backbone=true"], ["backbone=true", "zf5"]),
+    (["train", "backbone=true"], ["backbone/true", "zf5"]),
     (["train", "sizes=single", "sizes.train=[48,40]"], ["sizes.train=[48, 40]", "one size"]),
     (["train", "optim.lr=1e400"], ["optim.lr=inf", "above 0"]),
     (["train", "seed=1", "--info", "fly"], ["--info", "invalid choice"]),
@@ -162,6 +181,15 @@ CALLBACKS = [
     ([STOPPING, "+callbacks.stop.monitor=a", "+callbacks.stop.mode=up"], ["EarlyStopping", "mode"]),
     (["+callbacks.x._target_=lightning.pytorch.callbacks.Timer", "+callbacks.x.duration=long"], ["Timer", "duration"]),
     ([STOPPING], ["EarlyStopping", "monitor"]),
+    (
+        [STOPPING, "+callbacks.stop.monitor=val_loss"],
+        ["stop.monitor=val_loss is not allowed", "val/loss", "val/48/top1"],
+    ),
+    ([STOPPING, "+callbacks.stop.monitor=step", "+callbacks.stop.strict=false"], ["stop.monitor=step is not allowed"]),
+    (
+        ["+callbacks.x._target_=lightning.pytorch.callbacks.ModelCheckpoint", "+callbacks.x.monitor=train/loss"],
+        ["x.monitor=train/loss is not allowed", "val/loss", "step"],
+    ),
 ]
 
 
@@ -325,6 +353,20 @@ def test_checkpoints_that_are_none(sppnet: Caller, tmp_path: Path) -> None:
         assert not (tmp_path / "exploded").exists()
     (tmp_path / "folder").mkdir()
     assert_one_line(sppnet("test", "checkpoint=folder"), "folder", "best.ckpt")
+
+
+def test_of_a_foreign_file_one_line_is_said_and_no_number(
+    sppnet: Caller, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "junk").write_text("hello junk")
+    with zipfile.ZipFile(tmp_path / "script", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"a/{name}", "3")
+    for name in ("junk", "script"):
+        called = sppnet("test", f"checkpoint={name}")
+        assert_one_line(called, f"checkpoint={name} cannot be read, is damaged or no file of tensors")
+        assert not called.err.strip()[-1].isdigit()
+    assert not [str(warning.message) for warning in recwarn if "torch.load" in str(warning.message)]
 
 
 def test_checkpoints_that_are_damaged_or_of_another_network(sppnet: Caller, tmp_path: Path) -> None:

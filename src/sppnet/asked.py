@@ -16,6 +16,7 @@ from sppnet.errors import UserError
 from sppnet.expand import Expanded
 from sppnet.runs import plan
 from sppnet.study import Cell, Study, cell, common, conf, header, stored, verb_of, words_of
+from sppnet.words import as_typed, unquoted
 
 READ = ("study", "report", "paths", "debug")  # what is heeded where no study's file is named
 
@@ -32,7 +33,7 @@ def chosen(job: Job, own: Collection[str]) -> list[Study]:
     """
     runs, name = Path(job.cfg["paths"]["runs"]).expanduser(), job.cfg["study"]
     words = [(re.split(r"[.=]", word.lstrip("+~"))[0], word) for word in job.overrides]
-    experiments = next((word.partition("=")[2] for key, word in words if key == "experiments"), None)
+    experiments = next((str(unquoted(word)) for key, word in words if key == "experiments"), None)
     if experiments is not None:
         typed = [word for key, word in words if key not in {"experiments", *own}]
         return [expand(runs, experiments, [*typed, *job.sweeper])]
@@ -69,7 +70,7 @@ def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> 
             found.append(Study(folder.name, folder, tuple(cells), report, {}, {} if cells else header(folder.name)))
             continue
         try:
-            jobs, rows, shown = recompose.sweep("train", [f"experiments={experiments}", *typed])
+            jobs, rows, shown = recompose.sweep("train", [as_typed(f"experiments={experiments}"), *typed])
         except UserError:  # its file is gone or does not compose any more
             found.append(Study(experiments, folder, tuple(cells), report, {}, header(experiments)))
             continue
@@ -92,7 +93,7 @@ def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
     Raises:
         UserError: it does not compose, or a cell names no valid run.
     """
-    verb, asked = verb_of(experiments), [f"experiments={experiments}", *typed]
+    verb, asked = verb_of(experiments), [as_typed(f"experiments={experiments}"), *typed]
     jobs, rows, report = recompose.sweep(verb, asked)
     folder = runs / str(recompose.again(verb, asked)["study"])
     if verb == "transfer":  # its rows are files, and are not planned

@@ -178,7 +178,14 @@ class StatusFile(Callback):
 
 
 class Bar(RichProgressBar):
-    """Lightning's rich bar with our figures: input size, loss, validation score."""
+    """Lightning's rich bar with our figures: input size, loss, validation score; epochs count from 1."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        text = super()._get_train_description(current_epoch)
+        return text.replace(
+            f"Epoch {current_epoch}/{(self.trainer.max_epochs or 0) - 1}",
+            f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}",
+        )
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands behind the bar."""

@@ -152,7 +152,7 @@ class Checkpoints(Checkpoint):
         self._due.append("last")
         self._save_due(trainer)
         if stop := self._stopped(trainer):
-            self._end(trainer, stop, f"after epoch {trainer.current_epoch}")
+            self._end(trainer, stop, f"after epoch {trainer.current_epoch + 1}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""

@@ -117,7 +117,7 @@ class Classifier(L.LightningModule):
         loss = total.detach() / valid.sum().clamp(min=1)
         if not torch.isfinite(loss):
             raise RunFailed(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, input size"
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch + 1}, input size"
                 f" {batch['size']}) with learning rate {self._rate():g}; lower optim.lr or set trainer.gradient_clip"
             )
         self.metrics["train"].update(batch["size"], logits, batch["target"], losses, valid)

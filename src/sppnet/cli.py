@@ -5,11 +5,14 @@ Exit codes: 0 done, 1 a failure, 2 the user's mistake (one line on standard erro
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
+import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from sppnet import __version__, errors, provenance
@@ -60,7 +63,6 @@ def dispatch() -> int:
         print(f"sppnet: unknown verb {verb!r}; verbs are {', '.join(VERBS)}", file=sys.stderr)
         return 2
     del sys.argv[1]
-    _admit_packages()
     return _run(verb)
 
 
@@ -74,7 +76,9 @@ def _run(verb: str) -> int:
         from sppnet import ranks
 
         ranks.settle(verb)
-        importlib.import_module(f"sppnet.commands.{verb}").main()
+        _admit_packages()
+        with _hydra_in_one_line():
+            importlib.import_module(f"sppnet.commands.{verb}").main()
     except UserError as error:
         if errors.show_traceback:
             traceback.print_exc()
@@ -98,10 +102,36 @@ def _run(verb: str) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _hydra_in_one_line() -> Iterator[None]:
+    """Turn an error that arises in Hydra or below it into a UserError: it asserts, or calls on, what a user typed."""
+    try:
+        yield
+    except Exception as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in {"hydra", "omegaconf", "antlr4"}:
+            raise
+        bare = "; with PYTHONOPTIMIZE or python -O its grammar does not work, unset it" if sys.flags.optimize else ""
+        raise UserError(f"Hydra cannot read this: {error}{bare}") from error
+
+
 def _admit_packages() -> None:
-    """Take `allow=PACKAGE` off the command line: it may not stand in a config file (see `sppnet.plug`)."""
-    named = [word.removeprefix("allow=") for word in sys.argv[1:] if word.startswith("allow=")]
-    sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("allow=")]
+    """Take `allow=PACKAGE` off the command line: it may not stand in a config file (see `sppnet.plug`).
+
+    Raises:
+        UserError: it is no name of a package, or no list of such names.
+    """
+    typed = [word for word in sys.argv[1:] if re.match(r"\+*allow=", word)]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in typed]
+    named: list[str] = []
+    for word in typed:
+        listed = re.fullmatch(r"\[(.*)\]|([^\[\]]*)", word.partition("=")[2].strip())
+        names = [name.strip(" '\"") for name in (listed[1] or listed[2] or "").split(",")] if listed else [""]
+        if not all(part.isidentifier() for name in names for part in name.rstrip(".").split(".")):
+            raise UserError(
+                f"{word} is not allowed; it takes names of packages, such as allow=mine or allow=mine,yours"
+            )
+        named += names
     if named:
         os.environ["SPPNET_ALLOW"] = ",".join(filter(None, [os.environ.get("SPPNET_ALLOW", ""), *named]))
     if os.environ.get("SPPNET_ALLOW"):

@@ -117,7 +117,7 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
             job(made)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; the dispatcher words them
-    words.settle()
+    words.settle(verb)
     try:
         hydra.main(version_base="1.3", config_path=str(groups.root() / "conf"), config_name=verb)(task)()
     except (HydraException, OmegaConfBaseException) as error:

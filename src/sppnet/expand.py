@@ -12,6 +12,8 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from sppnet.words import as_typed
+
 
 class Expanded(NamedTuple):
     """A job of a sweep: its overrides, and the name of the row that it comes from ("" in a plain grid)."""
@@ -44,10 +46,13 @@ def expand(
         if name not in rows:
             raise HydraException(f"hydra.sweeper.only={name} is not allowed; rows are {', '.join(rows)}")
     parser = OverridesParser.create(config_loader=loader)
-    axes = [f"{key}={value}" for key, value in (params or {}).items()]
+    axes = [
+        as_typed(f"{key}={value}") if isinstance(value, str) else f"{key}={value}"
+        for key, value in (params or {}).items()
+    ]
     jobs: dict[tuple[str, ...], Expanded] = {}
     for name in wanted or list(rows) or [""]:
-        row = list(rows[name]["set"]) if name else []
+        row = [as_typed(word) for word in rows[name]["set"]] if name else []
         [made] = BasicSweeper.split_arguments(parser.parse_overrides([*axes, *row, *typed]), None)
         for job in made:
             jobs.setdefault(tuple(sorted(job)), Expanded(name, job))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from pathlib import Path
-
-from sppnet import words
 
 HERE = Path(__file__).resolve().parent
 
@@ -27,9 +26,18 @@ def unnamed_option() -> str:
     return f"{group}={value} is not allowed; it takes one of {', '.join(allowed[group])}"
 
 
+def config_dir() -> Path | None:
+    """The folder of `--config-dir`. Judges nothing else: who composes in a program of their own has other options."""
+    for word, following in itertools.pairwise([*sys.argv[1:], ""]):
+        name, equals, value = word.partition("=")
+        if name in {"--config-dir", "-cd"}:
+            return Path(value if equals else following).absolute()
+    return None
+
+
 def folders() -> list[Path]:
     """Where groups lie: ours, and what --config-dir adds."""
-    return [root() / "conf", *filter(None, [words.config_dir()])]
+    return [root() / "conf", *filter(None, [config_dir()])]
 
 
 def options(group: str) -> list[Path]:
@@ -40,7 +48,7 @@ def options(group: str) -> list[Path]:
 
 def names() -> list[str]:
     """All groups."""
-    found = {path.name for folder in folders() for path in folder.iterdir() if path.is_dir()}
+    found = {path.name for folder in folders() if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
     return sorted(found | {"experiments"})
 
 

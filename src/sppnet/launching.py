@@ -5,7 +5,7 @@ Imported at every start, with the plugins, so nothing heavy is imported here but
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -14,6 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from sppnet.errors import UserError
+from sppnet.words import TEXTS, as_typed
 
 if TYPE_CHECKING:
     from sppnet.sweep import Sweep, SweepJob
@@ -40,6 +41,7 @@ class SweepLauncher(Launcher):
         setup_globals()
         load, rows, verb = self.hydra_context.config_loader.load_sweep_config, self._rows(), self.config.hydra.job.name
         jobs = []
+        _refuse_numbers_for_texts(word for words in job_overrides for word in words)
         for number, words in enumerate(map(list, job_overrides), start=initial_job_idx):
             jobs.append(SweepJob(number, words, load(self.config, words), rows.get(tuple(sorted(words)), "")))
         self.sweep(str(verb), jobs).run()
@@ -57,3 +59,13 @@ class SweepLauncher(Launcher):
             return {}
         made = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
         return {tuple(sorted(job.words)): job.row for job in made}
+
+
+def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:
+    """Only an axis of a file brings such a number (`words.settle` quotes what is typed); 2024_05 is 202405 by now."""
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+")
+        if key in TEXTS and as_typed(word) != word:
+            raise UserError(
+                f"{word} is a number in hydra.sweeper.params; there a text like it is quoted: {as_typed(word)}"
+            )

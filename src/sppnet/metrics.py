@@ -6,6 +6,7 @@ weights carry no counters, and a size that turns up for the first time needs no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -98,6 +99,11 @@ class SizeMetrics:
         """How many images were counted at each size of a test; a collective call under DDP."""
         return {key: int(metrics["images"].compute()) for key, metrics in self._by_size.items()}
 
+    def names(self, sizes: Sequence[int]) -> list[str]:
+        """What `compute` will call its figures once images of these `sizes` are counted."""
+        prefixes = [f"{self.phase}/", *(f"{self.phase}/{size}/" for size in sizes)]
+        return [f"{prefix}{name}" for prefix in prefixes for name in ORDER if name in self._new()]
+
     def reset(self) -> None:
         """Forget all."""
         self._by_size = {}
@@ -124,22 +130,27 @@ class SizeMetrics:
 
     def _of(self, key: str, device: torch.device) -> MetricCollection:
         if key not in self._by_size:
-            metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy="disable")}
-            options: dict[str, Any] = {"num_classes": self.classes, "validate_args": False}
-            if self.phase == "test":
-                metrics["images"] = SumMetric()
-            if not self.multilabel:
-                metrics["top1"] = MulticlassAccuracy(average="micro", **options)
-                metrics["top5"] = MulticlassAccuracy(average="micro", top_k=min(5, self.classes), **options)
-                if self.phase != "train":
-                    metrics["class_accuracy"] = MulticlassStatScores(average="none", **options)
-            elif self.phase != "train":
-                metrics["map"] = AveragePrecision(self.classes, average="none", validate_args=False)
-            self._by_size[key] = MetricCollection(metrics, compute_groups=False).to(device)
-            for name in metrics.keys() & {"loss", "images"}:
-                # the default type is the precision's in a step, and bfloat16 counts to 256; after `to`, which resets it
-                metrics[name].set_dtype(torch.promote_types(torch.get_default_dtype(), torch.float32))
+            collection = MetricCollection(self._new(), compute_groups=False).to(device)
+            for name, metric in collection.items(copy_state=False):
+                if name in ("loss", "images"):
+                    # in a step the default type is the precision's, and bfloat16 counts to 256; `to` resets it
+                    metric.set_dtype(torch.promote_types(torch.get_default_dtype(), torch.float32))
+            self._by_size[key] = collection
         return self._by_size[key]
+
+    def _new(self) -> dict[str, Metric | MetricCollection]:
+        metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy="disable")}
+        options: dict[str, Any] = {"num_classes": self.classes, "validate_args": False}
+        if self.phase == "test":
+            metrics["images"] = SumMetric()
+        if not self.multilabel:
+            metrics["top1"] = MulticlassAccuracy(average="micro", **options)
+            metrics["top5"] = MulticlassAccuracy(average="micro", top_k=min(5, self.classes), **options)
+            if self.phase != "train":
+                metrics["class_accuracy"] = MulticlassStatScores(average="none", **options)
+        elif self.phase != "train":
+            metrics["map"] = AveragePrecision(self.classes, average="none", validate_args=False)
+        return metrics
 
 
 def _figure(name: str, metric: Metric) -> Tensor:

@@ -1,4 +1,4 @@
-"""A sweep on this machine: every job a process of its own, n at a time, each on cores of its own.
+"""A sweep on this machine: every job a process of its own, n at a time, each on cores and GPUs of its own.
 
 The thread count is the run's (`trainer.threads`) and no business of a launcher: it is part of what a run is.
 """
@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
+from sppnet.gpus import Gpus, visible, wanted
 from sppnet.runs import Run, read_json
 from sppnet.show import result_lines
 from sppnet.sweep import Sweep, SweepJob
@@ -27,24 +28,31 @@ OUTCOMES = {0: "done", 2: "refused"}  # by exit code; any other is a failure
 
 
 class Processes(Sweep):
-    """Runs the jobs `n` at a time and prints how each went."""
+    """Runs the jobs `n` at a time and prints how each went.
 
-    def __init__(self, verb: str, jobs: list[SweepJob], n: int) -> None:
-        if n < 1:
-            raise UserError(f"hydra.launcher.n={n} is not allowed; it takes a whole number of at least 1")
+    Args:
+        verb: names the command.
+        jobs: those of the sweep.
+        n: how many run at a time; None for as many as have GPUs of their own, or two where no job wants one. With 1,
+            every job sees all GPUs.
+    """
+
+    def __init__(self, verb: str, jobs: list[SweepJob], n: int | None) -> None:
+        if n is not None and n < 1:
+            raise UserError(f"hydra.launcher.n={n} is not allowed; it takes null or a whole number of at least 1")
         super().__init__(verb, jobs)
         self.n = n
         self._cores: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-        for share in shares(n):
-            self._cores.put(share)
+        self._gpus = Gpus([])
         self._stopping = threading.Event()
         self._children: set[subprocess.Popen[bytes]] = set()
 
     def start(self, groups: list[list[SweepJob]]) -> None:
         """Run the groups side by side."""
+        n = self._share_out(groups)
         before = signal.signal(signal.SIGTERM, self._interrupt)
         try:
-            with ThreadPoolExecutor(self.n) as pool:
+            with ThreadPoolExecutor(n) as pool:
                 try:
                     for future in [pool.submit(self._run_group, group) for group in groups]:
                         future.result()
@@ -53,6 +61,24 @@ class Processes(Sweep):
                     raise
         finally:
             signal.signal(signal.SIGTERM, before)
+
+    def _share_out(self, groups: list[list[SweepJob]]) -> int:
+        """Deal out cores and GPUs; returns how many jobs run at a time."""
+        names = [] if self.n == 1 else visible()
+        sizes = [
+            what if isinstance(what, int) else len(what) for what in map(_gpus_of, (job for g in groups for job in g))
+        ]
+        sizes = sorted((size for size in sizes if 0 < size <= len(names)), reverse=True)
+        n = self.n or (min(len(names) // sizes[-1], len(groups)) if sizes else 2)
+        shared = sum(sizes[:n]) > len(names)
+        if self.n and shared:
+            notice(
+                f"hydra.launcher.n={n}: up to {n} jobs at a time share the {len(names)} GPU(s) here, dealt out in turn"
+            )
+        self._gpus = Gpus(names, bool(self.n) and shared)
+        for share in shares(n):
+            self._cores.put(share)
+        return n
 
     def _run_group(self, group: list[SweepJob]) -> None:
         for job in group:
@@ -65,11 +91,14 @@ class Processes(Sweep):
                 self._run(job, self.command(group, job))
 
     def _run(self, job: SweepJob, command: list[str]) -> None:
-        began = time.monotonic()
-        self.say(job)
         cores = self._cores.get()
         try:
-            code, printed = self._call(job, command, cores)
+            with self._gpus.taken(_gpus_of(job), self._stopping.is_set) as seen:
+                if self._stopping.is_set():
+                    return
+                self.say(job)
+                began = time.monotonic()
+                code, printed = self._call(job, command, cores, seen)
         finally:
             self._cores.put(cores)
         if code == 2:
@@ -79,9 +108,9 @@ class Processes(Sweep):
             job.lines = self._result(job, printed, code)
         self.say(job, time.monotonic() - began)
 
-    def _call(self, job: SweepJob, command: list[str], cores: set[int]) -> tuple[int, list[str]]:
-        """Exit code and output of a job."""
-        env = os.environ | ({"SPPNET_JOB_LOG": "1"} if job.plan else {})
+    def _call(self, job: SweepJob, command: list[str], cores: set[int], seen: dict[str, str]) -> tuple[int, list[str]]:
+        """Exit code and output of a job that sees certain GPUs."""
+        env = os.environ | seen | ({"SPPNET_JOB_LOG": "1"} if job.plan else {})
         with tempfile.TemporaryFile() as output:
             child = subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
@@ -118,6 +147,13 @@ def shares(n: int) -> list[set[int]]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     each = len(cores) // n
     return [set(cores[each * i : each * (i + 1)]) for i in range(n)] if n > 1 else [set()]
+
+
+def _gpus_of(job: SweepJob) -> int | list[int]:
+    """How many GPUs a job takes, or which; only training takes several."""
+    if job.plan is not None:
+        return wanted(job.plan.cfg["trainer"])
+    return wanted({"accelerator": job.cfg.trainer.accelerator, "devices": 1})
 
 
 def _threads(cfg: Mapping[str, Any]) -> int:

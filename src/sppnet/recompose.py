@@ -16,7 +16,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sppnet import groups, words
+from sppnet import groups, settings
 from sppnet.errors import UserError
 from sppnet.expand import Expanded, expand
 
@@ -92,7 +92,7 @@ def _settled() -> AbstractContextManager[None]:
 
 
 def _searchpath() -> str:
-    folders = [str(groups.root()), *([str(folder)] if (folder := words.config_dir()) else [])]
+    folders = [str(groups.root()), *([str(folder)] if (folder := groups.config_dir()) else [])]
     quoted = ",".join("'file://" + folder.replace("\\", "\\\\").replace("'", "\\'") + "'" for folder in folders)
     return f"hydra.searchpath=[{quoted}]"
 
@@ -134,6 +134,9 @@ def _unknown_key(key: str, verb: str) -> str:
     """`key` is in no config: name its neighbours, from the configuration as it is without overrides."""
     if key.startswith("hydra."):
         return f"unknown key {key}; a new key is added with +{key}=VALUE"
+    if (name := key.removeprefix("callbacks.")) != key:
+        new = f"+callbacks.{name.split('.')[0]}"
+        return f"unknown key {key}; each key of a new callback has a plus: {new}._target_=CLASS {new}.KEY=VALUE"
     node: Any = _compose(verb, [])
     where = ""
     for part in key.split("."):
@@ -147,6 +150,12 @@ def _unknown_key(key: str, verb: str) -> str:
                 path.stem for path in groups.options(where) if re.search(rf"(?m)^{re.escape(part)}:", path.read_text())
             ]
             hint += f"{where}={others[0]} has it; " if where and others else ""
-            return f"unknown key {key}; {hint}{where or 'the top level'} has {', '.join(names)}"
+            has = f"{where or 'the top level'} has {', '.join(names) or 'no keys'}"
+            return f"unknown key {key}; {hint}{has}{_added(key, where)}"
         node, where = node[part], f"{where}.{part}".lstrip(".")
     return f"unknown key {key} in this combination of options (a new key is added with +{key}=VALUE)"
+
+
+def _added(key: str, where: str) -> str:
+    """How a key is added to a section whose class may take more than the section has."""
+    return f"; another argument of its class is added with +{key}=VALUE" if where in settings.TARGETS else ""

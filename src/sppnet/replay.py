@@ -68,7 +68,7 @@ def run(verb: str, job: Callable[[Trained], None], own: Sequence[str], may_chang
     Raises:
         UserError: nothing is there, it is no checkpoint, or something differs that may not.
     """
-    words.settle()
+    words.settle(verb)
     where = named_checkpoint()
     replayed = [] if where is None else recompose.known(verb, stored(_path(where))[1])
     sys.argv[1:1] = replayed

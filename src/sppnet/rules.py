@@ -19,12 +19,14 @@ class Rule:
         words: what is, for messages.
         required: the key can nowhere be left out; an optional one with `only` can be where that does not hold.
         only: other keys and the values of theirs with which this key has an effect; empty if it always has.
+        text: the value is a text, or a list of texts; `2024` typed for it is the text "2024".
     """
 
     good: Callable[[Any], bool]
     words: str
     required: bool = True
     only: Condition = field(default_factory=dict)
+    text: bool = False
 
 
 def _is_int(value: object) -> bool:
@@ -62,7 +64,8 @@ def list_of(rule: Rule, least: int = 1, distinct: bool = False) -> Rule:
             and (not distinct or len(set(value)) == len(value))
         )
 
-    return Rule(good, f"a list of {'distinct values, each ' if distinct else ''}{rule.words}, {least} or more of them")
+    words = f"a list of {'distinct values, each ' if distinct else ''}{rule.words}, {least} or more of them"
+    return Rule(good, words, text=rule.text)
 
 
 def interval(high: float) -> Rule:
@@ -80,12 +83,13 @@ def colour(low: float) -> Rule:
 
 def or_null(rule: Rule) -> Rule:
     """Null, or what `rule` allows."""
-    return Rule(lambda v: v is None or rule.good(v), f"null or {rule.words}")
+    return replace(rule, good=lambda v: v is None or rule.good(v), words=f"null or {rule.words}")
 
 
 def either(first: Rule, second: Rule) -> Rule:
     """What one of the two allows."""
-    return Rule(lambda v: first.good(v) or second.good(v), f"{first.words}, or {second.words}")
+    words = f"{first.words}, or {second.words}"
+    return Rule(lambda v: first.good(v) or second.good(v), words, text=first.text or second.text)
 
 
 def optional(rule: Rule) -> Rule:
@@ -99,13 +103,35 @@ def only(condition: Condition, rule: Rule) -> Rule:
 
 
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
-TEXT = Rule(lambda v: isinstance(v, str) and bool(v.strip()), "a text")
+TEXT = Rule(lambda v: isinstance(v, str) and bool(v.strip()), "a text", text=True)
 LABEL = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", v) is not None and len(v.encode()) <= 100,
     "letters, digits and . _ + = -, 100 at most (it names a directory)",
+    text=True,
 )
 POSITIVE = real(lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = real(lambda v: v >= 0, "a number of at least 0")
 SHARE = real(lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
 INSIDE = real(lambda v: 0 < v < 1, "a number between 0 and 1")
 RATIO = real(lambda v: 0 < v <= 1, "a number above 0, at most 1")
+# A text that would be something else without its quotes.
+LITERAL = re.compile(r"\s*([-+]?[\d._]+(e[-+]?\d+)?|true|false|null|\[.*\])\s*", re.I | re.S)
+
+
+def refusal(key: str, value: object, rule: Rule) -> str:
+    """Why `rule` refuses `value`; the type is named where it is what is wrong, since `"0.1"` and `0.1` look alike."""
+    if rule.text and isinstance(value, int | float):
+        return (
+            f"{key}={shown(value)} is a {'boolean' if isinstance(value, bool) else 'number'}, as YAML reads it; it"
+            f" takes {rule.words}; in a file a name like this stands in quotes"
+        )
+    if isinstance(value, str) and not rule.text and LITERAL.fullmatch(value):
+        return f"{key}='{value}' is a text in quotes; it takes {rule.words}, without quotes"
+    return f"{key}={shown(value)} is not allowed; it takes {rule.words}"
+
+
+def shown(value: object) -> str:
+    """A value as YAML has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

@@ -30,8 +30,10 @@ from sppnet.rules import (
     only,
     optional,
     or_null,
+    refusal,
     whole,
 )
+from sppnet.rules import shown as shown
 
 LAYOUT = 1  # raised when keys of the configuration are renamed or moved; runs and checkpoints hold theirs
 MAX_LEVEL = 1024  # as in sppnet.pyramid, which imports torch; what fits in memory is for sppnet.network to say
@@ -202,7 +204,7 @@ def check_values(cfg: object) -> None:
     for key, rule in RULES.items():
         found, value = _get(cfg, key)
         if found and not rule.good(value) and not re.search(r"\$\{|^\?\?\?$", str(value)):
-            raise UserError(f"{key}={shown(value)} is not allowed; it takes {rule.words}")
+            raise UserError(refusal(key, value, rule))
         needed = rule.required or (rule.only and not _idle(cfg, rule))
         if not found and needed and _get(cfg, key.rpartition(".")[0])[0]:
             raise UserError(f"{key} is missing; it cannot be left out")
@@ -225,7 +227,7 @@ def take(cfg: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
         if not found:
             raise UserError(f"{key} is missing; it cannot be left out")
         if not rule.good(value):
-            raise UserError(f"{key}={shown(value)} is not allowed; it takes {rule.words}")
+            raise UserError(refusal(key, value, rule))
     return taken
 
 
@@ -264,10 +266,3 @@ def _get(cfg: object, key: str) -> tuple[bool, Any]:
             return False, None
         node = node[part]
     return True, node
-
-
-def shown(value: object) -> str:
-    """A value as YAML has it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else f"{value}"

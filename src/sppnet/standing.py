@@ -57,7 +57,7 @@ def stand(run: Run, test: str) -> Standing:
     if state == "done":
         result = read_json(run.test_file(test))
         if isinstance(result, dict):  # it may have been copied here without its checkpoints
-            return Standing("done", "", status, result)
+            return Standing("done", str(status.get("stopped") or ""), status, result)
         if run.best.is_file():
             return Standing("missing", "trained; this test of it is missing", status, None)
         return Standing("lost", "its best.ckpt is gone", status, None)

@@ -18,6 +18,7 @@ from sppnet.errors import UserError
 from sppnet.identity import FORMAT
 from sppnet.locking import alone
 from sppnet.runs import Plan, read_json, write_json
+from sppnet.words import unquoted
 
 NOT_IN_A_CELL = (  # what says where and how a cell is computed, not what it is
     *("experiments", "study", "name", "launch", "hydra", "paths", "force", "retry", "logger", "report"),
@@ -115,7 +116,7 @@ def words_of(overrides: Iterable[str], shared: Collection[str]) -> tuple[str, ..
 
 def cell(overrides: Sequence[str], shared: Collection[str], row: str, planned: Plan, conf: str) -> Cell:
     """The cell of a job of a sweep whose jobs have the overrides `shared` in common."""
-    study = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("experiments=")]
+    study = [str(unquoted(word)) for word in overrides if word.lstrip("+").startswith("experiments=")]
     words = words_of(overrides, shared)
     return Cell(words, planned.run.path.name, planned.test, conf, row, study[-1] if study else None)
 

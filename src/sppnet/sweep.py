@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
-from sppnet import words
+from sppnet import groups
 from sppnet.compose import plain
 from sppnet.errors import UserError, notice
 from sppnet.runs import Plan, plan
@@ -52,7 +52,7 @@ class Sweep:
 
     def __init__(self, verb: str, jobs: list[SweepJob], planned: bool = True) -> None:
         self.verb, self.jobs, self.planned = verb, jobs, planned
-        folder = words.config_dir()  # no override: it would be lost
+        folder = groups.config_dir()  # no override: it would be lost
         self.options = ["--config-dir", str(folder)] if folder else []
         self._common = common(job.overrides for job in jobs)
 

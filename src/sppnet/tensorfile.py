@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,7 +32,8 @@ def read_tensor_file(path: Path, key: str) -> Any:
     """
     try:
         checked = _matches_checksums(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's guesses at a foreign file; the line below is enough
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{key}={path}: {error.strerror}") from None
     except UnpicklingError as error:
@@ -39,8 +41,7 @@ def read_tensor_file(path: Path, key: str) -> Any:
         what = f"holds a pickled object ({named[1]}), which is never executed" if named else "is no file of tensors"
         raise UserError(f"{key}={path} {what}; allowed is what torch.save writes of tensors and plain data") from error
     except Exception as error:  # a damaged file can fail anywhere in the reader
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{key}={path} cannot be read, is damaged or no file of tensors: {reason}") from error
+        raise UserError(f"{key}={path} {_reason(error)}") from error
     if not checked:
         _say_unchecked(path, key)
     return loaded
@@ -107,3 +108,9 @@ def _sha256(path: Path) -> str:
 @functools.cache
 def _say_unchecked(path: Path, key: str) -> None:
     notice(f"{key}={path} was written without checksums: damage to its numbers cannot be noticed")
+
+
+def _reason(error: Exception) -> str:
+    """What torch's reader says in words; the number of a byte that it trips over is left out."""
+    said = re.split(r"\n|\. This is an internal|\. In PyTorch|\.\s+\(Could this", str(error))[0]
+    return f"cannot be read, is damaged or no file of tensors{f': {said}' if ' ' in said else ''}"

@@ -36,6 +36,7 @@ from sppnet.plug import instantiate
 from sppnet.provenance import code
 from sppnet.runs import Run
 from sppnet.slurm import job
+from sppnet.stopping import EarlyEnd, check_monitors
 
 HARMLESS = (
     ".*does not have many workers.*",
@@ -77,7 +78,8 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
     classifier = build_classifier(cfg, sets, overrides)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # too few images are found now
-    return Prepared(cfg, classifier, data, _callbacks(cfg), notices)
+    callbacks = _callbacks(cfg, classifier.metrics["val"].names(cfg["sizes"]["val"]))
+    return Prepared(cfg, classifier, data, callbacks, notices)
 
 
 def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,7 +87,7 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Returns:
         The record of the test (see `score`) and the run's totals: `epochs`, `seconds` (of training, over all starts),
-        `parameters`, `bad_files`.
+        `parameters`, `bad_files`, `stopped` (why training ended before its last epoch, or None).
 
     Raises:
         RunFailed: the loss is not finite, or the checkpoints to go on from are damaged.
@@ -94,8 +96,9 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     records, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(run.path / "bad_files.txt")
     status = StatusFile(run, bad_files)
     checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"])
-    loggers = [records, *mirrors(cfg, run)]
-    callbacks = [records, bad_files, status, *replays(cfg, loggers, records.path), *prepared.callbacks, checkpoints]
+    loggers, early = [records, *mirrors(cfg, run)], EarlyEnd()
+    ours = [records, bad_files, status, *replays(cfg, loggers, records.path)]
+    callbacks = [*ours, *prepared.callbacks, early, checkpoints]
     trainer = make_trainer(cfg, callbacks, loggers, run.path)
     if trainer.is_global_zero:
         data.say_joined(trainer.world_size)
@@ -111,6 +114,7 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         "seconds": round(status.seconds, 1),
         "parameters": sum(p.numel() for p in classifier.parameters()),
         "bad_files": len(bad_files.names),
+        "stopped": early.why,
     }
     return found, totals
 
@@ -243,8 +247,10 @@ def settle(cfg: Mapping[str, Any]) -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
-def _callbacks(cfg: Mapping[str, Any]) -> list[Callback]:
-    made = [instantiate(node, Callback, f"callbacks.{name}") for name, node in cfg["callbacks"].items()]
+def _callbacks(cfg: Mapping[str, Any], logged: Sequence[str]) -> list[Callback]:
+    by_name = {name: instantiate(node, Callback, f"callbacks.{name}") for name, node in cfg["callbacks"].items()}
+    check_monitors(by_name, logged)
+    made = list(by_name.values())
     if cfg["trainer"]["ema"] is not None:
         made.append(Averages(decay=cfg["trainer"]["ema"]))
     return made + progress_display(cfg["trainer"]["progress"])

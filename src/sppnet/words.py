@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -14,9 +15,17 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from sppnet import groups
 from sppnet.errors import UserError
+from sppnet.settings import RULES
 
-PATHS = ("checkpoint", "data.root", "backbone.weights", "paths.runs", "paths.cache", "input", "output", "draw")
+TEXTS = {key for key, rule in RULES.items() if rule.text} | {
+    *("checkpoint", "input", "output", "draw", "photographs", "hydra.sweeper.only"),
+    *(f"hydra.launcher.{name}" for name in ("partition", "account", "qos")),
+}
+FUNCTIONS_OF_TEXTS = ("choice(", "shuffle(", "sort(")
+# Quoted texts, escaped characters, and what stands between the marks of Hydra's grammar.
+PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s,\[\](){}'"\\]+""")
 NOT_OURS = {
     "experimental_rerun": "--experimental-rerun is not available: a run is repeated from its own config.yaml",
     "config_name": "--config-name is not available: a verb has its own; --config-dir DIR adds files of yours",
@@ -24,14 +33,17 @@ NOT_OURS = {
 }
 
 
-def settle() -> None:
+def settle(verb: str) -> None:
     """Bring `sys.argv` into a form that Hydra takes; doing it twice does nothing.
 
-    Options come before overrides (Hydra's parser refuses `a=1 -m b=2`), and paths that its grammar would trip over
-    (`~/photos`, `runs/a(1)`) are quoted.
+    Options come before overrides (Hydra's parser refuses `a=1 -m b=2`). Texts that its grammar would trip over
+    (`~/photos`, `runs/a(1)`) or read as numbers (`study=2024_05`) are quoted.
+
+    Args:
+        verb: names the primary configuration file.
 
     Raises:
-        UserError: an unknown option, or one that has no use here.
+        UserError: an unknown option, or one that has no use here; a word that is no override.
     """
     # --info's value is optional: without one it would take the override that then follows it
     words = [*sys.argv[1:], ""]
@@ -43,17 +55,10 @@ def settle() -> None:
             raise UserError(said)
     options = list(sys.argv[1:])
     for override in args.overrides:
+        if wrong := no_override(verb, override):
+            raise UserError(wrong)
         options.remove(override)
-    sys.argv[1:] = [*options, *map(_quoted, args.overrides)]
-
-
-def config_dir() -> Path | None:
-    """The folder of `--config-dir`. Judges nothing else: who composes in a program of their own has other options."""
-    for word, following in itertools.pairwise([*sys.argv[1:], ""]):
-        name, equals, value = word.partition("=")
-        if name in {"--config-dir", "-cd"}:
-            return Path(value if equals else following).absolute()
-    return None
+    sys.argv[1:] = [*options, *map(as_typed, args.overrides)]
 
 
 def typed(key: str) -> str | None:
@@ -66,18 +71,64 @@ def typed(key: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _quoted(word: str) -> str:
+def no_override(verb: str, word: str) -> str:
+    """What is wrong with a word that is not of the form KEY=VALUE, and what was meant; empty if nothing is wrong."""
+    key, equals, _ = word.partition("=")
+    if word.startswith("~") or (equals and key.lstrip("+") and not ("/" in key and Path(word).exists())):
+        return ""
+    meant = _meant(verb, word)
+    return f"{word} is not of the form KEY=VALUE" + (f"; did you mean {' '.join(meant)}?" if meant else "")
+
+
+def _meant(verb: str, word: str) -> list[str]:
+    path = Path(word).expanduser()
+    of_group = [f"{group}={word}" for group in groups.names() if word in {file.stem for file in groups.options(group)}]
+    if of_group and verb not in {"predict", "bench"}:
+        return of_group[:1]
+    trained = path.suffix in {".ckpt", ".pt"} or (path / "checkpoints").is_dir()
+    if verb in {"status", "report"}:
+        return [f"study={word}"]
+    if verb == "test" or (verb in {"predict", "transfer"} and trained):
+        return [f"checkpoint={word}"]
+    if verb == "predict":
+        return [f"input={word}"]
+    if verb == "bench":
+        return [f"only=[{word}]"]
+    return ["data=folder", f"data.root={word}"] if path.is_dir() else []
+
+
+def as_typed(word: str) -> str:
+    """An override with the texts in it quoted where Hydra's grammar would read something else (2024_05 is 202405)."""
     key, equals, value = word.partition("=")
-    if not equals or key.lstrip("+") not in PATHS:
+    name = key.lstrip("+")
+    group = name.partition("@")[0] in groups.names() and not value.startswith("[")  # no name, which Hydra finds, too
+    if not equals or not value or name.startswith("~") or not (name in TEXTS or group):
         return word
     try:
         OverridesParser.create().parse_override(word)
     except HydraException:
-        pass
-    else:
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return word if group else f"{key}='{escaped}'"
+    if re.match(r"\w+\(", value) and not value.startswith(FUNCTIONS_OF_TEXTS):
         return word
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+
+    def quoted(found: re.Match[str]) -> str:
+        before, part, after = value[: found.start()].rstrip(), found[0], value[found.end() :].lstrip()
+        whole = before[-1:] in {"", ",", "[", "("} and after[:1] in {"", ",", "]", ")"}
+        return f"'{part}'" if whole and _misread(part, name) else part
+
+    return f"{key}={PART.sub(quoted, value)}"
+
+
+def _misread(part: str, key: str) -> bool:
+    """Whether Hydra reads `part` as a number or, where that is no value of `key`, as true or false."""
+    value = OverridesParser.create().parse_override(f"x={part}").value()
+    return isinstance(value, int | float) and not (isinstance(value, bool) and key == "draw")
+
+
+def unquoted(word: str) -> object:
+    """The value of an override, as Hydra reads it; quotes and escapes are gone."""
+    return OverridesParser.create().parse_override(word).value()
 
 
 def _parse() -> Namespace:

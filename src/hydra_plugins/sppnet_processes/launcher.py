@@ -17,7 +17,7 @@ class ProcessesLauncherConf:
     """Options of the launcher."""
 
     _target_: str = "hydra_plugins.sppnet_processes.launcher.ProcessesLauncher"
-    n: int = 2
+    n: int | None = None
 
 
 ConfigStore.instance().store(
@@ -28,7 +28,7 @@ ConfigStore.instance().store(
 class ProcessesLauncher(SweepLauncher):
     """Starts `sppnet VERB OVERRIDES` for each job, `n` of them at a time."""
 
-    def __init__(self, n: int = 2) -> None:
+    def __init__(self, n: int | None = None) -> None:
         self.n = n
 
     def sweep(self, verb: str, jobs: list[Any]) -> Any:

@@ -73,13 +73,20 @@ def _study(study: Study) -> Iterator[RenderableType]:
     if not standings:
         return
     drawn = Table(box=box.SIMPLE, show_edge=False)
-    for head in ("run", "state", "step", "steps/s", "ends", "why"):
+    for head in ("run", "state", "result", "step", "steps/s", "ends", "why"):
         drawn.add_column(head, no_wrap=head != "why", overflow="fold")
     common = set.intersection(*(set(cell.words) for cell in cells))
     for cell, one in standings:
         name = " ".join(word for word in cell.words if word not in common) or cell.run or cell.row or study.name
-        drawn.add_row(Text(name), Text(one.state, COLOURS.get(one.state, "")), *_progress(one), Text(one.reason))
+        state = Text(one.state, COLOURS.get(one.state, ""))
+        drawn.add_row(Text(name), state, _result(one), *_progress(one), Text(one.reason))
     yield drawn
+
+
+def _result(one: Standing) -> str:
+    """The first figure of the test, which is what best.ckpt follows."""
+    metrics = (one.result or {}).get("metrics") or {}
+    return next((f"{name.removeprefix('test/')} {value:.4f}" for name, value in metrics.items()), "")
 
 
 def _progress(one: Standing) -> tuple[str, str, str]:

@@ -85,4 +85,6 @@ def score_run(
         raise KeyboardInterrupt from None
     for bad in sorted(bad_files.names):
         print(f"sppnet: {bad} could not be read and was left out", file=sys.stderr)
+    if bad_files.names:
+        notice(f"{len(bad_files.names)} image(s) of the test part could not be read and were left out")
     return found | {"bad_files": sorted(bad_files.names), "notices": notices}

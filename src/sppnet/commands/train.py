@@ -41,7 +41,13 @@ def train(job: Job) -> None:
         join(planned, job.overrides)
         return
     if planned.result is not None and not job.cfg["force"]:
-        print(f"{planned.run.path} is done (force=true does it again)")
+        print(
+            "; ".join(
+                filter(
+                    None, (f"{planned.run.path} is done (force=true does it again)", planned.run.status.get("stopped"))
+                )
+            )
+        )
     elif planned.run.done and not job.cfg["force"]:
         _test(planned)
         return
@@ -87,7 +93,9 @@ def _train(planned: Plan, job: Job) -> None:
             found, totals = fit(prepared, run)
             write_json(run.test_file(planned.test), found)
             write_json(run.path / "summary.json", found["metrics"] | totals)
-            run.write_status("done", bad_files=totals["bad_files"])
+            run.write_status("done", bad_files=totals["bad_files"], stopped=totals["stopped"])
+            if bad := totals["bad_files"]:
+                notice(f"{bad} image(s) could not be read and were left out; {run.path / 'bad_files.txt'} lists them")
 
 
 @contextlib.contextmanager

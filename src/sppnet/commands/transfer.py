@@ -75,6 +75,8 @@ def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
     names = [images.name(index) for index in bad]
     for name in names:
         notice(f"{name} could not be read and was left out")
+    if names:
+        notice(f"{len(names)} of {len(images)} images could not be read and were left out")
     outcome = evaluate(task, images, found, bad)
     fitted, made = time.monotonic(), provenance()
     return {

@@ -44,9 +44,9 @@ def load_shapes(images: ImageSet, cache: Path, skip: bool = False) -> ShapeArray
     for index in np.flatnonzero(shapes[:, 0] == 0).tolist():  # again, as a network drive may have failed for once
         try:
             shapes[index] = images.shape(index)
-        except DataError:
+        except DataError as error:
             if not skip:
-                raise
+                raise DataError(f"{error}; data.bad_files=skip leaves such files out") from error
     return shapes
 
 
