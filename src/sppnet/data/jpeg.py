@@ -10,14 +10,24 @@ Damaged data that still make sense to the decoder are noticed by none.
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 
 from sppnet.errors import notice
+
+try:
+    import simplejpeg
+
+    DECODER = f"simplejpeg {version('simplejpeg')}"
+except ImportError:  # as on a machine without a package index: Pillow decodes to the same pixels
+    simplejpeg, DECODER = None, "pillow"
+    if multiprocessing.parent_process() is None:
+        notice("warning: simplejpeg is not installed, without which damaged JPEG files are not noticed")
 
 # Extraneous bytes before the end marker can also be what damaged data have left over; far more often a camera's
 # firmware has written them, behind data that are whole.
@@ -48,6 +58,8 @@ def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
     Raises:
         DamagedError: pixels are missing.
     """
+    if simplejpeg is None:
+        return None
     first = _strictly(data, colours)
     if not isinstance(first, str):
         return first

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppnet.data.decode import DataError
 from sppnet.data.images import digest
-from sppnet.data.jpeg import notice_remarks, take_remarks
+from sppnet.data.jpeg import DECODER, notice_remarks, take_remarks
 from sppnet.data.pixels import Whole, shorter
 from sppnet.data.shapes import ShapeArray
 from sppnet.errors import UserError
@@ -132,7 +132,7 @@ def keep(source: Whole, shapes: ShapeArray, folder: Path, name: str, workers: in
         source.resampler,
         FORMAT,
         version("pillow"),
-        version("simplejpeg"),
+        DECODER,
         version("torch"),
     ]
     path = folder / f"photographs-{digest(map(str, what))[:32]}.bin"
