@@ -15,6 +15,7 @@ import torch
 
 from calling import OF_A_STUDY, SWEEP, Called, Caller, command
 from sppnet import cli
+from sppnet.provenance import COMMAND
 
 # Tiny operations on several threads of a busy machine spend their time waiting for each other.
 torch.set_num_threads(1)
@@ -61,7 +62,8 @@ def spawn(tmp_path: Path) -> Caller:
     """`sppnet WORDS...` in a process of its own, in a working directory of its own."""
 
     def call(*words: str, **env: str) -> Called:
-        done = subprocess.run(command(*words), cwd=tmp_path, env=os.environ | env, capture_output=True, text=True)
+        inherited = {key: value for key, value in os.environ.items() if key != COMMAND}  # of `sppnet` in this process
+        done = subprocess.run(command(*words), cwd=tmp_path, env=inherited | env, capture_output=True, text=True)
         return Called(done.returncode, done.stdout, done.stderr)
 
     return call

@@ -77,7 +77,7 @@ def test_a_picture_that_is_painted_over_makes_other_data(root: Path, tmp_path: P
     shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copy)
     assert known(tmp_path / "elsewhere", kept) == before
     flip_a_byte(root / "cat" / "003.png")
-    assert known(root, kept) == fingerprint({"_target_": "sppnet.data.sets.Folder", "root": str(root)}) != before
+    assert known(root, kept) == fingerprint({"_target_": "sppnet.data.Folder", "root": str(root)}) != before
     assert Folder(str(root)).state() != state  # what is kept of its pixels is not served either
     flip_a_byte(root / "cat" / "003.png")
     assert known(root, kept) == before

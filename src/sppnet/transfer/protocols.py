@@ -19,6 +19,9 @@ from sppnet.transfer.svm import Array, accuracies, marks, precisions
 from sppnet.transfer.table import mean_and_deviation
 
 
+PARTS = ("train", "val", "test")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What an SVM achieved.
@@ -121,7 +124,7 @@ def _in_words(task: Task, images: ImageSet, splits: Sequence[Split]) -> str:
     if images.multilabel:
         return f"a split by data.split, {train} images to train on, {test} to test on"
     s, own = task.splits, images.split()
-    kept = f", whose own parts ({', '.join(own)}) do not count" if own else ""
+    kept = f", whose own parts ({', '.join(sorted(own, key=PARTS.index))}) do not count" if own else ""
     many = f"{s['count']} random splits" if s["count"] > 1 else "1 random split"
     return f"{many} of all images{kept}: {s['train']} of each class to train on, at most {s['test']} to test on"
 
