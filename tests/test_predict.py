@@ -191,7 +191,7 @@ def test_nothing_that_can_be_read_is_a_failure(sppnet: Caller, run: Path, pictur
 MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", "top=0"], ["top=0", "at least 1"]),
     (["input=pictures", "top=many"], ["top=many"]),
-    (["input=pictures", "draw=[5]"], ["draw=[5]", "true or false"]),
+    (["input=pictures", "draw=[5]"], ["draw=['5']", "true or false"]),
     (["input=no/such"], ["input=no/such", "no such file"]),
     (["input=empty"], ["input=empty", "no picture"]),
     (["input=pictures/notes"], ["input=pictures/notes", "no such"]),
