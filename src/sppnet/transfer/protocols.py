@@ -18,7 +18,6 @@ from sppnet.transfer.splits import Split, draw_splits
 from sppnet.transfer.svm import Array, accuracies, marks, precisions
 from sppnet.transfer.table import mean_and_deviation
 
-
 PARTS = ("train", "val", "test")
 
 
