@@ -195,8 +195,8 @@ class Walk:
     def _holders(self) -> dict[str, list[str]]:
         """The classes that have each folder below them; `a/a/b`, as unpacking leaves it, is `b` of class `a`."""
         shared: dict[str, list[str]] = {}
-        for below, holders in self.nested.items():
-            for holder in holders:
+        for below in sorted(self.nested, key=lambda below: below.count("/")):
+            for holder in self.nested[below]:
                 first, _, rest = below.partition("/")
                 name = rest if first.casefold() == holder.casefold() else below
                 if name and holder not in shared.setdefault(name, []):
