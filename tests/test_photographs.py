@@ -154,3 +154,7 @@ def test_the_same_photographs_elsewhere_are_the_same_run_and_others_there_are_no
         assert called.code == 0
         assert called.err.count("images in test are in train") == 1
     assert sppnet("train", *words, "data.duplicates=ignore").out.count("is done") == 1
+    test = ("test", f"checkpoint={copied.run}", "views=full")
+    for done in (("train", *words), ("train", "-m", *words, "seed=0,1"), test):
+        late = sppnet(*done, "data.duplicates=error")
+        assert (late.code, late.err.count("data.duplicates=error refuses that")) == (2, 1), late

@@ -180,6 +180,10 @@ def test_a_damaged_file_of_features_is_computed_again_and_so_is_a_changed_pictur
     Image.new("RGB", (50, 60), COLOURS["dog"]).save(pets / "cat/0.png")
     sppnet("transfer", *GIVEN)
     assert len(cached()) == 6
+    shutil.copy(pets / "cat/1.png", pets / "cat/1 copy.png")
+    for _ in range(2):  # of a row that is there, too
+        assert "1 of 25 images is there a second time" in sppnet("transfer", *GIVEN).err
+    assert sppnet("transfer", *GIVEN, "data.duplicates=error").code == 2
 
 
 def test_caltech101_in_its_own_layout(sppnet: Caller, pets: Path) -> None:

@@ -234,6 +234,20 @@ def plan(cfg: dict[str, Any]) -> Plan:
     return Plan(cfg, identity, Run(where), digest(check_identity(cfg, "best", images)), images)
 
 
+def check_duplicates(planned: Plan) -> None:
+    """Refuse what `data.duplicates=error` refuses, also of a run that is done: the key is no part of its identity.
+
+    Raises:
+        UserError: a file is there twice; or as `sppnet.data.load_sets`.
+    """
+    data = planned.cfg["data"]
+    if data["duplicates"] == "error":
+        from sppnet.data import load_sets
+        from sppnet.data.duplicates import duplicates
+
+        duplicates(data, planned.images, load_sets(data, planned.images).parts())
+
+
 def _head(head: Mapping[str, Any]) -> str:
     bins = "_".join(map(str, head["bins"]))
     return f"spp_{bins}" if head["name"] == "spp" and len(bins) < 30 else str(head["name"])

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from sppnet import groups
 from sppnet.compose import plain
 from sppnet.errors import UserError, notice
-from sppnet.runs import Plan, plan
+from sppnet.runs import Plan, check_duplicates, plan
 from sppnet.show import result_lines
 from sppnet.standing import stand
 from sppnet.study import Cell, cell, common, conf, remember
@@ -128,10 +128,12 @@ class Sweep:
         if self.verb != "train":
             return
         try:
-            job.plan = plan(plain(job.cfg))
+            planned = plan(plain(job.cfg))
+            check_duplicates(planned)
         except UserError as error:
             job.outcome, job.lines = "refused", [str(error)]
         else:
+            job.plan = planned
             self.look(job)
 
     def _remember(self) -> None:

@@ -49,6 +49,11 @@ def without_a_restart(data: bytes) -> bytes:
     return data[:first] + data[second:]
 
 
+def without_a_restart_marker(data: bytes) -> bytes:
+    at = data.index(b"\xff\xd2")
+    return data[:at] + data[at + 2 :]
+
+
 def stray(data: bytes) -> bytes:
     """Bytes between the first segment and the next."""
     at = 4 + int.from_bytes(data[4:6], "big")
@@ -71,6 +76,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "half behind an unknown revision": (half(revision(jpeg())), "premature end of data"),
     "no such code": (middle(jpeg(progressive=True), b"\xff\x00" * 20), "bad Huffman code"),
     "a lost restart": (without_a_restart(jpeg(restart_marker_blocks=20)), "instead of RST"),
+    "a lost restart marker": (without_a_restart_marker(jpeg(restart_marker_blocks=20)), "bytes before marker 0xd3"),
 }
 ODD: dict[str, tuple[bytes, bytes, str]] = {
     "stray bytes": (stray(jpeg()), jpeg(), "extraneous bytes before marker 0xdb"),

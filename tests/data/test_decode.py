@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("not a picture"),
     "header only": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"),
     "a folder": lambda path: path.mkdir(),
+    "a named pipe": lambda path: os.mkfifo(path),
     "missing": lambda path: None,
 }
 

@@ -122,6 +122,14 @@ def test_parts_have_their_usual_names_in_any_case(tmp_path: Path, config: Load, 
     assert sets.images.notices() == ([] if val else told)
 
 
+def test_accents_may_be_spelled_in_two_ways(tmp_path: Path, config: Load) -> None:
+    add(tmp_path / "train", "caf\u00e9", "dog/dog", "emu/emu")
+    add(tmp_path / "test", "cafe\u0301", "dog")
+    images = load_sets(config("folder", root=str(tmp_path))).images
+    assert images.classes == ["caf\u00e9", "dog", "emu"]
+    assert [images.label(i) for i in range(len(images))] == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1]
+
+
 def test_validation_share_zero_validates_on_the_test_part(root: Path, config: Load) -> None:
     sets = load_sets(config("folder", root=str(root), split={"val": 0, "test": 0.2, "seed": 0}))
     assert sets.val.tolist() == sets.test.tolist()
@@ -152,7 +160,14 @@ def test_a_picture_without_suffix_is_read_and_what_is_not_read_is_counted(root: 
     assert build_images(data).notices() == []
     for format, name in [("JPEG", "a"), ("PNG", "b."), ("WEBP", "c. 5"), ("TIFF", "d"), ("BMP", "e")]:
         Image.new("RGB", (9, 8)).save(root / "dog" / name, format)
-    others = {"LICENSE": b"BM and the like", "x.JPEG~": b"\xff\xd8\xff", "y.heic": b"x", "z.HEIC": b"x", "a.zip": b"PK"}
+    others = {
+        "LICENSE": b"BM and the like",
+        "x.JPEG~": b"\xff\xd8\xff",
+        "y.heic": b"x",
+        "z.HEIC": b"x",
+        "a.zip": b"PK",
+        "f.mov": b"x",
+    }
     for name, content in others.items():
         (root / "emu" / name).write_bytes(content)
     os.mkfifo(root / "emu" / "pipe")  # opening it would wait for ever
@@ -162,11 +177,11 @@ def test_a_picture_without_suffix_is_read_and_what_is_not_read_is_counted(root: 
     assert shapes == dict.fromkeys(("dog/a", "dog/b.", "dog/c. 5", "dog/d", "dog/e"), (8, 9))
     assert len(images) == 75
     [counted, loose] = images.notices()
-    assert "6 file(s) are not read" in counted
+    assert "7 file(s) are not read" in counted
     assert all(kind in counted for kind in ("2 .heic", "1 .jpeg~", "1 .zip", "2 without suffix"))
     assert "convert .heic to JPEG or PNG" in counted
     assert "unpack .zip" in counted
-    assert "rename .jpeg~" in counted
+    assert "rename .jpeg~ to have" in counted  # not the film
     assert "1 picture(s) beside the class folders" in loose
     found = find_pictures(str(root))  # whose input has no classes: it reads loose pictures, and the same files else
     assert len(found.names) == 76
@@ -343,6 +358,15 @@ def parts_of_unknown_names_in_images(root: Path) -> None:
         add(root / name, "images/red", "images/green")
 
 
+def parts_unpacked_into_folders_of_their_names(root: Path) -> None:
+    for name in ("seg_train", "seg_test"):
+        add(root / name / name, "cat", "emu")
+
+
+def class_spelled_in_two_ways(root: Path) -> None:
+    add(root, "caf\u00e9", "cafe\u0301")
+
+
 def parts_inside_a_class(root: Path) -> None:
     add(root / "dog", "far/Testing")
 
@@ -446,6 +470,8 @@ BROKEN: dict[Callable[[Path], None], str] = {
     parts_of_unknown_names: "holds Testset/ and Trainset/, which both hold cat/",
     classes_share_a_folder: "holds cat/ and emu/, which both hold 2019/",
     parts_of_unknown_names_in_images: "holds cat/ and emu/, which both hold images/green/",
+    parts_unpacked_into_folders_of_their_names: "holds seg_test/ and seg_train/, which both hold cat/",
+    class_spelled_in_two_ways: "holds two folders called caf\u00e9/",
     parts_inside_a_class: "dog/far/Testing is a part inside a class",
     parts_one_folder_down: "photos/set/1/test is a part inside a class",
     classes_one_folder_down: "one class only (set); at least two are needed; if cat/ and dog/ are classes, give data",

@@ -49,6 +49,8 @@ def test_of_other_data_all_images_are_tested(trained: dict[str, Any], tmp_path: 
     assert len(sets.test) == 15
     assert [len(sets.train), len(sets.val)] == [0, 0]
     assert [f"data.root={tmp_path / 'new'} is not the set that was trained on" in line for line in notices] == [True]
+    _, notices = scored(trained, tmp_path / "new", split={"val": 0.25, "test": 0.5, "seed": 1})
+    assert "data.split has no effect" in notices[1]
 
 
 @pytest.mark.parametrize("parts", [["test"], ["train", "Testing"], ["train", "val"], ["val"], ["train", "val", "test"]])

@@ -35,7 +35,7 @@ def test(trained: Trained) -> None:
     images = images_of(cfg)
     file = run.test_file(digest(check_identity(cfg, trained.name, images))) if run else None
     found = read_json(file) if file and not cfg["force"] else None
-    if found is not None:
+    if found is not None and _serves(found, cfg):
         for line in found.get("notices", ()):
             notice(line)
         print_result(run, found)
@@ -45,6 +45,12 @@ def test(trained: Trained) -> None:
     if file:
         file.parent.mkdir(exist_ok=True)
         write_json(file, found)
+
+
+def _serves(found: Mapping[str, Any], cfg: Mapping[str, Any]) -> bool:
+    """Whether a test that is kept has refused what `data.duplicates` refuses."""
+    how = cfg["data"]["duplicates"]
+    return bool(how != "error" or found.get("duplicates") == how)
 
 
 def _chosen(typed: Iterable[str]) -> bool:
@@ -87,4 +93,5 @@ def score_run(
         print(f"sppnet: {bad} could not be read and was left out", file=sys.stderr)
     if bad_files.names:
         notice(f"{len(bad_files.names)} image(s) of the test part could not be read and were left out")
-    return found | {"bad_files": sorted(bad_files.names), "notices": notices}
+    kept = {"notices": notices, "duplicates": cfg["data"]["duplicates"]}
+    return found | {"bad_files": sorted(bad_files.names)} | kept

@@ -17,7 +17,7 @@ from sppnet import compose, ranks
 from sppnet.commands.rank import join
 from sppnet.compose import Job
 from sppnet.errors import RunFailed, UserError, notice
-from sppnet.runs import Plan, Run, plan, write_json
+from sppnet.runs import Plan, Run, check_duplicates, plan, write_json
 from sppnet.show import print_result
 from sppnet.slurm import job as slurm_job
 from sppnet.slurm.mark import mark
@@ -37,6 +37,7 @@ def train(job: Job) -> None:
         job.cfg["force"] = False
     planned = plan(job.cfg)
     ranks.check(planned.cfg)
+    check_duplicates(planned)
     if slurm_job.rank() > 0:
         join(planned, job.overrides)
         return

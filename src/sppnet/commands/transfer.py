@@ -47,26 +47,26 @@ def transfer(task: Task) -> None:
     images = images_of(task.cfg)
     warn_idle(task, images)
     identity = task.identity(images)
+    protocol = check_protocol(task, images)  # also of a row that is there: `data.duplicates` is not part of it
+    for line in images.notices():
+        notice(line)
     folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"
     file = folder / f"{digest(identity)}.json"
     row = None if task.cfg["force"] else read_json(file)
     if isinstance(row, dict) and row.get("identity") == identity:
         print(f"{file} is there (force=true computes it again)")
     else:
-        row = _compute(task, images) | {"identity": identity, "hash": file.stem}
+        row = _compute(task, images, protocol) | {"identity": identity, "hash": file.stem}
         _keep(file, row)
     print(*lines(row, comparable(folder, row)), sep="\n")
 
 
-def _compute(task: Task, images: ImageSet) -> dict[str, Any]:
-    protocol = check_protocol(task, images)
+def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
     from sppnet.transfer import features  # imports torch
     from sppnet.transfer.extractor import check
 
     check(task)
     _warn_of_weights(task, images)
-    for line in images.notices():
-        notice(line)
     print(f"{task.cfg['data']['name']}: {protocol}", flush=True)
     began = time.monotonic()
     found = features.features_of(task, images)

@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +108,8 @@ def _checked(image: Image.Image, path: str) -> Pixels | None:
 @contextlib.contextmanager
 def _readable(path: str | Path) -> Iterator[None]:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a named pipe would wait for a writer)
+            raise OSError("it is no file")
         yield
     except MemoryError:
         raise

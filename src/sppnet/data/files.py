@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,15 @@ class Walk:
         self.enter(base)
         self.nested.clear()
         names = [name for name in subfolders(base) if name not in drop]
-        found = {name: sorted(self._pictures(base / name, name)) for name in names}
+        found: dict[str, list[File]] = {}
+        for folder in names:
+            name = unicodedata.normalize("NFC", folder)  # archives made on a Mac spell accents another way
+            if name in found:
+                raise UserError(
+                    f"data.root={self.root}: {base} holds two folders called {name}/, in two spellings of Unicode that"
+                    " look alike; they are one class, put their images into one folder"
+                )
+            found[name] = sorted(self._pictures(base / folder, name))
         loose = [str(path) for path in base.iterdir() if has_suffix(path.name) and not path.is_dir()]
         if not any(found.values()):
             beside = f"{len(loose)} picture(s) lie in no class folder" if loose else ""
@@ -175,14 +184,24 @@ class Walk:
                     f"data.root={self.root}: {part} is a part inside a class; parts hold classes, as in"
                     f" train/CLASS/IMAGE, and classes hold no folder called train, val or test{hint}"
                 )
-        shared = {below: holders for below, holders in self.nested.items() if len(holders) > 1}
-        for below, holders in shared.items():
-            if below.lower() not in WRAPPERS:
+        for below, holders in self._holders().items():
+            if len(holders) > 1 and below.lower() not in WRAPPERS:
                 raise UserError(
                     f"data.root={self.root}: {base} holds {holders[0]}/ and {holders[1]}/, which both hold {below}/; if"
                     " they are parts, call them train/, val/ or test/, and if they are classes, give the folders inside"
                     " them different names"
                 )
+
+    def _holders(self) -> dict[str, list[str]]:
+        """The classes that have each folder below them; `a/a/b`, as unpacking leaves it, is `b` of class `a`."""
+        shared: dict[str, list[str]] = {}
+        for below in sorted(self.nested, key=lambda below: below.count("/")):
+            for holder in self.nested[below]:
+                first, _, rest = below.partition("/")
+                name = rest if first.casefold() == holder.casefold() else below
+                if name and holder not in shared.setdefault(name, []):
+                    shared[name].append(holder)
+        return shared
 
     def enter(self, folder: Path) -> None:
         """Note that `folder` is being looked through; a loop of links would enter one again."""

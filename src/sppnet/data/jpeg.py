@@ -30,9 +30,9 @@ except ImportError:  # as on a machine without a package index: Pillow decodes t
         notice("warning: simplejpeg is not installed, without which damaged JPEG files are not noticed")
 
 # Extraneous bytes before the end marker can also be what damaged data have left over; far more often a camera's
-# firmware has written them, behind data that are whole.
+# firmware has written them, behind data that are whole. Before a restart marker (0xd0 to 0xd7) they are pixels' own.
 HARMLESS = re.compile(
-    "extraneous bytes before marker|unknown JFIF revision|Unknown Adobe color transform|bad ICC marker"
+    "extraneous bytes before marker 0x(?!d[0-7])|unknown JFIF revision|Unknown Adobe color transform|bad ICC marker"
     "|Invalid SOS parameters for sequential JPEG"
 )
 ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers that no segment follows, and an escaped 0xFF

@@ -42,7 +42,9 @@ TO_CONVERT = frozenset({
     ".orf", ".pdf", ".raf", ".raw", ".rw2", ".svg",
 })  # fmt: skip
 TO_UNPACK = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"})
-NO_PICTURES = frozenset({
+NO_PICTURES = frozenset({  # nor is a film, or half a download, one by another name
+    ".3gp", ".aac", ".avi", ".crdownload", ".download", ".flv", ".identifier", ".m4a", ".m4v", ".mkv", ".mov", ".mp3",
+    ".mp4", ".mpeg", ".mpg", ".mts", ".part", ".wav", ".webm", ".wmv",
     ".cfg", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".info", ".ini", ".json", ".jsonl", ".log", ".md", ".md5",
     ".py", ".toml", ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xml", ".xmp", ".yaml", ".yml",
 })  # fmt: skip

@@ -80,6 +80,11 @@ def load_tested(
         raise UserError(f"{where}: its images have {has} each, and the network was trained on images of {knows}")
     check_each_label(cfg, images)
     members, notices = _members(where, images, chosen)
+    before = trained["config"]["data"]
+    if cfg["name"] == before["name"] and cfg["split"] != before["split"]:  # else it is the default of the other set
+        notices.append(
+            f"warning: data.split has no effect on a test of {where}, as the network was trained on other data"
+        )
     found = Renumbered(images, classes)
     members, unknown = _known(where, found, members)
     none = np.arange(0)
