@@ -95,8 +95,8 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     cfg, classifier, data = prepared.cfg, prepared.classifier, prepared.data
     records, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(run.path / "bad_files.txt")
     status = StatusFile(run, bad_files)
-    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"])
     loggers, early = [records, *mirrors(cfg, run)], EarlyEnd()
+    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"], early)
     ours = [records, bad_files, status, *replays(cfg, loggers, records.path)]
     callbacks = [*ours, *prepared.callbacks, early, checkpoints]
     trainer = make_trainer(cfg, callbacks, loggers, run.path)
