@@ -55,6 +55,7 @@ class Own(Callback):
         pl_module.log("mine/figure", 1.0)
 
     def on_train_epoch_end(self, trainer, pl_module):
+        assert str(trainer.checkpoint_callback.folder).endswith("checkpoints")
         if trainer.current_epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 """

@@ -89,7 +89,8 @@ def agrees(program: Callable[[Tensor], Tensor], layer: SpatialPyramidPool2d, ato
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("rule", RULES)
 def test_an_exported_program_pools_maps_of_any_size_or_refuses_them(pool: str, rule: str) -> None:
-    layer = SpatialPyramidPool2d((4, 2, 1) if rule == "adaptive" else (4,), pool, rule)
+    # of several sliding levels torch makes no program
+    layer = SpatialPyramidPool2d((4,) if rule == "sliding" else (4, 2, 1), pool, rule)
     for strict in (False, True)[: 2 if rule == "adaptive" else 1]:
         program = export(layer, (torch.randn(2, 3, 16, 20),), dynamic_shapes={"x": ANY_SIZE}, strict=strict)
         agrees(program.module(), layer)

@@ -23,7 +23,7 @@ from sppnet.training import build_classifier
 
 
 def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
-    words = ("train", "allow=mine", *SMALL, "sizes.test=[24,32]")
+    words = ("train", "allow=mine,mine", *SMALL, "sizes.test=[24,32]")
     done = sppnet(*words)
     assert done.code == 0, done.err
     run = done.run
@@ -427,6 +427,8 @@ def test_damaged_checkpoints_are_one_line_and_training_goes_on_from_the_other(sp
     done = sppnet("train", *SMALL, "optim.lr=0.05")  # trained to the end, but for what was best
     assert done.code == 1
     assert "a later epoch has to score higher" in done.err.splitlines()[0]
+    assert f"nothing to test: checkpoint={best} cannot be read" in done.err.splitlines()[-1]
+    assert done.err.splitlines()[-1].endswith("; force=true begins the run anew")
     refused = sppnet("test", f"checkpoint={best}")
     assert refused.code == 2
     assert "differs from its checksum" in refused.err

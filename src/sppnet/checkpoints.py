@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sppnet.classifier import Classifier
 from sppnet.slurm import job
+from sppnet.stopping import EarlyEnd
 from sppnet.tensorfile import read_checkpoint as read_checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -79,10 +80,11 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where the files go.
         every_n_steps: optimiser steps between two saves within an epoch; None for none.
+        early: notes, before an epoch's end is saved, whether training ends with it.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int | None) -> None:
-        self.folder, self.every_n_steps = folder, every_n_steps
+    def __init__(self, folder: Path, every_n_steps: int | None, early: EarlyEnd) -> None:
+        self.folder, self.every_n_steps, self.early = folder, every_n_steps, early
         self.best_score: float | None = None
         self._whole = True  # whether no gradients are summed that the next step will use: they are in no checkpoint
         self._due: list[str] = []  # what is to be saved as soon as the state is whole
@@ -149,6 +151,7 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after everything else of the epoch; Lightning calls checkpoint callbacks last."""
         self._whole = True
+        self.early.note(trainer)
         self._due.append("last")
         self._save_due(trainer)
         if stop := self._stopped(trainer):

@@ -37,7 +37,7 @@ def provenance() -> dict[str, Any]:
     admitted by `allow=` or by the environment.
     """
     command = json.loads(_inherited) if _inherited else list(_words)
-    allowed = [name for name in os.environ.get("SPPNET_ALLOW", "").split(",") if name]
+    allowed = [name for name in dict.fromkeys(os.environ.get("SPPNET_ALLOW", "").split(",")) if name]
     started = {"command": command, "job": list(_words) if _inherited else None, "allowed": allowed}
     return started | _surroundings()
 

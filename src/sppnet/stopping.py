@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
 
 from sppnet.errors import UserError, notice
 
 
-class EarlyEnd(Checkpoint):
+class EarlyEnd(Callback):
     """A training that a callback ends before `max_epochs` (EarlyStopping, Timer): why, in one line and for good.
 
-    A run that is resumed after its end, for its test, trains no further. It is a Checkpoint because Lightning calls
-    these last: by then all others have asked for what they want.
+    A run that is resumed after its end, for its test, trains no further. No Checkpoint of Lightning's, as the first of
+    those is `trainer.checkpoint_callback`, which is to be ours; so `Checkpoints`, called last of all, asks for `note`.
     """
 
     def __init__(self) -> None:
@@ -33,8 +33,8 @@ class EarlyEnd(Checkpoint):
         """Stop at once what had ended."""
         trainer.should_stop = trainer.should_stop or self.why is not None
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note why it ends here."""
+    def note(self, trainer: L.Trainer) -> None:
+        """At an epoch's end, when all callbacks have asked for what they want: note why training ends here, if so."""
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         if trainer.should_stop and epoch < epochs:
             messages = ((type(c).__name__, _why_stopped(c)) for c in trainer.callbacks)  # type: ignore[attr-defined]

@@ -95,8 +95,8 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     cfg, classifier, data = prepared.cfg, prepared.classifier, prepared.data
     records, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(run.path / "bad_files.txt")
     status = StatusFile(run, bad_files)
-    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"])
     loggers, early = [records, *mirrors(cfg, run)], EarlyEnd()
+    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"], early)
     ours = [records, bad_files, status, *replays(cfg, loggers, records.path)]
     callbacks = [*ours, *prepared.callbacks, early, checkpoints]
     trainer = make_trainer(cfg, callbacks, loggers, run.path)
@@ -107,7 +107,10 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         records.truncate(0)
     sys.argv[1:] = ["rank", str(run.path)]  # how Lightning starts the further ranks of this machine
     trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
-    classifier.load_state_dict(read_checkpoint(run.best)["state_dict"])
+    best, best_is = _read_whole(run.best)
+    if best is None:
+        raise RunFailed(f"nothing to test: {best_is or f'{run.best} is missing'}; force=true begins the run anew")
+    classifier.load_state_dict(best["state_dict"])
     found = score(trainer, classifier, data, check_identity(cfg, "best", data.sets.images))
     totals = {
         "epochs": trainer.current_epoch,

@@ -22,6 +22,7 @@ from sppnet.data.datamodule import DataModule
 from sppnet.optimisers import build_optimizer
 from sppnet.recompose import again
 from sppnet.runs import Run
+from sppnet.stopping import EarlyEnd
 from sppnet.training import build_classifier, build_data, make_trainer, settle
 
 ROUNDS = 3
@@ -106,7 +107,7 @@ def train(cfg: dict[str, Any], sets: Sets, data: DataModule, setting: Setting) -
     run.path.mkdir(parents=True)
     records, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), Clock()
     status = StatusFile(run, bad_files)
-    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"])
+    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"], EarlyEnd())
     trainer = make_trainer(cfg, [records, bad_files, status, clock, checkpoints], [records], run.path)
     trainer.fit(build_classifier(cfg, sets), datamodule=data)
     return clock

@@ -58,9 +58,10 @@ class SpatialPyramidPool2d(nn.Module):
     - where its count is right it may drop cells: of 14 at level 6, the last (it equals adaptive if L mod n is 0 or 1);
     - padded, Caffe's, has bins of padding alone (13 and 9 at level 6) or uneven ones (10 at level 6 as 1 2 2 2 2 1).
 
-    What is exported holds torch's own operations and pools maps of any size:
+    What is exported holds torch's own operations and, by the adaptive rule, pools maps of any size:
 
-    - `torch.export` takes every rule; its program raises an error where the rule refuses a size.
+    - `torch.export` takes the other rules too. Its program raises an error where the rule refuses a size, and may do so
+      at sizes that the rule pools; of several sliding levels torch may fail to make one.
     - `torch.onnx.export` (dynamo=True, and of the layer, not of its exported program) and `torch.jit.trace` take the
       adaptive rule alone, as what they make refuses no size. In ONNX a maximum may lose NaN.
     - With dynamo=False and by `torch.jit.script` nothing is exported.

@@ -98,7 +98,7 @@ def check_export(by: str, rule: str) -> None:
     if rule != "adaptive" and by != PROGRAM:
         raise ValueError(
             f"rule={rule!r} cannot be exported by {by}: it would pool sizes that the rule refuses"
-            " (rule='adaptive' pools every size; torch.export takes every rule)"
+            " (rule='adaptive' pools every size; torch.export can take the others)"
         )
 
 
