@@ -32,6 +32,8 @@ def test_names_are_short_and_no_two_are_alike() -> None:
     many = [{f"optim.key_{i}": n + 0.5 for i in range(9)} for n in range(3)]
     runs = ["net-01", "net-02", "net-02"]  # two tests of one run
     assert names.by_difference(many, runs, list("xyz")) == ["net-01", "net-02 [y]", "net-02 [z]"]
+    versions = [base | {"format": 1}, base | {"format": 2, "layout": 1}]
+    assert names.by_difference(versions, runs[:2], list("xy")) == ["format=1", "format=2"]
     assert names.by_difference([base, base], ["net-01", "net-01"], list("xy")) == ["net-01 [x]", "net-01 [y]"]
 
 
@@ -89,9 +91,11 @@ def test_rows_that_differ_in_more_than_their_words_are_not_compared(of: dict[str
     assert Sheet(replace(near, rows=[*near.rows, *rows_of([0.9, 0.93, 0.92], name="b").rows])).marked(2, 2)
 
 
-def test_a_name_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    report._show(Sheet(rows_of([0.5], name="gap [eb2d09e622]")))  # no markup of rich
-    assert "gap [eb2d09e622] 0" in capsys.readouterr().out
+def test_a_name_is_printed_as_it_is_and_another_format_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    report._show(Sheet(rows_of([0.5], name="gap [eb2d09e622]", format=1)))  # no markup of rich
+    printed = capsys.readouterr()
+    assert "gap [eb2d09e622] 0" in printed.out
+    assert "t: its rows are of format 1" in printed.err
 
 
 def test_documents_agree_on_how_many_seeds_a_mark_needs() -> None:

@@ -15,6 +15,7 @@ from sppnet import __version__, compose, settings
 from sppnet.asked import chosen
 from sppnet.compose import Job
 from sppnet.errors import UserError, notice
+from sppnet.identity import other_format
 from sppnet.provenance import code
 from sppnet.report.place import RESULTS, check_writable, of_other_runs, page_of_other_runs, place
 from sppnet.rules import FLAG, LABEL, TEXT, or_null
@@ -166,6 +167,10 @@ def _show(sheet: Sheet) -> None:
     Console(width=width, highlight=False).print(drawn)
     if sheet.table.mixed:
         notice(f"{sheet.table.name}: {sheet.table.mixed}, so none is marked as better than another")
+    elif others := {
+        other_format(one.made.get("format")) for row in sheet.table.rows for one in row.results.values()
+    } - {""}:
+        notice(f"{sheet.table.name}: its rows are {', '.join(others)}")
     for line in sheet.missing():
         print(f"missing: {line}")
 
