@@ -36,6 +36,7 @@ NAMES_AND_VALUES = [
     (["train", "experiments=fly"], ["experiments/fly"]),
     (["train", "seed=[1"], ["[1"]),
     (["train", "seed=-1"], ["seed=-1", "at least 0"]),
+    (["train", "-m", "launch=processes", "hydra.launcher.n=two"], ["hydra.launcher.n=two is not allowed", "Integer"]),
     (["train", "study=a/b"], ["study=a/b", "letters"]),
     (["train", "trainer.max_epochs=ten"], ["trainer.max_epochs=ten", "whole number"]),
     (["train", "trainer.precision=8"], ["trainer.precision=8", "bf16-mixed"]),

@@ -101,7 +101,7 @@ def test_as_many_run_at_a_time_as_there_are_gpus_for(tmp_path: Path, monkeypatch
 
 
 def test_a_job_of_two_devices_has_two_gpus_and_waits_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = run(tmp_path, monkeypatch, "a,b,c,-1,d", None, "1", "2", "cpu", "2", "1")  # CUDA stops at -1
+    jobs = run(tmp_path, monkeypatch, "GPU-a,GPU-b,GPU-c,-1,GPU-d", None, "1", "2", "cpu", "2", "1")  # CUDA stops at -1
     assert [len(job["gpus"].split(",")) for job in jobs] == [1, 2, 1, 2, 1]
     assert jobs[2]["gpus"] == ""
     assert not any(at_once(jobs))
@@ -156,6 +156,7 @@ PARTS = CARDS.replace("GPU 1", "  MIG 1g Device 0: (UUID: MIG-1)\n  MIG 1g Devic
         (CARDS, "", []),
         (PARTS, None, ["MIG-1", "MIG-2", "GPU-bb"]),
         ("No devices were found", None, []),
+        ("No devices were found", "NoDevFiles", []),  # as SLURM has it where a job has none
     ],
 )
 def test_the_gpus_are_those_that_the_driver_lists_and_the_environment_leaves(

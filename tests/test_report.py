@@ -21,6 +21,7 @@ import scipy.stats  # type: ignore[import-untyped]
 from calling import OF_A_STUDY as ONE
 from calling import SWEEP, Called, Caller
 from sppnet import groups
+from sppnet.identity import FORMAT
 from sppnet.report import compare
 from sppnet.runs import Run
 from sppnet.standing import stand
@@ -155,6 +156,22 @@ def test_one_study_in_two_folders_is_two_tables(study: Caller) -> None:
     assert done.code == 0, done.err
     assert {"mine_heads.csv", "other_heads.csv"} <= {path.name for path in Path("out").iterdir()}
     assert not Path("out/heads.csv").exists()
+
+
+def test_runs_of_another_format_are_rows_of_their_own_and_said_to_be(study: Caller) -> None:
+    for path in Path("runs/mine").glob("*/provenance.json"):
+        story = json.loads(path.read_text())
+        if story["identity"]["seed"] == 0:
+            for record in (path, *path.parent.glob("tests/*.json")):
+                record.write_text(record.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
+    done = study("report", "study=mine", "report.compare=spp", "output=out")
+    assert done.code == 0, done.err
+    assert "versions of sppnet that train differently (format 1 and 2), so none is marked" in done.err
+    with Path("out/mine.csv").open() as file:
+        rows = {line["setting"]: line["test/top1 n"] for line in csv.DictReader(file)}
+    assert rows == {"spp [format 1]": "1", "spp": "2", "gap [format 1]": "1", "gap": "2"}
+    shown = study("status", "study=mine").out
+    assert shown.count("of format 1") == 2
 
 
 def test_retry_is_for_sweeps(sppnet: Caller) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sppnet import groups
+from sppnet.commands import report
 from sppnet.report import compare, figure, names
 from sppnet.report.sheet import Sheet
 from sppnet.report.table import Column, Result, Row, Table
@@ -31,9 +32,12 @@ def test_names_are_short_and_no_two_are_alike() -> None:
     many = [{f"optim.key_{i}": n + 0.5 for i in range(9)} for n in range(3)]
     runs = ["net-01", "net-02", "net-02"]  # two tests of one run
     assert names.by_difference(many, runs, list("xyz")) == ["net-01", "net-02 [y]", "net-02 [z]"]
+    versions = [base | {"format": 1}, base | {"format": 2, "layout": 1}]
+    assert names.by_difference(versions, runs[:2], list("xy")) == ["format=1", "format=2"]
     assert names.by_difference([base, base], ["net-01", "net-01"], list("xy")) == ["net-01 [x]", "net-01 [y]"]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(
     st.lists(
         st.dictionaries(
@@ -51,9 +55,9 @@ def test_whatever_differs_names_are_different(rows: list[dict[str, Any]]) -> Non
     assert all(0 < len(name) <= 40 or name.startswith("run-") for name in found)
 
 
-def rows_of(*values: Sequence[float], name: str = "x" * 60, data: str = "d") -> Table:
+def rows_of(*values: Sequence[float], name: str = "x" * 60, **of: Any) -> Table:
     """A table of rows with a figure each per seed."""
-    made = {"bins": 5, "data": data}
+    made = {"bins": 5, "data": "d", "format": 2} | of
     rows = [
         Row(f"{name} {n}", {seed: Result("r", {"test/top1": v}, made) for seed, v in enumerate(row)}, {}, {})
         for n, row in enumerate(values)
@@ -77,13 +81,21 @@ def test_a_figure_cuts_no_label_and_two_seeds_do_not_stretch_its_axis(kind: str)
     assert kind == "sizes" or (min(tick for tick in ticks if tick > 6) > 85 and max(ticks) < 99)  # not 66 to 118
 
 
-def test_rows_of_different_data_are_not_compared() -> None:
-    near, far = rows_of([0.1, 0.2, 0.15], name="a"), rows_of([0.9, 0.91, 0.92], name="b", data="other")
+@pytest.mark.parametrize(("of", "why"), [({"data": "other"}, "different data"), ({"format": 1}, "format 1 and 2")])
+def test_rows_that_differ_in_more_than_their_words_are_not_compared(of: dict[str, Any], why: str) -> None:
+    near, far = rows_of([0.1, 0.2, 0.15], name="a"), rows_of([0.9, 0.91, 0.92], name="b", **of)
     both = Sheet(replace(near, rows=[*near.rows, *far.rows]))
     assert not both.marked(2, 2)
     assert not both.apart()
-    assert "different data" in both.legend()
+    assert why in both.legend()
     assert Sheet(replace(near, rows=[*near.rows, *rows_of([0.9, 0.93, 0.92], name="b").rows])).marked(2, 2)
+
+
+def test_a_name_is_printed_as_it_is_and_another_format_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    report._show(Sheet(rows_of([0.5], name="gap [eb2d09e622]", format=1)))  # no markup of rich
+    printed = capsys.readouterr()
+    assert "gap [eb2d09e622] 0" in printed.out
+    assert "t: its rows are of format 1" in printed.err
 
 
 def test_documents_agree_on_how_many_seeds_a_mark_needs() -> None:

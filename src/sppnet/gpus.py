@@ -25,9 +25,9 @@ def visible() -> list[str]:
         return here
     kept: list[str] = []
     for entry in filter(None, map(str.strip, named.split(","))):
-        index = entry.lstrip("-").isdecimal()
-        if index and (int(entry) < 0 or (here and int(entry) >= len(here))):
-            break  # CUDA ignores an index that is none, and all that follows
+        index = entry.isdecimal()
+        if not (index or entry.startswith(("GPU-", "MIG-"))) or (index and here and int(entry) >= len(here)):
+            break  # CUDA ignores what is no GPU (-1, or NoDevFiles, as SLURM has it), and all that follows
         kept.append(entry)
     return kept
 

@@ -87,6 +87,13 @@ def _numbers(node: Any) -> Any:
     return int(node) if isinstance(node, float) and node.is_integer() else node
 
 
+def other_format(number: object) -> str:
+    """What is to be said of a result of format `number`: "" of today's, or where nothing says which it is."""
+    return (
+        "" if number in (None, FORMAT) else f"of format {number}, made by a version of sppnet that trains differently"
+    )
+
+
 def world_size(cfg: Mapping[str, Any]) -> int:
     """Number of processes that train together."""
     devices = cfg["trainer"]["devices"]

@@ -127,6 +127,8 @@ def explain(error: BaseException, verb: str) -> str:
     text = re.sub(r"^In '[^']*': ", "", one_line(error))
     if "No match in the defaults list" in text:
         return f"unknown group {text.split(chr(39))[1]}; groups are {', '.join(groups.names())}"
+    if text.startswith("Error merging override") and cause is not None:
+        return f"{text.removeprefix('Error merging override ')} is not allowed: {one_line(cause)}"
     return text.split("Config search path:")[0].rstrip(" ,")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sppnet.identity import other_format
 from sppnet.runs import FAILED_RANK, Run, read_json
 from sppnet.slurm.queue import number_of
 from sppnet.slurm.queue import state as state_of
@@ -57,7 +58,8 @@ def stand(run: Run, test: str) -> Standing:
     if state == "done":
         result = read_json(run.test_file(test))
         if isinstance(result, dict):  # it may have been copied here without its checkpoints
-            return Standing("done", str(status.get("stopped") or ""), status, result)
+            why = [str(status.get("stopped") or ""), other_format((result.get("identity") or {}).get("format"))]
+            return Standing("done", "; ".join(filter(None, why)), status, result)
         if run.best.is_file():
             return Standing("missing", "trained; this test of it is missing", status, None)
         return Standing("lost", "its best.ckpt is gone", status, None)

@@ -15,6 +15,7 @@ from sppnet import __version__, compose, settings
 from sppnet.asked import chosen
 from sppnet.compose import Job
 from sppnet.errors import UserError, notice
+from sppnet.identity import other_format
 from sppnet.provenance import code
 from sppnet.report.place import RESULTS, check_writable, of_other_runs, page_of_other_runs, place
 from sppnet.rules import FLAG, LABEL, TEXT, or_null
@@ -153,15 +154,23 @@ def _show(sheet: Sheet) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(title=sheet.table.name, title_justify="left", title_style="bold", box=box.SIMPLE)
+    drawn = Table(title=Text(sheet.table.name), title_justify="left", title_style="bold", box=box.SIMPLE)
     head, *rows = sheet.main()
     for text in head:
-        drawn.add_column(text, overflow="fold")  # a narrow terminal cuts nothing off
+        drawn.add_column(Text(text), overflow="fold")  # a narrow terminal cuts nothing off
     for i, row in enumerate(rows, start=1):
-        drawn.add_row(*(f"[bold]{cell}[/]" if sheet.marked(i, j) else cell for j, cell in enumerate(row)))
+        # Text, or a name such as `spp [eb2d09e622]` would be read as markup
+        drawn.add_row(*(Text(cell, "bold" if sheet.marked(i, j) else "") for j, cell in enumerate(row)))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 500
     Console(width=width, highlight=False).print(drawn)
+    if sheet.table.mixed:
+        notice(f"{sheet.table.name}: {sheet.table.mixed}, so none is marked as better than another")
+    elif others := {
+        other_format(one.made.get("format")) for row in sheet.table.rows for one in row.results.values()
+    } - {""}:
+        notice(f"{sheet.table.name}: its rows are {', '.join(others)}")
     for line in sheet.missing():
         print(f"missing: {line}")
 

@@ -9,14 +9,10 @@ from typing import Any
 
 LONGEST = 40  # characters that a table, and the figure beside it, have room for
 PYRAMID = re.compile(r"l\d+((?:_\d+)+)")  # the name of a file in conf/pyramid
-NO_NAME = (
-    "seed",
-    "format",
-    "data.fingerprint",
-    "test.format",
-    "test.fingerprint",
-    "test.limit",
-)  # hashes, and the like
+NO_NAME = (  # hashes, and the like
+    *("seed", "layout", "data.fingerprint"),
+    *("test.format", "test.fingerprint", "test.limit"),
+)
 NAMING = ("name", "_target_", "train")  # of a section: what says most of its other keys, as views=full does
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sppnet.identity import digest
+from sppnet.identity import digest, other_format
 from sppnet.report.table import Result
 from sppnet.runs import Run, read_json
 
@@ -25,6 +25,7 @@ def result(run: Run, record: Mapping[str, Any], origin: Mapping[str, Any]) -> Re
     )
     trained, tested = identity.get("trainer") or {}, record["identity"].get("limit") or {}
     limit = trained.get("limit_batches") or tested.get("batches")
+    version = identity.get("format") or record["identity"].get("format")
     cut = f"trainer.limit_batches={limit}" if limit else None
     made = {
         "hash": run.hash,
@@ -35,8 +36,9 @@ def result(run: Run, record: Mapping[str, Any], origin: Mapping[str, Any]) -> Re
         "seconds": summary.get("seconds"),
         "parameters": summary.get("parameters"),
         "bins": sum(n * n for n in head.get("bins") or [1]),
-        "note": "; ".join(filter(None, [run.status.get("note"), cut])) or None,
+        "note": "; ".join(filter(None, [run.status.get("note"), cut, other_format(version)])) or None,
         "limited": bool(limit),
+        "format": version,
         "data": record["identity"]["fingerprint"],
     }
     return Result(run.path.name, record["metrics"], made)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sppnet.errors import UserError
+from sppnet.identity import FORMAT
 from sppnet.report import names
 from sppnet.report.results import commit, machine, result, story
 from sppnet.report.table import Column, Result, Row, Table
@@ -77,9 +78,19 @@ def _of_setting(name: str, members: Sequence[Cell], study: Study, listed: Mappin
     paper, rows = listed.get("paper", {}), []
     for setting, results in made.items() or [("", {})]:
         last = setting == list(made or [""])[-1]
-        called = f"{name} [{setting}]" if len(made) > 1 else name
+        called = _called(name, setting, [next(iter(one.values())).made["format"] for one in made.values()], results)
         rows.append(Row(called, dict(sorted(results.items())), missing if last else {}, paper))
     return rows
+
+
+def _called(name: str, setting: str, formats: Sequence[object], results: Mapping[int, Result]) -> str:
+    """The name of one of several rows of a setting: by its format if that tells them apart; today's needs no more."""
+    if len(formats) < 2:
+        return name
+    mine = next(iter(results.values())).made["format"]
+    if len(set(formats)) < len(formats):
+        return f"{name} [{setting}]"
+    return name if mine == FORMAT else f"{name} [format {mine}]"
 
 
 def _once(settings: Mapping[Setting, list[Cell]]) -> dict[Setting, list[Cell]]:

@@ -91,7 +91,7 @@ class Sheet:
             paper += f" {MARK} Cut short by trainer.limit_batches: no figure of a whole run."
         mean = f"Mean ± standard deviation over {over} [95 % interval of the mean], in percent but for losses."
         if self.table.mixed:
-            return f"{mean} Rows were tested on different data, so none is compared with another.{paper}"
+            return f"{mean} {self.table.mixed}, so none is compared with another.{paper}"
         return (
             f"{mean} Marked: better than every other row, by a paired t-test over {over} with Holm's correction at 5 %;"
             f" below {FEWEST} {over} nothing is marked, and the figure has no interval. Differences are paired, with"

@@ -20,8 +20,8 @@ class Result:
         run: the name of its run.
         metrics: figures by name.
         made: `hash`, `setting` (the hash but for the seed), `commit`, `machine`, `time`, `seconds`, `parameters`,
-            `bins` of the pyramid, `note`, whether it was `limited` by `trainer.limit_batches`, `data` (the fingerprint
-            of what was tested).
+            `bins` of the pyramid, `note`, whether it was `limited` by `trainer.limit_batches`, `format` (of the code
+            that trained it), `data` (the fingerprint of what was tested).
     """
 
     run: str
@@ -91,9 +91,13 @@ class Table:
     others: int
 
     @property
-    def mixed(self) -> bool:
-        """Whether its rows were tested on different data, so that no row can be called better than another."""
-        return len({str(one.made.get("data")) for row in self.rows for one in row.results.values()}) > 1
+    def mixed(self) -> str:
+        """Why no row can be called better than another: different data, or code that trains differently; "" if none."""
+        made = [one.made for row in self.rows for one in row.results.values()]
+        formats = sorted({str(one.get("format")) for one in made})
+        if len(formats) > 1:
+            return f"Rows were made by versions of sppnet that train differently (format {' and '.join(formats)})"
+        return "Rows were tested on different data" if len({str(one.get("data")) for one in made}) > 1 else ""
 
     @property
     def missing(self) -> int:
