@@ -272,7 +272,8 @@ def test_it_is_known_at_which_sizes_one_image_alone_trains_nothing(head: str, fr
         net.backbone = nn.Conv2d(3, 4, 3, 4, 1)
     before = copy.deepcopy(net.state_dict())
     state = torch.get_rng_state()
-    assert sizes_for_pairs(net, [32, 4, 8]) == pairs
+    assert sizes_for_pairs(net, [32, 4, 8]) == sizes_for_pairs(net.double(), [32, 4, 8]) == pairs
+    net.float()
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
     for size in (4, 8, 32):

@@ -208,6 +208,10 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", "draw=x.png"], ["draw=x.png", "13 pictures", "folder"]),
     (["input=pictures/dot.png", "draw=x.jpg"], ["draw=x.jpg", "draw=x.png"]),
     (["input=pictures/dot.png", "draw=pictures/cmyk.png"], ["pictures/cmyk.png is there", "force=true"]),
+    (
+        ["input=pictures/dot.png", "draw=pictures/dot.png", "force=true"],
+        ["draw=pictures/dot.png", "the picture itself"],
+    ),
     (["input=pictures/dot.png", "draw=x.png", "output=x.png"], ["output=x.png", "draw=x.png"]),
     (["input=pictures", "draw=kept"], ["kept/deep/er/dot.png.png is there", "force=true"]),
     (["input=pictures", "draw=true", "views=ten"], ["draw", "views=ten", "full"]),

@@ -25,7 +25,11 @@ KINDS = {
     "plateau": ("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "trainer.ema=0.9"),
     "cosine, ema": ("trainer.ema=0.9", "data.workers=1", "data.color=0.1"),
     "weighted": ("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate=2"),
-    "whole images": ("data.fit=full", "optim.schedule.kind=constant", "trainer.precision=64-true"),
+    "whole images": (  # saved, and validated, before the last batch of an epoch
+        *("data.fit=full", "optim.schedule.kind=constant", "trainer.precision=64-true"),
+        *("+callbacks.often._target_=stop_at.ValidateOften", "+callbacks.often.every=5"),
+        "trainer.checkpoint_every_n_steps=5",
+    ),
     "validated every four batches": (
         *("+callbacks.often._target_=stop_at.ValidateOften", "+callbacks.often.every=4", "data.flip=true"),
         *("optim=sgd", "optim.schedule.patience=0", "trainer.ema=0.5", "trainer.accumulate=2", "optim.lr=0.05"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.classifier import Classifier
 from sppnet.data.jpeg import notice_remarks
+from sppnet.errors import notice
 from sppnet.runs import Run
 
 STATUS_EVERY = 5.0  # seconds between two writes of status.json
@@ -57,12 +59,20 @@ class MetricsFile(Logger, Callback):
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """How long the file is now."""
-        return {"bytes": self.path.stat().st_size if self.path.exists() else 0}
+        """How long the file is now, on the disk like the checkpoint that will say so."""
+        if not self.path.exists():
+            return {"bytes": 0}
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            return {"bytes": os.fstat(file.fileno()).st_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Cut the file to what it was when the checkpoint was written."""
-        self.truncate(state_dict["bytes"])
+        """Cut the file to what it was when the checkpoint was written; what was lost of it since is said."""
+        whole = self.path.read_bytes()[: state_dict["bytes"]] if self.path.exists() else b""
+        if len(whole) < state_dict["bytes"]:
+            rank_zero_only(notice)(f"{self.path}: {state_dict['bytes'] - len(whole)} bytes of records are lost")
+            whole = whole[: whole.rfind(b"\n") + 1]
+        self.truncate(len(whole))
 
     @rank_zero_only
     def truncate(self, size: int) -> None:

@@ -142,9 +142,11 @@ class Checkpoints(Checkpoint):
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress
         progress.total.ready, progress.current.ready = progress.total.ready - 1, progress.current.ready - 1
+        is_last, progress.is_last_batch = progress.is_last_batch, False  # a resumed epoch would end without its last
         asked = "last" in self._due
         self._save_due(trainer)
         progress.increment_ready()
+        progress.is_last_batch = is_last
         if asked and (stop := self._stopped(trainer)):
             self._end(trainer, stop, f"at step {trainer.global_step}")
 

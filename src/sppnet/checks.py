@@ -54,11 +54,12 @@ def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
     smallest first, as larger images only have more values.
     """
     shadow = meta_copy(network).train()
+    kind = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
 
     def trains_on(images: int, size: int) -> bool:
         try:
             with torch.no_grad():
-                shadow(torch.empty(images, 3, size, size, device="meta"))
+                shadow(torch.empty(images, 3, size, size, device="meta", dtype=kind))
         except Exception:  # a network of one's own raises what it likes
             return False
         return True

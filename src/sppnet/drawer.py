@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Drawer:
         path, text = self.drawings.path(name), PngInfo()
         text.add_text(KEY, self.drawings.origin(name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}.png.tmp")  # short, whatever the name
+        temporary = path.with_name(f".{secrets.token_hex(8)}.png.tmp")  # short, whatever the name
         try:
             made.save(temporary, "PNG", compress_level=4, pnginfo=text)  # quick, and hardly larger
             temporary.replace(path)

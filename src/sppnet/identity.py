@@ -69,9 +69,11 @@ def check_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> di
 
 
 def _limit(cfg: Mapping[str, Any]) -> dict[str, int] | None:
-    """How many images a test cut short sees: the number of batches, and what is in one."""
+    """How many images a test cut short sees: the number of batches of each process, and what is in one."""
     batches = cfg["trainer"]["limit_batches"]
-    return None if batches is None else {"batches": batches, "batch_size": cfg["data"]["batch_size"]}
+    if batches is None:
+        return None
+    return {"batches": batches, "batch_size": cfg["data"]["batch_size"], "processes": world_size(cfg)}
 
 
 def digest(identity: Mapping[str, Any]) -> str:

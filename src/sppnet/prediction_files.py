@@ -75,7 +75,9 @@ def drawings(trained: Trained, cfg: Mapping[str, Any], draw: bool | str, found: 
         return None
     path = _default(trained, cfg) if draw is True else Path(draw).expanduser()
     single = path.suffix.lower() == ".png" and len(found.names) == 1 and not path.is_dir()
-    if not single:
+    if single:
+        _check_file(path, found)
+    else:
         _check_folder(path, found)
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
     if not os.access(there, os.W_OK):
@@ -135,6 +137,17 @@ def _fitting(name: str, most: int) -> str:
     end = f"-{digest([name])[:12]}{suffix}"
     begin = os.fsencode(stem)[: most - len(os.fsencode(end))].decode("utf-8", "ignore")  # no half a character
     return begin + end
+
+
+def _check_file(path: Path, found: Found) -> None:
+    resolved, root = path.resolve(), found.root.resolve()
+    if any(resolved == (root / name).resolve() for name in found.names):
+        raise UserError(f"draw={path} is the picture itself; name another file")
+    if found.folder and resolved.is_relative_to(root):
+        raise UserError(
+            f"draw={path} lies in input={found.root}: the drawing would be taken for a picture the next time; name a"
+            " file elsewhere"
+        )
 
 
 def _check_folder(path: Path, found: Found) -> None:

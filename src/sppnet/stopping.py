@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.errors import UserError, notice
 
@@ -36,10 +37,12 @@ class EarlyEnd(Callback):
     def note(self, trainer: L.Trainer) -> None:
         """At an epoch's end, when all callbacks have asked for what they want: note why training ends here, if so."""
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
-        if trainer.should_stop and epoch < epochs:
+        cut = not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        if trainer.should_stop and (cut or epoch < epochs):
             messages = ((type(c).__name__, _why_stopped(c)) for c in trainer.callbacks)  # type: ignore[attr-defined]
             why = "; ".join(f"{name}: {message}" for name, message in messages if message)
-            self.why = f"training ended after epoch {epoch} of {epochs}, {why or 'as a callback asked'}"
+            where = "within" if cut else "after"
+            self.why = f"training ended {where} epoch {epoch} of {epochs}, {why or 'as a callback asked'}"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say it."""
@@ -73,7 +76,7 @@ def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str]) -> 
         wanted = "min" if str(monitor).endswith("loss") else "max"
         mode = getattr(callback, "mode", wanted)
         if monitor in logged and mode != wanted:
-            notice(
+            rank_zero_only(notice)(
                 f"callbacks.{name}.mode={mode}: {monitor} is better the {'lower' if wanted == 'min' else 'higher'}"
                 f" it is; callbacks.{name}.mode={wanted} follows that"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,21 +56,23 @@ class JsonLines:
         self.instead_of_table = output == "-"
         self.path = None if output is None or self.instead_of_table else Path(output).expanduser()
         self._file: IO[str] | None = None
+        # not by the process's number, which two machines may share; short, as names can be as long as is allowed
+        self._temporary = None if self.path is None else self.path.with_name(f".{secrets.token_hex(8)}.jsonl.tmp")
 
     def __enter__(self) -> JsonLines:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if self._file is None or self.path is None:
+        if self._file is None or self.path is None or self._temporary is None:
             return
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             if kind is None:
-                self._temporary(self.path).replace(self.path)
+                self._temporary.replace(self.path)
         finally:
-            self._temporary(self.path).unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
 
     def write(self, name: str, shape: tuple[int, int], classes: Named) -> None:
         """Add the line of one picture of `shape` (height, width)."""
@@ -78,14 +81,10 @@ class JsonLines:
         line = {"file": name, "size": [width, height], "classes": pairs}
         if self.instead_of_table:
             say(_json(line))
-        elif self.path is not None:
+        elif self._temporary is not None:
             if self._file is None:  # not before there is something to write: a mistake leaves nothing behind
-                self._file = self._temporary(self.path).open("w", encoding="utf-8")
+                self._file = self._temporary.open("w", encoding="utf-8")
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    @staticmethod
-    def _temporary(path: Path) -> Path:
-        return path.with_name(f".{os.getpid()}.jsonl.tmp")  # the name itself may be as long as names can be
 
 
 def say(line: str) -> None:

@@ -155,9 +155,11 @@ def _resume_from(run: Run) -> Path | None:
     """
     anew, say = "force=true begins the run anew", rank_zero_only(notice)
     last, last_is = _read_whole(run.last)
+    scored = last is not None and last["callbacks"][Checkpoints.__name__]["best_score"] is not None
+    there, last = last is not None, None  # one of them in memory is enough
     best, best_is = _read_whole(run.best)
-    if last is not None:
-        if best is None and last["callbacks"][Checkpoints.__name__]["best_score"] is not None:
+    if there:
+        if best is None and scored:
             best_is = best_is or f"{run.best} is missing"
             say(f"{best_is}; a later epoch has to score higher, or there is nothing to test ({anew})")
         return run.last

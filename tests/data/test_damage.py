@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_sample_image
@@ -209,3 +210,18 @@ def test_other_formats_cut_short_are_refused_or_lack_nothing(tmp_path: Path, suf
             assert np.array_equal(np.asarray(decode(path)), whole)
         except DataError:
             continue
+
+
+def test_bytes_left_over_between_scans_are_damage(tmp_path: Path) -> None:
+    """Zeros in a progressive file: what a broken scan leaves over before the next is no stray byte of a camera."""
+    whole, path, left = jpeg(progressive=True), tmp_path / "x.jpg", 0
+    for at in range(len(whole) // 4, len(whole) - 60, len(whole) // 100):
+        path.write_bytes(whole[:at] + bytes(40) + whole[at + 40 :])
+        try:
+            simplejpeg.decode_jpeg(path.read_bytes(), strict=True)
+        except ValueError as error:
+            if "before marker 0xc4" in str(error) or "before marker 0xda" in str(error):
+                left += 1
+                with pytest.raises(DataError, match=r"before marker|damaged"):
+                    decode(path)
+    assert left

@@ -1,5 +1,6 @@
 """Data are known by content: a changed picture makes other data, and only what changed is read again."""
 
+import errno
 import os
 import re
 import shutil
@@ -162,6 +163,27 @@ def test_damaged_digests_are_made_anew(root: Path, kept: Path, where: int) -> No
     assert file.read_bytes() == whole
     file.write_bytes(whole[:where])
     assert known(root, kept) == before
+
+
+def test_a_drive_that_fails_now_and_then_makes_no_other_data(
+    root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, left = known(root, kept), [1]
+    real = digests.digest_of
+
+    def flaky(path: str) -> tuple[bytes, tuple[int, int, int]]:
+        if path.endswith("cat/003.png") and left:
+            left.pop()
+            raise OSError(errno.EIO, "Input/output error", path)
+        return real(path)
+
+    monkeypatch.setattr(digests, "digest_of", flaky)
+    next(kept.glob("digests-*.bin")).unlink()
+    assert known(root, kept) == before
+    left += [1, 2]
+    next(kept.glob("digests-*.bin")).unlink()
+    with pytest.raises(UserError, match="Input/output error; without its content"):
+        known(root, kept)
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(root: Path, kept: Path) -> None:

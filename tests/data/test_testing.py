@@ -77,6 +77,18 @@ def test_the_data_trained_on_keep_their_split_wherever_they_lie(trained: dict[st
         scored(trained, tmp_path / "copy", split={"val": 0.25, "test": 0.5, "seed": 1})
 
 
+def test_a_set_with_a_test_part_of_its_own_needs_no_split_of_the_run(config: Load, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        folder(tmp_path / "parts" / part, *CLASSES)
+    cfg = config("folder", root=str(tmp_path / "parts"))
+    images = build_images(cfg)
+    trained = {"classes": images.classes, "multilabel": False, "fingerprint": images.fingerprint()}
+    trained["config"] = {"data": cfg | {"split": {**cfg["split"], "val": 0.01}}}  # as data=imagenet has it
+    sets, notices = load_tested(cfg, images, trained, True)
+    assert {sets.images.name(i).split("/")[0] for i in sets.test.tolist()} == {"test"}
+    assert "data.split has no effect" in notices[-1]
+
+
 def test_data_that_changed_are_tested_only_if_they_were_asked_for(trained: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "trained" / "ant" / "new.png").touch()
     with pytest.raises(UserError, match=r"data\.root=.*/trained has changed since the network was trained"):

@@ -79,18 +79,20 @@ def bench(job: Job) -> None:
         folders = _photographs(own["photographs"], Path(scratch))
         setting = Setting(device, own["threads"], folders, Path(scratch), own["quick"])
         output = None if own["output"] is None else Path(own["output"]).expanduser()
-        began, rows = time.monotonic(), []
+        began, rows, name = time.monotonic(), [], _name(device.type)
         for group in own["only"] or GROUPS:
             for row in _measured(group, setting):
                 rows.append(row)
                 print(f"sppnet bench: {row.what}: {_value(row)}", file=sys.stderr, flush=True)
                 if output is not None:  # what is measured is kept if this is stopped
-                    _write(output, device.type, rows, own["threads"], time.monotonic() - began)
+                    _write(output, f"{name}.partial", rows, own["threads"], time.monotonic() - began, device.type)
         seconds = time.monotonic() - began
+        if output is not None and rows:  # an older result is there until this one is whole
+            for suffix in ("json", "md"):
+                (output / f"{name}.partial.{suffix}").replace(output / f"{name}.{suffix}")
     console.print(_table(rows))
     console.print(_where(device.type, own["threads"], seconds))
     if output is not None and rows:
-        name = _name(device.type)
         print(f"written: {output / name}.json, {output / name}.md")
 
 
@@ -160,10 +162,9 @@ def _where(device: str, threads: int, seconds: float) -> str:
     return f"{what}; {time.strftime('%Y-%m-%d')}; {seconds / 60:.1f} min"
 
 
-def _write(folder: Path, device: str, rows: Sequence[Row], threads: int, seconds: float) -> None:
-    """`bench_cpu.json` (or _gpu) with everything, and `bench_cpu.md` with the table."""
+def _write(folder: Path, name: str, rows: Sequence[Row], threads: int, seconds: float, device: str) -> None:
+    """`NAME.json` with everything, and `NAME.md` with the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = _name(device)
     versions = {package: packages().get(package) for package in PACKAGES}
     made: dict[str, Any] = {
         "machine": machine() | {"host": None},

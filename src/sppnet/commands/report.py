@@ -142,7 +142,8 @@ def _files(sheet: Sheet, picture: str | None, tex: bool) -> dict[str, str]:
     from sppnet.report.text import latex, markdown, runs_csv, settings_csv
 
     name = sheet.table.name
-    files = {f"{name}.csv": settings_csv(sheet), f"{name}_runs.csv": runs_csv(sheet)}
+    # the runs first: they say of what runs the others are, if this is interrupted
+    files = {f"{name}_runs.csv": runs_csv(sheet), f"{name}.csv": settings_csv(sheet)}
     if picture:
         files[f"{name}.svg"] = picture
     if tex:

@@ -27,7 +27,8 @@ def main() -> None:
 
 def test(trained: Trained) -> None:
     """Score the checkpoint and print its figures; the figures of a run are kept in `RUN/tests`."""
-    cfg, run = trained.cfg, trained.run
+    run = trained.run
+    cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # see `score_run`
     settings.check(cfg)
     for key in trained.typed:
         if key.startswith(TRAINING_ONLY):

@@ -18,7 +18,7 @@ from sppnet.identity import digest
 from sppnet.provenance import provenance
 from sppnet.replay import Trained, stored
 from sppnet.runs import read_json, write_json
-from sppnet.transfer.options import MAY_CHANGE, OWN, Task, make_task, refuse_idle, warn_idle
+from sppnet.transfer.options import FORMAT, MAY_CHANGE, OWN, Task, make_task, refuse_idle, warn_idle
 from sppnet.transfer.protocols import check_protocol, evaluate
 from sppnet.transfer.table import comparable, lines
 
@@ -83,7 +83,7 @@ def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
         "row": _describe(task, found.shape[1]) | {"protocol": outcome.says},
         "figures": outcome.figures,
         "splits": outcome.splits,
-        "compare": digest({**task.protocol(images), "bad_files": names}),
+        "compare": digest({**task.protocol(images), "bad_files": names, "format": FORMAT}),
         "features": features.content_of(task, images),
         "images": len(images),
         "bad_files": names,

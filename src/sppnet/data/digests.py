@@ -11,6 +11,7 @@ bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import socket
@@ -42,6 +43,8 @@ and a mistake in the configuration of a small set leaves nothing behind."""
 COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 """How JPEG, PNG, GIF and JPEG 2000 begin (WebP and AVIF: `_is_compressed`): a change anywhere moves or alters what
 follows it, or the checksum at the end."""
+LASTING = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENXIO, errno.ELOOP}
+"""Errors of a file that is gone, forbidden or none, whoever asks and when."""
 MAGIC = b"sppnet digests 1\n"
 
 Digests = npt.NDArray[np.uint8]  # (files, SIZE)
@@ -161,6 +164,8 @@ def _read(root: Path, wanted: Known, missing: npt.NDArray[np.int64], path: Path 
         ):
             for position, found in every:
                 if isinstance(found, OSError):
+                    found = _once_more(f"{root}/{wanted.names[position]}", found)
+                if isinstance(found, OSError):
                     errors.append(f"{wanted.names[position]}: {found.strerror}")
                     continue
                 wanted.digests[position] = np.frombuffer(found[0], dtype=np.uint8)
@@ -175,6 +180,20 @@ def _read(root: Path, wanted: Known, missing: npt.NDArray[np.int64], path: Path 
         notice(f"{len(errors)} files of {root} cannot be read ({errors[0]}); the data are known without their content")
     if why and time.monotonic() - began > 2:
         notice(f"paths.cache: digests cannot be kept ({why}); the files are read at every start")
+
+
+def _once_more(path: str, error: OSError) -> tuple[bytes, tuple[int, int, int]] | OSError:
+    """Read a file again that could not be read; a drive that fails now and then must not make other data of the same.
+
+    Raises:
+        UserError: it fails again, and not because the file is gone or forbidden.
+    """
+    try:
+        return digest_of(path)
+    except OSError as again:
+        if again.errno in LASTING:
+            return error
+        raise UserError(f"{path}: {again.strerror}; without its content it is not known which data these are") from None
 
 
 Found = tuple[int, tuple[bytes, tuple[int, int, int]] | OSError]

@@ -194,14 +194,14 @@ class Walk:
 
     def _holders(self) -> dict[str, list[str]]:
         """The classes that have each folder below them; `a/a/b`, as unpacking leaves it, is `b` of class `a`."""
-        shared: dict[str, list[str]] = {}
+        shared: dict[str, dict[str, None]] = {}
         for below in sorted(self.nested, key=lambda below: below.count("/")):
             for holder in self.nested[below]:
                 first, _, rest = below.partition("/")
                 name = rest if first.casefold() == holder.casefold() else below
-                if name and holder not in shared.setdefault(name, []):
-                    shared[name].append(holder)
-        return shared
+                if name:
+                    shared.setdefault(name, {})[holder] = None
+        return {name: list(holders) for name, holders in shared.items()}
 
     def enter(self, folder: Path) -> None:
         """Note that `folder` is being looked through; a loop of links would enter one again."""

@@ -29,12 +29,13 @@ except ImportError:  # as on a machine without a package index: Pillow decodes t
     if multiprocessing.parent_process() is None:
         notice("warning: simplejpeg is not installed, without which damaged JPEG files are not noticed")
 
-# Extraneous bytes before the end marker can also be what damaged data have left over; far more often a camera's
-# firmware has written them, behind data that are whole. Before a restart marker (0xd0 to 0xd7) they are pixels' own.
-HARMLESS = re.compile(
-    "extraneous bytes before marker 0x(?!d[0-7])|unknown JFIF revision|Unknown Adobe color transform|bad ICC marker"
-    "|Invalid SOS parameters for sequential JPEG"
+STRANGE = (
+    "unknown JFIF revision|Unknown Adobe color transform|bad ICC marker|Invalid SOS parameters for sequential JPEG"
 )
+HARMLESS = re.compile(f"extraneous bytes before marker 0x(?!d[0-7])|{STRANGE}")
+# From the first scan on, extraneous bytes are what damaged data have left over. Before the end marker (0xd9) they may
+# be, too; far more often a camera's firmware has written them, behind data that are whole.
+HARMLESS_BEHIND = re.compile(f"extraneous bytes before marker 0xd9|{STRANGE}")
 ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers that no segment follows, and an escaped 0xFF
 NEEDLESS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and comments
 
@@ -67,7 +68,7 @@ def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
     if HARMLESS.search(first):  # libjpeg tells no warning behind the first
         data = _bare(data)
         behind = _strictly(data, colours)
-    if not isinstance(behind, str) or HARMLESS.search(behind):
+    if not isinstance(behind, str) or HARMLESS_BEHIND.search(behind):
         _remarks[path] = first
     elif _is_warning(data, colours):
         raise DamagedError(behind)
@@ -87,7 +88,7 @@ def notice_remarks(remarks: Mapping[str, str]) -> None:
         return
     path, count = min(remarks), len(remarks)
     files = "1 JPEG file makes" if count == 1 else f"{count} JPEG files make"
-    notice(f"{files} the decoder warn without lacking pixels, and can be read: {path} ({remarks[path]})")
+    notice(f"{files} the decoder warn and can be read, most of them without a wrong pixel: {path} ({remarks[path]})")
 
 
 def _strictly(data: bytes, colours: str) -> Pixels | str:

@@ -70,11 +70,14 @@ def load_tested(
     """
     classes, where = list(trained["classes"]), _where(cfg)
     if images.fingerprint() == trained["fingerprint"] and list(images.classes) == classes:
-        if cfg["split"] != trained["config"]["data"]["split"]:
-            raise UserError(
-                "data.split is taken from the run: another split of its data would test on images trained on"
-            )
-        return split_sets(cfg, images), images.notices()
+        split, notices = trained["config"]["data"]["split"], list(images.notices())
+        if cfg["split"] != split:
+            if not len((images.split() or {}).get("test", ())):
+                raise UserError(
+                    "data.split is taken from the run: another split of its data would test on images trained on"
+                )
+            notices.append(f"{where} has a test part of its own, on which data.split has no effect")
+        return split_sets({**cfg, "split": split}, images), notices
     if images.multilabel != trained["multilabel"]:
         has, knows = ("several labels", "one") if images.multilabel else ("one label", "several")
         raise UserError(f"{where}: its images have {has} each, and the network was trained on images of {knows}")
