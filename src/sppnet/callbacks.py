@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -166,7 +167,8 @@ class StatusFile(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say which step it stopped at; the command then says why."""
         if trainer.training:
-            self._write(trainer)
+            with contextlib.suppress(Exception):  # before the first step Lightning may not know how many there are
+                self._write(trainer)
 
     def _tick(self) -> None:
         now = time.monotonic()
