@@ -355,7 +355,7 @@ def test_evidence_is_written_for_a_study_that_was_run_as_its_file_says(study: Ca
     beside = report(filed)
     assert beside.code == 0, beside.err
     assert "of other runs; force=true replaces" in beside.err
-    assert "written: runs/mine/report/heads.csv" in beside.out
+    assert "written: runs/mine/report/heads_runs.csv" in beside.out
     assert tree(evidence) == before
     assert study("report", "study=mine", "force=true").code == 0
     assert tree(evidence) != before
