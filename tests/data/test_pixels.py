@@ -364,7 +364,7 @@ def test_a_photograph_that_cannot_be_read_is_skipped_or_stops_the_building(
     kept, read = batches(skipping | {"cache": True}, tmp_path), batches(skipping, tmp_path)
     assert same(kept, read)
     assert any("china/03.jpg" in batch["bad"] for batch in read)
-    assert "1 JPEG file makes the decoder warn" in capsys.readouterr().err  # as the file is built
+    assert "1 JPEG file makes the decoder warn." in capsys.readouterr().err  # as the file is built
 
 
 def test_a_set_that_cannot_tell_whether_it_changed_is_not_kept(config: Load, tmp_path: Path) -> None:

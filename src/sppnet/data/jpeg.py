@@ -88,7 +88,7 @@ def notice_remarks(remarks: Mapping[str, str]) -> None:
         return
     path, count = min(remarks), len(remarks)
     files = "1 JPEG file makes" if count == 1 else f"{count} JPEG files make"
-    notice(f"{files} the decoder warn and can be read, most of them without a wrong pixel: {path} ({remarks[path]})")
+    notice(f"{files} the decoder warn. Such a file is read, mostly without a wrong pixel: {path} ({remarks[path]})")
 
 
 def _strictly(data: bytes, colours: str) -> Pixels | str:
