@@ -90,14 +90,15 @@ def test_eight_jobs_eight_processes_eight_directories(spawn: Caller, tmp_path: P
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_saves_its_jobs_and_goes_on(spawn: Caller, tmp_path: Path) -> None:
-    words = ("train", "-m", *SMALL, "trainer.max_epochs=40", "trainer.limit_batches=null", "seed=0,1")
+    words = ("train", "-m", *SMALL, "trainer.max_epochs=8", "trainer.limit_batches=null", "seed=0,1")
     child = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.rglob("metrics.jsonl")):
         assert child.poll() is None
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     assert child.wait() == 1
-    assert list(states(tmp_path).values()) == ["preempted"]
+    (status,) = (json.loads(path.read_text()) for path in tmp_path.rglob("status.json"))
+    assert status["state"] == "preempted", status
     swept = spawn(*words)
     assert swept.code == 0, swept.err
     assert list(states(tmp_path).values()) == ["done", "done"]
