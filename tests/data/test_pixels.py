@@ -347,6 +347,13 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_read(
     assert not list(tmp_path.glob("photographs-*.bin"))
 
 
+def test_a_cache_that_cannot_be_written_is_said(config: Load, photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    cfg = config("folder", root=str(photographs), short_side=81, cache=True)
+    with pytest.raises(UserError, match=r"^data\.cache=true: paths\.cache=.*cache cannot be written to: "):
+        data_module(cfg, tmp_path / "cache").prepare_data()
+
+
 def test_a_photograph_that_cannot_be_read_is_skipped_or_stops_the_building(
     config: Load, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,6 +126,10 @@ def test_voc2007_has_all_classes_of_an_image_but_difficult_ones(tmp_path: Path, 
     assert sets.trainval().tolist() == list(range(18))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [15, 3, 6]  # one of each kind for validation
     assert len({sets.images.label(i) for i in sets.val.tolist()}) == 3
+    file = base / "Annotations" / "000003.xml"  # somebody's own data in VOC's layout
+    file.write_text(file.read_text().replace("cat", "raccoon"))
+    with pytest.raises(UserError, match=r"000003\.xml holds an object called 'raccoon', which is no class of VOC 2007"):
+        load_sets(config("voc2007", root=str(tmp_path)))
 
 
 def test_flowers102_has_its_own_three_parts(tmp_path: Path, config: Load, paint: Paint) -> None:
