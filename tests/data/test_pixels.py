@@ -390,6 +390,17 @@ def test_a_set_that_reads_in_a_way_of_its_own_is_read_by_it(photographs: Path) -
     assert Whole(Boxed(str(photographs)), "torch").read(0).shape == (50, 50, 3)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_pictures_of_a_set_of_ones_own_become_rgb(photographs: Path, mode: str) -> None:
+    class Converted(Boxed):
+        def read(self, index: int) -> Image.Image:
+            return super().read(index).convert(mode)
+
+    images = Converted(str(photographs))
+    assert Whole(images, "torch").read(0).shape == (50, 50, 3)
+    assert source_of(images, {"fit": "crop"}, "crop").read(0).mode == "RGB"
+
+
 def test_a_file_that_goes_away_is_said_and_its_photographs_are_read_anew(
     kept: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,6 +198,35 @@ class Halved(Stripes):
         return {"train": range(10), "validation": range(10, 20)}
 
 
+class Named(Stripes):
+    classes = ("one", "one")
+
+
+class Spoken(Stripes):
+    def label(self, index: int) -> Any:
+        return "down"
+
+
+class Yes(Stripes):
+    def label(self, index: int) -> bool:
+        return index % 2 == 1
+
+
+class Leaking(Stripes):
+    def split(self) -> dict[str, Any]:
+        return {"train": range(12), "test": np.arange(10, 20)}
+
+
+class Masked(Stripes):
+    def split(self) -> dict[str, Any]:
+        return {"train": np.arange(20) < 10, "test": np.arange(20) >= 10}
+
+
+class Beyond(Stripes):
+    def split(self) -> dict[str, Any]:
+        return {"train": range(10), "test": range(10, 21)}
+
+
 class Alone(Stripes):
     classes = ("one",)
 
@@ -227,7 +256,18 @@ def test_a_set_without_a_split_is_told_what_one_is(config: Load, split: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("cls", "says"), [(Wrong, "there are 2 classes"), (Alone, "one class only"), (Halved, "train, validation")]
+    ("cls", "says"),
+    [
+        (Wrong, "there are 2 classes"),
+        (Alone, "one class only"),
+        (Halved, "train, validation"),
+        (Named, "two classes called one"),
+        (Spoken, r"label\(0\) is 'down'.*whole numbers"),
+        (Yes, r"label\(0\) is False.*whole numbers"),
+        (Leaking, r"2 images are in its parts 'train' and 'test' alike \(such as 10\)"),
+        (Masked, r"part 'train' must be different positions"),
+        (Beyond, r"part 'test' must be different positions, whole numbers from 0 to 19"),
+    ],
 )
 def test_a_set_that_contradicts_itself_is_refused(
     config: Load, monkeypatch: pytest.MonkeyPatch, cls: type[ImageSet], says: str
