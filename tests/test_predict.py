@@ -193,6 +193,8 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", "top=many"], ["top=many"]),
     (["input=pictures", "draw=[5]"], ["draw=['5']", "true or false"]),
     (["input=no/such"], ["input=no/such", "no such file"]),
+    ([f"input={'x' * 256}"], ["input=xxx", "File name too long"]),
+    (["input=~nobody.of.this.name/x"], ["input=~nobody.of.this.name/x", "home"]),
     (["input=empty"], ["input=empty", "no picture"]),
     (["input=pictures/notes"], ["input=pictures/notes", "no such"]),
     ([], ["input must be given"]),

@@ -366,6 +366,13 @@ class Dots(ImageSet):
         return Image.new("RGB", (5, 5), tuple(os.urandom(3)) if self.noise else (self.level, 0, index))
 
 
+class Palette(Dots):
+    def read(self, index: int) -> Image.Image:
+        image = Image.new("P", (5, 5))
+        image.putpalette([self.level, 0, index])
+        return image
+
+
 class Named(Dots):
     def fingerprint(self) -> str:
         return "dots, version 1"
@@ -373,6 +380,7 @@ class Named(Dots):
 
 def test_a_set_that_does_not_say_what_it_is_is_known_by_its_pixels() -> None:
     assert Dots(1).fingerprint() == Dots(1).fingerprint() != Dots(2).fingerprint()
+    assert Palette(1).fingerprint() == Palette(1).fingerprint() != Palette(2).fingerprint()
     assert Named(1).fingerprint() == Named(2, noise=True).fingerprint()
     with pytest.raises(UserError, match=r"Dots\.read\(0\) gives other pixels each time"):
         Dots(noise=True).fingerprint()

@@ -186,6 +186,12 @@ def test_a_picture_without_suffix_is_read_and_what_is_not_read_is_counted(root: 
     found = find_pictures(str(root))  # whose input has no classes: it reads loose pictures, and the same files else
     assert len(found.names) == 76
     assert found.not_read.replace("input=", "data.root=") == counted
+    (root / "yak.tar.gz").touch()  # a class, perhaps
+    [counted, _] = build_images(data).notices()
+    assert "8 file(s) are not read" in counted
+    assert "1 .gz" in counted
+    (root / "README.txt").touch()
+    assert counted in build_images(data).notices()
 
 
 def test_the_fingerprint_is_of_the_data_not_of_its_place(root: Path, config: Load, tmp_path: Path) -> None:
@@ -407,6 +413,16 @@ def broken_link(root: Path) -> None:
     (root / "cat" / "l.png").symlink_to(root / "nowhere")
 
 
+def class_on_a_drive_that_is_away(root: Path) -> None:
+    (root / "yak").symlink_to(root / "drive" / "yak")
+
+
+def part_on_a_drive_that_is_away(root: Path) -> None:
+    only_train(root)
+    shutil.copytree(root / "train", root / "val")
+    (root / "test").symlink_to(root / "drive")
+
+
 def loop(root: Path) -> None:
     (root / "cat" / "loop").symlink_to(root)
 
@@ -464,7 +480,9 @@ BROKEN: dict[Callable[[Path], None], str] = {
     only_validation: "no folder train/ (found: val)",
     unknown_class: "test/yak",
     rare_class: "class rare has 2 image(s)",
-    broken_link: "l.png",
+    broken_link: "l.png: No such file or directory (it is a link to ",
+    class_on_a_drive_that_is_away: "yak: No such file or directory (it is a link to ",
+    part_on_a_drive_that_is_away: "test: No such file or directory (it is a link to ",
     misnamed_part: "holds train/, test/ beside dev/; allowed are",
     one_part_twice: "holds Validation/ and val/, two folders for one part",
     parts_of_unknown_names: "holds Testset/ and Trainset/, which both hold cat/",

@@ -347,6 +347,13 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_read(
     assert not list(tmp_path.glob("photographs-*.bin"))
 
 
+def test_a_cache_that_cannot_be_written_is_said(config: Load, photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    cfg = config("folder", root=str(photographs), short_side=81, cache=True)
+    with pytest.raises(UserError, match=r"^data\.cache=true: paths\.cache=.*cache cannot be written to: "):
+        data_module(cfg, tmp_path / "cache").prepare_data()
+
+
 def test_a_photograph_that_cannot_be_read_is_skipped_or_stops_the_building(
     config: Load, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -381,6 +388,17 @@ class Boxed(Folder):
 
 def test_a_set_that_reads_in_a_way_of_its_own_is_read_by_it(photographs: Path) -> None:
     assert Whole(Boxed(str(photographs)), "torch").read(0).shape == (50, 50, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_pictures_of_a_set_of_ones_own_become_rgb(photographs: Path, mode: str) -> None:
+    class Converted(Boxed):
+        def read(self, index: int) -> Image.Image:
+            return super().read(index).convert(mode)
+
+    images = Converted(str(photographs))
+    assert Whole(images, "torch").read(0).shape == (50, 50, 3)
+    assert source_of(images, {"fit": "crop"}, "crop").read(0).mode == "RGB"
 
 
 def test_a_file_that_goes_away_is_said_and_its_photographs_are_read_anew(

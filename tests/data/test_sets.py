@@ -126,6 +126,10 @@ def test_voc2007_has_all_classes_of_an_image_but_difficult_ones(tmp_path: Path, 
     assert sets.trainval().tolist() == list(range(18))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [15, 3, 6]  # one of each kind for validation
     assert len({sets.images.label(i) for i in sets.val.tolist()}) == 3
+    file = base / "Annotations" / "000003.xml"  # somebody's own data in VOC's layout
+    file.write_text(file.read_text().replace("cat", "raccoon"))
+    with pytest.raises(UserError, match=r"000003\.xml holds an object called 'raccoon', which is no class of VOC 2007"):
+        load_sets(config("voc2007", root=str(tmp_path)))
 
 
 def test_flowers102_has_its_own_three_parts(tmp_path: Path, config: Load, paint: Paint) -> None:
@@ -194,6 +198,35 @@ class Halved(Stripes):
         return {"train": range(10), "validation": range(10, 20)}
 
 
+class Named(Stripes):
+    classes = ("one", "one")
+
+
+class Spoken(Stripes):
+    def label(self, index: int) -> Any:
+        return "down"
+
+
+class Yes(Stripes):
+    def label(self, index: int) -> bool:
+        return index % 2 == 1
+
+
+class Leaking(Stripes):
+    def split(self) -> dict[str, Any]:
+        return {"train": range(12), "test": np.arange(10, 20)}
+
+
+class Masked(Stripes):
+    def split(self) -> dict[str, Any]:
+        return {"train": np.arange(20) < 10, "test": np.arange(20) >= 10}
+
+
+class Beyond(Stripes):
+    def split(self) -> dict[str, Any]:
+        return {"train": range(10), "test": range(10, 21)}
+
+
 class Alone(Stripes):
     classes = ("one",)
 
@@ -223,7 +256,18 @@ def test_a_set_without_a_split_is_told_what_one_is(config: Load, split: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("cls", "says"), [(Wrong, "there are 2 classes"), (Alone, "one class only"), (Halved, "train, validation")]
+    ("cls", "says"),
+    [
+        (Wrong, "there are 2 classes"),
+        (Alone, "one class only"),
+        (Halved, "train, validation"),
+        (Named, "two classes called one"),
+        (Spoken, r"label\(0\) is 'down'.*whole numbers"),
+        (Yes, r"label\(0\) is False.*whole numbers"),
+        (Leaking, r"2 images are in its parts 'train' and 'test' alike \(such as 10\)"),
+        (Masked, r"part 'train' must be different positions"),
+        (Beyond, r"part 'test' must be different positions, whole numbers from 0 to 19"),
+    ],
 )
 def test_a_set_that_contradicts_itself_is_refused(
     config: Load, monkeypatch: pytest.MonkeyPatch, cls: type[ImageSet], says: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,14 +139,44 @@ def check_training(cfg: Mapping[str, Any], images: ImageSet) -> None:
 
 
 def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
-    """Check that every label of `images`, which `cfg` describes, is one or more of its classes.
+    """Check that every label of `images`, which `cfg` describes, is one or more of its classes, and its own parts.
 
     Raises:
-        UserError: one is not.
+        UserError: one is not, two classes have one name, or an image is trained on and in another part.
     """
+    if twice := [name for name, count in Counter(map(str, images.classes)).items() if count > 1]:
+        raise UserError(f"data={cfg['name']} has two classes called {twice[0]}")
+    _check_parts(cfg, images)
+    count, whole = len(images.classes), (int, np.integer)
     for i in range(len(images)):
         label = images.label(i)
+        if type(label) is int and 0 <= label < count and not images.multilabel:
+            continue  # nearly all of a million
         if isinstance(label, tuple) != images.multilabel:
             raise UserError(f"data={cfg['name']}: label({i}) is {label!r}: a tuple if and only if multilabel is set")
-        if not all(0 <= c < len(images.classes) for c in all_labels(label)):
-            raise UserError(f"data={cfg['name']}: label({i}) is {label!r}, but there are {len(images.classes)} classes")
+        if not all(isinstance(c, whole) and type(c) is not bool and 0 <= c < count for c in all_labels(label)):
+            raise UserError(
+                f"data={cfg['name']}: label({i}) is {label!r}, but there are {count} classes, and labels are whole"
+                " numbers from 0 on"
+            )
+
+
+def _check_parts(cfg: Mapping[str, Any], images: ImageSet) -> None:
+    """Check that a set's own parts are of different images, and what is trained on is in no other."""
+    trained = np.zeros(len(images), dtype=bool)
+    for part, given in sorted((images.split() or {}).items(), key=lambda item: item[0] != "train"):
+        members = np.asarray(given) if len(given) else np.arange(0)
+        whole = members.dtype.kind in "iu" and not ((members < 0) | (members >= len(images))).any()
+        if not whole or (np.bincount(members) > 1).any():
+            raise UserError(
+                f"data={cfg['name']}: its part {part!r} must be different positions, whole numbers from 0 to"
+                f" {len(images) - 1}"
+            )
+        shared = members[trained[members]]
+        if len(shared):
+            raise UserError(
+                f"data={cfg['name']}: {len(shared)} images are in its parts 'train' and {part!r} alike (such as"
+                f" {images.name(int(shared[0]))})"
+            )
+        if part == "train":
+            trained[members] = True

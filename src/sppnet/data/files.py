@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from sppnet.data.images import Label
-from sppnet.data.names import PARTS, NotRead, has_suffix, ignored
+from sppnet.data.names import PARTS, TO_UNPACK, NotRead, has_suffix, ignored
 from sppnet.errors import UserError
 
 WRAPPERS = frozenset({"image", "images", "img", "imgs"})  # folders that every class may have, its pictures inside
@@ -71,10 +71,24 @@ def checked_root(root: str | os.PathLike[str] | None, hint: str = "") -> Path:
     """
     if not root:
         raise UserError(f"data.root is not set: give the folder that holds the data, data.root=FOLDER. {hint}")
-    path = Path(root).expanduser()
+    path = given_path("data.root", root)
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"data.root={root} {problem}. {hint}")
+    return path
+
+
+def given_path(key: str, given: str | os.PathLike[str]) -> Path:
+    """The path that `key` gives, whether or not something is there.
+
+    Raises:
+        UserError: that cannot be found out.
+    """
+    try:
+        path = Path(given).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # forbidden, a name too long, or no home of that name
+        raise UserError(f"{key}={given}: {error.strerror if isinstance(error, OSError) else error}") from None
     return path
 
 
@@ -96,10 +110,15 @@ def subfolders(folder: Path) -> list[str]:
     """Names of the folders in `folder` that may hold data, sorted.
 
     Raises:
-        UserError: `folder` cannot be listed, or one of the names is no UTF-8.
+        UserError: `folder` cannot be listed, one of the names is no UTF-8, or a link leads nowhere: it may be a folder
+            of a drive that is not there at the moment.
     """
     try:
-        found = [path for path in folder.iterdir() if path.is_dir() and not ignored(path.name)]
+        entries = [path for path in folder.iterdir() if not ignored(path.name)]
+        found = [path for path in entries if path.is_dir()]
+        for path in entries:
+            if path.is_symlink():
+                path.stat()
     except OSError as error:
         _refuse(error)
     for path in found:
@@ -136,7 +155,7 @@ class Walk:
                     " look alike; they are one class, put their images into one folder"
                 )
             found[name] = sorted(self._pictures(base / folder, name))
-        loose = [str(path) for path in base.iterdir() if has_suffix(path.name) and not path.is_dir()]
+        loose = self._beside(base)
         if not any(found.values()):
             beside = f"{len(loose)} picture(s) lie in no class folder" if loose else ""
             problem = f"data.root={self.root}: no images in {base} (expected one folder per class, images inside)"
@@ -173,6 +192,15 @@ class Walk:
                 f"data.root={self.root}: {len(self.loose)} picture(s) beside the class folders are in no class and are"
                 f" not read (such as {self.loose[0]})"
             )
+
+    def _beside(self, base: Path) -> list[str]:
+        """The pictures beside the class folders in `base`; archives, each a class perhaps, are counted as not read."""
+        with os.scandir(base) as entries:
+            files = [entry for entry in entries if not entry.is_dir() and not entry.name.startswith(".")]
+        for file in files:
+            if os.path.splitext(file.name)[1].lower() in TO_UNPACK:  # noqa: PTH122
+                self.not_read.is_picture(file)
+        return [file.path for file in files if has_suffix(file.name)]
 
     def _refuse_parts(self, base: Path, classes: Mapping[str, Collection[File]]) -> None:
         """Refuse classes that hold parts, and parts of unknown names that would pass for classes."""
@@ -265,4 +293,5 @@ def _check_name(path: str | Path) -> None:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise UserError(f"data: {error.filename}: {error.strerror}")
+    link = f" (it is a link to {os.readlink(error.filename)})" if os.path.islink(error.filename) else ""  # noqa: PTH114, PTH115
+    raise UserError(f"data: {error.filename}: {error.strerror}{link}")

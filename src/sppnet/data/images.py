@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sppnet.data.decode import DataError
+from sppnet.data.decode import DataError, to_rgb
 from sppnet.errors import UserError, notice
 
 SLOW = 2.0  # seconds after which it is said what takes so long
@@ -48,7 +48,7 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
-        """The image in mode RGB (`sppnet.data.decode.decode` and `to_rgb` make one of any picture).
+        """The image; one that is not in mode RGB is converted as files are (`sppnet.data.decode.to_rgb`).
 
         Raises:
             sppnet.data.decode.DataError: it cannot be read.
@@ -66,8 +66,8 @@ class ImageSet(ABC):
     def split(self) -> Mapping[str, Sequence[int]] | None:
         """The images of the set's own parts `train`, `test` and perhaps `val`; None if it has none of its own.
 
-        Without parts `data.split` makes a seeded, stratified split; without `val` it takes that from `train`. A set
-        that is only tested on needs no `train`.
+        No position is there twice, and none of `train` in another part. Without parts `data.split` makes a seeded,
+        stratified split; without `val` it takes that from `train`. A set that is only tested on needs no `train`.
         """
         return None
 
@@ -132,10 +132,20 @@ def _by_pixels(images: ImageSet) -> str:
 def _pixels(images: ImageSet, index: int) -> str:
     """Digest of an image's size and pixels; empty where it cannot be read."""
     try:
-        image = images.read(index)
+        image = rgb(images, index)  # of a palette, bytes alone would not say the colours
     except DataError:
         return ""
     return hashlib.sha256(f"{image.mode} {image.size}\n".encode() + image.tobytes()).hexdigest()
+
+
+def rgb(images: ImageSet, index: int) -> Image.Image:
+    """`images.read(index)`, converted to RGB where a set of one's own gives another mode.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    image = images.read(index)
+    return image if image.mode == "RGB" else to_rgb(image)
 
 
 def digest(lines: Iterable[str]) -> str:

@@ -116,7 +116,8 @@ def keep(source: Whole, shapes: ShapeArray, folder: Path, name: str, workers: in
         skip: leave room for none of the images that cannot be read, instead of raising.
 
     Raises:
-        UserError: the set cannot tell whether its images have changed, or the disk is too small.
+        UserError: the set cannot tell whether its images have changed, `folder` cannot be written to, or the disk is
+            too small.
         DataError: an image cannot be read, and `skip` is false.
         OSError: the disk fills up, whoever fills it; the file is not there then.
     """
@@ -138,7 +139,11 @@ def keep(source: Whole, shapes: ShapeArray, folder: Path, name: str, workers: in
     path = folder / f"photographs-{digest(map(str, what))[:32]}.bin"
     if _is_whole(path):
         return path
-    with alone(path.with_suffix(".lock")):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(alone(path.with_suffix(".lock")))
+        except OSError as error:
+            raise UserError(f"data.cache=true: paths.cache={folder} cannot be written to: {error.strerror}") from None
         if path.exists() and not _is_whole(path):
             print(f"sppnet: {path} is damaged; it is built anew", file=sys.stderr, flush=True)
             path.unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from sppnet.data.decode import DataError, decode, shape
+from sppnet.data.files import given_path
 from sppnet.data.images import ImageSet
 from sppnet.data.names import NotRead, ignored
 from sppnet.errors import UserError
@@ -39,9 +40,10 @@ def find_pictures(given: str) -> Found:
     entered once.
 
     Raises:
-        UserError: nothing is there, no picture is in the folder, or one of its folders cannot be listed.
+        UserError: nothing is there or may be looked at, no picture is in the folder, or one of its folders cannot be
+            listed.
     """
-    path = Path(given).expanduser()
+    path = given_path("input", given)
     if path.is_dir():
         not_read = NotRead()
         names = sorted(_below(path, "", {os.path.realpath(path)}, not_read))

@@ -201,6 +201,8 @@ class Voc2007(Files):
             raise UserError(f"data: {path} cannot be read as an annotation ({error})") from None
         found = {o.findtext("name", "").strip() for o in objects}
         clear = {o.findtext("name", "").strip() for o in objects if o.findtext("difficult", "0").strip() != "1"}
+        if others := sorted(found.difference(VOC_CLASSES)):
+            raise UserError(f"data: {path} holds an object called {others[0]!r}, which is no class of VOC 2007")
         labels, unclear = (
             tuple(label for label, name in enumerate(VOC_CLASSES) if name in names) for names in (clear, found - clear)
         )
