@@ -204,7 +204,7 @@ def test_a_test_refuses_to_change_what_was_trained(sppnet: Caller, change: str) 
 @pytest.mark.parametrize(
     "options",
     [
-        ["optim=adamw", "trainer.gradient_clip=1.0", "loss.label_smoothing=0.1"],
+        ["optim=adamw", "trainer.gradient_clip=1.0", "loss.label_smoothing=0.1", "data.split.val=0"],
         ["trainer.precision=bf16-mixed", "trainer.channels_last=true", "trainer.accumulate=2"],
         ["loss.kind=sigmoid", "trainer.ema=0.9", "sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"],
         ["data.fit=full", "views=full", "data.workers=2", "data.color=0.1", "data.crop.kind=random_resized"],
@@ -216,6 +216,7 @@ def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
     done = sppnet("train", *SMALL, *options)
     assert done.code == 0, done.err
     assert 0 <= done.figure("test/top1") <= 1
+    assert ("the test part validates" in done.err) == ("data.split.val=0" in options)
     for option, pattern in (("logger=wandb", "wandb/offline-run-*"), ("logger=tensorboard", "tensorboard/events*")):
         assert bool(list(done.run.glob(pattern))) == (option in options)
 

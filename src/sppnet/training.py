@@ -72,6 +72,8 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
     if len(sets.train) < world_size(cfg):
         raise UserError(f"{len(sets.train)} training images are too few for {world_size(cfg)} processes")
     notices = duplicates(cfg["data"], sets.images, sets.parts())
+    if sets.val is sets.test:
+        notices.append("data.split.val=0: the test part validates, so its figures are of the weights that it picked")
     L.seed_everything(cfg["seed"], verbose=False)
     data = build_data(cfg, sets)
     data.prepare_data()  # reads the shapes of whole images: a header that is broken is found now
