@@ -191,6 +191,18 @@ CALLBACKS = [
         ["+callbacks.x._target_=lightning.pytorch.callbacks.ModelCheckpoint", "+callbacks.x.monitor=train/loss"],
         ["x.monitor=train/loss is not allowed", "val/loss", "step"],
     ),
+    (
+        ["+callbacks.x._target_=lightning.pytorch.callbacks.ModelCheckpoint", "+callbacks.x.save_last=true"],
+        ["x.save_last=true would replace last.ckpt", "x.dirpath"],
+    ),
+    (
+        [STOPPING, "+callbacks.stop.monitor=val/loss", "+callbacks.a=${callbacks.stop}"],
+        ["callbacks.stop and callbacks.a have one place in a checkpoint", "'val/loss'"],
+    ),
+    (
+        ["+callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{0:2}}"],
+        ["GradientAccumulationScheduler is not allowed", "use trainer.accumulate"],
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from calling import SMALL, Caller, records, same_weights
+from sppnet.callbacks import BadFiles
 
 PHOTOS = Path(os.environ.get("SPPNET_DATA", "no")) / "caltech20"
 WEIGHTS = Path(os.environ.get("SPPNET_WEIGHTS", "no")) / "alexnet_features.pth"
@@ -101,6 +102,15 @@ def test_bad_files_are_skipped_counted_and_listed(sppnet: Caller, tmp_path: Path
     assert lines[-1].startswith("sppnet: 2 JPEG files make the decoder warn")
     assert "pets/" in lines[-1]
     assert "extraneous bytes" in lines[-1]
+
+
+def test_a_bad_file_that_two_ranks_meet_is_listed_once_and_counted_by_both(tmp_path: Path) -> None:
+    one, two = (BadFiles(tmp_path / "bad_files.txt") for _ in range(2))
+    for rank, bad in ((one, ["a", "b"]), (two, ["c"]), (two, ["b", "d"]), (one, ["c"])):
+        rank.on_train_batch_end(None, None, None, {"bad": bad, "remarks": {}}, 0)  # type: ignore[arg-type]
+    two.read()
+    assert one.names == two.names == {"a", "b", "c", "d"}
+    assert (tmp_path / "bad_files.txt").read_text().split() == ["a", "b", "c", "d"]
 
 
 def test_two_classes_and_whole_images_are_learned(sppnet: Caller, tmp_path: Path) -> None:

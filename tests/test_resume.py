@@ -23,7 +23,7 @@ TESTS = str(Path(__file__).parent)
 RUN = (*SMALL, *PLUG, "trainer.max_epochs=3", "trainer.limit_batches=6", "trainer.checkpoint_every_n_steps=2")
 KINDS = {
     "plateau": ("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "trainer.ema=0.9"),
-    "cosine, ema": ("trainer.ema=0.9", "data.workers=1", "data.color=0.1"),
+    "cosine, ema": ("trainer.ema=0.9", "data.workers=1", "data.color=0.1", "backbone._target_=stop_at.Draws"),
     "weighted": ("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate=2"),
     "whole images": (  # saved, and validated, before the last batch of an epoch
         *("data.fit=full", "optim.schedule.kind=constant", "trainer.precision=64-true"),
@@ -99,6 +99,16 @@ def test_a_stop_signal_saves_the_step_it_came_at(sppnet: Caller, monkeypatch: py
     resumed = sppnet("train", *RUN, "trainer.progress=lines")
     assert "resumed at step 9" in resumed.out
     assert_same_end(resumed.run, unbroken.run)
+
+
+def test_a_state_that_no_checkpoint_may_hold_is_not_saved(sppnet: Caller) -> None:
+    """It would never be read again, and the run with it."""
+    done = sppnet("train", *RUN, "+callbacks.own._target_=stop_at.Remembers")
+    assert done.code == 1
+    [line] = done.err.splitlines()
+    assert "last.ckpt would hold numpy." in line
+    assert "state_dict()" in line
+    assert not list(Path("runs").rglob("*.ckpt*"))
 
 
 @pytest.mark.slow

@@ -204,7 +204,7 @@ def test_a_test_refuses_to_change_what_was_trained(sppnet: Caller, change: str) 
 @pytest.mark.parametrize(
     "options",
     [
-        ["optim=adamw", "trainer.gradient_clip=1.0", "loss.label_smoothing=0.1"],
+        ["optim=adamw", "trainer.gradient_clip=1.0", "loss.label_smoothing=0.1", "data.split.val=0"],
         ["trainer.precision=bf16-mixed", "trainer.channels_last=true", "trainer.accumulate=2"],
         ["loss.kind=sigmoid", "trainer.ema=0.9", "sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"],
         ["data.fit=full", "views=full", "data.workers=2", "data.color=0.1", "data.crop.kind=random_resized"],
@@ -216,6 +216,7 @@ def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
     done = sppnet("train", *SMALL, *options)
     assert done.code == 0, done.err
     assert 0 <= done.figure("test/top1") <= 1
+    assert ("the test part validates" in done.err) == ("data.split.val=0" in options)
     for option, pattern in (("logger=wandb", "wandb/offline-run-*"), ("logger=tensorboard", "tensorboard/events*")):
         assert bool(list(done.run.glob(pattern))) == (option in options)
 
@@ -250,15 +251,19 @@ def test_compile_in_place_keeps_the_keys(sppnet: Caller) -> None:
     assert not [key for key in keys[1] if "_orig_mod" in key]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(sppnet: Caller) -> None:
-    done = sppnet("train", *SMALL, "optim=sgd", "optim.lr=1e30")
+@pytest.mark.parametrize(("steps", "said"), [(4, "at step 1 "), (1, "the network's scores (input size 24) are not")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(sppnet: Caller, steps: int, said: str) -> None:
+    """Also where no further step is left to find it."""
+    done = sppnet(
+        "train", *SMALL, "optim=sgd", "optim.lr=1e30", "trainer.max_epochs=1", f"trainer.limit_batches={steps}"
+    )
     assert done.code == 1
     [line] = done.err.strip().splitlines()
-    assert "at step" in line
-    assert "learning rate 1e+30" in line
+    assert said in line
+    assert ("learning rate 1e+30" in line) == (steps > 1)
     status = json.loads(next(Path("runs").rglob("status.json")).read_text())
     assert status["state"] == "failed"
-    assert "learning rate" in status["reason"]
+    assert said in status["reason"]
 
 
 def test_weights_are_the_same_for_any_number_of_workers(sppnet: Caller) -> None:
@@ -422,6 +427,11 @@ def test_damaged_checkpoints_are_one_line_and_training_goes_on_from_the_other(sp
     code, line = again(damaged=(), missing=(last,))
     assert code == 0
     assert "last.ckpt is missing; going on from best.ckpt" in line
+    other = sppnet("train", *SMALL, "optim.lr=0.04").run
+    kept[last] = (other / "checkpoints/last.ckpt").read_bytes()  # put here to go on from, or a backup gone wrong
+    code, line = again(damaged=())
+    assert code == 0
+    assert f"{last} is of another run ({other.name[-10:]}); going on from best.ckpt" in line
     flip(best)
     (run / "status.json").unlink()
     done = sppnet("train", *SMALL, "optim.lr=0.05")  # trained to the end, but for what was best

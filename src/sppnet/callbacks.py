@@ -96,8 +96,12 @@ class BadFiles(Callback):
         self.names: set[str] = set()
         self._remarks: dict[str, str] = {}
         self._told = 0
-        if path is not None and path.exists():  # a resumed run knows those of before
-            self.names = set(path.read_text(encoding="utf-8").splitlines())
+        self.read()  # a resumed run knows those of before
+
+    def read(self) -> None:
+        """Take up what is in the file, by other ranks too."""
+        if self.path is not None and self.path.exists():
+            self.names |= set(self.path.read_text(encoding="utf-8").splitlines())
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note what a training batch lacks."""
@@ -126,6 +130,8 @@ class BadFiles(Callback):
 
     def _note(self, batch: Mapping[str, Any]) -> None:
         self._remarks |= batch["remarks"]
+        if not self.names.issuperset(batch["bad"]):
+            self.read()
         new = [name for name in batch["bad"] if name not in self.names]
         self.names |= set(new)
         if new and self.path is not None:

@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sppnet.classifier import Classifier
+from sppnet.errors import RunFailed
+from sppnet.runs import Run
 from sppnet.slurm import job
 from sppnet.stopping import EarlyEnd
 from sppnet.tensorfile import read_checkpoint as read_checkpoint
@@ -40,7 +42,11 @@ class DurableIO(TorchCheckpointIO):
     """Write to a temporary name, sync, rename: after a power cut or on a full disk the file is whole or the old one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save `checkpoint` at `path`."""
+        """Save `checkpoint` at `path`.
+
+        Raises:
+            RunFailed: it holds what `read_checkpoint` would refuse.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
@@ -49,6 +55,11 @@ class DurableIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
+                raise RunFailed(
+                    f"{path} would hold {', '.join(sorted(foreign))}, which is never read again; what is kept of a run"
+                    " is tensors and plain data: let no callback's or optimiser's state_dict() return anything else"
+                )
             temporary.replace(path)
         except RuntimeError as error:
             # torch's zip writer hides the cause of a failed write ("unexpected pos"); OSError is what it was
@@ -93,8 +104,9 @@ class Checkpoints(Checkpoint):
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know: the score that is to be beaten, and whether it can go on from here."""
-        return {"best_score": self.best_score, "whole": self._whole}
+        """What a resumed run must know: the score that is to be beaten, whether it can go on from here, and whose this
+        is."""
+        return {"best_score": self.best_score, "whole": self._whole, "run": Run(self.folder.parent).hash}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up `state_dict`."""

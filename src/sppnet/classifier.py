@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -105,9 +107,13 @@ class Classifier(L.LightningModule):
     # Training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout from the step alone: a resumed run draws the masks that the unbroken one drew."""
+        """Dropout from the step alone: a resumed run draws the masks that the unbroken one drew; a network of one's own
+        may draw by Python or numpy."""
         word = repr((self.cfg["seed"], self._batches(), self.global_rank)).encode()
-        torch.manual_seed(int.from_bytes(blake2b(word, digest_size=8).digest(), "little"))
+        number = int.from_bytes(blake2b(word, digest_size=8).digest(), "little")
+        torch.manual_seed(number)
+        random.seed(number)
+        np.random.seed(number % 2**32)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The share of the batch in the loss of its optimiser step (see the class); recorded is the batch's mean."""
@@ -153,7 +159,7 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of one validation size."""
-        self._count("val", batch, self(self.prepare(batch)))
+        self._count("val", batch, self._finite(batch, self(self.prepare(batch))))
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of one test size."""
@@ -161,7 +167,14 @@ class Classifier(L.LightningModule):
 
     def scores(self, batch: Batch) -> Tensor:
         """Logits (N, K) of a batch as `views` shows it; of several views those whose probabilities are the mean of
-        the views' (section 3.1.1: scores are averaged after the softmax)."""
+        the views' (section 3.1.1: scores are averaged after the softmax).
+
+        Raises:
+            RunFailed: they are no numbers.
+        """
+        return self._finite(batch, self._scores(batch))
+
+    def _scores(self, batch: Batch) -> Tensor:
         if self.views is None:
             return self.forward(self.prepare(batch))
         size = batch["size"]
@@ -187,6 +200,16 @@ class Classifier(L.LightningModule):
         metrics = self.metrics["test"]
         self.tested, self.tested_by_class, self.tested_images = metrics.compute(), metrics.per_class(), metrics.images()
         metrics.reset()
+
+    def _finite(self, batch: Batch, logits: Tensor) -> Tensor:
+        """`logits`; of which the likeliest class would be the first, if they were no numbers."""
+        if not torch.isfinite(logits[batch["valid"]]).all():
+            raise RunFailed(
+                f"the network's scores (input size {batch['size']}) are not finite: its weights, or these images at"
+                f" trainer.precision={self.cfg['trainer']['precision']}, are beyond what can be computed; train with a"
+                " lower optim.lr or trainer.gradient_clip"
+            )
+        return logits
 
     def _count(self, phase: str, batch: Batch, logits: Tensor) -> None:
         losses = self.losses(logits, batch["target"])

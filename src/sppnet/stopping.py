@@ -1,4 +1,4 @@
-"""Callbacks that end a training before its last epoch: what they wait for exists, and what they did is said."""
+"""Callbacks of the user's: which do their work here; that what they wait for exists; that an early end is said."""
 
 from __future__ import annotations
 
@@ -6,10 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.errors import UserError, notice
+from sppnet.settings import shown
+
+ELSEWHERE: dict[type[Callback], str] = {
+    BackboneFinetuning: "takes a network of another build; use backbone.freeze",
+    BatchSizeFinder: "takes data of another build; use data.batch_size",
+    GradientAccumulationScheduler: "is unknown to optim.schedule and to a resumed run; use trainer.accumulate",
+    LearningRateFinder: "takes a network of another build; use a sweep of optim.lr",
+    ModelPruning: "is lost when a run is resumed",
+    StochasticWeightAveraging: "makes averages that no checkpoint holds and no test sees; use trainer.ema",
+}
+"""Callbacks of Lightning's that fail here, or seem to work and do not."""
 
 
 class EarlyEnd(Callback):
@@ -55,6 +77,33 @@ def _why_stopped(callback: Callback) -> str:
         return "the time is up" if (callback.time_remaining() or 0) <= 0 else ""
     said = callback.stopping_reason_message if isinstance(callback, EarlyStopping) else None
     return (said or "").removesuffix(" Signaling Trainer to stop.").rstrip(".")
+
+
+def check_kinds(callbacks: Mapping[str, Callback]) -> None:
+    """Check that callbacks, by name in the configuration, do their work here, and that a resumed run finds its state.
+
+    Raises:
+        UserError: one does not, two have one place in a checkpoint, or one replaces the run's own files.
+    """
+    keys: dict[str, str] = {}
+    for name, callback in callbacks.items():
+        kind = type(callback).__name__
+        if why := next((why for other, why in ELSEWHERE.items() if isinstance(callback, other)), None):
+            raise UserError(f"callbacks.{name}: {kind} is not allowed: it {why}")
+        twin = keys.setdefault(callback.state_key, name)
+        if twin != name and type(callback).state_dict is not Callback.state_dict:
+            raise UserError(
+                f"callbacks.{twin} and callbacks.{name} have one place in a checkpoint, {callback.state_key}; leave one"
+                " out, or use a class whose state_key tells them apart"
+            )
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # into the run's own folder
+            key = "save_last" if callback.save_last else "filename"
+            if getattr(callback, key) not in (True, "link", "last", "best"):
+                continue
+            raise UserError(
+                f"callbacks.{name}.{key}={shown(getattr(callback, key))} would replace last.ckpt or best.ckpt, which a"
+                f" run has of itself and goes on from; leave it out, or give callbacks.{name}.dirpath"
+            )
 
 
 def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ from sppnet.plug import instantiate
 from sppnet.provenance import code
 from sppnet.runs import Run
 from sppnet.slurm import job
-from sppnet.stopping import EarlyEnd, check_monitors
+from sppnet.stopping import EarlyEnd, check_kinds, check_monitors
 
 HARMLESS = (
     ".*does not have many workers.*",
@@ -72,6 +72,8 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
     if len(sets.train) < world_size(cfg):
         raise UserError(f"{len(sets.train)} training images are too few for {world_size(cfg)} processes")
     notices = duplicates(cfg["data"], sets.images, sets.parts())
+    if sets.val is sets.test:
+        notices.append("data.split.val=0: the test part validates, so its figures are of the weights that it picked")
     L.seed_everything(cfg["seed"], verbose=False)
     data = build_data(cfg, sets)
     data.prepare_data()  # reads the shapes of whole images: a header that is broken is found now
@@ -107,11 +109,12 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         records.truncate(0)
     sys.argv[1:] = ["rank", str(run.path)]  # how Lightning starts the further ranks of this machine
     trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
-    best, best_is = _read_whole(run.best)
+    best, best_is = _read_whole(run, run.best)
     if best is None:
         raise RunFailed(f"nothing to test: {best_is or f'{run.best} is missing'}; force=true begins the run anew")
     classifier.load_state_dict(best["state_dict"])
     found = score(trainer, classifier, data, check_identity(cfg, "best", data.sets.images))
+    bad_files.read()
     totals = {
         "epochs": trainer.current_epoch,
         "seconds": round(status.seconds, 1),
@@ -154,10 +157,10 @@ def _resume_from(run: Run) -> Path | None:
         RunFailed: there are some, but training cannot go on from any.
     """
     anew, say = "force=true begins the run anew", rank_zero_only(notice)
-    last, last_is = _read_whole(run.last)
+    last, last_is = _read_whole(run, run.last)
     scored = last is not None and last["callbacks"][Checkpoints.__name__]["best_score"] is not None
     there, last = last is not None, None  # one of them in memory is enough
-    best, best_is = _read_whole(run.best)
+    best, best_is = _read_whole(run, run.best)
     if there:
         if best is None and scored:
             best_is = best_is or f"{run.best} is missing"
@@ -174,12 +177,14 @@ def _resume_from(run: Run) -> Path | None:
     return run.best
 
 
-def _read_whole(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """A checkpoint, or why it cannot be read; neither, if there is none."""
+def _read_whole(run: Run, path: Path) -> tuple[dict[str, Any] | None, str]:
+    """A checkpoint of `run`, or why it is none; neither, if there is none."""
     try:
-        return (read_checkpoint(path), "") if path.exists() else (None, "")
+        found = read_checkpoint(path) if path.exists() else None
     except UserError as error:
         return None, str(error)
+    whose = run.hash if found is None else found["callbacks"][Checkpoints.__name__].get("run", run.hash)
+    return (found, "") if whose == run.hash else (None, f"{path} is of another run ({whose})")
 
 
 def build_data(cfg: Mapping[str, Any], sets: Sets) -> DataModule:
@@ -254,6 +259,7 @@ def settle(cfg: Mapping[str, Any]) -> None:
 
 def _callbacks(cfg: Mapping[str, Any], logged: Sequence[str]) -> list[Callback]:
     by_name = {name: instantiate(node, Callback, f"callbacks.{name}") for name, node in cfg["callbacks"].items()}
+    check_kinds(by_name)
     check_monitors(by_name, logged)
     made = list(by_name.values())
     if cfg["trainer"]["ema"] is not None:

@@ -17,6 +17,7 @@ from sppnet import compose, ranks
 from sppnet.commands.rank import join
 from sppnet.compose import Job
 from sppnet.errors import RunFailed, UserError, notice
+from sppnet.identity import world_size
 from sppnet.runs import Plan, Run, check_duplicates, plan, write_json
 from sppnet.show import print_result
 from sppnet.slurm import job as slurm_job
@@ -59,9 +60,18 @@ def train(job: Job) -> None:
 
 
 def _test(planned: Plan) -> None:
-    """The run is trained, this test of it is not done: other sizes or views."""
+    """The run is trained, this test of it is not done: other sizes or views.
+
+    Raises:
+        UserError: it would be named after several processes, and cut short in one.
+    """
     from sppnet.commands.test import score_run
 
+    if planned.cfg["trainer"]["limit_batches"] and world_size(planned.cfg) > 1:
+        raise UserError(
+            f"{planned.run.path} is trained, and other views or sizes are tested by one process, in which"
+            " trainer.limit_batches leaves fewer images; sppnet test checkpoint=RUN takes them, and says so"
+        )
     slurm_job.test_is_left()
     print(f"{planned.run.path} is trained; scoring it with other views or sizes", flush=True)
     found = score_run(planned.cfg, planned.run.best, "best", planned.images)
