@@ -69,8 +69,8 @@ def _test(planned: Plan) -> None:
 
     if planned.cfg["trainer"]["limit_batches"] and world_size(planned.cfg) > 1:
         raise UserError(
-            f"{planned.run.path} is trained, and other views or sizes are tested by one process, in which"
-            " trainer.limit_batches leaves fewer images; sppnet test checkpoint=RUN takes them, and says so"
+            f"{planned.run.path} was trained by several processes, and of other views or sizes"
+            f" trainer.limit_batches shows one process other images; type sppnet test checkpoint={planned.run.path}"
         )
     slurm_job.test_is_left()
     print(f"{planned.run.path} is trained; scoring it with other views or sizes", flush=True)
