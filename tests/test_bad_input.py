@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from calling import SMALL, Called, Caller
+from calling import SMALL, Called, Caller, command
 from sppnet.errors import UserError
 
 
@@ -36,6 +36,11 @@ NAMES_AND_VALUES = [
     (["train", "experiments=fly"], ["experiments/fly"]),
     (["train", "seed=[1"], ["[1"]),
     (["train", "seed=-1"], ["seed=-1", "at least 0"]),
+    (["train", "seed=010"], ["seed=010 is not allowed", "at least 0, without zeros before it"]),
+    (["train", "study=${x}"], ["study: Interpolation key 'x' not found"]),
+    (["train", "sizes.test=${.val}", "seed=-1"], ["seed=-1 is not allowed"]),  # a reference beside the key is none
+    (["train", "data.root=new\nline"], [r"'data.root=new\nline' has a line end"]),
+    (["train", "data.root=caf\udce9"], [r"b'data.root=caf\xe9' is not valid UTF-8"]),
     (["train", "-m", "launch=processes", "hydra.launcher.n=two"], ["hydra.launcher.n=two is not allowed", "Integer"]),
     (["train", "study=a/b"], ["study=a/b", "letters"]),
     (["train", "trainer.max_epochs=ten"], ["trainer.max_epochs=ten", "whole number"]),
@@ -298,6 +303,19 @@ def test_an_index_of_a_gpu_where_there_is_none(sppnet: Caller, tmp_path: Path) -
 def test_a_gpu_where_there_is_none(sppnet: Caller, tmp_path: Path) -> None:
     assert_one_line(sppnet("train", "trainer.accelerator=gpu"), "trainer.accelerator=gpu", "no GPU", "cpu")
     assert not list(tmp_path.iterdir())
+
+
+SURROUNDINGS = {
+    "no output": ('exec "$@" >&-', "study"),
+    "no working directory": ('mkdir gone; cd gone; rmdir ../gone; exec "$@"', "the working directory is not there"),
+}
+
+
+@pytest.mark.parametrize(("script", "said"), SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_what_a_shell_may_lack(tmp_path: Path, script: str, said: str) -> None:
+    words = ["sh", "-c", script, "sh", *command("status", "study=none")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert_one_line(Called(done.returncode, done.stdout, done.stderr), said)
 
 
 IMPORTED = """

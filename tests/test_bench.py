@@ -39,8 +39,10 @@ def test_every_group_is_measured_and_written_with_machine_versions_and_commit(sp
     assert done.err.count("sppnet bench: ") == len(rows) + ("SPPNET_DATA" not in os.environ)
 
 
-def test_mistakes_are_one_line(sppnet: Caller) -> None:
+def test_mistakes_are_one_line(sppnet: Caller, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     for words, said in (
+        (["output=file", "only=[compile]"], "file cannot be written to; output=FOLDER names another place"),
         (["only=[speed]"], "only=['speed'] is not allowed"),
         (["threads=0"], "threads=0"),
         (["photographs=nowhere"], "photographs=nowhere must be a folder"),

@@ -327,6 +327,11 @@ def test_a_file_of_lines_is_whole_or_not_there(tmp_path: Path) -> None:
         {"file": 'odd "näme"\n.jpg', "size": [4, 3], "classes": [{"class": "cat", "probability": 0.12345679}]}
     ]
     assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / "latest.jsonl").symlink_to(path)  # a link stays one: what it leads to is replaced
+    with JsonLines(str(tmp_path / "latest.jsonl")) as lines:
+        lines.write("b.jpg", (3, 4), [("cat", 0.5)])
+    assert (tmp_path / "latest.jsonl").is_symlink()
+    assert [row["file"] for row in rows(path.read_text(encoding="utf-8"))] == ["b.jpg"]
 
 
 def test_a_name_that_is_no_utf8_is_passed_over(sppnet: Caller, run: Path, pictures: Path) -> None:

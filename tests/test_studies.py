@@ -78,6 +78,20 @@ def test_runs_are_read_without_their_checkpoints_and_their_story(study: Caller) 
     assert study(*SWEEP).out.count("(was done)") == 6
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", '{"metrics": null, "identity": {}}', '{"metrics": {"test/to'])
+def test_a_record_that_is_not_whole_is_none(study: Caller, text: str) -> None:
+    spp, gap = run_of("spp", 0), run_of("gap", 1)
+    next(spp.glob("tests/*.json")).write_text(text)
+    (gap / "summary.json").write_text(text)
+    (gap / "provenance.json").write_text('{"identity": {}, "starts": []}')
+    done = study("report", "study=mine")
+    assert done.code == 0, done.err
+    assert "missing: spp, seed 0: missing (trained; this test of it is missing)" in done.out
+    assert "6 runs: 5 done, 1 missing" in study("status").out
+    assert study("test", f"checkpoint={spp}").code == 0
+    assert "6 runs: 6 done" in study("status").out
+
+
 def test_rows_of_one_test_size_each_share_a_column(study: Caller) -> None:
     """As in the paper's table 3, a crop of one size against the whole image at another."""
     for seed in range(3):

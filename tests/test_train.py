@@ -148,6 +148,11 @@ def test_a_lone_checkpoint_file_carries_its_configuration(sppnet: Caller, tmp_pa
     lone = tmp_path / "elsewhere" / "net.ckpt"
     lone.parent.mkdir()
     lone.write_bytes((trained.run / "checkpoints/best.ckpt").read_bytes())
+    (tmp_path / "link.ckpt").symlink_to(trained.run / "checkpoints/best.ckpt")
+    linked = sppnet("test", "checkpoint=link.ckpt")  # is the run that it leads to
+    assert (linked.code, linked.run) == (0, tmp_path / trained.run), linked.err
+    assert len(list(trained.run.glob("tests/*"))) == 1
+    (tmp_path / "link.ckpt").unlink()
     for path in trained.run.rglob("*"):
         if path.is_file():
             path.unlink()

@@ -46,6 +46,9 @@ def main() -> None:
 
 def dispatch() -> int:
     """Run the verb named on the command line and return the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this (`>&-`); the next file opened takes its number
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks must stop nothing
         sys.stdout.reconfigure(errors="backslashreplace")
     if _completes():
@@ -61,6 +64,11 @@ def dispatch() -> int:
     provenance.note(words)  # as typed: what follows takes words out of sys.argv, and puts others in
     if verb not in VERBS and verb not in HIDDEN:
         print(f"sppnet: unknown verb {verb!r}; verbs are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        Path.cwd()
+    except OSError as error:
+        print(f"sppnet: the working directory is not there any more ({error.strerror}); cd to one", file=sys.stderr)
         return 2
     del sys.argv[1]
     return _run(verb)

@@ -8,6 +8,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import shutil
@@ -93,9 +94,10 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
     def task(cfg: DictConfig) -> None:
         nonlocal alone
         alone = _alone()
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = _resolved(HydraConfig.get().overrides.task)
         wrong = _unswept(overrides[replayed:]) if alone and verb in SWEPT else ""
-        sweeper = tuple(word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.sweeper."))
+        typed = _resolved(HydraConfig.get().overrides.hydra)
+        sweeper = tuple(word for word in typed if word.startswith("hydra.sweeper."))
         composed.append((cfg, overrides, sweeper, wrong, _submitted() if alone else None))
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher that is not ours calls us in its worker
             start()
@@ -129,6 +131,17 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
             raise UserError(wrong) from error
         raise
     start()
+
+
+def _resolved(node: Any) -> list[str]:
+    """Overrides with their interpolations resolved, where they can be: `${.val}` means something at its key alone, and
+    what leads nowhere is for `plain` to refuse."""
+    made = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(made, list)
+    for i in range(len(made)):
+        with contextlib.suppress(OmegaConfBaseException):
+            made[i] = node[i]
+    return made
 
 
 def _heed_traceback(cfg: DictConfig, typed: list[str] | None) -> None:

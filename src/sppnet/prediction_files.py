@@ -112,10 +112,11 @@ def check_output(output: str | None, found: Found, trained: Trained, drawn: Draw
         raise UserError(f"output={output} lies in the run directory, whose files are the run's own; name another file")
     if drawn is not None and path.resolve() in {drawn.path(name).resolve() for name in found.names}:
         raise UserError(f"output={output} is the file of a drawing, too (draw={drawn.place}); name another file")
-    if not path.parent.is_dir():
-        raise UserError(f"output={output}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"output={output}: the folder {path.parent} cannot be written to")
+    folder = path.resolve().parent if path.is_symlink() else path.parent
+    if not folder.is_dir():
+        raise UserError(f"output={output}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"output={output}: the folder {folder} cannot be written to")
     if path.exists() and not force:
         raise UserError(f"output={output} is there already; force=true replaces it")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from sppnet.errors import UserError, notice
 from sppnet.gpus import Gpus, visible, wanted
-from sppnet.runs import Run, read_json
+from sppnet.runs import Run
 from sppnet.show import result_lines
 from sppnet.sweep import Sweep, SweepJob
 
@@ -129,7 +129,7 @@ class Processes(Sweep):
         if job.plan is None:
             return printed or [f"exit code {code}"]
         run = job.plan.run
-        found = read_json(run.test_file(job.plan.test))
+        found = run.result(job.plan.test)
         if job.outcome == "done" and found:
             return result_lines(found)
         if job.outcome == "refused" or not (run.path / "log.txt").exists():

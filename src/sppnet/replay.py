@@ -118,8 +118,10 @@ def locate(where: Path) -> tuple[Run | None, Path]:
     if not where.is_file():
         raise UserError(f"checkpoint={where}: no such file or directory")
     home = where.resolve().parent
-    inside = home.name == "checkpoints" and (home.parent / "config.yaml").is_file()
-    return (Run(where.parent.parent) if inside else None), where
+    if home.name != "checkpoints" or not (home.parent / "config.yaml").is_file():
+        return None, where
+    named = where.parent.parent  # as it was typed, unless that is a link, or begins in the folder
+    return Run(named if named.resolve() == home.parent else home.parent), where
 
 
 def stored(where: Path) -> tuple[dict[str, Any], list[str]]:

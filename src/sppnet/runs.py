@@ -60,6 +60,12 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where there is none, or something else."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
+
+
 @dataclass(frozen=True)
 class Run:
     """A run directory. Making one of these touches nothing on disk."""
@@ -89,7 +95,7 @@ class Run:
     @property
     def status(self) -> dict[str, Any]:
         """The last status written; empty if none was."""
-        return read_json(self.path / "status.json") or {}
+        return read_record(self.path / "status.json")
 
     @property
     def done(self) -> bool:
@@ -99,11 +105,17 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The result of a run that is done."""
-        return read_json(self.path / "summary.json") or {}
+        return read_record(self.path / "summary.json")
 
     def test_file(self, test: str) -> Path:
         """Where the figures of the test with this hash lie."""
         return self.path / "tests" / f"{test}.json"
+
+    def result(self, test: str) -> dict[str, Any] | None:
+        """The record of the test with this hash; None if it is not there, or not whole."""
+        found = read_record(self.test_file(test))
+        whole = all(isinstance(found.get(key), dict) and found[key] for key in ("metrics", "identity"))
+        return found if whole else None
 
     def write_status(self, state: State, reason: str | None = None, **progress: Any) -> None:
         """Write `status.json`; what is not given anew (step, steps, epoch, ...) stays as it was."""
@@ -124,7 +136,7 @@ class Run:
             self.path / "config.yaml",
             yaml.safe_dump({"layout": settings.LAYOUT, **cfg, "force": False}, sort_keys=False),
         )
-        seen = read_json(self.path / "provenance.json") or {"identity": identity, "starts": []}
+        seen = {"identity": identity, "starts": []} | read_record(self.path / "provenance.json")
         seen["starts"].append({"time": _now()} | provenance())
         write_json(self.path / "provenance.json", seen)
 
@@ -212,8 +224,7 @@ class Plan:
     @property
     def result(self) -> dict[str, Any] | None:
         """The figures of the test, if this run is done and they are there; its checkpoints need not be."""
-        found = read_json(self.run.test_file(self.test)) if self.run.status.get("state") == "done" else None
-        return found if isinstance(found, dict) else None
+        return self.run.result(self.test) if self.run.status.get("state") == "done" else None
 
 
 def plan(cfg: dict[str, Any]) -> Plan:

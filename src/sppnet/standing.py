@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sppnet.identity import other_format
-from sppnet.runs import FAILED_RANK, Run, read_json
+from sppnet.runs import FAILED_RANK, Run
 from sppnet.slurm.queue import number_of
 from sppnet.slurm.queue import state as state_of
 
@@ -56,9 +56,8 @@ def stand(run: Run, test: str) -> Standing:
     if state is None:
         return Standing("missing", "", status, None)
     if state == "done":
-        result = read_json(run.test_file(test))
-        if isinstance(result, dict):  # it may have been copied here without its checkpoints
-            why = [str(status.get("stopped") or ""), other_format((result.get("identity") or {}).get("format"))]
+        if result := run.result(test):  # it may have been copied here without its checkpoints
+            why = [str(status.get("stopped") or ""), other_format(result["identity"].get("format"))]
             return Standing("done", "; ".join(filter(None, why)), status, result)
         if run.best.is_file():
             return Standing("missing", "trained; this test of it is missing", status, None)

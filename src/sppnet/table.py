@@ -56,21 +56,22 @@ class JsonLines:
         self.instead_of_table = output == "-"
         self.path = None if output is None or self.instead_of_table else Path(output).expanduser()
         self._file: IO[str] | None = None
+        self._target = None if self.path is None else self.path.resolve()  # of a link, the file that it leads to
         # not by the process's number, which two machines may share; short, as names can be as long as is allowed
-        self._temporary = None if self.path is None else self.path.with_name(f".{secrets.token_hex(8)}.jsonl.tmp")
+        self._temporary = None if self._target is None else self._target.with_name(f".{secrets.token_hex(8)}.jsonl.tmp")
 
     def __enter__(self) -> JsonLines:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if self._file is None or self.path is None or self._temporary is None:
+        if self._file is None or self._target is None or self._temporary is None:
             return
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             if kind is None:
-                self._temporary.replace(self.path)
+                self._temporary.replace(self._target)
         finally:
             self._temporary.unlink(missing_ok=True)
 

@@ -6,9 +6,11 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -45,6 +47,8 @@ def settle(verb: str) -> None:
     Raises:
         UserError: an unknown option, or one that has no use here; a word that is no override.
     """
+    if verb == "train":
+        _check_lines(sys.argv[1:])
     # --info's value is optional: without one it would take the override that then follows it
     words = [*sys.argv[1:], ""]
     bare = {"--info", "-i"}
@@ -59,6 +63,17 @@ def settle(verb: str) -> None:
             raise UserError(wrong)
         options.remove(override)
     sys.argv[1:] = [*options, *map(as_typed, args.overrides)]
+
+
+def _check_lines(given: Iterable[str]) -> None:
+    """Refuse what the files of a run, which are UTF-8 and keep a word in a line, have no place for."""
+    for word in given:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{os.fsencode(word)!r} is not valid UTF-8, which a run's files are; rename it") from None
+        if "".join(word.splitlines()) != word:
+            raise UserError(f"{word!r} has a line end, and a run keeps a word in a line; rename it, or leave that out")
 
 
 def typed(key: str) -> str | None:

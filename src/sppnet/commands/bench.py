@@ -23,6 +23,7 @@ from sppnet import compose, settings
 from sppnet.compose import Job
 from sppnet.errors import UserError
 from sppnet.provenance import code, machine, packages
+from sppnet.report.place import check_writable
 from sppnet.rules import FLAG, TEXT, Rule, choice, list_of, or_null, whole
 
 if TYPE_CHECKING:
@@ -59,12 +60,15 @@ def bench(job: Job) -> None:
     """Measure, print the table, and write it where `output` says.
 
     Raises:
-        UserError: a value is not allowed, or the accelerator or the photographs are not there.
+        UserError: a value is not allowed, the accelerator or the photographs are not there, or `output` is no place.
     """
     cfg = dict(job.cfg)
     own = settings.take(cfg, RULES)
     if cfg:
         raise UserError(f"unknown key {next(iter(cfg))}; sppnet bench has {', '.join(RULES)}")
+    output = None if own["output"] is None else Path(own["output"]).expanduser()
+    if output is not None:
+        check_writable(output)  # before minutes are spent on what it is for
     import torch
 
     gpu = torch.cuda.is_available()
@@ -78,7 +82,6 @@ def bench(job: Job) -> None:
 
         folders = _photographs(own["photographs"], Path(scratch))
         setting = Setting(device, own["threads"], folders, Path(scratch), own["quick"])
-        output = None if own["output"] is None else Path(own["output"]).expanduser()
         began, rows, name = time.monotonic(), [], _name(device.type)
         for group in own["only"] or GROUPS:
             for row in _measured(group, setting):

@@ -13,7 +13,7 @@ from sppnet.data.build import OWN_KEYS
 from sppnet.errors import notice
 from sppnet.identity import check_identity, digest
 from sppnet.replay import HARDWARE, Trained
-from sppnet.runs import read_json, write_json
+from sppnet.runs import write_json
 from sppnet.show import print_result
 
 TRAINING_ONLY = ("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step")
@@ -34,8 +34,8 @@ def test(trained: Trained) -> None:
         if key.startswith(TRAINING_ONLY):
             print(f"sppnet: warning: {key} has no effect on a test", file=sys.stderr)
     images = images_of(cfg)
-    file = run.test_file(digest(check_identity(cfg, trained.name, images))) if run else None
-    found = read_json(file) if file and not cfg["force"] else None
+    hashed = digest(check_identity(cfg, trained.name, images))
+    found = run.result(hashed) if run and not cfg["force"] else None
     if found is not None and _serves(found, cfg):
         for line in found.get("notices", ()):
             notice(line)
@@ -43,7 +43,8 @@ def test(trained: Trained) -> None:
         return
     found = score_run(cfg, trained.weights, trained.name, images, _chosen(trained.typed))
     print_result(run, found)  # before it is kept: a run of somebody else's may not be ours to write to
-    if file:
+    if run:
+        file = run.test_file(hashed)
         file.parent.mkdir(exist_ok=True)
         write_json(file, found)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from sppnet.identity import digest, other_format
 from sppnet.report.table import Result
-from sppnet.runs import Run, read_json
+from sppnet.runs import Run, read_record
 
 
 def story(run: Run) -> dict[str, Any]:
     """What the run is (`identity`) and how it was made (`starts`)."""
-    found: dict[str, Any] = read_json(run.path / "provenance.json") or {"identity": {}, "starts": [{}]}
-    return found
+    found = read_record(run.path / "provenance.json")
+    return {"identity": found.get("identity") or {}, "starts": found.get("starts") or [{}]}
 
 
 def result(run: Run, record: Mapping[str, Any], origin: Mapping[str, Any]) -> Result:

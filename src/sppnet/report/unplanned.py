@@ -12,7 +12,7 @@ import yaml
 from sppnet.report import names
 from sppnet.report.results import result, story
 from sppnet.report.table import Result, Row
-from sppnet.runs import Run, read_json
+from sppnet.runs import Run
 
 Setting = tuple[dict[str, Any], dict[int, Result]]  # its configuration and its test's, as one level of keys; by seed
 
@@ -24,8 +24,8 @@ def by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
     for name in runs:
         run = Run(folder / name)
         for path in sorted((run.path / "tests").glob("*.json")) if run.status.get("state") == "done" else []:
-            record = read_json(path)
-            if isinstance(record, dict) and record["identity"]["weights"] == "best":
+            record = run.result(path.stem)
+            if record and record["identity"]["weights"] == "best":
                 origin = story(run)
                 found = result(run, record, origin)
                 keys = dict(names.flat(origin["identity"] | {"test": record["identity"]}))
