@@ -67,6 +67,10 @@ class Remembers(Callback):
         return {"seen": np.zeros(3)}
 
 
+class StatusFile(Remembers):
+    """Its name is that of a callback of sppnet's."""
+
+
 class Draws(Tiny):
     """In training its map is scaled by what Python and numpy draw, as some drop whole layers."""
 

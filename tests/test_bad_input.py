@@ -35,6 +35,9 @@ NAMES_AND_VALUES = [
     (["train", "backbone=fly"], ["backbone/fly", "zf5"]),
     (["train", "experiments=fly"], ["experiments/fly"]),
     (["train", "seed=[1"], ["[1"]),
+    (["train", "sizes.train=[024]"], ["sizes.train=['024'] is not allowed", "without zeros before it"]),
+    (["train", "paths.runs=~nobody.of.this.name/x"], ["no home directory ~nobody.of.this.name"]),
+    (["train", "-m", "sizes.test=${.val}", "seed=-1,-2"], ["seed=-1 is not allowed"]),
     (["train", "seed=-1"], ["seed=-1", "at least 0"]),
     (["train", "seed=010"], ["seed=010 is not allowed", "at least 0, without zeros before it"]),
     (["train", "study=${x}"], ["study: Interpolation key 'x' not found"]),
@@ -208,6 +211,7 @@ CALLBACKS = [
         ["+callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{0:2}}"],
         ["GradientAccumulationScheduler is not allowed", "use trainer.accumulate"],
     ),
+    (["allow=stop_at", "+callbacks.x._target_=stop_at.StatusFile"], ["StatusFile, is that of one of sppnet's own"]),
 ]
 
 
@@ -316,6 +320,11 @@ def test_what_a_shell_may_lack(tmp_path: Path, script: str, said: str) -> None:
     words = ["sh", "-c", script, "sh", *command("status", "study=none")]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert_one_line(Called(done.returncode, done.stdout, done.stderr), said)
+
+
+def test_an_error_that_nobody_sees(tmp_path: Path) -> None:
+    words = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command("test", "checkpoint=caf\udce9")]
+    assert subprocess.run(words, cwd=tmp_path).returncode == 2
 
 
 IMPORTED = """

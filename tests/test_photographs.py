@@ -106,11 +106,11 @@ def test_bad_files_are_skipped_counted_and_listed(sppnet: Caller, tmp_path: Path
 
 def test_a_bad_file_that_two_ranks_meet_is_listed_once_and_counted_by_both(tmp_path: Path) -> None:
     one, two = (BadFiles(tmp_path / "bad_files.txt") for _ in range(2))
-    for rank, bad in ((one, ["a", "b"]), (two, ["c"]), (two, ["b", "d"]), (one, ["c"])):
+    for rank, bad in ((one, ["a", "b"]), (two, ["c"]), (two, ["b", "d\u2028d"]), (one, ["c"])):
         rank.on_train_batch_end(None, None, None, {"bad": bad, "remarks": {}}, 0)  # type: ignore[arg-type]
     two.read()
-    assert one.names == two.names == {"a", "b", "c", "d"}
-    assert (tmp_path / "bad_files.txt").read_text().split() == ["a", "b", "c", "d"]
+    assert one.names == two.names == {"a", "b", "c", "d\u2028d"}
+    assert (tmp_path / "bad_files.txt").read_text(encoding="utf-8") == "a\nb\nc\nd\u2028d\n"
 
 
 def test_two_classes_and_whole_images_are_learned(sppnet: Caller, tmp_path: Path) -> None:

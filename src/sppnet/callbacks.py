@@ -101,7 +101,7 @@ class BadFiles(Callback):
     def read(self) -> None:
         """Take up what is in the file, by other ranks too."""
         if self.path is not None and self.path.exists():
-            self.names |= set(self.path.read_text(encoding="utf-8").splitlines())
+            self.names |= {*self.path.read_text(encoding="utf-8").split("\n")} - {""}  # U+2028 is no end of a line here
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note what a training batch lacks."""

@@ -48,7 +48,7 @@ def dispatch() -> int:
     """Run the verb named on the command line and return the exit code."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started this (`>&-`); the next file opened takes its number
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+            setattr(sys, name, Path(os.devnull).open("w", errors="backslashreplace"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks must stop nothing
         sys.stdout.reconfigure(errors="backslashreplace")
     if _completes():

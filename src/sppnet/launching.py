@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sppnet.errors import UserError
 from sppnet.words import TEXTS, as_typed
@@ -54,9 +54,11 @@ class SweepLauncher(Launcher):
         """The listed row that each job is of: the sweeper hands over overrides alone, and a typed one hides the row."""
         from sppnet.expand import expand
 
-        node, typed = self.config.hydra.sweeper, list(self.config.hydra.overrides.task)
+        node = self.config.hydra.sweeper
         if not node.get("rows"):
             return {}
+        typed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)  # as the sweeper has them
+        assert isinstance(typed, list)
         made = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
         return {tuple(sorted(job.words)): job.row for job in made}
 

@@ -125,8 +125,9 @@ def refusal(key: str, value: object, rule: Rule) -> str:
             f"{key}={shown(value)} is a {'boolean' if isinstance(value, bool) else 'number'}, as YAML reads it; it"
             f" takes {rule.words}; in a file a name like this stands in quotes"
         )
-    if isinstance(value, str) and not rule.text and re.fullmatch(r"[-+]?0[\d_]+", value):  # 007 is a text, to Hydra
-        return f"{key}={value} is not allowed; it takes {rule.words}, without zeros before it"
+    texts = [] if rule.text else [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
+    if any(re.fullmatch(r"[-+]?0[\d_]+", text) for text in texts):  # 007 is a text, to Hydra
+        return f"{key}={shown(value)} is not allowed; it takes {rule.words}, without zeros before it"
     if isinstance(value, str) and not rule.text and LITERAL.fullmatch(value):
         return f"{key}='{value}' is a text in quotes; it takes {rule.words}, without quotes"
     return f"{key}={shown(value)} is not allowed; it takes {rule.words}"

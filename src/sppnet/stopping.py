@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -79,19 +79,28 @@ def _why_stopped(callback: Callback) -> str:
     return (said or "").removesuffix(" Signaling Trainer to stop.").rstrip(".")
 
 
-def check_kinds(callbacks: Mapping[str, Callback]) -> None:
+def check_kinds(callbacks: Mapping[str, Callback], ours: Iterable[str]) -> None:
     """Check that callbacks, by name in the configuration, do their work here, and that a resumed run finds its state.
+
+    Args:
+        callbacks: the user's.
+        ours: the places in a checkpoint that the states of our own have.
 
     Raises:
         UserError: one does not, two have one place in a checkpoint, or one replaces the run's own files.
     """
-    keys: dict[str, str] = {}
+    keys = dict.fromkeys(ours, "")
     for name, callback in callbacks.items():
         kind = type(callback).__name__
         if why := next((why for other, why in ELSEWHERE.items() if isinstance(callback, other)), None):
             raise UserError(f"callbacks.{name}: {kind} is not allowed: it {why}")
         twin = keys.setdefault(callback.state_key, name)
         if twin != name and type(callback).state_dict is not Callback.state_dict:
+            if not twin:
+                raise UserError(
+                    f"callbacks.{name}: the place of its state in a checkpoint, {callback.state_key}, is that of one of"
+                    " sppnet's own; call the class otherwise"
+                )
             raise UserError(
                 f"callbacks.{twin} and callbacks.{name} have one place in a checkpoint, {callback.state_key}; leave one"
                 " out, or use a class whose state_key tells them apart"

@@ -259,7 +259,7 @@ def settle(cfg: Mapping[str, Any]) -> None:
 
 def _callbacks(cfg: Mapping[str, Any], logged: Sequence[str]) -> list[Callback]:
     by_name = {name: instantiate(node, Callback, f"callbacks.{name}") for name, node in cfg["callbacks"].items()}
-    check_kinds(by_name)
+    check_kinds(by_name, (c.__qualname__ for c in (MetricsFile, BadFiles, StatusFile, EarlyEnd, Checkpoints, Averages)))
     check_monitors(by_name, logged)
     made = list(by_name.values())
     if cfg["trainer"]["ema"] is not None:

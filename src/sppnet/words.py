@@ -25,6 +25,10 @@ TEXTS = {key for key, rule in RULES.items() if rule.text} | {
     *("checkpoint", "input", "output", "draw", "photographs", "hydra.sweeper.only"),
     *(f"hydra.launcher.{name}" for name in ("partition", "account", "qos")),
 }
+PLACES = frozenset({
+    *("checkpoint", "input", "output", "draw", "photographs"),
+    *("data.root", "paths.runs", "paths.cache", "backbone.weights"),
+})  # fmt: skip
 FUNCTIONS_OF_TEXTS = ("choice(", "shuffle(", "sort(")
 # Quoted texts, escaped characters, and what stands between the marks of Hydra's grammar.
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s,\[\](){}'"\\]+""")
@@ -61,6 +65,9 @@ def settle(verb: str) -> None:
     for override in args.overrides:
         if wrong := no_override(verb, override):
             raise UserError(wrong)
+        key, _, value = override.partition("=")
+        if key in PLACES and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
+            raise UserError(f"{override}: there is no home directory {value.partition('/')[0]}")
         options.remove(override)
     sys.argv[1:] = [*options, *map(as_typed, args.overrides)]
 

@@ -109,7 +109,7 @@ def test_parts_have_their_usual_names_in_any_case(tmp_path: Path, config: Load, 
     for folder in filter(None, folders):
         for _ in range(2):
             add(tmp_path / folder, "cat", "dog")
-    for name in ("README", "LICENSE", "labels.csv", "sample.jpg", "annotations/cat.xml"):
+    for name in ("README", "LICENSE", "labels.csv", "sample.jpg", "annotations/cat.xml", "all.zip", "Test.tar.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     sets = load_sets(config("folder", root=str(tmp_path)))
@@ -119,7 +119,9 @@ def test_parts_have_their_usual_names_in_any_case(tmp_path: Path, config: Load, 
         assert {name.split("/")[1] for name in members} == {"cat", "dog"}
     share = f"in training the share data.split.val of {train}/ validates"
     told = [f"data.root={tmp_path} has no test/: the 4 images of {test}/ are its test part; {share}"]
-    assert sets.images.notices() == ([] if val else told)
+    notices = sets.images.notices()
+    assert notices[:1] == ([] if val else told)
+    assert [tmp_path.name + "/Test.tar.gz" in line for line in notices[1:]] == ([] if val else [True])  # the lost part
 
 
 def test_accents_may_be_spelled_in_two_ways(tmp_path: Path, config: Load) -> None:
@@ -191,6 +193,8 @@ def test_a_picture_without_suffix_is_read_and_what_is_not_read_is_counted(root: 
     assert "8 file(s) are not read" in counted
     assert "1 .gz" in counted
     (root / "README.txt").touch()
+    (root / ".hidden").symlink_to(".hidden")
+    (root / "labels.csv").symlink_to(root / "nowhere")  # by its name no class
     assert counted in build_images(data).notices()
 
 
@@ -417,6 +421,10 @@ def class_on_a_drive_that_is_away(root: Path) -> None:
     (root / "yak").symlink_to(root / "drive" / "yak")
 
 
+def folder_of_a_class_on_a_drive_that_is_away(root: Path) -> None:
+    (root / "cat" / "more").symlink_to(root / "drive" / "more")
+
+
 def part_on_a_drive_that_is_away(root: Path) -> None:
     only_train(root)
     shutil.copytree(root / "train", root / "val")
@@ -482,6 +490,7 @@ BROKEN: dict[Callable[[Path], None], str] = {
     rare_class: "class rare has 2 image(s)",
     broken_link: "l.png: No such file or directory (it is a link to ",
     class_on_a_drive_that_is_away: "yak: No such file or directory (it is a link to ",
+    folder_of_a_class_on_a_drive_that_is_away: "cat/more: No such file or directory (it is a link to ",
     part_on_a_drive_that_is_away: "test: No such file or directory (it is a link to ",
     misnamed_part: "holds train/, test/ beside dev/; allowed are",
     one_part_twice: "holds Validation/ and val/, two folders for one part",

@@ -227,6 +227,16 @@ class Beyond(Stripes):
         return {"train": range(10), "test": range(10, 21)}
 
 
+class Indexed(Stripes):
+    def split(self) -> dict[str, Any]:
+        return {"train": np.nonzero(np.arange(20) < 10), "test": np.arange(10, 20)}
+
+
+class Uneven(Stripes):
+    def split(self) -> dict[str, Any]:
+        return {"train": [[1], [2, 3]], "test": [4]}
+
+
 class Alone(Stripes):
     classes = ("one",)
 
@@ -266,6 +276,8 @@ def test_a_set_without_a_split_is_told_what_one_is(config: Load, split: Any) -> 
         (Yes, r"label\(0\) is False.*whole numbers"),
         (Leaking, r"2 images are in its parts 'train' and 'test' alike \(such as 10\)"),
         (Masked, r"part 'train' must be different positions"),
+        (Indexed, r"part 'train' must be different positions"),
+        (Uneven, r"part 'train' must be different positions"),
         (Beyond, r"part 'test' must be different positions, whole numbers from 0 to 19"),
     ],
 )

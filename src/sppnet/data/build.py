@@ -165,9 +165,12 @@ def _check_parts(cfg: Mapping[str, Any], images: ImageSet) -> None:
     """Check that a set's own parts are of different images, and what is trained on is in no other."""
     trained = np.zeros(len(images), dtype=bool)
     for part, given in sorted((images.split() or {}).items(), key=lambda item: item[0] != "train"):
-        members = np.asarray(given) if len(given) else np.arange(0)
-        whole = members.dtype.kind in "iu" and not ((members < 0) | (members >= len(images))).any()
-        if not whole or (np.bincount(members) > 1).any():
+        try:
+            members = np.asarray(given) if len(given) else np.arange(0)
+        except (TypeError, ValueError):  # a generator; lists of several lengths
+            members = np.asarray(None)
+        whole = members.ndim == 1 and members.dtype.kind in "iu"
+        if not whole or ((members < 0) | (members >= len(images))).any() or (np.bincount(members) > 1).any():
             raise UserError(
                 f"data={cfg['name']}: its part {part!r} must be different positions, whole numbers from 0 to"
                 f" {len(images) - 1}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from sppnet.data.images import Label
-from sppnet.data.names import PARTS, TO_UNPACK, NotRead, has_suffix, ignored
+from sppnet.data.names import NO_PICTURES, PARTS, SUFFIXES, TO_UNPACK, NotRead, has_suffix, ignored
 from sppnet.errors import UserError
 
 WRAPPERS = frozenset({"image", "images", "img", "imgs"})  # folders that every class may have, its pictures inside
@@ -110,15 +110,14 @@ def subfolders(folder: Path) -> list[str]:
     """Names of the folders in `folder` that may hold data, sorted.
 
     Raises:
-        UserError: `folder` cannot be listed, one of the names is no UTF-8, or a link leads nowhere: it may be a folder
-            of a drive that is not there at the moment.
+        UserError: `folder` cannot be listed, one of the names is no UTF-8, or a link leads nowhere that by its name
+            may be a folder, of a drive that is not there at the moment.
     """
     try:
         entries = [path for path in folder.iterdir() if not ignored(path.name)]
         found = [path for path in entries if path.is_dir()]
         for path in entries:
-            if path.is_symlink():
-                path.stat()
+            _check_link(path)
     except OSError as error:
         _refuse(error)
     for path in found:
@@ -196,11 +195,19 @@ class Walk:
     def _beside(self, base: Path) -> list[str]:
         """The pictures beside the class folders in `base`; archives, each a class perhaps, are counted as not read."""
         with os.scandir(base) as entries:
-            files = [entry for entry in entries if not entry.is_dir() and not entry.name.startswith(".")]
+            files = [entry for entry in entries if not ignored(entry.name) and not entry.is_dir()]
         for file in files:
             if os.path.splitext(file.name)[1].lower() in TO_UNPACK:  # noqa: PTH122
                 self.not_read.is_picture(file)
         return [file.path for file in files if has_suffix(file.name)]
+
+    def packed(self, base: Path, missing: Collection[str]) -> None:
+        """Count as not read the archives in `base` that are called like a part, if that is among the `missing`."""
+        with os.scandir(base) as entries:
+            for entry in entries:
+                stem, _, suffixes = entry.name.lower().partition(".")
+                if PARTS.get(stem) in missing and f".{suffixes.rpartition('.')[2]}" in TO_UNPACK:
+                    self.not_read.is_picture(entry)
 
     def _refuse_parts(self, base: Path, classes: Mapping[str, Collection[File]]) -> None:
         """Refuse classes that hold parts, and parts of unknown names that would pass for classes."""
@@ -274,6 +281,8 @@ class Walk:
                         found.append(File(f"{prefix}/{entry.name}", status.st_size, *times))
                         if entry.is_symlink():
                             self.links.append(folder / entry.name)
+                    else:
+                        _check_link(entry)
         except OSError as error:
             _refuse(error)
         if found and below:
@@ -282,6 +291,13 @@ class Walk:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def _check_link(entry: Path | os.DirEntry[str]) -> None:
+    """Raise OSError for a link that leads nowhere, unless its name is a file's that is not read for data here."""
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+    if entry.is_symlink() and suffix not in NO_PICTURES | SUFFIXES | TO_UNPACK:
+        entry.stat()
 
 
 def _check_name(path: str | Path) -> None:

@@ -79,6 +79,7 @@ def part_trees(base: Path, root: Path, parts: Mapping[str, str]) -> Listing:
             f"; without test/ or val/ give data=folder data.root={base / folders['train']} to split that"
         )
     walk.enter(base)
+    walk.packed(base, {*PARTS.values()}.difference(PARTS.get(folder.lower(), "") for folder in folders.values()))
     trees = {}
     for part, folder in folders.items():
         trees[part] = walk.classes(base / folder)
