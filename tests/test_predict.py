@@ -199,6 +199,8 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures/notes"], ["input=pictures/notes", "no such"]),
     ([], ["input must be given"]),
     (["input=pictures", "output=no/such/made.jsonl"], ["output=no/such/made.jsonl", "no folder no/such"]),
+    (["input=pictures", f"output={'x' * 256}"], ["output=xxx", "File name too long"]),
+    (["input=pictures", f"checkpoint={'x' * 256}"], ["checkpoint=xxx", "File name too long"]),
     (["input=pictures", "output=empty"], ["output=empty", "folder"]),
     (["input=pictures", "draw=pictures/grey.JPG"], ["draw=pictures/grey.JPG", "file"]),
     (["input=pictures", "output=pictures/grey.JPG"], ["output=pictures/grey.JPG", "one of the pictures"]),

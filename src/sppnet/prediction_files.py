@@ -101,6 +101,12 @@ def check_output(output: str | None, found: Found, trained: Trained, drawn: Draw
     if output in (None, "-"):
         return
     path = Path(str(output)).expanduser()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):  # the latter is told below
+        pass
+    except OSError as error:  # a link to itself, forbidden, or a name too long
+        raise UserError(f"output={output}: {error.strerror}") from None
     if path.is_dir():
         raise UserError(f"output={output} is a folder; it takes a file, such as output={output}/predictions.jsonl")
     pictures = (found.root / name for name in found.names)

@@ -18,6 +18,7 @@ import yaml
 
 from sppnet import compose, recompose, words
 from sppnet.compose import Job
+from sppnet.data.files import given_path
 from sppnet.errors import UserError
 from sppnet.identity import file_digest
 from sppnet.runs import Run
@@ -100,7 +101,7 @@ def _trained(verb: str, made: Job, own: Sequence[str], may_change: Sequence[str]
 def _path(typed: str) -> Path:
     if not typed:
         raise UserError("checkpoint= is empty; it takes a run directory or a checkpoint file")
-    return Path(typed).expanduser()
+    return given_path("checkpoint", typed)
 
 
 def locate(where: Path) -> tuple[Run | None, Path]:
