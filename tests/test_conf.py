@@ -3,10 +3,13 @@ existing."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from calling import Caller
 from sppnet import groups, recompose, settings
@@ -85,7 +88,8 @@ def test_backbone_head_and_schedule_train_two_steps_at_full_width(sppnet: Caller
 
 
 def test_a_folder_of_ones_own_joins_the_configuration(sppnet: Caller, tmp_path: Path) -> None:
-    """A backbone of one's own: a class, a file that names it, the package admitted on the command line."""
+    """A backbone of one's own: a class, a file that names it, the package admitted on the command line; its code is
+    part of what is computed with it."""
     (tmp_path / "mynets.py").write_text(
         "from torch import nn\n\n\nclass Two(nn.Sequential):\n    def __init__(self, width: int) -> None:\n"
         "        super().__init__(nn.Conv2d(3, width, 5, 4), nn.ReLU())\n"
@@ -100,6 +104,22 @@ def test_a_folder_of_ones_own_joins_the_configuration(sppnet: Caller, tmp_path: 
     refused = sppnet("train", "--config-dir", "mine", *words, "seed=1")
     assert refused.code == 2
     assert "mynets.Two" in refused.err
+    for number in range(8):
+        path = tmp_path / f"pets/{'cat' if number % 2 else 'dog'}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30 + number, 40), (30 * number, 0, 0)).save(path)
+    shutil.copy(done.run / "checkpoints/best.ckpt", tmp_path / "lone.ckpt")
+    rows = ["transfer", "--config-dir", "mine", "backbone=two", "data=folder", "data.root=pets", "data.workers=0"]
+    rows += ["splits=1", "per_class.train=2", "sizes.test=[24]", "trainer.threads=1", "layer=pool", "allow=mynets"]
+    assert sppnet(*rows).code == 0
+    with (tmp_path / "mynets.py").open("a") as file:
+        file.write("        self[0].weight.data *= 2\n")
+    for call in (("test", f"checkpoint={done.run}"), ("predict", "checkpoint=lone.ckpt", "input=pets")):
+        called = sppnet(*call, "allow=mynets")
+        assert (called.code, "has changed since checkpoint=" in called.err) == (0, True), called.err
+    assert " is there " not in sppnet(*rows).out
+    tested = [json.loads(path.read_text())["identity"]["weights"] for path in (done.run / "tests").iterdir()]
+    assert (len(tested), tested.count("best")) == (2, 1)  # no report takes the other for the run's
 
 
 def test_composing_in_another_program_minds_none_of_its_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import yaml
 from calling import SMALL, Caller, flip, records, same_weights, weights
 from sppnet import cli
 from sppnet.backbones import Tiny
+from sppnet.backbones.weights import load_weights
 from sppnet.data import build_sizes, load_sets
 from sppnet.data.datamodule import DataModule
 from sppnet.data.digits import Digits
@@ -49,6 +50,10 @@ def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
     assert 0 < tested["images"] <= 4 * 32  # of 269
     assert done.out.splitlines()[-5] == "trainer.limit_batches=4 cut the test short"
     assert done.figure("images") == tested["images"]
+    trunk = Tiny(width=4)
+    load_weights(trunk, run / "checkpoints/best.ckpt")  # to go on from with another head, say
+    kept = weights(run / "checkpoints/best.ckpt")
+    assert all(torch.equal(kept[f"network.backbone.{key}"], value) for key, value in trunk.state_dict().items())
 
 
 def test_a_batch_has_one_size_and_epochs_alternate(sppnet: Caller) -> None:

@@ -118,6 +118,14 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: _save(_changed(**{"conv1.0.weight": torch.zeros(5, 3, 3, 3)}), path),
         r"of another shape: conv1\.0\.weight \(5, 3, 3, 3\) for \(2, 3, 3, 3\)$",
     ),
+    "integers": (
+        lambda path: _save(_changed(**{"conv1.0.weight": torch.ones(2, 3, 3, 3, dtype=torch.int8)}), path),
+        r"does not fit the backbone: of no floating-point numbers: conv1\.0\.weight$",
+    ),
+    "not finite": (
+        lambda path: _save(_changed(**{"conv2.1.bias": torch.tensor([0, 0, 0, torch.nan])}), path),
+        r"does not fit the backbone: not finite: conv2\.1\.bias$",
+    ),
     "another network": (lambda path: _save(ZF5().state_dict(), path), "missing: conv1.* and 12 more; unknown: conv1"),
 }
 

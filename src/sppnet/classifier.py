@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sppnet.errors import RunFailed, UserError
+from sppnet.identity import own_code
 from sppnet.metrics import SizeMetrics
 from sppnet.network import SPPNet
 from sppnet.optimisers import build_optimizer, cosine, plateau
@@ -58,6 +59,7 @@ class Classifier(L.LightningModule):
         self.network = network
         self.cfg, self.classes, self.multilabel = dict(cfg), list(classes), multilabel
         self.overrides, self.fingerprint = list(overrides), fingerprint
+        self.code = own_code(cfg["backbone"])
         kind = cfg["loss"]["kind"]
         self.sigmoid = multilabel if kind == "auto" else kind == "sigmoid"
         if multilabel and not self.sigmoid:
@@ -229,6 +231,7 @@ class Classifier(L.LightningModule):
             "layout": LAYOUT,
             "config": self.cfg,
             "overrides": self.overrides,
+            "code": self.code,
             "fingerprint": self.fingerprint,
             "classes": self.classes,
             "multilabel": self.multilabel,

@@ -48,7 +48,7 @@ def run_identity(cfg: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
         "layout": LAYOUT,
         "data.fingerprint": images.fingerprint(),
         "loss": cfg["loss"] | {"kind": ("softmax", "sigmoid")[images.multilabel] if kind == "auto" else kind},
-        "code": {target: file_digest(path) for target, path in own_sources(cfg).items()},
+        "code": own_code(cfg),
         "backbone.weights": weights_identity(cfg["backbone"].get("weights")),
         "world_size": world_size(cfg),
     }
@@ -116,6 +116,11 @@ def weights_identity(weights: str | None) -> str | None:
     if "/" in weights or path.suffix:
         raise UserError(f"backbone.weights={weights}: no such file")
     return weights
+
+
+def own_code(node: Mapping[str, Any]) -> dict[str, str]:
+    """The contents of the files in which the user's own classes in `node` are written, by each `_target_`."""
+    return {target: file_digest(path) for target, path in own_sources(node).items()}
 
 
 def file_digest(path: Path) -> str:

@@ -15,7 +15,6 @@ from sppnet.data.images import digest
 from sppnet.data.names import SUFFIXES
 from sppnet.data.pictures import Found
 from sppnet.errors import UserError
-from sppnet.identity import file_digest
 from sppnet.replay import Trained
 
 KEY = "sppnet"  # of the text in a drawing that says of which picture and network it is
@@ -82,9 +81,7 @@ def drawings(trained: Trained, cfg: Mapping[str, Any], draw: bool | str, found: 
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
     if not os.access(there, os.W_OK):
         raise UserError(f"draw={path}: {there} cannot be written to; draw=FOLDER names another place")
-    network = (
-        trained.run.path.resolve().name if trained.run and trained.name == "best" else file_digest(trained.weights)
-    )
+    network = trained.run.path.resolve().name if trained.run and trained.name == "best" else trained.name
     made = Drawings(path, single, found.root, network, os.pathconf(there, "PC_NAME_MAX"))
     others = [] if cfg["force"] else [old for name in found.names if (old := made.replaces(name))]
     if others:

@@ -19,9 +19,10 @@ import yaml
 from sppnet import compose, recompose, words
 from sppnet.compose import Job
 from sppnet.data.files import given_path
-from sppnet.errors import UserError
-from sppnet.identity import file_digest
-from sppnet.runs import Run
+from sppnet.errors import UserError, notice
+from sppnet.identity import digest, file_digest, own_code
+from sppnet.plug import check_target
+from sppnet.runs import Run, read_record
 from sppnet.settings import check_layout, shown
 
 NORMALISATION = ("data.mean", "data.std")
@@ -41,6 +42,7 @@ class Trained:
         run: the run that `where` means; None for a lone file.
         weights: the checkpoint file.
         typed: the keys and groups that were typed.
+        other_code: the code of the user's own backbone, if it is not what was trained.
     """
 
     cfg: dict[str, Any]
@@ -48,10 +50,14 @@ class Trained:
     run: Run | None
     weights: Path
     typed: tuple[str, ...]
+    other_code: dict[str, str]
 
     @property
     def name(self) -> str:
-        """`best` for the best weights of a run that is done, as its own test is called; a digest for anything else."""
+        """`best` for the best weights of a run that is done, as its own test is called; a digest for anything else,
+        also for those weights in a network whose code has changed."""
+        if self.other_code:
+            return f"{file_digest(self.weights)} in {digest(self.other_code)}"
         if self.run is not None and self.run.done and self.weights.resolve() == self.run.best.resolve():
             return "best"
         return file_digest(self.weights)
@@ -95,7 +101,30 @@ def _trained(verb: str, made: Job, own: Sequence[str], may_change: Sequence[str]
     theirs = {key: after.pop(key) for key in own}
     cfg = merge(kept, {key: value for key, value in before.items() if key not in own}, after, typed)
     refuse_changes(kept, cfg, may_change, verb)
-    return Trained(cfg | theirs, where, *locate(where), tuple(typed))
+    run, weights = locate(where)
+    return Trained(cfg | theirs, where, run, weights, tuple(typed), _other_code(cfg.get("backbone"), where, run))
+
+
+def _other_code(backbone: Any, where: Path, run: Run | None) -> dict[str, str]:
+    """The code of a backbone of the user's own if it has changed since its run was trained, which is said."""
+    if not isinstance(backbone, Mapping):
+        return {}
+    check_target(backbone.get("_target_"), "backbone")  # before a package of its name is looked into
+    if not (now := own_code(backbone)):
+        return {}
+    if run is not None:
+        then = (read_record(run.path / "provenance.json").get("identity") or {}).get("code") or {}
+    else:
+        from sppnet.tensorfile import read_checkpoint
+
+        then = read_checkpoint(where)["sppnet"].get("code", {})
+    changed = {name: made for name, made in now.items() if name in then and then[name] != made}
+    for name in changed:
+        notice(
+            f"the file of backbone._target_={name} has changed since checkpoint={where} was trained; as it is now, its"
+            " weights may mean something else"
+        )
+    return changed
 
 
 def _path(typed: str) -> Path:

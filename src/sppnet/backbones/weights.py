@@ -14,6 +14,7 @@ from sppnet.errors import UserError
 from sppnet.tensorfile import read_tensor_file
 
 SHOWN = 8  # keys named in a message
+OURS = "network.backbone."  # what the backbone's keys begin with in a checkpoint of ours
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:
@@ -21,11 +22,11 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
 
     The keys may be the backbone's own, those of one of its parts (`torchvision.models.alexnet().features` has
     `0.weight` for `features.0.weight`) or, for a torchvision trunk, those of the whole network, whose classifier is
-    left out. Every other key has to fit.
+    left out; of a checkpoint of ours the backbone's are taken. Every other key has to fit.
 
     Raises:
         UserError: no such file; not a file of tensors, or a truncated one; pickled objects in it (not executed);
-            keys or shapes that do not fit, listed.
+            keys or shapes that do not fit, integers for fractions, and numbers that are not finite, listed.
     """
     found = _rename(read_tensors(path))
     own = backbone.state_dict()
@@ -41,7 +42,10 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    rounded = [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()]
+    infinite = [k for k in own if k in state and state[k].is_floating_point() and not state[k].float().isfinite().all()]
     problems = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+    problems += [("of no floating-point numbers", rounded), ("not finite", infinite)]
     if any(keys for _, keys in problems):
         text = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems if keys)
         raise UserError(f"backbone.weights={path} does not fit the backbone: {text}")
@@ -51,6 +55,8 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
 def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
     """The state dict in the file `path`, on the CPU (UserError as in `load_weights`)."""
     loaded = read_tensor_file(path, "backbone.weights")
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("sppnet"), Mapping):
+        loaded = {k.removeprefix(OURS): v for k, v in loaded["state_dict"].items() if k.startswith(OURS)}
     if not isinstance(loaded, Mapping) or not loaded:
         raise UserError(f"backbone.weights={path} holds a {type(loaded).__name__}, not a state dict of tensors")
     odd = [str(key) for key, value in loaded.items() if not (isinstance(key, str) and torch.is_tensor(value))]

@@ -11,7 +11,7 @@ from sppnet import settings
 from sppnet.data import ImageSet
 from sppnet.data.images import digest
 from sppnet.errors import UserError, notice
-from sppnet.identity import file_digest, weights_identity
+from sppnet.identity import file_digest, own_code, weights_identity
 from sppnet.replay import HARDWARE, Trained, refuse_changes, stored
 from sppnet.rules import POSITIVE, Rule, choice, or_null, whole
 
@@ -79,11 +79,13 @@ class Task:
 
     def source(self) -> dict[str, Any]:
         """The network by content: what its weights and its trunk are."""
+        code = own_code(self.cfg["backbone"])
+        own = {"code": code} if code else {}
         if self.trained is not None:
-            return {"checkpoint": file_digest(self.trained.weights)}
+            return {"checkpoint": file_digest(self.trained.weights)} | own
         node = {key: value for key, value in self.cfg["backbone"].items() if key not in {"weights", "freeze", "name"}}
         weights = weights_identity(self.cfg["backbone"].get("weights"))
-        return {"backbone": node, "weights": weights, "seed": self.cfg["seed"] if weights is None else None}
+        return {"backbone": node, "weights": weights, "seed": self.cfg["seed"] if weights is None else None} | own
 
     def features(self, images: ImageSet, layer: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that determines the features of `layer`."""
