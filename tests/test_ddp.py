@@ -76,7 +76,7 @@ def test_a_test_of_two_processes_that_is_cut_short_is_not_made_by_one(spawn: Cal
     assert done.code == 0, done.err
     refused = spawn("train", *words, "views=full")
     assert refused.code == 2
-    assert "sppnet test checkpoint=RUN takes them" in refused.err
+    assert f"type sppnet test checkpoint={done.run}" in refused.err
     tested = spawn("test", f"checkpoint={done.run}", "views=full")
     assert 2 * tested.figure("images") <= done.figure("images")
     assert len(list((tmp_path / done.run / "tests").iterdir())) == 2

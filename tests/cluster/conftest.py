@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +35,22 @@ def accounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def _cluster(factory: pytest.TempPathFactory, port: int, accounting: bool) -> Iterator[Cluster]:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    made = Cluster(factory.mktemp("slurm"), port + 20 * worker, accounting)
+    made = Cluster(factory.mktemp("slurm"), _free(port + 20 * worker), accounting)
     yield made
     made.stop()
+
+
+def _free(port: int) -> int:
+    """`port`, or the first of every hundredth after it from which on twenty are free: daemons of a test run that was
+    killed may hold them."""
+
+    def taken(number: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", number)) == 0
+
+    while any(taken(port + k) for k in range(20)):
+        port += 100
+    return port
 
 
 @pytest.fixture
