@@ -205,7 +205,7 @@ class Classifier(L.LightningModule):
 
     def _finite(self, batch: Batch, logits: Tensor) -> Tensor:
         """`logits`; of which the likeliest class would be the first, if they were no numbers."""
-        if not torch.isfinite(logits[batch["valid"]]).all():
+        if not (torch.isfinite(logits).all(1) | ~batch["valid"]).all():
             raise RunFailed(
                 f"the network's scores (input size {batch['size']}) are not finite: its weights, or these images at"
                 f" trainer.precision={self.cfg['trainer']['precision']}, are beyond what can be computed; train with a"

@@ -99,7 +99,7 @@ def check_kinds(callbacks: Mapping[str, Callback], ours: Iterable[str]) -> None:
             if not twin:
                 raise UserError(
                     f"callbacks.{name}: the place of its state in a checkpoint, {callback.state_key}, is that of one of"
-                    " sppnet's own; call the class otherwise"
+                    " sppnet's own; give the class another name"
                 )
             raise UserError(
                 f"callbacks.{twin} and callbacks.{name} have one place in a checkpoint, {callback.state_key}; leave one"

@@ -69,8 +69,8 @@ def _test(planned: Plan) -> None:
 
     if planned.cfg["trainer"]["limit_batches"] and world_size(planned.cfg) > 1:
         raise UserError(
-            f"{planned.run.path} was trained by several processes, and of other views or sizes"
-            f" trainer.limit_batches shows one process other images; type sppnet test checkpoint={planned.run.path}"
+            f"{planned.run.path} was trained by several processes, and trainer.limit_batches would show a single one"
+            f" other images; for other views or sizes type sppnet test checkpoint={planned.run.path}"
         )
     slurm_job.test_is_left()
     print(f"{planned.run.path} is trained; scoring it with other views or sizes", flush=True)
