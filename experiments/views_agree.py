@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import yaml
 
-from sppnet.checkpoints import read_checkpoint
 from sppnet.data import load_sets
-from sppnet.provenance import code, machine
-from sppnet.training import build_data, load_trained, settle
-from sppnet.views import Scorer, Views
+from sppnet.runs.provenance import code, machine
+from sppnet.training.checkpointing import read_checkpoint
+from sppnet.training.multi_view import Scorer, Views
+from sppnet.training.trainer import build_data, load_trained, settle
 
 RESULTS = Path(__file__).parent / "results"
 BESIDE = ("report", "predictions", "transfer")  # what else lies in the folder of a study

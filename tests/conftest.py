@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from calling import OF_A_STUDY, SWEEP, Called, Caller, command
+
 from sppnet import cli
-from sppnet.provenance import COMMAND
+from sppnet.runs.provenance import COMMAND
 
 # Tiny operations on several threads of a busy machine spend their time waiting for each other.
 torch.set_num_threads(1)

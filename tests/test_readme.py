@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 from calling import Caller
-from sppnet import groups
 
-ROOT = groups.root()
+from sppnet.config import option_files
+
+ROOT = option_files.root()
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
 TINY = ("backbone.width=4", "head.hidden=[8]", "head.bins=[2,1]", "trainer.threads=1", "data.batch_size=8")

@@ -15,8 +15,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from sppnet import __version__, errors, provenance
+from sppnet import __version__, errors
 from sppnet.errors import RunFailed, UserError
+from sppnet.runs import provenance
 
 VERBS = {
     "train": "train a network, resume a run that was interrupted, or show the result of one that is done",
@@ -81,7 +82,7 @@ def _run(verb: str) -> int:
         job.listen()
     errors.show_traceback = bool(TRACEBACK & set(sys.argv))  # until there is a configuration that says it
     try:
-        from sppnet import ranks
+        from sppnet.runs import ranks
 
         ranks.settle(verb)
         _admit_packages()
@@ -124,7 +125,7 @@ def _hydra_in_one_line() -> Iterator[None]:
 
 
 def _admit_packages() -> None:
-    """Take `allow=PACKAGE` off the command line: it may not stand in a config file (see `sppnet.plug`).
+    """Take `allow=PACKAGE` off the command line: it may not stand in a config file (see `sppnet.config.instantiate`).
 
     Raises:
         UserError: it is no name of a package, or no list of such names.

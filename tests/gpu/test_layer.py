@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sppnet.pyramid import POOLS, RULES, SpatialPyramidPool2d, ops, pool_windows, spatial_pyramid_pool2d
+from sppnet.pyramid import POOLS, RULES, SpatialPyramidPool2d, custom_op, pool_windows, spatial_pyramid_pool2d
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 on_gpu = pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])
@@ -74,7 +74,7 @@ def test_maps_of_every_side_pool_as_in_float64(
     for side in range(1, 41) if device == "cuda" else (1, 14, 27, 40):
         for x in (tied_map(2, 5, side, 41 - side), draw(2, 5, side, 41 - side)):
             check(lambda x: spatial_pyramid_pool2d(x, bins), x.to(dtype), device, layout)
-    assert device == "cpu" or ops.has_kernel(torch.empty(1, 1, 2, 2, device=device, dtype=dtype), bins)
+    assert device == "cpu" or custom_op.has_kernel(torch.empty(1, 1, 2, 2, device=device, dtype=dtype), bins)
 
 
 @everywhere
@@ -176,26 +176,26 @@ def test_six_sizes_are_one_graph(device: str) -> None:
 @needs_gpu
 @pytest.mark.parametrize("first", ["usual", "inference", "autocast", "deterministic", "backward", "captured"])
 def test_the_kernels_check_themselves_at_their_first_use(first: str, caplog: pytest.LogCaptureFixture) -> None:
-    from sppnet.pyramid import gpu
+    from sppnet.pyramid import triton_kernels
 
     x = tied_map(2, 5, 13, 11).float().cuda()
     expected = spatial_pyramid_pool2d(x, (3, 2, 1), kernel="plain")
-    gpu.CHECKED.clear()
+    triton_kernels.CHECKED.clear()
     if first == "captured":
         graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.graph(graph):
             pooled = spatial_pyramid_pool2d(x, (3, 2, 1))
-        assert not gpu.CHECKED
+        assert not triton_kernels.CHECKED
         graph.replay()
     else:
         torch.use_deterministic_algorithms(first == "deterministic")
         with torch.inference_mode(first == "inference"), torch.autocast("cuda", enabled=first == "autocast"):
             pooled = spatial_pyramid_pool2d(x.requires_grad_(first == "backward"), (3, 2, 1))
         if first == "backward":
-            gpu.CHECKED.clear()
+            triton_kernels.CHECKED.clear()
             pooled.nansum().backward()  # type: ignore[no-untyped-call]
         torch.use_deterministic_algorithms(False)
-        assert list(gpu.CHECKED.items()) == [((x.device, x.dtype), True)]
+        assert list(triton_kernels.CHECKED.items()) == [((x.device, x.dtype), True)]
     assert torch.equal(pooled.nan_to_num(7.5), expected.nan_to_num(7.5))
     assert not caplog.records
 
@@ -203,11 +203,11 @@ def test_the_kernels_check_themselves_at_their_first_use(first: str, caplog: pyt
 @pytest.mark.gpu
 @needs_gpu
 def test_a_kernel_that_differs_steps_aside(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from sppnet.pyramid import gpu
+    from sppnet.pyramid import triton_kernels
 
-    right = gpu.backward
-    monkeypatch.setattr(gpu, "backward", lambda *arguments: right(*arguments).mul_(1.5))
-    monkeypatch.setattr(gpu, "CHECKED", {})
+    right = triton_kernels.backward
+    monkeypatch.setattr(triton_kernels, "backward", lambda *arguments: right(*arguments).mul_(1.5))
+    monkeypatch.setattr(triton_kernels, "CHECKED", {})
     x = draw(2, 5, 13, 11).float().cuda().requires_grad_()
     with caplog.at_level(logging.WARNING):
         grads = [

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from sppnet.backbones import ZF5, Blog, Convnet5, Overfeat, map_size, probe
-from sppnet.backbones.paper import WithinChannelNorm
-from sppnet.backbones.probe import Trunk
-from sppnet.network import build_head, build_network
+from sppnet.models.backbones import ZF5, Blog, Convnet5, Overfeat, map_size
+from sppnet.models.backbones.paper import WithinChannelNorm
+from sppnet.models.network import build_head, build_network
+from sppnet.models.probe import Trunk, probe
 
 SPP = {"name": "spp", "pool": "max", "rule": "adaptive", "hidden": [8], "dropout": 0.5}
 FLATTEN = {"name": "flatten", "pool": "max", "pool_to": 6, "hidden": [8], "dropout": 0.5}
@@ -132,7 +132,7 @@ def test_convnet5_and_overfeat_normalise_across_five_channels_as_alexnet_does() 
 
 @pytest.mark.slow
 def test_the_table_of_networks_is_printed_by_a_command() -> None:
-    command = [sys.executable, "-m", "sppnet.backbones", "180", "224", "392"]
+    command = [sys.executable, "-m", "sppnet.models.backbones", "180", "224", "392"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     table = {line.split()[0]: line.split()[1:] for line in lines}
     maps = {name: row[4::2] for name, row in table.items() if name in FOUR}

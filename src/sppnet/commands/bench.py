@@ -19,26 +19,27 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sppnet import compose, settings
-from sppnet.compose import Job
+from sppnet.commands import hydra_app
+from sppnet.commands.hydra_app import Job
+from sppnet.config import schema
+from sppnet.config.validators import FLAG, TEXT, Rule, choice, list_of, or_null, whole
 from sppnet.errors import UserError
-from sppnet.provenance import code, machine, packages
-from sppnet.report.place import check_writable
-from sppnet.rules import FLAG, TEXT, Rule, choice, list_of, or_null, whole
+from sppnet.report.output_paths import check_writable
+from sppnet.runs.provenance import code, machine, packages
 
 if TYPE_CHECKING:
-    from sppnet.bench.rows import Row, Setting
+    from sppnet.benchmarks.measurement import Row, Setting
 
-GROUPS = {  # name: module and function of sppnet.bench, what is measured
-    "layer": ("layer", "measure", "the pyramid pooling layer"),
+GROUPS = {  # name: module and function of sppnet.benchmarks, what is measured
+    "layer": ("pooling_layer", "measure", "the pyramid pooling layer"),
     "loading": ("loading", "measure", "from JPEG to a batch of crops"),
     "views": ("views", "measure", "a test in ten and in 96 views"),
     "windows": ("windows", "measure", "2,000 windows of one photograph"),
-    "step": ("step", "measure", "a training step under the Trainer"),
+    "step": ("training_step", "measure", "a training step under the Trainer"),
     "throughput": ("throughput", "measure", "images a second on a GPU"),
     "compile": ("compiled", "measure", "several sizes under torch.compile"),
-    "start": ("starts", "starting", "the time to the first training step"),
-    "sweep": ("starts", "sweeping", "a sweep on one machine"),
+    "start": ("startup", "starting", "the time to the first training step"),
+    "sweep": ("startup", "sweeping", "a sweep on one machine"),
 }
 RULES: Mapping[str, Rule] = {
     "only": or_null(list_of(choice(*GROUPS), distinct=True)),
@@ -53,7 +54,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow"
 
 def main() -> None:
     """Compose `conf/bench.yaml` and measure what it asks for."""
-    compose.run("bench", bench)
+    hydra_app.run("bench", bench)
 
 
 def bench(job: Job) -> None:
@@ -63,7 +64,7 @@ def bench(job: Job) -> None:
         UserError: a value is not allowed, the accelerator or the photographs are not there, or `output` is no place.
     """
     cfg = dict(job.cfg)
-    own = settings.take(cfg, RULES)
+    own = schema.take(cfg, RULES)
     if cfg:
         raise UserError(f"unknown key {next(iter(cfg))}; sppnet bench has {', '.join(RULES)}")
     output = None if own["output"] is None else Path(own["output"]).expanduser()
@@ -78,7 +79,7 @@ def bench(job: Job) -> None:
     torch.set_num_threads(own["threads"])
     console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 240, highlight=False)
     with tempfile.TemporaryDirectory(prefix="sppnet-bench-") as scratch:
-        from sppnet.bench.rows import Setting
+        from sppnet.benchmarks.measurement import Setting
 
         folders = _photographs(own["photographs"], Path(scratch))
         setting = Setting(device, own["threads"], folders, Path(scratch), own["quick"])
@@ -101,7 +102,7 @@ def bench(job: Job) -> None:
 
 def _measured(group: str, setting: Setting) -> Iterator[Row]:
     module, function, _ = GROUPS[group]
-    measure: Callable[[Setting], Iterator[Row]] = getattr(import_module(f"sppnet.bench.{module}"), function)
+    measure: Callable[[Setting], Iterator[Row]] = getattr(import_module(f"sppnet.benchmarks.{module}"), function)
     yield from measure(setting)
 
 
@@ -109,7 +110,7 @@ def _photographs(given: str | None, scratch: Path) -> dict[str, Path]:
     """The folder of photographs by its name: the one that is given, `$SPPNET_DATA/caltech20`, or scikit-learn's two."""
     usual = Path(os.environ.get("SPPNET_DATA", ""), "caltech20")
     if given is None and not (os.environ.get("SPPNET_DATA") and usual.is_dir()):
-        from sppnet.bench.loading import two_photographs
+        from sppnet.benchmarks.loading import two_photographs
 
         print("sppnet bench: no photographs here (photographs=FOLDER): parts of scikit-learn's two", file=sys.stderr)
         return {"scikit-learn": two_photographs(scratch / "two")}

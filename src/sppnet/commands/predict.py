@@ -8,18 +8,19 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sppnet import recompose, replay, settings
+from sppnet.commands import checkpoint_app
+from sppnet.commands.checkpoint_app import HARDWARE, Trained
+from sppnet.config import compose, schema
+from sppnet.config.validators import FLAG, TEXT, either, or_null, whole
+from sppnet.data.datasets.unlabelled import Found, find_pictures
 from sppnet.data.jpeg import notice_remarks
-from sppnet.data.pictures import Found, find_pictures
 from sppnet.errors import RunFailed, UserError, notice
-from sppnet.meter import meter
-from sppnet.prediction_files import Drawings, check_output, drawings
-from sppnet.replay import HARDWARE, Trained
-from sppnet.rules import FLAG, TEXT, either, or_null, whole
-from sppnet.table import JsonLines, Table
+from sppnet.prediction.output import JsonLines, Table
+from sppnet.prediction.output_paths import Drawings, check_output, drawings
+from sppnet.progress import meter
 
 if TYPE_CHECKING:
-    from sppnet.drawer import Drawer
+    from sppnet.prediction.plot_files import Drawer
 
 OWN = {"input": TEXT, "output": or_null(TEXT), "top": whole(1), "draw": either(FLAG, TEXT)}
 RUNS_OWN = {"trainer.limit_batches"}  # a quick look at training is none at predicting
@@ -29,7 +30,7 @@ MAY_CHANGE = ("views", "sizes.test", *LOADING, "debug", "force", *(key for key i
 
 def main() -> None:
     """Put the run's overrides before the typed ones and compose `conf/predict.yaml`."""
-    replay.run("predict", predict, tuple(OWN), MAY_CHANGE)
+    checkpoint_app.run("predict", predict, tuple(OWN), MAY_CHANGE)
 
 
 def predict(trained: Trained) -> None:
@@ -39,13 +40,13 @@ def predict(trained: Trained) -> None:
         UserError: a mistake in what was typed; nothing was written.
         RunFailed: none of the pictures could be read.
     """
-    own = settings.take(trained.cfg, OWN)
+    own = schema.take(trained.cfg, OWN)
     cfg = _settled(trained.cfg, trained.typed)
-    settings.check(cfg)
+    schema.check(cfg)
     found = find_pictures(own["input"])
     drawn = drawings(trained, cfg, own["draw"], found)
     check_output(own["output"], found, trained, drawn, cfg["force"])
-    from sppnet.checks import check_job  # imports torch
+    from sppnet.training.preflight import check_job  # imports torch
 
     check_job(cfg)
     drawer = _drawer(cfg, drawn) if drawn else None
@@ -61,9 +62,9 @@ def predict(trained: Trained) -> None:
 def _predict(
     cfg: Mapping[str, Any], trained: Trained, found: Found, top: int, lines: JsonLines, drawer: Drawer | None
 ) -> None:
-    from sppnet.checkpoints import read_checkpoint  # imports Lightning
-    from sppnet.predict import Predictor
-    from sppnet.training import settle
+    from sppnet.prediction.predictor import Predictor
+    from sppnet.training.checkpointing import read_checkpoint  # imports Lightning
+    from sppnet.training.trainer import settle
 
     if found.not_read:
         notice(found.not_read)
@@ -104,7 +105,7 @@ def _settled(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
     if not any(key.split(".")[0] == "views" for key in typed):
         head = cfg["head"]
         square = head["name"] == "flatten" or (head["name"] == "spp" and head.get("rule", "adaptive") != "adaptive")
-        views = recompose.again("predict", [f"views={'warp' if square else 'full'}"])["views"]
+        views = compose.again("predict", [f"views={'warp' if square else 'full'}"])["views"]
     return {
         **cfg,
         "views": views,
@@ -125,10 +126,10 @@ def _drawer(cfg: Mapping[str, Any], drawn: Drawings) -> Drawer:
             f"draw shows one look at a picture, views={cfg['views']['name']} takes several; use views=full, center or"
             " warp"
         )
-    from sppnet.backbones.field import receptive_field
-    from sppnet.backbones.probe import on_meta
-    from sppnet.drawer import Drawer  # imports Lightning
-    from sppnet.network import build_backbone
+    from sppnet.models.network import build_backbone
+    from sppnet.models.probe import on_meta
+    from sppnet.models.receptive_field import receptive_field
+    from sppnet.prediction.plot_files import Drawer  # imports Lightning
 
     try:
         with on_meta():

@@ -17,9 +17,9 @@ from pathlib import Path
 import yaml
 
 from sppnet.errors import RunFailed, UserError
-from sppnet.runs import FAILED_RANK, Plan, Run, write_text
+from sppnet.runs.run_directory import FAILED_RANK, Plan, Run, write_text
+from sppnet.runs.slurm_status import mark
 from sppnet.slurm import job
-from sppnet.slurm.mark import mark
 
 PR_SET_PDEATHSIG = 1
 GLANCE, PATIENCE = 0.5, 900.0  # seconds between two looks for the first task, and until that is given up
@@ -37,8 +37,8 @@ def main() -> None:
     del cfg["layout"]
     overrides = (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
 
-    from sppnet.checkpoints import Preempted
-    from sppnet.training import fit, prepare
+    from sppnet.training.checkpointing import Preempted
+    from sppnet.training.trainer import fit, prepare
 
     with contextlib.suppress(Preempted):  # the first process says so
         fit(prepare(cfg, overrides), run)
@@ -60,8 +60,8 @@ def join(planned: Plan, overrides: list[str]) -> None:
         time.sleep(GLANCE)
     else:
         raise RunFailed(f"task {job.rank()}: the job's first task has not begun within {PATIENCE:.0f} s")
-    from sppnet.checkpoints import Preempted
-    from sppnet.training import fit, prepare
+    from sppnet.training.checkpointing import Preempted
+    from sppnet.training.trainer import fit, prepare
 
     try:
         with contextlib.suppress(Preempted):

@@ -11,19 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppnet import __version__, compose, settings
-from sppnet.asked import chosen
-from sppnet.compose import Job
+from sppnet import __version__
+from sppnet.commands import hydra_app
+from sppnet.commands.hydra_app import Job
+from sppnet.config import schema
+from sppnet.config.validators import FLAG, LABEL, TEXT, or_null
 from sppnet.errors import UserError, notice
-from sppnet.identity import other_format
-from sppnet.provenance import code
-from sppnet.report.place import RESULTS, check_writable, of_other_runs, page_of_other_runs, place
-from sppnet.rules import FLAG, LABEL, TEXT, or_null
-from sppnet.runs import write_text
-from sppnet.study import Study
+from sppnet.report.output_paths import RESULTS, check_writable, of_other_runs, page_of_other_runs, place
+from sppnet.runs.identity import other_format
+from sppnet.runs.provenance import code
+from sppnet.runs.run_directory import write_text
+from sppnet.studies.lookup import chosen
+from sppnet.studies.study import Study
 
 if TYPE_CHECKING:
-    from sppnet.report.sheet import Sheet
+    from sppnet.report.summary import Sheet
 
 OWN = {"output": or_null(TEXT), "latex": FLAG, "html": FLAG, "force": FLAG}
 
@@ -41,7 +43,7 @@ class Report:
 
 def main() -> None:
     """Compose `conf/report.yaml` and write what it asks for."""
-    compose.run("report", report)
+    hydra_app.run("report", report)
 
 
 def report(job: Job) -> None:
@@ -50,11 +52,11 @@ def report(job: Job) -> None:
     Raises:
         UserError: there is nothing to report of, files of other runs are in the way, or a folder cannot be written to.
     """
-    own = settings.take(job.cfg, OWN)
-    settings.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
-    settings.check({**job.cfg, "study": "all", "force": False})
+    own = schema.take(job.cfg, OWN)
+    schema.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
+    schema.check({**job.cfg, "study": "all", "force": False})
     studies = chosen(job, OWN)
-    from sppnet.report.page import page
+    from sppnet.report.html import page
 
     runs = Path(job.cfg["paths"]["runs"]).expanduser()
     reports = _reports(studies, own, f"paths.runs={runs}")
@@ -82,9 +84,9 @@ def report(job: Job) -> None:
 
 def _reports(studies: list[Study], own: Mapping[str, Any], where: str) -> list[Report]:
     """All of what is to be written, before anything is."""
-    from sppnet.report.figure import svg  # imports matplotlib
-    from sppnet.report.rows import tables
-    from sppnet.report.sheet import Sheet
+    from sppnet.report.collect import tables
+    from sppnet.report.figures import svg  # imports matplotlib
+    from sppnet.report.summary import Sheet
 
     made = [(study, table) for study in studies for table in tables(study)]
     if not any(row.results for _, table in made for row in table.rows):
@@ -139,7 +141,7 @@ def _is_own(one: Report, default: bool) -> bool:
 
 def _files(sheet: Sheet, picture: str | None, tex: bool) -> dict[str, str]:
     """What is written of a table, by the name of the file."""
-    from sppnet.report.text import latex, markdown, runs_csv, settings_csv
+    from sppnet.report.table_formats import latex, markdown, runs_csv, settings_csv
 
     name = sheet.table.name
     # the runs first: they say of what runs the others are, if this is interrupted

@@ -15,13 +15,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sppnet import compose, settings
-from sppnet.asked import chosen
-from sppnet.compose import Job
-from sppnet.rules import FLAG, LABEL, or_null
-from sppnet.runs import Run
-from sppnet.standing import Standing, stand
-from sppnet.study import Cell, Study
+from sppnet.commands import hydra_app
+from sppnet.commands.hydra_app import Job
+from sppnet.config import schema
+from sppnet.config.validators import FLAG, LABEL, or_null
+from sppnet.runs.run_directory import Run
+from sppnet.studies.lookup import chosen
+from sppnet.studies.status import Standing, stand
+from sppnet.studies.study import Cell, Study
 
 EVERY = 3.0  # seconds between two looks
 COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "lost": "red", "preempted": "yellow"}
@@ -31,7 +32,7 @@ MANY = 60  # cells above which those that are done are counted and not listed
 
 def main() -> None:
     """Compose `conf/status.yaml` and show what it asks for."""
-    compose.run("status", status)
+    hydra_app.run("status", status)
 
 
 def status(job: Job) -> None:
@@ -40,9 +41,9 @@ def status(job: Job) -> None:
     Raises:
         UserError: there is no such study.
     """
-    own = settings.take(job.cfg, {"watch": FLAG})
-    settings.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
-    settings.check({**job.cfg, "study": "all"})
+    own = schema.take(job.cfg, {"watch": FLAG})
+    schema.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
+    schema.check({**job.cfg, "study": "all"})
     console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 300, highlight=False)
     if not own["watch"]:
         console.print(_shown(chosen(job, OWN)))

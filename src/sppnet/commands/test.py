@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sppnet import replay, settings
+from sppnet.commands import checkpoint_app
+from sppnet.commands.checkpoint_app import HARDWARE, Trained
+from sppnet.config import schema
 from sppnet.data import ImageSet, images_of, load_tested
 from sppnet.data.build import OWN_KEYS
 from sppnet.errors import notice
-from sppnet.identity import check_identity, digest
-from sppnet.replay import HARDWARE, Trained
-from sppnet.runs import write_json
-from sppnet.show import print_result
+from sppnet.runs.identity import check_identity, digest
+from sppnet.runs.result_text import print_result
+from sppnet.runs.run_directory import write_json
 
 TRAINING_ONLY = ("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step")
 MAY_CHANGE = ("data", "sizes.test", "views", "paths", "debug", "force", *HARDWARE)
@@ -22,14 +23,14 @@ MAY_CHANGE = ("data", "sizes.test", "views", "paths", "debug", "force", *HARDWAR
 
 def main() -> None:
     """Put the run's overrides before the typed ones and compose `conf/test.yaml`."""
-    replay.run("test", test, (), MAY_CHANGE)
+    checkpoint_app.run("test", test, (), MAY_CHANGE)
 
 
 def test(trained: Trained) -> None:
     """Score the checkpoint and print its figures; the figures of a run are kept in `RUN/tests`."""
     run = trained.run
     cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # see `score_run`
-    settings.check(cfg)
+    schema.check(cfg)
     for key in trained.typed:
         if key.startswith(TRAINING_ONLY):
             print(f"sppnet: warning: {key} has no effect on a test", file=sys.stderr)
@@ -68,15 +69,15 @@ def score_run(
 
     `chosen` says whether the user chose the data (see `load_tested`).
     """
-    from sppnet.checks import check_job  # imports torch
+    from sppnet.training.preflight import check_job  # imports torch
 
     backbone = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
     cfg = {**cfg, "backbone": backbone, "trainer": {**cfg["trainer"], "devices": 1, "num_nodes": 1}}
     check_job(cfg)
-    from sppnet.callbacks import BadFiles, progress_display  # imports Lightning
-    from sppnet.checkpoints import read_checkpoint
     from sppnet.data.duplicates import duplicates
-    from sppnet.training import build_data, load_trained, make_trainer, score, settle
+    from sppnet.training.callbacks import BadFiles, progress_display  # imports Lightning
+    from sppnet.training.checkpointing import read_checkpoint
+    from sppnet.training.trainer import build_data, load_trained, make_trainer, score, settle
 
     settle(cfg)
     checkpoint = read_checkpoint(weights)

@@ -13,23 +13,24 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sppnet import compose, ranks
+from sppnet.commands import hydra_app
+from sppnet.commands.hydra_app import Job
 from sppnet.commands.rank import join
-from sppnet.compose import Job
 from sppnet.errors import RunFailed, UserError, notice
-from sppnet.identity import world_size
-from sppnet.runs import Plan, Run, check_duplicates, plan, write_json
-from sppnet.show import print_result
+from sppnet.runs import ranks
+from sppnet.runs.identity import world_size
+from sppnet.runs.result_text import print_result
+from sppnet.runs.run_directory import Plan, Run, check_duplicates, plan, write_json
+from sppnet.runs.slurm_status import mark
 from sppnet.slurm import job as slurm_job
-from sppnet.slurm.mark import mark
 
 if TYPE_CHECKING:
-    from sppnet.checkpoints import Preempted
+    from sppnet.training.checkpointing import Preempted
 
 
 def main() -> None:
     """Compose `conf/train.yaml` with the command line and train."""
-    compose.run("train", train)
+    hydra_app.run("train", train)
 
 
 def train(job: Job) -> None:
@@ -82,10 +83,10 @@ def _test(planned: Plan) -> None:
 def _train(planned: Plan, job: Job) -> None:
     """Check and build everything, take the directory, train from where the run stands, test."""
     run, cfg = planned.run, planned.cfg
-    from sppnet.checks import check_job  # imports torch
+    from sppnet.training.preflight import check_job  # imports torch
 
     check_job(cfg)
-    from sppnet.training import fit, prepare  # imports Lightning
+    from sppnet.training.trainer import fit, prepare  # imports Lightning
 
     prepared = prepare(cfg, job.overrides, planned.images)
     for line in prepared.notices:
@@ -112,7 +113,7 @@ def _train(planned: Plan, job: Job) -> None:
 @contextlib.contextmanager
 def _status(run: Run) -> Iterator[None]:
     """Write how the work ended, whichever way it did."""
-    from sppnet.checkpoints import Preempted
+    from sppnet.training.checkpointing import Preempted
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt  # outside training, where `Checkpoints` listens, there is nothing to save

@@ -10,25 +10,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sppnet import compose, replay
-from sppnet.compose import Job
+from sppnet.commands import checkpoint_app, hydra_app
+from sppnet.commands.checkpoint_app import Trained, stored
+from sppnet.commands.hydra_app import Job
 from sppnet.data import ImageSet, images_of
 from sppnet.errors import UserError, notice
-from sppnet.identity import digest
-from sppnet.provenance import provenance
-from sppnet.replay import Trained, stored
-from sppnet.runs import read_json, write_json
-from sppnet.transfer.options import FORMAT, MAY_CHANGE, OWN, Task, make_task, refuse_idle, warn_idle
+from sppnet.runs.identity import digest
+from sppnet.runs.provenance import provenance
+from sppnet.runs.run_directory import read_json, write_json
+from sppnet.transfer.comparison import comparable, lines
 from sppnet.transfer.protocols import check_protocol, evaluate
-from sppnet.transfer.table import comparable, lines
+from sppnet.transfer.task import FORMAT, MAY_CHANGE, OWN, Task, make_task, refuse_idle, warn_idle
 
 
 def main() -> None:
     """Compose `conf/transfer.yaml`, over the run that `checkpoint=` names if it names one."""
-    if replay.named_checkpoint() is None:
-        compose.run("transfer", _given)
+    if checkpoint_app.named_checkpoint() is None:
+        hydra_app.run("transfer", _given)
     else:
-        replay.run("transfer", _trained, OWN, MAY_CHANGE)
+        checkpoint_app.run("transfer", _trained, OWN, MAY_CHANGE)
 
 
 def _given(job: Job) -> None:

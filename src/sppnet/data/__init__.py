@@ -4,13 +4,22 @@ Configurations name the classes of this package by these public names (`sppnet.d
 """
 
 from sppnet.data.build import Sets, build_images, build_sizes, fingerprint, images_of, load_sets
-from sppnet.data.cifar import Cifar10
+from sppnet.data.datasets.base import ImageSet
+from sppnet.data.datasets.cifar import Cifar10
+from sppnet.data.datasets.digits import Digits
+from sppnet.data.datasets.image_files import (
+    Caltech101,
+    Files,
+    Flowers102,
+    Folder,
+    ImageNet,
+    Imagenette,
+    OxfordPets,
+    Voc2007,
+)
 from sppnet.data.decode import DataError
-from sppnet.data.digits import Digits
-from sppnet.data.images import ImageSet
-from sppnet.data.sets import Caltech101, Files, Flowers102, Folder, ImageNet, Imagenette, OxfordPets, Voc2007
-from sppnet.data.sizes import Alternating, EpochSchedule, Single, SizeSchedule, Uniform, Weighted
-from sppnet.data.testing import load_tested
+from sppnet.data.relabelling import load_tested
+from sppnet.data.size_schedules import Alternating, EpochSchedule, Single, SizeSchedule, Uniform, Weighted
 
 __all__ = [
     "Alternating",

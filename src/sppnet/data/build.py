@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.data.images import ImageSet
-from sppnet.data.sizes import SizeSchedule
-from sppnet.data.split import IntArray, all_labels, make_parts
+from sppnet.config.instantiate import instantiate
+from sppnet.data.datasets.base import ImageSet
+from sppnet.data.size_schedules import SizeSchedule
+from sppnet.data.splits import IntArray, all_labels, make_parts
 from sppnet.errors import UserError
-from sppnet.plug import instantiate
 
 OWN_KEYS = frozenset({
     "name", "fit", "batch_size", "workers", "split", "crop", "flip", "color", "aspect_step", "bad_files",

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sppnet.data.sizes import rng
+from sppnet.data.size_schedules import rng
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original image
 

@@ -10,24 +10,24 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
-from sppnet.data.batches import Loader, Samples
-from sppnet.data.buckets import Bucket, shape_buckets, square_bucket
+from sppnet.data.aspect_buckets import Bucket, shape_buckets, square_bucket
+from sppnet.data.batch_samplers import EvalBatches, TrainBatches
 from sppnet.data.build import Sets
 from sppnet.data.crops import EvalRegions, TrainRegions
-from sppnet.data.kept import Kept, keep
-from sppnet.data.pixels import Source, Whole, source_of
-from sppnet.data.sampler import EvalBatches, TrainBatches
-from sppnet.data.shapes import ShapeArray, load_shapes
-from sppnet.data.sizes import SizeSchedule, level_batch
-from sppnet.data.split import IntArray
+from sppnet.data.image_cache import Kept, keep
+from sppnet.data.image_shapes import ShapeArray, load_shapes
+from sppnet.data.loader import Loader, Samples
+from sppnet.data.readers import Source, Whole, source_of
+from sppnet.data.size_schedules import SizeSchedule, level_batch
+from sppnet.data.splits import IntArray
 from sppnet.errors import UserError, notice
-from sppnet.views import Views
+from sppnet.training.multi_view import Views
 
 WHOLE = ("full", "windows")  # what `views.fit` takes of an image: all of it, its aspect ratio kept
 
 
 class DataModule(LightningDataModule):
-    """Batches (see `sppnet.data.batches.Batch`) for a Trainer with `use_distributed_sampler=False`.
+    """Batches (see `sppnet.data.loader.Batch`) for a Trainer with `use_distributed_sampler=False`.
 
     Validation has one loader per size of `sizes.val`, testing one per size of `sizes.test`, in that order.
 
@@ -41,7 +41,7 @@ class DataModule(LightningDataModule):
         progress: `trainer.progress`, of keeping them.
 
     Attributes:
-        pairs: training sizes at which a batch needs two images (`sppnet.checks.sizes_for_pairs`).
+        pairs: training sizes at which a batch needs two images (`sppnet.training.preflight.sizes_for_pairs`).
     """
 
     def __init__(

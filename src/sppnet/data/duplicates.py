@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from sppnet.data.datasets.base import ImageSet
+from sppnet.data.datasets.image_files import Files
 from sppnet.data.decode import DataError
-from sppnet.data.images import ImageSet
-from sppnet.data.sets import Files
-from sppnet.data.split import IntArray
+from sppnet.data.splits import IntArray
 from sppnet.errors import UserError
 
 

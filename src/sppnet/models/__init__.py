@@ -1,5 +1,5 @@
 """The public names of the networks: what `backbone._target_` of a configuration names."""
 
-from sppnet.backbones import ZF5, Blog, Convnet5, Overfeat, Tiny, torchvision_trunk
+from sppnet.models.backbones import ZF5, Blog, Convnet5, Overfeat, Tiny, torchvision_trunk
 
 __all__ = ["ZF5", "Blog", "Convnet5", "Overfeat", "Tiny", "torchvision_trunk"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import ops, plain
-from .edges import (
+from . import custom_op, reference
+from .bins import (
     KERNELS,
     MAX_LEVEL,
     POOLS,
@@ -118,17 +118,17 @@ def spatial_pyramid_pool2d(
     check_map(x)
     if by := exporter():
         check_export(by, rule)
-        return plain.pool_maps(x, bins, pool, rule)
+        return reference.pool_maps(x, bins, pool, rule)
     if kernel == "plain" or _is_transformed(x):
-        return plain.pool_maps(x, bins, pool, rule)
+        return reference.pool_maps(x, bins, pool, rule)
     compiling = torch.compiler.is_compiling()
     if pool == "avg":
         product = compiling and rule == "adaptive"
-        return plain.average_by_product(x, bins) if product else plain.pool_maps(x, bins, pool, rule)
+        return reference.average_by_product(x, bins) if product else reference.pool_maps(x, bins, pool, rule)
     # A compiler gains even where the operator ends at torch's own operations: one graph for all sizes.
-    if compiling or (rule == "adaptive" and ops.has_kernel(x, bins)):
-        return ops.maxima(x, None, bins, rule)
-    return plain.pool_maps(x, bins, pool, rule)
+    if compiling or (rule == "adaptive" and custom_op.has_kernel(x, bins)):
+        return custom_op.maxima(x, None, bins, rule)
+    return reference.pool_maps(x, bins, pool, rule)
 
 
 def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "max", kernel: str = "auto") -> Tensor:
@@ -158,14 +158,14 @@ def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "m
     boxes = check_windows(windows, x)
     if len(boxes) == 0:
         return x.new_zeros((0, x.shape[1] * sum(n * n for n in bins)))
-    if kernel == "plain" or pool == "avg" or not ops.has_kernel(x, bins) or _is_transformed(x):
-        return plain.pool_windows(x, boxes, bins, pool)
+    if kernel == "plain" or pool == "avg" or not custom_op.has_kernel(x, bins) or _is_transformed(x):
+        return reference.pool_windows(x, boxes, bins, pool)
     x = x.contiguous(memory_format=torch.channels_last)  # of a window, whole vectors of channels are read
     images = boxes[:, 0]
     if bool((images[1:] >= images[:-1]).all()):
-        return ops.maxima(x, boxes.int(), bins)
+        return custom_op.maxima(x, boxes.int(), bins)
     order = images.argsort(stable=True)  # the gradient is summed image by image
-    return ops.maxima(x, boxes[order].int(), bins)[order.argsort().to(x.device)]
+    return custom_op.maxima(x, boxes[order].int(), bins)[order.argsort().to(x.device)]
 
 
 def _is_transformed(x: Tensor) -> bool:

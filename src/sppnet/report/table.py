@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sppnet.standing import Standing
+from sppnet.studies.status import Standing
 
 LOWER_IS_BETTER = ("loss", "error")
 MARK = "†"  # of rows that were cut short

@@ -44,7 +44,7 @@ def name() -> str:
 
 
 def listen() -> None:
-    """Note signals from here on; `sppnet.checkpoints` acts on them during training."""
+    """Note signals from here on; `sppnet.training.checkpointing` acts on them during training."""
     if inside():
         signal.signal(WARNING, _on_warning)
         signal.signal(signal.SIGTERM, _on_term)

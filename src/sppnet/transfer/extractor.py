@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sppnet.checks import check_hardware
+from sppnet.commands.checkpoint_app import Trained
 from sppnet.data import build_sizes
 from sppnet.errors import UserError
-from sppnet.network import SPPNet, build_backbone, build_network, check_network
+from sppnet.models.network import SPPNet, build_backbone, build_network, check_network
 from sppnet.pyramid import SpatialPyramidPool2d
-from sppnet.replay import Trained
-from sppnet.tensorfile import read_checkpoint
-from sppnet.transfer.options import Task
+from sppnet.storage.tensors import read_checkpoint
+from sppnet.training.preflight import check_hardware
+from sppnet.transfer.task import Task
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 TRUE = {"bf16-true": torch.bfloat16, "64-true": torch.float64}

@@ -8,23 +8,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sppnet.commands.checkpoint_app import Trained, stored
 from sppnet.data import ImageSet
-from sppnet.data.batches import Loader, Samples
-from sppnet.data.buckets import shape_buckets, square_bucket
+from sppnet.data.aspect_buckets import shape_buckets, square_bucket
+from sppnet.data.batch_samplers import EvalBatches
 from sppnet.data.crops import EvalRegions
-from sppnet.data.images import digest
+from sppnet.data.datasets.base import digest
+from sppnet.data.image_shapes import load_shapes
 from sppnet.data.jpeg import notice_remarks
-from sppnet.data.pixels import source_of
-from sppnet.data.sampler import EvalBatches
-from sppnet.data.shapes import load_shapes
-from sppnet.data.sizes import level_batch
+from sppnet.data.loader import Loader, Samples
+from sppnet.data.readers import source_of
+from sppnet.data.size_schedules import level_batch
 from sppnet.errors import RunFailed, UserError
-from sppnet.meter import meter
-from sppnet.replay import Trained, stored
-from sppnet.transfer import store
+from sppnet.progress import meter
+from sppnet.transfer import feature_file
 from sppnet.transfer.extractor import Runner
-from sppnet.transfer.options import PYRAMID, Task
 from sppnet.transfer.svm import Array
+from sppnet.transfer.task import PYRAMID, Task
 
 ROOM = 224  # pixels; batches of `data.batch_size` images up to this side, of fewer above
 
@@ -41,11 +41,11 @@ def features_of(task: Task, images: ImageSet) -> Array:
     """
     paths = {name: _path(task, images, name) for name in _worthwhile(task)}
     path = paths[task.own["layer"]]
-    kept = store.load(path, len(images))
+    kept = feature_file.load(path, len(images))
     if kept is None or (unreadable(kept) and not task.skip):  # an error is found again, and raised
         wanted = {p: name for name, p in paths.items() if p == path or not p.exists()}  # pool and spp may be one
         _pass(task, images, {name: p for p, name in wanted.items()})
-        kept = store.load(path, len(images))
+        kept = feature_file.load(path, len(images))
     if kept is None:
         raise UserError(f"data={task.cfg['data']['name']}: not one of its {len(images)} images can be read")
     return kept
@@ -59,7 +59,7 @@ def unreadable(features_ND: Array) -> list[int]:
 
 def content_of(task: Task, images: ImageSet) -> str:
     """What tells the features of `features_of`, which are there, from all others: two views may be the same pixels."""
-    return store.seal(_path(task, images, task.own["layer"]))
+    return feature_file.seal(_path(task, images, task.own["layer"]))
 
 
 def _path(task: Task, images: ImageSet, layer: str) -> Path:
@@ -85,7 +85,10 @@ def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
     torch.set_num_threads(settings["threads"])
     run = Runner(task, list(paths))
     remarks: dict[str, str] = {}
-    with store.writing(paths, len(images)) as files, meter("transfer", settings["progress"], len(images)) as tick:
+    with (
+        feature_file.writing(paths, len(images)) as files,
+        meter("transfer", settings["progress"], len(images)) as tick,
+    ):
         for batch in _loader(task, images):
             tick(len(batch["index"]) + len(batch["bad"]))
             remarks |= batch["remarks"]

@@ -11,12 +11,12 @@ import numpy as np
 from sppnet.data import ImageSet, load_sets
 from sppnet.data.build import check_labels
 from sppnet.data.duplicates import duplicates
-from sppnet.data.split import IntArray, all_labels
+from sppnet.data.splits import IntArray, all_labels
 from sppnet.errors import UserError, notice
-from sppnet.transfer.options import Task
+from sppnet.transfer.comparison import mean_and_deviation
 from sppnet.transfer.splits import Split, draw_splits
 from sppnet.transfer.svm import Array, accuracies, marks, precisions
-from sppnet.transfer.table import mean_and_deviation
+from sppnet.transfer.task import Task
 
 PARTS = ("train", "val", "test")
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sppnet.data.sizes import rng
-from sppnet.data.split import IntArray
+from sppnet.data.size_schedules import rng
+from sppnet.data.splits import IntArray
 from sppnet.errors import UserError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import solve_triangular  # type: ignore[import-untyped]
 
-from sppnet.average_precision import Bools, average_precision
-from sppnet.data.split import IntArray
+from sppnet.data.splits import IntArray
+from sppnet.transfer.average_precision import Bools, average_precision
 from sppnet.transfer.splits import Split
 
 Array = npt.NDArray[np.floating]

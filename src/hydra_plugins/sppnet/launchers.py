@@ -1,0 +1,64 @@
+"""The launchers of a sweep: `hydra/launcher=sppnet_processes` on this machine, `sppnet_slurm` on a cluster."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from sppnet.studies.hydra_launcher import SweepLauncher
+
+
+@dataclass
+class ProcessesLauncherConf:
+    """Options of the local launcher."""
+
+    _target_: str = "hydra_plugins.sppnet.launchers.ProcessesLauncher"
+    n: int | None = None
+
+
+@dataclass
+class SlurmLauncherConf:
+    """Options of the SLURM launcher; `conf/launch/slurm.yaml` explains them."""
+
+    _target_: str = "hydra_plugins.sppnet.launchers.SlurmLauncher"
+    partition: Any = None
+    account: Any = None
+    qos: Any = None
+    time: Any = None
+    cpus: Any = 2
+    gpus: Any = 0
+    memory: Any = None
+    parallel: Any = None
+    warning: Any = 120
+    setup: Any = field(default_factory=list)
+    options: Any = field(default_factory=dict)
+
+
+for name, node in (("sppnet_processes", ProcessesLauncherConf), ("sppnet_slurm", SlurmLauncherConf)):
+    ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="sppnet")
+
+
+class ProcessesLauncher(SweepLauncher):
+    """Starts `sppnet COMMAND OVERRIDES` for each job, `n` of them at a time."""
+
+    def __init__(self, n: int | None = None) -> None:
+        self.n = n
+
+    def sweep(self, verb: str, jobs: list[Any]) -> Any:
+        """A sweep of local processes."""
+        from sppnet.studies.local_launcher import Processes
+
+        return Processes(verb, jobs, self.n)
+
+
+class SlurmLauncher(SweepLauncher):
+    """Submits `sppnet COMMAND OVERRIDES` for each job and leaves; `sppnet status` shows what becomes of them."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def sweep(self, verb: str, jobs: list[Any]) -> Any:
+        """A sweep that is submitted."""
+        from sppnet.studies.slurm_launcher import Submission
+
+        return Submission(verb, jobs, self.options)

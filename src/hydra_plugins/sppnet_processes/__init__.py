@@ -1,1 +1,0 @@
-"""Hydra launcher that starts every job of a sweep as a process of its own."""

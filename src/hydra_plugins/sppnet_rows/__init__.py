@@ -1,1 +1,0 @@
-"""Hydra sweeper for tables whose rows differ in several settings at once."""

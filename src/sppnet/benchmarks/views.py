@@ -1,0 +1,87 @@
+"""A test in many views: out of one map per scale, against the same views cut out of the pixels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from sppnet.benchmarks.measurement import Row, Setting, compare, took
+from sppnet.benchmarks.windows import head_cost, paper_network
+from sppnet.config.compose import again
+from sppnet.models.network import SPPNet
+from sppnet.training.multi_view import Scorer, Views
+
+SIZE, ASPECT = 224, 4 / 3
+BATCHES = (1, 4)  # of photographs; each side is measured at the one that is best for it
+
+
+@torch.no_grad()
+def measure(setting: Setting) -> Iterator[Row]:
+    """Rows of the group `views`."""
+    network = paper_network(setting.quick).to(setting.device)
+    for name in ("ten", "multi"):
+        cfg = again("train", [f"views={name}"])["views"]
+        scorers = {source: _scorer(network, cfg, source) for source in ("map", "image")}
+        best = {source: _best_batch(scorer, setting) for source, scorer in scorers.items()}
+        batches = {source: _photographs(scorers[source], best[source], setting) for source in scorers}
+        time = compare(
+            lambda: scorers["map"](batches["map"]),  # noqa: B023
+            lambda: scorers["image"](batches["image"]),  # noqa: B023
+            3.0,
+            2,
+            setting.device.type,
+        )
+        reached = time.ratio * best["map"] / best["image"]
+        costs = {source: _cost(scorer) for source, scorer in scorers.items()}
+        allowed = costs["image"] / costs["map"]
+        count = sum(scorers["map"].count.values())
+        yield Row(
+            "views",
+            f"a test in {count} views on zf5 (share of what multiply-adds allow)",
+            "the same views cut out of the pixels",
+            time.ours / best["map"],
+            time.theirs / best["image"],
+            reached / allowed,
+            0.85,
+            limit=f"{reached:.2f}x as fast; multiply-adds allow {allowed:.2f}x",
+            detail={"speedup": reached, "allowed": allowed, "batch": best},
+        )
+
+
+def _scorer(network: SPPNet, cfg: dict[str, Any], source: str) -> Scorer:
+    views = Views.build({**cfg, "source": source})
+    assert views is not None
+    return Scorer(network, views, SIZE)
+
+
+def _photographs(scorer: Scorer, count: int, setting: Setting) -> list[Tensor]:
+    """A batch at each scale."""
+    sides = scorer.views.sides(SIZE)
+    return [torch.rand(count, 3, side, round(side * ASPECT), device=setting.device) for side in sides]
+
+
+def _best_batch(scorer: Scorer, setting: Setting) -> int:
+    def seconds(count: int) -> float:
+        batch = _photographs(scorer, count, setting)
+        scorer(batch)
+        return took(lambda: scorer(batch), setting.device.type) / count
+
+    return min(BATCHES, key=seconds)
+
+
+def _cost(scorer: Scorer) -> float:
+    """Multiply-adds for one photograph."""
+    backbone, total = copy.deepcopy(scorer.network.backbone).to("meta"), 0.0
+    for side in scorer.views.sides(SIZE):
+        height, width = side, round(side * ASPECT)
+        windows = len(scorer.views.windows(height, width, SIZE))
+        shape = (1, 3, height, width) if scorer.field is not None else (windows, 3, SIZE, SIZE)
+        with FlopCounterMode(display=False) as counter:
+            backbone(torch.empty(shape, device="meta"))
+        total += 2 * (counter.get_total_flops() / 2 + windows * head_cost(scorer.network))  # both ways round
+    return total

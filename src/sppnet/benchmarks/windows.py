@@ -1,0 +1,117 @@
+"""Many windows of one photograph: pooled out of one map, against each through the network (the R-CNN way).
+
+Paper, section 4: 2,000 windows of an image whose shorter side is 688 pixels. Multiply-adds say what could be gained.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import roi_pool
+
+from sppnet.benchmarks.measurement import Row, Setting, compare
+from sppnet.config.compose import again
+from sppnet.models.network import SPPNet, build_network
+from sppnet.models.receptive_field import receptive_field
+from sppnet.pyramid import pool_windows
+from sppnet.training.multi_view import Window, map_windows
+
+BINS = (6, 3, 2, 1)
+COUNT = 2000
+SHORT, LONG = 688, 917  # 4:3
+SAMPLE = 32  # windows that are timed the R-CNN way; the others would take as long each
+
+
+def paper_network(quick: bool = False) -> SPPNet:
+    """The paper's: ZF-5, 50 bins, two fully connected layers of 4,096; `quick`: one that takes no time."""
+    words = ["backbone=tiny", "head.hidden=[64]"] if quick else ["backbone=zf5", "head.hidden=[4096,4096]"]
+    cfg = again("train", [*words, "head.bins=[6,3,2,1]"])
+    return build_network(cfg["backbone"], cfg["head"], 20).eval()
+
+
+def random_windows(height: int, width: int, count: int = COUNT) -> list[Window]:
+    """Windows of all sizes from 40 pixels up and any aspect ratio, as proposals are, the same ones every time."""
+    draw = torch.Generator().manual_seed(0)
+    sides = 40 + torch.rand(count, 2, generator=draw) ** 2 * (torch.tensor([height, width]) - 40)
+    corner = torch.rand(count, 2, generator=draw) * (torch.tensor([height, width]) - sides)
+    boxes = torch.cat([corner, corner + sides], 1).long().tolist()
+    return [Window(left, top, right, bottom) for top, left, bottom, right in boxes]
+
+
+@torch.no_grad()
+def measure(setting: Setting) -> Iterator[Row]:
+    """Rows of the group `windows`."""
+    device = setting.device.type
+    network = paper_network(setting.quick).to(setting.device)
+    height, width, count = (300, 400, 64) if setting.quick else (SHORT, LONG, COUNT)
+    photograph = torch.rand(1, 3, height, width, device=setting.device)
+    maps = network.backbone(photograph)
+    pixels = random_windows(height, width, count)
+    cells = map_windows(pixels, receptive_field(network.backbone), *maps.shape[2:])
+    boxes = torch.tensor([[0, *cell] for cell in cells])
+    yield _pooling(maps, boxes, device)
+    yield from _detection(network, photograph, boxes, pixels, device)
+
+
+def _pooling(maps: Tensor, boxes: Tensor, device: str) -> Row:
+    # roi_pool's right and bottom are inclusive; its bins are ours but for the rounding of their edges
+    inclusive = torch.cat([boxes[:, :3], boxes[:, 3:] - 1], 1).to(maps)
+
+    def level_by_level() -> Tensor:
+        return torch.cat([roi_pool(maps, inclusive, n).flatten(1) for n in BINS], 1)
+
+    time = compare(lambda: pool_windows(maps, boxes, BINS), level_by_level, 3.0, 3, device)
+    what = f"pool_windows, {len(boxes)} windows x 50 bins x {maps.shape[1]} channels"
+    target = 1.5 if device == "cuda" else 2.0
+    return Row("windows", what, "torchvision.ops.roi_pool", time.ours, time.theirs, time.ratio, target)
+
+
+def _detection(network: SPPNet, photograph: Tensor, boxes: Tensor, pixels: list[Window], device: str) -> Iterator[Row]:
+    def from_map() -> Tensor:
+        logits: Tensor = network.head[1:](pool_windows(network.backbone(photograph), boxes, BINS))
+        return logits
+
+    def crop_all() -> Tensor:
+        return torch.cat([
+            F.interpolate(photograph[:, :, w.top : w.bottom, w.left : w.right], (224, 224), mode="bilinear")
+            for w in pixels[:SAMPLE]
+        ])  # fmt: skip
+
+    crops, share = crop_all(), len(boxes) / SAMPLE
+    for name, ours, theirs in (
+        ("convolutions alone", lambda: network.backbone(photograph), lambda: network.backbone(crops)),
+        ("with pooling and fully connected layers", from_map, lambda: network(crop_all())),
+    ):
+        fc = name != "convolutions alone"
+        time = compare(ours, theirs, 4.0, 3, device)
+        own, other = (_cost(network, photograph, len(boxes), fc), _cost(network, crops[:1], 1, fc) * len(boxes))
+        allowed, reached = other / own, time.ratio * share
+        yield Row(
+            "windows",
+            f"{len(boxes)} windows of a photograph on zf5, {name} (share of what multiply-adds allow)",
+            "each window warped to 224",
+            time.ours,
+            time.theirs * share,
+            reached / allowed,
+            0.75,
+            limit=f"{reached:.0f}x as fast; multiply-adds allow {allowed:.0f}x",
+            detail={"speedup": reached, "allowed": allowed, "sample": SAMPLE},
+        )
+
+
+def _cost(network: SPPNet, image: Tensor, windows: int, fc: bool) -> float:
+    """Multiply-adds of the convolutions of `image`, and of the fully connected layers of so many windows."""
+    with FlopCounterMode(display=False) as counter:
+        copy.deepcopy(network.backbone).to("meta")(image.to("meta"))
+    convolutions = float(counter.get_total_flops()) / 2
+    return convolutions + (head_cost(network) * windows if fc else 0)
+
+
+def head_cost(network: SPPNet) -> float:
+    """Multiply-adds of the fully connected layers, per window."""
+    return float(sum(m.in_features * m.out_features for m in network.head.modules() if isinstance(m, nn.Linear)))

@@ -1,0 +1,1 @@
+"""Data sets: what each needs of its files, and how they are listed."""

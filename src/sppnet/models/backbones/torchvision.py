@@ -1,0 +1,127 @@
+"""Trunks of torchvision's classification networks, cut where the paper puts the pyramid."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torchvision import models
+
+from sppnet.errors import UserError
+from sppnet.models.probe import FIRST, SECOND, grows, meta_copy, run_on_meta
+from sppnet.storage.tensors import check_download
+
+CUT_KEYS = "cut_keys"  # in the trunk's `meta`: what a whole network's state dict holds besides the trunk's keys
+
+
+def torchvision_trunk(arch: str, weights: str | None = None, **options: Any) -> nn.Module:
+    """The trunk of torchvision's network `arch`; its state dict keeps torchvision's keys.
+
+    The cut lies before the classifier, before global pooling, and before a last max pooling (alexnet, vgg), because
+    pyramid pooling *replaces the last pooling layer* (section 2.2). It is found by running the network on shapes.
+
+    Args:
+        arch: a name of `torchvision.models.list_models(module=torchvision.models)`.
+        weights: the name of torchvision's weights (`DEFAULT`, `IMAGENET1K_V1` ...), downloaded if not in its cache.
+        **options: arguments of torchvision's constructor.
+
+    Raises:
+        UserError: unknown network, weights or option; a failed download; a network that takes one input size only
+            (vit, maxvit), with its own reason.
+    """
+    known = models.list_models(module=models)
+    if arch not in known:
+        near = ", ".join(difflib.get_close_matches(str(arch), known, n=4)) or "resnet18, vgg16, densenet121 and others"
+        raise UserError(f"backbone.name={arch} is no classification network of torchvision; there is {near}")
+    entry = None if weights is None else _fetch(arch, weights)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of inception and googlenet, on how they initialise
+            model = models.get_model(arch, weights=entry, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"backbone: torchvision's {arch} refuses an argument: {error}") from error
+    return _cut(model, arch)
+
+
+def find_weights(arch: str, weights: str) -> models.WeightsEnum:
+    """Torchvision's entry for weights called `weights`, unless there is none (UserError, with the names)."""
+    names = models.get_model_weights(arch).__members__
+    if weights not in names:
+        raise UserError(f"backbone.weights={weights} is neither a file nor one of {arch}'s {', '.join(names)}")
+    return names[weights]
+
+
+def _fetch(arch: str, weights: str) -> models.WeightsEnum:
+    """Bring the weights into torchvision's cache and look at them as tensors only, before it loads them its own way."""
+    entry = find_weights(arch, weights)
+    cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
+    if cached.exists():
+        check_download(cached, f"backbone.weights={weights}")
+    try:
+        entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"backbone.weights={weights}: {entry.url}: {reason}; backbone.weights=FILE works too"
+        ) from error
+    return entry
+
+
+class _Tracer(fx.Tracer):
+    """Records the network's own forward and sequences; blocks stay whole, and so keep what differs in training."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        del module_qualified_name
+        return not isinstance(m, nn.Sequential)
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and keeps each node's value."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n] = super().run_node(n)
+        return self.values[n]
+
+
+def _cut(model: nn.Module, arch: str) -> nn.Module:
+    shadow = meta_copy(model)
+    try:
+        for size in (FIRST, SECOND):
+            run_on_meta(shadow, size, size)
+    except UserError as error:
+        raise UserError(f"backbone.name={arch} does not take images of any size ({error})") from error
+    graph = _Tracer().trace(shadow)
+    last = _last_map(fx.GraphModule(shadow, graph), arch)
+    for node in reversed(list(graph.nodes)):
+        if node is last:
+            break
+        graph.erase_node(node)
+    graph.output(last)
+    trunk = fx.GraphModule(model, graph, class_name=arch)  # takes over the modules that the graph still names
+    trunk.meta[CUT_KEYS] = frozenset(model.state_dict()) - frozenset(trunk.state_dict())
+    return trunk
+
+
+def _last_map(whole: fx.GraphModule, arch: str) -> fx.Node:
+    """The node whose value goes into the last pooling: walks back from the classifier, the last layer with weights."""
+    runs = [_Shapes(whole) for _ in range(2)]
+    for run, size in zip(runs, (FIRST, SECOND), strict=True):
+        run.run(torch.empty(1, 3, size, size, device="meta"))
+    modules = {n: whole.get_submodule(str(n.target)) for n in whole.graph.nodes if n.op == "call_module"}
+    node = [n for n, module in modules.items() if any(True for _ in module.parameters())][-1].args[0]
+    while isinstance(node, fx.Node):
+        small, large = (run.values[node] for run in runs)
+        pooling = isinstance(modules.get(node), nn.Dropout | nn.MaxPool2d | nn.AvgPool2d)
+        if isinstance(small, torch.Tensor) and grows(small, large) and not pooling:
+            return node
+        node = node.args[0] if node.args else None
+    raise UserError(f"backbone.name={arch} has no feature map that grows with the image")

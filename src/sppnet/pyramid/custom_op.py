@@ -1,0 +1,126 @@
+"""The maximum over a pyramid as an operator of torch, with its gradient: `torch.compile` takes it as one node.
+
+So a network is compiled once for maps of every size (`adaptive_max_pool2d` is specialised for each).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import cpu, reference
+
+
+def maxima(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str = "adaptive") -> Tensor:
+    """`pyramid_max` of `x` without the cells, which are found only where a gradient may be asked for."""
+    values: Tensor = pyramid_max(x, windows, bins, rule, torch.is_grad_enabled() and x.requires_grad)[0]
+    return values
+
+
+@torch.library.custom_op("sppnet::pyramid_max", mutates_args=())
+def pyramid_max(
+    x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str, with_cells: bool
+) -> tuple[Tensor, Tensor]:
+    """Maxima `(R, C * M)` of `x` `(N, C, H, W)` over `windows` (int32 `(R, 5)`; None: each map as a whole).
+
+    And the row-major cells of their maps that they come from, int32; none unless `with_cells`, as gradients need them.
+    """
+    x = x.detach()
+    if rule == "adaptive" and cpu.can_pool(x, bins):
+        return cpu.forward(x, windows, bins, with_cells)
+    if rule == "adaptive" and _on_gpu(x, bins):
+        from . import triton_kernels
+
+        return triton_kernels.forward(x, windows, bins, with_cells)
+    assert windows is None, "windows are pooled one by one where there is no kernel for them"
+    cells = reference.max_cells(x, bins, rule)
+    return reference.take(x, cells, bins), cells.to(torch.int32) if with_cells else cells.new_empty(
+        (len(x), 0), dtype=torch.int32
+    )
+
+
+@torch.library.custom_op("sppnet::pyramid_max_backward", mutates_args=())
+def pyramid_max_backward(
+    grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[int], shape: Sequence[int], channels_last: bool
+) -> Tensor:
+    """Gradient of maps of `shape` (N, C, H, W), from that of the maxima; `images` (int64 `(R,)`): those of the rows."""
+    out = _empty(grad, shape, channels_last)
+    if cpu.can_pool(out, bins):
+        return cpu.backward(grad, cells, images, bins, out)
+    if _on_gpu(out, bins):
+        from . import triton_kernels
+
+        return triton_kernels.backward(grad, cells, images, bins, out)
+    return reference.scatter(grad, cells, bins, out)
+
+
+def has_kernel(x: Tensor, bins: Sequence[int]) -> bool:
+    """Whether something faster than torch's own operations pools maps like `x`."""
+    return cpu.can_pool(x, bins) or _on_gpu(x, bins)
+
+
+def _on_gpu(x: Tensor, bins: Sequence[int]) -> bool:
+    if not x.is_cuda or not _has_triton():
+        return False
+    from . import triton_kernels
+
+    return triton_kernels.can_pool(x, bins)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+@pyramid_max.register_fake
+def _(x: Tensor, windows: Tensor | None, bins: Sequence[int], _rule: str, with_cells: bool) -> tuple[Tensor, Tensor]:
+    rows, length = (x if windows is None else windows).shape[0], x.shape[1] * sum(n * n for n in bins)
+    return x.new_empty(rows, length), x.new_empty(rows, length if with_cells else 0, dtype=torch.int32)
+
+
+@pyramid_max_backward.register_fake
+def _(grad: Tensor, _cells: Tensor, _images: Any, _bins: Any, shape: Sequence[int], channels_last: bool) -> Tensor:
+    return _empty(grad, shape, channels_last)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, windows, ctx.bins, _, with_cells = inputs
+    assert with_cells or not x.requires_grad, "without cells there is no gradient"
+    ctx.shape, ctx.channels_last = x.shape, is_channels_last(x)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], None if windows is None else windows[:, 0].long())
+
+
+def _gradient(ctx: Any, grad: Tensor, _cells: Tensor) -> tuple[Tensor | None, ...]:
+    cells, images = ctx.saved_tensors
+    return pyramid_max_backward(grad, cells, images, ctx.bins, ctx.shape, ctx.channels_last), None, None, None, None
+
+
+def _keep_for_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    del output
+    _, cells, images, ctx.bins, _, _ = inputs
+    ctx.save_for_backward(cells, images)
+
+
+def _second_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    cells, images = ctx.saved_tensors
+    return reference.take(grad, cells, ctx.bins, images), None, None, None, None, None
+
+
+pyramid_max.register_autograd(_gradient, setup_context=_keep)
+pyramid_max_backward.register_autograd(_second_gradient, setup_context=_keep_for_second)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a cell lie side by side in memory."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

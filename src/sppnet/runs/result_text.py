@@ -1,0 +1,46 @@
+"""How a result is printed: the run directory and one line per test size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sppnet.runs.run_directory import Run
+
+
+def result_lines(record: Mapping[str, Any]) -> list[str]:
+    """The figures of a test at its first size, then, if there are several, those of each size, and the images scored.
+
+    Args:
+        record: of the test, as it is kept in `RUN/tests`.
+    """
+    sizes: dict[str, list[str]] = {}
+    for key, value in record["metrics"].items():
+        *_, size, name = key.split("/")
+        label = "" if key.count("/") == 1 else size
+        sizes.setdefault(label, []).append(f"{key} {value:.4f}" if not label else f"{name} {value:.4f}")
+    counts: Mapping[str, int] = record["images_per_size"]
+    for size, values in sizes.items():
+        values.append(f"images {counts[size] if size else record['images']}")
+    first = "  ".join(sizes.pop("", []))
+    rows = [f"  {size:>5} px  " + "  ".join(values) for size, values in sizes.items()]
+    return [first, *(rows if len(rows) > 1 else [])]
+
+
+def print_result(run: Run | None, found: Mapping[str, Any]) -> None:
+    """Print the run directory (if there is one) and the test's figures."""
+    if limit := found["identity"]["limit"]:  # the figures do not show it
+        print(f"trainer.limit_batches={limit['batches']} cut the test short")
+    if run is not None:
+        print(f"run directory: {run.path}")
+    for line in [*result_lines(found), *_view_lines(found.get("views", {}))]:
+        print(line)
+
+
+def _view_lines(views: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """What the views of each scale cost, for each test size."""
+    return [
+        f"  {size:>5} px  {int(cost['views'])} views of the image at {side} px: {cost['seconds']:.4f} s per image"
+        for size, sides in views.items()
+        for side, cost in sides.items()
+    ]

@@ -1,0 +1,207 @@
+"""The keys of `sppnet transfer`, what they mean together, and what names a row. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sppnet.commands.checkpoint_app import HARDWARE, Trained, refuse_changes, stored
+from sppnet.config import schema
+from sppnet.config.validators import POSITIVE, Rule, choice, or_null, whole
+from sppnet.data import ImageSet
+from sppnet.data.datasets.base import digest
+from sppnet.errors import UserError, notice
+from sppnet.runs.identity import file_digest, own_code, weights_identity
+
+LAYERS = ("conv", "pool", "spp", "gap", "fc1", "fc2")
+RULES: dict[str, Rule] = {
+    "layer": choice(*LAYERS),
+    "pool_to": whole(1, schema.MAX_LEVEL),
+    "svm.C": POSITIVE,
+    "splits": or_null(whole(1, 10_000)),
+    "per_class.train": whole(1),
+    "per_class.test": whole(1),
+    "split_seed": whole(0),
+}
+PAPERS_SPLITS = 10  # of Caltech-101
+SPLITS = ("splits", "per_class.train", "per_class.test", "split_seed")
+OWN = tuple(dict.fromkeys(key.partition(".")[0] for key in RULES))
+TRAINING = ("trainer.limit_batches",)  # of a run; features are of every image
+PYRAMID = ("head.bins", "head.pool", "head.rule")
+MAY_CHANGE = (
+    *("data", "sizes.test", "views", "paths", "debug", "force", "study", *PYRAMID),
+    *(key for key in HARDWARE if key not in TRAINING),
+)
+GIVEN = (*MAY_CHANGE, *OWN, "checkpoint", "backbone", "pyramid", "seed", "experiments", "launch", "hydra")
+FORMAT = 2  # raised when the code changes the features, or the figures, of the same settings
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row: a layer of a network, seen through one view, and the protocol of its SVM.
+
+    Attributes:
+        cfg: a valid configuration, without the verb's own keys.
+        own: the verb's own keys.
+        trained: the checkpoint; None for a network that is given by `backbone`.
+    """
+
+    cfg: dict[str, Any]
+    own: dict[str, Any]
+    trained: Trained | None
+
+    @property
+    def size(self) -> int:
+        """Side of the square input or shorter side of the whole image, in pixels."""
+        return int(self.cfg["sizes"]["test"][0])
+
+    @property
+    def skip(self) -> bool:
+        """Whether images that cannot be read are left out."""
+        return bool(self.cfg["data"]["bad_files"] == "skip")
+
+    @property
+    def layer(self) -> dict[str, Any]:
+        """What is computed, see `layer`."""
+        return self.describe(self.own["layer"])
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What a layer is, as plain data: two of the same description have the same features."""
+        head = self.cfg["head"]
+        if name == "pool":
+            return {"kind": "pyramid", "bins": [self.own["pool_to"]], "pool": "max", "rule": "adaptive"}
+        if name == "spp":
+            rule = head.get("rule", "adaptive")
+            return {"kind": "pyramid", "bins": head["bins"], "pool": head.get("pool", "max"), "rule": rule}
+        return {"kind": "fc", "number": int(name[2:])} if name.startswith("fc") else {"kind": name}
+
+    def source(self) -> dict[str, Any]:
+        """The network by content: what its weights and its trunk are."""
+        code = own_code(self.cfg["backbone"])
+        own = {"code": code} if code else {}
+        if self.trained is not None:
+            return {"checkpoint": file_digest(self.trained.weights)} | own
+        node = {key: value for key, value in self.cfg["backbone"].items() if key not in {"weights", "freeze", "name"}}
+        weights = weights_identity(self.cfg["backbone"].get("weights"))
+        return {"backbone": node, "weights": weights, "seed": self.cfg["seed"] if weights is None else None} | own
+
+    def features(self, images: ImageSet, layer: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that determines the features of `layer`."""
+        views, data = self.cfg["views"], self.cfg["data"]
+        seen = {"center": ("fit", "ratio"), "warp": ("fit",), "full": ("fit", "aspect_step")}[views["fit"]]
+        return {
+            "format": FORMAT,
+            "images": images.fingerprint(),
+            "network": self.source(),
+            "layer": dict(layer),
+            "view": {key: views[key] for key in seen} | {"size": self.size},
+            "mean": data["mean"],
+            "std": data["std"],
+            "precision": self.cfg["trainer"]["precision"],
+            "pixels": {key: data.get(key) for key in ("short_side", "resampler")},
+        }
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """The random splits of a single-label set, as `draw_splits` takes them."""
+        return {"count": self.own["splits"] or PAPERS_SPLITS, **self.own["per_class"], "seed": self.own["split_seed"]}
+
+    def own_parts(self, images: ImageSet) -> Mapping[str, Sequence[int]] | None:
+        """The set's own parts if they say who trains and who is tested: it has some, and no random splits were typed.
+
+        Raises:
+            UserError: one of the two is missing.
+        """
+        parts = images.split() if images.multilabel or self.own["splits"] is None else None
+        if parts is not None and not (parts.get("train") and parts.get("test")):
+            raise UserError(
+                f"data={self.cfg['data']['name']}: of its own parts it has {', '.join(parts)}; transfer takes train and"
+                f" test, or splits={PAPERS_SPLITS} for random splits of all its images"
+            )
+        return parts
+
+    def identity(self, images: ImageSet) -> dict[str, Any]:
+        """Everything that determines the figures of this row."""
+        how = {"protocol": self.protocol(images), "C": float(self.own["svm"]["C"]), "skip": self.skip}
+        return self.features(images, self.layer) | how
+
+    def protocol(self, images: ImageSet) -> dict[str, Any]:
+        """Who trains and who is tested: rows of the same protocol can be compared."""
+        own = self.own_parts(images) is not None
+        if not images.multilabel:
+            return {"data": images.fingerprint()} | ({"parts": "own"} if own else {"splits": self.splits})
+        unclear = digest(str(tuple(images.unclear(i))) for i in range(len(images)))
+        parts = {} if own else {"split": self.cfg["data"]["split"]}
+        return {"data": images.fingerprint(), "unclear": unclear} | parts
+
+
+def make_task(cfg: dict[str, Any], trained: Trained | None) -> Task:
+    """The row that a composed configuration asks for.
+
+    Raises:
+        UserError: a value is not allowed, or two do not fit together; torch is needed for neither.
+    """
+    own = schema.take(cfg, RULES)
+    schema.check(cfg)
+    views, layer, sizes = cfg["views"], own["layer"], cfg["sizes"]["test"]
+    if views["fit"] == "windows":
+        raise UserError(f"views={views['name']} is several views, features are of one; use center, warp or full")
+    if len(sizes) != 1:
+        raise UserError(f"sizes.test={sizes}: features are taken at one size; sizes.test=[{sizes[0]}], say")
+    if layer == "conv" and views["fit"] == "full":
+        raise UserError("layer=conv has another length for every shape of map; with views=full use spp, pool or gap")
+    if layer.startswith("fc"):
+        _check_hidden(cfg, layer, trained)
+    return Task(cfg, own, trained)
+
+
+def refuse_idle(overrides: list[str]) -> None:
+    """Refuse what was typed for training a network, where one is given that is not trained.
+
+    Raises:
+        UserError: one of `overrides` has no effect.
+    """
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+~")
+        if not any(key == may or key.startswith((f"{may}.", f"{may}/")) for may in GIVEN):
+            raise UserError(f"{key} has no effect on features: without a checkpoint nothing is trained")
+
+
+def warn_idle(task: Task, images: ImageSet) -> None:
+    """Say which keys were typed and have no effect on the features, or on who trains."""
+    layer, given, own = task.own["layer"], task.trained is None, task.own_parts(images) is not None
+    idle = dict.fromkeys(("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "features")
+    if layer != "pool":
+        idle["pool_to"] = f"layer={layer}"
+    if layer != "spp" and (given or not layer.startswith("fc")):
+        idle |= dict.fromkeys(("pyramid", "head"), f"layer={layer}")
+    if given and task.cfg["backbone"].get("weights") is not None:
+        idle["seed"] = "given weights"
+    if images.multilabel:
+        idle |= dict.fromkeys(SPLITS, "images of several labels, whose own parts are used")
+    elif own:
+        idle |= dict.fromkeys(SPLITS[1:], "the set's own parts (splits=N draws random ones)")
+    if own:
+        idle["data.split"] = "the set's own parts"
+    elif not images.multilabel:
+        idle["data.split"] = "random splits of all images (splits, per_class, split_seed)"
+    for word in sys.argv[1:] if task.trained is None else [f"{key}=" for key in task.trained.typed]:
+        key = word.partition("=")[0].lstrip("+")
+        for name, why in idle.items():
+            if key == name or key.startswith(f"{name}."):
+                notice(f"warning: {key} has no effect with {why}")
+
+
+def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: Trained | None) -> None:
+    if trained is None:
+        raise UserError(
+            f"layer={layer} is part of a trained head, which a given backbone lacks; it takes checkpoint=RUN"
+        )
+    hidden = cfg["head"]["hidden"]
+    if int(layer[2:]) > len(hidden):
+        there = ", ".join(f"fc{i}" for i in range(1, len(hidden) + 1)) or "none"
+        raise UserError(f"layer={layer}: the head has the fully connected layers {there} (head.hidden={hidden})")
+    trained_with = stored(trained.where)[0]
+    refuse_changes(trained_with, cfg, [key for key in MAY_CHANGE if key not in PYRAMID], f"transfer of {layer}")

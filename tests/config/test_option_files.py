@@ -1,0 +1,127 @@
+"""Every option file under `conf/` composes and runs: the tests are made from the folder, a new file is covered by
+existing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from calling import Caller
+from PIL import Image
+
+from sppnet.config import compose, option_files, schema
+
+CONF = option_files.root() / "conf"
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+NEEDS = {"backbone=torchvision": ["backbone.name=resnet18"], "head=flatten": ["sizes=single"]}
+BACKBONES, HEADS, SIZES = (
+    [name for group, name in OPTIONS if group == wanted] for wanted in ("backbone", "head", "sizes")
+)
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_composes_to_a_valid_configuration(sppnet: Caller, group: str, name: str) -> None:
+    choice = f"{group}={name}"
+    shown = sppnet("train", choice, *NEEDS.get(choice, []), "--cfg", "job", "--resolve")
+    assert shown.code == 0, shown.err
+    schema.check(yaml.safe_load(shown.out))
+
+
+@pytest.mark.parametrize("verb", ["train", "test", "predict", "transfer"])
+def test_every_primary_file_composes(sppnet: Caller, verb: str) -> None:
+    assert sppnet(verb, "--cfg", "job").code == 0
+
+
+def test_every_named_pyramid_says_its_depth_and_its_bins() -> None:
+    for path in (CONF / "pyramid").glob("*.yaml"):
+        bins = yaml.safe_load(path.read_text())["bins"]
+        assert path.stem == f"l{len(bins)}_{'_'.join(map(str, bins))}"
+
+
+def combinations(sides: tuple[int, int], *extra: str) -> list[list[str]]:
+    """Every backbone x head x size schedule that is allowed, at these input sizes."""
+    made = []
+    for backbone in BACKBONES:
+        for head in HEADS:
+            for sizes in SIZES:
+                if head == "flatten" and sizes != "single":
+                    continue  # one size only; refused, see test_bad_input
+                low, high = sorted(sides)
+                train = {"single": [high], "uniform": [low, high]}.get(sizes, [high, low])
+                words = [f"backbone={backbone}", f"head={head}", f"sizes={sizes}", f"sizes.train={train}"]
+                words += ["sizes.weights=[0.5,0.5]"] if sizes == "weighted" else []
+                words += NEEDS.get(f"backbone={backbone}", []) + (["head.pool_to=null"] if head == "flatten" else [])
+                made.append([word.replace(" ", "") for word in (*words, *extra)])
+    return made
+
+
+STEPS = ("trainer.limit_batches=2", "trainer.max_epochs=1", "trainer.progress=none", "data.split.val=0.01")
+
+
+def trains_two_steps(sppnet: Caller, words: list[str]) -> None:
+    done = sppnet("train", *words, *STEPS)
+    assert done.code == 0, done.err
+    metrics = (done.run / "metrics.jsonl").read_text()
+    assert '"step": 2,' in metrics
+
+
+SMALL = ("head.hidden=[8]", "head.bins=[2,1]", "data.batch_size=2", "trainer.threads=1")
+QUICK = [
+    words
+    for words in combinations((64, 72), *SMALL)
+    if words[2] == "sizes=single" or (words[0] == "backbone=tiny" and words[1] == "head=spp")
+]
+
+
+@pytest.mark.parametrize("words", QUICK, ids=lambda words: " ".join(words[:3]))
+def test_backbone_head_and_schedule_train_two_steps(sppnet: Caller, words: list[str]) -> None:
+    trains_two_steps(sppnet, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", combinations((112, 128), "data.batch_size=4"), ids=lambda words: " ".join(words[:3]))
+def test_backbone_head_and_schedule_train_two_steps_at_full_width(sppnet: Caller, words: list[str]) -> None:
+    trains_two_steps(sppnet, words)
+
+
+def test_a_folder_of_ones_own_joins_the_configuration(sppnet: Caller, tmp_path: Path) -> None:
+    """A backbone of one's own: a class, a file that names it, the package admitted on the command line; its code is
+    part of what is computed with it."""
+    (tmp_path / "mynets.py").write_text(
+        "from torch import nn\n\n\nclass Two(nn.Sequential):\n    def __init__(self, width: int) -> None:\n"
+        "        super().__init__(nn.Conv2d(3, width, 5, 4), nn.ReLU())\n"
+    )
+    (tmp_path / "mine/backbone").mkdir(parents=True)
+    (tmp_path / "mine/backbone/two.yaml").write_text(
+        "_target_: mynets.Two\nname: two\nweights: null\nfreeze: false\nwidth: 6\n"
+    )
+    words = ["backbone=two", "sizes=single", "sizes.train=[24]", *SMALL, *STEPS]
+    done = sppnet("train", "--config-dir", "mine", "allow=mynets", *words)
+    assert done.code == 0, done.err
+    refused = sppnet("train", "--config-dir", "mine", *words, "seed=1")
+    assert refused.code == 2
+    assert "mynets.Two" in refused.err
+    for number in range(8):
+        path = tmp_path / f"pets/{'cat' if number % 2 else 'dog'}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30 + number, 40), (30 * number, 0, 0)).save(path)
+    shutil.copy(done.run / "checkpoints/best.ckpt", tmp_path / "lone.ckpt")
+    rows = ["transfer", "--config-dir", "mine", "backbone=two", "data=folder", "data.root=pets", "data.workers=0"]
+    rows += ["splits=1", "per_class.train=2", "sizes.test=[24]", "trainer.threads=1", "layer=pool", "allow=mynets"]
+    assert sppnet(*rows).code == 0
+    with (tmp_path / "mynets.py").open("a") as file:
+        file.write("        self[0].weight.data *= 2\n")
+    for call in (("test", f"checkpoint={done.run}"), ("predict", "checkpoint=lone.ckpt", "input=pets")):
+        called = sppnet(*call, "allow=mynets")
+        assert (called.code, "has changed since checkpoint=" in called.err) == (0, True), called.err
+    assert " is there " not in sppnet(*rows).out
+    tested = [json.loads(path.read_text())["identity"]["weights"] for path in (done.run / "tests").iterdir()]
+    assert (len(tested), tested.count("best")) == (2, 1)  # no report takes the other for the run's
+
+
+def test_composing_in_another_program_minds_none_of_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["notebook", "--collect-only", "-f", "kernel.json"])
+    assert compose.again("train", ["seed=3"])["seed"] == 3

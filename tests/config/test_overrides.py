@@ -1,0 +1,121 @@
+"""What is typed is what counts: names stay as they were typed, whatever Hydra's grammar or YAML makes of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from calling import Caller, command
+
+from sppnet.config import compose, overrides, schema
+from sppnet.errors import UserError
+
+
+def composed(sppnet: Caller, *typed: str) -> Any:
+    called = sppnet("train", *typed, "--cfg", "job")
+    assert called.code == 0, called.err
+    return yaml.safe_load(called.out)
+
+
+NAMES = ["2024", "2024_05", "1e3", "0x10", "007", "true", "No", "inf", "1_0.5", "2024-05-01", "1:30", "+5", "a=0.1"]
+
+
+def test_names_are_kept_as_they_were_typed(sppnet: Caller) -> None:
+    for key in ("study", "name", "data.name", "backbone.name", "paths.runs", "report.compare"):
+        made = compose.again("train", [overrides.as_typed(f"{key}={name}") for name in NAMES[-1:]])
+        assert schema._get(made, key) == (True, NAMES[-1])
+    for name in NAMES:
+        made = compose.again("train", [overrides.as_typed(f"study={name}"), overrides.as_typed(f"+name={name}")])
+        assert (made["study"], made["name"]) == (name, name)
+        again = overrides.as_typed(overrides.as_typed(f"study={name}"))
+        assert compose.again("train", [again])["study"] == name  # as the words of a run are, on their way back
+    wandb = ("project=2024_05", "entity=007", "tags=[2024_05,a,'1_0',true]")
+    made = composed(sppnet, "study=2024_05", "name=null", "logger=wandb", *(f"logger.wandb.{word}" for word in wandb))
+    assert (made["study"], made["name"]) == ("2024_05", None)
+    assert made["logger"]["wandb"] | {"mode": None} == {
+        **{"project": "2024_05", "entity": "007", "tags": ["2024_05", "a", "1_0", "true"], "mode": None}
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("study=2024_05,b,'1_0'", "study='2024_05',b,'1_0'"),
+        ("study=choice(1_0,b)", "study=choice('1_0',b)"),
+        ("name=null,5", "name=null,'5'"),
+        ("draw=true", "draw=true"),
+        ("draw=2024_05", "draw='2024_05'"),
+        ("backbone=18", "backbone='18'"),
+        ("pyramid=[4,2,1]", "pyramid=[4,2,1]"),
+        ("seed=1_0", "seed=1_0"),
+        ("study='a, 5'", "study='a, 5'"),
+        ("study=${seed}", "study=${seed}"),
+        ("~study", "~study"),
+        ("checkpoint=~/a(1)", "checkpoint='~/a(1)'"),
+    ],
+)
+def test_only_texts_that_would_be_misread_are_quoted(word: str, kept: str) -> None:
+    assert overrides.as_typed(word) == kept
+
+
+def test_a_number_for_a_name_in_a_file_is_refused_since_it_is_not_as_it_was_typed(
+    sppnet: Caller, tmp_path: Path
+) -> None:
+    (tmp_path / "own/debug").mkdir(parents=True)
+    (tmp_path / "own/debug/mine.yaml").write_text("# @package _global_\ndebug: {traceback: false}\nstudy: 2024_05\n")
+    called = sppnet("train", "--config-dir", "own", "debug=mine")
+    assert (called.code, called.err.count("\n")) == (2, 1)
+    assert "study=202405 is a number, as YAML reads it" in called.err
+    text = "# @package _global_\ndebug: {traceback: false}\nhydra: {sweeper: {params: {name: '2024_05,2024_06'}}}\n"
+    (tmp_path / "own/debug/mine.yaml").write_text(text)
+    called = sppnet("train", "-m", "--config-dir", "own", "debug=mine")
+    assert (called.code, called.err.count("\n")) == (2, 1)
+    assert "name='202405'" in called.err
+    with pytest.raises(UserError, match="name=true is a boolean"):
+        schema.check_values(compose.again("train", ["name=true"]))
+
+
+def test_a_sweep_over_names_makes_runs_of_these_names(sppnet: Caller, tmp_path: Path) -> None:
+    (tmp_path / "own/debug").mkdir(parents=True)
+    (tmp_path / "own/debug/mine.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /hydra/sweeper: sppnet_rows}]\ndebug: {traceback: false}\nhydra:"
+        " {sweeper: {rows: {a: {set: [name=1_0]}, b: {set: [name=b]}}, params: {study: '2024_05,7'}}}\n"
+    )
+    called = sppnet("train", "-m", "--config-dir", "own", "debug=mine", "optim.lr=-1")
+    assert called.code == 2
+    assert {line.split("study=")[1].split()[0] for line in called.out.splitlines() if "study=" in line} == {
+        "'2024_05'",
+        "'7'",
+    }
+    assert "name='1_0'" in called.out
+
+
+def test_hydras_errors_are_one_line_without_asserts_too(tmp_path: Path) -> None:
+    for word in ("optim.lr={a:1}", "seed=choice(1,2)"):
+        done = subprocess.run(
+            [sys.executable, "-O", *command("train", "-m", word)[1:]], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "PYTHONOPTIMIZE" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash: completion stays untested")
+def test_the_shell_completes_as_the_readme_says(tmp_path: Path) -> None:
+    ask = (
+        'eval "$(sppnet -sc install=bash)"; for line in "sppnet pre" "sppnet train backbone=z" "sppnet status exp"; do'
+        " COMP_LINE=$line; COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_POINT=${#line};"
+        ' hydra_bash_completion; echo "${COMPREPLY[@]}"; done'
+    )
+    there = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", ask], cwd=tmp_path, env=os.environ | {"PATH": there}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["predict", "backbone=zf5", "experiments"]

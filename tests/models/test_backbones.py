@@ -1,0 +1,208 @@
+"""Trunks: where they are cut, and what the probe says of them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from sppnet.errors import UserError
+from sppnet.models.backbones import ZF5, Blog, Tiny, map_size, smallest_input, torchvision_trunk
+from sppnet.models.probe import on_meta, probe
+
+Make = Callable[[], nn.Module]
+SMALL: dict[str, Make] = {
+    "tiny": lambda: Tiny(width=2),
+    "blog": Blog,
+    "zf5": ZF5,
+    "squeezenet1_1": lambda: torchvision_trunk("squeezenet1_1"),
+    "shufflenet_v2_x0_5": lambda: torchvision_trunk("shufflenet_v2_x0_5"),
+}
+ONE_SIZE = {"maxvit_t", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32"}
+NAMES = models.list_models(module=models)
+ONE_PER_FAMILY = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
+    "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "resnet18",
+    "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32", "wide_resnet50_2",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+def test_the_probe_says_what_a_real_image_of_any_shape_gives(make: Make) -> None:
+    backbone = make().eval()
+    trunk = probe(backbone)
+    for height, width in ((40, 97), (64, 64), (71, 48), (90, 33)):
+        out = backbone(torch.randn(2, 3, height, width))
+        assert out.shape == (2, trunk.out_channels, *map_size(backbone, height, width))
+
+
+@pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize("cells", [1, 3])
+def test_the_smallest_input_works_and_one_pixel_less_does_not(make: Make, cells: int) -> None:
+    backbone = make().eval()
+    side = smallest_input(backbone, cells)
+    assert min(backbone(torch.randn(1, 3, side, side)).shape[2:]) >= cells
+    if side > 1:
+        try:
+            smaller = min(backbone(torch.randn(1, 3, side - 1, side - 1)).shape[2:])
+        except RuntimeError:
+            smaller = 0
+        assert smaller < cells
+
+
+@pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+def test_a_stride_more_pixels_is_a_cell_more(make: Make) -> None:
+    with on_meta():
+        backbone = make().eval()
+    stride = probe(backbone).stride
+    for side in range(64, 64 + stride, 3):
+        height, width = map_size(backbone, side, side)
+        assert map_size(backbone, side + stride, side + 2 * stride) == (height + 1, width + 2)
+
+
+def test_probing_leaves_the_module_as_it_was() -> None:
+    backbone = torchvision_trunk("shufflenet_v2_x0_5").train()
+    backbone.get_submodule("stage2").eval()
+    before = copy.deepcopy(backbone.state_dict())
+    modes = [module.training for module in backbone.modules()]
+    probe(backbone)
+    smallest_input(backbone)
+    assert [module.training for module in backbone.modules()] == modes
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+    assert not any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers()))
+
+
+class _Logits(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "reason"),
+    [
+        (_Logits(), r"no feature map .* \(1, 4\) at 224x224"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(6)), r"\(1, 4, 6, 6\) at 224x224"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 4)), "does not take images of any size .*3104x3104"),
+        (nn.Conv2d(3, 4, 3, stride=(2, 1)), "no whole stride"),
+        (nn.Upsample(scale_factor=2), "no whole stride"),
+    ],
+    ids=["logits", "fixed grid", "one size", "two strides", "finer than pixels"],
+)
+def test_what_is_no_trunk_is_refused_with_the_reason(backbone: nn.Module, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        probe(backbone)
+
+
+def _walk(name: str) -> None:
+    with on_meta():
+        if name in ONE_SIZE:
+            with pytest.raises(UserError, match=rf"{name} does not take images of any size .*(size|height)"):
+                torchvision_trunk(name)
+            return
+        backbone = torchvision_trunk(name)
+        whole = models.get_model(name)
+    trunk = probe(backbone)
+    assert trunk.stride in (16, 32)
+    assert min(map_size(backbone, 384, 256)) > min(map_size(backbone, 224, 192)) > 1
+    assert set(backbone.state_dict()) < set(whole.state_dict())
+    # nothing of the classifier is left: the trunk does not know how many classes there were
+    assert all(1000 not in value.shape[:1] for value in backbone.state_dict().values())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
+def test_each_family_of_torchvision_gives_a_trunk_or_the_reason_why_not(name: str) -> None:
+    _walk(name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(ONE_PER_FAMILY)))
+def test_each_network_of_torchvision_gives_a_trunk_or_the_reason_why_not(name: str) -> None:
+    _walk(name)
+
+
+def _pooled(model: Any, features: torch.Tensor) -> torch.Tensor:
+    pooled: torch.Tensor = model.avgpool(features).flatten(1)
+    return pooled
+
+
+REST: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {  # what torchvision does after the cut
+    "resnet18": lambda m, x: m.fc(_pooled(m, x)),
+    "shufflenet_v2_x0_5": lambda m, x: m.fc(x.mean((2, 3))),
+    "squeezenet1_1": lambda m, x: m.classifier(x).flatten(1),
+    "swin_t": lambda m, x: m.head(_pooled(m, x)),
+}
+REST_SLOW: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "alexnet": lambda m, x: m.classifier(_pooled(m, m.features[-1](x))),
+    "densenet121": lambda m, x: m.classifier(x.mean((2, 3))),
+    "googlenet": lambda m, x: m.fc(_pooled(m, x)),
+    "inception_v3": lambda m, x: m.fc(_pooled(m, x)),
+    "mnasnet0_5": lambda m, x: m.classifier(x.mean((2, 3))),
+    "mobilenet_v3_small": lambda m, x: m.classifier(_pooled(m, x)),
+    "vgg11": lambda m, x: m.classifier(_pooled(m, m.features[-1](x))),
+}
+
+
+@pytest.mark.parametrize("name", [*REST, *(pytest.param(name, marks=pytest.mark.slow) for name in REST_SLOW)])
+def test_trunk_then_torchvisions_own_end_is_the_whole_network_bit_for_bit(name: str) -> None:
+    rest = (REST | REST_SLOW)[name]
+    options: dict[str, Any] = (
+        {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    )  # its own is slow
+    whole = models.get_model(name, num_classes=7, **options).eval()
+    trunk = torchvision_trunk(name, num_classes=7, **options).eval()
+    trunk.load_state_dict({key: whole.state_dict()[key] for key in trunk.state_dict()})
+    image = torch.randn(1, 3, 107, 96)
+    with torch.no_grad():
+        assert torch.equal(rest(whole, trunk(image)), whole(image))
+
+
+def test_a_trunk_keeps_what_differs_between_training_and_evaluation() -> None:
+    trunk = torchvision_trunk("efficientnet_b0", stochastic_depth_prob=0.9)
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        trunk.train()
+        assert not torch.equal(trunk(image), trunk(image))  # stochastic depth
+        trunk.eval()
+        assert torch.equal(trunk(image), trunk(image))
+
+
+def test_a_trunk_can_be_copied_and_pickled() -> None:
+    trunk = torchvision_trunk("shufflenet_v2_x0_5").eval()
+    image = torch.randn(1, 3, 48, 64)
+    expected = trunk(image)
+    for twin in (copy.deepcopy(trunk), pickle.loads(pickle.dumps(trunk))):
+        assert torch.equal(twin(image), expected)
+        assert all(a is not b for a, b in zip(twin.parameters(), trunk.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "message"),
+    [
+        ("resnet19", {}, "backbone.name=resnet19 is no classification network of torchvision; there is .*resnet18"),
+        ("fasterrcnn_resnet50_fpn", {}, "is no classification network"),
+        ("resnet18", {"depth": 3}, "resnet18 refuses an argument: .*depth"),
+        ("resnet18", {"weights": "IMAGENET22K"}, "neither a file nor one of resnet18's IMAGENET1K_V1, DEFAULT"),
+    ],
+)
+def test_an_unknown_name_is_one_line_that_says_what_there_is(arch: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        torchvision_trunk(arch, **options)
+
+
+@pytest.mark.parametrize("width", [0, -1, 2.5, "wide"])
+def test_a_width_that_is_no_width_is_refused(width: Any) -> None:
+    with pytest.raises(UserError, match=r"backbone\.width="):
+        Tiny(width=width)

@@ -1,0 +1,289 @@
+"""Networks from their configurations: every combination fits or says why not before anything is read."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+
+from sppnet.errors import UserError
+from sppnet.models.network import build_backbone, build_head, build_network, check_network
+from sppnet.models.probe import on_meta, probe
+from sppnet.training.preflight import sizes_for_pairs
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+HEADS = ("spp", "flatten", "gap")
+
+
+def _names(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def _config(*overrides: str, **head: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sections `backbone` and `head` as files and overrides make them; `head` changes the latter's values."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose(overrides=list(overrides))
+    cfg: Any = OmegaConf.to_container(composed, resolve=True)
+    return cfg.get("backbone", {}), {**cfg.get("head", {}), **head}
+
+
+def _tiny(head: str = "spp", **values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _config("+backbone=tiny", "backbone.width=2", f"+head={head}", **values)
+
+
+def _sizes(train: list[int], test: list[int] | None = None) -> dict[str, list[int]]:
+    return {"train": train, "val": test or train[:1], "test": test or train[:1]}
+
+
+@pytest.mark.parametrize("backbone", _names("backbone"))
+def test_every_backbone_file_builds_with_every_head(backbone: str) -> None:
+    extra = ["backbone.name=mnasnet0_5"] if backbone == "torchvision" else []
+    for head in HEADS:
+        node, head_node = _config(f"+backbone={backbone}", *extra, f"+head={head}")
+        check_network(node, head_node, _sizes([224]))
+    with on_meta():
+        net = build_network(node, head_node, 7, 224)
+    assert net.eval()(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize("pyramid", _names("pyramid"))
+def test_a_pyramids_file_is_named_after_its_levels(pyramid: str) -> None:
+    depth, *levels = pyramid.split("_")
+    for head in HEADS:
+        _, node = _config(f"+head={head}", f"+pyramid={pyramid}")
+        assert node["bins"] == [int(level) for level in levels]
+    assert depth == f"l{len(levels)}"
+
+
+@pytest.mark.parametrize("head", ["spp", "gap"])
+def test_one_network_takes_images_of_every_size_and_shape(head: str) -> None:
+    net = build_network(*_tiny(head), classes=5).eval()
+    with torch.no_grad():
+        for height, width in ((1, 1), (17, 60), (48, 48), (61, 32)):
+            logits = net(torch.randn(2, 3, height, width))
+            assert logits.shape == (2, 5)
+            assert torch.isfinite(logits).all()
+
+
+def test_a_flatten_network_takes_its_own_size_and_no_other() -> None:
+    net = build_network(*_tiny("flatten"), classes=5, size=48).eval()
+    assert net(torch.randn(2, 3, 48, 48)).shape == (2, 5)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        net(torch.randn(2, 3, 40, 40))
+
+
+def test_the_flatten_window_makes_exactly_the_cells_asked_for_and_reads_every_cell() -> None:
+    _, cfg = _tiny("flatten")
+    for side in range(1, 21):
+        for cells in range(1, side + 1):
+            pool = build_head({**cfg, "pool_to": cells, "pool": "avg"}, 1, 2, side)[0]
+            x = torch.ones(1, 1, side, side, requires_grad=True)
+            out = pool(x)
+            out.sum().backward()
+            assert out.shape == (1, cells * cells)
+            assert x.grad is not None
+            assert (x.grad > 0).all()
+
+
+def test_flatten_without_pooling_keeps_the_map_as_it_is() -> None:
+    head = build_head(_tiny("flatten", pool_to=None)[1], 4, 2, 7)
+    x = torch.randn(2, 4, 7, 7)
+    assert torch.equal(head[:1](x), x.flatten(1))
+
+
+def test_the_heads_stages_are_named_and_sliced_for_features() -> None:
+    node, head = _tiny(hidden=[12, 7])
+    net = build_network(node, head, classes=3).eval()
+    assert [name for name, _ in net.head.named_children()] == ["pool", "fc1", "fc2", "classifier"]
+    x = torch.randn(2, 3, 48, 48)
+    pooled, fc1, fc2 = (net.head[:stages](net.backbone(x)) for stages in (1, 2, 3))
+    assert [t.shape[1] for t in (pooled, fc1, fc2)] == [4 * 50, 12, 7]
+    assert torch.equal(net.head[-1](fc2), net(x))
+
+
+def test_the_keys_of_a_state_dict_are_those_of_published_checkpoints() -> None:
+    node, head = _tiny(hidden=[8])
+    keys = [key for key in build_network(node, head, 3).state_dict() if "conv1" in key or key.startswith("head")]
+    norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert keys == [
+        "backbone.conv1.0.weight",
+        *(f"backbone.conv1.1.{name}" for name in norm),
+        "head.fc1.linear.weight",
+        "head.fc1.linear.bias",
+        "head.classifier.weight",
+        "head.classifier.bias",
+    ]
+    with on_meta():
+        resnet = build_backbone(_config("+backbone=resnet18")[0])
+    assert {"conv1.weight", "layer4.1.bn2.running_var"} < set(resnet.state_dict())
+
+
+def test_dropout_acts_in_training_only_and_the_first_logits_are_small() -> None:
+    torch.manual_seed(0)
+    net = build_network(*_tiny(), classes=10)
+    x = torch.randn(64, 3, 48, 48)
+    assert not torch.equal(net(x), net(x))
+    assert net.eval()(x).std() < 0.3
+    assert torch.equal(net(x), net(x))
+
+
+def test_a_frozen_backbone_does_not_move_while_the_head_learns() -> None:
+    node, head = _tiny()
+    net = build_network({**node, "freeze": True}, head, classes=3).train()
+    before = copy.deepcopy(net.state_dict())
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        net.train()
+        net(torch.randn(4, 3, 32, 32)).logsumexp(1).sum().backward()
+        optimizer.step()
+    moved = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if key.startswith("head.")}
+    assert net.training
+    assert net.head.training
+    assert not any(module.training for module in net.backbone.modules())
+    assert not any(p.requires_grad for p in copy.deepcopy(net).train().backbone.parameters())
+
+
+def test_a_backbone_that_is_not_frozen_learns_with_its_statistics() -> None:
+    net = build_network(*_tiny(), classes=3).train()
+    before = net.backbone.state_dict()["conv1.1.running_mean"].clone()
+    net(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert not torch.equal(before, net.backbone.state_dict()["conv1.1.running_mean"])
+
+
+def test_a_module_of_ones_own_needs_nothing_but_its_name() -> None:
+    cfg = {"_target_": "torch.nn.Conv2d", "name": "mine", "in_channels": 3, "out_channels": 6, "kernel_size": 5}
+    cfg |= {"stride": 3, "weights": None, "freeze": True}
+    _, head = _tiny()
+    check_network(cfg, head, _sizes([32, 5]))
+    assert build_network(cfg, head, classes=4)(torch.randn(1, 3, 20, 31)).shape == (1, 4)
+    with pytest.raises(UserError, match=r"sizes\.train: 4 leaves no map .* smallest size that works is 5$"):
+        check_network(cfg, head, _sizes([32, 4]))
+
+
+def test_weights_from_a_file_reach_the_network(tmp_path: Path) -> None:
+    node, head = _tiny()
+    torch.save(build_backbone(node).state_dict(), tmp_path / "w.pth")
+    node["weights"] = str(tmp_path / "w.pth")
+    check_network(node, head, _sizes([48]))
+    one, two = (build_network(node, head, 3).backbone.state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+Case = tuple[list[str], dict[str, Any], dict[str, list[int]], bool, str]
+TINY = ["+backbone=tiny", "+head=spp"]
+MISTAKES: dict[str, Case] = {
+    "no map": (["+backbone=alexnet", "+head=spp"], {}, _sizes([224], [63, 30]), False,
+               r"^sizes\.val: 30 leaves no map \(.*\); the smallest size that works is 31$"),
+    "flatten, two sizes": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48, 40]), False,
+                           r"head=flatten takes one square input size, not sizes\.train=\[48, 40\], sizes\.val=\[48\]"),
+    "flatten, tested at another": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48], [40]), False,
+                                   r"not sizes\.train=\[48\], sizes\.val=\[40\]"),
+    "flatten, whole images": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48]), True, "not whole images"),
+    "flatten, finer than the map": (["+backbone=tiny", "+head=flatten"], {"pool_to": 13}, _sizes([48]), False,
+                                    r"head\.pool_to=13 is more than the 12x12 cells of the map; null"),
+    "sliding at 10 cells": (["+backbone=zf5", "+head=spp"], {"rule": "sliding"}, _sizes([224, 180]), False,
+                            r"sizes\.train: 180 makes a 10x10 map: .*\b6\b"),
+    "padded at 10 cells": (TINY, {"rule": "padded", "bins": [7]}, _sizes([40]), False,
+                           r"sizes\.train: 40 makes a 10x10 map: .*\b7\b"),
+    "sliding, whole images": (TINY, {"rule": "sliding"}, _sizes([48]), True, r"head\.rule=sliding cannot .* adaptive"),
+    "no bins": (TINY, {"bins": []}, _sizes([48]), False, r"head\.bins=\[\]"),
+    "too many bins": (TINY, {"bins": [1024], "hidden": [2**20]}, _sizes([48]), False,
+                      r"head\.bins=\[1024\] and head\.hidden=\[1048576\]: the network would have \d+ GiB of weights"),
+    "unknown head": (TINY, {"name": "roi"}, _sizes([48]), False, r"head\.name=roi is not one of spp, flatten, gap"),
+    "one size only": (["+backbone=torchvision", "backbone.name=vit_b_16", "+head=spp"], {}, _sizes([224]), False,
+                      "vit_b_16 does not take images of any size .*Wrong image height"),
+    "too wide": ([*TINY, "backbone.width=16777216"], {}, _sizes([48]), False, "Tiny refuses its arguments: .*memory"),
+    "unknown argument": ([*TINY, "+backbone.depth=3"], {}, _sizes([48]), False, "backbone: .*depth"),
+    "refused argument": ([*TINY, "backbone._target_=torch.nn.Conv2d", "~backbone.width", "+backbone.in_channels=3",
+                          "+backbone.out_channels=4", "+backbone.kernel_size=3", "+backbone.groups=3"], {},
+                         _sizes([48]), False, "torch.nn.Conv2d refuses its arguments: out_channels must be divisible"),
+    "no weights": ([*TINY, "backbone.weights=none.pth"], {}, _sizes([48]), False, "backbone.weights=none.pth: no such"),
+    "no such weights": (["+backbone=resnet18", "backbone.weights=none.pth", "+head=spp"], {}, _sizes([48]), False,
+                        "backbone.weights=none.pth is neither a file nor one of resnet18's IMAGENET1K_V1, DEFAULT"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "head", "sizes", "whole", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_what_does_not_fit_is_one_line(
+    overrides: list[str], head: dict[str, Any], sizes: dict[str, list[int]], whole: bool, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        check_network(*_config(*overrides, **head), sizes, whole_images=whole)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_check_lets_pass_runs_and_what_it_stops_does_not() -> None:
+    node, head = _tiny(bins=[4, 3, 1])
+    with on_meta():
+        trunk = build_backbone(node).eval()
+    channels = probe(trunk).out_channels
+    for rule in ("sliding", "padded"):
+        for size in range(1, 62, 4):
+            cfg = {**head, "rule": rule}
+            try:
+                check_network(node, cfg, _sizes([size]))
+                allowed = True
+            except UserError:
+                allowed = False
+            shape = trunk(torch.empty(1, 3, size, size, device="meta")).shape
+            try:
+                runs = build_head(cfg, channels, 2)[0](torch.randn(shape)).shape == (1, channels * 26)
+            except ValueError:
+                runs = False
+            assert runs == allowed, (rule, size)
+
+
+def test_the_check_builds_nothing_real_and_draws_nothing() -> None:
+    state = torch.get_rng_state()
+    node, head = _config("+backbone=vgg16", "+head=spp")
+    check_network(node, {**head, "hidden": [4096, 4096]}, _sizes([224, 180]), whole_images=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not nn.Linear(2, 2).weight.is_meta  # what is built afterwards is real again
+
+
+class Normed(nn.Sequential):
+    """A head of one's own, which normalises the vectors of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 7))
+
+
+@pytest.mark.parametrize(
+    ("head", "freeze", "pairs"),
+    [("gap", False, {4}), ("spp", False, {4}), ("gap", True, set()), ("own", True, {4, 8, 32}), ("none", False, set())],
+)
+def test_it_is_known_at_which_sizes_one_image_alone_trains_nothing(head: str, freeze: bool, pairs: set[int]) -> None:
+    node, head_node = _tiny("gap" if head in ("own", "none") else head)
+    net = build_network({**node, "freeze": freeze}, head_node, 7)
+    if head == "own":
+        net.head = Normed()
+    if head == "none":
+        net.backbone = nn.Conv2d(3, 4, 3, 4, 1)
+    before = copy.deepcopy(net.state_dict())
+    state = torch.get_rng_state()
+    assert sizes_for_pairs(net, [32, 4, 8]) == sizes_for_pairs(net.double(), [32, 4, 8]) == pairs
+    net.float()
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    for size in (4, 8, 32):
+        if size in pairs:
+            with pytest.raises(ValueError, match="more than 1 value"):
+                net(torch.zeros(1, 3, size, size))
+            net(torch.zeros(2, 3, size, size))
+        else:
+            net(torch.zeros(1, 3, size, size))
+
+
+def test_networks_are_checked_without_lightning() -> None:
+    code = "import sys, sppnet.models.network; sys.exit(bool({'lightning', 'pytorch_lightning'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,235 @@
+"""Weights of a backbone: from a file or by torchvision's name, and every way in which they may not fit."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calling import flip
+from torch import nn
+from torch.serialization import set_crc32_options
+from torchvision import models
+
+from sppnet.errors import UserError
+from sppnet.models.backbones import ZF5, Blog, Tiny, torchvision_trunk
+from sppnet.models.pretrained import load_weights
+from sppnet.models.probe import on_meta
+from sppnet.storage.tensors import read_tensor_file
+
+SMALL: dict[str, Callable[[], nn.Module]] = {
+    "tiny": lambda: Tiny(width=2),
+    "blog": Blog,
+    "shufflenet_v2_x0_5": lambda: torchvision_trunk("shufflenet_v2_x0_5"),
+}
+
+
+def _save(value: object, path: Path) -> Path:
+    torch.save(value, path)
+    return path
+
+
+def _same(a: nn.Module, b: nn.Module) -> bool:
+    image = torch.randn(1, 3, 64, 80)
+    with torch.no_grad():
+        return torch.equal(a.eval()(image), b.eval()(image))
+
+
+@pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+def test_weights_come_back_from_a_file_as_they_were(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    one, other = make(), make()
+    assert not _same(one, other)
+    load_weights(other, _save(one.state_dict(), tmp_path / "w.pth"))
+    assert _same(one, other)
+
+
+@pytest.mark.parametrize("part", ["", "features"], ids=["whole network", "its features"])
+def test_files_of_torchvisions_networks_fit_as_they_are(part: str, tmp_path: Path) -> None:
+    whole = models.squeezenet1_1()
+    trunk = torchvision_trunk("squeezenet1_1")
+    load_weights(trunk, _save(whole.get_submodule(part).state_dict(), tmp_path / "w.pth"))
+    assert _same(trunk, whole.features)
+
+
+def test_a_file_with_auxiliary_classifiers_or_of_an_old_densenet_fits(tmp_path: Path) -> None:
+    with on_meta():
+        whole = models.googlenet(init_weights=False)
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in whole.state_dict().items()}
+    assert any(key.startswith("aux1.") for key in state)
+    load_weights(torchvision_trunk("googlenet", init_weights=False), _save(state, tmp_path / "googlenet.pth"))
+
+    dense = models.densenet121(num_classes=3)
+    old = {key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for key, v in dense.state_dict().items()}
+    old = {key: value for key, value in old.items() if "num_batches_tracked" not in key}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    trunk = torchvision_trunk("densenet121")
+    load_weights(trunk, _save(old, tmp_path / "densenet.pth"))
+    assert torch.equal(trunk.state_dict()["features.norm5.weight"], dense.features.norm5.weight)
+
+
+class _Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def _text(path: Path) -> Path:
+    path.write_text("no tensors here\n")
+    return path
+
+
+def _empty(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def _cut_short(path: Path) -> Path:
+    _save(Tiny(width=2).state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def _changed(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    state = {**Tiny(width=2).state_dict(), **changes}
+    return {key: value for key, value in state.items() if value is not None}
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda path: path, "No such file"),
+    "folder": (lambda path: path.parent, "Is a directory"),
+    "text": (_text, "is no file of tensors"),
+    "empty": (_empty, "is no file of tensors|cannot be read, is damaged"),
+    "truncated": (_cut_short, "cannot be read, is damaged"),
+    "list": (lambda path: _save([torch.zeros(3)], path), "holds a list, not a state dict"),
+    "nested": (lambda path: _save({"model": {}, "epoch": 3}, path), "not a state dict of tensors: model, epoch"),
+    "key too few": (
+        lambda path: _save(_changed(**{"conv1.0.weight": None}), path),
+        r"does not fit the backbone: missing: conv1\.0\.weight$",
+    ),
+    "key too many": (lambda path: _save(_changed(extra=torch.zeros(1)), path), "unknown: extra$"),
+    "shape": (
+        lambda path: _save(_changed(**{"conv1.0.weight": torch.zeros(5, 3, 3, 3)}), path),
+        r"of another shape: conv1\.0\.weight \(5, 3, 3, 3\) for \(2, 3, 3, 3\)$",
+    ),
+    "integers": (
+        lambda path: _save(_changed(**{"conv1.0.weight": torch.ones(2, 3, 3, 3, dtype=torch.int8)}), path),
+        r"does not fit the backbone: of no floating-point numbers: conv1\.0\.weight$",
+    ),
+    "not finite": (
+        lambda path: _save(_changed(**{"conv2.1.bias": torch.tensor([0, 0, 0, torch.nan])}), path),
+        r"does not fit the backbone: not finite: conv2\.1\.bias$",
+    ),
+    "another network": (lambda path: _save(ZF5().state_dict(), path), "missing: conv1.* and 12 more; unknown: conv1"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_file_that_does_not_fit_is_one_line_and_changes_nothing(
+    make: Callable[[Path], Path], message: str, tmp_path: Path
+) -> None:
+    backbone = Tiny(width=2)
+    before = copy.deepcopy(backbone.state_dict())
+    with pytest.raises(UserError, match=message) as caught:
+        load_weights(backbone, make(tmp_path / "weights.pth"))
+    assert str(caught.value).startswith("backbone.weights=")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_a_bit_that_has_flipped_changes_no_weight(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Wherever it lies in the file: the file is refused, or loads as it was."""
+    rng = random.Random(1)
+    kept: dict[str, Any] = {
+        "a": torch.randn(5, 7),
+        "b": torch.zeros(0),
+        "c": {"step": torch.tensor(3.0), "lr": 0.1, "names": ["x"]},
+    }
+    path = _save(kept, tmp_path / "w.pt")
+    content = path.read_bytes()
+    directory = content.index(b"PK\x01\x02")  # of the archive: its fields are in no checksum
+    places = [rng.randrange(len(content)) for _ in range(150)] + list(range(directory, len(content), 2))
+    refused = 0
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
+        try:
+            loaded = read_tensor_file(path, "checkpoint")
+        except UserError:
+            refused += 1
+        else:
+            assert torch.equal(loaded["a"], kept["a"])
+            assert torch.equal(loaded["c"].pop("step"), kept["c"]["step"])
+            assert loaded["c"] == {"lr": 0.1, "names": ["x"]}
+    assert refused > len(places) / 2
+    path.write_bytes(content[: directory + 38] + b"\x10" + content[directory + 39 :])  # a record said to be a folder
+    with pytest.raises(UserError, match="differs from its checksum"):
+        read_tensor_file(path, "checkpoint")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["zeros", "no archive"])
+def test_a_file_without_checksums_is_read_and_said_to_be_unchecked(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, path = Tiny(width=2), tmp_path / "w.pth"
+    set_crc32_options(kind != "zeros")
+    try:
+        torch.save(one.state_dict(), path, _use_new_zipfile_serialization=kind == "zeros")
+    finally:
+        set_crc32_options(True)
+    other = Tiny(width=2)
+    load_weights(other, path)
+    load_weights(other, path)
+    assert _same(one, other)
+    said = f"sppnet: backbone.weights={path} was written without checksums"
+    assert capfd.readouterr().err.startswith(said)
+    assert not capfd.readouterr().err
+
+
+def test_a_pickled_object_is_refused_and_never_executed(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    file = _save({"conv1.0.weight": _Bomb(mark)}, tmp_path / "bomb.pth")
+    with pytest.raises(UserError, match=r"holds a pickled object \(\w+\.mkdir\), which is never executed"):
+        load_weights(Tiny(width=2), file)
+    assert not mark.exists()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torchvision's, and no way out: the proxy is a port where nothing listens."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    checkpoints = tmp_path / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    return checkpoints
+
+
+def test_a_failed_download_is_one_line_that_names_the_address_and_the_way_round(hub: Path) -> None:
+    with pytest.raises(UserError, match=r"IMAGENET1K_V1: https://.*refused.*backbone\.weights=FILE works too"):
+        torchvision_trunk("squeezenet1_1", weights="IMAGENET1K_V1")
+
+
+def test_weights_by_name_come_from_torchvisions_cache(hub: Path) -> None:
+    whole = models.squeezenet1_1()
+    _save(whole.state_dict(), hub / "squeezenet1_1-b8a52dc0.pth")
+    assert _same(torchvision_trunk("squeezenet1_1", weights="DEFAULT"), whole.features)
+    flip(hub / "squeezenet1_1-b8a52dc0.pth")
+    with pytest.raises(UserError, match=r"backbone\.weights=DEFAULT: .*b8a52dc0\.pth is damaged; remove it"):
+        torchvision_trunk("squeezenet1_1", weights="DEFAULT")
+    torch.save(whole.state_dict(), hub / "squeezenet1_1-b8a52dc0.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="is damaged"):  # not what its name says, by SHA-256
+        torchvision_trunk("squeezenet1_1", weights="DEFAULT")
+
+
+def test_a_cache_that_holds_code_is_refused_and_never_executed(hub: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    _save({"x": _Bomb(mark)}, hub / "squeezenet1_1-b8a52dc0.pth")
+    with pytest.raises(UserError, match=r"backbone\.weights=DEFAULT"):
+        torchvision_trunk("squeezenet1_1", weights="DEFAULT")
+    assert not mark.exists()

@@ -1,0 +1,157 @@
+"""What bins add to a class's score: exact for a linear head, first order else; and where they lie on the picture."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from sppnet.errors import UserError
+from sppnet.models.network import SPPNet, build_head
+from sppnet.models.receptive_field import Field
+from sppnet.prediction.attribution import check_pooling, explain, grids
+from sppnet.prediction.panel import spans
+from sppnet.pyramid import SpatialPyramidPool2d
+
+HEADS: dict[str, dict[str, Any]] = {
+    "max": {"name": "spp", "bins": [3, 2, 1], "pool": "max", "rule": "adaptive"},
+    "avg": {"name": "spp", "bins": [3, 2, 1], "pool": "avg", "rule": "adaptive"},
+    "sliding": {"name": "spp", "bins": [2, 1], "pool": "max", "rule": "sliding"},
+    "padded": {"name": "spp", "bins": [2], "pool": "max", "rule": "padded"},
+    "gap": {"name": "gap"},
+    "grid": {"name": "flatten", "pool": "max", "pool_to": 3},
+    "mean grid": {"name": "flatten", "pool": "avg", "pool_to": 2},
+    "flat": {"name": "flatten", "pool": "max", "pool_to": None},
+}
+ANY_SHAPE = ("max", "avg", "gap")
+
+
+def network(head: str, hidden: list[int], side: int = 6) -> SPPNet:
+    torch.manual_seed(0)
+    made = build_head({**HEADS[head], "hidden": hidden, "dropout": 0.5}, 3, 4, side)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter)
+    return SPPNet(nn.Identity(), made).double().eval()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@given(data=st.data())
+def test_the_bins_of_a_linear_head_and_the_bias_make_the_logit(head: str, data: st.DataObject) -> None:
+    sides = st.integers(1, 12) if head in ANY_SHAPE else st.just(6)
+    image = torch.randn(1, 3, data.draw(sides), data.draw(sides), dtype=torch.float64)
+    net = network(head, [])
+    label = data.draw(st.integers(0, 3))
+    evidence = explain(net, image, label)
+    assert evidence.logit == pytest.approx(net(image)[0, label].item(), abs=1e-12)
+    last = net.head[-1]
+    assert isinstance(last, nn.Linear)
+    assert evidence.rest == pytest.approx(last.bias[label].item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_hidden_layers_leave_what_a_bin_adds_true_to_first_order(head: str) -> None:
+    net, image, step = network(head, [5, 5]), torch.rand(1, 3, 6, 6, dtype=torch.float64), 1e-6
+    evidence = explain(net, image, 2)
+    pooled = net.head[0](image)
+    start = 0
+    for level in evidence.levels:
+        if level.grid.pool == "cells":
+            continue
+        rows, cols = level.bins.shape
+        for i in range(rows):
+            for j in range(cols):
+                more = pooled.clone()
+                more[0, start : start + 3 * rows * cols].view(3, rows, cols)[:, i, j] *= 1 + step
+                change = (net.head[1:](more)[0, 2] - net.head[1:](pooled)[0, 2]).item() / step
+                assert change == pytest.approx(float(level.bins[i, j]), abs=1e-4)
+        start += 3 * rows * cols
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_what_a_bin_adds_comes_from_its_cells(head: str) -> None:
+    net, image = network(head, []), torch.randn(1, 3, 6, 6, dtype=torch.float64)
+    for level in explain(net, image, 1).levels:
+        for i, (top, bottom) in enumerate(level.grid.rows):
+            for j, (left, right) in enumerate(level.grid.cols):
+                row, col = level.winners[i, j].tolist()
+                assert (row, col) == (-1, -1) or (top <= row < bottom and left <= col < right)
+                assert (row, col) != (-1, -1) or level.bins[i, j] <= 0
+
+
+class Strange(SpatialPyramidPool2d):
+    """A pooling of somebody's own."""
+
+
+class Strongest(nn.Module):
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.amax((2, 3))
+
+
+UNKNOWN = {
+    "of one's own": Strongest(),
+    "a subclass": Strange([2, 1]),
+    "adaptive maxima": nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()),
+    "with more behind it": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.ReLU(), nn.Flatten()),
+    "padding": nn.Sequential(nn.MaxPool2d(3, 2, padding=1), nn.Flatten()),
+    "ceil": nn.Sequential(nn.MaxPool2d(2, 2, ceil_mode=True), nn.Flatten()),
+    "oblong": nn.Sequential(nn.AvgPool2d((2, 1)), nn.Flatten()),
+    "empty": nn.Sequential(),
+}
+
+
+@pytest.mark.parametrize("pool", UNKNOWN.values(), ids=UNKNOWN)
+def test_a_pooling_whose_bins_are_not_known_is_refused(pool: nn.Module) -> None:
+    with pytest.raises(UserError, match="draw=false"):
+        check_pooling(pool, 7)
+
+
+def test_the_poolings_that_are_drawn_are_known() -> None:
+    for head, cfg in HEADS.items():
+        check_pooling(network(head, []).head[0], 6)
+        if cfg["name"] == "spp":
+            for pool in ("max", "avg"):
+                check_pooling(SpatialPyramidPool2d([3, 1], pool, cfg["rule"]), 9)
+
+
+def test_the_cell_that_matters_wins() -> None:
+    net, image = network("max", []), torch.zeros(1, 3, 9, 9, dtype=torch.float64)
+    last = net.head[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.ones_(last.weight)
+    image[0, :, 7, 1] = 5.0
+    for level in explain(net, image, 0).levels:
+        won = [tuple(cell) for cell in level.winners.flatten(0, 1).tolist() if cell[0] >= 0]
+        assert set(won) == {(7, 1)}
+        assert float(level.bins.sum()) == pytest.approx(15.0 * len(won))
+
+
+def test_an_inference_tensor_can_be_explained() -> None:
+    net = network("max", [5])
+    with torch.inference_mode():
+        evidence = explain(net, torch.rand(1, 3, 6, 6, dtype=torch.float64), 0)
+    assert len(evidence.levels) == 3
+
+
+def test_bins_lie_where_their_cells_look() -> None:
+    field = Field(16, Fraction(15))  # 13 cells of 224 pixels, centred at 15, 31, ..., 207
+    [level_2] = [g for g in grids(network("max", []).head[0], 13, 13) if len(g.rows) == 2]
+    assert level_2.rows == [(0, 7), (6, 13)]
+    assert spans(level_2.rows, field, 224) == [(7.5, 119.5), (103.5, 215.5)]
+    assert spans([(0, 13)], Field(32, Fraction(0)), 400) == [(0.0, 400.0)]  # clipped to the picture
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 32), st.integers(0, 40))
+def test_bins_cover_the_centres_of_their_cells(length: int, n: int, stride: int, offset: int) -> None:
+    field, pixels = Field(stride, Fraction(offset, 2)), stride * length + 40
+    edges = [(i * length // n, -(-(i + 1) * length // n)) for i in range(n)]
+    found = spans(edges, field, pixels)
+    for (start, end), (left, right) in zip(edges, found, strict=True):
+        assert 0 <= left < right <= pixels
+        assert all(left <= field.centre(cell) + 0.5 <= right for cell in range(start, end))
+    assert all(a[1] >= b[0] for a, b in pairwise(found))  # no gap between neighbours

@@ -1,0 +1,170 @@
+"""The layer among torch's own machinery: determinism, compilation, export, vmap, autocast."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.export import Dim, export
+
+from sppnet.pyramid import POOLS, RULES, SpatialPyramidPool2d, bin_edges, pool_windows, spatial_pyramid_pool2d
+from sppnet.pyramid.reference import _average_of_slices
+
+
+def normal_map(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def backward_operations(node: Node | None) -> set[str]:
+    """Names of the operations in the graph from `node` on."""
+    if node is None:
+        return set()
+    return {node.name()}.union(*(backward_operations(parent) for parent, _ in node.next_functions))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_pooling_kernel_whose_cuda_backward_adds_in_any_order_is_differentiated(rule: str) -> None:
+    x = normal_map(1, 1, 12, 12).requires_grad_()
+    edges = bin_edges(12, 6, rule)
+    for pooled in (spatial_pyramid_pool2d(x, [6, 1], "max", rule), _average_of_slices(x, edges, edges)):
+        assert not [name for name in backward_operations(pooled.grad_fn) if "Pool" in name]
+
+
+def test_the_average_that_cuda_takes_when_deterministic_equals_the_usual_one() -> None:
+    for height, width, n in itertools.product((1, 2, 5, 10, 13), (1, 3, 13, 18), range(1, 9)):
+        x = normal_map(2, 2, height, width).requires_grad_()
+        usual = spatial_pyramid_pool2d(x, [n], "avg")
+        other = _average_of_slices(x, bin_edges(height, n), bin_edges(width, n)).flatten(1)
+        torch.testing.assert_close(other, usual)
+        grads = [torch.autograd.grad((y * y.detach()).sum(), x)[0] for y in (usual, other)]
+        torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_it_compiles_without_a_graph_break_and_keeps_values_and_gradients(pool: str, backend: str) -> None:
+    torch.compiler.reset()
+    layer = SpatialPyramidPool2d((3, 2, 1), pool)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+    for height, width in [(13, 10), (10, 10), (2, 7)]:
+        x = normal_map(2, 3, height, width).requires_grad_()
+        results = [(y := f(x), torch.autograd.grad(y.sum(), x)[0]) for f in (layer, compiled)]
+        torch.testing.assert_close(results[0], results[1])
+
+
+ANY_SIZE = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+SIZES = [(1, 3, 12, 12), (4, 3, 33, 47), (2, 3, 10, 10), (3, 3, 2, 5), (2, 3, 13, 9), (1, 3, 1, 1), (2, 3, 5, 17)]
+
+
+def result(pool: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+    """What `pool` makes of `x`; None where it refuses it."""
+    try:
+        return pool(x)
+    except (ValueError, AssertionError) as error:
+        assert re.search("cannot pool|Guard failed", str(error)), error  # noqa: PT017  (of a layer, of a program)
+        return None
+
+
+def agrees(program: Callable[[Tensor], Tensor], layer: SpatialPyramidPool2d, atol: float = 0.0) -> None:
+    """Check `program` against `layer` at every size. It may refuse sizes as well, but not for the adaptive rule."""
+    pooled = 0
+    for x in (normal_map(*size).float() for size in SIZES):
+        expected, actual = result(layer, x), result(program, x)
+        if actual is None:
+            assert expected is None or layer.rule != "adaptive"
+            continue
+        assert expected is not None, f"{tuple(x.shape)} is pooled by the program alone"
+        torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+        pooled += 1
+    assert pooled >= (len(SIZES) if layer.rule == "adaptive" else 2)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("rule", RULES)
+def test_an_exported_program_pools_maps_of_any_size_or_refuses_them(pool: str, rule: str) -> None:
+    # of several sliding levels torch makes no program
+    layer = SpatialPyramidPool2d((4,) if rule == "sliding" else (4, 2, 1), pool, rule)
+    for strict in (False, True)[: 2 if rule == "adaptive" else 1]:
+        program = export(layer, (torch.randn(2, 3, 16, 20),), dynamic_shapes={"x": ANY_SIZE}, strict=strict)
+        agrees(program.module(), layer)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_traced_layer_pools_maps_of_any_size(pool: str) -> None:
+    layer = SpatialPyramidPool2d((4, 2, 1), pool)
+    traced = torch.jit.trace(layer, torch.randn(2, 3, 16, 20))  # type: ignore[no-untyped-call]
+    agrees(traced, layer)
+
+
+def to_onnx(module: torch.nn.Module, inputs: tuple[Tensor, ...], path: Path, **keys: object) -> None:
+    torch.onnx.export(module, inputs, path, verbose=False, **keys)  # type: ignore[arg-type]
+
+
+class Windows(torch.nn.Module):
+    def forward(self, x: Tensor, windows: Tensor) -> Tensor:
+        return pool_windows(x, windows, (2, 1))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_would_be_exported_wrongly_is_refused_in_one_line(
+    strict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, windows = torch.randn(2, 3, 16, 20), torch.tensor([[0, 1, 2, 9, 9], [1, 0, 0, 20, 16]])
+    refused: list[tuple[str, Callable[[], object]]] = []
+    for pool, rule in itertools.product(POOLS, RULES):
+        layer = SpatialPyramidPool2d((4, 2, 1), pool, rule)
+        refused.append(
+            (r"dynamo=False\) would .*: use dynamo=True", partial(to_onnx, layer, (x,), tmp_path / "x", dynamo=False))
+        )
+        if rule != "adaptive":
+            refused.append((f"rule='{rule}' .* by torch.jit.trace", partial(torch.jit.trace, layer, x)))
+    no_windows = "pool_windows cannot be exported or traced"
+    refused.append((no_windows, partial(torch.jit.trace, Windows(), (x, windows))))
+    refused.append((no_windows, partial(export, Windows(), (x, windows), strict=False)))
+    refused.append((no_windows, partial(to_onnx, Windows(), (x, windows), tmp_path / "x", dynamo=False)))
+    for text, use in refused if not strict else ():
+        with pytest.raises(ValueError, match=text) as error:
+            use()
+        assert "\n" not in str(error.value)
+    # as torch.onnx.export(dynamo=True) sets it, which needs a package of its own to come this far
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    for pool, rule in itertools.product(POOLS, RULES):
+        take = partial(export, SpatialPyramidPool2d((4, 2, 1), pool, rule), (x,), strict=strict)
+        if rule == "adaptive":
+            assert "adaptive" not in str(take().graph)  # ONNX would keep the kernel that fits this one size
+            continue
+        with pytest.raises(Exception, match=f"rule='{rule}' cannot be exported by torch.onnx.export"):
+            take()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", POOLS)
+def test_onnx_pools_maps_of_any_size(pool: str, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="what ONNX computes remains untested")
+    pytest.importorskip("onnxscript", reason="what ONNX computes remains untested")
+    layer, x = SpatialPyramidPool2d((4, 2, 1), pool).eval(), torch.randn(2, 3, 16, 20)
+    to_onnx(layer, (x,), tmp_path / "layer.onnx", dynamo=True, dynamic_shapes={"x": ANY_SIZE})
+    session = runtime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    agrees(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), layer, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_it_works_under_vmap_and_autocast(rule: str) -> None:
+    x = normal_map(3, 2, 4, 12, 12).float()
+    for pool in POOLS:
+        layer = SpatialPyramidPool2d((6, 3, 2, 1), pool, rule)
+        torch.testing.assert_close(torch.vmap(layer)(x), torch.stack([layer(each) for each in x]))
+        for dtype in (torch.bfloat16, torch.float32):
+            plain = layer(x[0].to(dtype))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                pooled = layer(x[0].to(dtype))
+            assert pooled.dtype == dtype
+            assert torch.equal(pooled, plain)

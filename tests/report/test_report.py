@@ -1,0 +1,371 @@
+"""What a study came to: rows, statistics, files, and where its runs stand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import scipy.stats  # type: ignore[import-untyped]
+from calling import OF_A_STUDY as ONE
+from calling import SWEEP, Called, Caller
+
+from sppnet import statistics
+from sppnet.config import option_files
+from sppnet.runs.identity import FORMAT
+from sppnet.runs.run_directory import Run
+from sppnet.studies.status import stand
+
+Result = dict[str, Any]
+
+
+def summaries(name: str) -> dict[int, Result]:
+    """Of each seed, the result of the runs whose name has `name` in it."""
+    return {
+        json.loads((path.parent / "provenance.json").read_text())["identity"]["seed"]: json.loads(path.read_text())
+        for path in Path("runs/mine").glob(f"*-{name}*/summary.json")
+    }
+
+
+def lines(name: str) -> list[dict[str, str]]:
+    """A CSV of the report."""
+    with Path(f"runs/mine/report/{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_report_is_what_its_runs_say(study: Caller) -> None:
+    done = study("report", "study=mine", "latex=true", "html=true")
+    assert done.code == 0, done.err
+    by_setting = {line["setting"]: line for line in lines("mine")}
+    assert list(by_setting) == ["spp", "gap"]
+    for head, line in by_setting.items():
+        values = [one["test/top1"] for one in summaries(head).values()]
+        assert float(line["test/top1 mean"]) == pytest.approx(np.mean(values))
+        assert float(line["test/top1 std"]) == pytest.approx(np.std(values, ddof=1))
+        half = 4.3027 * np.std(values, ddof=1) / math.sqrt(3)  # Student's t of two degrees of freedom
+        assert float(line["test/top1 high"]) - float(line["test/top1 mean"]) == pytest.approx(half, rel=1e-4)
+        assert int(line["test/top1 n"]) == 3
+        assert line["parameters"] == str(summaries(head)[0]["parameters"])
+        assert len(line["runs"].split()) == 3
+        assert f"{100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f}" in done.out
+    runs = lines("mine_runs")
+    assert sorted((line["setting"], line["seed"]) for line in runs) == sorted(
+        (head, str(seed)) for head in ("spp", "gap") for seed in (0, 1, 2)
+    )
+    assert all(line["commit"] and line["machine"] and line["time"] and line["hash"] for line in runs)
+    text = Path("runs/mine/report/mine.md").read_text()
+    assert "![mine: top1](mine.svg)" in text
+    assert "| spp † | 3 |" in text  # cut short by trainer.limit_batches
+    assert "\\toprule" in Path("runs/mine/report/mine.tex").read_text()
+    page = Path("runs/mine/report/index.html").read_text()
+    links = [part.split('"')[0] for part in page.split('href="')[1:] if not part.startswith("#")]
+    assert len(links) == 6
+    assert all((Path("runs/mine/report") / link / "summary.json").is_file() for link in links)
+    assert not re.search(r"""(src|href)=["']?(http|//)|@import|url\((?!#)""", page)  # one file, nothing is fetched
+
+
+def test_what_is_missing_is_shown_and_done_again_alone(study: Caller) -> None:
+    [gone] = [path for path in Path("runs/mine").glob("*-gap-*") if seed(path) == 1]
+    shutil.rmtree(gone)
+    stamps = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")}
+    done = study("report", "study=mine")
+    assert done.code == 0
+    assert "missing: gap, seed 1: missing" in done.out
+    assert "| gap † | 2 of 3 |" in Path("runs/mine/report/mine.md").read_text()
+    assert not any(int(line["test/top1 best"]) for line in lines("mine"))  # two pairs are left: too few for a mark
+    standing = study("status", "study=mine").out
+    assert "6 runs: 5 done, 1 missing" in standing
+    again = study(*SWEEP)
+    assert again.code == 0, again.out
+    assert again.out.count("(was done)") == 5
+    assert stamps.items() <= {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")}.items()
+    assert "6 runs: 6 done" in study("status").out
+
+
+def seed(run: Path) -> int:
+    return int(json.loads((run / "provenance.json").read_text())["identity"]["seed"])
+
+
+def test_states_reasons_and_what_retry_starts(study: Caller) -> None:
+    runs = {seed(path): path for path in Path("runs/mine").glob("*-spp_*")}
+    wrong = {0: ("failed", "the loss is nan"), 1: ("preempted", "stopped by SIGTERM at step 3"), 2: ("running", None)}
+    for number, (state, reason) in wrong.items():
+        status = json.loads((runs[number] / "status.json").read_text())
+        (runs[number] / "status.json").write_text(json.dumps(status | {"state": state, "reason": reason}))
+    shown = study("status", "study=mine").out
+    assert "3 done, 1 failed, 1 lost, 1 preempted" in shown
+    for words in ("the loss is nan", "stopped by SIGTERM", "holds it no more: killed"):
+        assert words in shown
+    left = study(*SWEEP, "retry=none")
+    assert left.code == 0, left.out
+    assert left.out.count("(retry=none)") == 3
+    assert {json.loads((run / "status.json").read_text())["state"] for run in runs.values()} == {
+        "failed",
+        "preempted",
+        "running",
+    }
+    assert study("train", "-m", "retry=some", "seed=0,1").code == 2
+
+
+def test_a_run_that_is_held_runs_and_is_left_alone(study: Caller) -> None:
+    [run] = [path for path in Path("runs/mine").glob("*-gap-*") if seed(path) == 0]
+    status = json.loads((run / "status.json").read_text())
+    now = {"state": "running", "step": 10, "steps": 40, "seconds": 5.0}
+    (run / "status.json").write_text(json.dumps(status | now))
+    code = "import pathlib, time\nfrom sppnet.runs.run_directory import Run\n"
+    code += f"with Run(pathlib.Path({str(run)!r})).locked():"
+    holder = subprocess.Popen([sys.executable, "-c", f"{code}\n  print('held', flush=True); time.sleep(60)"], stdout=-1)
+    try:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        standing = stand(Run(run), "")
+        assert (standing.state, standing.speed, standing.left) == ("running", 2.0, 15.0)
+        shown = study("status", "study=mine").out
+        assert "10/40" in shown
+        assert time.strftime("%H:", time.localtime(time.time() + 15)) in shown
+        swept = study(*SWEEP)
+        assert swept.code == 0, swept.out
+        assert "left" in swept.out
+    finally:
+        holder.kill()
+        holder.wait()
+    assert stand(Run(run), "").state == "lost"
+
+
+def test_rows_are_told_apart_where_their_short_names_are_not(study: Caller) -> None:
+    plan = Path("runs/mine/study.json")
+    plan.write_text(plan.read_text().replace('"head=spp"', '"a.kind=x"').replace('"head=gap"', '"b.kind=x"'))
+    assert study("report", "study=mine").code == 0
+    assert [line["setting"] for line in lines("mine")] == ["a.kind=x", "b.kind=x"]
+
+
+def test_one_study_in_two_folders_is_two_tables(study: Caller) -> None:
+    plan = Path("runs/mine/study.json")
+    plan.write_text(plan.read_text().replace('"experiments": null', '"experiments": "heads"'))
+    shutil.copytree("runs/mine", "runs/other")
+    done = study("report", "output=out")
+    assert done.code == 0, done.err
+    assert {"mine_heads.csv", "other_heads.csv"} <= {path.name for path in Path("out").iterdir()}
+    assert not Path("out/heads.csv").exists()
+
+
+def test_runs_of_another_format_are_rows_of_their_own_and_said_to_be(study: Caller) -> None:
+    for path in Path("runs/mine").glob("*/provenance.json"):
+        story = json.loads(path.read_text())
+        if story["identity"]["seed"] == 0:
+            for record in (path, *path.parent.glob("tests/*.json")):
+                record.write_text(record.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
+    done = study("report", "study=mine", "report.compare=spp", "output=out")
+    assert done.code == 0, done.err
+    assert "versions of sppnet that train differently (format 1 and 2), so none is marked" in done.err
+    with Path("out/mine.csv").open() as file:
+        rows = {line["setting"]: line["test/top1 n"] for line in csv.DictReader(file)}
+    assert rows == {"spp [format 1]": "1", "spp": "2", "gap [format 1]": "1", "gap": "2"}
+    shown = study("status", "study=mine").out
+    assert shown.count("of format 1") == 2
+
+
+def test_retry_is_for_sweeps(sppnet: Caller) -> None:
+    done = sppnet("train", *ONE, "retry=all")
+    assert done.code == 0
+    assert "retry has no effect with a single job" in done.err
+
+
+def test_runs_without_a_sweep_are_rows_by_what_differs(sppnet: Caller) -> None:
+    for words in (["optim.lr=0.01", "seed=0"], ["optim.lr=0.01", "seed=1"], ["optim.lr=0.02", "head.bins=[3,1]"]):
+        run = sppnet("train", *ONE, *words).run
+    sppnet("test", f"checkpoint={run}", "sizes.test=[20]")
+    done = sppnet("report", "report.metrics=[top1_error,loss]", "output=out")
+    assert done.code == 0, done.err
+    with Path("out/mine.csv").open() as file:
+        rows = {line["setting"]: line for line in csv.DictReader(file)}
+    assert set(rows) == {  # seeds are one row; of what differs the pyramid is read as one
+        "bins=2, 1 lr=0.01 sizes=24",
+        "bins=3, 1 lr=0.02 sizes=24",
+        "bins=3, 1 lr=0.02 sizes=20",
+    }
+    assert sorted(line["test/loss n"] for line in rows.values()) == ["1", "1", "2"]
+    first = rows["bins=2, 1 lr=0.01 sizes=24"]
+    values = [1 - json.loads(path.read_text())["test/top1"] for path in list_of(Path("runs/mine"), 0.01)]
+    assert float(first["test/top1_error mean"]) == pytest.approx(np.mean(values))
+    assert first["note"] == "trainer.limit_batches=2"
+
+
+def list_of(folder: Path, rate: float) -> list[Path]:
+    """The summaries of the runs with one learning rate."""
+    return [
+        path
+        for path in folder.glob("*/summary.json")
+        if json.loads((path.parent / "provenance.json").read_text())["identity"]["optim"]["lr"] == rate
+    ]
+
+
+def test_a_study_that_was_never_started_is_all_missing(sppnet: Caller) -> None:
+    shown = sppnet("status", "experiments=pooling")
+    assert shown.code == 0, shown.err
+    assert "10 runs: 10 missing" in shown.out
+    assert not Path("runs").exists()
+    refused = sppnet("report", "experiments=pooling")
+    assert (refused.code, refused.out) == (2, "")
+    assert "nothing of pooling is done yet" in refused.err
+    assert not Path("experiments").exists()
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    (["report"], "paths.runs=runs holds no studies"),
+    (["status", "study=fly"], "study=fly: there is no such folder in runs"),
+    (["status", "watch=maybe"], "watch=maybe is not allowed"),
+    (["report", "experiments=fly"], "experiments/fly"),
+    (["report", "report.figure=pie"], "rows, bins, sizes"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_mistake_is_one_line(sppnet: Caller, tmp_path: Path, words: list[str], said: str) -> None:
+    called: Called = sppnet(*words)
+    assert called.code == 2
+    assert said in called.err
+    assert len(called.err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_holm_and_the_paired_test_by_hand() -> None:
+    assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert statistics.holm({}) == {}
+    # differences 1, 2, 3: mean 2, deviation 1, t = 2 / (1 / sqrt 3) = 3.4641, p of two degrees of freedom 0.0742
+    found = statistics.differences({"base": {0: 1.0, 1: 1.0, 2: 1.0}, "x": {0: 2.0, 1: 3.0, 2: 4.0}}, "base")["x"]
+    assert found is not None
+    assert (found.spread.mean, found.spread.deviation) == (2.0, 1.0)
+    assert found.p == pytest.approx(0.0742, abs=1e-4)
+    assert found.spread.half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+
+
+def test_intervals_and_paired_tests_are_scipys() -> None:
+    draw = np.random.default_rng(0)
+    for n in range(3, 12):
+        a, b = draw.normal(0.7, 0.1, n), draw.normal(0.72, 0.1, n)
+        values = {"a": dict(enumerate(a.tolist())), "b": dict(enumerate(b.tolist()))}
+        found = statistics.differences(values, "b")["a"]
+        assert found is not None
+        assert found.p == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue)
+        low, high = scipy.stats.t.interval(0.95, n - 1, np.mean(a - b), scipy.stats.sem(a - b))
+        assert found.spread.half == pytest.approx((high - low) / 2)
+
+
+def test_the_best_is_marked_only_beyond_chance() -> None:
+    def seeds(*values: float) -> dict[int, float]:
+        return dict(enumerate(values))
+
+    low, high = seeds(0.50, 0.52, 0.51, 0.49, 0.5), seeds(0.71, 0.7, 0.69, 0.72, 0.7)
+    near = seeds(0.70, 0.71, 0.68, 0.72, 0.71)
+    assert statistics.best({"low": low, "high": high}, lower=False) == "high"
+    assert statistics.best({"low": low, "high": high}, lower=True) == "low"
+    assert statistics.best({"low": low, "high": high, "near": near}, lower=False) is None
+    two = {"low": {0: 0.5, 1: 0.52}, "high": {0: 0.7, 1: 0.72}}
+    assert statistics.best(two, lower=False) is None  # below three seeds nothing is marked
+    apart = {"low": low, "high": {seed + 10: value for seed, value in high.items()}}
+    assert statistics.best(apart, lower=False) is None  # no seed that both have
+
+    # the same gap at every seed: what few test images make of chance; three signs are no proof, six are
+    def same(n: int) -> dict[str, dict[int, float]]:
+        return {"a": dict.fromkeys(range(n), 0.5), "b": dict.fromkeys(range(n), 0.6)}
+
+    assert statistics.best(same(3), lower=False) is None
+    assert statistics.best(same(6), lower=False) == "b"
+    assert statistics.best({"a": low}, lower=False) is None
+
+
+def test_figures_are_drawings_of_every_row(study: Caller) -> None:
+    for kind in ("rows", "bins", "sizes"):
+        done = study("report", "study=mine", f"report.figure={kind}")
+        assert done.code == 0, done.err
+        first = Path("runs/mine/report/mine.svg").read_bytes()
+        ElementTree.fromstring(first)
+        assert "<!-- gap † -->".encode() in first
+        assert study("report", "study=mine", f"report.figure={kind}").code == 0
+        assert Path("runs/mine/report/mine.svg").read_bytes() == first  # no clock in it: a diff shows a change
+
+
+def tree(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_report_replaces_nothing_of_other_runs(study: Caller, tmp_path: Path) -> None:
+    done = study("report", "study=mine", "output=out", "html=true")
+    assert done.code == 0, done.err
+    assert study("report", "study=mine", "output=out", "html=true").code == 0  # its own
+    shutil.copytree("runs/mine", "runs/second")
+    records = [*Path("runs/mine").glob("*-gap-*/tests/*.json")]
+    for path in records:  # as if these runs were made anew
+        path.write_text(path.read_text().replace('"time": "2', '"time": "3'))
+    before = tree(tmp_path)
+    for words in (["study=mine"], ["study=mine", "html=true"], ["html=true"], []):
+        refused = study("report", *words, "output=out")
+        assert (refused.code, refused.out) == (2, "")
+        [line] = refused.err.splitlines()
+        assert "mine.csv" in line
+        assert "force=true" in line
+    assert tree(tmp_path) == before  # nothing of the second study either
+    assert study("report", "study=mine", "output=out", "force=true").code == 0
+    only_page = study("report", "study=mine", "output=out", "html=true")
+    assert (only_page.code, "out/index.html is of other runs" in only_page.err) == (2, True)
+    Path("out/second.md").write_text("Of my own")
+    assert study("report", "study=second", "output=out").code == 2
+    assert Path("out/second.md").read_text() == "Of my own"
+    assert not Path("out/second.csv").exists()
+
+
+def test_evidence_is_written_for_a_study_that_was_run_as_its_file_says(study: Caller) -> None:
+    plan = Path("runs/mine/study.json")
+    cells = json.loads(plan.read_text())["cells"]
+    filed = [  # as if these six were all of it
+        {**cells[first + seed % 3], "words": [f"head={head}", f"seed={seed}"], "experiments": "heads"}
+        for head, first in (("spp", 0), ("gap", 3), ("flatten", 3))
+        for seed in range(5)
+    ]
+    Path("experiments/results").mkdir(parents=True)
+    shutil.copy(option_files.root() / "experiments/heads.yaml", "experiments")
+
+    def report(cells: list[dict[str, Any]]) -> Called:
+        plan.write_text(json.dumps({"cells": cells}))
+        return study("report", "study=mine")
+
+    evidence = Path("experiments/results")
+    assert report(filed[:-1]).code == 0  # not all of it
+    typed = report([{**one, "words": [*one["words"], "trainer.max_epochs=1"]} for one in filed])
+    assert typed.code == 0, typed.err
+    by_hand = report([{**one, "experiments": None} for one in filed])
+    assert by_hand.code == 0, by_hand.err
+    assert not tree(evidence)
+    assert {path.name for path in Path("runs/mine/report").glob("*.csv")} >= {"heads.csv", "mine.csv"}
+    done = report(filed)
+    assert done.code == 0, done.err
+    assert {path.name for path in evidence.iterdir()} == {"heads.csv", "heads_runs.csv", "heads.md", "heads.svg"}
+    (evidence / "heads_runs.csv").write_text("hash,time\n0123456789,2026\n")
+    before = tree(evidence)
+    beside = report(filed)
+    assert beside.code == 0, beside.err
+    assert "of other runs; force=true replaces" in beside.err
+    assert "written: runs/mine/report/heads_runs.csv" in beside.out
+    assert tree(evidence) == before
+    assert study("report", "study=mine", "force=true").code == 0
+    assert tree(evidence) != before
+
+
+def test_a_pyramid_is_read_as_its_levels_and_a_long_name_is_that_of_its_run(study: Caller) -> None:
+    plan, long = Path("runs/mine/study.json"), "data.root=/home/somebody/a/very/long/folder/of/photographs"
+    plan.write_text(plan.read_text().replace('"head=spp"', '"pyramid=l3_3_2_1"').replace('"head=gap"', f'"{long}"'))
+    assert study("report", "study=mine", "report.compare=l3_3_2_1").code == 0
+    first, second = [line["setting"] for line in lines("mine")]
+    assert first == "3, 2, 1"
+    assert Path("runs/mine", second, "status.json").is_file()

@@ -1,0 +1,228 @@
+"""Which configurations name the same run, who may have its directory, and what a full disk or a crash leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from calling import SMALL, Caller, command, same_weights
+from sppnet.errors import UserError
+from sppnet.storage.files import alone
+from sppnet.runs.run_directory import Run, plan, write_text
+
+
+@pytest.fixture
+def cfg(sppnet: Caller) -> dict[str, Any]:
+    """The default configuration."""
+    loaded: dict[str, Any] = yaml.safe_load(sppnet("train", "--cfg", "job", "--resolve").out)
+    return loaded
+
+
+def changed(cfg: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """A copy in which `section__key=value`."""
+    made: dict[str, Any] = json.loads(json.dumps(cfg))
+    for name, value in values.items():
+        node = made
+        *parents, last = name.split("__")
+        for part in parents:
+            node = node[part]
+        node[last] = value
+    return made
+
+
+NOT_THE_RUN = [
+    *({"trainer__accelerator": "cpu"}, {"trainer__progress": "none"}, {"trainer__log_every_n_steps": 3}),
+    *(
+        {"trainer__checkpoint_every_n_steps": None},
+        {"data__workers": 4},
+        {"data__duplicates": "error"},
+        {"force": True},
+        {"trainer__devices": [3]},
+    ),
+    *({"logger": {"tensorboard": {}}}, {"paths__cache": "elsewhere"}, {"debug__traceback": True}),
+    *({"head__kernel": "plain"},),
+    *({"loss__label_smoothing": 0}, {"data__color": 0}, {"loss__kind": "softmax"}),  # as the defaults are
+]
+THE_RUN = [
+    *({"seed": 1}, {"trainer__threads": 1}, {"trainer__precision": "bf16-mixed"}, {"trainer__devices": 2}),
+    *({"sizes__train": [40]}, {"sizes__val": [40]}, {"head__bins": [1]}, {"optim__lr": 0.02}, {"data__flip": True}),
+    *({"trainer__max_epochs": 3}, {"backbone__width": 8}, {"data__split__seed": 1}, {"trainer__ema": 0.9}),
+    *({"data__short_side": 64}, {"data__resampler": "torch"}),
+]
+THE_TEST = [{"sizes__test": [64]}, {"views__fit": "full"}, {"views__ratio": 0.5}]
+
+
+def test_kept_photographs_are_the_same_run(cfg: dict[str, Any]) -> None:
+    side = changed(cfg, data__short_side=64)
+    assert plan(changed(side, data__cache=True)).run == plan(side).run
+
+
+@pytest.mark.parametrize("values", NOT_THE_RUN, ids=str)
+def test_where_and_how_fast_is_not_part_of_a_run(cfg: dict[str, Any], values: dict[str, Any]) -> None:
+    assert plan(changed(cfg, **values)).run == plan(cfg).run
+
+
+@pytest.mark.parametrize("values", THE_RUN, ids=str)
+def test_what_determines_the_weights_is(cfg: dict[str, Any], values: dict[str, Any]) -> None:
+    assert plan(changed(cfg, **values)).run != plan(cfg).run
+
+
+@pytest.mark.parametrize("values", THE_TEST, ids=str)
+def test_a_test_has_a_hash_of_its_own(cfg: dict[str, Any], values: dict[str, Any]) -> None:
+    assert plan(changed(cfg, **values)).run == plan(cfg).run
+    assert plan(changed(cfg, **values)).test != plan(cfg).test
+
+
+def test_what_a_test_does_not_use_does_not_count(cfg: dict[str, Any]) -> None:
+    for values in ({"views__aspect_step": 0.5}, {"data__aspect_step": 0.5}, {"data__crop__kind": "random_resized"}):
+        assert plan(changed(cfg, **values)).test == plan(cfg).test
+
+
+def test_names_are_names_only(cfg: dict[str, Any]) -> None:
+    before, after = plan(cfg).run, plan(changed(cfg, backbone__name="mine", data__name="scans")).run
+    assert before.hash == after.hash
+    assert after.path.name.startswith("scans-mine-")
+
+
+def test_a_class_of_ones_own_that_was_changed_makes_another_run(
+    cfg: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPPNET_ALLOW", "some_nets")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = changed(cfg, backbone={"_target_": "some_nets.Two", "name": "two"})
+    with pytest.raises(UserError, match="no module some_nets"):
+        plan(mine)
+    code = "from torch import nn\n\n\nclass Two(nn.Conv2d):\n    def __init__(self): super().__init__(3, 4, {kernel})\n"
+    hashes = []
+    for kernel in (5, 7, 5):
+        (tmp_path / "some_nets.py").write_text(code.format(kernel=kernel))
+        hashes.append(plan(mine).run.hash)
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_bins_that_a_head_does_not_use_do_not_count(cfg: dict[str, Any]) -> None:
+    gap = changed(cfg, head__name="gap")
+    assert plan(gap).run == plan(changed(gap, head__bins=[1])).run
+
+
+def test_data_and_weights_count_by_content_not_by_path(cfg: dict[str, Any], tmp_path: Path) -> None:
+    for number in range(24):
+        path = tmp_path / f"a/{'cat' if number % 2 else 'dog'}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30 + number, 40)).save(path)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "one.pth").write_bytes(b"1")
+    (tmp_path / "two.pth").write_bytes(b"1")
+    (tmp_path / "other.pth").write_bytes(b"2")
+    data = changed(cfg, data__name="folder", data___target_="sppnet.data.Folder", data__root="a")
+    run = plan(changed(data, backbone__weights="one.pth")).run
+    assert plan(changed(data, data__root=str(tmp_path / "b"), backbone__weights="two.pth")).run == run
+    assert plan(changed(data, backbone__weights="other.pth")).run != run
+    next((tmp_path / "b").rglob("*.png")).rename(tmp_path / "b/cat/renamed.png")
+    assert plan(changed(data, data__root="b", backbone__weights="one.pth")).run != run
+
+
+def test_a_directory_has_one_process_and_a_dead_one_lets_go(tmp_path: Path, sppnet: Caller) -> None:
+    words = ("train", *SMALL, "trainer.max_epochs=500", "trainer.limit_batches=null")
+    child = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        while not (found := list(tmp_path.rglob("metrics.jsonl"))):
+            assert child.poll() is None
+            time.sleep(0.05)
+        second = sppnet(*words)
+        assert second.code == 2
+        assert f"in use by process {child.pid}" in second.err
+        assert len(second.err.strip().splitlines()) == 1
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    with Run(found[0].parent).locked():
+        assert (found[0].parent / "status.json").exists()
+
+
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line_and_nothing_is_left(
+    sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def lockf(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    done = sppnet("train", *SMALL)
+    assert done.code == 2
+    assert len(done.err.strip().splitlines()) == 1
+    assert "runs/default/digits-" in done.err
+    assert os.strerror(reason) in done.err
+    assert "paths.runs" in done.err
+    assert not list(tmp_path.iterdir())
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path}/cache cannot be locked .*paths\.cache"),
+        alone(tmp_path / "cache/x"),
+    ):
+        raise AssertionError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "there").touch()
+    with pytest.raises(UserError), alone(tmp_path / "there"):
+        raise AssertionError
+    assert (tmp_path / "there").exists()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    write_text(path, "one")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "two \ud800")
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def fill(path: Path) -> None:
+    """Write zeros until the disk is full."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_a_failure_from_which_the_run_resumes(spawn: Caller, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = sys.platform == "linux" and os.geteuid() == 0
+    if not mounted or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]).returncode:
+        pytest.skip("a small file system to fill up cannot be mounted here (it takes root)")
+    try:
+        words = ("train", *SMALL, "trainer.max_epochs=25", "trainer.checkpoint_every_n_steps=1")
+        child = subprocess.Popen(
+            command(*words, "paths.runs=disk/runs"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        while not (found := list(disk.rglob("last.ckpt"))):
+            assert child.poll() is None
+            time.sleep(0.01)
+        fill(disk / "filler")
+        _, err = child.communicate()
+        assert child.returncode == 1, err.decode()
+        assert "No space left" in err.decode().splitlines()[-1] or "disk full" in err.decode().splitlines()[-1]
+        kept = found[0].read_bytes()
+        assert kept
+        assert not list(disk.rglob("*.tmp"))
+        (disk / "filler").unlink()
+        resumed = spawn(*words, "paths.runs=disk/runs", "trainer.progress=lines")
+        assert resumed.code == 0, resumed.err
+        assert "resumed at step" in resumed.out
+        whole = spawn(*words)
+        assert same_weights(tmp_path / whole.run / "checkpoints/last.ckpt", found[0])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

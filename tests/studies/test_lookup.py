@@ -1,0 +1,194 @@
+"""What a table takes for one row, what it is asked for, and runs that come from elsewhere or were changed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calling import OF_A_STUDY, SWEEP, Caller
+
+
+def table(name: str) -> dict[str, dict[str, str]]:
+    """The settings of a report, by name."""
+    with Path(f"runs/mine/report/{name}.csv").open() as file:
+        return {line["setting"]: line for line in csv.DictReader(file)}
+
+
+def change(path: Path, made: Any) -> None:
+    """Rewrite a JSON file."""
+    path.write_text(json.dumps(made(json.loads(path.read_text()))))
+
+
+def run_of(head: str, seed: int) -> Path:
+    for path in Path("runs/mine").glob(f"*-{head}*"):
+        if json.loads((path / "provenance.json").read_text())["identity"]["seed"] == seed:
+            return path
+    raise AssertionError
+
+
+def test_runs_of_a_changed_configuration_are_no_one_row(study: Caller) -> None:
+    """Somebody changed a file of the configuration between two seeds: the same words, another network."""
+
+    def other(story: dict[str, Any]) -> dict[str, Any]:
+        story["identity"]["optim"]["lr"] = 0.5
+        return story
+
+    change(run_of("spp", 2) / "provenance.json", other)
+    assert study("report", "study=mine").code == 0
+    counts = {name: line["test/top1 n"] for name, line in table("mine").items()}
+    assert sorted(counts.values()) == ["1", "2", "3"]
+    assert {name.split(" [")[0] for name in counts} == {"spp", "gap"}
+
+
+def test_the_same_runs_under_other_words_are_one_row(study: Caller) -> None:
+    def again(plan: dict[str, Any]) -> dict[str, Any]:
+        more = [
+            {**cell, "words": [word.replace("head=spp", "head.kind=x") for word in cell["words"]]}
+            for cell in plan["cells"]
+            if "head=spp" in cell["words"]
+        ]
+        return {"cells": plan["cells"] + more}
+
+    change(Path("runs/mine/study.json"), again)
+    assert study("report", "study=mine").code == 0
+    assert [line["test/top1 n"] for line in table("mine").values()] == ["3", "3"]
+    assert all("+0.00" not in line["test/top1 difference"] for line in table("mine").values())
+
+
+def test_what_is_swept_makes_a_cell_whatever_it_is(sppnet: Caller) -> None:
+    for name in ("a", "b"):
+        assert sppnet("train", *OF_A_STUDY, f"name={name}").code == 0
+    assert sppnet("train", "-m", *OF_A_STUDY, "name=a,b").out.count("(was done)") == 2
+    assert "2 runs: 2 done" in sppnet("status").out
+
+
+def test_runs_are_read_without_their_checkpoints_and_their_story(study: Caller) -> None:
+    """As they are after a copy of the small files alone."""
+    shutil.rmtree(run_of("spp", 0) / "checkpoints")
+    (run_of("gap", 1) / "provenance.json").unlink()
+    done = study("report", "study=mine")
+    assert done.code == 0, done.err
+    assert sum(int(line["test/top1 n"]) for line in table("mine").values()) == 6
+    assert "6 runs: 6 done" in study("status").out
+    assert study(*SWEEP).out.count("(was done)") == 6
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"metrics": null, "identity": {}}', '{"metrics": {"test/to'])
+def test_a_record_that_is_not_whole_is_none(study: Caller, text: str) -> None:
+    spp, gap = run_of("spp", 0), run_of("gap", 1)
+    next(spp.glob("tests/*.json")).write_text(text)
+    (gap / "summary.json").write_text(text)
+    (gap / "provenance.json").write_text('{"identity": {}, "starts": []}')
+    done = study("report", "study=mine")
+    assert done.code == 0, done.err
+    assert "missing: spp, seed 0: missing (trained; this test of it is missing)" in done.out
+    assert "6 runs: 5 done, 1 missing" in study("status").out
+    assert study("test", f"checkpoint={spp}").code == 0
+    assert "6 runs: 6 done" in study("status").out
+
+
+def test_rows_of_one_test_size_each_share_a_column(study: Caller) -> None:
+    """As in the paper's table 3, a crop of one size against the whole image at another."""
+    for seed in range(3):
+        assert study("train", *OF_A_STUDY, "head=spp", f"seed={seed}", "sizes.test=[20]").code == 0
+    swept = study("train", "-m", *OF_A_STUDY, "head=spp", "sizes.test=[20]", "seed=0,1,2")
+    assert swept.out.count("(was done)") == 3
+    done = study("report", "study=mine")
+    assert done.code == 0, done.err
+    lines = table("mine")
+    assert len(lines) == 3
+    assert {line["test/top1 n"] for line in lines.values()} == {"3"}
+    assert sum(bool(line["test/top1 difference"]) for line in lines.values()) == 2
+
+
+def test_a_size_that_only_some_rows_are_tested_at(study: Caller) -> None:
+    for seed in range(3):
+        assert study("train", *OF_A_STUDY, "head=gap", f"seed={seed}", "sizes.test=[24,20]").code == 0
+    assert study("train", "-m", *OF_A_STUDY, "head=gap", "sizes.test=[24,20]", "seed=0,1,2").code == 0
+    assert study("report", "study=mine").code == 0
+    text = Path("runs/mine/report/mine.md").read_text()
+    assert "top1 at 20 px" in text
+    assert "| - |" in text
+    assert "missing" not in text
+
+
+WRONG = {
+    "report study=mine report.compare=ssp": "report.compare=ssp is not allowed; rows are spp, gap",
+    "report study=mine report.metrics=[top2]": "report.metrics=top2 is not allowed; there are class_accuracy, loss",
+    "report study=mine head=gap": "head=gap has no effect without experiments=NAME",
+    "status seed=4": "seed=4 has no effect without experiments=NAME",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_what_a_report_cannot_obey_it_refuses(study: Caller, words: str) -> None:
+    refused = study(*words.split())
+    assert refused.code == 2, refused.out
+    assert WRONG[words] in refused.err
+    assert len(refused.err.strip().splitlines()) == 1
+    assert not Path("runs/mine/report").exists()
+
+
+@pytest.mark.parametrize("text", ['{"cells": [', '{"cells": [{"words": []}]}', "[]"])
+def test_a_damaged_plan_is_not_taken_for_none(study: Caller, text: str) -> None:
+    Path("runs/mine/study.json").write_text(text)
+    for words in (("report",), ("status",), SWEEP):
+        refused = study(*words)
+        assert refused.code == 2
+        assert "study.json cannot be read as the plan of a study" in refused.err
+    assert Path("runs/mine/study.json").read_text() == text
+
+
+def test_runs_beside_a_plan_are_counted(study: Caller) -> None:
+    assert study("train", *OF_A_STUDY, "seed=9").code == 0
+    assert "6 runs: 6 done; beside them 1 that it does not ask for" in study("status").out
+
+
+@pytest.mark.parametrize("name", ["paper_table2", "caltech_transfer", "views_agree"])
+def test_a_study_is_shown_without_its_data(sppnet: Caller, name: str) -> None:
+    shown = sppnet("status", f"experiments={name}")
+    assert shown.code == 0, shown.err
+    assert name in shown.out
+    refused = sppnet("report", f"experiments={name}")
+    assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1)
+    assert f"nothing of {name} is done yet" in refused.err
+
+
+def test_a_study_can_be_shown_in_part(sppnet: Caller) -> None:
+    one = sppnet("status", "experiments=paper_table2", "hydra.sweeper.only=[zf5_multi]").out
+    assert "1 runs: 1 missing" in one
+    assert "zf5_multi" in one  # without its data nobody knows its run
+    assert (
+        "2 runs: 2 missing" in sppnet("status", "experiments=depth", "hydra.sweeper.only=[same_1,same_2]", "seed=0").out
+    )
+
+
+def test_a_sweep_is_of_one_study(sppnet: Caller) -> None:
+    refused = sppnet("train", "-m", "experiments=heads,pooling")
+    assert refused.code == 2
+    assert "a sweep is of one study" in refused.err
+    assert not Path("runs").exists()
+
+
+def test_rows_of_features_are_told_apart(sppnet: Caller) -> None:
+    words = (
+        "transfer",
+        "trainer.threads=1",
+        "trainer.progress=none",
+        "backbone.width=4",
+        "head.bins=[2,1]",
+        "sizes.test=[24]",
+        "splits=2",
+    )
+    protocol = ("per_class.train=5", "per_class.test=5", "study=mine")
+    for pool in ("max", "avg"):
+        assert sppnet(*words, *protocol, f"head.pool={pool}").code == 0
+    done = sppnet("report", "study=mine")
+    assert done.code == 0, done.err
+    lines = table("mine")
+    assert len(lines) == 2
+    assert len({line["transfer/accuracy mean"] for line in lines.values()}) == 2

@@ -1,0 +1,112 @@
+"""Two processes of one machine (gloo, on the CPU) train one network: real processes, started by `sppnet train`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calling import SMALL, Caller, command, records, same_weights
+from trace_ranks import PLUG
+
+from sppnet.data import load_sets
+
+pytestmark = pytest.mark.slow
+
+TESTS = str(Path(__file__).parents[1] / "helpers")
+TWO = (*SMALL, "trainer.accelerator=cpu", "trainer.devices=2", "trainer.limit_batches=null")
+ENV = {"PYTHONPATH": TESTS}
+
+
+def traces(run: Path) -> list[list[dict[str, Any]]]:
+    """What rank 0 and rank 1 wrote down."""
+    return [[json.loads(line) for line in (run / f"trace-{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)]
+
+
+def assert_promises(run: Path, left_over: int = 1) -> None:
+    """No sample twice, none left out (but what does not divide by two), the same shape on all ranks at every step,
+    every validation image once, equal weights at the end."""
+    ranks = traces(run)
+    assert ranks[0][-1]["weights"] == ranks[1][-1]["weights"]
+    train = [[line for line in rank if line.get("phase") == "train"] for rank in ranks]
+    val = [[line for line in rank if line.get("phase") == "val"] for rank in ranks]
+    for steps in (train, val):
+        assert len(steps[0]) == len(steps[1]) > 0
+        assert [line["shape"] for line in steps[0]] == [line["shape"] for line in steps[1]]
+    sets = load_sets({"_target_": "sppnet.data.Digits", "name": "digits", "split": SPLIT})
+    for epoch in {line["epoch"] for line in train[0]}:
+        seen = [i for rank in train for line in rank if line["epoch"] == epoch for i in line["index"]]
+        assert len(seen) == len(set(seen)) >= len(sets.train) - left_over
+        assert set(seen) <= set(sets.train.tolist())
+        validated = [i for rank in val for line in rank if line["epoch"] == epoch for i in line["index"]]
+        assert sorted(validated) == sets.val.tolist()
+
+
+SPLIT = {"val": 0.15, "test": 0.15, "seed": 0}
+
+
+def test_two_processes_share_every_epoch(spawn: Caller, tmp_path: Path) -> None:
+    done = spawn("train", *TWO, *PLUG, "sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", **ENV)
+    assert done.code == 0, done.err
+    run = tmp_path / done.run
+    assert_promises(run)
+    assert {line["shape"][-1] for line in traces(run)[0] if line.get("phase") == "train"} == {24, 20}
+    tested = spawn("test", f"checkpoint={done.run}", "force=true", **ENV | {"SPPNET_ALLOW": "trace_ranks"})
+    assert tested.code == 0, tested.err
+    assert tested.figure("test/top1") == done.figure("test/top1")
+
+
+def test_two_processes_inside_a_sweep(spawn: Caller, tmp_path: Path) -> None:
+    swept = spawn("train", "-m", *TWO, *PLUG, "seed=0,1", "data.fit=full", **ENV)
+    assert swept.code == 0, swept.err
+    runs = [path.parent for path in tmp_path.rglob("status.json")]
+    assert len(runs) == 2
+    for run in runs:
+        assert_promises(run, left_over=6)  # at most one of each of the six shapes
+
+
+def test_a_test_of_two_processes_that_is_cut_short_is_not_made_by_one(spawn: Caller, tmp_path: Path) -> None:
+    words = (*TWO, "trainer.max_epochs=1", "trainer.limit_batches=1")
+    done = spawn("train", *words)
+    assert done.code == 0, done.err
+    refused = spawn("train", *words, "views=full")
+    assert refused.code == 2
+    assert f"type sppnet test checkpoint={done.run}" in refused.err
+    tested = spawn("test", f"checkpoint={done.run}", "views=full")
+    assert 2 * tested.figure("images") <= done.figure("images")
+    assert len(list((tmp_path / done.run / "tests").iterdir())) == 2
+
+
+def test_two_processes_resume_after_a_kill(spawn: Caller, tmp_path: Path) -> None:
+    words = ("train", *TWO, "trainer.max_epochs=6", "trainer.ema=0.9")
+    whole = spawn(*words, "paths.runs=whole")
+    assert whole.code == 0, whole.err
+    run = tmp_path / "runs/default" / whole.run.name
+    for lines in (10, 60):
+        child = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
+        while not (run / "metrics.jsonl").exists() or len(records(run)) < lines:
+            assert child.poll() is None
+            time.sleep(0.02)
+        os.kill(child.pid, signal.SIGKILL)  # the first process alone: the second must not outlive it
+        child.wait()
+        assert not group_lives(child.pid)
+    resumed = spawn(*words)
+    assert resumed.code == 0, resumed.err
+    assert same_weights(run / "checkpoints/last.ckpt", tmp_path / whole.run / "checkpoints/last.ckpt")
+    assert records(run) == records(tmp_path / whole.run)
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process of the group still runs after some seconds (one that ended and was not waited for does not)."""
+    for _ in range(100):
+        shown = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+        rows = [line.split() for line in shown.splitlines()]
+        if not any(int(row[0]) == group and not row[1].startswith("Z") for row in rows):
+            return False
+        time.sleep(0.05)
+    return True

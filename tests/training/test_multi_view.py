@@ -1,0 +1,312 @@
+"""Views: where a cell looks, which windows there are, and what is scored of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from calling import SMALL, Caller
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from sppnet.config import option_files
+from sppnet.data import load_sets
+from sppnet.data.datamodule import DataModule
+from sppnet.errors import UserError
+from sppnet.models.backbones import Blog, Tiny, torchvision_trunk
+from sppnet.models.network import SPPNet, build_backbone, build_head
+from sppnet.models.probe import map_size, on_meta
+from sppnet.models.receptive_field import Field, receptive_field
+from sppnet.training.checkpointing import read_checkpoint
+from sppnet.training.lit_module import Classifier
+from sppnet.training.multi_view import Scorer, Views, Window, map_windows
+from sppnet.training.trainer import build_data, load_trained
+
+CONF = option_files.root() / "conf"
+TEN = {"fit": "windows", "scales": [256], "of": 224, "positions": 5, "mirror": True, "full": None, "source": "map"}
+NAMES = ("alexnet", "vgg11", "resnet18", "densenet121", "googlenet", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t")
+
+
+def views(**changed: Any) -> Views:
+    made = Views.build(TEN | changed)
+    assert made is not None
+    return made
+
+
+def seen_extent(trunk: nn.Module, side: int) -> tuple[int, Tensor]:
+    """A cell in the middle of the map, and the pixels along x on which it depends, by the gradient."""
+    for parameter in trunk.parameters():
+        parameter.data = parameter.data.abs() + 0.01 if parameter.ndim > 1 else parameter.data.abs()
+    for parent in list(trunk.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.MaxPool2d):  # whose gradient would reach one pixel of a window only
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode)
+                setattr(parent, name, pool)
+    image = torch.rand(1, 3, side, side, dtype=torch.float64, requires_grad=True)
+    maps = trunk.double().eval()(image)
+    cell = maps.shape[3] // 2
+    maps[0, :, maps.shape[2] // 2, cell].sum().backward()
+    assert image.grad is not None
+    return cell, image.grad.abs().sum((0, 1, 2)).nonzero().flatten()
+
+
+@pytest.mark.parametrize("name", ["tiny", "blog", "zf5", "overfeat5", "alexnet", "resnet18", "odd"])
+def test_a_cell_is_centred_where_its_gradient_is(name: str) -> None:
+    odd = nn.Sequential(nn.ZeroPad2d((5, 0, 5, 0)), nn.Conv2d(3, 4, 4, dilation=2, stride=3), nn.AvgPool2d(2, 2))
+    made: dict[str, nn.Module] = {"tiny": Tiny(2), "blog": Blog(), "odd": odd}
+    trunk = made[name] if name in made else build(name)
+    field = receptive_field(trunk)
+    side = {"resnet18": 600, "tiny": 60, "blog": 60, "odd": 60}.get(name, 300)
+    cell, pixels = seen_extent(trunk, side)
+    assert 0 < pixels[0] < pixels[-1] < side - 1  # else the border would hide a part
+    assert field.centre(cell) == Fraction(int(pixels[0] + pixels[-1]), 2)
+
+
+def build(name: str) -> nn.Module:
+    """A backbone of `conf/backbone`, or of torchvision, with random weights."""
+    file = CONF / "backbone" / f"{name}.yaml"
+    cfg = yaml.safe_load(file.read_text()) if file.exists() else {}
+    return build_backbone(cfg) if "_target_" in cfg else torchvision_trunk(name)
+
+
+def test_a_backbone_that_cannot_be_followed_is_refused() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.interpolate(x, scale_factor=0.25)
+
+    with pytest.raises(UserError, match=r"views\.source=image"):
+        receptive_field(Odd())
+    with pytest.raises(UserError, match="4 by 2 pixels"):
+        receptive_field(nn.Conv2d(3, 1, 4, stride=(4, 2)))
+
+
+BACKBONES = [path.stem for path in sorted((CONF / "backbone").glob("*.yaml")) if path.stem != "torchvision"]
+
+
+def fields() -> list[tuple[str, nn.Module, Field]]:
+    with on_meta():
+        trunks = {name: build(name) for name in dict.fromkeys([*BACKBONES, *NAMES])}
+    return [(name, trunk, receptive_field(trunk)) for name, trunk in trunks.items()]
+
+
+def check(field: Field, cells: int, start: int, end: int) -> None:
+    """That pixels `[start, end)` are mapped to the right ones of `cells` cells."""
+    first, stop = field.cells(start, end, cells)
+    last = stop - 1
+    assert 0 <= first <= last < cells
+    if not any(start <= field.centre(i) < end - 1 for i in range(-60, 400)):  # the one that is nearest
+        middle = Fraction(start + end - 1, 2)
+        assert first == last
+        assert abs(field.centre(first) - middle) == min(abs(field.centre(i) - middle) for i in range(cells))
+        return
+    left, right = field.centre(first) - start, end - 1 - field.centre(last)  # how far the edges moved inwards
+    assert 0 <= left < field.stride or first in (0, cells - 1)
+    assert 0 < right <= field.stride or last in (0, cells - 1)
+    assert left < field.stride or first == 0  # nothing that lies in the window is left out
+    assert right <= field.stride or last == cells - 1
+
+
+def test_edges_of_a_window_are_mapped_to_within_a_stride() -> None:
+    """For random windows, image sizes (60 to 700), both mirror images and every backbone."""
+    every = fields()
+    assert len(every) >= 12
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        which=st.sampled_from(every),
+        side=st.integers(60, 700),
+        windows=st.lists(st.tuples(st.integers(0, 699), st.integers(1, 700), st.booleans()), min_size=10),
+    )
+    def holds(which: tuple[str, nn.Module, Field], side: int, windows: list[tuple[int, int, bool]]) -> None:
+        _, trunk, field = which
+        try:
+            cells, _ = map_size(trunk, side, 64)
+        except UserError:
+            return  # too small for this backbone
+        for at, length, mirrored in windows:
+            start = min(at, side - 1)
+            end = min(start + length, side)
+            if mirrored:
+                start, end = side - end, side - start
+            check(field, cells, start, end)
+
+    holds()
+
+
+@pytest.mark.parametrize(("name", "cells"), [("zf5", 13), ("convnet5", 13), ("overfeat5", 18), ("overfeat7", 18)])
+def test_a_view_at_the_origin_has_the_cells_of_a_training_image(name: str, cells: int) -> None:
+    with on_meta():
+        trunk = build(name)
+    field = receptive_field(trunk)
+    for side in (256, 448, 560):
+        length = trunk(torch.empty(1, 3, side, side, device="meta")).shape[2]
+        assert map_windows([Window(0, 0, 224, 224)], field, length, length) == [Window(0, 0, cells, cells)]
+
+
+def test_the_paper_has_ninety_six_views() -> None:
+    cfg = yaml.safe_load((CONF / "views/multi.yaml").read_text())
+    every = views(scales=cfg["scales"], positions=cfg["positions"])
+    assert every.sides(224) == [224, 256, 300, 360, 448, 560]
+    seen = set()
+    for side in every.sides(224):
+        listed = every.windows(side, side * 4 // 3, 224)
+        assert len(set(listed)) == len(listed) == (3 if side == 224 else 9)
+        assert all(0 <= w.left < w.right <= side * 4 // 3 and 0 <= w.top < w.bottom <= side for w in listed)
+        assert all(w.right - w.left == w.bottom - w.top == 224 for w in listed)
+        seen |= {(side, mirrored, window) for mirrored in (False, True) for window in listed}
+    assert len(seen) == 96
+    for shape in ((300, 400), (400, 300)):  # the middles of all sides among them
+        tops = sorted({w.top for w in every.windows(*shape, 224)})
+        assert [b - a for a, b in pairwise(tops)] == [(shape[0] - 224) // 2, (shape[0] - 224 + 1) // 2]
+
+
+def test_ten_views_are_the_centre_and_the_corners_both_ways_round() -> None:
+    assert views().sides(224) == [256]
+    assert views().sides(48) == [55]
+    assert views().windows(256, 341, 224) == [
+        (0, 0, 224, 224), (117, 0, 341, 224), (58, 16, 282, 240), (0, 32, 224, 256), (117, 32, 341, 256),
+    ]  # fmt: skip
+    assert views().windows(224, 224, 224) == [(0, 0, 224, 224)]
+
+
+def net(head: str = "spp", pool: str = "max") -> SPPNet:
+    torch.manual_seed(0)
+    cfg = {"name": head, "bins": [3, 1], "pool": pool, "rule": "adaptive", "hidden": [8], "dropout": 0.5, "pool_to": 3}
+    made = SPPNet(Tiny(4), build_head(cfg, 8, 5, 10)).eval()
+    nn.init.normal_(cast(nn.Linear, made.head.classifier).weight)
+    return made
+
+
+@pytest.mark.parametrize(("head", "pool"), [("spp", "max"), ("spp", "avg"), ("gap", "avg")])
+@torch.no_grad()
+def test_views_out_of_the_map_are_those_windows_of_it(head: str, pool: str) -> None:
+    network, protocol = net(head, pool), views(scales=[48, 56], of=40, positions=9, full=56)
+    images = [torch.rand(2, 3, 48, 60), torch.rand(2, 3, 56, 70)]
+    scorer = Scorer(network, protocol, 40)
+    small, large = scorer(images)
+    assert small.shape == (2, 18, 5)
+    assert large.shape == (2, 20, 5)
+    field = receptive_field(network.backbone)
+    for logits, x in zip((small, large), images, strict=True):
+        wanted = []
+        for way in (x, x.flip(3)):
+            maps = network.backbone(way)
+            cells = map_windows(protocol.windows(x.shape[2], x.shape[3], 40), field, *maps.shape[2:])
+            wanted += [network.head(maps[:, :, c.top : c.bottom, c.left : c.right]) for c in cells]
+            wanted += [network(way)] if logits is large else []
+        assert torch.allclose(logits, torch.stack(wanted, 1), atol=1e-6)
+    costs = scorer.costs()
+    assert {side: cost["views"] for side, cost in costs.items()} == {"48": 18, "56": 20}
+    assert all(cost["seconds"] > 0 for cost in costs.values())
+
+
+@torch.no_grad()
+def test_a_view_that_is_the_whole_image_is_the_same_from_map_and_pixels() -> None:
+    images = [torch.rand(3, 3, 40, 40)]
+    of_map, of_pixels = (
+        Scorer(net(), views(scales=[40], of=40, source=source), 40)(images)[0] for source in ("map", "image")
+    )
+    assert of_map.shape == (3, 2, 5)
+    assert torch.allclose(of_map, of_pixels, atol=1e-6)
+
+
+@torch.no_grad()
+def test_views_out_of_the_pixels_are_crops() -> None:
+    network, x = net("flatten"), torch.rand(2, 3, 46, 55)
+    (logits,) = Scorer(network, views(scales=[46], of=40, mirror=False, source="image"), 40)([x])
+    crops = [x[:, :, w.top : w.bottom, w.left : w.right] for w in views().windows(46, 55, 40)]
+    assert torch.equal(logits, torch.stack([network(crop) for crop in crops], 1))
+
+
+def load(run: Path, cfg: dict[str, Any]) -> tuple[Classifier, DataModule]:
+    """The trained network of a run and data that `cfg` describes."""
+    sets = load_sets(cfg["data"])
+    return load_trained(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval(), build_data(cfg, sets)
+
+
+@torch.no_grad()
+def test_whole_images_score_as_the_plain_network_does_to_the_bit(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1", "views=full", "sizes.test=[32]").run
+    cfg = yaml.safe_load((run / "config.yaml").read_text())
+    classifier, data = load(run, cfg)
+    (loader,) = data.test_dataloader()
+    for batch in cast(Iterable[dict[str, Any]], loader):
+        height, width = batch["image"].shape[2:]
+        for n, index in enumerate(batch["index"].tolist()):
+            resized = data.sets.images.read(index).resize((width, height), Image.Resampling.BILINEAR)
+            pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+            assert torch.equal(batch["image"][n], pixels)
+        assert torch.equal(classifier.scores(batch), classifier.network(classifier.prepare(batch)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_probabilities_of_views_are_averaged(sppnet: Caller, loss: str) -> None:
+    words = (f"loss.kind={loss}", "trainer.max_epochs=1", "views=multi_full", "sizes.test=[24]")
+    run = sppnet("train", *SMALL, *words).run
+    classifier, data = load(run, yaml.safe_load((run / "config.yaml").read_text()))
+    batch = cast(dict[str, Any], next(iter(data.test_dataloader()[0])))
+    assert [min(x.shape[2:]) for x in (batch["image"], *batch["more"])] == [24, 27, 32, 39, 48, 60]
+    scores = classifier.scores(batch)
+    images = [(x / 255 - classifier.mean) / classifier.std for x in (batch["image"], *batch["more"])]
+    every = torch.cat(classifier.scorers[24](images), 1)
+    if loss == "softmax":
+        assert torch.allclose(scores.softmax(1), every.softmax(2).mean(1), atol=1e-6)
+    else:
+        assert torch.allclose(scores.sigmoid().float(), every.sigmoid().mean(1), atol=1e-6)
+
+
+def test_a_test_in_ten_views_prints_what_each_scale_costs(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
+    words = ("views=ten", "views.scales=[256,320]", "sizes.test=[24,32]")
+    done = sppnet("test", f"checkpoint={run}", *words)
+    assert done.code == 0, done.err
+    assert "test/top5" in done.out
+    for size, side in ((24, 27), (24, 34), (32, 37), (32, 46)):
+        assert f"{size} px  10 views of the image at {side} px: 0." in done.out
+    again = sppnet("test", f"checkpoint={run}", *words)
+    assert again.out == done.out
+    assert sppnet("test", f"checkpoint={run}", *words, "views.source=image").code == 0
+    found = [json.loads(path.read_text()) for path in (run / "tests").glob("*.json")]
+    costs = [result["views"] for result in found if result["views"]]
+    assert [{size: sorted(sides) for size, sides in cost.items()} for cost in costs] == [
+        {"24": ["27", "34"], "32": ["37", "46"]}
+    ] * 2
+    assert len({result["metrics"]["test/loss"] for result in found}) == len(found)  # none is another by mistake
+
+
+def test_a_head_of_one_size_is_viewed_in_pixels_only(sppnet: Caller) -> None:
+    words = (*SMALL, "head=flatten", "head.pool_to=2", "sizes=single", "sizes.train=[24]", "trainer.max_epochs=1")
+    refused = sppnet("train", *words, "views=ten")
+    assert (refused.code, refused.out) == (2, "")
+    assert "views.source=image" in refused.err
+    assert sppnet("train", *words, "views=ten", "views.source=image").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["views.scales=[200,256]"], "views.of=224"),
+        (["views.full=300"], "views.full=300"),
+        (["views.positions=7"], "5 or 9"),
+        (["views.source=film"], "map, image"),
+        (["head.rule=sliding", "sizes=single", "sizes.train=[24]"], "head.rule=adaptive"),
+    ],
+)
+def test_views_that_cannot_be_are_one_line(sppnet: Caller, words: list[str], said: str) -> None:
+    kept = [word for word in SMALL if not word.startswith("sizes.train=")]
+    refused = sppnet("train", *kept, "views=ten", *words)
+    assert refused.code == 2
+    [line] = refused.err.strip().splitlines()
+    assert said in line
+    assert not list(Path.cwd().iterdir())

@@ -1,0 +1,208 @@
+"""A run stopped at any moment and started again ends as one that was never stopped: to the bit, record by record."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calling import SMALL, Caller, command, flip, records, same_weights
+from stop_at import PLUG
+
+TESTS = str(Path(__file__).parents[1] / "helpers")
+# Three epochs of six steps, a save at every second step of an epoch; all kinds of state in one run.
+RUN = (*SMALL, *PLUG, "trainer.max_epochs=3", "trainer.limit_batches=6", "trainer.checkpoint_every_n_steps=2")
+KINDS = {
+    "plateau": ("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "trainer.ema=0.9"),
+    "cosine, ema": ("trainer.ema=0.9", "data.workers=1", "data.color=0.1", "backbone._target_=stop_at.Draws"),
+    "weighted": ("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate=2"),
+    "whole images": (  # saved, and validated, before the last batch of an epoch
+        *("data.fit=full", "optim.schedule.kind=constant", "trainer.precision=64-true"),
+        *("+callbacks.often._target_=stop_at.ValidateOften", "+callbacks.often.every=5"),
+        "trainer.checkpoint_every_n_steps=5",
+    ),
+    "validated every four batches": (
+        *("+callbacks.often._target_=stop_at.ValidateOften", "+callbacks.often.every=4", "data.flip=true"),
+        *("optim=sgd", "optim.schedule.patience=0", "trainer.ema=0.5", "trainer.accumulate=2", "optim.lr=0.05"),
+    ),
+}
+SLOW = ("plateau", "weighted", "whole images", "validated every four batches")
+MOMENTS = ["batch 1", "batch 3", "batch 6", "validation of 0", "end of 0", "batch 7", "batch 11", "test"]
+
+
+@pytest.fixture(autouse=True)
+def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TESTS)
+
+
+def assert_same_end(run: Path, unbroken: Path) -> None:
+    assert same_weights(run / "checkpoints/last.ckpt", unbroken / "checkpoints/last.ckpt")
+    assert same_weights(run / "checkpoints/best.ckpt", unbroken / "checkpoints/best.ckpt")
+    assert records(run) == records(unbroken)
+    one, two = (json.loads((path / "summary.json").read_text()) for path in (run, unbroken))
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in KINDS])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    sppnet: Caller, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = sppnet("train", *RUN, *KINDS[kind], "paths.runs=unbroken")
+    assert unbroken.code == 0, unbroken.err
+    for moment in MOMENTS:
+        where = f"paths.runs={moment.replace(' ', '_')}"
+        with monkeypatch.context() as context:
+            context.setenv("STOP_AT", moment)
+            stopped = sppnet("train", *RUN, *KINDS[kind], where)
+        assert stopped.code == 1
+        assert moment in stopped.err
+        resumed = sppnet("train", *RUN, *KINDS[kind], where)
+        assert resumed.code == 0, (moment, resumed.err)
+        assert_same_end(resumed.run, unbroken.run)
+    for moment in ("batch 9", "batch 17") if "validated" in kind else ("batch 9",):
+        where = f"paths.runs=damaged_{moment.replace(' ', '_')}"
+        with monkeypatch.context() as context:
+            context.setenv("STOP_AT", moment)
+            sppnet("train", *RUN, *KINDS[kind], where)
+        run = Path(where.removeprefix("paths.runs=")) / "default" / unbroken.run.name
+        step = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["global_step"]
+        flip(run / "checkpoints/last.ckpt")
+        resumed = sppnet("train", *RUN, *KINDS[kind], where)
+        assert resumed.code == 0, (moment, resumed.err)
+        [line] = resumed.err.splitlines()
+        assert "differs from its checksum" in line
+        assert f"going on from best.ckpt, from step {step} (" in line
+        assert_same_end(run, unbroken.run)
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_stop_signal_saves_the_step_it_came_at(sppnet: Caller, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    unbroken = sppnet("train", *RUN, "paths.runs=unbroken")
+    with monkeypatch.context() as context:
+        context.setenv("STOP_AT", "batch 9")
+        context.setenv("STOP_BY", number)
+        stopped = sppnet("train", *RUN)
+    assert stopped.code == 1
+    assert "the same command goes on from there" in stopped.err
+    run = Path("runs/default") / unbroken.run.name
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("preempted", 9)
+    resumed = sppnet("train", *RUN, "trainer.progress=lines")
+    assert "resumed at step 9" in resumed.out
+    assert_same_end(resumed.run, unbroken.run)
+
+
+def test_a_state_that_no_checkpoint_may_hold_is_not_saved(sppnet: Caller) -> None:
+    """It would never be read again, and the run with it."""
+    done = sppnet("train", *RUN, "+callbacks.own._target_=stop_at.Remembers")
+    assert done.code == 1
+    [line] = done.err.splitlines()
+    assert "last.ckpt would hold numpy." in line
+    assert "state_dict()" in line
+    assert not list(Path("runs").rglob("*.ckpt*"))
+
+
+@pytest.mark.slow
+def test_the_last_part_of_a_run_that_was_stopped_is_the_whole_run_of_wandb(spawn: Caller, tmp_path: Path) -> None:
+    """Of one name, in the group of its study; its parts lie in the order in which they are to be sent. What a part
+    holds replaces what was sent before it, so the last must lack nothing, whatever the others hold."""
+    words = ("train", *RUN, "logger=wandb", "study=grouped")
+    for moment, by, code in (("batch 9", "SIGTERM", 1), ("test", "SIGKILL", -9), ("", "", 0)):  # the test alone is left
+        done = spawn(*words, STOP_AT=moment, STOP_BY=by, PYTHONPATH=TESTS)
+        assert done.code == code, done.err
+        assert "anonymous" not in done.err
+        if code != -9:  # killed: whatever the part holds, the next begins anew
+            parts = check_parts(tmp_path)
+    assert len(parts) == 3
+    assert len({part.name.rsplit("-", 1)[1] for part in parts}) == 1
+
+
+def check_parts(where: Path) -> list[Path]:
+    """The parts of the run, as the README's command lists them; the last holds every record, each at its step."""
+    [run] = where.glob("runs/grouped/*/")
+    parts = sorted(run.glob("wandb/offline-run-*"))
+    read = wandb_records(next(parts[-1].glob("*.wandb")))
+    rows: dict[int, dict[str, float]] = {}
+    summary: dict[str, float] = {}
+    for record in read:
+        assert not record.run.run_group or record.run.run_group == "grouped"
+        if record.HasField("history"):
+            items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            assert items["_step"] not in rows
+            rows[items["_step"]] = items
+        changed = record.summary.update
+        summary |= {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in changed}
+    expected: dict[int, dict[str, float]] = {}
+    for record in records(run):
+        row = expected.setdefault(record["step"], {})
+        expected[record["step"]] = {**record, **row, **{k: v for k, v in record.items() if k != "epoch"}}
+        expected[record["step"]]["epoch"] = row.get("epoch", record["epoch"])
+    assert rows.keys() == expected.keys()
+    for step, row in expected.items():
+        assert {key: rows[step][key] for key in row if key != "step"} == {k: v for k, v in row.items() if k != "step"}
+    last = {key: value for record in records(run) for key, value in record.items() if key not in ("step", "epoch")}
+    assert {key: summary[key] for key in last} == last
+    return parts
+
+
+def wandb_records(path: Path) -> list[Any]:
+    """The records of a `.wandb` file: blocks of 32 KiB after a header of 7 bytes, as in LevelDB's log."""
+    from wandb.proto import wandb_internal_pb2  # here, as the other tests do without wandb
+
+    content, position, found, pieces = path.read_bytes(), 7, [], b""
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        piece = content[position + 7 : position + 7 + length]
+        position += 7 + length
+        pieces = piece if kind in (1, 2) else pieces + piece  # whole, first, middle, last: 1, 2, 3, 4
+        if kind in (1, 4):
+            record = vars(wandb_internal_pb2)["Record"]()
+            record.ParseFromString(pieces)
+            found.append(record)
+    return found
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_lose_nothing(spawn: Caller, tmp_path: Path) -> None:
+    """`kill -9` from outside, at any moment from the start of the process on: ten times, then to the end."""
+    words = (*SMALL, "trainer.max_epochs=10", "trainer.limit_batches=null", "data.workers=1", "trainer.ema=0.9")
+    unbroken = spawn("train", *words, "paths.runs=unbroken")
+    assert unbroken.code == 0, unbroken.err
+    took = json.loads((tmp_path / unbroken.run / "summary.json").read_text())["seconds"]
+    rng = random.Random(20140618)
+    run = tmp_path / "runs/default" / unbroken.run.name
+    killed: list[int] = []
+    while len(killed) < 10:
+        child = subprocess.Popen(
+            command("train", *words), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        if rng.random() < 0.8:  # most kills while it trains, some while it starts
+            _wait_for_a_step(run, child)
+        time.sleep(rng.uniform(0, took / 8))
+        assert child.poll() is None, f"the run ended after {len(killed)} kills; make it longer"
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        killed.append(len(records(run)) if (run / "metrics.jsonl").exists() else 0)
+    print("records at the kills:", killed)
+    resumed = spawn("train", *words)
+    assert resumed.code == 0, resumed.err
+    assert_same_end(run, tmp_path / unbroken.run)
+
+
+def _wait_for_a_step(run: Path, child: subprocess.Popen[bytes]) -> None:
+    """Until this process has taken its first step: the file of records grows or is cut."""
+    path = run / "metrics.jsonl"
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    while child.poll() is None and not (path.exists() and path.stat().st_mtime_ns != before):
+        time.sleep(0.02)

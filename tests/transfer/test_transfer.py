@@ -1,0 +1,447 @@
+"""`sppnet transfer` from the command line to its rows: features, splits, SVM, tables and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+from calling import SMALL, Caller
+from PIL import Image
+from sklearn.svm import LinearSVC
+
+from sppnet.data.crops import EvalRegions, render
+from sppnet.data.datasets.file_names import SUFFIXES
+from sppnet.models.backbones import Tiny
+from sppnet.models.network import build_network
+from sppnet.pyramid import spatial_pyramid_pool2d
+from sppnet.transfer import feature_file
+from sppnet.transfer.comparison import difference
+from sppnet.transfer.splits import Split, draw_splits
+from sppnet.transfer.svm import _in_span, accuracies
+
+COLOURS = {"cat": (250, 20, 20), "dog": (20, 20, 250), "emu": (20, 250, 20)}
+QUICK = ("data.workers=0", "trainer.threads=1", "trainer.progress=none", "sizes.test=[32]")
+SPLITS = ("splits=3", "per_class.train=4", "per_class.test=3")
+GIVEN = ("data=folder", "data.root=pets", *QUICK, *SPLITS, "backbone.width=4", "backbone.weights=tiny.pth")
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Eight pictures of each of three classes, in many shapes, and `tiny.pth`, the weights of a narrow trunk."""
+    draw = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        for number in range(8):
+            path = tmp_path / "pets" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = draw.integers(-20, 21, (40 + 3 * number, 70 - 4 * number, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
+    torch.manual_seed(1)
+    torch.save(Tiny(width=4).state_dict(), tmp_path / "tiny.pth")
+    return tmp_path / "pets"
+
+
+def rows(where: str = "runs/default") -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(Path(where, "transfer").glob("*.json"))]
+
+
+def cached(where: str = "runs/.cache") -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in Path(where).glob("features-*.npy")}
+
+
+def features(length: int, where: str = "runs/.cache") -> npt.NDArray[np.float32]:
+    [found] = [x for name in cached(where) if (x := np.load(Path(where, name))).shape[1] == length]
+    return np.asarray(found)
+
+
+def inputs(pets: Path, fit: str, size: int = 32) -> list[torch.Tensor]:
+    """Every picture as the network should see it, each a batch of its own."""
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    made = []
+    for path in sorted(path for path in pets.rglob("*") if path.suffix in SUFFIXES):
+        image = Image.open(path)
+        width, height = image.size
+        ratio = round(max(image.size) / min(image.size) / 0.125) * 0.125
+        shape = {True: (size, round(size * ratio)), False: (round(size * ratio), size)}[width > height]
+        region = EvalRegions(fit, 0.875).region(width, height)
+        x = torch.from_numpy(render(image, region, *(shape if fit == "full" else (size, size))))
+        made.append(((x / 255 - mean) / std)[None])
+    return made
+
+
+def test_a_row_says_all_and_is_computed_once(sppnet: Caller, pets: Path) -> None:
+    done = sppnet("transfer", *GIVEN, "head.bins=[2,1]")
+    assert done.code == 0, done.err
+    [row] = rows()
+    assert done.figure("transfer/accuracy") == row["figures"]["accuracy"] == 1.0  # three colours
+    assert row["figures"].keys() == {"accuracy", "accuracy_std", "overall", "overall_std"}
+    assert [split["per_class"] for split in row["splits"]] == [dict.fromkeys(COLOURS, 1.0)] * 3
+    assert row.keys() >= {"identity", "commit", "machine", "seed", "seconds", "packages", "bad_files"}
+    assert str(pets.parent) not in json.dumps(row["identity"])
+    assert not list(Path("runs").rglob("*.tmp"))
+    stamps, written = cached(), Path("runs/default/transfer").stat().st_mtime_ns
+    again = sppnet("transfer", *GIVEN, "head.bins=[2,1]")
+    assert "is there" in again.out
+    assert again.figure("transfer/accuracy") == 1.0
+    assert Path("runs/default/transfer").stat().st_mtime_ns == written
+    forced = sppnet("transfer", *GIVEN, "head.bins=[2,1]", "force=true")
+    assert "is there" not in forced.out
+    assert Path("runs/default/transfer").stat().st_mtime_ns != written
+    assert rows()[0]["splits"] == row["splits"]
+    assert cached() == stamps
+
+
+def test_one_pass_serves_all_pooled_layers_splits_and_constants(sppnet: Caller, pets: Path) -> None:
+    first = sppnet("transfer", *GIVEN)
+    assert "difference" not in first.out
+    stamps = cached()
+    assert len(stamps) == 3
+    for words in (["layer=pool"], ["layer=gap", "svm.C=10"], ["splits=2"]):
+        assert sppnet("transfer", *GIVEN, *words).code == 0
+        assert cached() == stamps
+    table = sppnet("transfer", *GIVEN, "views=warp", "layer=conv").out
+    assert len(cached()) == 3 + 4
+    assert (
+        table.count("(the same in every split)") == 6
+    )  # of four rows, all perfect; that of two splits is not compared
+    assert all(f" {layer} " in table for layer in ("spp 6, 3, 2, 1", "pool 6", "gap", "conv"))
+
+
+@pytest.mark.parametrize("fit", ["center", "warp", "full"])
+def test_features_are_those_of_a_plain_forward_pass(sppnet: Caller, pets: Path, fit: str) -> None:
+    trunk = Tiny(width=4).eval()
+    trunk.load_state_dict(torch.load(pets.parent / "tiny.pth", weights_only=True))
+    layer = "gap" if fit == "full" else "conv"
+    assert sppnet("transfer", *GIVEN, f"views={fit}", f"layer={layer}", "pool_to=3", "head.bins=[2,1]").code == 0
+    with torch.inference_mode():
+        maps = [trunk(x) for x in inputs(pets, fit)]
+    expected = {
+        "spp": [spatial_pyramid_pool2d(x, (2, 1)) for x in maps],
+        "pool": [F.adaptive_max_pool2d(x, 3) for x in maps],
+        "gap": [x.mean((2, 3)) for x in maps],
+    } | ({} if fit == "full" else {"conv": maps})
+    for vectors in expected.values():
+        plain = F.normalize(torch.cat([x.flatten(1) for x in vectors]))
+        kept = features(plain.shape[1])
+        np.testing.assert_allclose(kept, plain.numpy(), atol=2e-6)
+        np.testing.assert_allclose(np.linalg.norm(kept, axis=1), 1, atol=1e-6)
+
+
+def test_a_checkpoint_gives_its_fully_connected_layers(sppnet: Caller, pets: Path) -> None:
+    words = ("data=folder", "data.root=pets", "data.workers=0", "head.hidden=[7,6]")
+    run = sppnet("train", *SMALL, *words, "trainer.max_epochs=1").run
+    from_run = (f"checkpoint={run}", *SPLITS, "sizes.test=[32]", "views=full")
+    done = sppnet("transfer", *from_run, "layer=fc2", "paths.cache=kept")
+    assert done.code == 0, done.err
+    assert "trained on images of data=folder" in done.err
+    state = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    cfg = state["sppnet"]["config"]
+    network = build_network(cfg["backbone"], cfg["head"], 3, 24).eval()
+    network.load_state_dict({key.removeprefix("network."): value for key, value in state["state_dict"].items()})
+    with torch.inference_mode():
+        maps = [network.backbone(x) for x in inputs(pets, "full")]
+        for length, stages in ((7, network.head[:2]), (6, network.head[:3])):
+            plain = F.normalize(torch.cat([stages(x) for x in maps]))
+            assert (plain >= 0).all()  # behind the ReLU
+            np.testing.assert_allclose(features(length, "kept"), plain.numpy(), atol=2e-6)
+    stamps = cached("kept")
+    assert sppnet("transfer", *from_run, "layer=fc1", "paths.cache=kept").code == 0
+    assert cached("kept") == stamps
+    other = sppnet("transfer", *from_run, "layer=spp", "head.bins=[3]", "study=other")
+    assert other.code == 0, other.err
+    assert rows("runs/other")[0]["row"]["length"] == 9 * 8
+    for key, said in (("head.bins=[3]", "head.bins=[3]"), ("seed=5", "seed=5"), ("data.mean=[0,0,0]", "data.mean")):
+        refused = sppnet("transfer", *from_run, "layer=fc1", key)
+        assert (refused.code, said in refused.err) == (2, True), refused.err
+    lone = pets.parent / "lone.ckpt"
+    lone.write_bytes((run / "checkpoints/best.ckpt").read_bytes())
+    same = sppnet("transfer", *from_run[1:], f"checkpoint={lone}", "layer=fc2")
+    assert "is there" in same.out, same.err  # the same weights
+
+
+def test_a_damaged_file_of_features_is_computed_again_and_so_is_a_changed_picture(sppnet: Caller, pets: Path) -> None:
+    sppnet("transfer", *GIVEN)
+    before = {path: path.read_bytes() for path in Path("runs/.cache").glob("features-*")}
+    for (path, good), damage in zip(before.items(), ("a bit", "cut", "empty"), strict=True):
+        middle = len(good) // 2
+        flipped = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
+        path.write_bytes({"a bit": flipped, "cut": good[:-100], "empty": b""}[damage])
+    for layer in ("pool", "spp", "gap"):
+        assert sppnet("transfer", *GIVEN, f"layer={layer}", "force=true").code == 0
+    assert {path: path.read_bytes() for path in before} == before
+    Image.new("RGB", (50, 60), COLOURS["dog"]).save(pets / "cat/0.png")
+    sppnet("transfer", *GIVEN)
+    assert len(cached()) == 6
+    shutil.copy(pets / "cat/1.png", pets / "cat/1 copy.png")
+    for _ in range(2):  # of a row that is there, too
+        assert "1 of 25 images is there a second time" in sppnet("transfer", *GIVEN).err
+    assert sppnet("transfer", *GIVEN, "data.duplicates=error").code == 2
+
+
+def test_caltech101_in_its_own_layout(sppnet: Caller, pets: Path) -> None:
+    (pets / "emu").rename(pets / "BACKGROUND_Google")
+    (pets.parent / "caltech").mkdir()
+    pets.rename(pets.parent / "caltech/101_ObjectCategories")
+    words = (*GIVEN[2:], "data=caltech101", "data.root=caltech", "layer=gap", "views=full")
+    done = sppnet("transfer", *words, "splits=1")
+    assert done.code == 0, done.err
+    [row] = rows()
+    assert set(row["splits"][0]["per_class"]) == {"BACKGROUND_Google", "cat", "dog"}
+    assert "accuracy_std" not in row["figures"]  # of one split there is none
+    assert sppnet("transfer", *words, "splits=1", "svm.C=2").out.endswith("(one split: no intervals)\n")
+
+
+def test_a_folders_own_parts_say_who_trains_and_who_is_tested(sppnet: Caller, pets: Path, tmp_path: Path) -> None:
+    """Colours change places in the test part, so that who trains on it is found out."""
+    swapped = {"cat": "dog", "dog": "emu", "emu": "cat"}
+    for name in COLOURS:
+        for number in range(8):
+            label, part = (name, "train") if number < 4 else (name, "val") if number == 4 else (swapped[name], "test")
+            path = tmp_path / "parts" / part / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(pets / name / f"{number}.png").save(path)
+    words = ("data=folder", "data.root=parts", *QUICK, *GIVEN[-2:])
+    done = sppnet("transfer", *words, "per_class.train=4")
+    assert done.code == 0, done.err
+    protocol = "folder: the set's own parts, 15 images to train on (train and val), 9 to test on"
+    assert done.out.splitlines()[0] == protocol
+    assert done.out.count(protocol) == 2  # before the work, and above the table
+    assert done.figure("transfer/accuracy") == 0  # nothing of the test part was trained on
+    assert "per_class.train has no effect with the set's own parts" in done.err
+    [row] = rows()
+    assert (len(row["splits"]), row["seed"], row["images"]) == (1, None, 24)
+    stamps = cached()
+    drawn = sppnet("transfer", *words, "splits=3", "per_class.train=5", "per_class.test=2")
+    assert drawn.code == 0, drawn.err
+    assert "3 random splits of all images, whose own parts (train, val, test) do not count" in drawn.out
+    assert drawn.figure("transfer/accuracy") > 0
+    assert len(rows()) == 2
+    assert "difference" not in drawn.out  # other images are tested
+    assert cached() == stamps  # features are of every image, whatever the protocol
+    shutil.rmtree("parts/test/cat")
+    for path in Path("parts").glob("[tv][ra]*/dog/*"):
+        path.write_bytes(b"no picture")
+    lacking = sppnet("transfer", *words, "data.bad_files=skip")
+    assert lacking.code == 0, lacking.err
+    assert "not in the test part: cat" in lacking.err
+    assert "always wrong, tested and not in the train part: dog" in lacking.err
+    [last] = [row for row in rows() if row["bad_files"]]
+    assert last["splits"][0]["per_class"] == {"cat": None, "dog": 0.0, "emu": 1.0}
+
+
+def test_a_network_is_not_said_to_be_trained_on_the_test_part_of_its_own_set(sppnet: Caller, pets: Path) -> None:
+    for path in sorted(pets.rglob("*.png")):
+        part = pets.parent / "parts" / ("test" if path.stem in "67" else "train") / path.parent.name
+        part.mkdir(parents=True, exist_ok=True)
+        path.rename(part / path.name)
+    words = ("data=folder", "data.root=parts", "data.workers=0", "data.batch_size=4", "trainer.max_epochs=1")
+    run = sppnet("train", *SMALL, *words).run
+    done = sppnet("transfer", f"checkpoint={run}", "sizes.test=[32]")
+    assert done.code == 0, done.err
+    assert "trained on images" not in done.err
+    drawn = sppnet("transfer", f"checkpoint={run}", "sizes.test=[32]", *SPLITS)
+    assert "trained on images of data=folder that are tested here" in drawn.err
+
+
+def test_the_same_features_are_said_to_be_the_same(sppnet: Caller, pets: Path) -> None:
+    for path in pets.rglob("*.png"):  # of squares, the whole picture is the warped one
+        Image.open(path).resize((40, 40)).save(path)
+    for words in (["views=warp"], ["views=full"], ["views=full", "svm.C=2"]):
+        done = sppnet("transfer", *GIVEN, "layer=gap", *words)
+        assert done.code == 0, done.err
+    assert done.out.count("(the same features)") == 1
+    assert "may be none" not in done.out
+    for words in (["views=warp"], ["views=full"]):
+        done = sppnet("transfer", *GIVEN, "layer=gap", *words, "splits=1", "study=one")
+    assert "the same features" in done.out
+
+
+def test_files_in_the_making_vanish_or_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "cache/features-x.npy"
+
+    def stopped() -> None:
+        with feature_file.writing({"a": path}, 3) as files:
+            files["a"].put([1], np.ones((1, 4), dtype=np.float32))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert not list(tmp_path.iterdir())
+    with (
+        feature_file.writing({"a": path}, 3) as one,
+        feature_file.writing({"a": path}, 3) as other,
+    ):  # two jobs at a time
+        for files in (one, other):
+            files["a"].put([2, 0], np.arange(8, dtype=np.float32).reshape(2, 4))
+    found = feature_file.load(path, 3)
+    assert found is not None
+    np.testing.assert_array_equal(found, [[4, 5, 6, 7], [np.nan] * 4, [0, 1, 2, 3]])
+    assert feature_file.load(path, 4) is None
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_splits_are_seeded_disjoint_and_by_class() -> None:
+    labels = [0] * 20 + [1] * 7 + [2] * 9
+    wanted = {"count": 4, "train": 5, "test": 6, "seed": 3}
+    splits = draw_splits(labels, range(36), ["a", "b", "c"], wanted)
+    for train, test in splits:
+        assert not set(train.tolist()) & set(test.tolist())
+        assert [[labels[i] for i in part.tolist()].count(c) for part in (train, test) for c in range(3)] == [
+            *(5, 5, 5),
+            *(6, 2, 4),
+        ]
+    assert len({tuple(split.train.tolist()) for split in splits}) == 4
+    again = draw_splits(labels, range(36), ["a", "b", "c"], wanted | {"count": 2})
+    assert [s.train.tolist() for s in again] == [s.train.tolist() for s in splits[:2]]
+    other = draw_splits(labels, range(36), ["a", "b", "c"], wanted | {"seed": 4})
+    assert [s.train.tolist() for s in other] != [s.train.tolist() for s in splits]
+    fewer = draw_splits(labels[:27], range(27), ["a", "b"], wanted)  # a class less leaves the others' draw alone
+    assert all(set(a.train.tolist()) < set(b.train.tolist()) for a, b in zip(fewer, splits, strict=True))
+
+
+def test_the_svm_is_scikit_learns_on_the_features_as_they_are() -> None:
+    draw = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    x = draw.standard_normal((60, 400)) + 0.2 * draw.standard_normal((3, 400))[labels]
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    x[6] = x[3]  # twins
+    split = Split(np.arange(30), np.arange(30, 60))
+    plain = LinearSVC(C=2, dual=False, tol=1e-8).fit(x[:30], labels[:30])
+    train, test = _in_span(x, split)
+    assert train.shape == (30, 30)
+    turned = LinearSVC(C=2, dual=False, tol=1e-8).fit(train, labels[:30])
+    np.testing.assert_allclose(turned.decision_function(test), plain.decision_function(x[30:]), atol=1e-4)
+    found = accuracies(x, labels, split, 3, 2.0)
+    assert found["overall"] == (plain.predict(x[30:]) == labels[30:]).mean()
+    assert found["converged"]
+
+
+def test_the_interval_of_a_paired_difference() -> None:
+    mean, low, high = difference([0.5, 0.7, 0.9], [0.4, 0.5, 0.6])
+    half = 4.302653 * 0.1 / 3**0.5  # Student's t for two degrees of freedom, deviation 0.1
+    assert (mean, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-6)
+    with pytest.raises(ValueError, match="two pairs"):
+        difference([1.0], [0.5])
+
+
+def test_pictures_that_cannot_be_read_are_named_or_left_out(sppnet: Caller, pets: Path) -> None:
+    for number in (0, 1):
+        (pets / f"cat/{number}.png").write_bytes(b"no picture")
+    refused = sppnet("transfer", *GIVEN)
+    assert refused.code == 2
+    [line] = refused.err.splitlines()
+    assert "cat/0.png" in line or "cat/1.png" in line
+    assert not Path("runs").exists()
+    skipped = sppnet("transfer", *GIVEN, "views=full", "data.bad_files=skip")
+    assert skipped.code == 0, skipped.err
+    assert rows()[0]["bad_files"] == ["cat/0.png", "cat/1.png"]
+    assert skipped.err.count("left out") == 3  # each, and how many
+    assert "there a second time" not in skipped.err  # two files without a picture are no picture twice
+    again = sppnet("transfer", *GIVEN, "views=full", "layer=gap")  # not out of what was kept then
+    assert again.code == 2
+    assert "cannot be read" in again.err
+    (pets / "cat/2.png").write_bytes(b"no picture")
+    (pets / "cat/3.png").write_bytes(b"no picture")
+    few = sppnet("transfer", *GIVEN, "data.bad_files=skip")
+    assert few.code == 2
+    assert "cat (4)" in few.err
+
+
+def test_a_set_of_several_labels_is_ranked_on_its_own_parts(sppnet: Caller, tmp_path: Path) -> None:
+    """A small VOC 2007: red is a cat, blue a dog, half of each both. The first picture of the test part is as red as
+    can be, and its only cat is marked difficult; so is the cat of a blue picture of trainval."""
+    base = tmp_path / "voc/VOCdevkit/VOC2007"
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (base / folder).mkdir(parents=True)
+    red, blue, green = (COLOURS[name] for name in ("cat", "dog", "emu"))
+    kinds: list[tuple[tuple[int, ...], list[tuple[str, int]]]] = [
+        (red, [("cat", 0)]), (blue, [("dog", 0)]), (green, [("person", 0)])
+    ]  # fmt: skip
+    pictures = [*kinds * 6, (blue, [("dog", 0), ("cat", 1)]), (red, [("cat", 1)]), *kinds * 3]
+    for number, (colour, objects) in enumerate(pictures):
+        Image.new("RGB", (40 + number, 50), colour).save(base / f"JPEGImages/{number:06d}.jpg", quality=95)
+        text = "".join(f"<object><name>{n}</name><difficult>{d}</difficult></object>" for n, d in objects)
+        (base / f"Annotations/{number:06d}.xml").write_text(f"<annotation>{text}</annotation>")
+    for part, numbers in {"trainval": range(19), "test": range(19, len(pictures))}.items():
+        (base / f"ImageSets/Main/{part}.txt").write_text("".join(f"{i:06d}\n" for i in numbers))
+    words = (*QUICK, "data=voc2007", "data.root=voc", "backbone.width=4", "layer=gap")
+    done = sppnet("transfer", *words)
+    assert done.code == 0, done.err
+    assert "left out of the means" in done.err
+    [row] = rows()
+    assert done.figure("transfer/map") == done.figure("transfer/map_all") == 1.0
+    assert {name for name, value in row["splits"][0]["per_class"].items() if value == 1} == {"cat", "dog", "person"}
+    assert row["row"]["protocol"] == "the set's own parts, 19 images to train on (train), 10 to test on"
+    assert row["seed"] is None
+    annotation = base / "Annotations/000019.xml"
+    annotation.write_text(annotation.read_text().replace(">1<", ">0<").replace("cat", "bus"))
+    other = sppnet("transfer", *words, "splits=3")
+    assert "warning: splits has no effect" in other.err
+    found = next(row for row in rows() if row["hash"] in other.out)["splits"][0]["per_class"]
+    assert found["cat"] < 1  # it counts against the cats now
+    assert found["dog"] == 1
+
+
+NAMES_AND_VALUES = [
+    (["layer=fly"], ["layer=fly", "conv, pool, spp"]),
+    (["layer=fc1"], ["layer=fc1", "checkpoint"]),
+    (["pool_to=0"], ["pool_to=0", "at least 1"]),
+    (["svm.C=0"], ["svm.C=0", "above 0"]),
+    (["svm=5"], ["svm=5", "mapping"]),
+    (["+svm.loss=hinge"], ["svm.loss", "svm has C"]),
+    (["~svm.C"], ["svm.C is missing"]),
+    (["splits=0"], ["splits=0", "at least 1"]),
+    (["splits=own"], ["splits=own", "null or a whole number"]),
+    (["per_class.train=no"], ["per_class.train=no", "whole number"]),
+    (["+per_class.val=3"], ["per_class.val", "train, test"]),
+    (["views=ten"], ["views=ten", "center, warp or full"]),
+    (["views=full", "layer=conv"], ["layer=conv", "views=full"]),
+    (["sizes.test=[48,64]"], ["sizes.test=[48, 64]", "one size"]),
+    (["optim.lr=1"], ["optim.lr has no effect"]),
+    (["sizes.train=[40]"], ["sizes.train has no effect"]),
+    (["trainer.limit_batches=3"], ["trainer.limit_batches has no effect"]),
+    (["per_class.train=200"], ["per_class.train=200", "nothing to test on"]),
+    (["data=folder", "data.root=no/such"], ["no/such"]),
+    (["checkpoint=no/such"], ["no/such", "no such file"]),
+    (["backbone.weights=no/such.pth"], ["backbone.weights=no/such.pth"]),
+    (["backbone=zf5", "sizes.test=[20]"], ["sizes.test: 20", "the smallest size that works is"]),
+    (["head.rule=sliding", "views=full"], ["head.rule=sliding", "whole images"]),
+    (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], ["16-mixed"]),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), NAMES_AND_VALUES, ids=lambda v: " ".join(v))
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    sppnet: Caller, tmp_path: Path, words: list[str], said: list[str]
+) -> None:
+    refused = sppnet("transfer", *words)
+    assert refused.code == 2, refused.err or refused.out
+    [line] = refused.err.splitlines()
+    assert all(word in line for word in said), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_such_a_layer_and_several_sizes(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "sizes.test=[24,32]", "trainer.max_epochs=1").run
+    before = sorted(Path("runs").rglob("*"))
+    for words, said in ((["layer=fc2", "sizes.test=[24]"], "layers fc1 (head"), ([], "sizes.test=[24, 32]")):
+        refused = sppnet("transfer", f"checkpoint={run}", *words)
+        assert refused.code == 2
+        assert said in refused.err
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_sweep_fills_the_table(sppnet: Caller, pets: Path) -> None:
+    done = sppnet("transfer", "-m", *GIVEN, "layer=pool,spp", "views=center,full", "launch=processes")
+    assert done.code == 0, done.err
+    assert len(rows()) == 4
+    assert sppnet("transfer", *GIVEN, "layer=spp").out.count(" - ") == 6
