@@ -18,11 +18,13 @@ import numpy as np
 import torch
 import yaml
 
-from sppnet.data import load_sets
+from sppnet.data import load_splits
+from sppnet.data.views import Views
 from sppnet.runs.provenance import code, machine
 from sppnet.training.checkpointing import read_checkpoint
-from sppnet.training.multi_view import Scorer, Views
-from sppnet.training.trainer import build_data, load_trained, settle
+from sppnet.training.inference import load_trained
+from sppnet.training.multi_view import Scorer
+from sppnet.training.trainer import build_data, settle
 
 RESULTS = Path(__file__).parent / "results"
 BESIDE = ("report", "predictions", "transfer")  # what else lies in the folder of a study
@@ -52,7 +54,7 @@ def score(run: Path, threads: int | None) -> Scores:
     if threads:
         cfg["trainer"]["threads"] = threads
     settle(cfg)
-    sets = load_sets(cfg["data"])
+    sets = load_splits(cfg["data"])
     classifier = load_trained(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval()
     data, size = build_data(cfg, sets), cfg["sizes"]["test"][0]
     scorers = [

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from calling import OF_A_STUDY, SWEEP, Called, Caller, command
 
+from calling import OF_A_STUDY, SWEEP, Called, Caller, command
 from sppnet import cli
 from sppnet.runs.provenance import COMMAND
 

@@ -1,4 +1,4 @@
-"""How far a verb is: lines where there is no terminal, a bar where there is one, on standard error alone."""
+"""How far a command is: lines where there is no terminal, a bar where there is one, on standard error alone."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 from calling import Caller
-
 from sppnet.config import option_files
 
 ROOT = option_files.root()

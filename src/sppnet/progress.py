@@ -1,4 +1,4 @@
-"""How far a verb is through many images: a bar on a terminal, lines elsewhere; on standard error."""
+"""How far a command is through many images: a bar on a terminal, lines elsewhere; on standard error."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LINES_EVERY = 10.0  # seconds between two lines
 
 
 @contextlib.contextmanager
-def meter(verb: str, kind: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far `sppnet VERB` is; call what this gives with the number of images that are done since.
+def meter(command: str, kind: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far `sppnet COMMAND` is; call what this gives with the number of images that are done since.
 
     Args:
-        verb: names the program in lines.
+        command: names the program in lines.
         kind: `trainer.progress`: none; bar; lines, one every ten seconds; auto, a bar on a terminal, else lines.
         total: how many images there are; of one nothing is shown.
     """
@@ -31,10 +31,10 @@ def meter(verb: str, kind: str, total: int) -> Iterator[Callable[[int], None]]:
             task = progress.add_task("", total=total)
             yield lambda more: progress.advance(task, more)
     else:
-        yield _lines(verb, total)
+        yield _lines(command, total)
 
 
-def _lines(verb: str, total: int) -> Callable[[int], None]:
+def _lines(command: str, total: int) -> Callable[[int], None]:
     began = shown = time.monotonic()
     done = 0
 
@@ -45,6 +45,6 @@ def _lines(verb: str, total: int) -> Callable[[int], None]:
         if now - shown >= LINES_EVERY:
             shown = now
             rate = done / (now - began)
-            print(f"sppnet {verb}: {done} of {total} images, {rate:.1f} a second", file=sys.stderr, flush=True)
+            print(f"sppnet {command}: {done} of {total} images, {rate:.1f} a second", file=sys.stderr, flush=True)
 
     return tick

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from calling import Caller
 
+from calling import Caller
 from sppnet.benchmarks.loading import two_photographs
 from sppnet.benchmarks.measurement import Row, compare, geometric
 from sppnet.benchmarks.pooling_layer import adaptive, strided

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from calling import SMALL, Called, Caller, command
 from PIL import Image
 
+from calling import SMALL, Called, Caller, command
 from sppnet.errors import UserError
 
 
@@ -27,7 +27,7 @@ def assert_one_line(called: Called, *words: str) -> None:
 
 
 NAMES_AND_VALUES = [
-    (["fly"], ["unknown verb 'fly'", "train"]),
+    (["fly"], ["unknown command 'fly'", "train"]),
     (["train", "--fly"], ["--fly", "KEY=VALUE"]),
     (["train", "fly=1"], ["fly", "backbone", "trainer"]),
     (["train", "trainer.epochs=1"], ["trainer.epochs", "trainer.max_epochs"]),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from calling import Caller
 from PIL import Image
 
+from calling import Caller
 from sppnet.config import compose, option_files, schema
 
 CONF = option_files.root() / "conf"
@@ -30,9 +30,9 @@ def test_every_option_composes_to_a_valid_configuration(sppnet: Caller, group: s
     schema.check(yaml.safe_load(shown.out))
 
 
-@pytest.mark.parametrize("verb", ["train", "test", "predict", "transfer"])
-def test_every_primary_file_composes(sppnet: Caller, verb: str) -> None:
-    assert sppnet(verb, "--cfg", "job").code == 0
+@pytest.mark.parametrize("command", ["train", "test", "predict", "transfer"])
+def test_every_primary_file_composes(sppnet: Caller, command: str) -> None:
+    assert sppnet(command, "--cfg", "job").code == 0
 
 
 def test_every_named_pyramid_says_its_depth_and_its_bins() -> None:

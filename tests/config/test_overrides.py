@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from calling import Caller, command
 
+from calling import Caller, command
 from sppnet.config import compose, overrides, schema
 from sppnet.errors import UserError
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from calling import SMALL, Called, Caller
 
+from calling import SMALL, Called, Caller
 from sppnet.config import compose
 from sppnet.config.option_files import root
 
@@ -76,8 +76,8 @@ def test_a_run_of_another_layout_is_refused_in_one_line(sppnet: Caller, tmp_path
         relabelled(tmp_path / "old/config.yaml", layout)
         shutil.copy(run / "checkpoints/best.ckpt", lone)
         relabelled(lone, layout)
-        for verb, where in (("test", "old"), ("predict", "old"), ("transfer", "old"), ("test", "lone.ckpt")):
-            refused(sppnet(verb, f"checkpoint={where}"), f"checkpoint={where}", said, "reads layout 1")
+        for command, where in (("test", "old"), ("predict", "old"), ("transfer", "old"), ("test", "lone.ckpt")):
+            refused(sppnet(command, f"checkpoint={where}"), f"checkpoint={where}", said, "reads layout 1")
         shutil.rmtree(tmp_path / "old")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lone.ckpt", "runs"]
     relabelled(run / "checkpoints/best.ckpt", 7)  # the run itself is of this layout, its weights are not

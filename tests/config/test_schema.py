@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from calling import SMALL, Caller
 from torch import nn
 
+from calling import SMALL, Caller
 from sppnet import pyramid
 from sppnet.config import compose, schema
 from sppnet.errors import UserError

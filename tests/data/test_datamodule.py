@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sppnet.data import build_sizes, load_sets
+from sppnet.data import build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.errors import UserError
 
@@ -35,7 +35,7 @@ def data_module(cfg: dict[str, Any], folder: Path) -> DataModule:
     """Of two sizes, one epoch each."""
     sizes = {"_target_": "sppnet.data.Alternating", "train": [24, 20], "val": [24], "test": [24]}
     views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
-    return DataModule(load_sets(cfg), build_sizes(sizes), cfg, views, 0, folder)
+    return DataModule(load_splits(cfg), build_sizes(sizes), cfg, views, 0, folder)
 
 
 def fit(

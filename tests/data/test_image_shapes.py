@@ -17,8 +17,8 @@ Paint = Callable[..., None]
 BUILD = """
 import sys, time
 from pathlib import Path
-from sppnet.data.sets import Folder
-from sppnet.data.shapes import load_shapes
+from sppnet.data.datasets.image_files import Folder
+from sppnet.data.image_shapes import load_shapes
 images = Folder(sys.argv[1])
 while not Path(sys.argv[3]).exists(): time.sleep(0.001)
 print(load_shapes(images, Path(sys.argv[2])).sum())

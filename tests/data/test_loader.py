@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sppnet.data import ImageSet, Sets, build_sizes, load_sets
+from sppnet.data import ImageSet, Splits, build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.decode import DataError
 
@@ -17,9 +17,9 @@ Make = Callable[..., Path]
 VIEWS = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
 
 
-def data_module(cfg: dict[str, Any], cache: Path, sets: Sets | None = None, **views: Any) -> DataModule:
+def data_module(cfg: dict[str, Any], cache: Path, sets: Splits | None = None, **views: Any) -> DataModule:
     sizes = {"_target_": "sppnet.data.Alternating", "train": [32, 24], "val": [32], "test": [32, 40]}
-    return DataModule(sets or load_sets(cfg), build_sizes(sizes), cfg, VIEWS | views, 0, cache)
+    return DataModule(sets or load_splits(cfg), build_sizes(sizes), cfg, VIEWS | views, 0, cache)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -177,7 +177,7 @@ class Tags(ImageSet):
 
 def test_targets_of_a_multi_label_set_are_rows_of_zeros_and_ones(config: Load, tmp_path: Path) -> None:
     parts = (np.arange(40), np.arange(4), np.arange(4))
-    data = data_module(config("digits", fit="full"), tmp_path, Sets(Tags(), *parts))
+    data = data_module(config("digits", fit="full"), tmp_path, Splits(Tags(), *parts))
     for batch in data.train_dataloader():
         assert batch["target"].dtype == torch.float32
         for index, row in zip(batch["index"].tolist(), batch["target"].tolist(), strict=True):
@@ -195,11 +195,11 @@ class Silent(Tags):
 
 def test_an_image_that_fails_without_a_word_is_left_out_all_the_same(config: Load, tmp_path: Path) -> None:
     parts = (np.arange(40), np.arange(4), np.arange(4))
-    batches = list(data_module(config("digits"), tmp_path, Sets(Silent(), *parts)).val_dataloader()[0])
+    batches = list(data_module(config("digits"), tmp_path, Splits(Silent(), *parts)).val_dataloader()[0])
     assert sum(len(batch["index"]) for batch in batches) == 4
     with pytest.raises(DataError, match="cannot be read"):
-        list(data_module(config("digits"), tmp_path, Sets(Silent(), *parts)).train_dataloader())
-    data = data_module(config("digits", bad_files="skip"), tmp_path, Sets(Silent(), *parts))
+        list(data_module(config("digits"), tmp_path, Splits(Silent(), *parts)).train_dataloader())
+    data = data_module(config("digits", bad_files="skip"), tmp_path, Splits(Silent(), *parts))
     batches = list(data.train_dataloader())
     assert [name for batch in batches for name in batch["bad"]] == [Silent().name(7)]
     assert 7 not in [i for batch in batches for i in batch["index"].tolist()]

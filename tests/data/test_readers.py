@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from sppnet.data import build_sizes, load_sets
+from sppnet.data import build_sizes, load_splits
 from sppnet.data.crops import Region, TrainRegions
 from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.image_files import Folder
@@ -58,7 +58,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_module(cfg: dict[str, Any], cache: Path) -> DataModule:
     sizes = {"_target_": "sppnet.data.Alternating", "train": [64, 48], "val": [64], "test": [64]}
-    return DataModule(load_sets(cfg), build_sizes(sizes), cfg, VIEWS, 0, cache)
+    return DataModule(load_splits(cfg), build_sizes(sizes), cfg, VIEWS, 0, cache)
 
 
 def batches(cfg: dict[str, Any], cache: Path) -> list[dict[str, Any]]:
@@ -256,7 +256,7 @@ def test_a_flipped_byte_is_found_said_and_mended(
     assert same(batches(cfg | {"workers": workers}, cache), expected)
     said = capfd.readouterr().err
     assert "damaged" in said
-    assert load_sets(cfg).images.name(int(train)) in said
+    assert load_splits(cfg).images.name(int(train)) in said
     assert path.read_bytes() == good
     assert same(batches(cfg | {"workers": workers}, cache), expected)
     assert "damaged" not in capfd.readouterr().err
@@ -280,12 +280,12 @@ BUILD = """
 import sys, yaml
 from pathlib import Path
 from types import SimpleNamespace
-from sppnet.data import build_sizes, load_sets
+from sppnet.data import build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 cfg = yaml.safe_load(Path(sys.argv[1]).read_text())
 sizes = {"_target_": "sppnet.data.Single", "train": [64], "val": [64], "test": [64]}
 views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
-data = DataModule(load_sets(cfg), build_sizes(sizes), cfg, views, 0, Path(sys.argv[2]), "lines")
+data = DataModule(load_splits(cfg), build_sizes(sizes), cfg, views, 0, Path(sys.argv[2]), "lines")
 data.prepare_data()
 """
 

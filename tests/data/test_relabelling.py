@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sppnet.data import ImageSet, Sets, build_images, load_sets, load_tested
+from sppnet.data import ImageSet, Splits, build_images, load_splits, load_tested
 from sppnet.errors import UserError
 
 Load = Callable[..., dict[str, Any]]
@@ -32,14 +32,14 @@ def trained(tmp_path: Path, config: Load) -> dict[str, Any]:
     )
     images = build_images(cfg)
     about = {"classes": CLASSES, "multilabel": False, "fingerprint": images.fingerprint()}
-    return about | {"config": {"data": cfg}, "test": names(load_sets(cfg, images))}
+    return about | {"config": {"data": cfg}, "test": names(load_splits(cfg, images))}
 
 
-def names(sets: Sets) -> list[str]:
+def names(sets: Splits) -> list[str]:
     return [sets.images.name(i) for i in sets.test.tolist()]
 
 
-def scored(trained: dict[str, Any], root: Path, typed: bool = True, **keys: Any) -> tuple[Sets, list[str]]:
+def scored(trained: dict[str, Any], root: Path, typed: bool = True, **keys: Any) -> tuple[Splits, list[str]]:
     cfg = trained["config"]["data"] | {"root": str(root)} | keys
     return load_tested(cfg, build_images(cfg), trained, typed)
 
@@ -134,7 +134,7 @@ def test_imagenet_without_its_training_images_can_be_tested_on(
     sets, _ = load_tested(cfg, build_images(cfg), trained, True)
     assert len(sets.test) == 8
     with pytest.raises(UserError, match=r"has no folder train/ \(found: val\)"):
-        load_sets(cfg)
+        load_splits(cfg)
 
 
 class Several(ImageSet):

@@ -2,8 +2,8 @@
 
     uv run python tests/helpers/many_runs.py runs/bins 2000
 
-copies the runs of the study until there are so many, in a temporary folder, and prints the seconds of either verb, with
-those of its imports apart. No figure is made up: every copy has the record of the run it was copied from.
+copies the runs of the study until there are so many, in a temporary folder, and prints the seconds of either command,
+with those of its imports apart. No figure is made up: every copy has the record of the run it was copied from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.runs.identity import digest
-from sppnet.studies.study import Cell, remember, stored
+from sppnet.studies.study import SweepPoint, remember, stored
 
 IMPORTS = {
     "status": "import sppnet.commands.status, sppnet.commands.hydra_app",
@@ -41,7 +41,7 @@ def _turns(there: list[Path], number: int) -> Iterator[tuple[Path, int]]:
         yield there[i % len(there)], 1000 + i
 
 
-def _copy(run: Path, cell: Cell, seed: int, into: Path) -> Cell:
+def _copy(run: Path, cell: SweepPoint, seed: int, into: Path) -> SweepPoint:
     story: dict[str, Any] = json.loads((run / "provenance.json").read_text())
     story["identity"]["seed"] = seed
     new = into / f"{run.name.rsplit('-', 1)[0]}-{digest(story['identity'])}"
@@ -50,7 +50,7 @@ def _copy(run: Path, cell: Cell, seed: int, into: Path) -> Cell:
     for path in (run / "checkpoints").glob("*.ckpt"):
         (new / "checkpoints" / path.name).symlink_to(path.absolute())
     words = tuple(sorted([*cell.setting, f"seed={seed}"]))
-    return Cell(words, new.name, cell.test, cell.conf, cell.row, cell.experiments)
+    return SweepPoint(words, new.name, cell.test, cell.conf, cell.row, cell.experiments)
 
 
 def seconds(command: list[str], where: Path) -> float:
@@ -61,17 +61,17 @@ def seconds(command: list[str], where: Path) -> float:
 
 
 def main(study: str, number: str = "2000") -> None:
-    """Time both verbs over `number` copies of the runs of `study`."""
+    """Time both commands over `number` copies of the runs of `study`."""
     with tempfile.TemporaryDirectory() as name:
         into = Path(name, "runs/many")
         multiply(Path(study), int(number), into)
-        for verb, imports in IMPORTS.items():
+        for command, imports in IMPORTS.items():
             start = min(seconds([sys.executable, "-c", imports], into) for _ in range(3))
             whole = min(
-                seconds([sys.executable, "-m", "sppnet.cli", verb, f"paths.runs={into.parent}"], Path(name))
+                seconds([sys.executable, "-m", "sppnet.cli", command, f"paths.runs={into.parent}"], Path(name))
                 for _ in range(3)
             )
-            print(f"{verb:<7}{number} runs: {whole:.2f} s, of which imports {start:.2f} s ({os.cpu_count()} cores)")
+            print(f"{command:<7}{number} runs: {whole:.2f} s, of which imports {start:.2f} s ({os.cpu_count()} cores)")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from sppnet.errors import UserError
-from sppnet.models.network import build_backbone, build_head, build_network, check_network
+from sppnet.models.fit_check import check_network
+from sppnet.models.heads import build_head
+from sppnet.models.network import build_backbone, build_network
 from sppnet.models.probe import on_meta, probe
 from sppnet.training.preflight import sizes_for_pairs
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from calling import flip
 from torch import nn
 from torch.serialization import set_crc32_options
 from torchvision import models
 
+from calling import flip
 from sppnet.errors import UserError
 from sppnet.models.backbones import ZF5, Blog, Tiny, torchvision_trunk
 from sppnet.models.pretrained import load_weights

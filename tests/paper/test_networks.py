@@ -13,7 +13,8 @@ from torch import nn
 
 from sppnet.models.backbones import ZF5, Blog, Convnet5, Overfeat, map_size
 from sppnet.models.backbones.paper import WithinChannelNorm
-from sppnet.models.network import build_head, build_network
+from sppnet.models.heads import build_head
+from sppnet.models.network import build_network
 from sppnet.models.probe import Trunk, probe
 
 SPP = {"name": "spp", "pool": "max", "rule": "adaptive", "hidden": [8], "dropout": 0.5}
@@ -132,7 +133,7 @@ def test_convnet5_and_overfeat_normalise_across_five_channels_as_alexnet_does() 
 
 @pytest.mark.slow
 def test_the_table_of_networks_is_printed_by_a_command() -> None:
-    command = [sys.executable, "-m", "sppnet.models.backbones", "180", "224", "392"]
+    command = [sys.executable, "-P", "-m", "sppnet.cli", "models"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     table = {line.split()[0]: line.split()[1:] for line in lines}
     maps = {name: row[4::2] for name, row in table.items() if name in FOUR}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sppnet.errors import UserError
-from sppnet.models.network import SPPNet, build_head
+from sppnet.models.heads import build_head
+from sppnet.models.network import SPPNet
 from sppnet.models.receptive_field import Field
 from sppnet.prediction.attribution import check_pooling, explain, grids
 from sppnet.prediction.panel import spans

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calling import SMALL, Caller, command
 from PIL import Image
 
+from calling import SMALL, Caller, command
 from sppnet import cli
 from sppnet.config import option_files
 from sppnet.data.datasets.digits import Digits

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calling import SMALL, Caller
 from PIL import Image
+
+from calling import SMALL, Caller
 
 pytestmark = pytest.mark.slow
 

@@ -17,14 +17,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import scipy.stats  # type: ignore[import-untyped]
+
 from calling import OF_A_STUDY as ONE
 from calling import SWEEP, Called, Caller
-
 from sppnet import statistics
 from sppnet.config import option_files
 from sppnet.runs.identity import FORMAT
 from sppnet.runs.run_directory import Run
-from sppnet.studies.status import stand
+from sppnet.studies.status import run_status
 
 Result = dict[str, Any]
 
@@ -128,7 +128,7 @@ def test_a_run_that_is_held_runs_and_is_left_alone(study: Caller) -> None:
     try:
         assert holder.stdout
         assert holder.stdout.readline() == b"held\n"
-        standing = stand(Run(run), "")
+        standing = run_status(Run(run), "")
         assert (standing.state, standing.speed, standing.left) == ("running", 2.0, 15.0)
         shown = study("status", "study=mine").out
         assert "10/40" in shown
@@ -139,7 +139,7 @@ def test_a_run_that_is_held_runs_and_is_left_alone(study: Caller) -> None:
     finally:
         holder.kill()
         holder.wait()
-    assert stand(Run(run), "").state == "lost"
+    assert run_status(Run(run), "").state == "lost"
 
 
 def test_rows_are_told_apart_where_their_short_names_are_not(study: Caller) -> None:

@@ -16,7 +16,7 @@ from sppnet import statistics
 from sppnet.commands import report
 from sppnet.config import option_files
 from sppnet.report import figures, row_names
-from sppnet.report.summary import Sheet
+from sppnet.report.summary import Summary
 from sppnet.report.table import Column, Result, Row, Table
 
 
@@ -85,15 +85,15 @@ def test_a_figure_cuts_no_label_and_two_seeds_do_not_stretch_its_axis(kind: str)
 @pytest.mark.parametrize(("of", "why"), [({"data": "other"}, "different data"), ({"format": 1}, "format 1 and 2")])
 def test_rows_that_differ_in_more_than_their_words_are_not_compared(of: dict[str, Any], why: str) -> None:
     near, far = rows_of([0.1, 0.2, 0.15], name="a"), rows_of([0.9, 0.91, 0.92], name="b", **of)
-    both = Sheet(replace(near, rows=[*near.rows, *far.rows]))
+    both = Summary(replace(near, rows=[*near.rows, *far.rows]))
     assert not both.marked(2, 2)
     assert not both.apart()
     assert why in both.legend()
-    assert Sheet(replace(near, rows=[*near.rows, *rows_of([0.9, 0.93, 0.92], name="b").rows])).marked(2, 2)
+    assert Summary(replace(near, rows=[*near.rows, *rows_of([0.9, 0.93, 0.92], name="b").rows])).marked(2, 2)
 
 
 def test_a_name_is_printed_as_it_is_and_another_format_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    report._show(Sheet(rows_of([0.5], name="gap [eb2d09e622]", format=1)))  # no markup of rich
+    report._show(Summary(rows_of([0.5], name="gap [eb2d09e622]", format=1)))  # no markup of rich
     printed = capsys.readouterr()
     assert "gap [eb2d09e622] 0" in printed.out
     assert "t: its rows are of format 1" in printed.err
@@ -104,4 +104,4 @@ def test_documents_agree_on_how_many_seeds_a_mark_needs() -> None:
     for file in ("experiments/README.md", "docs/decisions/0016-a-study-is-planned-and-read-from-directories.md"):
         text = " ".join((option_files.root() / file).read_text().split())
         assert f"below {words} seeds nothing is" in text, file
-    assert f"below {statistics.FEWEST} seeds nothing is marked" in Sheet(rows_of([0.5, 0.6])).legend()
+    assert f"below {statistics.FEWEST} seeds nothing is marked" in Summary(rows_of([0.5, 0.6])).legend()

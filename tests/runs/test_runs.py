@@ -20,8 +20,9 @@ from PIL import Image
 
 from calling import SMALL, Caller, command, same_weights
 from sppnet.errors import UserError
-from sppnet.storage.files import alone
-from sppnet.runs.run_directory import Run, plan, write_text
+from sppnet.runs.plan import plan
+from sppnet.runs.run_directory import Run
+from sppnet.storage.files import file_lock, write_text
 
 
 @pytest.fixture
@@ -170,12 +171,12 @@ def test_a_file_system_without_locks_is_one_line_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
     with (
         pytest.raises(UserError, match=rf"{tmp_path}/cache cannot be locked .*paths\.cache"),
-        alone(tmp_path / "cache/x"),
+        file_lock(tmp_path / "cache/x"),
     ):
         raise AssertionError
     assert not list(tmp_path.iterdir())
     (tmp_path / "there").touch()
-    with pytest.raises(UserError), alone(tmp_path / "there"):
+    with pytest.raises(UserError), file_lock(tmp_path / "there"):
         raise AssertionError
     assert (tmp_path / "there").exists()
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from calling import SMALL, Caller
 from PIL import Image
 
+from calling import SMALL, Caller
 from sppnet.config import compose, option_files, schema
 from sppnet.data import build_images
 from sppnet.runs.identity import run_identity
+from sppnet.studies.study import command_of as command
 from sppnet.studies.study import header
-from sppnet.studies.study import verb_of as verb
 from sppnet.training.preflight import check_job
 from sppnet.transfer.extractor import check as check_features
 from sppnet.transfer.task import make_task
@@ -36,7 +36,7 @@ def rows(study: str) -> dict[str, dict[str, Any]]:
 
 def row(study: str, name: str) -> dict[str, Any]:
     """The configuration of one row."""
-    cfg = compose.again(verb(study), [f"experiments={study}", *rows(study)[name]["set"]])
+    cfg = compose.again(command(study), [f"experiments={study}", *rows(study)[name]["set"]])
     return {key: value for key, value in cfg.items() if key != "hydra"}
 
 
@@ -46,7 +46,7 @@ def test_a_study_says_its_question_and_how_to_run_it(sppnet: Caller, path: Path)
     assert lines[0] == "# @package _global_"
     said = [line.split()[1] for line in lines[1:] if line.startswith("# ") and not line.startswith("#  ")]
     assert said == ["Question:", "Command:", "Expected:", "Cost:"]
-    shown = sppnet(verb(path.stem), f"experiments={path.stem}", "--cfg", "job", "--resolve")
+    shown = sppnet(command(path.stem), f"experiments={path.stem}", "--cfg", "job", "--resolve")
     assert shown.code == 0, shown.err
     assert yaml.safe_load(shown.out)["study"] == ("paper" if path.stem.startswith("paper") else path.stem)
 
@@ -57,7 +57,7 @@ CELLS = [(path.stem, name) for path in STUDIES for name in rows(path.stem)]
 @pytest.mark.parametrize(("study", "name"), CELLS, ids=lambda word: word)
 def test_every_row_of_a_study_is_a_job_that_can_start(study: str, name: str) -> None:
     cfg = row(study, name)
-    if verb(study) == "transfer":
+    if command(study) == "transfer":
         del cfg["checkpoint"]
         check_features(make_task(cfg, None))
     else:
@@ -170,11 +170,11 @@ def test_every_study_says_what_it_asks_expects_and_costs() -> None:
 
 def test_a_study_that_compares_has_five_seeds() -> None:
     for path in STUDIES:
-        jobs = compose.sweep(verb(path.stem), [f"experiments={path.stem}"])[0]
+        jobs = compose.sweep(command(path.stem), [f"experiments={path.stem}"])[0]
         folds = any(
             word.startswith("data.split.fold=") for job in jobs for word in job.words
         )  # all images are the sample
-        if verb(path.stem) == "train" and not path.stem.startswith("paper") and not folds:
+        if command(path.stem) == "train" and not path.stem.startswith("paper") and not folds:
             seeds = Counter(word for job in jobs for word in job.words if word.startswith("seed="))
             assert len(seeds) >= 5, path.stem
             assert len(set(seeds.values())) == 1, path.stem

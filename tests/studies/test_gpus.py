@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import Caller
 from omegaconf import OmegaConf
 
+from calling import Caller
 from sppnet.config import compose
 from sppnet.studies import gpus
 from sppnet.studies.local_launcher import Processes
@@ -68,7 +68,7 @@ open(sys.argv[1], "w").write(json.dumps(seen))
 class Noting(Processes):
     """Real processes, which note what they see in place of training."""
 
-    def command(self, group: list[SweepJob], job: SweepJob) -> list[str]:
+    def command_line(self, group: list[SweepJob], job: SweepJob) -> list[str]:
         return [sys.executable, "-S", "-c", NOTE, f"{job.number}.json"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from calling import OF_A_STUDY, SWEEP, Caller
 
 

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from calling import SMALL, Caller, command, records
 from PIL import Image
+
+from calling import SMALL, Caller, command, records
 
 ONE = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
 

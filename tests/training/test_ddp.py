@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import SMALL, Caller, command, records, same_weights
-from trace_ranks import PLUG
 
-from sppnet.data import load_sets
+from calling import SMALL, Caller, command, records, same_weights
+from sppnet.data import load_splits
+from trace_ranks import PLUG
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def assert_promises(run: Path, left_over: int = 1) -> None:
     for steps in (train, val):
         assert len(steps[0]) == len(steps[1]) > 0
         assert [line["shape"] for line in steps[0]] == [line["shape"] for line in steps[1]]
-    sets = load_sets({"_target_": "sppnet.data.Digits", "name": "digits", "split": SPLIT})
+    sets = load_splits({"_target_": "sppnet.data.Digits", "name": "digits", "split": SPLIT})
     for epoch in {line["epoch"] for line in train[0]}:
         seen = [i for rank in train for line in rank if line["epoch"] == epoch for i in line["index"]]
         assert len(seen) == len(set(seen)) >= len(sets.train) - left_over

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calling import SMALL, Caller, weights
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import Tensor, nn
 
+from calling import SMALL, Caller, weights
 from sppnet.config.compose import again
-from sppnet.data import ImageSet, Sets, build_sizes
+from sppnet.data import ImageSet, Splits, build_sizes
 from sppnet.data.datamodule import DataModule
 from sppnet.data.decode import DataError
 from sppnet.models.network import SPPNet
@@ -113,7 +113,7 @@ def train(words: list[str], rank: int, world: int, count: int, folder: Path) -> 
     classifier = Classifier(SPPNet(backbone, head), cfg, images.classes, False).double()
     every = np.arange(count)
     schedule = build_sizes(cfg["sizes"])
-    data = OneOfSeveral(Sets(images, every, every, every), schedule, cfg["data"], cfg["views"], 0, folder)
+    data = OneOfSeveral(Splits(images, every, every, every), schedule, cfg["data"], cfg["views"], 0, folder)
     data.rank, data.world = rank, world
     gradients = Gradients()
     make_trainer(cfg, [gradients], [], folder).fit(classifier, datamodule=data)
@@ -127,7 +127,8 @@ def of_one_large_batch(classifier: Classifier, batches: list[dict[str, Any]]) ->
         same = [batch for batch in batches if batch["image"].shape[2:] == shape]
         joined = {key: torch.cat([batch[key] for batch in same]) for key in ("image", "target", "valid", "offset")}
         smoothing = classifier.cfg["loss"]["label_smoothing"]
-        losses = classifier.losses(classifier(classifier.prepare(joined)), joined["target"], smoothing)
+        logits = classifier(classifier.normalise(joined["image"], joined["offset"]))
+        losses = classifier.losses(logits, joined["target"], smoothing)
         total = total + losses[joined["valid"]].sum()
         read += int(joined["valid"].sum())
     planned = read + sum(len(batch["bad"]) for batch in batches)

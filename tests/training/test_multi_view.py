@@ -13,24 +13,28 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from calling import SMALL, Caller
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from calling import SMALL, Caller
 from sppnet.config import option_files
-from sppnet.data import load_sets
+from sppnet.data import load_splits
 from sppnet.data.datamodule import DataModule
+from sppnet.data.loader import Batch
+from sppnet.data.views import Views, Window
 from sppnet.errors import UserError
 from sppnet.models.backbones import Blog, Tiny, torchvision_trunk
-from sppnet.models.network import SPPNet, build_backbone, build_head
+from sppnet.models.heads import build_head
+from sppnet.models.network import SPPNet, build_backbone
 from sppnet.models.probe import map_size, on_meta
 from sppnet.models.receptive_field import Field, receptive_field
 from sppnet.training.checkpointing import read_checkpoint
+from sppnet.training.inference import load_trained
 from sppnet.training.lit_module import Classifier
-from sppnet.training.multi_view import Scorer, Views, Window, map_windows
-from sppnet.training.trainer import build_data, load_trained
+from sppnet.training.multi_view import Scorer, map_windows
+from sppnet.training.trainer import build_data
 
 CONF = option_files.root() / "conf"
 TEN = {"fit": "windows", "scales": [256], "of": 224, "positions": 5, "mirror": True, "full": None, "source": "map"}
@@ -230,7 +234,7 @@ def test_views_out_of_the_pixels_are_crops() -> None:
 
 def load(run: Path, cfg: dict[str, Any]) -> tuple[Classifier, DataModule]:
     """The trained network of a run and data that `cfg` describes."""
-    sets = load_sets(cfg["data"])
+    sets = load_splits(cfg["data"])
     return load_trained(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval(), build_data(cfg, sets)
 
 
@@ -240,7 +244,7 @@ def test_whole_images_score_as_the_plain_network_does_to_the_bit(sppnet: Caller)
     cfg = yaml.safe_load((run / "config.yaml").read_text())
     classifier, data = load(run, cfg)
     (loader,) = data.test_dataloader()
-    for batch in cast(Iterable[dict[str, Any]], loader):
+    for batch in cast(Iterable[Batch], loader):
         height, width = batch["image"].shape[2:]
         for n, index in enumerate(batch["index"].tolist()):
             resized = data.sets.images.read(index).resize((width, height), Image.Resampling.BILINEAR)
@@ -255,10 +259,12 @@ def test_the_probabilities_of_views_are_averaged(sppnet: Caller, loss: str) -> N
     words = (f"loss.kind={loss}", "trainer.max_epochs=1", "views=multi_full", "sizes.test=[24]")
     run = sppnet("train", *SMALL, *words).run
     classifier, data = load(run, yaml.safe_load((run / "config.yaml").read_text()))
-    batch = cast(dict[str, Any], next(iter(data.test_dataloader()[0])))
+    batch = next(iter(data.test_dataloader()[0]))
     assert [min(x.shape[2:]) for x in (batch["image"], *batch["more"])] == [24, 27, 32, 39, 48, 60]
     scores = classifier.scores(batch)
-    images = [(x / 255 - classifier.mean) / classifier.std for x in (batch["image"], *batch["more"])]
+    images = [
+        (x / 255 - classifier.normalise.mean) / classifier.normalise.std for x in (batch["image"], *batch["more"])
+    ]
     every = torch.cat(classifier.scorers[24](images), 1)
     if loss == "softmax":
         assert torch.allclose(scores.softmax(1), every.softmax(2).mean(1), atol=1e-6)

@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from calling import SMALL, Caller, records, same_weights
 from PIL import Image
 
+from calling import SMALL, Caller, records, same_weights
 from sppnet.training.callbacks import BadFiles
 
 PHOTOS = Path(os.environ.get("SPPNET_DATA", "no")) / "caltech20"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from calling import SMALL, Caller, command, flip, records, same_weights
 from stop_at import PLUG
 

@@ -11,11 +11,11 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from calling import SMALL, Caller, flip, records, same_weights, weights
 
+from calling import SMALL, Caller, flip, records, same_weights, weights
 from sppnet import cli
 from sppnet.config.compose import again
-from sppnet.data import build_sizes, load_sets
+from sppnet.data import build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.digits import Digits
 from sppnet.models.backbones import Tiny
@@ -97,7 +97,7 @@ def test_a_fast_kernel_trains_the_same_weights_by_the_same_losses(sppnet: Caller
 @pytest.mark.parametrize("asked", [False, True])
 def test_the_network_gets_the_same_pixels_in_the_layout_that_is_asked_for(asked: bool) -> None:
     cfg = again("train", [f"trainer.channels_last={asked}"])
-    classifier = build_classifier(cfg, load_sets(cfg["data"]))
+    classifier = build_classifier(cfg, load_splits(cfg["data"]))
     images, offset = torch.randint(256, (3, 3, 20, 24), dtype=torch.uint8), torch.randn(3, 3)
     mean, std = (torch.tensor(cfg["data"][key])[:, None, None] for key in ("mean", "std"))
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -289,7 +289,7 @@ def test_help_and_cfg_work_as_in_hydra(sppnet: Caller) -> None:
         shown = sppnet(*words)
         assert shown.code == 0, shown.err
         assert "sizes" in shown.out
-    assert all(verb in sppnet().out for verb in cli.VERBS)
+    assert all(command in sppnet().out for command in cli.COMMANDS)
     assert sppnet("--version").out.startswith("sppnet 0.")
 
 
@@ -328,7 +328,9 @@ def test_a_validation_and_a_test_that_are_cut_short_see_a_mixture_of_classes(tmp
     cfg["data"]["fit"], cfg["views"]["fit"] = fit, fit.replace("crop", "center")
     seen = []
     for seed in (0, 1):  # of the run, which changes nothing
-        data = DataModule(load_sets(cfg["data"]), build_sizes(cfg["sizes"]), cfg["data"], cfg["views"], seed, tmp_path)
+        data = DataModule(
+            load_splits(cfg["data"]), build_sizes(cfg["sizes"]), cfg["data"], cfg["views"], seed, tmp_path
+        )
         data.trainer = L.Trainer(accelerator="cpu", limit_val_batches=1, limit_test_batches=1, logger=False)
         loaders: Any = (data.val_dataloader()[0], data.test_dataloader()[0])
         batches = [list(loader.batch_sampler) for loader in loaders]

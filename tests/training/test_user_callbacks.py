@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from calling import SMALL, Caller, records
 
+from calling import SMALL, Caller, records
 from sppnet.training.callbacks import Bar
 
 STOP = "+callbacks.stop._target_=lightning.pytorch.callbacks"

@@ -14,17 +14,17 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
-from calling import SMALL, Caller
 from PIL import Image
 from sklearn.svm import LinearSVC
 
+from calling import SMALL, Caller
 from sppnet.data.crops import EvalRegions, render
 from sppnet.data.datasets.file_names import SUFFIXES
 from sppnet.models.backbones import Tiny
 from sppnet.models.network import build_network
 from sppnet.pyramid import spatial_pyramid_pool2d
+from sppnet.statistics import Spread, spread
 from sppnet.transfer import feature_file
-from sppnet.transfer.comparison import difference
 from sppnet.transfer.splits import Split, draw_splits
 from sppnet.transfer.svm import _in_span, accuracies
 
@@ -325,11 +325,11 @@ def test_the_svm_is_scikit_learns_on_the_features_as_they_are() -> None:
 
 
 def test_the_interval_of_a_paired_difference() -> None:
-    mean, low, high = difference([0.5, 0.7, 0.9], [0.4, 0.5, 0.6])
+    gap = spread([0.5 - 0.4, 0.7 - 0.5, 0.9 - 0.6])
+    assert gap is not None
     half = 4.302653 * 0.1 / 3**0.5  # Student's t for two degrees of freedom, deviation 0.1
-    assert (mean, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-6)
-    with pytest.raises(ValueError, match="two pairs"):
-        difference([1.0], [0.5])
+    assert (gap.mean, gap.half) == pytest.approx((0.2, half), abs=1e-6)
+    assert spread([0.5]) == Spread(1, 0.5, None, None)
 
 
 def test_pictures_that_cannot_be_read_are_named_or_left_out(sppnet: Caller, pets: Path) -> None:

@@ -44,11 +44,11 @@ class ProcessesLauncher(SweepLauncher):
     def __init__(self, n: int | None = None) -> None:
         self.n = n
 
-    def sweep(self, verb: str, jobs: list[Any]) -> Any:
+    def sweep(self, command: str, jobs: list[Any]) -> Any:
         """A sweep of local processes."""
         from sppnet.studies.local_launcher import Processes
 
-        return Processes(verb, jobs, self.n)
+        return Processes(command, jobs, self.n)
 
 
 class SlurmLauncher(SweepLauncher):
@@ -57,8 +57,8 @@ class SlurmLauncher(SweepLauncher):
     def __init__(self, **options: Any) -> None:
         self.options = options
 
-    def sweep(self, verb: str, jobs: list[Any]) -> Any:
+    def sweep(self, command: str, jobs: list[Any]) -> Any:
         """A sweep that is submitted."""
         from sppnet.studies.slurm_launcher import Submission
 
-        return Submission(verb, jobs, self.options)
+        return Submission(command, jobs, self.options)

@@ -44,7 +44,7 @@ class RowsSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all jobs; rows that are the same once `arguments` are in are one job."""
-        from sppnet.config.expand import expand
+        from sppnet.config.overrides import expand
 
         assert self.hydra_context is not None
         assert self.launcher is not None

@@ -18,7 +18,7 @@ from torchvision import datasets, transforms
 
 from sppnet.benchmarks.measurement import Row, Setting, geometric
 from sppnet.config.compose import again
-from sppnet.data import build_sizes, jpeg, load_sets
+from sppnet.data import build_sizes, jpeg, load_splits
 from sppnet.data.datamodule import DataModule
 
 SIZES = (224, 180)
@@ -90,7 +90,7 @@ def _pair(setting: Setting, root: Path, size: int, workers: int, keys: Mapping[s
     }
     sizes = {"_target_": "sppnet.data.Single", "train": [size], "val": [size], "test": [size]}
     views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
-    module = DataModule(load_sets(cfg), build_sizes(sizes), cfg, views, 0, setting.scratch)
+    module = DataModule(load_splits(cfg), build_sizes(sizes), cfg, views, 0, setting.scratch)
     ours = module.train_dataloader()
     _epoch(ours, 1), _epoch(theirs, 1)
     trained, listed = len(module.sets.train), len(theirs.dataset)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 from sppnet.benchmarks.measurement import Row, Setting
 from sppnet.benchmarks.training_step import Clock, Given, train
 from sppnet.config.compose import again
-from sppnet.data import Sets, load_sets
+from sppnet.data import Splits, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.errors import notice
 from sppnet.training.trainer import build_data, settle
@@ -31,7 +31,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         return
     for name, words in (LITTLE if setting.quick else CASES).items():
         cfg = _settings(setting, words)
-        sets = load_sets(cfg["data"])
+        sets = load_splits(cfg["data"])
         loading, held, steps = _data(cfg, sets, 3 if setting.quick else STEPS)
         ours, theirs = (_each(train(cfg, sets, data, setting)) for data in (loading, held))
         batch = cfg["data"]["batch_size"]
@@ -60,7 +60,7 @@ def _settings(setting: Setting, words: tuple[str, ...]) -> dict[str, Any]:
     return cfg
 
 
-def _data(cfg: dict[str, Any], sets: Sets, steps: int) -> tuple[DataModule, DataModule, int]:
+def _data(cfg: dict[str, Any], sets: Splits, steps: int) -> tuple[DataModule, DataModule, int]:
     """The photographs for so many steps, and one batch for as many; both in the same number of epochs."""
     loading = build_data(cfg, sets)
     batches = loading.train_dataloader()

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 
 from sppnet.benchmarks.measurement import Row, Setting
 from sppnet.config.compose import again
-from sppnet.data import Sets, load_sets
+from sppnet.data import Splits, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.runs.run_directory import Run
-from sppnet.training.callbacks import BadFiles, MetricsFile, StatusFile
+from sppnet.training.callbacks import BadFiles, StatusFile
 from sppnet.training.checkpointing import Checkpoints
+from sppnet.training.loggers import MetricsFile
 from sppnet.training.optim import build_optimizer
 from sppnet.training.trainer import build_classifier, build_data, make_trainer, settle
 from sppnet.training.user_callbacks import EarlyEnd
@@ -45,7 +46,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         cfg = again("train", [*data, *words, *more, f"trainer.threads={setting.threads}", "trainer.progress=none"])
         settle(cfg)
         cfg["trainer"] |= {"accelerator": "gpu" if gpu else "cpu", "max_epochs": 1}
-        sets = load_sets(cfg["data"])
+        sets = load_splits(cfg["data"])
         batches = list(itertools.islice(itertools.cycle(build_data(cfg, sets).train_dataloader()), steps + 2))
         pairs = [(_trainer(cfg, sets, batches, setting), _bare(cfg, sets, batches, setting)) for _ in range(rounds)]
         ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
@@ -97,11 +98,11 @@ class Given(DataModule):
         return [DataLoader(self.given[:1], batch_size=None) for _ in self.schedule.val]  # type: ignore[arg-type]
 
 
-def _trainer(cfg: dict[str, Any], sets: Sets, batches: list[Any], setting: Setting) -> float:
+def _trainer(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting: Setting) -> float:
     return _each(train(cfg, sets, Given.of(build_data(cfg, sets), batches), setting).times)
 
 
-def train(cfg: dict[str, Any], sets: Sets, data: DataModule, setting: Setting) -> Clock:
+def train(cfg: dict[str, Any], sets: Splits, data: DataModule, setting: Setting) -> Clock:
     """Train with all that a run has by default, and say when its steps began."""
     run = Run(setting.scratch / f"run{time.monotonic_ns()}")
     run.path.mkdir(parents=True)
@@ -113,10 +114,10 @@ def train(cfg: dict[str, Any], sets: Sets, data: DataModule, setting: Setting) -
     return clock
 
 
-def _bare(cfg: dict[str, Any], sets: Sets, batches: list[Any], setting: Setting) -> float:
+def _bare(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting: Setting) -> float:
     torch.use_deterministic_algorithms(False)  # as torch has it; the Trainer asked for them
     classifier = build_classifier(cfg, sets).to(setting.device).train()
-    network, mean, std = classifier.network, classifier.mean, classifier.std
+    network, mean, std = classifier.network, classifier.normalise.mean, classifier.normalise.std
     optimizer = build_optimizer(cfg["optim"], list(network.parameters()))
     half = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg["trainer"]["precision"] == "bf16-mixed")
     given = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # as ToTensor lays them out

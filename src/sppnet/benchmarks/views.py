@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sppnet.benchmarks.measurement import Row, Setting, compare, took
 from sppnet.benchmarks.windows import head_cost, paper_network
 from sppnet.config.compose import again
+from sppnet.data.views import Views
 from sppnet.models.network import SPPNet
-from sppnet.training.multi_view import Scorer, Views
+from sppnet.training.multi_view import Scorer
 
 SIZE, ASPECT = 224, 4 / 3
 BATCHES = (1, 4)  # of photographs; each side is measured at the one that is best for it

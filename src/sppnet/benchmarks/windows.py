@@ -16,10 +16,11 @@ from torchvision.ops import roi_pool
 
 from sppnet.benchmarks.measurement import Row, Setting, compare
 from sppnet.config.compose import again
+from sppnet.data.views import Window
 from sppnet.models.network import SPPNet, build_network
 from sppnet.models.receptive_field import receptive_field
 from sppnet.pyramid import pool_windows
-from sppnet.training.multi_view import Window, map_windows
+from sppnet.training.multi_view import map_windows
 
 BINS = (6, 3, 2, 1)
 COUNT = 2000

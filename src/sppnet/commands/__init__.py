@@ -1,1 +1,1 @@
-"""One file per verb, each readable from top to bottom."""
+"""One file per command, each readable from top to bottom."""

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sppnet.commands import hydra_app
-from sppnet.commands.hydra_app import Job
 from sppnet.config import schema
+from sppnet.config.compose import Job
 from sppnet.config.validators import FLAG, TEXT, Rule, choice, list_of, or_null, whole
 from sppnet.errors import UserError
 from sppnet.report.output_paths import check_writable
@@ -52,9 +52,9 @@ RULES: Mapping[str, Rule] = {
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Compose `conf/bench.yaml` and measure what it asks for."""
-    hydra_app.run("bench", bench)
+    hydra_app.run("bench", words, bench)
 
 
 def bench(job: Job) -> None:

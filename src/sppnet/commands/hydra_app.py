@@ -1,4 +1,4 @@
-"""From the command line to a plain, resolved configuration: Hydra's part of every verb.
+"""From the command line to a plain, resolved configuration: Hydra's part of every command.
 
 Hydra composes; the job itself runs after Hydra has finished, so that its error handling (several lines, exit code 1)
 and Lightning's detection of Hydra (which would restart ranks with a changed command line) stay out of the way.
@@ -14,8 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
@@ -25,13 +24,16 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from sppnet import errors
 from sppnet.config import compose, option_files, overrides, schema
+from sppnet.config.compose import Job, plain
 from sppnet.errors import UserError
+from sppnet.studies.slurm_launcher import Submission
+from sppnet.studies.sweep import SweepJob
 
-SWEPT = ("train", "transfer")  # verbs of which a study is a sweep
+SWEPT = ("train", "transfer")  # commands of which a study is a sweep
 
 
 @functools.cache
@@ -46,61 +48,42 @@ OmegaConf.register_new_resolver("sppnet.root", lambda: str(option_files.root()),
 OmegaConf.register_new_resolver("sppnet.scratch", _scratch, replace=True)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One composed job: its resolved configuration as plain data and the overrides that were typed for it.
-
-    `sweeper` are those of `hydra.sweeper`, which say nothing of a single job and much of the study that it is of.
-    """
-
-    cfg: dict[str, Any]
-    overrides: list[str]
-    sweeper: tuple[str, ...] = ()
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Resolve `cfg` into plain dicts and lists, without Hydra's own node.
+def normalise(command: str, words: Sequence[str]) -> list[str]:
+    """The words of a command line as Hydra takes them; `--config-dir` counts from here on.
 
     Raises:
-        UserError: a mandatory value is missing or an interpolation leads nowhere.
+        UserError: an unknown option, or a word that is no override.
     """
-    keys = [str(key) for key in cfg if key != "hydra"]
-    kept = OmegaConf.masked_copy(cfg, keys)
-    try:
-        made = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
-    except OmegaConfBaseException as error:
-        # often one wrong value (sizes.train=[]) leaves nowhere for another key's interpolation to lead
-        schema.check_values(OmegaConf.to_container(kept, resolve=False))
-        raise UserError(compose.one_line(error)) from None
-    assert isinstance(made, dict)
-    return {str(key): value for key, value in made.items()}
+    option_files.use_config_dir(words)
+    return overrides.normalise(command, words)
 
 
-def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
-    """Compose `conf/<verb>.yaml` with the command line and run `job` on the result (or sweep, under `-m`).
+def run(command: str, words: Sequence[str], job: Callable[[Job], None], replayed: int = 0) -> None:
+    """Compose `conf/COMMAND.yaml` with the command line and run `job` on the result (or sweep, under `-m`).
 
     Args:
-        verb: names the primary configuration file.
+        command: names the primary configuration file.
+        words: what follows the command on the command line.
         job: does the work.
         replayed: how many of the overrides come from a run and not from the user, who is not warned of them again.
 
     Raises:
         UserError: an option, a key or a value that Hydra does not accept, as one line.
     """
+    words = normalise(command, words)
     composed: list[tuple[DictConfig, list[str], tuple[str, ...], str, dict[str, Any] | None]] = []
     alone = True  # not one job of a sweep
 
     def task(cfg: DictConfig) -> None:
         nonlocal alone
-        alone = _alone()
+        alone = HydraConfig.get().mode == RunMode.RUN and "hydra.mode=RUN" not in words  # as our launchers start a job
         overrides = _resolved(HydraConfig.get().overrides.task)
-        wrong = _unswept(overrides[replayed:]) if alone and verb in SWEPT else ""
+        wrong = _unswept(overrides[replayed:]) if alone and command in SWEPT else ""
         typed = _resolved(HydraConfig.get().overrides.hydra)
         sweeper = tuple(word for word in typed if word.startswith("hydra.sweeper."))
         composed.append((cfg, overrides, sweeper, wrong, _submitted() if alone else None))
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher that is not ours calls us in its worker
+            option_files.use_config_dir(words)
             start()
 
     def start() -> None:
@@ -109,26 +92,23 @@ def run(verb: str, job: Callable[[Job], None], replayed: int = 0) -> None:
             if wrong:
                 raise UserError(wrong)
             if options is not None:
-                from sppnet.studies.slurm_launcher import Submission
-                from sppnet.studies.sweep import SweepJob
-
-                Submission(verb, [SweepJob(0, overrides[replayed:], cfg)], options, planned=False).run()
+                Submission(command, [SweepJob(0, overrides[replayed:], cfg)], options, planned=False).run()
                 continue
             _heed_traceback(cfg, overrides[replayed:] if replayed else None)
             made = Job(plain(cfg), overrides, sweeper)
-            _warn(made.cfg, made.overrides[replayed:], {"retry": "a single job"} if alone and verb in SWEPT else {})
+            _warn(made.cfg, made.overrides[replayed:], {"retry": "a single job"} if alone and command in SWEPT else {})
             job(made)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; the dispatcher words them
-    overrides.settle(verb)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; `sppnet.cli` words them
+    sys.argv[1:] = words  # Hydra reads them there
     try:
-        hydra.main(version_base="1.3", config_path=str(option_files.root() / "conf"), config_name=verb)(task)()
+        hydra.main(version_base="1.3", config_path=str(option_files.root() / "conf"), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(compose.explain(error, verb)) from error
+        raise UserError(compose.explain(error, command)) from error
     except UserError:  # of a launcher of ours
         raise
     except (ValueError, TypeError) as error:  # of Hydra, about a group that was given a list or a number
-        if wrong := option_files.unnamed_option():
+        if wrong := option_files.unnamed_option(words):
             raise UserError(wrong) from error
         raise
     start()
@@ -146,14 +126,9 @@ def _resolved(node: Any) -> list[str]:
 
 
 def _heed_traceback(cfg: DictConfig, typed: list[str] | None) -> None:
-    """Take up `debug.traceback`, wherever it was set; of a verb that replays a run's overrides, only what was typed."""
+    """Obey `debug.traceback`; of a command that starts from a run, only if it was typed."""
     if typed is None or any(word.lstrip("+").startswith(("debug", "experiments=")) for word in typed):
         errors.show_traceback = OmegaConf.select(cfg, "debug.traceback") is True
-
-
-def _alone() -> bool:
-    """Whether this is no job of a sweep: neither of Hydra's own, nor one that a launcher of ours has started."""
-    return HydraConfig.get().mode == RunMode.RUN and "hydra.mode=RUN" not in sys.argv
 
 
 def _submitted() -> dict[str, Any] | None:

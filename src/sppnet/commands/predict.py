@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sppnet.commands import checkpoint_app
-from sppnet.commands.checkpoint_app import HARDWARE, Trained
 from sppnet.config import compose, schema
 from sppnet.config.validators import FLAG, TEXT, either, or_null, whole
-from sppnet.data.datasets.unlabelled import Found, find_pictures
+from sppnet.data.datasets.unlabelled import Found, find_images
 from sppnet.data.jpeg import notice_remarks
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.prediction.output import JsonLines, Table
 from sppnet.prediction.output_paths import Drawings, check_output, drawings
 from sppnet.progress import meter
+from sppnet.runs.from_checkpoint import HARDWARE, Trained
+from sppnet.runs.plan import validate
 
 if TYPE_CHECKING:
     from sppnet.prediction.plot_files import Drawer
@@ -28,9 +29,9 @@ LOADING = ("data.batch_size", "data.workers")
 MAY_CHANGE = ("views", "sizes.test", *LOADING, "debug", "force", *(key for key in HARDWARE if key not in RUNS_OWN))
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Put the run's overrides before the typed ones and compose `conf/predict.yaml`."""
-    checkpoint_app.run("predict", predict, tuple(OWN), MAY_CHANGE)
+    checkpoint_app.run("predict", words, predict, tuple(OWN), MAY_CHANGE)
 
 
 def predict(trained: Trained) -> None:
@@ -42,8 +43,8 @@ def predict(trained: Trained) -> None:
     """
     own = schema.take(trained.cfg, OWN)
     cfg = _settled(trained.cfg, trained.typed)
-    schema.check(cfg)
-    found = find_pictures(own["input"])
+    validate(cfg)
+    found = find_images(own["input"])
     drawn = drawings(trained, cfg, own["draw"], found)
     check_output(own["output"], found, trained, drawn, cfg["force"])
     from sppnet.training.preflight import check_job  # imports torch

@@ -12,27 +12,30 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from sppnet.errors import RunFailed, UserError
-from sppnet.runs.run_directory import FAILED_RANK, Plan, Run, write_text
+from sppnet.runs.plan import Plan
+from sppnet.runs.run_directory import FAILED_RANK, Run
 from sppnet.runs.slurm_status import mark
 from sppnet.slurm import job
+from sppnet.storage.files import write_text
 
 PR_SET_PDEATHSIG = 1
 GLANCE, PATIENCE = 0.5, 900.0  # seconds between two looks for the first task, and until that is given up
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Join the run whose directory is the only argument."""
-    if len(sys.argv) != 2 or "LOCAL_RANK" not in os.environ:
+    if len(words) != 1 or "LOCAL_RANK" not in os.environ:
         raise UserError("`sppnet rank` is started by `sppnet train trainer.devices=N`, not by hand")
     if sys.platform == "linux":  # a killed first process must not leave us waiting in a collective
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    run = Run(Path(sys.argv[1]))
+    run = Run(Path(words[0]))
     cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     del cfg["layout"]
     overrides = (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from sppnet import __version__
 from sppnet.commands import hydra_app
-from sppnet.commands.hydra_app import Job
 from sppnet.config import schema
+from sppnet.config.compose import Job
 from sppnet.config.validators import FLAG, LABEL, TEXT, or_null
 from sppnet.errors import UserError, notice
 from sppnet.report.output_paths import RESULTS, check_writable, of_other_runs, page_of_other_runs, place
 from sppnet.runs.identity import other_format
+from sppnet.runs.plan import validate
 from sppnet.runs.provenance import code
-from sppnet.runs.run_directory import write_text
+from sppnet.storage.files import write_text
 from sppnet.studies.lookup import chosen
 from sppnet.studies.study import Study
 
 if TYPE_CHECKING:
-    from sppnet.report.summary import Sheet
+    from sppnet.report.summary import Summary
 
 OWN = {"output": or_null(TEXT), "latex": FLAG, "html": FLAG, "force": FLAG}
 
@@ -34,16 +35,16 @@ OWN = {"output": or_null(TEXT), "latex": FLAG, "html": FLAG, "force": FLAG}
 class Report:
     """What is written of a study: the sheet, its figure, where the runs are, where it goes, and what, by file name."""
 
-    sheet: Sheet
+    sheet: Summary
     picture: str | None
     runs: Path
     folder: Path
     files: Mapping[str, str]
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Compose `conf/report.yaml` and write what it asks for."""
-    hydra_app.run("report", report)
+    hydra_app.run("report", words, report)
 
 
 def report(job: Job) -> None:
@@ -54,7 +55,7 @@ def report(job: Job) -> None:
     """
     own = schema.take(job.cfg, OWN)
     schema.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
-    schema.check({**job.cfg, "study": "all", "force": False})
+    validate({**job.cfg, "study": "all", "force": False})
     studies = chosen(job, OWN)
     from sppnet.report.html import page
 
@@ -86,7 +87,7 @@ def _reports(studies: list[Study], own: Mapping[str, Any], where: str) -> list[R
     """All of what is to be written, before anything is."""
     from sppnet.report.collect import tables
     from sppnet.report.figures import svg  # imports matplotlib
-    from sppnet.report.summary import Sheet
+    from sppnet.report.summary import Summary
 
     made = [(study, table) for study in studies for table in tables(study)]
     if not any(row.results for _, table in made for row in table.rows):
@@ -94,7 +95,7 @@ def _reports(studies: list[Study], own: Mapping[str, Any], where: str) -> list[R
     names, reports = Counter(table.name for _, table in made), []
     for study, table in made:  # a study of one file may have been started in several folders
         called = f"{study.folder.name}_{table.name}" if names[table.name] > 1 else table.name
-        sheet = Sheet(replace(table, name=called))
+        sheet = Summary(replace(table, name=called))
         folder = Path(own["output"]).expanduser() if own["output"] else place(study)
         if not own["output"] and folder == RESULTS and not own["force"] and of_other_runs(folder, sheet.table):
             folder = study.folder / "report"
@@ -139,7 +140,7 @@ def _is_own(one: Report, default: bool) -> bool:
     return default and one.folder == one.runs / "report"
 
 
-def _files(sheet: Sheet, picture: str | None, tex: bool) -> dict[str, str]:
+def _files(sheet: Summary, picture: str | None, tex: bool) -> dict[str, str]:
     """What is written of a table, by the name of the file."""
     from sppnet.report.table_formats import latex, markdown, runs_csv, settings_csv
 
@@ -153,7 +154,7 @@ def _files(sheet: Sheet, picture: str | None, tex: bool) -> dict[str, str]:
     return files | {f"{name}.md": markdown(sheet, f"{name}.svg" if picture else None)}
 
 
-def _show(sheet: Sheet) -> None:
+def _show(sheet: Summary) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

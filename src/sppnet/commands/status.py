@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sppnet.commands import hydra_app
-from sppnet.commands.hydra_app import Job
 from sppnet.config import schema
+from sppnet.config.compose import Job
 from sppnet.config.validators import FLAG, LABEL, or_null
+from sppnet.runs.plan import validate
 from sppnet.runs.run_directory import Run
 from sppnet.studies.lookup import chosen
-from sppnet.studies.status import Standing, stand
-from sppnet.studies.study import Cell, Study
+from sppnet.studies.status import RunStatus, run_status
+from sppnet.studies.study import Study, SweepPoint
 
 EVERY = 3.0  # seconds between two looks
 COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "lost": "red", "preempted": "yellow"}
@@ -30,9 +31,9 @@ OWN = ("watch",)
 MANY = 60  # cells above which those that are done are counted and not listed
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Compose `conf/status.yaml` and show what it asks for."""
-    hydra_app.run("status", status)
+    hydra_app.run("status", words, status)
 
 
 def status(job: Job) -> None:
@@ -43,7 +44,7 @@ def status(job: Job) -> None:
     """
     own = schema.take(job.cfg, {"watch": FLAG})
     schema.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
-    schema.check({**job.cfg, "study": "all"})
+    validate({**job.cfg, "study": "all"})
     console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 300, highlight=False)
     if not own["watch"]:
         console.print(_shown(chosen(job, OWN)))
@@ -62,7 +63,7 @@ def _shown(studies: list[Study]) -> RenderableType:
 def _study(study: Study) -> Iterator[RenderableType]:
     unplanned = _unplanned(study)
     cells, others = (list(study.cells), len(unplanned)) if study.cells else (unplanned, 0)
-    standings = [(cell, stand(Run(study.folder / cell.run), cell.test)) for cell in cells]
+    standings = [(cell, run_status(Run(study.folder / cell.run), cell.test)) for cell in cells]
     counts = Counter[str](standing.state for _, standing in standings)
     said = ", ".join(f"{counts[state]} {state}" for state in (*COLOURS, "missing") if counts[state])
     beside = f"; beside them {others} that it does not ask for" if others else ""
@@ -84,13 +85,13 @@ def _study(study: Study) -> Iterator[RenderableType]:
     yield drawn
 
 
-def _result(one: Standing) -> str:
+def _result(one: RunStatus) -> str:
     """The first figure of the test, which is what best.ckpt follows."""
     metrics = (one.result or {}).get("metrics") or {}
     return next((f"{name.removeprefix('test/')} {value:.4f}" for name, value in metrics.items()), "")
 
 
-def _progress(one: Standing) -> tuple[str, str, str]:
+def _progress(one: RunStatus) -> tuple[str, str, str]:
     step, steps = one.status.get("step"), one.status.get("steps")
     if step is None or one.state in {"missing", "done"}:
         return "", "", ""
@@ -98,12 +99,12 @@ def _progress(one: Standing) -> tuple[str, str, str]:
     return f"{step}/{steps}", speed, one.end if one.state == "running" else ""
 
 
-def _unplanned(study: Study) -> list[Cell]:
+def _unplanned(study: Study) -> list[SweepPoint]:
     """Runs that the study did not ask for; each by its first test."""
     found, planned = [], {cell.run for cell in study.cells}
     for path in sorted(study.folder.glob("*/status.json")):
         if path.parent.name in planned:
             continue
         tests = sorted((path.parent / "tests").glob("*.json"))
-        found.append(Cell((), path.parent.name, tests[0].stem if tests else "", "", "", None))
+        found.append(SweepPoint((), path.parent.name, tests[0].stem if tests else "", "", "", None))
     return found

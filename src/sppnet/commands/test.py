@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sppnet.commands import checkpoint_app
-from sppnet.commands.checkpoint_app import HARDWARE, Trained
-from sppnet.config import schema
 from sppnet.data import ImageSet, images_of, load_tested
 from sppnet.data.build import OWN_KEYS
 from sppnet.errors import notice
-from sppnet.runs.identity import check_identity, digest
+from sppnet.runs.from_checkpoint import HARDWARE, Trained
+from sppnet.runs.identity import digest, eval_identity
+from sppnet.runs.plan import validate
 from sppnet.runs.result_text import print_result
-from sppnet.runs.run_directory import write_json
+from sppnet.storage.files import write_json
 
 TRAINING_ONLY = ("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step")
 MAY_CHANGE = ("data", "sizes.test", "views", "paths", "debug", "force", *HARDWARE)
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Put the run's overrides before the typed ones and compose `conf/test.yaml`."""
-    checkpoint_app.run("test", test, (), MAY_CHANGE)
+    checkpoint_app.run("test", words, test, (), MAY_CHANGE)
 
 
 def test(trained: Trained) -> None:
     """Score the checkpoint and print its figures; the figures of a run are kept in `RUN/tests`."""
     run = trained.run
     cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # see `score_run`
-    schema.check(cfg)
+    validate(cfg)
     for key in trained.typed:
         if key.startswith(TRAINING_ONLY):
             print(f"sppnet: warning: {key} has no effect on a test", file=sys.stderr)
     images = images_of(cfg)
-    hashed = digest(check_identity(cfg, trained.name, images))
+    hashed = digest(eval_identity(cfg, trained.name, images))
     found = run.result(hashed) if run and not cfg["force"] else None
     if found is not None and _serves(found, cfg):
         for line in found.get("notices", ()):
@@ -77,7 +77,8 @@ def score_run(
     from sppnet.data.duplicates import duplicates
     from sppnet.training.callbacks import BadFiles, progress_display  # imports Lightning
     from sppnet.training.checkpointing import read_checkpoint
-    from sppnet.training.trainer import build_data, load_trained, make_trainer, score, settle
+    from sppnet.training.inference import load_trained
+    from sppnet.training.trainer import build_data, make_trainer, score, settle
 
     settle(cfg)
     checkpoint = read_checkpoint(weights)
@@ -89,7 +90,7 @@ def score_run(
     bad_files = BadFiles(None)
     trainer = make_trainer(cfg, [bad_files, *progress_display(cfg["trainer"]["progress"])], [])
     try:
-        found = score(trainer, classifier, build_data(cfg, sets), check_identity(cfg, name, images))
+        found = score(trainer, classifier, build_data(cfg, sets), eval_identity(cfg, name, images))
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     for bad in sorted(bad_files.names):

@@ -10,27 +10,29 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sppnet.commands import hydra_app
-from sppnet.commands.hydra_app import Job
 from sppnet.commands.rank import join
+from sppnet.config.compose import Job
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.runs import ranks
 from sppnet.runs.identity import world_size
+from sppnet.runs.plan import Plan, check_duplicates, plan
 from sppnet.runs.result_text import print_result
-from sppnet.runs.run_directory import Plan, Run, check_duplicates, plan, write_json
+from sppnet.runs.run_directory import Run
 from sppnet.runs.slurm_status import mark
 from sppnet.slurm import job as slurm_job
+from sppnet.storage.files import write_json
 
 if TYPE_CHECKING:
     from sppnet.training.checkpointing import Preempted
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Compose `conf/train.yaml` with the command line and train."""
-    hydra_app.run("train", train)
+    hydra_app.run("train", words, train)
 
 
 def train(job: Job) -> None:

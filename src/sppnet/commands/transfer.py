@@ -6,46 +6,46 @@ Order: names and values (no torch), the row that is there already, network again
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sppnet.commands import checkpoint_app, hydra_app
-from sppnet.commands.checkpoint_app import Trained, stored
-from sppnet.commands.hydra_app import Job
+from sppnet.config.compose import Job
 from sppnet.data import ImageSet, images_of
 from sppnet.errors import UserError, notice
+from sppnet.runs.from_checkpoint import Trained, stored
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import provenance
-from sppnet.runs.run_directory import read_json, write_json
+from sppnet.storage.files import read_json, write_json
 from sppnet.transfer.comparison import comparable, lines
 from sppnet.transfer.protocols import check_protocol, evaluate
 from sppnet.transfer.task import FORMAT, MAY_CHANGE, OWN, Task, make_task, refuse_idle, warn_idle
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Compose `conf/transfer.yaml`, over the run that `checkpoint=` names if it names one."""
-    if checkpoint_app.named_checkpoint() is None:
-        hydra_app.run("transfer", _given)
+    if checkpoint_app.named_checkpoint(hydra_app.normalise("transfer", words)) is None:
+        hydra_app.run("transfer", words, _given)
     else:
-        checkpoint_app.run("transfer", _trained, OWN, MAY_CHANGE)
+        checkpoint_app.run("transfer", words, _trained, OWN, MAY_CHANGE)
 
 
 def _given(job: Job) -> None:
     if (where := job.cfg.pop("checkpoint")) is not None:
         raise UserError(f"checkpoint={where} is given on the command line, or its run would not be found")
     refuse_idle(job.overrides)
-    transfer(make_task(job.cfg, None))
+    transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])
 
 
 def _trained(trained: Trained) -> None:
-    transfer(make_task(trained.cfg, trained))
+    transfer(make_task(trained.cfg, trained), trained.typed)
 
 
-def transfer(task: Task) -> None:
+def transfer(task: Task, typed: Sequence[str]) -> None:
     """Print the row that is asked for, computed if it is not there yet, and all rows it can be compared with."""
     images = images_of(task.cfg)
-    warn_idle(task, images)
+    warn_idle(task, images, typed)
     identity = task.identity(images)
     protocol = check_protocol(task, images)  # also of a row that is there: `data.duplicates` is not part of it
     for line in images.notices():

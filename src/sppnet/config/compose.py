@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,46 +15,46 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sppnet.config import option_files, schema
-from sppnet.config.expand import Expanded, expand
+from sppnet.config.overrides import Expanded, expand
 from sppnet.errors import UserError
 
 
-def again(verb: str, overrides: list[str]) -> dict[str, Any]:
+def again(command: str, overrides: list[str]) -> dict[str, Any]:
     """What `overrides` compose to now, as plain data; mandatory values may be missing.
 
     Raises:
         UserError: it does not compose.
     """
     try:
-        return _plain(_compose(verb, overrides))
+        return _plain(_compose(command, overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, verb)) from error
+        raise UserError(explain(error, command)) from error
 
 
-def known(verb: str, overrides: list[str]) -> list[str]:
+def known(command: str, overrides: list[str]) -> list[str]:
     """`overrides` without those of groups (and of their keys) whose option is not there any more.
 
     A backbone of somebody's own, say, whose `--config-dir` was not given: what it was stands in its run.
     """
     while True:
         try:
-            _compose(verb, overrides)
+            _compose(command, overrides)
         except MissingConfigException as error:
             group = str(error.missing_cfg_file).partition("/")[0]
             left = [word for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] != group]
             if len(left) == len(overrides):
-                raise UserError(explain(error, verb)) from error
+                raise UserError(explain(error, command)) from error
             overrides = left
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(error, verb)) from error
+            raise UserError(explain(error, command)) from error
         else:
             return overrides
 
 
-def sweep(verb: str, overrides: list[str]) -> tuple[list[Expanded], dict[str, Any], dict[str, Any]]:
+def sweep(command: str, overrides: list[str]) -> tuple[list[Expanded], dict[str, Any], dict[str, Any]]:
     """What `-m` with `overrides` comes to, without starting it.
 
     Returns:
@@ -67,19 +68,19 @@ def sweep(verb: str, overrides: list[str]) -> tuple[list[Expanded], dict[str, An
         kept = [word for word, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
         typed = [word for word in overrides if not re.match(r"[+~]*hydra[./=]", word)]
         with _settled():
-            cfg = hydra.compose(verb, [*kept, _searchpath()], return_hydra_config=True)
+            cfg = hydra.compose(command, [*kept, _searchpath()], return_hydra_config=True)
             node = cfg.hydra.sweeper
             rows = _plain(node.get("rows", {}))
             loader = GlobalHydra.instance().config_loader()
             jobs = expand(rows, node.get("only", []), node.get("params"), typed, loader)
             return jobs, rows, _plain(cfg.report)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, verb)) from error
+        raise UserError(explain(error, command)) from error
 
 
-def _compose(verb: str, overrides: list[str]) -> DictConfig:
+def _compose(command: str, overrides: list[str]) -> DictConfig:
     with _settled():
-        return hydra.compose(verb, [*overrides, _searchpath()])
+        return hydra.compose(command, [*overrides, _searchpath()])
 
 
 def _plain(node: Any) -> dict[str, Any]:
@@ -111,14 +112,14 @@ def one_line(error: BaseException) -> str:
     return f"{key}: {text}" if key and str(key) not in text else text
 
 
-def explain(error: BaseException, verb: str) -> str:
+def explain(error: BaseException, command: str) -> str:
     """One line for an error of Hydra: what is wrong, and what there is instead."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
     key = str(getattr(cause, "full_key", "") or "")
     if isinstance(error, ConfigCompositionException) and "Could not override" in str(error) and key:
-        return _unknown_key(key, verb)
+        return _unknown_key(key, command)
     if isinstance(error, OverrideParseException):
         name, _, value = error.override.partition("=")
         return (
@@ -132,14 +133,14 @@ def explain(error: BaseException, verb: str) -> str:
     return text.split("Config search path:")[0].rstrip(" ,")
 
 
-def _unknown_key(key: str, verb: str) -> str:
+def _unknown_key(key: str, command: str) -> str:
     """`key` is in no config: name its neighbours, from the configuration as it is without overrides."""
     if key.startswith("hydra."):
         return f"unknown key {key}; a new key is added with +{key}=VALUE"
     if (name := key.removeprefix("callbacks.")) != key:
         new = f"+callbacks.{name.split('.')[0]}"
         return f"unknown key {key}; each key of a new callback has a plus: {new}._target_=CLASS {new}.KEY=VALUE"
-    node: Any = _compose(verb, [])
+    node: Any = _compose(command, [])
     where = ""
     for part in key.split("."):
         if not isinstance(node, DictConfig):
@@ -163,3 +164,35 @@ def _unknown_key(key: str, verb: str) -> str:
 def _added(key: str, where: str) -> str:
     """How a key is added to a section whose class may take more than the section has."""
     return f"; another argument of its class is added with +{key}=VALUE" if where in schema.TARGETS else ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One composed job: its resolved configuration as plain data and the overrides that were typed for it.
+
+    `sweeper` are those of `hydra.sweeper`, which say nothing of a single job and much of the study that it is of.
+    """
+
+    cfg: dict[str, Any]
+    overrides: list[str]
+    sweeper: tuple[str, ...] = ()
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve `cfg` into plain dicts and lists, without Hydra's own node.
+
+    Raises:
+        UserError: a mandatory value is missing or an interpolation leads nowhere.
+    """
+    keys = [str(key) for key in cfg if key != "hydra"]
+    kept = OmegaConf.masked_copy(cfg, keys)
+    try:
+        made = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        # often one wrong value (sizes.train=[]) leaves nowhere for another key's interpolation to lead
+        schema.check_values(OmegaConf.to_container(kept, resolve=False))
+        raise UserError(one_line(error)) from None
+    assert isinstance(made, dict)
+    return {str(key): value for key, value in made.items()}

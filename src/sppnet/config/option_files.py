@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
+
+_config_dir: Path | None = None
 
 
 def root() -> Path:
@@ -15,24 +17,30 @@ def root() -> Path:
     return PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 
 
-def unnamed_option() -> str:
-    """Hydra says neither which group was given something that is no name, nor what its names are."""
+def unnamed_option(overrides: Sequence[str]) -> str:
+    """Which group was given no name of an option, and what its names are; Hydra says neither."""
     allowed = {group: sorted(path.stem for path in options(group)) for group in names()}
-    given = [word.lstrip("+").partition("=") for word in sys.argv[1:]]
-    wrong = [(group, value) for group, _, value in given if group in allowed and value not in allowed[group]]
-    if not wrong:
-        return ""
-    group, value = wrong[0]
-    return f"{group}={value} is not allowed; it takes one of {', '.join(allowed[group])}"
+    for override in overrides:
+        group, _, value = override.lstrip("+").partition("=")
+        if group in allowed and value not in allowed[group]:
+            return f"{group}={value} is not allowed; it takes one of {', '.join(allowed[group])}"
+    return ""
+
+
+def use_config_dir(words: Sequence[str]) -> None:
+    """Search the folder of `--config-dir` in a command line, if it names one, from now on."""
+    global _config_dir
+    _config_dir = None
+    for word, following in itertools.pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name in {"--config-dir", "-cd"}:
+            _config_dir = Path(value if equals else following).absolute()
+            return
 
 
 def config_dir() -> Path | None:
-    """The folder of `--config-dir`. Judges nothing else: who composes in a program of their own has other options."""
-    for word, following in itertools.pairwise([*sys.argv[1:], ""]):
-        name, equals, value = word.partition("=")
-        if name in {"--config-dir", "-cd"}:
-            return Path(value if equals else following).absolute()
-    return None
+    """The folder of `--config-dir`."""
+    return _config_dir
 
 
 def folders() -> list[Path]:

@@ -172,9 +172,6 @@ def check(cfg: Mapping[str, Any]) -> None:
     data = cfg["data"]
     if data["fit"] == "crop" and data.get("cache") and data.get("short_side") is None:
         raise UserError("data.cache=true keeps images at a shorter side; give one, data.short_side=256 say")
-    from sppnet.data import build_sizes  # imports numpy and Pillow, which `--cfg job` and --help do without
-
-    build_sizes(cfg["sizes"])
 
 
 def check_layout(layout: object, where: str) -> None:
@@ -211,7 +208,7 @@ def check_values(cfg: object) -> None:
 
 
 def take(cfg: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
-    """Take the keys that only one verb has (`checkpoint`, say) out of `cfg`, each judged by its rule.
+    """Take the keys that only one command has (`checkpoint`, say) out of `cfg`, each judged by its rule.
 
     A key may lie in a section (`svm.C`), which then has no keys but those of `rules`.
 

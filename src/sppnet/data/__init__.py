@@ -3,7 +3,7 @@
 Configurations name the classes of this package by these public names (`sppnet.data.Folder`), never by their files.
 """
 
-from sppnet.data.build import Sets, build_images, build_sizes, fingerprint, images_of, load_sets
+from sppnet.data.build import Splits, build_images, build_sizes, fingerprint, images_of, load_splits
 from sppnet.data.datasets.base import ImageSet
 from sppnet.data.datasets.cifar import Cifar10
 from sppnet.data.datasets.digits import Digits
@@ -35,9 +35,9 @@ __all__ = [
     "ImageSet",
     "Imagenette",
     "OxfordPets",
-    "Sets",
     "Single",
     "SizeSchedule",
+    "Splits",
     "Uniform",
     "Voc2007",
     "Weighted",
@@ -45,6 +45,6 @@ __all__ = [
     "build_sizes",
     "fingerprint",
     "images_of",
-    "load_sets",
+    "load_splits",
     "load_tested",
 ]

@@ -24,7 +24,7 @@ OWN_KEYS = frozenset({
 
 
 @dataclass(frozen=True)
-class Sets:
+class Splits:
     """A data set and the positions of its images in each part (`val` may be the test part itself)."""
 
     images: ImageSet
@@ -66,7 +66,7 @@ def build_images(cfg: Mapping[str, Any]) -> ImageSet:
     """The data set that `data` describes: its files are listed, no picture is read.
 
     Every call lists them anew, as only that shows whether one has changed; where the same set is needed twice, keep it
-    (its `fingerprint()` is kept with it, and `load_sets` takes it).
+    (its `fingerprint()` is kept with it, and `load_splits` takes it).
 
     Raises:
         UserError: the class is not allowed, or something is wrong with the files.
@@ -84,7 +84,7 @@ def fingerprint(cfg: Mapping[str, Any]) -> str:
     return build_images(cfg).fingerprint()
 
 
-def load_sets(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Sets:
+def load_splits(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Splits:
     """The data set with its training, validation and test parts; no picture is read.
 
     Args:
@@ -96,10 +96,10 @@ def load_sets(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Sets:
     """
     images = build_images(cfg) if images is None else images
     check_labels(cfg, images)
-    return split_sets(cfg, images)
+    return make_splits(cfg, images)
 
 
-def split_sets(cfg: Mapping[str, Any], images: ImageSet) -> Sets:
+def make_splits(cfg: Mapping[str, Any], images: ImageSet) -> Splits:
     """`images` in the parts that `cfg` describes.
 
     Raises:
@@ -113,7 +113,7 @@ def split_sets(cfg: Mapping[str, Any], images: ImageSet) -> Sets:
     for part, members in parts.items():
         if not len(members):
             raise UserError(f"data={cfg['name']}: its part {part!r} holds no images")
-    return Sets(images, **parts)
+    return Splits(images, **parts)
 
 
 def check_labels(cfg: Mapping[str, Any], images: ImageSet) -> None:

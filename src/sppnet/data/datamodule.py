@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 
 from sppnet.data.aspect_buckets import Bucket, shape_buckets, square_bucket
 from sppnet.data.batch_samplers import EvalBatches, TrainBatches
-from sppnet.data.build import Sets
+from sppnet.data.build import Splits
 from sppnet.data.crops import EvalRegions, TrainRegions
 from sppnet.data.image_cache import Kept, keep
 from sppnet.data.image_shapes import ShapeArray, load_shapes
@@ -20,8 +20,8 @@ from sppnet.data.loader import Loader, Samples
 from sppnet.data.readers import Source, Whole, source_of
 from sppnet.data.size_schedules import SizeSchedule, level_batch
 from sppnet.data.splits import IntArray
+from sppnet.data.views import Views
 from sppnet.errors import UserError, notice
-from sppnet.training.multi_view import Views
 
 WHOLE = ("full", "windows")  # what `views.fit` takes of an image: all of it, its aspect ratio kept
 
@@ -32,7 +32,7 @@ class DataModule(LightningDataModule):
     Validation has one loader per size of `sizes.val`, testing one per size of `sizes.test`, in that order.
 
     Args:
-        sets: the data (`sppnet.data.load_sets`).
+        sets: the data (`sppnet.data.load_splits`).
         schedule: the sizes (`sppnet.data.build_sizes`).
         cfg_data: the config's `data`, plain.
         cfg_views: the config's `views`, plain: what is seen of a test image.
@@ -46,7 +46,7 @@ class DataModule(LightningDataModule):
 
     def __init__(
         self,
-        sets: Sets,
+        sets: Splits,
         schedule: SizeSchedule,
         cfg_data: Mapping[str, Any],
         cfg_views: Mapping[str, Any],
@@ -139,14 +139,10 @@ class DataModule(LightningDataModule):
         members: IntArray = getattr(self.sets, part)
         limit = getattr(self.trainer, f"limit_{part}_batches", None)
         limit = limit if isinstance(limit, int) else None  # 1.0: all
-        buckets: list[Bucket] = square_bucket(members)
-        if regions.fit in WHOLE:
-            buckets = shape_buckets(members, self._load_shapes(), step)
-        nominal, loaders = self.cfg["batch_size"], []
+        buckets, loaders = eval_buckets(members, regions.fit, self._load_shapes, step), []
         samples = Samples(self.sets.images, regions, self._source(regions.fit))
         for size, sides in scales.items():
-            # a size far above those of training must not need far more memory
-            batch_size = min(nominal, level_batch(nominal, max(sides), max(self.schedule.sizes)))
+            batch_size = eval_batch_size(self.cfg["batch_size"], sides, max(self.schedule.sizes))
             # cut short, all runs on the same split see the same images, whatever their seeds
             seed = self.cfg["split"]["seed"]
             batches = EvalBatches(buckets, size, sides, batch_size, self._rank(), self._world(), limit, seed)
@@ -195,3 +191,20 @@ class DataModule(LightningDataModule):
         used = int(limit * full) if isinstance(limit, float) else min(limit or full, full)
         epoch, start = divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready, max(1, used))
         return epoch * full + start
+
+
+def eval_buckets(members: IntArray, fit: str, shapes: Callable[[], ShapeArray], aspect_step: float) -> list[Bucket]:
+    """The groups of images that can share a batch of an evaluation.
+
+    Args:
+        members: positions of the images.
+        fit: what is cut out of them, as `views.fit`: whole images share a batch by their rounded shape.
+        shapes: loads the shapes of all images; only called if they are needed.
+        aspect_step: rounding of the aspect ratio.
+    """
+    return shape_buckets(members, shapes(), aspect_step) if fit in WHOLE else square_bucket(members)
+
+
+def eval_batch_size(nominal: int, sides: Sequence[int], largest: int) -> int:
+    """Images in a batch of an evaluation: sizes far above `largest`, that of training, must not need far more."""
+    return min(nominal, level_batch(nominal, max(sides), largest))

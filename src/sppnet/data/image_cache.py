@@ -34,7 +34,7 @@ from sppnet.data.jpeg import DECODER, notice_remarks, take_remarks
 from sppnet.data.readers import Whole, shorter
 from sppnet.errors import UserError
 from sppnet.progress import meter
-from sppnet.storage.files import alone
+from sppnet.storage.files import atomic_write, file_lock, remove_temporary
 
 FORMAT = 1
 MAGIC = b"sppnet photographs\n"
@@ -141,7 +141,7 @@ def keep(source: Whole, shapes: ShapeArray, folder: Path, name: str, workers: in
         return path
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(alone(path.with_suffix(".lock")))
+            stack.enter_context(file_lock(path.with_suffix(".lock")))
         except OSError as error:
             raise UserError(f"data.cache=true: paths.cache={folder} cannot be written to: {error.strerror}") from None
         if path.exists() and not _is_whole(path):
@@ -184,8 +184,7 @@ def _build(path: Path, source: Whole, shapes: ShapeArray, name: str, workers: in
     start = len(head) + 32 * count + 32
     kept = [shorter(int(height), int(width), side) for height, width in shapes if height]
     need = start + sum(height * width * 3 for height, width in kept)
-    for stale in path.parent.glob(f"{path.stem}.*.tmp"):  # of a builder that was killed: we hold the lock
-        stale.unlink()
+    remove_temporary(path)  # of a builder that was killed: this process holds the lock
     free = shutil.disk_usage(path.parent).free
     if need > free:
         raise UserError(
@@ -195,30 +194,23 @@ def _build(path: Path, source: Whole, shapes: ShapeArray, name: str, workers: in
     if progress != "none":
         what = f"{count} photographs at a shorter side of {side} ({_gib(need)})"
         print(f"sppnet: keeping {what} in {path}", file=sys.stderr)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     table, remarks = np.zeros((count, 4), dtype=np.int64), dict[str, str]()
-    try:
-        with temporary.open("wb") as file, meter("keep", progress, count) as tick:
-            file.seek(start)
-            for index, (pixels, warned) in enumerate(_made(source, workers)):
-                tick(1)
-                remarks |= warned
-                if isinstance(pixels, DataError):
-                    if not skip:
-                        raise DataError(f"{pixels}; data.bad_files=skip leaves such files out")
-                    table[index, 0] = file.tell()
-                    continue
-                raw = pixels.numpy().tobytes()
-                table[index] = (file.tell(), *pixels.shape[:2], zlib.crc32(raw))
-                file.write(raw)
-            file.seek(0)
-            file.write(head + table.tobytes() + hashlib.sha256(head + table.tobytes()).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        notice_remarks(remarks)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path, "wb") as file, meter("keep", progress, count) as tick:
+        file.seek(start)
+        for index, (pixels, warned) in enumerate(_made(source, workers)):
+            tick(1)
+            remarks |= warned
+            if isinstance(pixels, DataError):
+                if not skip:
+                    raise DataError(f"{pixels}; data.bad_files=skip leaves such files out")
+                table[index, 0] = file.tell()
+                continue
+            raw = pixels.numpy().tobytes()
+            table[index] = (file.tell(), *pixels.shape[:2], zlib.crc32(raw))
+            file.write(raw)
+        file.seek(0)
+        file.write(head + table.tobytes() + hashlib.sha256(head + table.tobytes()).digest())
+    notice_remarks(remarks)
 
 
 def _made(source: Whole, workers: int) -> Iterator[tuple[Tensor | DataError, dict[str, str]]]:

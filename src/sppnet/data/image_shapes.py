@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy.typing as npt
 
 from sppnet.data.datasets.base import ImageSet, digest
 from sppnet.data.decode import DataError
+from sppnet.storage.files import atomic_write
 
 log = logging.getLogger(__name__)
 ShapeArray = npt.NDArray[np.int32]
@@ -74,14 +73,7 @@ def _load(path: Path, count: int) -> ShapeArray | None:
 def _keep(shapes: ShapeArray, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    except OSError as error:
-        log.warning("the shapes of the images cannot be kept in %s (%s)", path.parent, error.strerror)
-        return
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with atomic_write(path, "wb") as file:
             np.save(file, shapes)
-        Path(temporary).replace(path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         log.warning("the shapes of the images cannot be kept in %s (%s)", path.parent, error.strerror)

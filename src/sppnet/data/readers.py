@@ -60,13 +60,13 @@ class Direct(Source):
 
     images: ImageSet
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         return rgb(self.images, index)
 
-    def size(self, pixels: Image.Image) -> tuple[int, int]:  # noqa: D102
+    def size(self, pixels: Image.Image) -> tuple[int, int]:
         return pixels.size
 
-    def draw(self, pixels: Image.Image, region: Region, out: Tensor) -> None:  # noqa: D102
+    def draw(self, pixels: Image.Image, region: Region, out: Tensor) -> None:
         out.copy_(torch.from_numpy(render(pixels, region, *out.shape[1:])))
 
 
@@ -98,10 +98,10 @@ class Whole(Source):
         height, width, _ = pixels.shape
         return resize(pixels, *shorter(height, width, self.short_side), self.resampler).permute(1, 2, 0).contiguous()
 
-    def size(self, pixels: Tensor) -> tuple[int, int]:  # noqa: D102
+    def size(self, pixels: Tensor) -> tuple[int, int]:
         return pixels.shape[1], pixels.shape[0]
 
-    def draw(self, pixels: Tensor, region: Region, out: Tensor) -> None:  # noqa: D102
+    def draw(self, pixels: Tensor, region: Region, out: Tensor) -> None:
         left, top, right, bottom = whole_box(region.box, *self.size(pixels))
         cut = pixels[top:bottom, left:right]
         _, height, width = out.shape

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sppnet.data.build import Sets, check_each_label, split_sets
+from sppnet.data.build import Splits, check_each_label, make_splits
 from sppnet.data.datasets.base import ImageSet, Label
 from sppnet.data.splits import all_labels
 from sppnet.errors import UserError
@@ -29,31 +29,31 @@ class Renumbered(ImageSet):
     def __len__(self) -> int:
         return len(self.images)
 
-    def label(self, index: int) -> Label:  # noqa: D102
+    def label(self, index: int) -> Label:
         label = self.images.label(index)
         if isinstance(label, tuple):
             return tuple(sorted(self.numbers[one] for one in label if one in self.numbers))
         return self.numbers[label]
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         return self.images.read(index)
 
-    def shape(self, index: int) -> tuple[int, int]:  # noqa: D102
+    def shape(self, index: int) -> tuple[int, int]:
         return self.images.shape(index)
 
-    def name(self, index: int) -> str:  # noqa: D102
+    def name(self, index: int) -> str:
         return self.images.name(index)
 
-    def fingerprint(self) -> str:  # noqa: D102
+    def fingerprint(self) -> str:
         return self.images.fingerprint()
 
-    def state(self) -> str | None:  # noqa: D102
+    def state(self) -> str | None:
         return self.images.state()
 
 
 def load_tested(
     cfg: Mapping[str, Any], images: ImageSet, trained: Mapping[str, Any], chosen: bool
-) -> tuple[Sets, list[str]]:
+) -> tuple[Splits, list[str]]:
     """The images to test a network on, as the test part, and what a user would not expect of them, a line each.
 
     On the data that were trained on, wherever they lie, it is the run's own test part; of other data it is their test
@@ -77,7 +77,7 @@ def load_tested(
                     "data.split is taken from the run: another split of its data would test on images trained on"
                 )
             notices.append(f"{where} has a test part of its own, on which data.split has no effect")
-        return split_sets({**cfg, "split": split}, images), notices
+        return make_splits({**cfg, "split": split}, images), notices
     if images.multilabel != trained["multilabel"]:
         has, knows = ("several labels", "one") if images.multilabel else ("one label", "several")
         raise UserError(f"{where}: its images have {has} each, and the network was trained on images of {knows}")
@@ -91,7 +91,7 @@ def load_tested(
     found = Renumbered(images, classes)
     members, unknown = _known(where, found, members)
     none = np.arange(0)
-    return Sets(found, none, none, np.asarray(members, dtype=np.int64)), [*images.notices(), *notices, *unknown]
+    return Splits(found, none, none, np.asarray(members, dtype=np.int64)), [*images.notices(), *notices, *unknown]
 
 
 def _members(where: str, images: ImageSet, chosen: bool) -> tuple[list[int], list[str]]:

@@ -5,16 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from sppnet.errors import UserError
-from sppnet.models.backbones.torchvision import CUT_KEYS
+from sppnet.models.backbones.torchvision import CUT_KEYS, find_weights
 from sppnet.storage.tensors import read_tensor_file
 
 SHOWN = 8  # keys named in a message
 OURS = "network.backbone."  # what the backbone's keys begin with in a checkpoint of ours
+TORCHVISION = "sppnet.models.torchvision_trunk"
+
+
+def resolve_weights(cfg: Mapping[str, Any]) -> Path | str | None:
+    """`backbone.weights` as an existing file or a name that torchvision knows."""
+    weights = cfg.get("weights")
+    if weights is None:
+        return None
+    file = Path(weights).expanduser()
+    if file.is_file():
+        return file
+    if cfg["_target_"] != TORCHVISION:
+        raise UserError(f"backbone.weights={weights}: no such file (only torchvision's networks know names of weights)")
+    find_weights(cfg["arch"], weights)
+    return str(weights)
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:

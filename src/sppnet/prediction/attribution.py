@@ -47,7 +47,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Attribution:
     """How the logit of a class comes about.
 
     Attributes:
@@ -65,7 +65,7 @@ class Evidence:
         return self.logit - float(sum(level.bins.sum() for level in self.levels))
 
 
-def explain(network: SPPNet, image: Tensor, label: int) -> Evidence:
+def explain(network: SPPNet, image: Tensor, label: int) -> Attribution:
     """The evidence for class `label` in one image.
 
     Args:
@@ -88,7 +88,7 @@ def explain(network: SPPNet, image: Tensor, label: int) -> Evidence:
         end = start + len(map_CHW) * len(grid.rows) * len(grid.cols)
         levels.append(_of_bins(grid, map_CHW, gradient[start:end].reshape(len(map_CHW), len(grid.rows), -1)))
         start = end
-    return Evidence(logit.item(), levels)
+    return Attribution(logit.item(), levels)
 
 
 def grids(pool: nn.Module, height: int, width: int) -> list[Grid]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from sppnet.data.crops import Box
 from sppnet.models.receptive_field import Field
-from sppnet.prediction.attribution import Evidence, Level
+from sppnet.prediction.attribution import Attribution, Level
 from sppnet.prediction.panel import FAINT, FOR, INK, PAPER, blend, draw_level, font, pools
 
 SIDE, LONGEST = 270, 540  # a panel has the area of a square of SIDE pixels, and no side beyond LONGEST
@@ -39,7 +39,7 @@ def draw(
     title: str,
     look: Look,
     best: Sequence[tuple[str, float]],
-    evidence: Evidence,
+    evidence: Attribution,
     field: Field,
 ) -> Image.Image:
     """The picture, its likeliest classes, and a panel for each level of the pyramid.
@@ -114,7 +114,7 @@ def _percent(share: float) -> str:
     return "< 0.1 %" if share < 0.001 else "> 99.9 %" if 0.999 < share < 1 else f"{100 * share:.1f} %"
 
 
-def _legend(evidence: Evidence, label: str, limit: float) -> Image.Image:
+def _legend(evidence: Attribution, label: str, limit: float) -> Image.Image:
     """What colours, numbers and dots mean, and how the score comes about."""
     pieces = _explanation(evidence, label)
     wide = max(font(13).getlength(piece) for piece in pieces)
@@ -131,7 +131,7 @@ def _legend(evidence: Evidence, label: str, limit: float) -> Image.Image:
     return panel
 
 
-def _explanation(evidence: Evidence, label: str) -> list[str]:
+def _explanation(evidence: Attribution, label: str) -> list[str]:
     levels, grids = evidence.levels, [level.grid for level in evidence.levels]
     kept = {"max": "one number per bin: the strongest", "avg": "one number per bin: the mean", "cells": "the mean"}
     made = [f"Of each channel of its feature map the network keeps {kept[grids[0].pool]}."]

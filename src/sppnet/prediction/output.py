@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from sppnet.storage.files import atomic_write
 
 Named = Sequence[tuple[str, float]]  # classes and their probabilities, the likeliest first
 
@@ -45,8 +47,7 @@ class Table:
 class JsonLines:
     """`output`: one JSON object per picture, `file`, `size` ([width, height]) and `classes` (`class`, `probability`).
 
-    Written under a temporary name beside the file and renamed when all is done, so that the file is whole, or not there
-    (or the old one), whatever happens. Who wants the lines as they come takes `-`, standard output.
+    The file is written atomically. `-` prints every line on standard output as soon as it is known.
 
     Args:
         output: a file, `-`, or None for nothing.
@@ -56,24 +57,13 @@ class JsonLines:
         self.instead_of_table = output == "-"
         self.path = None if output is None or self.instead_of_table else Path(output).expanduser()
         self._file: IO[str] | None = None
-        self._target = None if self.path is None else self.path.resolve()  # of a link, the file that it leads to
-        # not by the process's number, which two machines may share; short, as names can be as long as is allowed
-        self._temporary = None if self._target is None else self._target.with_name(f".{secrets.token_hex(8)}.jsonl.tmp")
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> JsonLines:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if self._file is None or self._target is None or self._temporary is None:
-            return
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            if kind is None:
-                self._temporary.replace(self._target)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def write(self, name: str, shape: tuple[int, int], classes: Named) -> None:
         """Add the line of one picture of `shape` (height, width)."""
@@ -82,9 +72,9 @@ class JsonLines:
         line = {"file": name, "size": [width, height], "classes": pairs}
         if self.instead_of_table:
             say(_json(line))
-        elif self._temporary is not None:
-            if self._file is None:  # not before there is something to write: a mistake leaves nothing behind
-                self._file = self._temporary.open("w", encoding="utf-8")
+        elif self.path is not None:
+            if self._file is None:  # not before there is a line to write: a mistake leaves nothing behind
+                self._file = self._stack.enter_context(atomic_write(self.path.resolve()))  # of a link, its target
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from PIL import Image
 
-from sppnet.commands.checkpoint_app import Trained
 from sppnet.data.datasets.base import digest
 from sppnet.data.datasets.file_names import SUFFIXES
 from sppnet.data.datasets.unlabelled import Found
 from sppnet.errors import UserError
+from sppnet.runs.from_checkpoint import Trained
 
 KEY = "sppnet"  # of the text in a drawing that says of which picture and network it is
 

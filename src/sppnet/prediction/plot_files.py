@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from sppnet.prediction.attribution import check_pooling, explain
 from sppnet.prediction.attribution_plot import Look, draw
 from sppnet.prediction.output_paths import KEY, Drawings
 from sppnet.prediction.predictor import Prediction, Predictor
+from sppnet.storage.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Drawer:
         """
         classifier = predictor.classifier
         seen = prediction.seen[None].to(classifier.device)
-        evidence = explain(classifier.network, classifier.prepare({"image": seen}), best[0][0])
+        evidence = explain(classifier.network, classifier.normalise(seen), best[0][0])
         picture = predictor.pictures.read(prediction.index)
         box = EvalRegions(self.views["fit"], self.views["ratio"]).region(*picture.size).box
         named = [(predictor.classes[label], probability) for label, probability in best]
@@ -61,10 +61,6 @@ class Drawer:
         path, text = self.drawings.path(name), PngInfo()
         text.add_text(KEY, self.drawings.origin(name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.png.tmp")  # short, whatever the name
-        try:
-            made.save(temporary, "PNG", compress_level=4, pnginfo=text)  # quick, and hardly larger
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_write(path, "wb") as file:
+            made.save(file, "PNG", compress_level=4, pnginfo=text)  # quick, and hardly larger
         return path

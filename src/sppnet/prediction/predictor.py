@@ -8,27 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sppnet.data import DataError, Sets, build_sizes
-from sppnet.data.aspect_buckets import shape_buckets, square_bucket
+from sppnet.data import DataError, Splits, build_sizes
 from sppnet.data.batch_samplers import EvalBatches, Item
 from sppnet.data.crops import EvalRegions
-from sppnet.data.datamodule import WHOLE
-from sppnet.data.datasets.unlabelled import Found, Pictures
-from sppnet.data.loader import Collate, Drawn, Samples
+from sppnet.data.datamodule import eval_batch_size, eval_buckets
+from sppnet.data.datasets.unlabelled import Found, UnlabelledImages
+from sppnet.data.image_shapes import ShapeArray
+from sppnet.data.loader import Batch, Collate, Drawn, Samples
 from sppnet.data.readers import source_of
-from sppnet.data.size_schedules import level_batch
-from sppnet.training.lit_module import Batch, Classifier
-from sppnet.training.multi_view import Views
-from sppnet.training.trainer import load_trained
+from sppnet.data.views import Views
+from sppnet.training.inference import load_trained, on_device
 
 FEW = 16  # pictures for which no worker is started: that takes longer than reading them
 
@@ -59,6 +57,18 @@ class Prediction:
         return [(label, float(self.probabilities[label])) for label in order.tolist()]
 
 
+class PictureBatch(Batch):
+    """A test's batch.
+
+    Keys:
+        shapes: (height, width) of each picture in it.
+        problems: by position, why a picture could not be read.
+    """
+
+    shapes: list[tuple[int, int]]
+    problems: dict[int, str]
+
+
 class Predictor:
     """A trained network, ready to predict.
 
@@ -74,16 +84,11 @@ class Predictor:
 
     def __init__(self, cfg: Mapping[str, Any], checkpoint: Mapping[str, Any], weights: Path, found: Found) -> None:
         made, none = checkpoint["sppnet"], np.arange(0)
-        self.pictures = Pictures(found, made["classes"], made["multilabel"], made["fingerprint"])
+        self.pictures = UnlabelledImages(found, made["classes"], made["multilabel"], made["fingerprint"])
         self.cfg = cfg
         self.remarks: dict[str, str] = {}  # harmless warnings of the decoder so far, by file
-        classifier = load_trained(checkpoint, cfg, Sets(self.pictures, none, none, none), weights)
-        settings = cfg["trainer"]
-        torch.use_deterministic_algorithms(settings["deterministic"])
-        self.fabric = Fabric(accelerator=settings["accelerator"], devices=1, precision=settings["precision"])
-        converted = self.fabric.strategy.precision.convert_module(self.fabric.to_device(classifier))
-        assert isinstance(converted, Classifier)
-        self.classifier = converted.eval()
+        classifier = load_trained(checkpoint, cfg, Splits(self.pictures, none, none, none), weights)
+        self.fabric, self.classifier = on_device(classifier, cfg["trainer"])
 
     @property
     def classes(self) -> list[str]:
@@ -121,7 +126,7 @@ class Predictor:
             for index, shape, probabilities, seen in rows:
                 yield Prediction(index, self.pictures.name(index), shape, probabilities, seen)
 
-    def _batches(self) -> Iterable[Batch]:
+    def _batches(self) -> Iterable[PictureBatch]:
         regions = EvalRegions(self.cfg["views"]["fit"], self.cfg["views"]["ratio"])
         source = source_of(self.pictures, self.cfg["data"], regions.fit)
         workers = self.cfg["data"]["workers"] if len(self.pictures) > FEW else 0
@@ -138,7 +143,7 @@ class Predictor:
 class _Looks(Dataset[Drawn]):
     """What a test reads of pictures, and the pictures' own shapes."""
 
-    pictures: Pictures
+    pictures: UnlabelledImages
     samples: Samples
 
     def __getitems__(self, items: Sequence[Item]) -> tuple[Drawn, list[tuple[int, int]]]:
@@ -152,7 +157,7 @@ class _Together:
 
     collate: Collate
 
-    def __call__(self, looks: tuple[Drawn, list[tuple[int, int]]]) -> Batch:
+    def __call__(self, looks: tuple[Drawn, list[tuple[int, int]]]) -> PictureBatch:
         drawn, shapes = looks
         batch = self.collate(drawn)
         assert not isinstance(batch, DataError)
@@ -166,24 +171,25 @@ class _Windows(Sampler[list[Item]]):
     The shapes are those of a test: the same rounding of the aspect ratio, the same sizes.
     """
 
-    def __init__(self, pictures: Pictures, cfg: Mapping[str, Any]) -> None:
+    def __init__(self, pictures: UnlabelledImages, cfg: Mapping[str, Any]) -> None:
         schedule, views = build_sizes(cfg["sizes"]), Views.build(cfg["views"])
         self.pictures, self.views = pictures, cfg["views"]
         self.size = schedule.test[0]
         self.sides = [self.size] if views is None else views.sides(self.size)
         self.window = cfg["data"]["batch_size"]
-        self.batch_size = min(self.window, level_batch(self.window, max(self.sides), max(schedule.sizes)))
+        self.batch_size = eval_batch_size(self.window, self.sides, max(schedule.sizes))
 
     def __iter__(self) -> Iterator[list[Item]]:
         for start in range(0, len(self.pictures), self.window):
             members = np.arange(min(self.window, len(self.pictures) - start))
-            buckets = square_bucket(members)
-            if self.views["fit"] in WHOLE:
-                shapes = np.array([self._shape(start + index) for index in members.tolist()])
-                buckets = shape_buckets(members, shapes, self.views["aspect_step"])
+            shapes = partial(self._shapes, range(start, start + len(members)))
+            buckets = eval_buckets(members, self.views["fit"], shapes, self.views["aspect_step"])
             batches = EvalBatches(buckets, self.size, self.sides, self.batch_size)
             for batch in sorted(batches, key=lambda batch: batch[0].index):  # so that the first can be shown soon
                 yield [item._replace(index=start + item.index) for item in batch]
+
+    def _shapes(self, indices: Iterable[int]) -> ShapeArray:
+        return np.array([self._shape(index) for index in indices], dtype=np.int32)
 
     def _shape(self, index: int) -> tuple[int, int]:
         try:

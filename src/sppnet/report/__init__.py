@@ -1,4 +1,4 @@
-"""A study's runs as a `table`: `rows` and `unplanned` read directories, `compare` judges.
+"""A study's runs as a `table`: `collect` and `unplanned_runs` read directories, `summary` judges.
 
-`text`, `figure` and `page` show it; `names` says what rows are called, `place` where a report goes.
+`table_formats`, `figures` and `html` show it; `row_names` names its rows, `output_paths` says where a report goes.
 """

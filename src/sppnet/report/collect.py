@@ -12,9 +12,10 @@ from sppnet.report.run_results import commit, machine, result, story
 from sppnet.report.table import Column, Result, Row, Table
 from sppnet.report.unplanned_runs import by_data
 from sppnet.runs.identity import FORMAT
-from sppnet.runs.run_directory import Run, read_json
-from sppnet.studies.status import stand
-from sppnet.studies.study import Cell, Study
+from sppnet.runs.run_directory import Run
+from sppnet.storage.files import read_json
+from sppnet.studies.status import run_status
+from sppnet.studies.study import Study, SweepPoint
 
 Setting = tuple[str, tuple[str, ...]]  # a listed row, and words but for the seed
 
@@ -49,7 +50,7 @@ def _table(study: Study, name: str, rows: Sequence[Row], others: int) -> Table:
 
 
 def _by_setting(study: Study) -> list[Row]:
-    settings: dict[Setting, list[Cell]] = {}
+    settings: dict[Setting, list[SweepPoint]] = {}
     for cell in study.cells:
         settings.setdefault((cell.row, cell.setting), []).append(cell)
     settings = _once(settings)
@@ -61,13 +62,13 @@ def _by_setting(study: Study) -> list[Row]:
     ]
 
 
-def _of_setting(name: str, members: Sequence[Cell], study: Study, listed: Mapping[str, Any]) -> list[Row]:
+def _of_setting(name: str, members: Sequence[SweepPoint], study: Study, listed: Mapping[str, Any]) -> list[Row]:
     """The row of a setting; several, if what its words mean was changed between its runs: those are no one's mean."""
     made: dict[str, dict[int, Result]] = {}
     missing = {}
     for cell in members:
         run = Run(study.folder / cell.run)
-        standing = stand(run, cell.test)
+        standing = run_status(run, cell.test)
         if standing.result is None:
             missing["of the configuration" if cell.seed is None else str(cell.seed)] = standing
         else:
@@ -93,14 +94,14 @@ def _called(name: str, setting: str, formats: Sequence[object], results: Mapping
     return name if mine == FORMAT else f"{name} [format {mine}]"
 
 
-def _once(settings: Mapping[Setting, list[Cell]]) -> dict[Setting, list[Cell]]:
+def _once(settings: Mapping[Setting, list[SweepPoint]]) -> dict[Setting, list[SweepPoint]]:
     """Without what is the same runs and tests under other words, as where a sweep was typed in two ways."""
     pairs = {setting: {(one.run, one.test) for one in cells} for setting, cells in settings.items()}
     holders: dict[tuple[str, str], list[Setting]] = {}
     for setting, mine in pairs.items():
         for pair in mine:
             holders.setdefault(pair, []).append(setting)
-    kept: dict[Setting, list[Cell]] = {}
+    kept: dict[Setting, list[SweepPoint]] = {}
     for setting, cells in settings.items():
         mine, listed = pairs[setting], bool(setting[0])
         others = [other for other in holders[next(iter(mine))] if other != setting]
@@ -110,7 +111,7 @@ def _once(settings: Mapping[Setting, list[Cell]]) -> dict[Setting, list[Cell]]:
     return kept
 
 
-def _names(study: str, settings: Mapping[Setting, Sequence[Cell]]) -> dict[Setting, str]:
+def _names(study: str, settings: Mapping[Setting, Sequence[SweepPoint]]) -> dict[Setting, str]:
     """What each setting is called: its listed row, if any, and the words that are not those of all others."""
     alike: dict[str, set[str]] = {}  # of each listed row; a grid is one without a name
     for row, words in settings:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sppnet.report.output_paths import MARK, runs_of
-from sppnet.report.summary import Sheet
+from sppnet.report.summary import Summary
 
 STYLE = """
 :root { color-scheme: light dark; --line: #c8c8c8; --soft: #666; --mark: #e4f1e6; }
@@ -26,7 +26,7 @@ figure svg { max-width: 100%; height: auto; } li { margin: .1rem 0; }
 """
 
 
-def page(sheets: Sequence[tuple[Sheet, str | None, Path]], where: Path, made: str) -> str:
+def page(sheets: Sequence[tuple[Summary, str | None, Path]], where: Path, made: str) -> str:
     """The page.
 
     Args:
@@ -46,7 +46,7 @@ def page(sheets: Sequence[tuple[Sheet, str | None, Path]], where: Path, made: st
     )
 
 
-def _study(sheet: Sheet, svg: str | None, folder: Path, home: Path) -> str:
+def _study(sheet: Summary, svg: str | None, folder: Path, home: Path) -> str:
     table = sheet.table
     says = "".join(f"<dt>{escape(name)}</dt><dd>{escape(said)}</dd>" for name, said in sheet.header())
     parts = [f'<section><h2 id="{escape(table.name)}">{escape(table.name)}</h2>', f"<dl>{says}</dl>" if says else ""]
@@ -62,7 +62,7 @@ def _study(sheet: Sheet, svg: str | None, folder: Path, home: Path) -> str:
     return "\n".join(filter(None, parts)) + "</section>\n"
 
 
-def _html(rows: Sequence[Sequence[str]], sheet: Sheet | None = None) -> str:
+def _html(rows: Sequence[Sequence[str]], sheet: Summary | None = None) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     lines = []
     for i, row in enumerate(rows[1:], start=1):
@@ -72,7 +72,7 @@ def _html(rows: Sequence[Sequence[str]], sheet: Sheet | None = None) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _runs(sheet: Sheet, folder: Path, home: Path) -> str:
+def _runs(sheet: Summary, folder: Path, home: Path) -> str:
     lines = []
     for row in sheet.table.rows:
         links = dict.fromkeys((one.run, number) for number, one in row.results.items())

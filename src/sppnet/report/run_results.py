@@ -7,7 +7,8 @@ from typing import Any
 
 from sppnet.report.table import Result
 from sppnet.runs.identity import digest, other_format
-from sppnet.runs.run_directory import Run, read_record
+from sppnet.runs.run_directory import Run
+from sppnet.storage.files import read_record
 
 
 def story(run: Run) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Summary:
     """What is shown of a table; the first row of every list of rows holds the heads."""
 
     table: Table

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sppnet.studies.status import Standing
+from sppnet.studies.status import RunStatus
 
 LOWER_IS_BETTER = ("loss", "error")
 MARK = "†"  # of rows that were cut short
@@ -35,7 +35,7 @@ class Row:
 
     name: str
     results: Mapping[int, Result]
-    missing: Mapping[str, Standing]
+    missing: Mapping[str, RunStatus]
     paper: Mapping[str, float | None]
 
     @property

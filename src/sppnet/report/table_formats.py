@@ -7,13 +7,13 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sppnet.report.summary import Sheet, figure, made_of, text
+from sppnet.report.summary import Summary, figure, made_of, text
 from sppnet.report.table import MARK
 
 OF_A_RUN = ("hash", "commit", "machine", "time", "seconds", "parameters", "note")
 
 
-def markdown(sheet: Sheet, picture: str | None) -> str:
+def markdown(sheet: Summary, picture: str | None) -> str:
     """The whole report of a study; `picture` is the name of the figure beside it."""
     table = sheet.table
     parts = [f"# {table.name}", "\n".join(f"- {name}: {said}" for name, said in sheet.header())]
@@ -34,7 +34,7 @@ def markdown(sheet: Sheet, picture: str | None) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def settings_csv(sheet: Sheet) -> str:
+def settings_csv(sheet: Summary) -> str:
     """A line per setting: for each figure mean, deviation, n, interval and difference; then what made it."""
     lines = []
     for row in sheet.table.rows:
@@ -59,7 +59,7 @@ def settings_csv(sheet: Sheet) -> str:
     return _csv(lines)
 
 
-def runs_csv(sheet: Sheet) -> str:
+def runs_csv(sheet: Summary) -> str:
     """A line per run: what it is, what made it, all of its figures."""
     return _csv(
         {"setting": row.name, sheet.table.over: seed, "run": one.run}
@@ -70,7 +70,7 @@ def runs_csv(sheet: Sheet) -> str:
     )
 
 
-def latex(sheet: Sheet) -> str:
+def latex(sheet: Summary) -> str:
     """The main table for a paper (package booktabs): mean and deviation, bold as in Markdown."""
     head = ["", "$n$", *(_escape(column.label) for column, _ in sheet.columns)]
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppnet.errors import UserError
 from sppnet.config.instantiate import own_sources
 from sppnet.config.schema import LAYOUT, unused
+from sppnet.errors import UserError
 
 if TYPE_CHECKING:
     from sppnet.data import ImageSet
@@ -54,7 +54,7 @@ def run_identity(cfg: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
     }
 
 
-def check_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dict[str, Any]:
+def eval_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dict[str, Any]:
     """Everything that determines the figures of a test of `weights` (best, last, or a digest of a file) on `images`."""
     return {
         "format": FORMAT,

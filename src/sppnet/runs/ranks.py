@@ -26,13 +26,13 @@ STARTERS = {  # the number of processes that each says to have started
 }
 
 
-def settle(verb: str) -> None:
+def settle(command: str) -> None:
     """Let this process be the first of its run, whatever is left over in the environment.
 
     Raises:
         UserError: something has started several processes of this command at once.
     """
-    if verb in {"rank", "status", "report"}:  # started by us; read only
+    if command in {"rank", "status", "report"}:  # started by us; read only
         return
     if job.inside():  # its tasks have their ranks from srun; anything else came along from where it was sent
         _forget(*TORCH)

@@ -8,8 +8,8 @@ from typing import Any
 
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import code
-from sppnet.runs.run_directory import read_json
 from sppnet.slurm.job import inside, name, restarts
+from sppnet.storage.files import read_json
 
 
 def mark() -> dict[str, Any]:

@@ -1,2 +1,1 @@
-"""SLURM: `submit` sends jobs, `job` is a job's side of it (signals, requeueing), `mark` what a
-run says of its job, `queue` asks where jobs stand."""
+"""SLURM: `job` is a job's own side of it (signals, requeueing), `queue` asks where jobs stand."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from sppnet.config.schema import check_layout
 from sppnet.errors import UserError, notice
 
 FOLDER = 0x10  # attribute of a record that torch then reads as empty, whatever its checksum
@@ -44,20 +43,6 @@ def read_tensor_file(path: Path, key: str) -> Any:
         raise UserError(f"{key}={path} {_reason(error)}") from error
     if not checked:
         _say_unchecked(path, key)
-    return loaded
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours, on the CPU.
-
-    Raises:
-        UserError: there is no such file, it is damaged or no checkpoint of sppnet's, it holds pickled objects (which
-            are not executed), or the keys of its configuration have other names than today's.
-    """
-    loaded = read_tensor_file(path, "checkpoint")
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("sppnet"), dict) or "state_dict" not in loaded:
-        raise UserError(f"checkpoint={path} is not a checkpoint of sppnet's (no configuration in it)")
-    check_layout(loaded["sppnet"].get("layout"), f"checkpoint={path}")
     return loaded
 
 

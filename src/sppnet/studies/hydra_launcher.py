@@ -27,7 +27,7 @@ class SweepLauncher(Launcher):
         """Keep what Hydra hands over; the task function is not called, the children call their own."""
         self.hydra_context, self.config = hydra_context, config
 
-    def sweep(self, verb: str, jobs: list[SweepJob]) -> Sweep:
+    def sweep(self, command: str, jobs: list[SweepJob]) -> Sweep:
         """What runs the jobs."""
         raise NotImplementedError
 
@@ -39,20 +39,21 @@ class SweepLauncher(Launcher):
         if len(studies) > 1:
             raise UserError(f"{', '.join(sorted(studies))}: a sweep is of one study; start them one after the other")
         setup_globals()
-        load, rows, verb = self.hydra_context.config_loader.load_sweep_config, self._rows(), self.config.hydra.job.name
+        load, rows = self.hydra_context.config_loader.load_sweep_config, self._rows()
+        command = str(self.config.hydra.job.name)
         jobs = []
         _refuse_numbers_for_texts(word for words in job_overrides for word in words)
         for number, words in enumerate(map(list, job_overrides), start=initial_job_idx):
             jobs.append(SweepJob(number, words, load(self.config, words), rows.get(tuple(sorted(words)), "")))
-        self.sweep(str(verb), jobs).run()
-        made = [JobReturn(overrides=job.overrides, cfg=job.cfg, task_name=str(verb)) for job in jobs]
+        self.sweep(command, jobs).run()
+        made = [JobReturn(overrides=job.overrides, cfg=job.cfg, task_name=command) for job in jobs]
         for one in made:
             one.status, one.return_value = JobStatus.COMPLETED, None
         return made
 
     def _rows(self) -> dict[tuple[str, ...], str]:
         """The listed row that each job is of: the sweeper hands over overrides alone, and a typed one hides the row."""
-        from sppnet.config.expand import expand
+        from sppnet.config.overrides import expand
 
         node = self.config.hydra.sweeper
         if not node.get("rows"):

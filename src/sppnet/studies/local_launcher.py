@@ -31,16 +31,16 @@ class Processes(Sweep):
     """Runs the jobs `n` at a time and prints how each went.
 
     Args:
-        verb: names the command.
+        command: names the command.
         jobs: those of the sweep.
         n: how many run at a time; None for as many as have GPUs of their own, or two where no job wants one. With 1,
             every job sees all GPUs.
     """
 
-    def __init__(self, verb: str, jobs: list[SweepJob], n: int | None) -> None:
+    def __init__(self, command: str, jobs: list[SweepJob], n: int | None) -> None:
         if n is not None and n < 1:
             raise UserError(f"hydra.launcher.n={n} is not allowed; it takes null or a whole number of at least 1")
-        super().__init__(verb, jobs)
+        super().__init__(command, jobs)
         self.n = n
         self._cores: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
         self._gpus = Gpus([])
@@ -88,7 +88,7 @@ class Processes(Sweep):
             if job.outcome:
                 self.say(job)
             else:
-                self._run(job, self.command(group, job))
+                self._run(job, self.command_line(group, job))
 
     def _run(self, job: SweepJob, command: list[str]) -> None:
         cores = self._cores.get()

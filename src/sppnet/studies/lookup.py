@@ -10,13 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sppnet.commands.hydra_app import Job
-from sppnet.config import compose, schema
-from sppnet.config.expand import Expanded
-from sppnet.config.overrides import as_typed, unquoted
+from sppnet.config import compose
+from sppnet.config.compose import Job
+from sppnet.config.overrides import Expanded, as_typed, unquoted
 from sppnet.errors import UserError
-from sppnet.runs.run_directory import plan
-from sppnet.studies.study import Cell, Study, cell, common, conf, header, stored, verb_of, words_of
+from sppnet.runs.plan import plan, validate
+from sppnet.studies.study import Study, SweepPoint, cell, command_of, common, conf, header, stored, words_of
 
 READ = ("study", "report", "paths", "debug")  # what is heeded where no study's file is named
 
@@ -60,7 +59,7 @@ def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> 
     How one is shown is for its file to say (and for what was `typed` of that), and for `report` where there is no file.
     Cells that it does not have (any more, or because something else was typed) are a study `NAME_typed` beside it.
     """
-    by_file: dict[str | None, list[Cell]] = {}
+    by_file: dict[str | None, list[SweepPoint]] = {}
     for one in stored(folder):
         by_file.setdefault(one.experiments, []).append(one)
     found = []
@@ -93,10 +92,10 @@ def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
     Raises:
         UserError: it does not compose, or a cell names no valid run.
     """
-    verb, asked = verb_of(experiments), [as_typed(f"experiments={experiments}"), *typed]
-    jobs, rows, report = compose.sweep(verb, asked)
-    folder = runs / str(compose.again(verb, asked)["study"])
-    if verb == "transfer":  # its rows are files, and are not planned
+    command, asked = command_of(experiments), [as_typed(f"experiments={experiments}"), *typed]
+    jobs, rows, report = compose.sweep(command, asked)
+    folder = runs / str(compose.again(command, asked)["study"])
+    if command == "transfer":  # its rows are files, and are not planned
         return Study(experiments, folder, (), report, {}, header(experiments))
     known = {one.words: one for one in stored(folder) if one.experiments == experiments}
     now, cells, shared = conf(), [], common(job.words for job in jobs)
@@ -104,23 +103,23 @@ def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
         found = known.get(words_of(job.words, shared))
         if found is None or found.conf != now:
             found = _plan(compose.again("train", job.words), job, shared, now) or found
-        cells.append(found or Cell(words_of(job.words, shared), "", "", now, job.row, experiments))
-    wanted, of_file = {one.words for one in cells}, _words(verb, experiments) if typed else None
+        cells.append(found or SweepPoint(words_of(job.words, shared), "", "", now, job.row, experiments))
+    wanted, of_file = {one.words for one in cells}, _words(command, experiments) if typed else None
     name = experiments if of_file is None or wanted <= of_file else f"{experiments}_typed"
     as_filed = of_file is None or wanted == of_file
     return Study(name, folder, tuple(cells), report, rows, header(experiments), as_filed)
 
 
-def _words(verb: str, experiments: str) -> set[tuple[str, ...]]:
+def _words(command: str, experiments: str) -> set[tuple[str, ...]]:
     """What makes each cell of a study's file, with nothing typed over it."""
-    jobs = compose.sweep(verb, [f"experiments={experiments}"])[0]
+    jobs = compose.sweep(command, [f"experiments={experiments}"])[0]
     shared = common(job.words for job in jobs)
     return {words_of(job.words, shared) for job in jobs}
 
 
-def _plan(cfg: dict[str, Any], job: Expanded, shared: Collection[str], now: str) -> Cell | None:
+def _plan(cfg: dict[str, Any], job: Expanded, shared: Collection[str], now: str) -> SweepPoint | None:
     """The cell of a job; None if the data, without which nobody knows its run, are not here."""
-    schema.check(cfg)
+    validate(cfg)
     try:
         return cell(job.words, shared, job.row, plan(cfg), now)
     except UserError:

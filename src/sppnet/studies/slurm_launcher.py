@@ -20,10 +20,10 @@ from sppnet.config.validators import TEXT, Rule, either, list_of, or_null, whole
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import COMMAND, code
-from sppnet.runs.run_directory import Run, write_json, write_text
+from sppnet.runs.run_directory import Run
 from sppnet.slurm.job import WARNING
 from sppnet.slurm.queue import NUMBER, call, forget, number_of
-from sppnet.storage.files import alone
+from sppnet.storage.files import file_lock, write_json, write_text
 from sppnet.studies.sweep import Sweep, SweepJob
 
 LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
@@ -48,8 +48,8 @@ MOST = 1000  # jobs of an array; MaxArraySize is 1001 by default
 class Submission(Sweep):
     """Submits the jobs and ends."""
 
-    def __init__(self, verb: str, jobs: list[SweepJob], options: Mapping[str, Any], planned: bool = True) -> None:
-        super().__init__(verb, jobs, planned)
+    def __init__(self, command: str, jobs: list[SweepJob], options: Mapping[str, Any], planned: bool = True) -> None:
+        super().__init__(command, jobs, planned)
         self.asked = check_options(options)
 
     def start(self, groups: list[list[SweepJob]]) -> None:
@@ -64,13 +64,13 @@ class Submission(Sweep):
             shapes.setdefault(_shape(group[0]), []).append(group)
         for shape, members in shapes.items():
             for first in range(0, len(members), MOST):
-                with alone(self._home(members[0][0]) / ".lock"):  # two people may send the same study at once
+                with file_lock(self._home(members[0][0]) / ".lock"):  # two people may send the same study at once
                     forget()
                     self._submit(shape, self._left(members[first : first + MOST]))
 
     def _check(self, group: list[SweepJob]) -> list[SweepJob]:
         """The jobs that can start: a mistake is found now and not in the queue."""
-        if self.verb != "train":
+        if self.command != "train":
             return group
         from sppnet.training.preflight import check_fit  # imports torch
 
@@ -153,7 +153,7 @@ class Submission(Sweep):
         lines += [f"export {COMMAND}={shlex.quote(os.environ.get(COMMAND, ''))}"]  # whatever sbatch lets through
         lines += ['run() { srun --kill-on-bad-exit=1 "$@" || status=$?; }', "case $SLURM_ARRAY_TASK_ID in"]
         for index, group in enumerate(groups):
-            lines += [f"{index})", *(f"  run {shlex.join(self.command(group, job))}" for job in group), "  ;;"]
+            lines += [f"{index})", *(f"  run {shlex.join(self.command_line(group, job))}" for job in group), "  ;;"]
         lines += ["esac", f"if [ $status -eq {128 + WARNING} ]; then  # warned before the program could listen"]
         lines += ["  scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "fi", "exit $status"]
         return "\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ State = Literal["missing", "queued", "running", "preempted", "failed", "lost", "
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """State of a cell.
 
     Attributes:
@@ -49,42 +49,42 @@ class Standing:
         return time.strftime("%H:%M", time.localtime(time.time() + self.left)) if self.left is not None else ""
 
 
-def stand(run: Run, test: str) -> Standing:
+def run_status(run: Run, test: str) -> RunStatus:
     """Where the run, and its test with the hash `test`, stands."""
     status = run.status
     state, reason = status.get("state"), str(status.get("reason") or "")
     if state is None:
-        return Standing("missing", "", status, None)
+        return RunStatus("missing", "", status, None)
     if state == "done":
         if result := run.result(test):  # it may have been copied here without its checkpoints
             why = [str(status.get("stopped") or ""), other_format(result["identity"].get("format"))]
-            return Standing("done", "; ".join(filter(None, why)), status, result)
+            return RunStatus("done", "; ".join(filter(None, why)), status, result)
         if run.best.is_file():
-            return Standing("missing", "trained; this test of it is missing", status, None)
-        return Standing("lost", "its best.ckpt is gone", status, None)
+            return RunStatus("missing", "trained; this test of it is missing", status, None)
+        return RunStatus("lost", "its best.ckpt is gone", status, None)
     said = _slurm(status)
     if state == "queued":
         if said is None or said.startswith(WAITING):
-            return Standing("queued", "; ".join(filter(None, [reason, said])), status, None)
-        return Standing("lost", f"its SLURM job is {said}", status, None)
+            return RunStatus("queued", "; ".join(filter(None, [reason, said])), status, None)
+        return RunStatus("lost", f"its SLURM job is {said}", status, None)
     if state == "preempted" and said:
         queued = said.startswith(WAITING)  # again
-        return Standing("queued" if queued else "preempted", f"{reason} (its SLURM job is {said})", status, None)
+        return RunStatus("queued" if queued else "preempted", f"{reason} (its SLURM job is {said})", status, None)
     if state == "failed" and (other := _failed_rank(run)):
         reason = other  # the first task saw no more than that the other was gone
     if state == "running" and not run.held():
         return _stopped(run, status, said)
-    return Standing(state, reason, status, None)
+    return RunStatus(state, reason, status, None)
 
 
-def _stopped(run: Run, status: dict[str, Any], said: str | None) -> Standing:
+def _stopped(run: Run, status: dict[str, Any], said: str | None) -> RunStatus:
     """A run that says it runs, and nobody holds its directory."""
     if failed := _failed_rank(run):
-        return Standing("failed", failed, status, None)
+        return RunStatus("failed", failed, status, None)
     if said and said.startswith(WAITING):
-        return Standing("queued", f"preempted at step {status.get('step')}; {said}", status, None)
+        return RunStatus("queued", f"preempted at step {status.get('step')}; {said}", status, None)
     where = f"process {status.get('pid')} on {status.get('host')} holds it no more: killed, or the machine is down"
-    return Standing("lost", f"{where} (its SLURM job is {said})" if said else where, status, None)
+    return RunStatus("lost", f"{where} (its SLURM job is {said})" if said else where, status, None)
 
 
 def _failed_rank(run: Run) -> str:

@@ -17,8 +17,8 @@ from sppnet.config import option_files
 from sppnet.config.overrides import unquoted
 from sppnet.errors import UserError
 from sppnet.runs.identity import FORMAT
-from sppnet.runs.run_directory import Plan, read_json, write_json
-from sppnet.storage.files import alone
+from sppnet.runs.plan import Plan
+from sppnet.storage.files import file_lock, read_json, write_json
 
 NOT_IN_A_CELL = (  # what says where and how a cell is computed, not what it is
     *("experiments", "study", "name", "launch", "hydra", "paths", "force", "retry", "logger", "report"),
@@ -38,7 +38,7 @@ HEADER = re.compile(r"^# (Question|Command|Expected|Cost): +(.*(?:\n#  +.*)*)", 
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepPoint:
     """One point of a sweep: a setting and a seed.
 
     Attributes:
@@ -85,7 +85,7 @@ class Study:
 
     name: str
     folder: Path
-    cells: tuple[Cell, ...]
+    cells: tuple[SweepPoint, ...]
     report: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Any]]
     header: Mapping[str, str]
@@ -114,26 +114,26 @@ def words_of(overrides: Iterable[str], shared: Collection[str]) -> tuple[str, ..
     return tuple(sorted(filter(counts, overrides)))
 
 
-def cell(overrides: Sequence[str], shared: Collection[str], row: str, planned: Plan, conf: str) -> Cell:
+def cell(overrides: Sequence[str], shared: Collection[str], row: str, planned: Plan, conf: str) -> SweepPoint:
     """The cell of a job of a sweep whose jobs have the overrides `shared` in common."""
     study = [str(unquoted(word)) for word in overrides if word.lstrip("+").startswith("experiments=")]
     words = words_of(overrides, shared)
-    return Cell(words, planned.run.path.name, planned.test, conf, row, study[-1] if study else None)
+    return SweepPoint(words, planned.run.path.name, planned.test, conf, row, study[-1] if study else None)
 
 
-def remember(folder: Path, cells: Sequence[Cell]) -> None:
+def remember(folder: Path, cells: Sequence[SweepPoint]) -> None:
     """Add `cells` to `folder/study.json`; a cell of the same words is replaced. Two sweeps may do so at once.
 
     Nothing is written where nothing is new: a study that is done may lie on a file system that takes no writes.
     """
     if set(cells) <= set(stored(folder)):
         return
-    with alone(folder / ".study.lock"):
+    with file_lock(folder / ".study.lock"):
         kept = {(one.experiments, one.words): one for one in (*stored(folder), *cells)}
         write_json(folder / "study.json", {"cells": [asdict(one) for one in kept.values()]})
 
 
-def stored(folder: Path) -> list[Cell]:
+def stored(folder: Path) -> list[SweepPoint]:
     """The cells of every sweep that was started under this name.
 
     Raises:
@@ -143,7 +143,7 @@ def stored(folder: Path) -> list[Cell]:
     if not path.exists():
         return []
     try:
-        return [Cell(**{**one, "words": tuple(one["words"])}) for one in read_json(path)["cells"]]
+        return [SweepPoint(**{**one, "words": tuple(one["words"])}) for one in read_json(path)["cells"]]
     except (TypeError, KeyError):
         raise UserError(f"{path} cannot be read as the plan of a study; without it the study starts anew") from None
 
@@ -157,8 +157,8 @@ def header(experiments: str | None) -> dict[str, str]:
     return {name.lower(): re.sub(r"\n#  +", "\n", said) for name, said in HEADER.findall(text)}
 
 
-def verb_of(experiments: str) -> str:
-    """The verb that a study sweeps, as the command in its file says."""
+def command_of(experiments: str) -> str:
+    """The command that a study sweeps, as the command in its file says."""
     return "transfer" if "sppnet transfer" in header(experiments).get("command", "") else "train"
 
 

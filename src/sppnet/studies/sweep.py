@@ -13,13 +13,13 @@ from pathlib import Path
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
-from sppnet.commands.hydra_app import plain
 from sppnet.config import option_files
+from sppnet.config.compose import plain
 from sppnet.errors import UserError, notice
+from sppnet.runs.plan import Plan, check_duplicates, plan
 from sppnet.runs.result_text import result_lines
-from sppnet.runs.run_directory import Plan, check_duplicates, plan
-from sppnet.studies.status import stand
-from sppnet.studies.study import Cell, cell, common, conf, remember
+from sppnet.studies.status import run_status
+from sppnet.studies.study import SweepPoint, cell, common, conf, remember
 
 LEFT_ALONE = {  # by `retry`, states of runs that are not started again
     "all": (),
@@ -42,7 +42,7 @@ class SweepJob:
 
 
 class Sweep:
-    """`sppnet VERB OVERRIDES` for each of `jobs`.
+    """`sppnet COMMAND OVERRIDES` for each of `jobs`.
 
     `planned` keeps what was asked for in the plans of its studies, as a sweep does and a single job does not.
 
@@ -50,8 +50,8 @@ class Sweep:
     same run (they differ in test settings only) go one after the other and share its training.
     """
 
-    def __init__(self, verb: str, jobs: list[SweepJob], planned: bool = True) -> None:
-        self.verb, self.jobs, self.planned = verb, jobs, planned
+    def __init__(self, command: str, jobs: list[SweepJob], planned: bool = True) -> None:
+        self.command, self.jobs, self.planned = command, jobs, planned
         folder = option_files.config_dir()  # no override: it would be lost
         self.options = ["--config-dir", str(folder)] if folder else []
         self._common = common(job.overrides for job in jobs)
@@ -78,7 +78,7 @@ class Sweep:
                 together.setdefault(job.plan.run if job.plan else job.number, []).append(job)
         self.start(list(together.values()))
         if self.jobs and all(job.outcome == "refused" for job in self.jobs):
-            raise UserError(self.jobs[0].lines[-1].removeprefix(f"sppnet {self.verb}: "))
+            raise UserError(self.jobs[0].lines[-1].removeprefix(f"sppnet {self.command}: "))
         if any(job.outcome not in {"done", "left", "queued"} for job in self.jobs):
             raise SystemExit(1)
 
@@ -86,7 +86,7 @@ class Sweep:
         """Run the jobs of each group one after the other."""
         raise NotImplementedError
 
-    def command(self, group: list[SweepJob], job: SweepJob) -> list[str]:
+    def command_line(self, group: list[SweepJob], job: SweepJob) -> list[str]:
         """The command line of a job of a group: a run is done anew (`force=true`) once, not by each of its jobs."""
         once = [] if job is group[0] else ["force=false"]
         return [
@@ -94,7 +94,7 @@ class Sweep:
             "-P",
             "-m",
             "sppnet.cli",
-            self.verb,
+            self.command,
             *self.options,
             *job.overrides,
             *once,
@@ -109,7 +109,7 @@ class Sweep:
         if planned.result is not None and not planned.cfg["force"]:
             job.outcome, job.lines = "done", [f"{result_lines(planned.result)[0]}  (was done)"]
             return
-        found = stand(planned.run, planned.test)
+        found = run_status(planned.run, planned.test)
         if found.state in LEFT_ALONE[retry]:
             reason = found.reason or f"process {found.status.get('pid')} on {found.status.get('host')}"
             job.outcome, job.lines = "left", [f"{found.state}: {reason}  (retry={retry})"]
@@ -125,7 +125,7 @@ class Sweep:
 
     def _plan(self, job: SweepJob) -> None:
         """Find the run that a job names, or what is wrong with its configuration."""
-        if self.verb != "train":
+        if self.command != "train":
             return
         try:
             planned = plan(plain(job.cfg))
@@ -138,7 +138,7 @@ class Sweep:
 
     def _remember(self) -> None:
         """Note in the studies what was asked for: a table shows what is missing of it."""
-        folders: dict[Path, list[Cell]] = {}
+        folders: dict[Path, list[SweepPoint]] = {}
         now = conf()
         for job in self.jobs:
             if job.plan is not None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,73 +11,13 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.data.jpeg import notice_remarks
-from sppnet.errors import notice
 from sppnet.runs.run_directory import Run
 from sppnet.training.lit_module import Classifier
 
 STATUS_EVERY = 5.0  # seconds between two writes of status.json
-
-
-class MetricsFile(Logger, Callback):
-    """`metrics.jsonl`: a logger whose position is part of every checkpoint.
-
-    Records that were written after the checkpoint from which a run is resumed are cut off; they are written again.
-    No clock goes into it, so that a resumed run leaves the same bytes as an unbroken one.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    @property
-    def save_dir(self) -> str:
-        """The run directory: where other callbacks of Lightning's put their files."""
-        return str(self.path.parent)
-
-    @property
-    def name(self) -> str:
-        """None needed: the run directory is the name."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """None needed either."""
-        return ""
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    def state_dict(self) -> dict[str, Any]:
-        """How long the file is now, on the disk like the checkpoint that will say so."""
-        if not self.path.exists():
-            return {"bytes": 0}
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
-            return {"bytes": os.fstat(file.fileno()).st_size}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Cut the file to what it was when the checkpoint was written; what was lost of it since is said."""
-        whole = self.path.read_bytes()[: state_dict["bytes"]] if self.path.exists() else b""
-        if len(whole) < state_dict["bytes"]:
-            rank_zero_only(notice)(f"{self.path}: {state_dict['bytes'] - len(whole)} bytes of records are lost")
-            whole = whole[: whole.rfind(b"\n") + 1]
-        self.truncate(len(whole))
-
-    @rank_zero_only
-    def truncate(self, size: int) -> None:
-        """Cut off what lies behind `size` bytes."""
-        with self.path.open("ab") as file:
-            file.truncate(size)
 
 
 class BadFiles(Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +15,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sppnet.errors import RunFailed
+from sppnet.runs.from_checkpoint import read_checkpoint as read_checkpoint
 from sppnet.runs.run_directory import Run
 from sppnet.slurm import job
-from sppnet.storage.tensors import read_checkpoint as read_checkpoint
+from sppnet.storage.files import atomic_write
 from sppnet.training.lit_module import Classifier
 from sppnet.training.user_callbacks import EarlyEnd
 
@@ -39,7 +39,7 @@ class Preempted(Exception):  # noqa: N818  (it is no error)
 
 
 class DurableIO(TorchCheckpointIO):
-    """Write to a temporary name, sync, rename: after a power cut or on a full disk the file is whole or the old one."""
+    """Writes checkpoints atomically: after a power cut or on a full disk the file is whole or the old one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save `checkpoint` at `path`.
@@ -49,30 +49,19 @@ class DurableIO(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with atomic_write(path, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
-                os.fsync(file.fileno())
-            if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
-                raise RunFailed(
-                    f"{path} would hold {', '.join(sorted(foreign))}, which is never read again; what is kept of a run"
-                    " is tensors and plain data: let no callback's or optimiser's state_dict() return anything else"
-                )
-            temporary.replace(path)
+                if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
+                    raise RunFailed(
+                        f"{path} would hold {', '.join(sorted(foreign))}, which is never read again; what is kept of a"
+                        " run is tensors and plain data: let no callback's or optimiser's state_dict() return anything"
+                        " else"
+                    )
         except RuntimeError as error:
             # torch's zip writer hides the cause of a failed write ("unexpected pos"); OSError is what it was
             raise OSError(f"cannot write {path} (is the disk full?): {str(error).splitlines()[0]}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        with contextlib.suppress(OSError):  # not every file system lets a directory be synced
-            handle = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
 
 
 class Checkpoints(Checkpoint):

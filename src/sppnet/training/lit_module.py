@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sppnet.config.schema import LAYOUT
+from sppnet.data.loader import Batch
+from sppnet.data.views import Views
 from sppnet.errors import RunFailed, UserError
 from sppnet.models.network import SPPNet
+from sppnet.models.normalise import Normalise
 from sppnet.runs.identity import own_code
 from sppnet.training.metrics import SizeMetrics
-from sppnet.training.multi_view import Scorer, Views
+from sppnet.training.multi_view import Scorer
 from sppnet.training.optim import build_optimizer, cosine, plateau
-
-Batch = dict[str, Any]
 
 
 class Classifier(L.LightningModule):
@@ -43,8 +44,6 @@ class Classifier(L.LightningModule):
     """
 
     network: SPPNet
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -67,8 +66,7 @@ class Classifier(L.LightningModule):
                 f"loss.kind={kind}: images of {cfg['data']['name']} have several labels; use sigmoid or auto"
             )
         self.metrics = {phase: SizeMetrics(phase, len(classes), multilabel) for phase in ("train", "val", "test")}
-        self.register_buffer("mean", _channels(cfg["data"]["mean"]), persistent=False)
-        self.register_buffer("std", _channels(cfg["data"]["std"]), persistent=False)
+        self.normalise = Normalise(cfg["data"]["mean"], cfg["data"]["std"], cfg["trainer"]["channels_last"])
         self.val_score: float | None = None  # of the last validation, at the first validation size
         self.tested: dict[str, float] = {}  # figures of the last test
         self.tested_by_class: dict[str, list[float]] = {}
@@ -86,17 +84,8 @@ class Classifier(L.LightningModule):
 
     def prepare(self, batch: Batch) -> Tensor:
         """Images of a batch on the device: uint8 (N, 3, h, w) -> colour change, normalisation, memory format."""
-        return self.normalise(batch["image"], batch.get("offset"))
-
-    def normalise(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
-        """uint8 images (N, 3, h, w) on the device, `offset` (N, 3) added to their RGB in [0, 1], as the network takes
-        them."""
-        channels_last = self.cfg["trainer"]["channels_last"]
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        images = images.contiguous(memory_format=layout).to(self.mean.dtype) / 255
-        if offset is not None:
-            images = images + offset[:, :, None, None].to(images.dtype)
-        return (images - self.mean) / self.std
+        normalised: Tensor = self.normalise(batch["image"], batch.get("offset"))
+        return normalised
 
     def losses(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
         """(N, K) logits and targets ((N,) indices or (N, K) of 0 and 1) -> (N,) losses."""
@@ -271,7 +260,3 @@ class Classifier(L.LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         return float(optimizer.param_groups[0]["lr"])
-
-
-def _channels(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).reshape(1, 3, 1, 1)

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from sppnet.data import build_sizes
+from sppnet.data.views import Views
 from sppnet.errors import UserError
-from sppnet.models.network import SPPNet, check_network
+from sppnet.models.fit_check import check_network
+from sppnet.models.network import SPPNet
 from sppnet.models.probe import meta_copy
 from sppnet.runs.identity import world_size
 from sppnet.slurm import job
-from sppnet.training.multi_view import Views
 from sppnet.training.optim import build_optimizer
 
 

@@ -21,20 +21,20 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.config.instantiate import instantiate
-from sppnet.data import ImageSet, Sets, build_sizes, images_of, load_sets
+from sppnet.data import ImageSet, Splits, build_sizes, images_of, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import duplicates
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.models.network import build_network
-from sppnet.runs.identity import check_identity, world_size
+from sppnet.runs.identity import eval_identity, world_size
 from sppnet.runs.provenance import code
 from sppnet.runs.run_directory import Run
 from sppnet.slurm import job
-from sppnet.training.callbacks import BadFiles, MetricsFile, StatusFile, progress_display
+from sppnet.training.callbacks import BadFiles, StatusFile, progress_display
 from sppnet.training.checkpointing import Checkpoints, DurableIO, read_checkpoint
 from sppnet.training.ema import Averages
 from sppnet.training.lit_module import Classifier
-from sppnet.training.loggers import mirrors, replays
+from sppnet.training.loggers import MetricsFile, mirrors, replays
 from sppnet.training.preflight import sizes_for_pairs
 from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitors
 
@@ -68,7 +68,7 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
         UserError: the data set, the weights or a callback is not as it must be.
     """
     settle(cfg)
-    sets = load_sets(cfg["data"], images_of(cfg) if images is None else images)
+    sets = load_splits(cfg["data"], images_of(cfg) if images is None else images)
     if len(sets.train) < world_size(cfg):
         raise UserError(f"{len(sets.train)} training images are too few for {world_size(cfg)} processes")
     notices = duplicates(cfg["data"], sets.images, sets.parts())
@@ -107,13 +107,13 @@ def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     start = _resume_from(run)
     if start is None:
         records.truncate(0)
-    sys.argv[1:] = ["rank", str(run.path)]  # how Lightning starts the further ranks of this machine
+    sys.argv[1:] = ["rank", str(run.path)]  # noqa: TID251  (Lightning starts the further ranks of this machine so)
     trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
     best, best_is = _read_whole(run, run.best)
     if best is None:
         raise RunFailed(f"nothing to test: {best_is or f'{run.best} is missing'}; force=true begins the run anew")
     classifier.load_state_dict(best["state_dict"])
-    found = score(trainer, classifier, data, check_identity(cfg, "best", data.sets.images))
+    found = score(trainer, classifier, data, eval_identity(cfg, "best", data.sets.images))
     bad_files.read()
     totals = {
         "epochs": trainer.current_epoch,
@@ -187,13 +187,13 @@ def _read_whole(run: Run, path: Path) -> tuple[dict[str, Any] | None, str]:
     return (found, "") if whose == run.hash else (None, f"{path} is of another run ({whose})")
 
 
-def build_data(cfg: Mapping[str, Any], sets: Sets) -> DataModule:
+def build_data(cfg: Mapping[str, Any], sets: Splits) -> DataModule:
     """The DataModule that `cfg` describes over `sets`."""
     schedule, cache = build_sizes(cfg["sizes"]), Path(cfg["paths"]["cache"]).expanduser()
     return DataModule(sets, schedule, cfg["data"], cfg["views"], cfg["seed"], cache, cfg["trainer"]["progress"])
 
 
-def build_classifier(cfg: Mapping[str, Any], sets: Sets, overrides: Sequence[str] = ()) -> Classifier:
+def build_classifier(cfg: Mapping[str, Any], sets: Splits, overrides: Sequence[str] = ()) -> Classifier:
     """The network that `cfg` describes for the classes of `sets`, in its LightningModule."""
     network = build_network(cfg["backbone"], cfg["head"], len(sets.images.classes), cfg["sizes"]["train"][0])
     if cfg["trainer"]["compile"]:
@@ -265,19 +265,3 @@ def _callbacks(cfg: Mapping[str, Any], logged: Sequence[str]) -> list[Callback]:
     if cfg["trainer"]["ema"] is not None:
         made.append(Averages(decay=cfg["trainer"]["ema"]))
     return made + progress_display(cfg["trainer"]["progress"])
-
-
-def load_trained(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets: Sets, where: Path) -> Classifier:
-    """The classifier of a checkpoint, with its weights, on the data of `sets`.
-
-    Raises:
-        UserError: the weights do not fit the network.
-    """
-    assert list(sets.images.classes) == list(checkpoint["sppnet"]["classes"])  # see sppnet.data.relabelling
-    node = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
-    classifier = build_classifier({**cfg, "backbone": node}, sets)
-    try:
-        classifier.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise UserError(f"checkpoint={where} is of another network: {error}") from None
-    return classifier

@@ -8,9 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sppnet.runs.run_directory import read_json
-
-CONFIDENCE = 0.95
+from sppnet.statistics import spread
+from sppnet.storage.files import read_json
 
 
 def comparable(folder: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -30,32 +29,17 @@ def lines(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator
         yield ""
         yield f"difference of the mean accuracies over {len(row['splits'])} paired splits and its 95 % interval, in %"
         for (i, one), (j, other) in combinations(enumerate(rows, start=1), 2):
-            mean, low, high = difference(_per_split(one), _per_split(other))
+            gap = spread([a - b for a, b in zip(_per_split(one), _per_split(other), strict=True)])
+            assert gap is not None
+            assert gap.half is not None
+            low, high = gap.mean - gap.half, gap.mean + gap.half
             verdict = _verdict(one, other, low, high)
-            yield f"  {i} - {j}   {100 * mean:+6.2f}  [{100 * low:+.2f}, {100 * high:+.2f}]{verdict}"
+            yield f"  {i} - {j}   {100 * gap.mean:+6.2f}  [{100 * low:+.2f}, {100 * high:+.2f}]{verdict}"
     elif len(rows) > 1:
         yield "(one split: no intervals)"
         for (i, one), (j, other) in combinations(enumerate(rows, start=1), 2):
             if _same_features(one, other):
                 yield f"  {i} - {j}   the same features"
-
-
-def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of a - b over paired splits and the ends of Student's interval for it.
-
-    The splits share images, so it says what other draws from these images would give, not what other images would.
-
-    Raises:
-        ValueError: there are fewer than two pairs.
-    """
-    from scipy.stats import t  # type: ignore[import-untyped]
-
-    gaps = [one - other for one, other in zip(a, b, strict=True)]
-    mean, deviation = mean_and_deviation(gaps)
-    if deviation is None:
-        raise ValueError("an interval takes two pairs or more")
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1)) * deviation / math.sqrt(len(gaps))
-    return mean, mean - half, mean + half
 
 
 def _verdict(one: Mapping[str, Any], other: Mapping[str, Any], low: float, high: float) -> str:
@@ -73,14 +57,6 @@ def _same_features(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two rows are of the same numbers, as of two views of square pictures, and of the same C."""
     same_features = one.get("features") is not None and one.get("features") == other.get("features")
     return same_features and one["row"]["C"] == other["row"]["C"]
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); no deviation of a single value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -9,38 +9,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sppnet.commands.checkpoint_app import Trained
 from sppnet.data import build_sizes
 from sppnet.errors import UserError
-from sppnet.models.network import SPPNet, build_backbone, build_network, check_network
+from sppnet.models.fit_check import check_network
+from sppnet.models.network import SPPNet, build_backbone, build_network
+from sppnet.models.normalise import Normalise
 from sppnet.pyramid import SpatialPyramidPool2d
-from sppnet.storage.tensors import read_checkpoint
+from sppnet.runs.from_checkpoint import Trained, read_checkpoint
+from sppnet.training.inference import on_device
 from sppnet.training.preflight import check_hardware
 from sppnet.transfer.task import Task
 
-MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-TRUE = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
-
 
 class Extractor(nn.Module):
-    """Images (N, 3, H, W), normalised -> one (N, D) float32 for each layer, every row of length 1.
+    """uint8 images (N, 3, H, W) -> one (N, D) float32 for each layer, every row of length 1.
 
     Args:
+        normalise: uint8 images -> images as the backbone takes them.
         backbone: images -> map (N, C, h, w).
         head: of a trained network; only its fully connected layers need it.
         layers: their descriptions (`Task.describe`). `conv` is the map as it is, flattened; `fc1` and `fc2` are what
             comes out of the ReLU.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Sequential | None, layers: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, normalise: Normalise, backbone: nn.Module, head: nn.Sequential | None, layers: list[dict[str, Any]]
+    ) -> None:
         super().__init__()
+        self.normalise = normalise
         self.backbone, self.head = backbone, head
         self.layers = nn.ModuleList([self._stage(layer) for layer in layers])
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of `images`, in the order of the layers."""
-        maps = self.backbone(images)
+        maps = self.backbone(self.normalise(images))
         return [F.normalize(stage(maps).flatten(1).float()) for stage in self.layers]
 
     def _stage(self, layer: Mapping[str, Any]) -> nn.Module:
@@ -85,36 +88,25 @@ class Runner:
     """
 
     def __init__(self, task: Task, names: list[str]) -> None:
-        self.device, cfg = _device(task), task.cfg
-        self.network = _build(task, names).to(self.device, TRUE.get(cfg["trainer"]["precision"]))
-        self.dtype = TRUE.get(cfg["trainer"]["precision"], torch.float32)
-        self.mixed = MIXED.get(cfg["trainer"]["precision"])
-        self.format = torch.channels_last if cfg["trainer"]["channels_last"] else torch.contiguous_format
-        shape = (1, 3, 1, 1)
-        self.mean, self.std = (
-            torch.tensor(cfg["data"][key], dtype=self.dtype, device=self.device).reshape(shape)
-            for key in ("mean", "std")
-        )
+        self.fabric, self.extractor = on_device(_build(task, names), task.cfg["trainer"])
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Features (n, D) of 8-bit images (n, 3, h, w), one for each layer, on the CPU."""
-        x = images.to(self.device).contiguous(memory_format=self.format).to(self.dtype)
-        x = (x / 255 - self.mean) / self.std
-        with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
-            return [found.cpu() for found in self.network(x)]
+        with self.fabric.autocast():
+            return [features.cpu() for features in self.extractor(self.fabric.to_device(images))]
 
 
 def _build(task: Task, names: list[str]) -> Extractor:
     cfg = task.cfg
     layers = [task.describe(name) for name in names]
-    torch.backends.cudnn.deterministic = cfg["trainer"]["deterministic"]
+    normalise = Normalise(cfg["data"]["mean"], cfg["data"]["std"], cfg["trainer"]["channels_last"])
     if task.trained is None:
         torch.manual_seed(cfg["seed"])
-        extractor = Extractor(build_backbone(cfg["backbone"]), None, layers)
+        extractor = Extractor(normalise, build_backbone(cfg["backbone"]), None, layers)
     else:
         network = _trained_network(task, task.trained)
-        extractor = Extractor(network.backbone, network.head, layers)
+        extractor = Extractor(normalise, network.backbone, network.head, layers)
     if cfg["trainer"]["compile"]:
         extractor.compile(dynamic=True)
     return extractor
@@ -131,11 +123,3 @@ def _trained_network(task: Task, trained: Trained) -> SPPNet:
     except RuntimeError as error:
         raise UserError(f"checkpoint={trained.where} is of another network: {error}") from None
     return network
-
-
-def _device(task: Task) -> torch.device:
-    kind = task.cfg["trainer"]["accelerator"]
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind in there or kind == "cpu":
-        return torch.device(kind)
-    return torch.device(next((name for name, found in there.items() if found), "cpu"))

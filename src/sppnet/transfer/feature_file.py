@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from sppnet.errors import UserError
+from sppnet.storage.files import atomic_write
 from sppnet.transfer.svm import Array
 
 SEAL = 32  # bytes of a SHA-256
@@ -45,14 +45,12 @@ class Rows:
         self.missing.difference_update(indices)
 
     def finish(self) -> None:
-        """Fill rows that nobody wrote with NaN, seal and sync the file."""
+        """Fill rows that nobody wrote with NaN and seal the file."""
         for index in sorted(self.missing):
             self.put([index], np.full((1, self.width), np.nan, dtype=np.float32))
         self.file.flush()
         self.file.seek(0, os.SEEK_END)
         self.file.write(_digest(self.file, self.file.tell()))
-        self.file.flush()
-        os.fsync(self.file.fileno())
 
 
 @contextlib.contextmanager
@@ -68,21 +66,16 @@ def writing(paths: dict[str, Path], count: int) -> Iterator[dict[str, Rows]]:
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         new = [folder for path in paths.values() for folder in path.parents if not folder.exists()]
         stack.callback(_remove_empty, dict.fromkeys(new))
-        made: dict[str, tuple[Rows, Path]] = {}
+        rows: dict[str, Rows] = {}
         for name, path in paths.items():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
-                handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # a cache may be shared
+                rows[name] = Rows(stack.enter_context(atomic_write(path, "w+b")), count)
             except OSError as error:
                 raise UserError(f"paths.cache={path.parent} cannot be written to: {error.strerror}") from None
-            stack.callback(temporary.unlink, missing_ok=True)
-            made[name] = (Rows(stack.enter_context(os.fdopen(handle, "w+b")), count), temporary)
-        yield {name: rows for name, (rows, _) in made.items()}
-        for name, (rows, finished) in made.items():
-            if rows.width:
-                rows.finish()
-                finished.replace(paths[name])
+        yield rows
+        for file in rows.values():
+            file.finish()
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

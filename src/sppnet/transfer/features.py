@@ -8,19 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sppnet.commands.checkpoint_app import Trained, stored
-from sppnet.data import ImageSet
-from sppnet.data.aspect_buckets import shape_buckets, square_bucket
-from sppnet.data.batch_samplers import EvalBatches
-from sppnet.data.crops import EvalRegions
+from sppnet.data import ImageSet, Splits
+from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.base import digest
-from sppnet.data.image_shapes import load_shapes
 from sppnet.data.jpeg import notice_remarks
-from sppnet.data.loader import Loader, Samples
-from sppnet.data.readers import source_of
-from sppnet.data.size_schedules import level_batch
+from sppnet.data.loader import Loader
+from sppnet.data.size_schedules import Single
 from sppnet.errors import RunFailed, UserError
 from sppnet.progress import meter
+from sppnet.runs.from_checkpoint import Trained, stored
+from sppnet.training.trainer import settle
 from sppnet.transfer import feature_file
 from sppnet.transfer.extractor import Runner
 from sppnet.transfer.svm import Array
@@ -46,8 +43,7 @@ def features_of(task: Task, images: ImageSet) -> Array:
         wanted = {p: name for name, p in paths.items() if p == path or not p.exists()}  # pool and spp may be one
         _pass(task, images, {name: p for p, name in wanted.items()})
         kept = feature_file.load(path, len(images))
-    if kept is None:
-        raise UserError(f"data={task.cfg['data']['name']}: not one of its {len(images)} images can be read")
+    assert kept is not None
     return kept
 
 
@@ -82,7 +78,7 @@ def _worthwhile(task: Task) -> list[str]:
 def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
     """Compute the layers of `paths` for all images and keep them."""
     settings = task.cfg["trainer"]
-    torch.set_num_threads(settings["threads"])
+    settle(task.cfg)
     run = Runner(task, list(paths))
     remarks: dict[str, str] = {}
     with (
@@ -101,6 +97,8 @@ def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
                 if odd:
                     raise RunFailed(f"layer={name} of {images.name(indices[odd[0]])} has values that are not finite")
                 rows.put(indices, found.numpy())
+        if not any(rows.width for rows in files.values()):
+            raise UserError(f"data={task.cfg['data']['name']}: not one of its {len(images)} images can be read")
     notice_remarks(remarks)
 
 
@@ -111,14 +109,8 @@ def _pyramid_is_trained(task: Task, trained: Trained) -> bool:
 
 
 def _loader(task: Task, images: ImageSet) -> Loader:
-    data, views = task.cfg["data"], task.cfg["views"]
-    members = np.arange(len(images))
-    buckets = square_bucket(members)
-    if views["fit"] == "full":
-        shapes = load_shapes(images, Path(task.cfg["paths"]["cache"]).expanduser(), task.skip)
-        buckets = shape_buckets(members, shapes, views["aspect_step"])
-    batch_size = min(data["batch_size"], level_batch(data["batch_size"], task.size, ROOM))
-    batches = EvalBatches(buckets, task.size, [task.size], batch_size)
-    regions = EvalRegions(views["fit"], views["ratio"])
-    samples = Samples(images, regions, source_of(images, data, views["fit"]))
-    return Loader(samples, batches, task.skip, data["workers"], torch.cuda.is_available())
+    data, cache = {**task.cfg["data"], "cache": False}, Path(task.cfg["paths"]["cache"]).expanduser()
+    none, sizes = np.arange(0), Single([ROOM], [ROOM], [task.size])
+    sets = Splits(images, none, none, np.arange(len(images)))
+    [loader] = DataModule(sets, sizes, data, task.cfg["views"], task.cfg["seed"], cache).test_dataloader()
+    return loader

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.data import ImageSet, load_sets
+from sppnet.data import ImageSet, load_splits
 from sppnet.data.build import check_labels
 from sppnet.data.duplicates import duplicates
 from sppnet.data.splits import IntArray, all_labels
 from sppnet.errors import UserError, notice
-from sppnet.transfer.comparison import mean_and_deviation
+from sppnet.statistics import spread
 from sppnet.transfer.splits import Split, draw_splits
 from sppnet.transfer.svm import Array, accuracies, marks, precisions
 from sppnet.transfer.task import Task
@@ -70,8 +70,11 @@ def _classify(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[in
     _say_missing(images, labels, splits)
     figures: dict[str, float] = {}
     for name in ("accuracy", "overall"):
-        mean, deviation = mean_and_deviation([one[name] for one in found])
-        figures |= {name: mean} | ({} if deviation is None else {f"{name}_std": deviation})
+        over_splits = spread([one[name] for one in found])
+        assert over_splits is not None
+        figures[name] = over_splits.mean
+        if over_splits.deviation is not None:
+            figures[f"{name}_std"] = over_splits.deviation
     return Outcome(figures, found, _in_words(task, images, splits))
 
 
@@ -80,8 +83,8 @@ def _rank(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) 
     classes, every = len(images.classes), range(len(images))
     splits = _splits(task, images, bad)
     has = marks([all_labels(images.label(index)) for index in every], classes)
-    unclear = marks([images.unclear(index) for index in every], classes)
-    one = precisions(features_ND, has, unclear, splits[0], task.own["svm"]["C"])
+    difficult = marks([images.difficult(index) for index in every], classes)
+    one = precisions(features_ND, has, difficult, splits[0], task.own["svm"]["C"])
     one = _by_class(one, images.classes, "the SVM")
     if none := [name for name, value in one["per_class"].items() if value is None]:
         if len(none) == classes:
@@ -108,7 +111,7 @@ def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
             )
         return [split]
     if images.multilabel:
-        sets = load_sets(data, images)
+        sets = load_splits(data, images)
         return [Split(*(np.setdiff1d(part, bad) for part in (sets.trainval(), sets.test)))]
     check_labels(data, images)
     members = np.setdiff1d(np.arange(len(images)), bad).tolist()

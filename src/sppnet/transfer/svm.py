@@ -50,13 +50,13 @@ def accuracies(features_ND: Array, labels: IntArray, split: Split, classes: int,
     }
 
 
-def precisions(features_ND: Array, has_NK: Bools, unclear_NK: Bools, split: Split, c: float) -> dict[str, Any]:
+def precisions(features_ND: Array, has_NK: Bools, difficult_NK: Bools, split: Split, c: float) -> dict[str, Any]:
     """Train an SVM for each class, rank the test part by it (VOC 2007, section 3.2).
 
     Args:
         features_ND: (N, D) of the whole set, possibly on disk.
         has_NK: (N, K) whether an image has a class.
-        unclear_NK: (N, K) whether it counts neither for nor against the class, in training or testing.
+        difficult_NK: (N, K) whether it counts neither for nor against the class, in training or testing.
         split: the parts.
         c: the SVM's C.
 
@@ -66,15 +66,15 @@ def precisions(features_ND: Array, has_NK: Bools, unclear_NK: Bools, split: Spli
     """
     train, test = _in_span(features_ND, split)
     found, converged = [], True
-    for has, unclear in zip(has_NK.T, unclear_NK.T, strict=True):
-        use = ~unclear[split.train]
+    for has, difficult in zip(has_NK.T, difficult_NK.T, strict=True):
+        use = ~difficult[split.train]
         wanted = has[split.train][use]
         if wanted.all() or not wanted.any():
             found.append((float("nan"), float("nan")))
             continue
         model, good = _fit(train[use], wanted, c)
         converged = converged and good
-        found.append(average_precision(model.decision_function(test), has[split.test], unclear[split.test]))
+        found.append(average_precision(model.decision_function(test), has[split.test], difficult[split.test]))
     eleven, every = np.asarray(found).T
     means = {"map": _mean(eleven), "map_all": _mean(every)}
     return means | {"per_class": eleven.tolist(), "per_class_all": every.tolist(), "converged": converged}

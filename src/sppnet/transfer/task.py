@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sppnet.commands.checkpoint_app import HARDWARE, Trained, refuse_changes, stored
 from sppnet.config import schema
 from sppnet.config.validators import POSITIVE, Rule, choice, or_null, whole
 from sppnet.data import ImageSet
 from sppnet.data.datasets.base import digest
 from sppnet.errors import UserError, notice
+from sppnet.runs.from_checkpoint import HARDWARE, Trained, refuse_changes, stored
 from sppnet.runs.identity import file_digest, own_code, weights_identity
+from sppnet.runs.plan import validate
 
 LAYERS = ("conv", "pool", "spp", "gap", "fc1", "fc2")
 RULES: dict[str, Rule] = {
@@ -43,8 +43,8 @@ class Task:
     """One row: a layer of a network, seen through one view, and the protocol of its SVM.
 
     Attributes:
-        cfg: a valid configuration, without the verb's own keys.
-        own: the verb's own keys.
+        cfg: a valid configuration, without the command's own keys.
+        own: the command's own keys.
         trained: the checkpoint; None for a network that is given by `backbone`.
     """
 
@@ -132,9 +132,9 @@ class Task:
         own = self.own_parts(images) is not None
         if not images.multilabel:
             return {"data": images.fingerprint()} | ({"parts": "own"} if own else {"splits": self.splits})
-        unclear = digest(str(tuple(images.unclear(i))) for i in range(len(images)))
+        difficult = digest(str(tuple(images.difficult(i))) for i in range(len(images)))
         parts = {} if own else {"split": self.cfg["data"]["split"]}
-        return {"data": images.fingerprint(), "unclear": unclear} | parts
+        return {"data": images.fingerprint(), "unclear": difficult} | parts
 
 
 def make_task(cfg: dict[str, Any], trained: Trained | None) -> Task:
@@ -144,7 +144,7 @@ def make_task(cfg: dict[str, Any], trained: Trained | None) -> Task:
         UserError: a value is not allowed, or two do not fit together; torch is needed for neither.
     """
     own = schema.take(cfg, RULES)
-    schema.check(cfg)
+    validate(cfg)
     views, layer, sizes = cfg["views"], own["layer"], cfg["sizes"]["test"]
     if views["fit"] == "windows":
         raise UserError(f"views={views['name']} is several views, features are of one; use center, warp or full")
@@ -169,8 +169,8 @@ def refuse_idle(overrides: list[str]) -> None:
             raise UserError(f"{key} has no effect on features: without a checkpoint nothing is trained")
 
 
-def warn_idle(task: Task, images: ImageSet) -> None:
-    """Say which keys were typed and have no effect on the features, or on who trains."""
+def warn_idle(task: Task, images: ImageSet, typed: Sequence[str]) -> None:
+    """Say which of the `typed` keys have no effect on the features, or on who trains."""
     layer, given, own = task.own["layer"], task.trained is None, task.own_parts(images) is not None
     idle = dict.fromkeys(("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "features")
     if layer != "pool":
@@ -187,8 +187,7 @@ def warn_idle(task: Task, images: ImageSet) -> None:
         idle["data.split"] = "the set's own parts"
     elif not images.multilabel:
         idle["data.split"] = "random splits of all images (splits, per_class, split_seed)"
-    for word in sys.argv[1:] if task.trained is None else [f"{key}=" for key in task.trained.typed]:
-        key = word.partition("=")[0].lstrip("+")
+    for key in typed:
         for name, why in idle.items():
             if key == name or key.startswith(f"{name}."):
                 notice(f"warning: {key} has no effect with {why}")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.data import fingerprint, load_sets
+from sppnet.data import fingerprint, load_splits
 from sppnet.data.datasets import file_digests
 from sppnet.data.datasets.base import ImageSet
 from sppnet.data.datasets.file_digests import digest_of
@@ -207,13 +207,14 @@ def test_a_named_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
 SLOWLY = """
 import sys, time
 from pathlib import Path
-from sppnet.data import digests
-from sppnet.data.sets import Folder
-real = digests.digest_of
+from sppnet.data.datasets import file_digests
+from sppnet.data.datasets.image_files import Folder
+real = file_digests.digest_of
 def slow(path):
     time.sleep(float(sys.argv[3]))
     return real(path)
-digests.digest_of, digests.MANY, digests.TICK, digests.SAVE_EVERY, digests.AT_ONCE = slow, 1, 0, 0.02, 1
+file_digests.digest_of, file_digests.MANY, file_digests.TICK = slow, 1, 0
+file_digests.SAVE_EVERY, file_digests.AT_ONCE = 0.02, 1
 images = Folder(sys.argv[1])
 images.keep_in(Path(sys.argv[2]), "lines")
 print(images.fingerprint(), "torch" in sys.modules)
@@ -267,7 +268,7 @@ def said(config: Load, root: Path) -> Said:
 
     def call(root: Path = root, **changes: Any) -> list[str]:
         cfg = config("folder", root=str(root), **changes)
-        sets = load_sets(cfg)
+        sets = load_splits(cfg)
         return [line.removeprefix("data=folder: ") for line in duplicates(cfg, sets.images, sets.parts())]
 
     return call
@@ -275,7 +276,7 @@ def said(config: Load, root: Path) -> Said:
 
 def members(cfg: dict[str, Any]) -> dict[str, list[Path]]:
     """The files of each part."""
-    sets = load_sets(cfg)
+    sets = load_splits(cfg)
     images = sets.images
     assert isinstance(images, Folder)
     return {part: [images.path(i) for i in getattr(sets, part).tolist()] for part in ("train", "val", "test")}
@@ -291,7 +292,7 @@ def test_the_same_file_in_two_parts_is_said_in_one_line_or_refused(root: Path, c
     assert line.startswith(f"2 of 7 images in test are in train, too ({name} is the same file as cat/")
     assert said(duplicates="ignore") == []
     cfg = config("folder", root=str(root))
-    [anywhere] = duplicates(cfg, load_sets(cfg).images)  # random splits of transfer
+    [anywhere] = duplicates(cfg, load_splits(cfg).images)  # random splits of transfer
     assert "2 of 42 images are there a second time, and may be trained and tested on (cat/" in anywhere
     with pytest.raises(UserError, match=r"^data=folder: 2 of 7 images in test .*; data\.duplicates=error refuses"):
         said(duplicates="error")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.data import ImageSet, Sets, fingerprint, load_sets
+from sppnet.data import ImageSet, Splits, fingerprint, load_splits
 from sppnet.data.datasets.digits import Digits
 from sppnet.data.datasets.image_files import VOC_CLASSES
 from sppnet.errors import UserError
@@ -19,12 +19,12 @@ Make = Callable[..., Path]
 Paint = Callable[..., None]
 
 
-def names(sets: Sets, part: str) -> list[str]:
+def names(sets: Splits, part: str) -> list[str]:
     return [sets.images.name(i) for i in getattr(sets, part).tolist()]
 
 
 def test_digits_are_1797_pictures_of_many_shapes_split_by_class(config: Load) -> None:
-    sets = load_sets(config("digits"))
+    sets = load_splits(config("digits"))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [1259, 269, 269]
     shapes = [sets.images.shape(i) for i in range(len(sets.images))]
     assert {min(shape) for shape in shapes} == set(range(36, 73))
@@ -53,7 +53,7 @@ def test_digits_are_the_same_pictures_in_every_process() -> None:
 def test_imagenet_tests_on_val_and_validates_on_training_images(tmp_path: Path, config: Load, make_tree: Make) -> None:
     make_tree(tmp_path / "train", {"n01": 30, "n02": 30})
     make_tree(tmp_path / "val", {"n01": 3, "n02": 4})
-    sets = load_sets(config("imagenet", root=str(tmp_path)))
+    sets = load_splits(config("imagenet", root=str(tmp_path)))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [58, 2, 7]
     assert {name.split("/")[0] for name in names(sets, "val")} == {"train"}
     assert {name.split("/")[0] for name in names(sets, "test")} == {"val"}
@@ -62,8 +62,8 @@ def test_imagenet_tests_on_val_and_validates_on_training_images(tmp_path: Path, 
 @pytest.mark.parametrize("inside", ["", "101_ObjectCategories"])
 def test_caltech101_has_its_background_class_or_not(tmp_path: Path, config: Load, inside: str, make_tree: Make) -> None:
     make_tree(tmp_path / inside, {"BACKGROUND_Google": 5, "ant": 6, "bass": 7})
-    assert len(load_sets(config("caltech101", root=str(tmp_path))).images.classes) == 3
-    sets = load_sets(config("caltech101", root=str(tmp_path), background=False))
+    assert len(load_splits(config("caltech101", root=str(tmp_path))).images.classes) == 3
+    sets = load_splits(config("caltech101", root=str(tmp_path), background=False))
     assert list(sets.images.classes) == ["ant", "bass"]
     assert len(sets.images) == 13
 
@@ -75,12 +75,12 @@ def test_imagenette_lists_what_torchvision_lists(tmp_path: Path, config: Load, p
         for wnid in ("n01440764", "n02102040"):
             for i in range(8):
                 paint(tmp_path / "imagenette2-160" / part / wnid / f"{i}.jpeg", 9, 8)
-    sets = load_sets(config("imagenette", root=str(tmp_path), folder="imagenette2-160"))
+    sets = load_splits(config("imagenette", root=str(tmp_path), folder="imagenette2-160"))
     theirs = Imagenette(tmp_path, "val", "160px", download=False)
     assert sets.images.classes == theirs.wnids
     assert [sets.images.label(i) for i in sets.test.tolist()] == [theirs[i][1] for i in range(len(theirs))]
     with pytest.raises(UserError, match="download=True"):
-        load_sets(config("imagenette", root=str(tmp_path)))
+        load_splits(config("imagenette", root=str(tmp_path)))
 
 
 def test_oxford_pets_lists_what_torchvision_lists(tmp_path: Path, config: Load, paint: Paint) -> None:
@@ -93,7 +93,7 @@ def test_oxford_pets_lists_what_torchvision_lists(tmp_path: Path, config: Load, 
         (base / "annotations" / f"{part}.txt").write_text("".join(f"{n} {label} 1 1\n" for n, label in lines))
         for name, _ in lines:
             paint(base / "images" / f"{name}.jpg", 9, 8)
-    sets = load_sets(config("oxford_pets", root=str(tmp_path)))
+    sets = load_splits(config("oxford_pets", root=str(tmp_path)))
     theirs = OxfordIIITPet(tmp_path, "test")
     assert list(sets.images.classes) == theirs.classes == ["Abyssinian", "Great Pyrenees"]
     assert names(sets, "test") == [f"images/{path.name}" for path in theirs._images]
@@ -101,7 +101,7 @@ def test_oxford_pets_lists_what_torchvision_lists(tmp_path: Path, config: Load, 
     assert [len(sets.train), len(sets.val)] == [14, 2]
     (base / "images" / "Abyssinian_10.jpg").unlink()
     with pytest.raises(UserError, match=r"Abyssinian_10\.jpg"):
-        load_sets(config("oxford_pets", root=str(tmp_path)))
+        load_splits(config("oxford_pets", root=str(tmp_path)))
 
 
 def test_voc2007_has_all_classes_of_an_image_but_difficult_ones(tmp_path: Path, config: Load, paint: Paint) -> None:
@@ -118,18 +118,18 @@ def test_voc2007_has_all_classes_of_an_image_but_difficult_ones(tmp_path: Path, 
         (base / "Annotations" / f"{i:06d}.xml").write_text(f"<annotation>{found}</annotation>")
     for part, numbers in {"trainval": range(18), "test": range(18, 24)}.items():
         (base / "ImageSets" / "Main" / f"{part}.txt").write_text("".join(f"{i:06d}\n" for i in numbers))
-    sets = load_sets(config("voc2007", root=str(tmp_path)))
+    sets = load_splits(config("voc2007", root=str(tmp_path)))
     cat, dog, car = (VOC_CLASSES.index(name) for name in ("cat", "dog", "car"))
     assert sets.images.multilabel
     assert [sets.images.label(i) for i in range(3)] == [(cat, dog), (car,), ()]
-    assert [sets.images.unclear(i) for i in range(3)] == [(), (dog,), (VOC_CLASSES.index("bus"),)]
+    assert [sets.images.difficult(i) for i in range(3)] == [(), (dog,), (VOC_CLASSES.index("bus"),)]
     assert sets.trainval().tolist() == list(range(18))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [15, 3, 6]  # one of each kind for validation
     assert len({sets.images.label(i) for i in sets.val.tolist()}) == 3
     file = base / "Annotations" / "000003.xml"  # somebody's own data in VOC's layout
     file.write_text(file.read_text().replace("cat", "raccoon"))
     with pytest.raises(UserError, match=r"000003\.xml holds an object called 'raccoon', which is no class of VOC 2007"):
-        load_sets(config("voc2007", root=str(tmp_path)))
+        load_splits(config("voc2007", root=str(tmp_path)))
 
 
 def test_flowers102_has_its_own_three_parts(tmp_path: Path, config: Load, paint: Paint) -> None:
@@ -141,18 +141,18 @@ def test_flowers102_has_its_own_three_parts(tmp_path: Path, config: Load, paint:
     savemat(base / "setid.mat", {"trnid": [[1, 2, 3]], "valid": [[5]], "tstid": [[4, 6]]})
     for number in range(1, 7):
         paint(base / "jpg" / f"image_{number:05d}.jpg", 9, 8)
-    sets = load_sets(config("flowers102", root=str(tmp_path)))
+    sets = load_splits(config("flowers102", root=str(tmp_path)))
     assert [sets.images.label(i) for i in range(6)] == [0, 1, 2, 1, 0, 2]
     assert names(sets, "test") == ["jpg/image_00004.jpg", "jpg/image_00006.jpg"]
 
 
 def test_cifar10_that_is_not_whole_says_how_to_get_it(tmp_path: Path, config: Load) -> None:
     with pytest.raises(UserError, match="download=True"):
-        load_sets(config("cifar10", root=str(tmp_path)))
+        load_splits(config("cifar10", root=str(tmp_path)))
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cos\nsystem\n")  # never unpickled
     with pytest.raises(UserError, match="not the whole of CIFAR-10"):
-        load_sets(config("cifar10", root=str(tmp_path)))
+        load_splits(config("cifar10", root=str(tmp_path)))
 
 
 REAL = {"cifar10": (50_000, 10_000, "cifar-10-batches-py"), "flowers102": (2_040, 6_149, "flowers-102")}
@@ -164,7 +164,7 @@ def test_the_real_set_is_read(name: str, config: Load) -> None:
     root = os.environ.get("SPPNET_DATA")
     if root is None or not Path(root, folder).is_dir():
         pytest.skip(f"SPPNET_DATA holds no {folder}: reading the real {name} is not tested here")
-    sets = load_sets(config(name, root=root))
+    sets = load_splits(config(name, root=root))
     assert [len(sets.train) + len(sets.val), len(sets.test)] == [train, test]
     assert sets.images.read(0).size == sets.images.shape(0)[::-1]
 
@@ -248,12 +248,12 @@ def plugged(config: Load, cls: type[ImageSet], **arguments: int) -> dict[str, An
 
 def test_a_set_of_ones_own_needs_three_methods(config: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPNET_ALLOW", __name__)
-    sets = load_sets(plugged(config, Stripes, count=40))
+    sets = load_splits(plugged(config, Stripes, count=40))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [28, 6, 6]
     assert sets.images.shape(3) == (40, 33)
     assert fingerprint(plugged(config, Stripes, count=40)) != fingerprint(plugged(config, Stripes, count=41))
     with pytest.raises(UserError, match="width"):
-        load_sets(plugged(config, Stripes, width=40))
+        load_splits(plugged(config, Stripes, width=40))
 
 
 @pytest.mark.parametrize("split", ["missing", None, 0.2, {}, {"val": 0.1, "test": 0.1}])
@@ -262,7 +262,7 @@ def test_a_set_without_a_split_is_told_what_one_is(config: Load, split: Any) -> 
     if split == "missing":
         del cfg["split"]
     with pytest.raises(UserError, match=r"^data\.split( is missing|=.* is not allowed); it takes .*seed: 0}$"):
-        load_sets(cfg)
+        load_splits(cfg)
 
 
 @pytest.mark.parametrize(
@@ -286,4 +286,4 @@ def test_a_set_that_contradicts_itself_is_refused(
 ) -> None:
     monkeypatch.setenv("SPPNET_ALLOW", __name__)
     with pytest.raises(UserError, match=says):
-        load_sets(plugged(config, cls))
+        load_splits(plugged(config, cls))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sppnet.data import Sets, build_images, fingerprint, load_sets
-from sppnet.data.datasets.unlabelled import find_pictures
+from sppnet.data import Splits, build_images, fingerprint, load_splits
+from sppnet.data.datasets.unlabelled import find_images
 from sppnet.errors import UserError
 
 Load = Callable[..., dict[str, Any]]
@@ -42,21 +42,21 @@ def root(tmp_path: Path, make_tree: Make) -> Path:
 
 
 def test_a_folder_is_split_by_class_seeded_and_without_overlap(root: Path, config: Load) -> None:
-    sets = load_sets(config("folder", root=str(root)))
+    sets = load_splits(config("folder", root=str(root)))
     parts = [set(sets.train.tolist()), set(sets.val.tolist()), set(sets.test.tolist())]
     assert set.union(*parts) == set(range(70))
     assert sum(map(len, parts)) == 70
     for part, expected in zip(parts, ([14, 6, 28], [3, 2, 6], [3, 2, 6]), strict=True):
         assert [sum(sets.images.label(i) == c for i in part) for c in range(3)] == expected
-    again = load_sets(config("folder", root=str(root)))
+    again = load_splits(config("folder", root=str(root)))
     assert again.test.tolist() == sets.test.tolist()
-    other = load_sets(config("folder", root=str(root), split={"val": 0.15, "test": 0.15, "seed": 1}))
+    other = load_splits(config("folder", root=str(root), split={"val": 0.15, "test": 0.15, "seed": 1}))
     assert other.test.tolist() != sets.test.tolist()
 
 
 def test_folds_test_every_image_once(root: Path, config: Load) -> None:
-    def parts(fold: int) -> Sets:
-        return load_sets(config("folder", root=str(root), split={"val": 0.15, "test": 0.3, "seed": 0, "fold": fold}))
+    def parts(fold: int) -> Splits:
+        return load_splits(config("folder", root=str(root), split={"val": 0.15, "test": 0.3, "seed": 0, "fold": fold}))
 
     every = [parts(fold) for fold in range(3)]
     assert sorted(i for sets in every for i in sets.test.tolist()) == list(range(70))
@@ -72,12 +72,12 @@ def test_a_set_with_parts_of_its_own_has_no_folds(tmp_path: Path, config: Load, 
     for part in ("train", "test"):
         make_tree(tmp_path / part, {"a": 5, "b": 5})
     with pytest.raises(UserError, match=r"data\.split\.fold=0 is not allowed: .* of its own"):
-        load_sets(config("folder", root=str(tmp_path), split={"val": 0.2, "test": 0.2, "seed": 0, "fold": 0}))
+        load_splits(config("folder", root=str(tmp_path), split={"val": 0.2, "test": 0.2, "seed": 0, "fold": 0}))
 
 
 def test_a_class_more_leaves_the_split_of_the_others_alone(root: Path, config: Load, make_tree: Make) -> None:
     def tested() -> set[str]:
-        sets = load_sets(config("folder", root=str(root)))
+        sets = load_splits(config("folder", root=str(root)))
         return {sets.images.name(i) for i in sets.test.tolist()}
 
     before = tested()
@@ -91,12 +91,12 @@ def test_own_parts_are_kept_and_validation_comes_out_of_training(
     base = tmp_path / "parted"
     shutil.copytree(root, base / "train")
     make_tree(base / "test", {"cat": 2, "dog": 2, "emu": 2})
-    sets = load_sets(config("folder", root=str(base)))
+    sets = load_splits(config("folder", root=str(base)))
     assert sorted({sets.images.name(i).split("/")[0] for i in sets.test.tolist()}) == ["test"]
     assert (len(sets.train), len(sets.val), len(sets.test)) == (59, 11, 6)
     assert {sets.images.name(i).split("/")[0] for i in [*sets.train, *sets.val]} == {"train"}
     make_tree(base / "val", {"cat": 3, "dog": 1})
-    sets = load_sets(config("folder", root=str(base)))
+    sets = load_splits(config("folder", root=str(base)))
     assert (len(sets.train), len(sets.val), len(sets.test)) == (70, 4, 6)
 
 
@@ -112,7 +112,7 @@ def test_parts_have_their_usual_names_in_any_case(tmp_path: Path, config: Load, 
     for name in ("README", "LICENSE", "labels.csv", "sample.jpg", "annotations/cat.xml", "all.zip", "Test.tar.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    sets = load_sets(config("folder", root=str(tmp_path)))
+    sets = load_splits(config("folder", root=str(tmp_path)))
     for part, folder in {"train": train, "val": val or train, "test": test}.items():
         members = [sets.images.name(i) for i in getattr(sets, part).tolist()]
         assert {name.split("/")[0] for name in members} == {folder}
@@ -127,13 +127,13 @@ def test_parts_have_their_usual_names_in_any_case(tmp_path: Path, config: Load, 
 def test_accents_may_be_spelled_in_two_ways(tmp_path: Path, config: Load) -> None:
     add(tmp_path / "train", "caf\u00e9", "dog/dog", "emu/emu")
     add(tmp_path / "test", "cafe\u0301", "dog")
-    images = load_sets(config("folder", root=str(tmp_path))).images
+    images = load_splits(config("folder", root=str(tmp_path))).images
     assert images.classes == ["caf\u00e9", "dog", "emu"]
     assert [images.label(i) for i in range(len(images))] == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1]
 
 
 def test_validation_share_zero_validates_on_the_test_part(root: Path, config: Load) -> None:
-    sets = load_sets(config("folder", root=str(root), split={"val": 0, "test": 0.2, "seed": 0}))
+    sets = load_splits(config("folder", root=str(root), split={"val": 0, "test": 0.2, "seed": 0}))
     assert sets.val.tolist() == sets.test.tolist()
     assert len(sets.train) == 56
 
@@ -151,9 +151,9 @@ def test_hidden_and_other_files_are_passed_over_and_nested_ones_found(root: Path
     for name in ("Thumbs.db", "desktop.ini"):
         (root / "cat" / name).touch()
     assert fingerprint(config("folder", root=str(root))) == before
-    assert len(find_pictures(str(root)).names) == 70
+    assert len(find_images(str(root)).names) == 70
     paint(root / "cat" / "more" / "deep.JPG", 8, 8)
-    images = load_sets(config("folder", root=str(root))).images
+    images = load_splits(config("folder", root=str(root))).images
     assert "cat/more/deep.JPG" in {images.name(i) for i in range(len(images))}
 
 
@@ -185,7 +185,7 @@ def test_a_picture_without_suffix_is_read_and_what_is_not_read_is_counted(root: 
     assert "unpack .zip" in counted
     assert "rename .jpeg~ to have" in counted  # not the film
     assert "1 picture(s) beside the class folders" in loose
-    found = find_pictures(str(root))  # whose input has no classes: it reads loose pictures, and the same files else
+    found = find_images(str(root))  # whose input has no classes: it reads loose pictures, and the same files else
     assert len(found.names) == 76
     assert found.not_read.replace("input=", "data.root=") == counted
     (root / "yak.tar.gz").touch()  # a class, perhaps
@@ -237,9 +237,9 @@ def test_the_fingerprint_changes_with_the_data(root: Path, config: Load, change:
 def test_a_set_that_was_listed_is_taken_as_it_is(root: Path, config: Load) -> None:
     cfg = config("folder", root=str(root))
     images = build_images(cfg)
-    before, expected = images.fingerprint(), load_sets(cfg)
+    before, expected = images.fingerprint(), load_splits(cfg)
     (root / "cat" / "000.png").unlink()
-    sets = load_sets(cfg, images)
+    sets = load_splits(cfg, images)
     assert sets.images is images
     assert sets.test.tolist() == expected.test.tolist()
     assert images.fingerprint() == before != fingerprint(cfg)
@@ -254,7 +254,7 @@ def test_a_name_that_is_no_utf8_is_named_when_files_are_listed(root: Path, confi
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     with pytest.raises(UserError, match=r"caf\\xe9.*' is not valid UTF-8; rename it$") as caught:
-        load_sets(config("folder", root=str(root)))
+        load_splits(config("folder", root=str(root)))
     str(caught.value).encode()
 
 
@@ -523,7 +523,7 @@ def test_a_mistake_in_the_folders_is_one_line_that_names_it(
 ) -> None:
     spoil(root)
     with pytest.raises(UserError) as caught:
-        load_sets(config("folder", root=str(root)))
+        load_splits(config("folder", root=str(root)))
     assert BROKEN[spoil] in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -533,15 +533,15 @@ def test_a_mistake_in_the_folders_is_one_line_that_names_it(
 )
 def test_a_set_without_root_says_which_key_to_give(config: Load, name: str) -> None:
     with pytest.raises(UserError, match=r"data\.root is not set"):
-        load_sets(config(name))
+        load_splits(config(name))
 
 
 def test_listing_and_fingerprint_import_no_torch(root: Path) -> None:
     code = f"""
 import sys
-from sppnet.data import build_sizes, fingerprint, load_sets
+from sppnet.data import build_sizes, fingerprint, load_splits
 own = dict(name="x", split=dict(val=0.15, test=0.15, seed=0))
-load_sets({{"_target_": "sppnet.data.Folder", "root": {str(root)!r}}} | own)
+load_splits({{"_target_": "sppnet.data.Folder", "root": {str(root)!r}}} | own)
 fingerprint({{"_target_": "sppnet.data.Digits"}} | own)
 build_sizes({{"_target_": "sppnet.data.Single", "train": [48], "val": [48], "test": [48]}})
 print([name for name in ("torch", "torchvision", "lightning", "sklearn") if name in sys.modules])

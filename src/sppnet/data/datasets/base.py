@@ -79,7 +79,7 @@ class ImageSet(ABC):
         """What a user would not expect of the set, a line each; it is said once when a run starts."""
         return []
 
-    def unclear(self, index: int) -> tuple[int, ...]:
+    def difficult(self, index: int) -> tuple[int, ...]:
         """The classes of which it is not to be judged whether the image has them, in a multi-label set: it counts
         neither for nor against them in `sppnet transfer`, as VOC 2007's evaluation has it for difficult objects."""
         return ()

@@ -50,13 +50,13 @@ class Cifar10(ImageSet):
     def __len__(self) -> int:
         return TRAIN + TEST
 
-    def label(self, index: int) -> int:  # noqa: D102
+    def label(self, index: int) -> int:
         return self._arrays[1][index]
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         return Image.fromarray(self._arrays[0][index])
 
-    def shape(self, index: int) -> tuple[int, int]:  # noqa: D102
+    def shape(self, index: int) -> tuple[int, int]:
         del index
         return 32, 32
 
@@ -64,14 +64,14 @@ class Cifar10(ImageSet):
         """Part and position, such as test/17."""
         return f"train/{index}" if index < TRAIN else f"test/{index - TRAIN}"
 
-    def split(self) -> dict[str, range]:  # noqa: D102
+    def split(self) -> dict[str, range]:
         return {"train": range(TRAIN), "test": range(TRAIN, TRAIN + TEST)}
 
     def fingerprint(self) -> str:
         """Digest of the names and contents of the archive's files."""
         return self._fingerprint
 
-    def keep_in(self, cache: Path, progress: str) -> None:  # noqa: D102
+    def keep_in(self, cache: Path, progress: str) -> None:
         self._kept_in = cache, progress
 
     @cached_property

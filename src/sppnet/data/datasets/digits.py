@@ -49,17 +49,17 @@ class Digits(ImageSet):
     def __len__(self) -> int:
         return COUNT
 
-    def label(self, index: int) -> int:  # noqa: D102
+    def label(self, index: int) -> int:
         return self._scans[1][index]
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         height, width, left, top, side = _layout(index)
         scan = Image.fromarray(self._scans[0][index]).resize((side, side), Image.Resampling.BICUBIC)
         canvas = Image.new("L", (width, height))
         canvas.paste(scan, (left, top))
         return canvas.convert("RGB")
 
-    def shape(self, index: int) -> tuple[int, int]:  # noqa: D102
+    def shape(self, index: int) -> tuple[int, int]:
         return _layout(index)[:2]
 
     def fingerprint(self) -> str:

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import socket
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -27,7 +26,7 @@ import numpy.typing as npt
 from sppnet.data.datasets.listing import File
 from sppnet.errors import UserError, notice
 from sppnet.progress import meter
-from sppnet.storage.files import alone
+from sppnet.storage.files import atomic_write, file_lock
 
 SIZE = 16  # bytes of a digest
 FULL = 64 * 2**10  # bytes; longer compressed files are known by four blocks
@@ -85,7 +84,7 @@ def digests_of(root: Path, files: Sequence[File], cache: Path | None, progress: 
         if path is not None:
             with contextlib.suppress(OSError, UserError):  # without it two may read the same, no more
                 said = f"another process reads the files of {root} for the first time; waiting for it"
-                stack.enter_context(alone(path.with_suffix(".lock"), said))
+                stack.enter_context(file_lock(path.with_suffix(".lock"), said))
                 missing = _fill(wanted, path)  # what the other has read
                 for stale in path.parent.glob(f"{path.stem}.*.tmp"):  # of a process that was killed
                     stale.unlink()
@@ -256,14 +255,10 @@ def _save(path: Path, known: Known) -> str | None:
     total = hashlib.sha256()
     for part in body:
         total.update(part)
-    temporary = path.with_name(f"{path.stem}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with atomic_write(path, "wb") as file:
             file.writelines([MAGIC, total.digest(), *body])
-        temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         return f"{path.parent}: {error.strerror}"
     return None

@@ -169,8 +169,8 @@ class OxfordPets(Files):
 class Voc2007(Files):
     """PASCAL VOC 2007 classification: 20 classes, any number per image, parts trainval and test.
 
-    An image has a class if its annotation holds an object of it that is not marked difficult. Of the classes of which
-    it has only difficult objects it is `unclear` whether it has them; training and testing a network count it against.
+    An image has a class if its annotation holds an object of it that is not marked difficult. A class of which
+    it has only difficult objects is `difficult` for it; training and testing a network count it as a negative.
     """
 
     multilabel = True
@@ -184,12 +184,12 @@ class Voc2007(Files):
         self._unclear: list[tuple[int, ...]] = []
         for part, source in {"train": "trainval", "test": "test"}.items():
             for name in (base / "ImageSets" / "Main" / f"{source}.txt").read_text().split():
-                label, unclear = self._objects(base / "Annotations" / f"{name}.xml")
+                label, difficult = self._objects(base / "Annotations" / f"{name}.xml")
                 listing.add(look_at(base / "JPEGImages" / f"{name}.jpg", base), label, part)
-                self._unclear.append(unclear)
+                self._unclear.append(difficult)
         super().__init__(listing)
 
-    def unclear(self, index: int) -> tuple[int, ...]:
+    def difficult(self, index: int) -> tuple[int, ...]:
         """The classes of which an image has difficult objects alone."""
         return self._unclear[index]
 
@@ -203,10 +203,10 @@ class Voc2007(Files):
         clear = {o.findtext("name", "").strip() for o in objects if o.findtext("difficult", "0").strip() != "1"}
         if others := sorted(found.difference(VOC_CLASSES)):
             raise UserError(f"data: {path} holds an object called {others[0]!r}, which is no class of VOC 2007")
-        labels, unclear = (
+        labels, difficult = (
             tuple(label for label, name in enumerate(VOC_CLASSES) if name in names) for names in (clear, found - clear)
         )
-        return labels, unclear
+        return labels, difficult
 
 
 class Flowers102(Files):

@@ -33,7 +33,7 @@ class Found:
     not_read: str = ""
 
 
-def find_pictures(given: str) -> Found:
+def find_images(given: str) -> Found:
     """List what `input=given` means: a file whatever its name, or all pictures below a folder.
 
     What is a picture is decided as in a data set (`file_names`). A folder that links make reachable twice is
@@ -73,7 +73,7 @@ def _below(folder: Path, prefix: str, entered: set[str], not_read: NotRead) -> I
             yield prefix + entry.name
 
 
-class Pictures(ImageSet):
+class UnlabelledImages(ImageSet):
     """The pictures in `found` for a network that knows `classes`; they stand in for the set it was trained on.
 
     Args:
@@ -98,7 +98,7 @@ class Pictures(ImageSet):
         """Where the file is, as a path that can be opened from here."""
         return str(self.found.root / self.found.names[index])
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         return decode(self._path(index))
 
     def shape(self, index: int) -> tuple[int, int]:

@@ -1,0 +1,35 @@
+"""From 8-bit images to what a network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalise(nn.Module):
+    """uint8 images (N, 3, H, W) -> (RGB in [0, 1] - mean) / std, in the dtype of its buffers.
+
+    Args:
+        mean: of R, G and B.
+        std: of R, G and B.
+        channels_last: the memory format of the result; otherwise contiguous.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool) -> None:
+        super().__init__()
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        for name, values in (("mean", mean), ("std", std)):  # of the configuration, so in no checkpoint
+            values_1C11 = torch.tensor(values, dtype=torch.float32).reshape(1, 3, 1, 1)
+            self.register_buffer(name, values_1C11, persistent=False)
+
+    def forward(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Normalised `images`, with `offset` (N, 3) added to RGB in [0, 1] before."""
+        images = images.contiguous(memory_format=self.layout).to(self.mean.dtype) / 255
+        if offset is not None:
+            images = images + offset[:, :, None, None].to(images.dtype)
+        return (images - self.mean) / self.std
