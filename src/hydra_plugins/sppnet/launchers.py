@@ -1,6 +1,6 @@
 """The launchers of a sweep: `hydra/launcher=sppnet_processes` on this machine, `sppnet_slurm` on a cluster."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,25 +16,9 @@ class ProcessesLauncherConf:
     n: int | None = None
 
 
-@dataclass
-class SlurmLauncherConf:
-    """Options of the SLURM launcher; `conf/launch/slurm.yaml` explains them."""
+SLURM = {"_target_": "hydra_plugins.sppnet.launchers.SlurmLauncher"}  # conf/launch/slurm.yaml adds the options
 
-    _target_: str = "hydra_plugins.sppnet.launchers.SlurmLauncher"
-    partition: Any = None
-    account: Any = None
-    qos: Any = None
-    time: Any = None
-    cpus: Any = 2
-    gpus: Any = 0
-    memory: Any = None
-    parallel: Any = None
-    warning: Any = 120
-    setup: Any = field(default_factory=list)
-    options: Any = field(default_factory=dict)
-
-
-for name, node in (("sppnet_processes", ProcessesLauncherConf), ("sppnet_slurm", SlurmLauncherConf)):
+for name, node in (("sppnet_processes", ProcessesLauncherConf), ("sppnet_slurm", SLURM)):
     ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="sppnet")
 
 

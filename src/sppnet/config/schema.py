@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from sppnet.config.instantiate import check_target
 from sppnet.config.validators import (
     FLAG,
@@ -263,3 +265,41 @@ def _get(cfg: object, key: str) -> tuple[bool, Any]:
             return False, None
         node = node[part]
     return True, node
+
+
+TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+SLURM_OPTIONS: dict[str, Rule] = {  # of launch=slurm; conf/launch/slurm.yaml has the defaults
+    "partition": or_null(TEXT),
+    "account": or_null(TEXT),
+    "qos": or_null(TEXT),
+    "time": or_null(
+        Rule(lambda v: bool(TIME_LIMIT.fullmatch(str(v))), "minutes, or a text like '12:00:00' or '1-12:00:00'")
+    ),
+    "cpus": whole(1),
+    "gpus": whole(0),
+    "memory": or_null(either(TEXT, whole(1))),
+    "parallel": or_null(whole(1)),
+    "warning": whole(1, 65535),
+    "setup": list_of(TEXT, least=0),
+    "options": Rule(lambda v: isinstance(v, Mapping), "a mapping of long options of sbatch to values"),
+}
+
+
+def check_slurm_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the SLURM launcher as plain data.
+
+    Raises:
+        UserError: an option is unknown, missing or not allowed.
+    """
+    plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in options.items()}
+    if unknown := [key for key in plain if key not in SLURM_OPTIONS]:
+        raise UserError(
+            f"unknown key hydra.launcher.{unknown[0]}; hydra.launcher has {', '.join(SLURM_OPTIONS)} (other options of"
+            " sbatch go to hydra.launcher.options)"
+        )
+    for key, rule in SLURM_OPTIONS.items():
+        if key not in plain:
+            raise UserError(f"hydra.launcher.{key} is missing; launch=slurm sets its default")
+        if not rule.good(plain[key]):
+            raise UserError(f"hydra.launcher.{key}={shown(plain[key])} is not allowed; it takes {rule.words}")
+    return plain

@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sppnet.config.schema import shown
-from sppnet.config.validators import TEXT, Rule, either, list_of, or_null, whole
+from sppnet.config.schema import check_slurm_options
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import COMMAND, code
@@ -26,22 +25,6 @@ from sppnet.slurm.queue import NUMBER, call, forget, number_of
 from sppnet.storage.files import file_lock, write_json, write_text
 from sppnet.studies.sweep import Sweep, SweepJob
 
-LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
-RULES: dict[str, Rule] = {
-    "partition": or_null(TEXT),
-    "account": or_null(TEXT),
-    "qos": or_null(TEXT),
-    "time": or_null(
-        Rule(lambda v: bool(LIMIT.fullmatch(str(v))), "minutes, or a text like '12:00:00' or '1-12:00:00'")
-    ),
-    "cpus": whole(1),
-    "gpus": whole(0),
-    "memory": or_null(either(TEXT, whole(1))),
-    "parallel": or_null(whole(1)),
-    "warning": whole(1, 65535),
-    "setup": list_of(TEXT, least=0),
-    "options": Rule(lambda v: isinstance(v, Mapping), "a mapping of long options of sbatch to values"),
-}
 MOST = 1000  # jobs of an array; MaxArraySize is 1001 by default
 
 
@@ -50,7 +33,7 @@ class Submission(Sweep):
 
     def __init__(self, command: str, jobs: list[SweepJob], options: Mapping[str, Any], planned: bool = True) -> None:
         super().__init__(command, jobs, planned)
-        self.asked = check_options(options)
+        self.options_of_sbatch = check_slurm_options(options)
 
     def start(self, groups: list[list[SweepJob]]) -> None:
         """Send the groups, those of the same shape (nodes and tasks) as one array.
@@ -131,7 +114,7 @@ class Submission(Sweep):
 
     def _script(self, folder: Path, shape: tuple[int, int], groups: list[list[SweepJob]]) -> str:
         nodes, tasks = shape
-        o = self.asked
+        o = self.options_of_sbatch
         given = {
             "job-name": f"sppnet-{folder.parent.parent.name}",
             "array": f"0-{len(groups) - 1}" + (f"%{o['parallel']}" if o["parallel"] else ""),
@@ -157,21 +140,6 @@ class Submission(Sweep):
         lines += ["esac", f"if [ $status -eq {128 + WARNING} ]; then  # warned before the program could listen"]
         lines += ["  scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "fi", "exit $status"]
         return "\n".join(lines) + "\n"
-
-
-def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the launcher as plain data, judged.
-
-    Raises:
-        UserError: one is not as it must be.
-    """
-    from omegaconf import OmegaConf
-
-    made = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in options.items()}
-    for key, rule in RULES.items():
-        if not rule.good(made[key]):
-            raise UserError(f"hydra.launcher.{key}={shown(made[key])} is not allowed; it takes {rule.words}")
-    return made
 
 
 def _directive(key: str, value: object) -> str:
