@@ -1,4 +1,4 @@
-"""What is damaged is refused, by whatever reads it; what only looks odd is read, to the bits of Pillow, and said."""
+"""Every reader refuses damaged files; files with harmless oddities are read as by Pillow, with a notice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_sample_image
 
-from sppnet.data.decode import DataError, decode, decode_array, shape
+from sppnet.data.decode import DataError, decode, decode_array, read_shape
 from sppnet.data.jpeg import notice_remarks, take_remarks
 
 PHOTOS = Path(os.environ.get("SPPNET_DATA", "no")) / "caltech20"
@@ -29,9 +29,9 @@ XMP = (
 )
 
 
-def jpeg(mode: str = "RGB", **how: Any) -> bytes:
+def jpeg(mode: str = "RGB", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    PHOTO.convert(mode).save(buffer, "JPEG", quality=90, **how)
+    PHOTO.convert(mode).save(buffer, "JPEG", quality=90, **options)
     return buffer.getvalue()
 
 
@@ -85,15 +85,15 @@ ODD: dict[str, tuple[bytes, bytes, str]] = {
     "stray bytes, turned": (stray(jpeg(exif=TURNED)), jpeg(exif=TURNED), "extraneous bytes before marker 0xe1"),
     "stray bytes at the end": (jpeg()[:-2] + bytes(9) + jpeg()[-2:], jpeg(), "extraneous bytes before marker 0xd9"),
     "unknown revision": (revision(jpeg()), jpeg(), "unknown JFIF revision"),
-    "a film behind it": (jpeg() + bytes(5000), jpeg(), ""),  # motion photographs of telephones
-    "a second picture": (jpeg() + half(jpeg()), jpeg(), ""),
+    "a video behind it": (jpeg() + bytes(5000), jpeg(), ""),  # motion photos of telephones
+    "a second image": (jpeg() + half(jpeg()), jpeg(), ""),
     "filled markers": (jpeg()[:2] + b"\xff" * 3 + jpeg()[2:], jpeg(), ""),
 }
 READERS: list[Callable[[Path], object]] = [decode, decode_array]
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_pixels_that_the_decoder_makes_up_are_damage(tmp_path: Path, kind: str) -> None:
+def test_pixels_made_up_by_the_decoder_are_damage(tmp_path: Path, kind: str) -> None:
     data, reason = DAMAGED[kind]
     (tmp_path / "x.jpg").write_bytes(data)
     for read in READERS:
@@ -103,7 +103,7 @@ def test_pixels_that_the_decoder_makes_up_are_damage(tmp_path: Path, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_what_changes_no_pixel_is_read_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_harmless_oddities_give_a_notice(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     data, whole, remark = ODD[kind]
     for name, content in (("odd", data), ("whole", whole)):
         (tmp_path / f"{name}.jpg").write_bytes(content)
@@ -113,13 +113,13 @@ def test_what_changes_no_pixel_is_read_and_said(tmp_path: Path, capsys: pytest.C
     remarks = take_remarks()
     assert list(remarks) == ([str(tmp_path / "odd.jpg")] if remark else [])
     notice_remarks(remarks)
-    said = capsys.readouterr().err
-    assert remark in said
-    assert said.count("\n") == bool(remark)
+    err = capsys.readouterr().err
+    assert remark in err
+    assert err.count("\n") == bool(remark)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="SPPNET_DATA holds no caltech20: real photographs are not tested here")
-def test_real_photographs_are_read_to_the_bits_of_pillow_and_their_halves_refused(tmp_path: Path) -> None:
+def test_real_photographs_are_read_as_by_pillow_and_their_halves_refused(tmp_path: Path) -> None:
     photographs = sorted(PHOTOS.rglob("*.jpg"))[::40]
     assert photographs
     for photograph in photographs:
@@ -136,7 +136,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def profile(name: str, content: bytes) -> bytes:
-    """A text chunk of ImageMagick's."""
+    """A text chunk as ImageMagick writes it."""
     lines = "\n".join(content.hex()[at : at + 72] for at in range(0, 2 * len(content), 72))
     return b"Raw profile type " + name.encode() + b"\0" + f"\n{name}\n{len(content):8d}\n{lines}\n".encode()
 
@@ -147,7 +147,7 @@ def compressed(text: bytes) -> bytes:
 
 
 EXIF = TURNED.tobytes()  # begins with Exif\0\0
-TELLING = {
+ORIENTED = {
     "eXIf": chunk(b"eXIf", EXIF[6:]),
     "tEXt exif": chunk(b"tEXt", profile("exif", EXIF)),
     "zTXt exif": chunk(b"zTXt", compressed(profile("exif", EXIF))),
@@ -160,16 +160,16 @@ TELLING = {
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind the pixels"])
-@pytest.mark.parametrize("kind", TELLING)
+@pytest.mark.parametrize("kind", ORIENTED)
 def test_a_png_is_turned_as_its_metadata_say(tmp_path: Path, kind: str, behind: bool) -> None:
     path, buffer = tmp_path / "x.png", io.BytesIO()
     PHOTO.save(buffer, "PNG")
     data, header = buffer.getvalue(), 33
     path.write_bytes(
-        data[:-12] + TELLING[kind] + data[-12:] if behind else data[:header] + TELLING[kind] + data[header:]
+        data[:-12] + ORIENTED[kind] + data[-12:] if behind else data[:header] + ORIENTED[kind] + data[header:]
     )
     upright = np.asarray(PHOTO.transpose(Image.Transpose.ROTATE_270))
-    assert shape(path) == upright.shape[:2]
+    assert read_shape(path) == upright.shape[:2]
     for read in READERS:
         assert np.array_equal(np.asarray(read(path)), upright)
 
@@ -179,11 +179,11 @@ def test_a_png_with_other_text_stays_as_it_is(tmp_path: Path) -> None:
     text.add_text("Comment", 'of tiff:Orientation="6"')
     text.add_itxt("Title", "x", zip=True)
     PHOTO.save(tmp_path / "x.png", pnginfo=text)
-    assert shape(tmp_path / "x.png") == (PHOTO.height, PHOTO.width)
+    assert read_shape(tmp_path / "x.png") == (PHOTO.height, PHOTO.width)
     assert np.array_equal(decode_array(tmp_path / "x.png"), np.asarray(PHOTO))
 
 
-def test_a_png_is_held_against_the_checksum_of_its_pixels_not_of_its_remarks(tmp_path: Path) -> None:
+def test_the_checksums_of_a_png_are_verified_for_pixels_not_for_comments(tmp_path: Path) -> None:
     path, buffer = tmp_path / "x.png", io.BytesIO()
     PHOTO.save(buffer, "PNG")
     data, text = buffer.getvalue(), chunk(b"tEXt", b"Comment\0taken by hand")
@@ -196,7 +196,7 @@ def test_a_png_is_held_against_the_checksum_of_its_pixels_not_of_its_remarks(tmp
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif", "webp", "bmp", "tif"])
-def test_other_formats_cut_short_are_refused_or_lack_nothing(tmp_path: Path, suffix: str) -> None:
+def test_truncated_files_of_other_formats_are_refused_or_complete(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     PHOTO.save(path)
     data, whole = path.read_bytes(), np.asarray(decode(path))
@@ -212,16 +212,16 @@ def test_other_formats_cut_short_are_refused_or_lack_nothing(tmp_path: Path, suf
             continue
 
 
-def test_bytes_left_over_between_scans_are_damage(tmp_path: Path) -> None:
-    """Zeros in a progressive file: what a broken scan leaves over before the next is no stray byte of a camera."""
-    whole, path, left = jpeg(progressive=True), tmp_path / "x.jpg", 0
+def test_extraneous_bytes_between_scans_are_damage(tmp_path: Path) -> None:
+    """Zeros in a progressive file: bytes left over from a broken scan are not stray bytes of a camera."""
+    whole, path, refused = jpeg(progressive=True), tmp_path / "x.jpg", 0
     for at in range(len(whole) // 4, len(whole) - 60, len(whole) // 100):
         path.write_bytes(whole[:at] + bytes(40) + whole[at + 40 :])
         try:
             simplejpeg.decode_jpeg(path.read_bytes(), strict=True)
         except ValueError as error:
             if "before marker 0xc4" in str(error) or "before marker 0xda" in str(error):
-                left += 1
+                refused += 1
                 with pytest.raises(DataError, match=r"before marker|damaged"):
                     decode(path)
-    assert left
+    assert refused

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.data.decode import DataError, decode, shape
+from sppnet.data.decode import DataError, decode, read_shape
 from sppnet.data.orientation import ORIENTATION
 
 RAMP = np.linspace(0, 65535, 16 * 8).reshape(8, 16)  # 16-bit values
@@ -16,7 +16,7 @@ PHOTO = np.dstack([RAMP / 257, RAMP[::-1] / 257, np.full((8, 16), 90)]).astype(n
 def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     image = decode(path)
     assert image.mode == "RGB"
-    assert shape(path) == (image.height, image.width)
+    assert read_shape(path) == (image.height, image.width)
     return np.asarray(image).astype(np.int64)
 
 
@@ -34,7 +34,7 @@ def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
         ("LAB", "tif", 12),
     ],
 )
-def test_a_picture_of_any_colour_model_looks_as_it_did(tmp_path: Path, mode: str, suffix: str, tolerance: int) -> None:
+def test_an_image_of_any_colour_model_keeps_its_colours(tmp_path: Path, mode: str, suffix: str, tolerance: int) -> None:
     image = Image.fromarray(PHOTO)
     if mode == "LAB":
         from PIL import ImageCms
@@ -49,7 +49,7 @@ def test_a_picture_of_any_colour_model_looks_as_it_did(tmp_path: Path, mode: str
     assert np.abs(pixels(path) - PHOTO).mean() <= tolerance / 2
 
 
-def test_grey_bilevel_and_palette_pictures_become_rgb(tmp_path: Path) -> None:
+def test_grey_bilevel_and_palette_images_become_rgb(tmp_path: Path) -> None:
     grey = Image.fromarray((RAMP / 257).astype(np.uint8))
     for name, image in {"L": grey, "1": grey.convert("1"), "P": grey.convert("P"), "LA": grey.convert("LA")}.items():
         path = tmp_path / f"{name}.png"
@@ -74,7 +74,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     ],
     ids=["fractions", "16 bits in 32", "wide integers", "wide floats"],
 )
-def test_wide_pictures_use_the_whole_range(
+def test_wide_images_use_the_whole_range(
     tmp_path: Path, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 ) -> None:
     path = tmp_path / "x.tif"
@@ -82,14 +82,14 @@ def test_wide_pictures_use_the_whole_range(
     assert np.abs(pixels(path)[..., 1] - RAMP / 257).max() <= 1
 
 
-def test_a_flat_wide_picture_and_nan_do_not_break(tmp_path: Path) -> None:
+def test_a_constant_wide_image_with_nan_is_read(tmp_path: Path) -> None:
     values = np.full((4, 4), 7e5, dtype=np.float32)
     values[0, 0] = np.nan
     Image.fromarray(values).save(tmp_path / "x.tif")
     assert pixels(tmp_path / "x.tif").shape == (4, 4, 3)
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparent_images_are_composited_on_white(tmp_path: Path) -> None:
     rgba = np.dstack([PHOTO, np.full((8, 16), 255, np.uint8)])
     rgba[:, 8:, 3] = 0
     image = Image.fromarray(rgba)
@@ -119,14 +119,14 @@ def test_exif_orientation_turns_pixels_and_shape_alike(tmp_path: Path, orientati
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_a_senseless_orientation_counts_as_upright(tmp_path: Path, orientation: int) -> None:
+def test_an_invalid_orientation_counts_as_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     Image.fromarray(PHOTO).save(tmp_path / "x.png", exif=exif)
     assert (pixels(tmp_path / "x.png") == PHOTO).all()
 
 
-def test_an_animation_counts_as_its_first_frame(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     assert (pixels(tmp_path / "x.gif")[0, 0] == (255, 0, 0)).all()
@@ -140,7 +140,7 @@ def truncated(path: Path) -> None:
 BROKEN: dict[str, Callable[[Path], object]] = {
     "truncated": truncated,
     "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("not a picture"),
+    "text": lambda path: path.write_text("not an image"),
     "header only": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"),
     "a folder": lambda path: path.mkdir(),
     "a named pipe": lambda path: os.mkfifo(path),
@@ -149,7 +149,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_cannot_be_decoded_is_named_in_one_line(tmp_path: Path, kind: str) -> None:
+def test_an_undecodable_file_gives_one_line(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "broken.jpg"
     BROKEN[kind](path)
     with pytest.raises(DataError) as caught:
@@ -160,6 +160,6 @@ def test_what_cannot_be_decoded_is_named_in_one_line(tmp_path: Path, kind: str) 
 
 def test_shape_reads_the_header_only(tmp_path: Path) -> None:
     truncated(tmp_path / "x.jpg")
-    assert shape(tmp_path / "x.jpg") == (64, 64)
+    assert read_shape(tmp_path / "x.jpg") == (64, 64)
     with pytest.raises(DataError, match=r"y\.jpg"):
-        shape(tmp_path / "y.jpg")
+        read_shape(tmp_path / "y.jpg")

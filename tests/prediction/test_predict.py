@@ -196,7 +196,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=no/such"], ["input=no/such", "no such file"]),
     ([f"input={'x' * 256}"], ["input=xxx", "File name too long"]),
     (["input=~nobody.of.this.name/x"], ["input=~nobody.of.this.name/x", "home"]),
-    (["input=empty"], ["input=empty", "no picture"]),
+    (["input=empty"], ["input=empty", "no images"]),
     (["input=pictures/notes"], ["input=pictures/notes", "no such"]),
     ([], ["input must be given"]),
     (["input=pictures", "output=no/such/made.jsonl"], ["output=no/such/made.jsonl", "no folder no/such"]),

@@ -182,7 +182,7 @@ def test_a_damaged_file_of_features_is_computed_again_and_so_is_a_changed_pictur
     assert len(cached()) == 6
     shutil.copy(pets / "cat/1.png", pets / "cat/1 copy.png")
     for _ in range(2):  # of a row that is there, too
-        assert "1 of 25 images is there a second time" in sppnet("transfer", *GIVEN).err
+        assert "1 of 25 images is in the data set a second time" in sppnet("transfer", *GIVEN).err
     assert sppnet("transfer", *GIVEN, "data.duplicates=error").code == 2
 
 
@@ -344,7 +344,7 @@ def test_pictures_that_cannot_be_read_are_named_or_left_out(sppnet: Caller, pets
     assert skipped.code == 0, skipped.err
     assert rows()[0]["bad_files"] == ["cat/0.png", "cat/1.png"]
     assert skipped.err.count("left out") == 3  # each, and how many
-    assert "there a second time" not in skipped.err  # two files without a picture are no picture twice
+    assert "in the data set a second time" not in skipped.err  # two files without a picture are no picture twice
     again = sppnet("transfer", *GIVEN, "views=full", "layer=gap")  # not out of what was kept then
     assert again.code == 2
     assert "cannot be read" in again.err

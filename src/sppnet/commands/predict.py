@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sppnet.commands import checkpoint_app
 from sppnet.config import compose, schema
 from sppnet.config.validators import FLAG, TEXT, either, or_null, whole
-from sppnet.data.datasets.unlabelled import Found, find_images
+from sppnet.data.datasets.unlabelled import InputFiles, find_images
 from sppnet.data.jpeg import notice_remarks
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.prediction.output import JsonLines, Table
@@ -61,7 +61,7 @@ def predict(trained: Trained) -> None:
 
 
 def _predict(
-    cfg: Mapping[str, Any], trained: Trained, found: Found, top: int, lines: JsonLines, drawer: Drawer | None
+    cfg: Mapping[str, Any], trained: Trained, found: InputFiles, top: int, lines: JsonLines, drawer: Drawer | None
 ) -> None:
     from sppnet.prediction.predictor import Predictor
     from sppnet.training.checkpointing import read_checkpoint  # imports Lightning

@@ -74,7 +74,7 @@ def score_run(
     backbone = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
     cfg = {**cfg, "backbone": backbone, "trainer": {**cfg["trainer"], "devices": 1, "num_nodes": 1}}
     check_job(cfg)
-    from sppnet.data.duplicates import duplicates
+    from sppnet.data.duplicates import describe_duplicates
     from sppnet.training.callbacks import BadFiles, progress_display  # imports Lightning
     from sppnet.training.checkpointing import read_checkpoint
     from sppnet.training.inference import load_trained
@@ -83,7 +83,7 @@ def score_run(
     settle(cfg)
     checkpoint = read_checkpoint(weights)
     sets, notices = load_tested(cfg["data"], images, checkpoint["sppnet"], chosen)
-    notices = [*notices, *duplicates(cfg["data"], images, sets.parts())]
+    notices = [*notices, *describe_duplicates(cfg["data"], images, sets.parts())]
     for line in notices:
         notice(line)
     classifier = load_trained(checkpoint, cfg, sets, weights)

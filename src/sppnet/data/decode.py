@@ -1,11 +1,11 @@
-"""From a picture file to 8-bit RGB, whatever Pillow can open.
+"""Decodes an image file of any format that Pillow opens to 8-bit RGB.
 
-- Grey, bilevel, palette, CMYK, YCbCr, HSV and Lab are converted; of an animation the first frame counts.
-- 16-bit grey is scaled to 8 bits, not clipped. Wider integers and floats declare no range: integers within 16 bits
-  count as 16-bit, floats within [0, 1] as fractions, all others are stretched from their own least to greatest value.
-- Transparent pictures are laid on white, the page most of them were made for.
+- Grey, bilevel, palette, CMYK, YCbCr, HSV and Lab images are converted. Of an animation, the first frame is read.
+- 16-bit grey is scaled to 8 bits, not clipped. Wider integers and floats declare no range: integers within 16 bits are
+  treated as 16-bit, floats within [0, 1] as fractions; all others are stretched from their minimum to their maximum.
+- Transparent images are composited on white, the background that most of them were made for.
 - The EXIF orientation is applied, to the pixels and to the shape.
-- JPEGs are decoded by `sppnet.data.jpeg`, to the bits of Pillow's decoder; damage that it notices is an error.
+- JPEGs are decoded by `sppnet.data.jpeg`, bit for bit as by Pillow; damage that the decoder reports is an error.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, ImageFile
 
 from sppnet.data import jpeg, png
-from sppnet.data.orientation import TURNS, orientation
+from sppnet.data.orientation import TURNS, read_orientation
 from sppnet.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
-JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs behind each other, of which the first counts
+JPEGS = ("JPEG", "MPO")  # MPO: several concatenated JPEGs, of which the first is read
 
 
 class DataError(UserError):
-    """A picture that cannot be read; the text names it and says why."""
+    """An image cannot be read; the message names the image and the reason."""
 
 
 def decode(path: str | Path) -> Image.Image:
-    """Read the picture at `path`, upright, in mode RGB.
+    """Read the image at `path`, upright, in mode RGB.
 
     Raises:
-        DataError: the file is missing, no picture, damaged or cut short.
+        DataError: the file is missing, not an image, damaged or truncated.
     """
     pixels = _decode(path)
     return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
 
 
 def decode_array(path: str | Path) -> Pixels:
-    """The pixels of `decode(path)`, uint8 `(h, w, 3)`, of a JPEG without the copy.
+    """uint8 (H, W, 3): the pixels of `decode(path)`, for a JPEG without a copy.
 
     Raises:
         DataError: as `decode`.
@@ -52,7 +52,7 @@ def decode_array(path: str | Path) -> Pixels:
     return np.array(pixels) if isinstance(pixels, Image.Image) else pixels
 
 
-def shape(path: str | Path) -> tuple[int, int]:
+def read_shape(path: str | Path) -> tuple[int, int]:
     """(height, width) in pixels of what `decode` returns, from the file's header alone.
 
     Raises:
@@ -60,17 +60,17 @@ def shape(path: str | Path) -> tuple[int, int]:
     """
     with _readable(path), Image.open(path) as image:
         width, height = image.size
-        return (width, height) if orientation(image) >= 5 else (height, width)
+        return (width, height) if read_orientation(image) >= 5 else (height, width)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` in mode RGB, by the rules at the top of this file; a new image, pixels loaded."""
+    """Convert `image` to mode RGB by the rules at the top of this file; returns a new image with its pixels loaded."""
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None  # only an in-place conversion returns nothing
+        assert converted is not None  # None is for in-place conversions
         return converted
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -81,42 +81,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _decode(path: str | Path) -> Image.Image | Pixels:
     with _readable(path), Image.open(path) as image:
-        turn = TURNS.get(orientation(image))
-        pixels = _checked(image, str(path))
+        turn = TURNS.get(read_orientation(image))
+        pixels = _check_damage(image, str(path))
         if pixels is not None and turn is None:
             return pixels
         rgb = to_rgb(image) if pixels is None else Image.fromarray(pixels)
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def _checked(image: Image.Image, path: str) -> Pixels | None:
-    """Find damage that Pillow passes over; the pixels, not turned yet, where they have been decoded for that."""
+def _check_damage(image: Image.Image, path: str) -> Pixels | None:
+    """Raise for damage that Pillow ignores. Returns the pixels, not yet upright, if the check had to decode them."""
     assert isinstance(image, ImageFile.ImageFile)
     assert image.fp is not None
-    place, pixels = image.fp.tell(), None
+    position, pixels = image.fp.tell(), None
     image.fp.seek(0)
     if image.format == "PNG":
-        png.verify(image.fp)
+        png.verify_pixels(image.fp)
     elif image.format in JPEGS:
-        plain = image.mode in ("L", "RGB")
-        decoded = jpeg.decode(image.fp.read(), path, "RGB" if plain else "CMYK")
-        pixels = decoded if plain else None
-    image.fp.seek(place)
+        is_plain = image.mode in ("L", "RGB")
+        decoded = jpeg.decode(image.fp.read(), path, "RGB" if is_plain else "CMYK")
+        pixels = decoded if is_plain else None
+    image.fp.seek(position)
     return pixels
 
 
 @contextlib.contextmanager
 def _readable(path: str | Path) -> Iterator[None]:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a named pipe would wait for a writer)
-            raise OSError("it is no file")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (opening a named pipe would wait for a writer)
+            raise OSError("it is not a file")
         yield
     except MemoryError:
         raise
     except (jpeg.DamagedError, png.DamagedError) as error:
-        raise DataError(f"{path}: is damaged or cut short ({error})") from error
-    except Exception as error:  # Pillow's decoders raise whatever their parser stumbles over
-        raise DataError(f"{path}: cannot be read as a picture ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: is damaged or truncated ({error})") from error
+    except Exception as error:  # Pillow's decoders raise exceptions of any kind
+        raise DataError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
 
 
 def _to_8_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""The same picture twice: in two parts of a set, where a test would be on what was trained on, or in two classes."""
+"""Finds identical image files in two parts of a data set (the test then sees training images) or in two classes."""
 
 from __future__ import annotations
 
@@ -15,51 +15,54 @@ from sppnet.data.splits import IntArray
 from sppnet.errors import UserError
 
 
-def duplicates(cfg: Mapping[str, Any], images: ImageSet, parts: Mapping[str, IntArray] | None = None) -> list[str]:
-    """What is to be said of files that are, under two names, in two parts or two classes; nothing if they are ignored.
+def describe_duplicates(
+    cfg: Mapping[str, Any], images: ImageSet, parts: Mapping[str, IntArray] | None = None
+) -> list[str]:
+    """One line each about identical files in two parts and in two classes; none if `data.duplicates` is `ignore`.
 
-    Candidates have the same digest; they are compared in full. Only sets of image files are looked through.
+    Files with the same digest are compared in full. Only data sets of image files are searched.
 
     Args:
-        cfg: the config's `data`, plain.
-        images: the set.
-        parts: positions of the images in `train`, `val` and `test`; None where each may come into any part.
+        cfg: the `data` config, as a plain dict.
+        images: the data set.
+        parts: image indices of `train`, `val` and `test`; None if every image may come into any part.
 
     Raises:
-        UserError: there is such a file and `data.duplicates` is `error`.
+        UserError: there are such files and `data.duplicates` is `error`.
     """
-    how = cfg["duplicates"]
-    if how == "ignore" or not isinstance(images, Files):
+    action = cfg["duplicates"]
+    if action == "ignore" or not isinstance(images, Files):
         return []
-    filecmp.clear_cache()  # it goes by times of change
+    filecmp.clear_cache()  # its cache trusts times of change
     part_of = np.full(len(images), "", dtype="<U5")
-    for part, members in (parts or {}).items():  # val may be the test part itself, which comes last
+    for part, members in (parts or {}).items():  # `test` comes last and wins where val is the test part itself
         part_of[members] = part
-    groups = list(_equal_files(images, part_of.tolist(), anywhere=parts is None))
-    facts = (_between_parts(images, groups, part_of.tolist(), parts), _between_classes(images, groups))
+    groups = list(_find_equal_files(images, part_of.tolist(), anywhere=parts is None))
+    facts = (_describe_parts(images, groups, part_of.tolist(), parts), _describe_classes(images, groups))
     lines = [f"data={cfg['name']}: {fact}" for fact in facts if fact]
-    if lines and how == "error":
+    if lines and action == "error":
         raise UserError(f"{lines[0]}; data.duplicates=error refuses that, warn goes on")
     return [f"{line} (data.duplicates=error refuses that, ignore says nothing)" for line in lines]
 
 
-def _equal_files(images: Files, part_of: Sequence[str], anywhere: bool) -> Iterator[list[int]]:
-    """Groups of images whose files are equal to the last byte, in several parts or classes, or anywhere."""
+def _find_equal_files(images: Files, part_of: Sequence[str], anywhere: bool) -> Iterator[list[int]]:
+    """Groups of images with identical files, in several parts or classes, or anywhere."""
     halves = np.ascontiguousarray(images.digests).view("<u8")
     _, inverse, counts = np.unique(halves[:, 0], return_inverse=True, return_counts=True)
     candidates: dict[bytes, list[int]] = {}
-    for index in np.flatnonzero((counts[inverse] > 1) & halves.any(1)).tolist():  # zeros: could not be read
+    for index in np.flatnonzero((counts[inverse] > 1) & halves.any(1)).tolist():  # zeros: unreadable
         candidates.setdefault(images.digests[index].tobytes(), []).append(index)
     for members in candidates.values():
         if len(members) > 1 and (anywhere or len({(part_of[i], images.label(i)) for i in members}) > 1):
-            yield from (group for group in _compared(images, members) if len(group) > 1 and _opens(images, group[0]))
+            groups = _group_by_content(images, members)
+            yield from (group for group in groups if len(group) > 1 and _is_image(images, group[0]))
 
 
-def _compared(images: Files, members: Sequence[int]) -> list[list[int]]:
+def _group_by_content(images: Files, members: Sequence[int]) -> list[list[int]]:
     groups: list[list[int]] = []
     for index in members:
         for group in groups:
-            if _equal(images, group[0], index):
+            if _are_equal(images, group[0], index):
                 group.append(index)
                 break
         else:
@@ -67,15 +70,15 @@ def _compared(images: Files, members: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _equal(images: Files, one: int, other: int) -> bool:
+def _are_equal(images: Files, first: int, second: int) -> bool:
     try:
-        return filecmp.cmp(images.path(one), images.path(other), shallow=False)
-    except OSError:  # it cannot be read any more
+        return filecmp.cmp(images.path(first), images.path(second), shallow=False)
+    except OSError:  # no longer readable
         return False
 
 
-def _opens(images: Files, index: int) -> bool:
-    """Whether a file is a picture at all: empty files and saved error pages are for `data.bad_files`."""
+def _is_image(images: Files, index: int) -> bool:
+    """Whether a file is an image at all: `data.bad_files` handles empty files and saved error pages."""
     try:
         images.shape(index)
     except DataError:
@@ -83,40 +86,39 @@ def _opens(images: Files, index: int) -> bool:
     return True
 
 
-def _between_parts(
+def _describe_parts(
     images: Files, groups: Sequence[Sequence[int]], part_of: Sequence[str], parts: Mapping[str, IntArray] | None
 ) -> str:
-    """What to say of files in two parts; empty if there are none."""
     if parts is None:
         count = sum(len(group) - 1 for group in groups)
-        twice = f"{_of(count, len(images))} there a second time, and may be trained and tested on"
-        return f"{twice} ({_example(images, groups[0])})" if groups else ""
-    lines, example = [], ""
-    for part, others in (("test", ("train", "val")), ("val", ("train",))):
-        count, where = 0, set()
+        copies = f"{_count_of(count, len(images))} in the data set a second time, and may be both trained and tested on"
+        return f"{copies} ({_example(images, groups[0])})" if groups else ""
+    clauses, example = [], ""
+    for part, sources in (("test", ("train", "val")), ("val", ("train",))):
+        count, found_in = 0, set()
         for group in groups:
-            here = [index for index in group if part_of[index] == part]
-            there = [index for other in others for index in group if part_of[index] == other]
-            if here and there:
-                count += len(here)
-                where |= {part_of[index] for index in there}
-                example = example or _example(images, (here[0], there[0]))
+            members = [index for index in group if part_of[index] == part]
+            twins = [index for source in sources for index in group if part_of[index] == source]
+            if members and twins:
+                count += len(members)
+                found_in |= {part_of[index] for index in twins}
+                example = example or _example(images, (members[0], twins[0]))
         if count:
-            lines.append(f"{_of(count, part_of.count(part), part)} in {' or '.join(sorted(where))}, too")
-    return f"{', and '.join(lines)} ({example})" if lines else ""
+            clauses.append(f"{_count_of(count, part_of.count(part), part)} in {' or '.join(sorted(found_in))}, too")
+    return f"{', and '.join(clauses)} ({example})" if clauses else ""
 
 
-def _between_classes(images: Files, groups: Sequence[Sequence[int]]) -> str:
+def _describe_classes(images: Files, groups: Sequence[Sequence[int]]) -> str:
     mixed = [group for group in groups if len({images.label(index) for index in group}) > 1]
     if not mixed:
         return ""
     first = mixed[0][0]
-    other = next(index for index in mixed[0] if images.label(index) != images.label(first))
+    second = next(index for index in mixed[0] if images.label(index) != images.label(first))
     count = sum(len(group) - 1 for group in mixed)
-    return f"{_of(count, len(images))} in another class, too ({_example(images, (first, other))})"
+    return f"{_count_of(count, len(images))} in another class, too ({_example(images, (first, second))})"
 
 
-def _of(count: int, total: int, part: str = "") -> str:
+def _count_of(count: int, total: int, part: str = "") -> str:
     return f"{count} of {total} images{f' in {part}' if part else ''} {'is' if count == 1 else 'are'}"
 
 

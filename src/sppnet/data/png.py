@@ -1,4 +1,4 @@
-"""The chunks of PNG files, for what Pillow passes over: checksums of the pixels, and metadata behind them."""
+"""Reads PNG chunks for what Pillow ignores: the checksums of pixels, and metadata that follow the pixels."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class DamagedError(ValueError):
-    """Pixels are not those that were written."""
+    """The pixels differ from their checksum."""
 
 
-def verify(file: IO[bytes]) -> None:
-    """Hold the pixels against their checksums; those of other chunks Pillow checks where they matter.
+def verify_pixels(file: IO[bytes]) -> None:
+    """Compare the pixels with their checksums. Pillow checks the other chunks that matter.
 
     Raises:
-        DamagedError: one is wrong.
+        DamagedError: a checksum is wrong.
     """
-    for head, length in _chunks(file):
+    for head, length in _read_heads(file):
         if head[4:] != b"IDAT":
             file.seek(length + 4, io.SEEK_CUR)
         elif zlib.crc32(file.read(length), zlib.crc32(b"IDAT")).to_bytes(4, "big") != file.read(4):
             raise DamagedError("wrong checksum of pixels")
 
 
-def metadata(file: IO[bytes]) -> bytes | None:
-    """A PNG of the header and the metadata of `file`, wherever they stand in it; None if it has no metadata."""
-    header, found = b"", []
-    for head, length in _chunks(file):
+def extract_metadata(file: IO[bytes]) -> bytes | None:
+    """A PNG of the header and all metadata of `file`, before and after the pixels; None if it has no metadata."""
+    header, chunks = b"", []
+    for head, length in _read_heads(file):
         if head[4:] == b"IHDR":
             header = head + file.read(length + 4)
         elif head[4:] in METADATA:
-            found.append(head + file.read(length + 4))
+            chunks.append(head + file.read(length + 4))
         else:
             file.seek(length + 4, io.SEEK_CUR)
-    return b"".join([SIGNATURE, header, *found, END]) if found else None
+    return b"".join([SIGNATURE, header, *chunks, END]) if chunks else None
 
 
-def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Length and kind of each chunk as they stand in the file, and the length, up to the end of the picture.
+def _read_heads(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """The 8-byte head (length and type) and the length of each chunk, up to the end of the image.
 
-    Whoever takes them leaves the file behind the chunk.
+    The caller moves `file` to the end of the chunk before the next iteration.
     """
     file.seek(len(SIGNATURE))
     while len(head := file.read(8)) == 8 and head != END[:8]:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from sppnet.data.crops import Region, render
-from sppnet.data.datasets.base import ImageSet, rgb
+from sppnet.data.datasets.base import ImageSet, read_rgb
 from sppnet.data.datasets.image_files import Files
 from sppnet.data.decode import decode_array
 from sppnet.data.relabelling import Renumbered
@@ -61,7 +61,7 @@ class Direct(Source):
     images: ImageSet
 
     def read(self, index: int) -> Image.Image:
-        return rgb(self.images, index)
+        return read_rgb(self.images, index)
 
     def size(self, pixels: Image.Image) -> tuple[int, int]:
         return pixels.size
@@ -166,4 +166,4 @@ def decoded(images: ImageSet, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]
     """The pixels of `images.read(index)`, uint8 `(h, w, 3)`."""
     if isinstance(images, Files) and type(images).read is Files.read:  # not of a class that reads in a way of its own
         return decode_array(images.path(index))
-    return np.array(rgb(images, index))
+    return np.array(read_rgb(images, index))

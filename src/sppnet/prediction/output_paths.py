@@ -13,7 +13,7 @@ from PIL import Image
 
 from sppnet.data.datasets.base import digest
 from sppnet.data.datasets.file_names import SUFFIXES
-from sppnet.data.datasets.unlabelled import Found
+from sppnet.data.datasets.unlabelled import InputFiles
 from sppnet.errors import UserError
 from sppnet.runs.from_checkpoint import Trained
 
@@ -64,7 +64,7 @@ class Drawings:
         return None if same else path
 
 
-def drawings(trained: Trained, cfg: Mapping[str, Any], draw: bool | str, found: Found) -> Drawings | None:
+def drawings(trained: Trained, cfg: Mapping[str, Any], draw: bool | str, found: InputFiles) -> Drawings | None:
     """Where drawings go, made nothing of yet; None for no drawings.
 
     Raises:
@@ -93,7 +93,7 @@ def drawings(trained: Trained, cfg: Mapping[str, Any], draw: bool | str, found: 
     return made
 
 
-def check_output(output: str | None, found: Found, trained: Trained, drawn: Drawings | None, force: bool) -> None:
+def check_output(output: str | None, found: InputFiles, trained: Trained, drawn: Drawings | None, force: bool) -> None:
     """Raise UserError unless `output` can be written, and would replace nothing that is there."""
     if output in (None, "-"):
         return
@@ -143,7 +143,7 @@ def _fitting(name: str, most: int) -> str:
     return begin + end
 
 
-def _check_file(path: Path, found: Found) -> None:
+def _check_file(path: Path, found: InputFiles) -> None:
     resolved, root = path.resolve(), found.root.resolve()
     if any(resolved == (root / name).resolve() for name in found.names):
         raise UserError(f"draw={path} is the picture itself; name another file")
@@ -154,7 +154,7 @@ def _check_file(path: Path, found: Found) -> None:
         )
 
 
-def _check_folder(path: Path, found: Found) -> None:
+def _check_folder(path: Path, found: InputFiles) -> None:
     count = f"{len(found.names)} pictures are" if len(found.names) > 1 else "a picture is"
     if path.exists() and not path.is_dir():
         raise UserError(f"draw={path} is a file, and {count} drawn; it takes true, false or a folder")

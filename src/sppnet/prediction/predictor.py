@@ -21,7 +21,7 @@ from sppnet.data import DataError, Splits, build_sizes
 from sppnet.data.batch_samplers import EvalBatches, Item
 from sppnet.data.crops import EvalRegions
 from sppnet.data.datamodule import eval_batch_size, eval_buckets
-from sppnet.data.datasets.unlabelled import Found, UnlabelledImages
+from sppnet.data.datasets.unlabelled import InputFiles, UnlabelledImages
 from sppnet.data.image_shapes import ShapeArray
 from sppnet.data.loader import Batch, Collate, Drawn, Samples
 from sppnet.data.readers import source_of
@@ -82,7 +82,7 @@ class Predictor:
         UserError: the checkpoint does not fit the configuration.
     """
 
-    def __init__(self, cfg: Mapping[str, Any], checkpoint: Mapping[str, Any], weights: Path, found: Found) -> None:
+    def __init__(self, cfg: Mapping[str, Any], checkpoint: Mapping[str, Any], weights: Path, found: InputFiles) -> None:
         made, none = checkpoint["sppnet"], np.arange(0)
         self.pictures = UnlabelledImages(found, made["classes"], made["multilabel"], made["fingerprint"])
         self.cfg = cfg

@@ -18,11 +18,11 @@ from sppnet.config import compose
 from sppnet.config.compose import Job
 from sppnet.config.instantiate import check_target
 from sppnet.config.schema import check_layout, shown
-from sppnet.data.datasets.listing import given_path
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_code
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
+from sppnet.storage.paths import expand_path
 
 NORMALISATION = ("data.mean", "data.std")
 
@@ -112,7 +112,7 @@ def checkpoint_path(typed: str) -> Path:
     """The path that was typed for `checkpoint`."""
     if not typed:
         raise UserError("checkpoint= is empty; it takes a run directory or a checkpoint file")
-    return given_path("checkpoint", typed)
+    return expand_path("checkpoint", typed)
 
 
 def locate(where: Path) -> tuple[Run | None, Path]:

@@ -10,7 +10,7 @@ from typing import Any
 from sppnet.config import schema
 from sppnet.data import ImageSet, build_sizes, images_of, load_splits
 from sppnet.data.build import check_training
-from sppnet.data.duplicates import duplicates
+from sppnet.data.duplicates import describe_duplicates
 from sppnet.runs.identity import digest, eval_identity, run_identity
 from sppnet.runs.run_directory import Run
 
@@ -67,7 +67,7 @@ def check_duplicates(planned: Plan) -> None:
     """
     data = planned.cfg["data"]
     if data["duplicates"] == "error":
-        duplicates(data, planned.images, load_splits(data, planned.images).parts())
+        describe_duplicates(data, planned.images, load_splits(data, planned.images).parts())
 
 
 def _head(head: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from sppnet.config.instantiate import instantiate
 from sppnet.data import ImageSet, Splits, build_sizes, images_of, load_splits
 from sppnet.data.datamodule import DataModule
-from sppnet.data.duplicates import duplicates
+from sppnet.data.duplicates import describe_duplicates
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.models.network import build_network
 from sppnet.runs.identity import eval_identity, world_size
@@ -71,7 +71,7 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
     sets = load_splits(cfg["data"], images_of(cfg) if images is None else images)
     if len(sets.train) < world_size(cfg):
         raise UserError(f"{len(sets.train)} training images are too few for {world_size(cfg)} processes")
-    notices = duplicates(cfg["data"], sets.images, sets.parts())
+    notices = describe_duplicates(cfg["data"], sets.images, sets.parts())
     if sets.val is sets.test:
         notices.append("data.split.val=0: the test part validates, so its figures are of the weights that it picked")
     L.seed_everything(cfg["seed"], verbose=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sppnet.data import ImageSet, load_splits
 from sppnet.data.build import check_labels
-from sppnet.data.duplicates import duplicates
+from sppnet.data.duplicates import describe_duplicates
 from sppnet.data.splits import IntArray, all_labels
 from sppnet.errors import UserError, notice
 from sppnet.statistics import spread
@@ -46,7 +46,7 @@ def check_protocol(task: Task, images: ImageSet) -> str:
     splits = _splits(task, images, [])
     drawn = task.own_parts(images) is None and not images.multilabel  # any image may come into either part
     parts = None if drawn else {"train": splits[0].train, "test": splits[0].test}
-    for line in duplicates(task.cfg["data"], images, parts):
+    for line in describe_duplicates(task.cfg["data"], images, parts):
         notice(line)
     return _in_words(task, images, splits)
 

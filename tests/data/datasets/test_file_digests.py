@@ -1,4 +1,4 @@
-"""Data are known by content: a changed picture makes other data, and only what changed is read again."""
+"""File contents identify a data set: a changed image changes the fingerprint, and only changed files are read again."""
 
 import errno
 import os
@@ -19,11 +19,12 @@ from PIL import Image
 from sppnet.data import fingerprint, load_splits
 from sppnet.data.datasets import file_digests
 from sppnet.data.datasets.base import ImageSet
-from sppnet.data.datasets.file_digests import digest_of
+from sppnet.data.datasets.digest_cache import load_table
+from sppnet.data.datasets.file_digests import digest_file
 from sppnet.data.datasets.image_files import Folder
-from sppnet.data.datasets.listing import look_at
+from sppnet.data.datasets.listing import stat_file
 from sppnet.data.decode import DataError
-from sppnet.data.duplicates import duplicates
+from sppnet.data.duplicates import describe_duplicates
 from sppnet.data.image_shapes import load_shapes
 from sppnet.errors import UserError
 
@@ -37,11 +38,11 @@ def root(tmp_path: Path, make_tree: Make) -> Path:
     return make_tree(tmp_path / "photos", {"cat": 20, "dog": 10, "emu": 12})
 
 
-def swap(one: Path, other: Path) -> None:
-    aside = one.with_name("aside")
-    one.rename(aside)
-    other.rename(one)
-    aside.rename(other)
+def swap(first: Path, second: Path) -> None:
+    aside = first.with_name("aside")
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
 
 
 def flip_a_byte(path: Path, offset: int = -20) -> None:
@@ -53,8 +54,8 @@ def flip_a_byte(path: Path, offset: int = -20) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def known(root: Path, cache: Path, away: Sequence[str] = ()) -> str:
-    """The fingerprint of a folder whose digests are kept in `cache`, with some folders moved away before it is read."""
+def fingerprint_of(root: Path, cache: Path, away: Sequence[str] = ()) -> str:
+    """The fingerprint of a folder with the digest cache `cache`; `away` folders are moved out before files are read."""
     images = Folder(str(root))
     images.keep_in(cache, "none")
     for name in away:
@@ -67,141 +68,141 @@ def known(root: Path, cache: Path, away: Sequence[str] = ()) -> str:
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache of digests, of small sets too and of files that were written just now."""
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache folder; digests of small data sets and of files written just now are cached, too."""
     monkeypatch.setattr(file_digests, "MANY", 1)
     monkeypatch.setattr(file_digests, "TICK", 0)
     return tmp_path / "cache"
 
 
-def test_a_picture_that_is_painted_over_makes_other_data(root: Path, tmp_path: Path, kept: Path) -> None:
-    before, state = known(root, kept), Folder(str(root)).state()
+def test_an_image_that_is_painted_over_changes_the_fingerprint(root: Path, tmp_path: Path, cache: Path) -> None:
+    before, state = fingerprint_of(root, cache), Folder(str(root)).state()
     shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copy)
-    assert known(tmp_path / "elsewhere", kept) == before
+    assert fingerprint_of(tmp_path / "elsewhere", cache) == before
     flip_a_byte(root / "cat" / "003.png")
-    assert known(root, kept) == fingerprint({"_target_": "sppnet.data.Folder", "root": str(root)}) != before
-    assert Folder(str(root)).state() != state  # what is kept of its pixels is not served either
+    assert fingerprint_of(root, cache) == fingerprint({"_target_": "sppnet.data.Folder", "root": str(root)}) != before
+    assert Folder(str(root)).state() != state  # cached pixels are not served either
     flip_a_byte(root / "cat" / "003.png")
-    assert known(root, kept) == before
+    assert fingerprint_of(root, cache) == before
 
 
-def test_pictures_that_change_places_make_other_data(root: Path, kept: Path, paint: Paint) -> None:
+def test_images_that_swap_places_change_the_fingerprint(root: Path, cache: Path, paint: Paint) -> None:
     for number, name in enumerate(("cat/a.bmp", "dog/a.bmp")):  # of one length, unpacked in one second
         paint(root / name, 20, 30 - 10 * number, seed=number)
         path = root / name
         path.write_bytes(path.read_bytes().ljust(4000, b"\0"))
         os.utime(path, ns=(10**18, 10**18))
-    before, shapes = known(root, kept), load_shapes(Folder(str(root)), kept)
+    before, shapes = fingerprint_of(root, cache), load_shapes(Folder(str(root)), cache)
     swap(root / "cat/a.bmp", root / "dog/a.bmp")
-    assert known(root, kept) != before
-    assert load_shapes(Folder(str(root)), kept).tolist() != shapes.tolist()
+    assert fingerprint_of(root, cache) != before
+    assert load_shapes(Folder(str(root)), cache).tolist() != shapes.tolist()
     swap(root / "cat/a.bmp", root / "dog/a.bmp")
-    assert known(root, kept) == before
+    assert fingerprint_of(root, cache) == before
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "jp2", "bmp", "tif", "ppm", "tga", "jpg as bmp"])
-def test_a_long_file_is_known_by_blocks_of_it_if_it_is_compressed(tmp_path: Path, suffix: str) -> None:
+def test_blocks_of_a_long_file_are_hashed_if_it_is_compressed(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix.split()[0]}"
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     options: dict[str, Any] = {"quality": 95} if suffix in ("jpg", "webp") else {}
     Image.fromarray(noise).save(path, format="bmp" if suffix == "jpg as bmp" else None, **options)
     length = path.stat().st_size
     assert length > file_digests.FULL
-    before = digest_of(str(path))[0]
+    before = digest_file(str(path))[0]
     compressed = suffix in ("jpg", "png", "gif", "webp", "jp2")
     for offset in (10, length // 3, 2 * length // 3 + 100, length - 1, *(() if compressed else (length // 2,))):
         flip_a_byte(path, offset)
-        assert digest_of(str(path))[0] != before, offset
+        assert digest_file(str(path))[0] != before, offset
         flip_a_byte(path, offset)
-    assert digest_of(str(path))[0] == before
+    assert digest_file(str(path))[0] == before
     path.write_bytes(path.read_bytes() + b"\0")
-    assert digest_of(str(path))[0] != before
+    assert digest_file(str(path))[0] != before
 
 
-def test_only_what_changed_is_read_again(root: Path, kept: Path) -> None:
-    before = known(root, kept)
-    assert known(root, kept, away=("cat", "dog", "emu")) == before
+def test_only_changed_files_are_read_again(root: Path, cache: Path) -> None:
+    before = fingerprint_of(root, cache)
+    assert fingerprint_of(root, cache, away=("cat", "dog", "emu")) == before
     file = root / "dog" / "001.png"
     flip_a_byte(file)
     (root / "dog" / "002.png").rename(root / "dog" / "new.png")
-    assert known(root, kept, away=("cat", "emu")) == Folder(str(root)).fingerprint() != before
+    assert fingerprint_of(root, cache, away=("cat", "emu")) == Folder(str(root)).fingerprint() != before
 
 
-def test_copies_on_two_machines_under_one_path_are_both_kept(root: Path, tmp_path: Path, kept: Path) -> None:
-    before = known(root, kept)
+def test_copies_on_two_machines_under_one_path_are_both_cached(root: Path, tmp_path: Path, cache: Path) -> None:
+    before = fingerprint_of(root, cache)
     shutil.copytree(root, tmp_path / "other")
     for _ in range(2):
         swap(root, tmp_path / "other")
-        assert known(root, kept) == before
+        assert fingerprint_of(root, cache) == before
     for _ in range(2):
         swap(root, tmp_path / "other")
-        assert known(root, kept, away=("cat", "dog", "emu")) == before
+        assert fingerprint_of(root, cache, away=("cat", "dog", "emu")) == before
 
 
-def test_a_file_that_was_written_just_now_is_not_taken_to_be_known(
-    root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_digest_of_a_file_written_just_now_is_not_trusted(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(file_digests, "TICK", 2 * 10**9)
     os.utime(root / "cat" / "000.png", ns=(1, 1))  # unpacked with the time of the archive
     os.utime(root / "dog" / "000.png", (time.time() + 3600,) * 2)  # by a clock in another time zone
-    before = known(root, kept)
+    before = fingerprint_of(root, cache)
     assert not capsys.readouterr().err
-    assert known(root, kept, away=["cat"]) != before
-    assert "20 files of" in (err := capsys.readouterr().err)  # they were to be read again
+    assert fingerprint_of(root, cache, away=["cat"]) != before
+    assert "20 files of" in (err := capsys.readouterr().err)  # these files are read again
     assert "cat/000.png: No such file or directory" in err
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + 10**10)
-    assert known(root, kept) == before == known(root, kept, away=["cat", "dog"])
+    assert fingerprint_of(root, cache) == before == fingerprint_of(root, cache, away=["cat", "dog"])
 
 
-@pytest.mark.parametrize("where", [0, 20, 60, 500, -1])
-def test_damaged_digests_are_made_anew(root: Path, kept: Path, where: int) -> None:
-    before = known(root, kept)
-    (file,) = kept.glob("*.bin")
+@pytest.mark.parametrize("offset", [0, 20, 60, 500, -1])
+def test_a_damaged_cache_is_rebuilt(root: Path, cache: Path, offset: int) -> None:
+    before = fingerprint_of(root, cache)
+    (file,) = cache.glob("*.bin")
     whole = file.read_bytes()
-    flip_a_byte(file, where)
-    assert known(root, kept) == before
+    flip_a_byte(file, offset)
+    assert fingerprint_of(root, cache) == before
     assert file.read_bytes() == whole
-    file.write_bytes(whole[:where])
-    assert known(root, kept) == before
+    file.write_bytes(whole[:offset])
+    assert fingerprint_of(root, cache) == before
 
 
-def test_a_drive_that_fails_now_and_then_makes_no_other_data(
-    root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_transient_read_error_does_not_change_the_fingerprint(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, left = known(root, kept), [1]
-    real = file_digests.digest_of
+    before, failures = fingerprint_of(root, cache), [1]
+    real = file_digests.digest_file
 
     def flaky(path: str) -> tuple[bytes, tuple[int, int, int]]:
-        if path.endswith("cat/003.png") and left:
-            left.pop()
+        if path.endswith("cat/003.png") and failures:
+            failures.pop()
             raise OSError(errno.EIO, "Input/output error", path)
         return real(path)
 
-    monkeypatch.setattr(file_digests, "digest_of", flaky)
-    next(kept.glob("digests-*.bin")).unlink()
-    assert known(root, kept) == before
-    left += [1, 2]
-    next(kept.glob("digests-*.bin")).unlink()
+    monkeypatch.setattr(file_digests, "digest_file", flaky)
+    next(cache.glob("digests-*.bin")).unlink()
+    assert fingerprint_of(root, cache) == before
+    failures += [1, 2]
+    next(cache.glob("digests-*.bin")).unlink()
     with pytest.raises(UserError, match="Input/output error; without its content"):
-        known(root, kept)
+        fingerprint_of(root, cache)
 
 
-def test_a_cache_that_cannot_be_written_is_no_failure(root: Path, kept: Path) -> None:
-    kept.write_text("no folder")
-    assert known(root, kept) == Folder(str(root)).fingerprint()
-    assert known(root, kept / "below") == Folder(str(root)).fingerprint()
+def test_a_cache_that_cannot_be_written_is_no_failure(root: Path, cache: Path) -> None:
+    cache.write_text("no folder")
+    assert fingerprint_of(root, cache) == Folder(str(root)).fingerprint()
+    assert fingerprint_of(root, cache / "below") == Folder(str(root)).fingerprint()
 
 
-def test_few_files_are_read_at_each_start_and_leave_nothing_behind(root: Path, tmp_path: Path) -> None:
-    known(root, tmp_path / "cache")
+def test_few_files_are_read_at_each_start_and_not_cached(root: Path, tmp_path: Path) -> None:
+    fingerprint_of(root, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_named_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
-    assert look_at(tmp_path / "a.png", tmp_path).bytes == 0
-    digest_of(str(tmp_path / "a.png"))
+    assert stat_file(tmp_path / "a.png", tmp_path).bytes == 0
+    digest_file(str(tmp_path / "a.png"))
 
 
 SLOWLY = """
@@ -209,11 +210,11 @@ import sys, time
 from pathlib import Path
 from sppnet.data.datasets import file_digests
 from sppnet.data.datasets.image_files import Folder
-real = file_digests.digest_of
+real = file_digests.digest_file
 def slow(path):
     time.sleep(float(sys.argv[3]))
     return real(path)
-file_digests.digest_of, file_digests.MANY, file_digests.TICK = slow, 1, 0
+file_digests.digest_file, file_digests.MANY, file_digests.TICK = slow, 1, 0
 file_digests.SAVE_EVERY, file_digests.AT_ONCE = 0.02, 1
 images = Folder(sys.argv[1])
 images.keep_in(Path(sys.argv[2]), "lines")
@@ -222,54 +223,54 @@ print(images.fingerprint(), "torch" in sys.modules)
 
 
 def start(root: Path, cache: Path, seconds: float) -> subprocess.Popen[str]:
-    """A process that takes so long for each file."""
+    """A process that takes `seconds` for each file."""
     words = [sys.executable, "-c", SLOWLY, str(root), str(cache), str(seconds)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def read(cache: Path) -> int:
-    """How many files' digests are kept."""
-    content = [file_digests._load(file) for file in cache.glob("*.bin")]
-    return sum(int((one.stamps[:, 0] >= 0).sum()) for one in content if one is not None)
+def count_cached(cache: Path) -> int:
+    """The number of cached digests."""
+    tables = [load_table(file) for file in cache.glob("*.bin")]
+    return sum(int((table.stamps[:, 0] >= 0).sum()) for table in tables if table is not None)
 
 
-def test_a_first_reading_that_is_stopped_goes_on_and_two_do_not_read_the_same(
-    root: Path, kept: Path, make_tree: Make
+def test_an_interrupted_first_reading_resumes_and_two_processes_do_not_read_the_same_files(
+    root: Path, cache: Path, make_tree: Make
 ) -> None:
     make_tree(root, {"many": 400})
-    with start(root, kept, 0.02) as first:
-        while not read(kept):
+    with start(root, cache, 0.02) as first:
+        while not count_cached(cache):
             time.sleep(0.005)
         first.kill()
-    killed = read(kept)
-    assert 0 < killed < 442
-    with start(root, kept, 0.3) as second:
-        while read(kept) == killed:
+    cached = count_cached(cache)
+    assert 0 < cached < 442
+    with start(root, cache, 0.3) as second:
+        while count_cached(cache) == cached:
             time.sleep(0.005)
-        with start(root, kept, 0) as third:
+        with start(root, cache, 0) as third:
             assert third.stderr
             assert "another process reads the files" in third.stderr.readline()
             second.send_signal(signal.SIGINT)
             assert "KeyboardInterrupt" in second.communicate()[1]
             out, err = third.communicate()
-    left = re.search(r"reading (\d+) files of .*, once, ", err)
-    assert left
-    assert int(left[1]) < 442 - killed  # it goes on from what the two have read
+    announced = re.search(r"reading (\d+) files of .*, once, ", err)
+    assert announced
+    assert int(announced[1]) < 442 - cached  # the third continues after both
     assert out.split() == [Folder(str(root)).fingerprint(), "False"]
-    assert {path.suffix for path in kept.iterdir()} == {".bin", ".lock"}
+    assert {path.suffix for path in cache.iterdir()} == {".bin", ".lock"}
 
 
-Said = Callable[..., list[str]]
+Describe = Callable[..., list[str]]
 
 
 @pytest.fixture
-def said(config: Load, root: Path) -> Said:
-    """said(root, **changes): what is said of the same files in the parts of a folder."""
+def describe(config: Load, root: Path) -> Describe:
+    """describe(root, **changes): the lines about identical files in a folder."""
 
     def call(root: Path = root, **changes: Any) -> list[str]:
         cfg = config("folder", root=str(root), **changes)
         sets = load_splits(cfg)
-        return [line.removeprefix("data=folder: ") for line in duplicates(cfg, sets.images, sets.parts())]
+        return [line.removeprefix("data=folder: ") for line in describe_duplicates(cfg, sets.images, sets.parts())]
 
     return call
 
@@ -282,74 +283,72 @@ def members(cfg: dict[str, Any]) -> dict[str, list[Path]]:
     return {part: [images.path(i) for i in getattr(sets, part).tolist()] for part in ("train", "val", "test")}
 
 
-def test_the_same_file_in_two_parts_is_said_in_one_line_or_refused(root: Path, config: Load, said: Said) -> None:
-    assert said() == []
+def test_the_same_file_in_two_parts_gives_one_line_or_is_refused(root: Path, config: Load, describe: Describe) -> None:
+    assert describe() == []
     parts = members(config("folder", root=str(root)))
     shutil.copy(parts["train"][0], parts["test"][1])
     shutil.copy(parts["train"][0], parts["test"][2])
     name = parts["test"][1].relative_to(root).as_posix()
-    [line] = said()
+    [line] = describe()
     assert line.startswith(f"2 of 7 images in test are in train, too ({name} is the same file as cat/")
-    assert said(duplicates="ignore") == []
+    assert describe(duplicates="ignore") == []
     cfg = config("folder", root=str(root))
-    [anywhere] = duplicates(cfg, load_splits(cfg).images)  # random splits of transfer
-    assert "2 of 42 images are there a second time, and may be trained and tested on (cat/" in anywhere
+    [anywhere] = describe_duplicates(cfg, load_splits(cfg).images)  # random splits of transfer
+    assert "2 of 42 images are in the data set a second time, and may be both trained and tested on (cat/" in anywhere
     with pytest.raises(UserError, match=r"^data=folder: 2 of 7 images in test .*; data\.duplicates=error refuses"):
-        said(duplicates="error")
+        describe(duplicates="error")
     shutil.copy(parts["val"][0], parts["test"][0])
     shutil.copy(parts["train"][1], parts["val"][1])
-    [line] = said()
+    [line] = describe()
     assert line.startswith(
         "3 of 7 images in test are in train or val, too, and 1 of 7 images in val is in train, too ("
     )
-    assert said(split={"val": 0.15, "test": 0.15, "seed": 0, "fold": 1}) != [line]
+    assert describe(split={"val": 0.15, "test": 0.15, "seed": 0, "fold": 1}) != [line]
 
 
-def test_a_copy_is_found_in_parts_of_ones_own_and_where_validation_is_the_test(
-    tmp_path: Path, make_tree: Make, said: Said
+def test_a_copy_is_found_in_official_parts_and_where_validation_is_the_test_part(
+    tmp_path: Path, make_tree: Make, describe: Describe
 ) -> None:
     base = tmp_path / "parted"
     make_tree(base / "train", {"cat": 6, "dog": 6})
     (base / "test" / "cat").mkdir(parents=True)
     shutil.copy(base / "train/cat/001.png", base / "test/cat/x copy.png")
-    one = "1 of 1 images in test is in train, too (test/cat/x copy.png is the same file as train/cat/001.png)"
+    expected = "1 of 1 images in test is in train, too (test/cat/x copy.png is the same file as train/cat/001.png)"
     for val in (0, 0.2):
-        [line] = said(base, split={"val": val, "test": 0.2, "seed": 0})
-        assert line.startswith(one.replace("train, too", f"{'val' if 'in val' in line else 'train'}, too"))
+        [line] = describe(base, split={"val": val, "test": 0.2, "seed": 0})
+        assert line.startswith(expected.replace("train, too", f"{'val' if 'in val' in line else 'train'}, too"))
 
 
-def test_a_picture_in_two_classes_is_said(root: Path, config: Load, said: Said) -> None:
+def test_an_image_in_two_classes_gives_one_line(root: Path, config: Load, describe: Describe) -> None:
     train = members(config("folder", root=str(root)))["train"]
     cat, dog = (next(path for path in train if path.parent.name == name) for name in ("cat", "dog"))
     shutil.copy(cat, dog)
-    [line] = said()
+    [line] = describe()
     assert line.startswith(
         f"1 of 42 images is in another class, too (cat/{cat.name} is the same file as dog/{dog.name})"
     )
     shutil.copy(cat, next(path for path in train if path.parent == cat.parent and path != cat))
-    assert len(said()) == 1  # twice in one class and part is a matter of weight
+    assert len(describe()) == 1  # two copies in one class and part give no line
 
 
-def test_files_are_compared_in_full_and_those_that_hold_nothing_are_no_pictures(
-    root: Path, config: Load, said: Said
-) -> None:
+def test_files_are_compared_in_full_and_empty_ones_are_no_images(root: Path, config: Load, describe: Describe) -> None:
     parts = members(config("folder", root=str(root)))
     Image.new("RGB", (9, 9)).save(parts["train"][0], format="jpeg")
     content = parts["train"][0].read_bytes() + os.urandom(200_000)
     for path in (parts["train"][0], parts["test"][0]):
         path.write_bytes(content)
-    assert len(said()) == 1
+    assert len(describe()) == 1
     flip_a_byte(parts["test"][0], 100_000)
-    assert digest_of(str(parts["test"][0]))[0] == digest_of(str(parts["train"][0]))[0]
-    assert said() == []
-    for content in (b"", b"<html>503 Service Unavailable</html>"):  # for data.bad_files to tell
+    assert digest_file(str(parts["test"][0]))[0] == digest_file(str(parts["train"][0]))[0]
+    assert describe() == []
+    for content in (b"", b"<html>503 Service Unavailable</html>"):  # data.bad_files handles them
         for path in (parts["train"][0], parts["test"][0]):
             path.write_bytes(content)
-        assert said() == []
+        assert describe() == []
 
 
 class Dots(ImageSet):
-    """A set of one's own that does not say what it is."""
+    """A data set without a fingerprint() method."""
 
     classes = ("a", "b")
 
@@ -380,15 +379,15 @@ class Named(Dots):
         return "dots, version 1"
 
 
-def test_a_set_that_does_not_say_what_it_is_is_known_by_its_pixels() -> None:
+def test_pixels_identify_a_data_set_without_a_fingerprint_method() -> None:
     assert Dots(1).fingerprint() == Dots(1).fingerprint() != Dots(2).fingerprint()
     assert Palette(1).fingerprint() == Palette(1).fingerprint() != Palette(2).fingerprint()
     assert Named(1).fingerprint() == Named(2, noise=True).fingerprint()
-    with pytest.raises(UserError, match=r"Dots\.read\(0\) gives other pixels each time"):
+    with pytest.raises(UserError, match=r"Dots\.read\(0\) returns different pixels each time"):
         Dots(noise=True).fingerprint()
 
 
-def test_an_archive_of_another_content_is_other_data(tmp_path: Path, config: Load) -> None:
+def test_another_content_of_an_archive_changes_the_fingerprint(tmp_path: Path, config: Load) -> None:
     file = tmp_path / "cifar-10-batches-py" / "data_batch_1"
     file.parent.mkdir()
     file.write_bytes(os.urandom(1000))

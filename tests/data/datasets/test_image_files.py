@@ -23,7 +23,7 @@ def names(sets: Splits, part: str) -> list[str]:
     return [sets.images.name(i) for i in getattr(sets, part).tolist()]
 
 
-def test_digits_are_1797_pictures_of_many_shapes_split_by_class(config: Load) -> None:
+def test_digits_are_1797_images_of_many_shapes_split_by_class(config: Load) -> None:
     sets = load_splits(config("digits"))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [1259, 269, 269]
     shapes = [sets.images.shape(i) for i in range(len(sets.images))]
@@ -45,9 +45,9 @@ def test_every_digit_lies_within_the_centre_crop() -> None:
         assert width / 2 - half <= columns.min() <= columns.max() + 1 <= width / 2 + half
 
 
-def test_digits_are_the_same_pictures_in_every_process() -> None:
-    one, other = Digits(), pickle.loads(pickle.dumps(Digits()))
-    assert all(one.read(i).tobytes() == other.read(i).tobytes() for i in (0, 700, 1796))
+def test_digits_are_the_same_images_in_every_process() -> None:
+    images, copy = Digits(), pickle.loads(pickle.dumps(Digits()))
+    assert all(images.read(i).tobytes() == copy.read(i).tobytes() for i in (0, 700, 1796))
 
 
 def test_imagenet_tests_on_val_and_validates_on_training_images(tmp_path: Path, config: Load, make_tree: Make) -> None:
@@ -60,7 +60,7 @@ def test_imagenet_tests_on_val_and_validates_on_training_images(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("inside", ["", "101_ObjectCategories"])
-def test_caltech101_has_its_background_class_or_not(tmp_path: Path, config: Load, inside: str, make_tree: Make) -> None:
+def test_caltech101_background_is_optional(tmp_path: Path, config: Load, inside: str, make_tree: Make) -> None:
     make_tree(tmp_path / inside, {"BACKGROUND_Google": 5, "ant": 6, "bass": 7})
     assert len(load_splits(config("caltech101", root=str(tmp_path))).images.classes) == 3
     sets = load_splits(config("caltech101", root=str(tmp_path), background=False))
@@ -76,9 +76,9 @@ def test_imagenette_lists_what_torchvision_lists(tmp_path: Path, config: Load, p
             for i in range(8):
                 paint(tmp_path / "imagenette2-160" / part / wnid / f"{i}.jpeg", 9, 8)
     sets = load_splits(config("imagenette", root=str(tmp_path), folder="imagenette2-160"))
-    theirs = Imagenette(tmp_path, "val", "160px", download=False)
-    assert sets.images.classes == theirs.wnids
-    assert [sets.images.label(i) for i in sets.test.tolist()] == [theirs[i][1] for i in range(len(theirs))]
+    reference = Imagenette(tmp_path, "val", "160px", download=False)
+    assert sets.images.classes == reference.wnids
+    assert [sets.images.label(i) for i in sets.test.tolist()] == [reference[i][1] for i in range(len(reference))]
     with pytest.raises(UserError, match="download=True"):
         load_splits(config("imagenette", root=str(tmp_path)))
 
@@ -94,28 +94,28 @@ def test_oxford_pets_lists_what_torchvision_lists(tmp_path: Path, config: Load, 
         for name, _ in lines:
             paint(base / "images" / f"{name}.jpg", 9, 8)
     sets = load_splits(config("oxford_pets", root=str(tmp_path)))
-    theirs = OxfordIIITPet(tmp_path, "test")
-    assert list(sets.images.classes) == theirs.classes == ["Abyssinian", "Great Pyrenees"]
-    assert names(sets, "test") == [f"images/{path.name}" for path in theirs._images]
-    assert [sets.images.label(i) for i in sets.test.tolist()] == theirs._labels
+    reference = OxfordIIITPet(tmp_path, "test")
+    assert list(sets.images.classes) == reference.classes == ["Abyssinian", "Great Pyrenees"]
+    assert names(sets, "test") == [f"images/{path.name}" for path in reference._images]
+    assert [sets.images.label(i) for i in sets.test.tolist()] == reference._labels
     assert [len(sets.train), len(sets.val)] == [14, 2]
     (base / "images" / "Abyssinian_10.jpg").unlink()
     with pytest.raises(UserError, match=r"Abyssinian_10\.jpg"):
         load_splits(config("oxford_pets", root=str(tmp_path)))
 
 
-def test_voc2007_has_all_classes_of_an_image_but_difficult_ones(tmp_path: Path, config: Load, paint: Paint) -> None:
+def test_voc2007_labels_are_all_classes_but_difficult_ones(tmp_path: Path, config: Load, paint: Paint) -> None:
     base = tmp_path / "VOCdevkit" / "VOC2007"
     (base / "ImageSets" / "Main").mkdir(parents=True)
     (base / "Annotations").mkdir()
     objects = [[("dog", 0), ("cat", 0), ("dog", 0)], [("car", 0), ("dog", 1)], [("bus", 1)]]
     for i in range(24):
         paint(base / "JPEGImages" / f"{i:06d}.jpg", 9, 8)
-        found = "".join(
+        annotation = "".join(
             f"<object><name>{n}</name><difficult>{d}</difficult><part><name>head</name></part></object>"
             for n, d in objects[i % 3]
         )
-        (base / "Annotations" / f"{i:06d}.xml").write_text(f"<annotation>{found}</annotation>")
+        (base / "Annotations" / f"{i:06d}.xml").write_text(f"<annotation>{annotation}</annotation>")
     for part, numbers in {"trainval": range(18), "test": range(18, 24)}.items():
         (base / "ImageSets" / "Main" / f"{part}.txt").write_text("".join(f"{i:06d}\n" for i in numbers))
     sets = load_splits(config("voc2007", root=str(tmp_path)))
@@ -126,13 +126,15 @@ def test_voc2007_has_all_classes_of_an_image_but_difficult_ones(tmp_path: Path, 
     assert sets.trainval().tolist() == list(range(18))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [15, 3, 6]  # one of each kind for validation
     assert len({sets.images.label(i) for i in sets.val.tolist()}) == 3
-    file = base / "Annotations" / "000003.xml"  # somebody's own data in VOC's layout
+    file = base / "Annotations" / "000003.xml"  # your own data in VOC's layout
     file.write_text(file.read_text().replace("cat", "raccoon"))
-    with pytest.raises(UserError, match=r"000003\.xml holds an object called 'raccoon', which is no class of VOC 2007"):
+    with pytest.raises(
+        UserError, match=r"000003\.xml lists an object called 'raccoon', which is not a class of VOC 2007"
+    ):
         load_splits(config("voc2007", root=str(tmp_path)))
 
 
-def test_flowers102_has_its_own_three_parts(tmp_path: Path, config: Load, paint: Paint) -> None:
+def test_flowers102_has_three_official_parts(tmp_path: Path, config: Load, paint: Paint) -> None:
     from scipy.io import savemat  # type: ignore[import-untyped]
 
     base = tmp_path / "flowers-102"
@@ -146,12 +148,12 @@ def test_flowers102_has_its_own_three_parts(tmp_path: Path, config: Load, paint:
     assert names(sets, "test") == ["jpg/image_00004.jpg", "jpg/image_00006.jpg"]
 
 
-def test_cifar10_that_is_not_whole_says_how_to_get_it(tmp_path: Path, config: Load) -> None:
+def test_incomplete_cifar10_says_how_to_get_it(tmp_path: Path, config: Load) -> None:
     with pytest.raises(UserError, match="download=True"):
         load_splits(config("cifar10", root=str(tmp_path)))
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cos\nsystem\n")  # never unpickled
-    with pytest.raises(UserError, match="not the whole of CIFAR-10"):
+    with pytest.raises(UserError, match="not a complete CIFAR-10"):
         load_splits(config("cifar10", root=str(tmp_path)))
 
 
@@ -159,7 +161,7 @@ REAL = {"cifar10": (50_000, 10_000, "cifar-10-batches-py"), "flowers102": (2_040
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_real_set_is_read(name: str, config: Load) -> None:
+def test_the_real_data_set_is_read(name: str, config: Load) -> None:
     train, test, folder = REAL[name]
     root = os.environ.get("SPPNET_DATA")
     if root is None or not Path(root, folder).is_dir():
@@ -170,7 +172,7 @@ def test_the_real_set_is_read(name: str, config: Load) -> None:
 
 
 class Stripes(ImageSet):
-    """What the README teaches: the least a data set of one's own consists of."""
+    """The minimal data set of your own, as in the README."""
 
     classes: Sequence[str] = ("across", "down")
 
@@ -241,23 +243,23 @@ class Alone(Stripes):
     classes = ("one",)
 
 
-def plugged(config: Load, cls: type[ImageSet], **arguments: int) -> dict[str, Any]:
+def data_config(config: Load, cls: type[ImageSet], **arguments: int) -> dict[str, Any]:
     cfg = config("digits") | {"_target_": f"{cls.__module__}.{cls.__qualname__}", "name": "mine"}
     return cfg | arguments
 
 
-def test_a_set_of_ones_own_needs_three_methods(config: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_your_own_data_set_needs_three_methods(config: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPNET_ALLOW", __name__)
-    sets = load_splits(plugged(config, Stripes, count=40))
+    sets = load_splits(data_config(config, Stripes, count=40))
     assert [len(sets.train), len(sets.val), len(sets.test)] == [28, 6, 6]
     assert sets.images.shape(3) == (40, 33)
-    assert fingerprint(plugged(config, Stripes, count=40)) != fingerprint(plugged(config, Stripes, count=41))
+    assert fingerprint(data_config(config, Stripes, count=40)) != fingerprint(data_config(config, Stripes, count=41))
     with pytest.raises(UserError, match="width"):
-        load_splits(plugged(config, Stripes, width=40))
+        load_splits(data_config(config, Stripes, width=40))
 
 
 @pytest.mark.parametrize("split", ["missing", None, 0.2, {}, {"val": 0.1, "test": 0.1}])
-def test_a_set_without_a_split_is_told_what_one_is(config: Load, split: Any) -> None:
+def test_a_missing_or_wrong_split_gives_an_example(config: Load, split: Any) -> None:
     cfg = config("digits", split=split)
     if split == "missing":
         del cfg["split"]
@@ -266,7 +268,7 @@ def test_a_set_without_a_split_is_told_what_one_is(config: Load, split: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("cls", "says"),
+    ("cls", "message"),
     [
         (Wrong, "there are 2 classes"),
         (Alone, "one class only"),
@@ -281,9 +283,9 @@ def test_a_set_without_a_split_is_told_what_one_is(config: Load, split: Any) -> 
         (Beyond, r"part 'test' must be different positions, whole numbers from 0 to 19"),
     ],
 )
-def test_a_set_that_contradicts_itself_is_refused(
-    config: Load, monkeypatch: pytest.MonkeyPatch, cls: type[ImageSet], says: str
+def test_an_inconsistent_data_set_is_refused(
+    config: Load, monkeypatch: pytest.MonkeyPatch, cls: type[ImageSet], message: str
 ) -> None:
     monkeypatch.setenv("SPPNET_ALLOW", __name__)
-    with pytest.raises(UserError, match=says):
-        load_splits(plugged(config, cls))
+    with pytest.raises(UserError, match=message):
+        load_splits(data_config(config, cls))

@@ -29,7 +29,7 @@ JUNK = (
 
 
 def add(root: Path, *names: str) -> None:
-    """Two files of each name that look like pictures from outside; a listing looks no further."""
+    """Two files with an image suffix in each folder; a listing does not open them."""
     for name in names:
         for i in range(2):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -50,17 +50,17 @@ def test_a_folder_is_split_by_class_seeded_and_without_overlap(root: Path, confi
         assert [sum(sets.images.label(i) == c for i in part) for c in range(3)] == expected
     again = load_splits(config("folder", root=str(root)))
     assert again.test.tolist() == sets.test.tolist()
-    other = load_splits(config("folder", root=str(root), split={"val": 0.15, "test": 0.15, "seed": 1}))
-    assert other.test.tolist() != sets.test.tolist()
+    reseeded = load_splits(config("folder", root=str(root), split={"val": 0.15, "test": 0.15, "seed": 1}))
+    assert reseeded.test.tolist() != sets.test.tolist()
 
 
 def test_folds_test_every_image_once(root: Path, config: Load) -> None:
     def parts(fold: int) -> Splits:
         return load_splits(config("folder", root=str(root), split={"val": 0.15, "test": 0.3, "seed": 0, "fold": fold}))
 
-    every = [parts(fold) for fold in range(3)]
-    assert sorted(i for sets in every for i in sets.test.tolist()) == list(range(70))
-    for sets in every:
+    folds = [parts(fold) for fold in range(3)]
+    assert sorted(i for sets in folds for i in sets.test.tolist()) == list(range(70))
+    for sets in folds:
         assert sorted([*sets.train.tolist(), *sets.val.tolist(), *sets.test.tolist()]) == list(range(70))
         for label, images in enumerate((20, 10, 40)):
             assert abs(sum(sets.images.label(i) == label for i in sets.test.tolist()) - images / 3) < 1
@@ -68,14 +68,14 @@ def test_folds_test_every_image_once(root: Path, config: Load) -> None:
         parts(3)
 
 
-def test_a_set_with_parts_of_its_own_has_no_folds(tmp_path: Path, config: Load, make_tree: Make) -> None:
+def test_a_data_set_with_official_parts_has_no_folds(tmp_path: Path, config: Load, make_tree: Make) -> None:
     for part in ("train", "test"):
         make_tree(tmp_path / part, {"a": 5, "b": 5})
     with pytest.raises(UserError, match=r"data\.split\.fold=0 is not allowed: .* of its own"):
         load_splits(config("folder", root=str(tmp_path), split={"val": 0.2, "test": 0.2, "seed": 0, "fold": 0}))
 
 
-def test_a_class_more_leaves_the_split_of_the_others_alone(root: Path, config: Load, make_tree: Make) -> None:
+def test_a_new_class_does_not_change_the_split_of_the_others(root: Path, config: Load, make_tree: Make) -> None:
     def tested() -> set[str]:
         sets = load_splits(config("folder", root=str(root)))
         return {sets.images.name(i) for i in sets.test.tolist()}
@@ -85,7 +85,7 @@ def test_a_class_more_leaves_the_split_of_the_others_alone(root: Path, config: L
     assert {name for name in tested() if not name.startswith("ant")} == before
 
 
-def test_own_parts_are_kept_and_validation_comes_out_of_training(
+def test_official_parts_are_used_and_validation_comes_from_training(
     root: Path, config: Load, tmp_path: Path, make_tree: Make
 ) -> None:
     base = tmp_path / "parted"
@@ -118,10 +118,10 @@ def test_parts_have_their_usual_names_in_any_case(tmp_path: Path, config: Load, 
         assert {name.split("/")[0] for name in members} == {folder}
         assert {name.split("/")[1] for name in members} == {"cat", "dog"}
     share = f"in training the share data.split.val of {train}/ validates"
-    told = [f"data.root={tmp_path} has no test/: the 4 images of {test}/ are its test part; {share}"]
+    expected = [f"data.root={tmp_path} has no test/: the 4 images of {test}/ are its test part; {share}"]
     notices = sets.images.notices()
-    assert notices[:1] == ([] if val else told)
-    assert [tmp_path.name + "/Test.tar.gz" in line for line in notices[1:]] == ([] if val else [True])  # the lost part
+    assert notices[:1] == ([] if val else expected)
+    assert [tmp_path.name + "/Test.tar.gz" in line for line in notices[1:]] == ([] if val else [True])  # a packed part
 
 
 def test_accents_may_be_spelled_in_two_ways(tmp_path: Path, config: Load) -> None:
@@ -138,7 +138,7 @@ def test_validation_share_zero_validates_on_the_test_part(root: Path, config: Lo
     assert len(sets.train) == 56
 
 
-def test_hidden_and_other_files_are_passed_over_and_nested_ones_found(root: Path, config: Load, paint: Paint) -> None:
+def test_hidden_and_junk_files_are_ignored_and_nested_images_listed(root: Path, config: Load, paint: Paint) -> None:
     before = fingerprint(config("folder", root=str(root)))
     (root / "cat" / ".DS_Store").write_bytes(b"x")
     (root / "cat" / "._000.png").write_bytes(b"x")
@@ -157,12 +157,12 @@ def test_hidden_and_other_files_are_passed_over_and_nested_ones_found(root: Path
     assert "cat/more/deep.JPG" in {images.name(i) for i in range(len(images))}
 
 
-def test_a_picture_without_suffix_is_read_and_what_is_not_read_is_counted(root: Path, config: Load) -> None:
+def test_an_image_without_suffix_is_read_and_skipped_files_are_counted(root: Path, config: Load) -> None:
     data = config("folder", root=str(root))
     assert build_images(data).notices() == []
     for format, name in [("JPEG", "a"), ("PNG", "b."), ("WEBP", "c. 5"), ("TIFF", "d"), ("BMP", "e")]:
         Image.new("RGB", (9, 8)).save(root / "dog" / name, format)
-    others = {
+    skipped = {
         "LICENSE": b"BM and the like",
         "x.JPEG~": b"\xff\xd8\xff",
         "y.heic": b"x",
@@ -170,9 +170,9 @@ def test_a_picture_without_suffix_is_read_and_what_is_not_read_is_counted(root: 
         "a.zip": b"PK",
         "f.mov": b"x",
     }
-    for name, content in others.items():
+    for name, content in skipped.items():
         (root / "emu" / name).write_bytes(content)
-    os.mkfifo(root / "emu" / "pipe")  # opening it would wait for ever
+    os.mkfifo(root / "emu" / "pipe")  # opening it would block
     (root / "loose.jpg").touch()
     images = build_images(data)
     shapes = {images.name(i): images.shape(i) for i in range(len(images)) if images.name(i)[4] in "abcde"}
@@ -183,22 +183,22 @@ def test_a_picture_without_suffix_is_read_and_what_is_not_read_is_counted(root: 
     assert all(kind in counted for kind in ("2 .heic", "1 .jpeg~", "1 .zip", "2 without suffix"))
     assert "convert .heic to JPEG or PNG" in counted
     assert "unpack .zip" in counted
-    assert "rename .jpeg~ to have" in counted  # not the film
-    assert "1 picture(s) beside the class folders" in loose
-    found = find_images(str(root))  # whose input has no classes: it reads loose pictures, and the same files else
-    assert len(found.names) == 76
-    assert found.not_read.replace("input=", "data.root=") == counted
-    (root / "yak.tar.gz").touch()  # a class, perhaps
+    assert "rename .jpeg~ to have" in counted  # not the video
+    assert "1 image(s) beside the class folders" in loose
+    files = find_images(str(root))  # without classes, it also finds the loose image
+    assert len(files.names) == 76
+    assert files.not_read.replace("input=", "data.root=") == counted
+    (root / "yak.tar.gz").touch()  # perhaps a packed class
     [counted, _] = build_images(data).notices()
     assert "8 file(s) are not read" in counted
     assert "1 .gz" in counted
     (root / "README.txt").touch()
     (root / ".hidden").symlink_to(".hidden")
-    (root / "labels.csv").symlink_to(root / "nowhere")  # by its name no class
+    (root / "labels.csv").symlink_to(root / "nowhere")  # a file by its name, not a class
     assert counted in build_images(data).notices()
 
 
-def test_the_fingerprint_is_of_the_data_not_of_its_place(root: Path, config: Load, tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_path(root: Path, config: Load, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "elsewhere")
     first = fingerprint(config("folder", root=str(root)))
     assert first == fingerprint(config("folder", root=str(tmp_path / "elsewhere"), batch_size=3))
@@ -213,15 +213,15 @@ def test_the_fingerprint_changes_with_the_data(root: Path, config: Load, change:
         file.rename(root / "cat" / "x.png")
     elif change == "grow":
         file.write_bytes(file.read_bytes() + b"\0")
-    elif change == "paint over":  # neither length nor time shows it
+    elif change == "paint over":  # same length and times
         times = file.stat()
         file.write_bytes(file.read_bytes()[:-20] + bytes(20))
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     elif change == "change places":
-        other = file.with_name("004.png")
-        contents = (file.read_bytes().ljust(9000, b"\0"), other.read_bytes().ljust(9000, b"\0"))
+        second = file.with_name("004.png")
+        contents = (file.read_bytes().ljust(9000, b"\0"), second.read_bytes().ljust(9000, b"\0"))
         for turn in (1, -1):
-            for path, content in zip((file, other)[::turn], contents, strict=True):
+            for path, content in zip((file, second)[::turn], contents, strict=True):
                 path.write_bytes(content)
                 os.utime(path, ns=(1, 1))
             before, after = fingerprint(config("folder", root=str(root))), before
@@ -234,7 +234,7 @@ def test_the_fingerprint_changes_with_the_data(root: Path, config: Load, change:
     assert fingerprint(config("folder", root=str(root))) != before
 
 
-def test_a_set_that_was_listed_is_taken_as_it_is(root: Path, config: Load) -> None:
+def test_splits_of_a_listed_data_set_do_not_list_it_again(root: Path, config: Load) -> None:
     cfg = config("folder", root=str(root))
     images = build_images(cfg)
     before, expected = images.fingerprint(), load_splits(cfg)
@@ -246,7 +246,7 @@ def test_a_set_that_was_listed_is_taken_as_it_is(root: Path, config: Load) -> No
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"cat/caf\xe9.png", b"cat/caf\xe9/x.png"])
-def test_a_name_that_is_no_utf8_is_named_when_files_are_listed(root: Path, config: Load, name: bytes) -> None:
+def test_a_name_that_is_not_utf8_is_refused_when_files_are_listed(root: Path, config: Load, name: bytes) -> None:
     path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
     try:
         path.parent.mkdir(exist_ok=True)
@@ -258,19 +258,19 @@ def test_a_name_that_is_no_utf8_is_named_when_files_are_listed(root: Path, confi
     str(caught.value).encode()
 
 
-def test_other_names_may_be_anything(root: Path, config: Load) -> None:
+def test_skipped_files_may_have_any_name(root: Path, config: Load) -> None:
     before = fingerprint(config("folder", root=str(root)))
     try:
         Path(os.fsdecode(os.fsencode(root) + b"/cat/caf\xe9.t\xe9t")).touch()
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    [told] = build_images(config("folder", root=str(root))).notices()
-    assert "caf\ufffd.t\ufffdt" in told
-    told.encode()  # records hold it
+    [notice] = build_images(config("folder", root=str(root))).notices()
+    assert "caf\ufffd.t\ufffdt" in notice
+    notice.encode()  # run records are UTF-8
     assert fingerprint(config("folder", root=str(root))) == before
 
 
-def test_links_and_hard_links_to_files_of_their_own_are_listed(root: Path, config: Load, tmp_path: Path) -> None:
+def test_links_and_hard_links_to_distinct_files_are_listed(root: Path, config: Load, tmp_path: Path) -> None:
     (tmp_path / "linked").mkdir()
     for name in ("cat", "dog"):
         (tmp_path / "linked" / name).symlink_to(root / name)
@@ -282,7 +282,7 @@ def test_links_and_hard_links_to_files_of_their_own_are_listed(root: Path, confi
     assert len(build_images(config("folder", root=str(root)))) == 71
 
 
-def test_a_link_into_a_class_that_is_dropped_makes_nothing_double(config: Load, tmp_path: Path) -> None:
+def test_a_link_into_a_dropped_class_is_no_duplicate(config: Load, tmp_path: Path) -> None:
     add(tmp_path, "BACKGROUND_Google", "ant", "bass")
     (tmp_path / "ant" / "l.png").symlink_to(tmp_path / "BACKGROUND_Google" / "0.png")
     assert len(build_images(config("caltech101", root=str(tmp_path), background=False))) == 5
@@ -313,7 +313,7 @@ def empty_class(root: Path) -> None:
     (root / "gnu").mkdir()
 
 
-def no_pictures(root: Path) -> None:
+def only_text(root: Path) -> None:
     empty_class(root)
     (root / "gnu" / "a.txt").touch()
 
@@ -417,15 +417,15 @@ def broken_link(root: Path) -> None:
     (root / "cat" / "l.png").symlink_to(root / "nowhere")
 
 
-def class_on_a_drive_that_is_away(root: Path) -> None:
+def class_on_an_unmounted_drive(root: Path) -> None:
     (root / "yak").symlink_to(root / "drive" / "yak")
 
 
-def folder_of_a_class_on_a_drive_that_is_away(root: Path) -> None:
+def subfolder_on_an_unmounted_drive(root: Path) -> None:
     (root / "cat" / "more").symlink_to(root / "drive" / "more")
 
 
-def part_on_a_drive_that_is_away(root: Path) -> None:
+def part_on_an_unmounted_drive(root: Path) -> None:
     only_train(root)
     shutil.copytree(root / "train", root / "val")
     (root / "test").symlink_to(root / "drive")
@@ -441,9 +441,9 @@ def loop_to_its_class(root: Path) -> None:
 
 
 def two_links_in_a_ring(root: Path) -> None:
-    for name, other in (("a", "b"), ("b", "a")):
+    for name, target in (("a", "b"), ("b", "a")):
         add(root.parent, name)
-        (root.parent / name / "ring").symlink_to(root.parent / other)
+        (root.parent / name / "ring").symlink_to(root.parent / target)
     (root / "cat" / "in").symlink_to(root.parent / "a")
 
 
@@ -482,16 +482,16 @@ BROKEN: dict[Callable[[Path], None], str] = {
     empty: "no images",
     no_images: "no images",
     empty_class: "class folder without images: ",
-    no_pictures: "class folder without images: ",
+    only_text: "class folder without images: ",
     one_class: "one class only (emu)",
     only_train: "no folder test/ (found: train); without test/ or val/ give data=folder data.root=",
     only_validation: "no folder train/ (found: val)",
     unknown_class: "test/yak",
     rare_class: "class rare has 2 image(s)",
     broken_link: "l.png: No such file or directory (it is a link to ",
-    class_on_a_drive_that_is_away: "yak: No such file or directory (it is a link to ",
-    folder_of_a_class_on_a_drive_that_is_away: "cat/more: No such file or directory (it is a link to ",
-    part_on_a_drive_that_is_away: "test: No such file or directory (it is a link to ",
+    class_on_an_unmounted_drive: "yak: No such file or directory (it is a link to ",
+    subfolder_on_an_unmounted_drive: "cat/more: No such file or directory (it is a link to ",
+    part_on_an_unmounted_drive: "test: No such file or directory (it is a link to ",
     misnamed_part: "holds train/, test/ beside dev/; allowed are",
     one_part_twice: "holds Validation/ and val/, two folders for one part",
     parts_of_unknown_names: "holds Testset/ and Trainset/, which both hold cat/",
@@ -502,7 +502,7 @@ BROKEN: dict[Callable[[Path], None], str] = {
     parts_inside_a_class: "dog/far/Testing is a part inside a class",
     parts_one_folder_down: "photos/set/1/test is a part inside a class",
     classes_one_folder_down: "one class only (set); at least two are needed; if cat/ and dog/ are classes, give data",
-    test_without_classes: "2 picture(s) lie in no class folder",
+    test_without_classes: "2 image(s) lie in no class folder",
     no_known_suffix: "2 .heic",
     class_called_train: "holds train/ beside cat/, dog/, emu/; allowed are",
     loop: "cat/loop",
@@ -518,9 +518,7 @@ BROKEN: dict[Callable[[Path], None], str] = {
 
 
 @pytest.mark.parametrize("spoil", BROKEN)
-def test_a_mistake_in_the_folders_is_one_line_that_names_it(
-    root: Path, config: Load, spoil: Callable[[Path], None]
-) -> None:
+def test_a_mistake_in_the_folders_gives_one_line(root: Path, config: Load, spoil: Callable[[Path], None]) -> None:
     spoil(root)
     with pytest.raises(UserError) as caught:
         load_splits(config("folder", root=str(root)))
@@ -531,7 +529,7 @@ def test_a_mistake_in_the_folders_is_one_line_that_names_it(
 @pytest.mark.parametrize(
     "name", ["folder", "imagenet", "caltech101", "flowers102", "oxford_pets", "voc2007", "cifar10"]
 )
-def test_a_set_without_root_says_which_key_to_give(config: Load, name: str) -> None:
+def test_a_missing_root_names_the_key(config: Load, name: str) -> None:
     with pytest.raises(UserError, match=r"data\.root is not set"):
         load_splits(config(name))
 

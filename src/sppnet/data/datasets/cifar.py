@@ -1,4 +1,4 @@
-"""CIFAR-10, through torchvision, which checks the archive's files before it unpickles them."""
+"""CIFAR-10, read by torchvision, which checks the archive's MD5 sums before it unpickles the files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from sppnet.data.datasets.base import ImageSet, digest
-from sppnet.data.datasets.file_digests import digests_of
-from sppnet.data.datasets.image_files import get_it
-from sppnet.data.datasets.listing import checked_root, look_at
+from sppnet.data.datasets.file_digests import digest_files
+from sppnet.data.datasets.image_files import download_hint
+from sppnet.data.datasets.listing import check_root, stat_file
 from sppnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,29 +22,29 @@ TRAIN, TEST = 50_000, 10_000
 
 
 class Cifar10(ImageSet):
-    """60,000 pictures of 32 x 32 in ten classes, with the set's own train and test parts."""
+    """60,000 images of 32 x 32 pixels in ten classes, with the official train and test parts."""
 
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    _kept_in: tuple[Path | None, str] = None, "none"
+    _cache_and_progress: tuple[Path | None, str] = None, "none"
 
     def __init__(self, root: str | None) -> None:
-        self.root = checked_root(root, get_it("CIFAR10", root or ""))
+        self.root = check_root(root, download_hint("CIFAR10", root or ""))
         self.folder = self.root / "cifar-10-batches-py"
         if not self.folder.is_dir():
-            raise UserError(f"data.root={root} has no folder {self.folder.name}/. {get_it('CIFAR10', str(root))}")
+            hint = download_hint("CIFAR10", str(root))
+            raise UserError(f"data.root={root} has no folder {self.folder.name}/. {hint}")
 
     @cached_property
     def _arrays(self) -> tuple[npt.NDArray[np.uint8], list[int]]:
-        """Pixels (60000, 32, 32, 3) and labels; read at the first use, which comes after torch is imported."""
+        """Pixels (60000, 32, 32, 3) and labels. Loading them imports torch, so it waits for the first use."""
         import numpy as np
         from torchvision.datasets import CIFAR10
 
         try:
-            train, test = (CIFAR10(self.root, train=part, download=False) for part in (True, False))
+            train, test = (CIFAR10(self.root, train=is_train, download=False) for is_train in (True, False))
         except RuntimeError:
-            raise UserError(
-                f"{self.folder} is not the whole of CIFAR-10. {get_it('CIFAR10', str(self.root))}"
-            ) from None
+            hint = download_hint("CIFAR10", str(self.root))
+            raise UserError(f"{self.folder} is not a complete CIFAR-10. {hint}") from None
         return np.concatenate([train.data, test.data]), [*train.targets, *test.targets]
 
     def __len__(self) -> int:
@@ -72,12 +72,10 @@ class Cifar10(ImageSet):
         return self._fingerprint
 
     def keep_in(self, cache: Path, progress: str) -> None:
-        self._kept_in = cache, progress
+        self._cache_and_progress = cache, progress
 
     @cached_property
     def _fingerprint(self) -> str:
-        archive = [look_at(path, self.root) for path in sorted(self.folder.glob("*batch*"))]
-        contents = digests_of(self.root, archive, *self._kept_in)
-        return digest(
-            f"{file.name}\0{content.tobytes().hex()}" for file, content in zip(archive, contents, strict=True)
-        )
+        files = [stat_file(path, self.root) for path in sorted(self.folder.glob("*batch*"))]
+        digests = digest_files(self.root, files, *self._cache_and_progress)
+        return digest(f"{file.name}\0{row.tobytes().hex()}" for file, row in zip(files, digests, strict=True))

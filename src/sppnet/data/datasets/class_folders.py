@@ -1,4 +1,4 @@
-"""Lists class folders, with parts (train/, val/, test/) above them or without. Imports no torch."""
+"""Lists class folders, with or without parts (train/, val/, test/) above them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,92 +6,96 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from sppnet.data.datasets.file_names import PARTS, has_suffix, ignored
-from sppnet.data.datasets.listing import Listing, Walk, subfolders
+from sppnet.data.datasets.file_names import PARTS, has_image_suffix, is_ignored_folder
+from sppnet.data.datasets.folder_walk import FolderWalk
+from sppnet.data.datasets.listing import Listing, list_subfolders
 from sppnet.errors import UserError
 
 
-def class_folders(base: Path) -> Listing:
-    """List `base`/CLASS/.../IMAGE, or `base`/PART/CLASS/.../IMAGE where its folders have the names of parts.
+def list_class_folders(base: Path) -> Listing:
+    """List `base`/CLASS/.../IMAGE, or `base`/PART/CLASS/.../IMAGE if its folders are named like parts.
 
-    Without a folder for the test part, that of the validation part is it.
+    Without a test folder, the validation folder is the test part.
 
     Raises:
-        UserError: as `one_tree`; also two folders for one part, or a folder with pictures beside the parts.
+        UserError: as `list_tree`; also if two folders hold one part, or folders with images stand beside the parts.
     """
-    found = subfolders(base)
-    parts = _parts(base, found)
-    if not parts:
-        return one_tree(base, base)
-    others = [name for name in found if name not in parts.values() and _holds_pictures(base / name)]
-    if others:
+    subfolders = list_subfolders(base)
+    folder_by_part = _match_parts(base, subfolders)
+    if not folder_by_part:
+        return list_tree(base, base)
+    strangers = [name for name in subfolders if name not in folder_by_part.values() and _holds_images(base / name)]
+    if strangers:
         raise UserError(
-            f"data.root={base} holds {', '.join(f'{name}/' for name in parts.values())} beside"
-            f" {', '.join(f'{name}/' for name in others[:5])}; allowed are train/ (or training/), val/ (valid/,"
-            " validation/) and test/ (testing/) and no others with pictures, or one folder per class, none of them"
-            " called so"
+            f"data.root={base} holds {', '.join(f'{name}/' for name in folder_by_part.values())} beside"
+            f" {', '.join(f'{name}/' for name in strangers[:5])}; allowed are train/ (or training/), val/ (valid/,"
+            " validation/) and test/ (testing/) and no other folders with images, or one folder per class, none of"
+            " which has such a name"
         )
-    if "test" in parts or "val" not in parts:
-        return part_trees(base, base, {"train": "train", "test": "test"} | parts)
-    listing = part_trees(base, base, {"train": parts.get("train", "train"), "test": parts["val"]})
+    if "test" in folder_by_part or "val" not in folder_by_part:
+        return list_parts(base, base, {"train": "train", "test": "test"} | folder_by_part)
+    val = folder_by_part["val"]
+    listing = list_parts(base, base, {"train": folder_by_part.get("train", "train"), "test": val})
     assert listing.parts is not None
-    count = len(listing.parts["test"])
-    says = f"data.root={base} has no test/: the {count} images of {parts['val']}/ are its test part"
-    share = f"; in training the share data.split.val of {parts.get('train')}/ validates" if "train" in parts else ""
-    listing.notices.insert(0, says + share)
+    notice = f"data.root={base} has no test/: the {len(listing.parts['test'])} images of {val}/ are its test part"
+    if "train" in folder_by_part:
+        notice += f"; in training the share data.split.val of {folder_by_part['train']}/ validates"
+    listing.notices.insert(0, notice)
     return listing
 
 
-def one_tree(base: Path, root: Path, drop: Collection[str] = ()) -> Listing:
-    """List `base`/CLASS/.../IMAGE, without the classes in `drop`; names are relative to `root`.
+def list_tree(base: Path, root: Path, drop: Collection[str] = ()) -> Listing:
+    """List `base`/CLASS/.../IMAGE without the classes in `drop`; names are relative to `root`.
 
     Raises:
-        UserError: there is no image, a file that cannot be looked at, a name that is no UTF-8, a link that makes an
-            image count twice, or the folders of classes look like parts.
+        UserError: there are no images, a file is not accessible, a name is not valid UTF-8, a link would make an image
+            count twice, or the class folders look like parts.
     """
-    walk = Walk(root)
-    by_class = walk.classes(base, drop)
-    walk.needs_classes(base, by_class)
-    listing = Listing(root, list(by_class))
-    for label, files in enumerate(by_class.values()):
+    walk = FolderWalk(root)
+    files_by_class = walk.list_classes(base, drop)
+    walk.require_two_classes(base, files_by_class)
+    listing = Listing(root, list(files_by_class))
+    for label, files in enumerate(files_by_class.values()):
         for file in files:
             listing.add(file, label)
     walk.finish(listing)
     return listing
 
 
-def part_trees(base: Path, root: Path, parts: Mapping[str, str]) -> Listing:
-    """List `base`/FOLDER/CLASS/.../IMAGE for each part and its folder, of which some may be missing.
+def list_parts(base: Path, root: Path, folder_by_part: Mapping[str, str]) -> Listing:
+    """List `base`/FOLDER/CLASS/.../IMAGE for the folder of each part; some of the folders may be missing.
 
     Raises:
-        UserError: as `one_tree`, and if all folders are missing.
+        UserError: as `list_tree`, or all folders are missing.
     """
-    folders = {part: folder for part, folder in parts.items() if (base / folder).is_dir()}
-    walk = Walk(root)
+    present = {part: folder for part, folder in folder_by_part.items() if (base / folder).is_dir()}
+    walk = FolderWalk(root)
     for part in ("train", "test"):
-        if part not in folders:
-            there = ", ".join(subfolders(base)) or "none"
-            walk.refuse_training(f"data.root={base} has no folder {parts[part]}/ (found: {there})")
-    if not folders:
+        if part not in present:
+            subfolders = ", ".join(list_subfolders(base)) or "none"
+            walk.refuse_training(f"data.root={base} has no folder {folder_by_part[part]}/ (found: {subfolders})")
+    if not present:
         raise UserError(walk.untrainable)
-    if list(folders) == ["train"]:
+    if list(present) == ["train"]:
         walk.untrainable += (
-            f"; without test/ or val/ give data=folder data.root={base / folders['train']} to split that"
+            f"; without test/ or val/ give data=folder data.root={base / present['train']} to split that"
         )
     walk.enter(base)
-    walk.packed(base, {*PARTS.values()}.difference(PARTS.get(folder.lower(), "") for folder in folders.values()))
+    walk.count_packed_parts(
+        base, {*PARTS.values()}.difference(PARTS.get(folder.lower(), "") for folder in present.values())
+    )
     trees = {}
-    for part, folder in folders.items():
-        trees[part] = walk.classes(base / folder)
+    for part, folder in present.items():
+        trees[part] = walk.list_classes(base / folder)
         if part == "train":
-            walk.needs_classes(base / folder, trees[part])
-    listing = Listing(root, sorted({name for by_class in trees.values() for name in by_class}), parts={})
+            walk.require_two_classes(base / folder, trees[part])
+    listing = Listing(root, sorted({name for tree in trees.values() for name in tree}), parts={})
     labels = {name: label for label, name in enumerate(listing.classes)}
-    for part, by_class in trees.items():
-        for name, files in by_class.items():
-            if name not in trees.get("train", by_class):
+    for part, tree in trees.items():
+        for name, files in tree.items():
+            if name not in trees.get("train", tree):
                 walk.refuse_training(
-                    f"data.root={root}: class {folders[part]}/{name} is not among those of {parts['train']}/"
+                    f"data.root={root}: class {present[part]}/{name} is not among those of {folder_by_part['train']}/"
                 )
             for file in files:
                 listing.add(file, labels[name], part)
@@ -99,19 +103,24 @@ def part_trees(base: Path, root: Path, parts: Mapping[str, str]) -> Listing:
     return listing
 
 
-def _parts(base: Path, found: Sequence[str]) -> dict[str, str]:
-    """The folder of each part that is among `found`, by the usual names in any case."""
-    parts: dict[str, str] = {}
-    for name in found:
-        part = PARTS.get(name.lower())
-        if part is not None and (other := parts.setdefault(part, name)) != name:
-            raise UserError(f"data.root={base} holds {other}/ and {name}/, two folders for one part; keep one of them")
-    return {part: parts[part] for part in ("train", "val", "test") if part in parts}
+def _match_parts(base: Path, folders: Sequence[str]) -> dict[str, str]:
+    """The folder of each part, found by the usual names in any case."""
+    folder_by_part: dict[str, str] = {}
+    for folder in folders:
+        part = PARTS.get(folder.lower())
+        if part is None:
+            continue
+        first = folder_by_part.setdefault(part, folder)
+        if first != folder:
+            raise UserError(
+                f"data.root={base} holds {first}/ and {folder}/, two folders for one part; keep one of them"
+            )
+    return {part: folder_by_part[part] for part in ("train", "val", "test") if part in folder_by_part}
 
 
-def _holds_pictures(folder: Path) -> bool:
-    for _, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not ignored(name)]
-        if any(map(has_suffix, names)):
+def _holds_images(folder: Path) -> bool:
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_ignored_folder(name)]
+        if any(map(has_image_suffix, files)):
             return True
     return False

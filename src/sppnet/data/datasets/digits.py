@@ -1,7 +1,7 @@
-"""The default data: scikit-learn's scans of handwritten digits, each on a canvas of its own size and shape.
+"""The default data set: scikit-learn's scans of handwritten digits, each on a canvas of its own size and aspect ratio.
 
 The scans (UCI "Optical Recognition of Handwritten Digits", test part: 1,797 of 8 x 8 pixels) come with scikit-learn,
-so nothing is downloaded; the canvases make of them what a network with a pyramid is for: images of any size.
+so there is nothing to download. The canvases turn them into images of many sizes, which a pyramid can pool.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from sppnet.data.datasets.base import ImageSet, digest
 from sppnet.data.size_schedules import rng
 from sppnet.errors import UserError
 
-RECIPE = 1  # raise it when a picture changes: it is part of the identity of every run on digits
+RECIPE = 1  # increment it when an image changes: it is part of the identity of every run on digits
 SCANS_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 COUNT = 1797
 SHORT_SIDE = (36, 72)  # pixels
-ASPECT = 4 / 3  # the longest side over the shortest
-CENTRE = 0.875  # a centre crop of this share of the shorter side shows the whole digit
-FILL = (0.7, 1.0)  # the digit's side over that of the central square
+ASPECT = 4 / 3  # the largest ratio of the longer to the shorter side
+CENTRE = 0.875  # side of the central square that holds the digit, as a fraction of the shorter side
+FILL = (0.7, 1.0)  # side of the digit, as a fraction of the side of the central square
 
 
 class Digits(ImageSet):
-    """1,797 grey pictures in ten classes: short side 36 to 72 pixels, aspect ratio 3:4 to 4:3.
+    """1,797 grey images in ten classes: shorter side 36 to 72 pixels, aspect ratio 3:4 to 4:3.
 
-    Canvas, scale and position of picture i depend on i alone. The digit lies within the central square whose side is
-    0.875 of the shorter side, so that a centre crop never cuts it.
+    Canvas, scale and position of image i depend on i alone. The digit lies within the central square whose side is
+    0.875 of the shorter side, so a centre crop of that size never cuts it.
     """
 
     classes = tuple("0123456789")
 
     @cached_property
     def _scans(self) -> tuple[npt.NDArray[np.uint8], list[int]]:
-        """Scans (1797, 8, 8) in 0..255 and their labels; read late, as scikit-learn takes a second to import."""
+        """Scans (1797, 8, 8) in 0..255 and their labels. Importing scikit-learn takes a second, so it is deferred."""
         from sklearn.datasets import load_digits
 
         data = load_digits()
         scans, labels = data.images.astype(np.uint8), data.target.tolist()
         if hashlib.sha256(scans.tobytes() + bytes(labels)).hexdigest() != SCANS_SHA256:
-            raise UserError("data=digits: this scikit-learn holds other scans than the ones results are known for")
+            raise UserError("data=digits: the scans in this scikit-learn differ from those that all known results used")
         return np.rint(scans * (255 / 16)).astype(np.uint8), labels
 
     def __len__(self) -> int:
@@ -63,17 +63,19 @@ class Digits(ImageSet):
         return _layout(index)[:2]
 
     def fingerprint(self) -> str:
-        """Digest of the recipe's number and of the scans."""
+        """Digest of `RECIPE` and of the scans."""
         return digest(["digits", str(RECIPE), SCANS_SHA256])
 
 
 def _layout(index: int) -> tuple[int, int, int, int, int]:
-    """Height and width of a canvas, left and top of the digit on it, and the digit's side; in pixels."""
-    draw = rng("digits", RECIPE, index)
-    short = int(draw.integers(*SHORT_SIDE, endpoint=True))
-    long = int(short * draw.uniform(1, ASPECT))
-    height, width = (long, short) if draw.random() < 0.5 else (short, long)
+    """(canvas height, canvas width, left of the digit, top of the digit, side of the digit) in pixels."""
+    generator = rng("digits", RECIPE, index)
+    short = int(generator.integers(*SHORT_SIDE, endpoint=True))
+    long = int(short * generator.uniform(1, ASPECT))
+    height, width = (long, short) if generator.random() < 0.5 else (short, long)
     square = CENTRE * short
-    side = int(square * draw.uniform(*FILL)) - 1  # one less, as the central square may begin between two pixels
-    left, top = (int(np.ceil((axis - square) / 2 + draw.random() * (square - side - 1))) for axis in (width, height))
+    side = int(square * generator.uniform(*FILL)) - 1  # 1 less: the central square may begin between two pixels
+    left, top = (
+        int(np.ceil((axis - square) / 2 + generator.random() * (square - side - 1))) for axis in (width, height)
+    )
     return height, width, left, top, side

@@ -1,6 +1,6 @@
-"""Which files and folders may be data, by their names; of a file without suffix, by its first bytes.
+"""Which files are images and which folders may hold data, decided by name, or by the first bytes if there is no suffix.
 
-A listing passes 100,000 names through here, so nothing is opened that a name decides.
+A listing passes 100,000 names through here, so no file is opened whose name decides.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ PARTS = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""The part that a folder of this name holds, in any case."""
+"""Folder names, compared in lower case, and the part of the data set that each holds."""
 
-JUNK_FOLDERS = frozenset({  # what NAS, desktops, archivers and notebooks leave; they hold thumbnails and deleted files
+JUNK_FOLDERS = frozenset({  # written by NAS, desktops, archivers and notebooks: thumbnails and deleted files
     "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot", "~snapshot",
     "__macosx", "__pycache__", "$recycle.bin", "recycler", "system volume information", "lost+found",
     "lost.dir", "found.000", "network trash folder", "temporary items", "thevolumesettingsfolder",
 })  # fmt: skip
 JUNK_FILES = frozenset({"desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "icon\r", "picasa.ini", "thumbs.db"})
 
-PICTURE = re.compile(  # how the formats begin that are met without a suffix
+IMAGE_HEADER = re.compile(  # first bytes of the formats that occur without a suffix
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi[fs]"
     rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|P[1-6]\s+[0-9#]|qoif|8BPS",
     re.DOTALL,
@@ -42,83 +42,83 @@ TO_CONVERT = frozenset({
     ".orf", ".pdf", ".raf", ".raw", ".rw2", ".svg",
 })  # fmt: skip
 TO_UNPACK = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"})
-NO_PICTURES = frozenset({  # nor is a film, or half a download, one by another name
+NOT_IMAGES = frozenset({  # videos, incomplete downloads and texts, which renaming would not turn into images
     ".3gp", ".aac", ".avi", ".crdownload", ".download", ".flv", ".identifier", ".m4a", ".m4v", ".mkv", ".mov", ".mp3",
     ".mp4", ".mpeg", ".mpg", ".mts", ".part", ".wav", ".webm", ".wmv",
     ".cfg", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".info", ".ini", ".json", ".jsonl", ".log", ".md", ".md5",
     ".py", ".toml", ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xml", ".xmp", ".yaml", ".yml",
 })  # fmt: skip
 NO_SUFFIX = "without suffix"
-SHOWN = 5  # kinds of files that a line names
+SHOWN = 5  # suffixes that a notice names
 
 
-def ignored(folder: str) -> bool:
-    """Whether a folder of this name is never data: it is hidden, or junk."""
-    return folder.startswith(".") or folder.casefold() in JUNK_FOLDERS
+def is_ignored_folder(name: str) -> bool:
+    """Whether a folder of this name never holds data, because it is hidden or junk."""
+    return name.startswith(".") or name.casefold() in JUNK_FOLDERS
 
 
-def has_suffix(file: str) -> bool:
-    """Whether a file of this name is a picture by its suffix, and not hidden."""
-    return not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES  # noqa: PTH122
+def has_image_suffix(name: str) -> bool:
+    """Whether a file of this name has the suffix of an image and is not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
-class NotRead:
-    """Tells pictures from other files, and counts by suffix the files that are not read."""
+class ImageFilter:
+    """Tells image files from other files, and counts the others by suffix for a notice."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
         self.example = ""
 
-    def is_picture(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a file is a picture by its suffix or, if it has none, by its first bytes."""
+    def is_image(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a file is an image by its suffix or, without a suffix, by its first bytes; if not, count it."""
         name = entry.name
-        if name[name.rfind(".") :].lower() in SUFFIXES:  # nearly all of them
+        if name[name.rfind(".") :].lower() in SUFFIXES:  # the fast path for nearly all files
             return True
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
-        if suffix == "." or " " in suffix:  # the end of a sentence
+        if suffix == "." or " " in suffix:  # the dot ends a sentence
             suffix = ""
-        if not suffix and _begins_like_a_picture(entry):
+        if not suffix and _has_image_header(entry):
             return True
         if name.casefold() not in JUNK_FILES:
-            self.counts[suffix or NO_SUFFIX] += 1
+            self.skipped[suffix or NO_SUFFIX] += 1
             self.example = min(self.example or entry.path, entry.path)
         return False
 
-    def text(self) -> str:
-        """What to say of the files that are not read; empty if there are none."""
-        if not self.counts:
+    def describe_skipped(self) -> str:
+        """One line about the skipped files; empty if there are none."""
+        if not self.skipped:
             return ""
-        ranked = sorted(self.counts, key=lambda suffix: (-self.counts[suffix], suffix))
-        kinds = [f"{self.counts[suffix]} {suffix}" for suffix in ranked[:SHOWN]]
-        if rest := sum(self.counts[suffix] for suffix in ranked[SHOWN:]):
+        ranked = sorted(self.skipped, key=lambda suffix: (-self.skipped[suffix], suffix))
+        kinds = [f"{self.skipped[suffix]} {suffix}" for suffix in ranked[:SHOWN]]
+        if rest := sum(self.skipped[suffix] for suffix in ranked[SHOWN:]):
             kinds.append(f"{rest} others")
-        advice = "; ".join(["", *_advice(ranked[:SHOWN])])
-        text = (
-            f"{self.counts.total()} file(s) are not read, as their names do not end like a picture's:"
+        advice = "; ".join(["", *_advise(ranked[:SHOWN])])
+        line = (
+            f"{self.skipped.total()} file(s) are not read, as their names do not end like an image's:"
             f" {', '.join(kinds)} (such as {self.example}){advice}"
         )
-        return os.fsencode(text).decode(errors="replace")  # a name may be anything, and records are UTF-8
+        return os.fsencode(line).decode(errors="replace")  # a name may be any bytes, and a run's records are UTF-8
 
 
-def _advice(suffixes: Iterable[str]) -> list[str]:
-    """What would have files of these suffixes read."""
-    kinds: dict[str, list[str]] = {}
+def _advise(suffixes: Iterable[str]) -> list[str]:
+    """What a user can do to have files of these suffixes read."""
+    suffixes_by_advice: dict[str, list[str]] = {}
     for suffix in suffixes:
         advice = (
             "convert {} to JPEG or PNG to have them read" if suffix in TO_CONVERT
-            else "unpack {} to have what is inside read" if suffix in TO_UNPACK
-            else "" if suffix in NO_PICTURES or suffix == NO_SUFFIX
-            else "rename {} to have them read, if they are pictures"
+            else "unpack {} to have the images inside read" if suffix in TO_UNPACK
+            else "" if suffix in NOT_IMAGES or suffix == NO_SUFFIX
+            else "rename {} to have them read, if they are images"
         )  # fmt: skip
-        kinds.setdefault(advice, []).append(suffix)
-    return [advice.format(", ".join(named)) for advice, named in sorted(kinds.items()) if advice]
+        suffixes_by_advice.setdefault(advice, []).append(suffix)
+    return [advice.format(", ".join(group)) for advice, group in sorted(suffixes_by_advice.items()) if advice]
 
 
-def _begins_like_a_picture(entry: os.DirEntry[str]) -> bool:
+def _has_image_header(entry: os.DirEntry[str]) -> bool:
     try:
-        if not entry.is_file():  # a pipe would wait for a writer
+        if not entry.is_file():  # opening a named pipe would wait for a writer
             return False
         with open(entry.path, "rb") as file:  # noqa: PTH123
-            return PICTURE.match(file.read(32)) is not None
+            return IMAGE_HEADER.match(file.read(32)) is not None
     except OSError:
         return False

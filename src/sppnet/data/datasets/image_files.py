@@ -1,7 +1,7 @@
-"""Data sets of image files: class folders, and the standard sets in the layout their archives unpack to.
+"""Data sets of image files: class folders, and the standard data sets in the layout that their archives unpack to.
 
-Nothing is downloaded; where a set is missing the message says how to get it. Classes, labels and parts are worked out
-from names and small text files alone, without torch; pixels are read when a batch needs them.
+Nothing is downloaded; if a data set is missing, the message says how to get it. Classes, labels and parts come from
+file names and small text files alone, without torch; pixels are read when a batch needs them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from sppnet.data.datasets.base import ImageSet, Label, digest
-from sppnet.data.datasets.class_folders import class_folders, one_tree, part_trees
-from sppnet.data.datasets.file_digests import Digests, digests_of
-from sppnet.data.datasets.listing import Listing, checked_root, look_at
-from sppnet.data.decode import decode, shape
+from sppnet.data.datasets.class_folders import list_class_folders, list_parts, list_tree
+from sppnet.data.datasets.digest_cache import Digests
+from sppnet.data.datasets.file_digests import digest_files
+from sppnet.data.datasets.listing import Listing, check_root, stat_file
+from sppnet.data.decode import decode, read_shape
 from sppnet.errors import UserError
 
 VOC_CLASSES = [
@@ -26,16 +27,16 @@ VOC_CLASSES = [
 ]  # fmt: skip
 
 
-def get_it(name: str, root: str) -> str:
-    """The command that fetches one of torchvision's sets, for messages."""
+def download_hint(name: str, root: str) -> str:
+    """The command that downloads one of torchvision's data sets, for messages."""
     call = f"torchvision.datasets.{name}({root or 'FOLDER'!r}, download=True)"
     return f'To get it: python -c "import torchvision; {call}", then data.root={root or "FOLDER"}'
 
 
 class Files(ImageSet):
-    """An `ImageSet` of the files in a `Listing`; a set of image files subclasses this."""
+    """An `ImageSet` of the files in a `Listing`; the base class of data sets of image files."""
 
-    _kept_in: tuple[Path | None, str] = None, "none"
+    _cache_and_progress: tuple[Path | None, str] = None, "none"
 
     def __init__(self, listing: Listing) -> None:
         self.classes = listing.classes
@@ -48,11 +49,11 @@ class Files(ImageSet):
         return self.listing.labels[index]
 
     def name(self, index: int) -> str:
-        """The file's name below the root."""
+        """The file's path relative to the root."""
         return self.listing.files[index].name
 
     def path(self, index: int) -> Path:
-        """Where the file is."""
+        """The file's path."""
         return self.listing.root / self.name(index)
 
     def read(self, index: int) -> Image.Image:  # noqa: D102
@@ -60,7 +61,7 @@ class Files(ImageSet):
 
     def shape(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels, from the file's header."""
-        return shape(self.path(index))
+        return read_shape(self.path(index))
 
     def split(self) -> dict[str, list[int]] | None:  # noqa: D102
         return self.listing.parts
@@ -72,19 +73,19 @@ class Files(ImageSet):
         return self.listing.notices
 
     def keep_in(self, cache: Path, progress: str) -> None:  # noqa: D102
-        self._kept_in = cache, progress
+        self._cache_and_progress = cache, progress
 
     @cached_property
     def digests(self) -> Digests:
-        """A digest of the content of each file (see `file_digests`); zeros where it cannot be read."""
-        return digests_of(self.listing.root, self.listing.files, *self._kept_in)
+        """uint8 (N, 16): the content digest of each file (see `file_digests`); zeros for a file that cannot be read."""
+        return digest_files(self.listing.root, self.listing.files, *self._cache_and_progress)
 
     def fingerprint(self) -> str:
-        """Digest of classes, parts, and the files' names, contents and labels; as they were when first asked for."""
+        """Digest of classes, parts, labels, file names and contents, as they were at the first call."""
         return digest([*self.classes, str(self.listing.parts), *map(str, self.listing.labels), self._content])
 
     def state(self) -> str:
-        """Digest of the files' names, contents and times of change: of a long file not all is read for its content."""
+        """Digest of file names, contents and mtimes: the content digest of a long file covers four blocks only."""
         return digest([self._content, *(str(file.mtime) for file in self.listing.files)])
 
     @cached_property
@@ -97,30 +98,30 @@ class Files(ImageSet):
 class Folder(Files):
     """ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with test/ or val/ (or both) beside it.
 
-    Parts are known by their usual names in any case: train or training, val, valid or validation, test or testing; no
-    class may be called so. Without test/ the images of val/ are the test part, and a share of train/ validates. To be
-    tested on, a set needs no train/.
+    Parts are recognised by their usual names in any case: train or training, val, valid or validation, test or testing;
+    a class must not have such a name. Without test/, the images of val/ are the test part, and a share of train/
+    validates. A data set that is only used for testing needs no train/.
 
-    Folders may be nested below CLASS, under names that no two classes share. Hidden files and what cameras, NAS and
-    desktops leave (`file_names`) are passed over; other files that are no pictures are counted in a line. Names
-    are part of the fingerprint as they are: a renamed folder is other data, as a renamed file is.
+    Folders may be nested below CLASS, under names that no two classes share. Hidden files and those that cameras, NAS
+    and desktops leave (`file_names`) are ignored; a notice counts other files that are not images. The fingerprint
+    covers names as they are, so a renamed folder or file makes another data set.
     """
 
     def __init__(self, root: str | None) -> None:
         hint = "It holds one folder per class, or train/ and test/ or val/ of such folders."
-        super().__init__(class_folders(checked_root(root, hint)))
+        super().__init__(list_class_folders(check_root(root, hint)))
 
 
 class ImageNet(Files):
     """ILSVRC 2012 as folders: ROOT/train/WNID/IMAGE and ROOT/val/WNID/IMAGE.
 
-    The 50,000 images of val/ are the test part, as in the paper's tables; validation images come out of train/
-    (`data.split.val`), so that the best checkpoint is not picked on the images it is reported on.
+    The 50,000 images of val/ are the test part, as in the paper's tables. Validation images come from train/
+    (`data.split.val`), so that the best checkpoint is not selected on the images that it is reported on.
     """
 
     def __init__(self, root: str | None) -> None:
-        base = checked_root(root, "It holds train/WNID/*.JPEG and val/WNID/*.JPEG of ILSVRC 2012.")
-        super().__init__(part_trees(base, base, {"train": "train", "test": "val"}))
+        base = check_root(root, "It holds train/WNID/*.JPEG and val/WNID/*.JPEG of ILSVRC 2012.")
+        super().__init__(list_parts(base, base, {"train": "train", "test": "val"}))
 
 
 class Imagenette(Files):
@@ -130,107 +131,110 @@ class Imagenette(Files):
     """
 
     def __init__(self, root: str | None, folder: str = "imagenette2") -> None:
-        base = checked_root(root, get_it("Imagenette", root or ""))
+        base = check_root(root, download_hint("Imagenette", root or ""))
         if not (base / folder).is_dir():
-            raise UserError(f"data.root={root} has no folder {folder}/. {get_it('Imagenette', str(root))}")
-        super().__init__(part_trees(base / folder, base / folder, {"train": "train", "test": "val"}))
+            raise UserError(f"data.root={root} has no folder {folder}/. {download_hint('Imagenette', str(root))}")
+        super().__init__(list_parts(base / folder, base / folder, {"train": "train", "test": "val"}))
 
 
 class Caltech101(Files):
-    """Caltech-101: 9,144 images; ROOT is 101_ObjectCategories or a folder that holds it.
+    """Caltech-101, 9,144 images; ROOT is 101_ObjectCategories or its parent folder.
 
     With the background class there are 102 classes, as in the paper's table 7; `background=False` drops it.
     """
 
     def __init__(self, root: str | None, background: bool = True) -> None:
-        given = checked_root(root, "It holds Caltech-101's folder 101_ObjectCategories.")
-        inside = given / "101_ObjectCategories"
-        base = inside if inside.is_dir() else given
-        super().__init__(one_tree(base, base, drop=() if background else ("BACKGROUND_Google",)))
+        folder = check_root(root, "It holds Caltech-101's folder 101_ObjectCategories.")
+        inside = folder / "101_ObjectCategories"
+        base = inside if inside.is_dir() else folder
+        super().__init__(list_tree(base, base, drop=() if background else ("BACKGROUND_Google",)))
 
 
 class OxfordPets(Files):
-    """Oxford-IIIT Pet, 37 breeds, with its trainval and test parts, as torchvision unpacks it."""
+    """Oxford-IIIT Pet, 37 breeds, with the official trainval and test parts, as torchvision unpacks it."""
 
     def __init__(self, root: str | None) -> None:
-        hint = get_it("OxfordIIITPet", root or "")
-        base = _needed(checked_root(root, hint) / "oxford-iiit-pet", ("annotations/test.txt",), hint)
+        hint = download_hint("OxfordIIITPet", root or "")
+        base = _require(check_root(root, hint) / "oxford-iiit-pet", ("annotations/test.txt",), hint)
         breeds: dict[int, str] = {}
         listing = Listing(base, [])
         for part, source in {"train": "trainval", "test": "test"}.items():
             for line in (base / "annotations" / f"{source}.txt").read_text().splitlines():
                 name, label, *_ = line.split()
                 breeds[int(label) - 1] = name.rsplit("_", 1)[0].replace("_", " ").title()
-                listing.add(look_at(base / "images" / f"{name}.jpg", base), int(label) - 1, part)
+                listing.add(stat_file(base / "images" / f"{name}.jpg", base), int(label) - 1, part)
         listing.classes = [breeds[label] for label in sorted(breeds)]
         super().__init__(listing)
 
 
 class Voc2007(Files):
-    """PASCAL VOC 2007 classification: 20 classes, any number per image, parts trainval and test.
+    """PASCAL VOC 2007 classification: 20 classes, any number per image, with the official trainval and test parts.
 
-    An image has a class if its annotation holds an object of it that is not marked difficult. A class of which
-    it has only difficult objects is `difficult` for it; training and testing a network count it as a negative.
+    An image has a class if its annotation lists an object of that class that is not marked difficult. A class whose
+    objects are all marked difficult is in `difficult`; training and testing a network count it as a negative.
     """
 
     multilabel = True
 
     def __init__(self, root: str | None) -> None:
-        hint = get_it("VOCDetection", root or "").replace("download", "year='2007', image_set='trainval', download")
+        hint = download_hint("VOCDetection", root or "")
+        hint = hint.replace("download", "year='2007', image_set='trainval', download")
         hint += " and the same with image_set='test'"
-        folder = checked_root(root, hint) / "VOCdevkit" / "VOC2007"
-        base = _needed(folder, ("ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt"), hint)
+        folder = check_root(root, hint) / "VOCdevkit" / "VOC2007"
+        base = _require(folder, ("ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt"), hint)
         listing = Listing(base, VOC_CLASSES)
-        self._unclear: list[tuple[int, ...]] = []
+        self._difficult: list[tuple[int, ...]] = []
         for part, source in {"train": "trainval", "test": "test"}.items():
             for name in (base / "ImageSets" / "Main" / f"{source}.txt").read_text().split():
-                label, difficult = self._objects(base / "Annotations" / f"{name}.xml")
-                listing.add(look_at(base / "JPEGImages" / f"{name}.jpg", base), label, part)
-                self._unclear.append(difficult)
+                label, difficult = self._read_annotation(base / "Annotations" / f"{name}.xml")
+                listing.add(stat_file(base / "JPEGImages" / f"{name}.jpg", base), label, part)
+                self._difficult.append(difficult)
         super().__init__(listing)
 
     def difficult(self, index: int) -> tuple[int, ...]:
-        """The classes of which an image has difficult objects alone."""
-        return self._unclear[index]
+        """The classes whose objects in the image are all marked difficult."""
+        return self._difficult[index]
 
     @staticmethod
-    def _objects(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _read_annotation(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The classes of an image, and those that are difficult for it."""
         try:
             objects = ElementTree.parse(path).findall("object")
         except (OSError, ElementTree.ParseError) as error:
             raise UserError(f"data: {path} cannot be read as an annotation ({error})") from None
-        found = {o.findtext("name", "").strip() for o in objects}
+        present = {o.findtext("name", "").strip() for o in objects}
         clear = {o.findtext("name", "").strip() for o in objects if o.findtext("difficult", "0").strip() != "1"}
-        if others := sorted(found.difference(VOC_CLASSES)):
-            raise UserError(f"data: {path} holds an object called {others[0]!r}, which is no class of VOC 2007")
+        if unknown := sorted(present.difference(VOC_CLASSES)):
+            raise UserError(f"data: {path} lists an object called {unknown[0]!r}, which is not a class of VOC 2007")
         labels, difficult = (
-            tuple(label for label, name in enumerate(VOC_CLASSES) if name in names) for names in (clear, found - clear)
+            tuple(label for label, name in enumerate(VOC_CLASSES) if name in names)
+            for names in (clear, present - clear)
         )
         return labels, difficult
 
 
 class Flowers102(Files):
-    """Oxford 102 Flower with its own three parts, as torchvision unpacks it; its classes have numbers, no names."""
+    """Oxford 102 Flower with the official three parts, as torchvision unpacks it; classes have numbers, not names."""
 
     PARTS: ClassVar = {"train": "trnid", "val": "valid", "test": "tstid"}
 
     def __init__(self, root: str | None) -> None:
         from scipy.io import loadmat  # type: ignore[import-untyped]
 
-        hint = get_it("Flowers102", root or "")
-        base = _needed(checked_root(root, hint) / "flowers-102", ("imagelabels.mat", "setid.mat"), hint)
+        hint = download_hint("Flowers102", root or "")
+        base = _require(check_root(root, hint) / "flowers-102", ("imagelabels.mat", "setid.mat"), hint)
         labels = loadmat(base / "imagelabels.mat")["labels"].ravel().tolist()
         ids = loadmat(base / "setid.mat")
         listing = Listing(base, [f"{number:03d}" for number in range(1, max(labels) + 1)])
         for part, key in self.PARTS.items():
             for number in ids[key].ravel().tolist():
-                file = look_at(base / "jpg" / f"image_{number:05d}.jpg", base)
+                file = stat_file(base / "jpg" / f"image_{number:05d}.jpg", base)
                 listing.add(file, labels[number - 1] - 1, part)
         super().__init__(listing)
 
 
-def _needed(base: Path, names: tuple[str, ...], hint: str) -> Path:
-    """`base`, in which `names` must exist."""
+def _require(base: Path, names: tuple[str, ...], hint: str) -> Path:
+    """Return `base`; raise UserError unless it holds the files `names`."""
     for name in names:
         if not (base / name).exists():
             raise UserError(f"data.root: {base / name} does not exist. {hint}")

@@ -1,4 +1,4 @@
-"""Pictures without labels, as somebody points to them: one file, or a folder with folders in it. Imports no torch."""
+"""The unlabelled images that `sppnet predict input=FILE_OR_FOLDER` reads. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from PIL import Image
 
 from sppnet.data.datasets.base import ImageSet
-from sppnet.data.datasets.file_names import NotRead, ignored
-from sppnet.data.datasets.listing import given_path
-from sppnet.data.decode import DataError, decode, shape
+from sppnet.data.datasets.file_names import ImageFilter, is_ignored_folder
+from sppnet.data.decode import DataError, decode, read_shape
 from sppnet.errors import UserError
+from sppnet.storage.paths import expand_path
 
 
 @dataclass(frozen=True)
-class Found:
-    """The pictures that `input` means.
+class InputFiles:
+    """The image files that `input` names.
 
     Attributes:
         root: the folder that names are relative to.
         names: with forward slashes, sorted.
         folder: whether `input` is a folder.
-        not_read: what is to be said of files that are not read; empty if there are none.
+        not_read: one line about the files that are skipped; empty if there are none.
     """
 
     root: Path
@@ -33,86 +33,85 @@ class Found:
     not_read: str = ""
 
 
-def find_images(given: str) -> Found:
-    """List what `input=given` means: a file whatever its name, or all pictures below a folder.
+def find_images(value: str) -> InputFiles:
+    """List the images of `input=value`: a single file, whatever its name, or all images below a folder.
 
-    What is a picture is decided as in a data set (`file_names`). A folder that links make reachable twice is
-    entered once.
+    `file_names` decides which files are images, as in a data set. A folder that can be reached twice, through links, is
+    listed once.
 
     Raises:
-        UserError: nothing is there or may be looked at, no picture is in the folder, or one of its folders cannot be
-            listed.
+        UserError: the path does not exist or is not accessible, the folder holds no images, or one of its subfolders
+            cannot be listed.
     """
-    path = given_path("input", given)
+    path = expand_path("input", value)
     if path.is_dir():
-        not_read = NotRead()
-        names = sorted(_below(path, "", {os.path.realpath(path)}, not_read))
-        text = not_read.text()
+        image_filter = ImageFilter()
+        names = sorted(_list_below(path, "", {os.path.realpath(path)}, image_filter))
+        skipped = image_filter.describe_skipped()
         if not names:
-            problem = f"input={given}: no picture is in this folder (files ending in .jpg, .png and the like)"
-            raise UserError("; ".join(filter(None, (problem, text))))
-        return Found(path, names, True, f"input={given}: {text}" if text else "")
+            problem = f"input={value}: there are no images in this folder (files ending in .jpg, .png and the like)"
+            raise UserError("; ".join(filter(None, (problem, skipped))))
+        return InputFiles(path, names, True, f"input={value}: {skipped}" if skipped else "")
     if not path.exists():
-        raise UserError(f"input={given}: no such file or directory")
-    return Found(path.parent, [path.name], False)
+        raise UserError(f"input={value}: no such file or directory")
+    return InputFiles(path.parent, [path.name], False)
 
 
-def _below(folder: Path, prefix: str, entered: set[str], not_read: NotRead) -> Iterator[str]:
+def _list_below(folder: Path, prefix: str, entered: set[str], image_filter: ImageFilter) -> Iterator[str]:
     try:
-        with os.scandir(folder) as found:
-            entries = [entry for entry in found if not entry.name.startswith(".")]
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"input: {error.filename}: {error.strerror}") from None
     for entry in entries:
         if entry.is_dir():
             real = os.path.realpath(entry.path)
-            if real not in entered and not ignored(entry.name):
+            if real not in entered and not is_ignored_folder(entry.name):
                 entered.add(real)
-                yield from _below(folder / entry.name, f"{prefix}{entry.name}/", entered, not_read)
-        elif not_read.is_picture(entry):
+                yield from _list_below(folder / entry.name, f"{prefix}{entry.name}/", entered, image_filter)
+        elif image_filter.is_image(entry):
             yield prefix + entry.name
 
 
 class UnlabelledImages(ImageSet):
-    """The pictures in `found` for a network that knows `classes`; they stand in for the set it was trained on.
+    """The images to predict, in the place of the data set that the network was trained on.
 
     Args:
-        found: what to read.
-        classes: of the network.
-        multilabel: whether the network was trained on images of several labels.
-        fingerprint: of the set that the network was trained on.
+        files: the images.
+        classes: class names of the network.
+        multilabel: whether the network was trained on multi-label images.
+        fingerprint: of the data set that the network was trained on.
     """
 
-    def __init__(self, found: Found, classes: Sequence[str], multilabel: bool, fingerprint: str) -> None:
-        self.found, self.classes, self.multilabel = found, list(classes), multilabel
+    def __init__(self, files: InputFiles, classes: Sequence[str], multilabel: bool, fingerprint: str) -> None:
+        self.files, self.classes, self.multilabel = files, list(classes), multilabel
         self._fingerprint = fingerprint
 
     def __len__(self) -> int:
-        return len(self.found.names)
+        return len(self.files.names)
 
     def label(self, index: int) -> int | tuple[int, ...]:
-        """None is known: the first class, or in a multi-label set none."""
+        """A placeholder: the first class, or no class if `multilabel`."""
         return () if self.multilabel else 0
 
     def name(self, index: int) -> str:
-        """Where the file is, as a path that can be opened from here."""
-        return str(self.found.root / self.found.names[index])
+        """The file's path, which can be opened from the current directory."""
+        return str(self.files.root / self.files.names[index])
 
     def read(self, index: int) -> Image.Image:
         return decode(self._path(index))
 
     def shape(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels, from the file's header."""
-        return shape(self._path(index))
+        return read_shape(self._path(index))
 
     def fingerprint(self) -> str:
-        """That of the set that the network was trained on."""
         return self._fingerprint
 
     def _path(self, index: int) -> str:
         path = self.name(index)
         try:
             path.encode()
-        except UnicodeEncodeError:  # neither a table nor JSON could hold it
+        except UnicodeEncodeError:  # neither a table nor JSON could hold the name
             raise DataError(f"the name of {os.fsencode(path)!r} is not valid UTF-8; rename it") from None
         return path

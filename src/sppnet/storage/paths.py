@@ -1,0 +1,23 @@
+"""Paths that a user names in a configuration key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sppnet.errors import UserError
+
+
+def expand_path(key: str, value: str | os.PathLike[str]) -> Path:
+    """Expand `~` in the path `key=value`; whether a file exists there is left to the caller.
+
+    Raises:
+        UserError: the file system cannot tell whether the path exists (no permission, name too long), or no user has
+            the home directory that it begins with.
+    """
+    try:
+        path = Path(value).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{key}={value}: {error.strerror if isinstance(error, OSError) else error}") from None
+    return path
