@@ -1,4 +1,4 @@
-"""Ways to call `sppnet` as a user does, in this process (fast) or in one of its own (real)."""
+"""Fixtures that call `sppnet` as a user does: in this process (fast) or in its own (as in reality)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from calling import OF_A_STUDY, SWEEP, Called, Caller, command
 from sppnet import cli
 from sppnet.runs.provenance import COMMAND
 
-# Tiny operations on several threads of a busy machine spend their time waiting for each other.
+# On a busy machine, the threads of tiny operations mostly wait for each other.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
 def checkpoints_are_plain_data(tmp_path: Path) -> Iterator[None]:
-    """Every checkpoint that any test wrote loads without executing anything."""
+    """Check after every test that its checkpoints load without executing code."""
     yield
     for path in tmp_path.rglob("*.ckpt"):
         torch.load(path, weights_only=True)
@@ -32,7 +32,7 @@ def checkpoints_are_plain_data(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def sppnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Caller:
-    """`sppnet WORDS...` in this process, in a working directory of its own."""
+    """`sppnet WORDS...` in this process and a new working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SPPNET_ALLOW", raising=False)
 
@@ -43,8 +43,8 @@ def sppnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         level, handlers = root.level, list(root.handlers)
         try:
             code = cli.dispatch()
-        finally:  # as if the process had ended
-            root.setLevel(level)  # Hydra's --info logs all, to what was standard output then
+        finally:  # restore what the end of a process would
+            root.setLevel(level)  # Hydra's --info logs everything, to the standard output of that call
             root.handlers[:] = handlers
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(False)
@@ -59,10 +59,10 @@ def sppnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Caller:
-    """`sppnet WORDS...` in a process of its own, in a working directory of its own."""
+    """`sppnet WORDS...` in its own process and a new working directory."""
 
     def call(*words: str, **env: str) -> Called:
-        inherited = {key: value for key, value in os.environ.items() if key != COMMAND}  # of `sppnet` in this process
+        inherited = {key: value for key, value in os.environ.items() if key != COMMAND}  # set in this process
         done = subprocess.run(command(*words), cwd=tmp_path, env=inherited | env, capture_output=True, text=True)
         return Called(done.returncode, done.stdout, done.stderr)
 
@@ -71,10 +71,10 @@ def spawn(tmp_path: Path) -> Caller:
 
 @pytest.fixture
 def study(sppnet: Caller, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Caller:
-    """Runs of two heads and three seeds, and a sweep that asked for them; trained once, every test has a copy."""
-    kept = tmp_path_factory.getbasetemp() / "study_of_two_heads"
-    if kept.exists():
-        shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    """A sweep of two heads and three seeds, trained once and copied for every test."""
+    trained = tmp_path_factory.getbasetemp() / "study_of_two_heads"
+    if trained.exists():
+        shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
         return sppnet
     for head in ("spp", "gap"):
         for seed in (0, 1, 2):
@@ -82,5 +82,5 @@ def study(sppnet: Caller, tmp_path: Path, tmp_path_factory: pytest.TempPathFacto
     swept = sppnet(*SWEEP)
     assert swept.code == 0, swept.out
     assert swept.out.count("(was done)") == 6
-    shutil.copytree(tmp_path, kept)
+    shutil.copytree(tmp_path, trained)
     return sppnet

@@ -1,4 +1,4 @@
-"""How far a command is: lines where there is no terminal, a bar where there is one, on standard error alone."""
+"""Progress on standard error: lines without a terminal, a bar with one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 from sppnet import progress
 
 
-def test_lines_say_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_show_the_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINES_EVERY", 0.0)
-    with progress.meter("transfer", "auto", 5) as tick:  # standard error is no terminal here
+    with progress.meter("transfer", "auto", 5) as tick:  # standard error is not a terminal here
         tick(2)
         tick(3)
     shown = capsys.readouterr()
@@ -29,7 +29,7 @@ def test_a_bar_leaves_standard_output_alone(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(("kind", "total"), [("none", 5), ("lines", 1), ("bar", 1)])
-def test_nothing_is_shown_where_that_is_asked_for_or_of_one_image(
+def test_nothing_is_shown_with_none_or_for_one_image(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str, total: int
 ) -> None:
     monkeypatch.setattr(progress, "LINES_EVERY", 0.0)

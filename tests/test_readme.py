@@ -28,7 +28,7 @@ def test_the_examples_of_plugging_in_run_as_they_stand(sppnet: Caller, tmp_path:
         done = sppnet("train", *words, *TINY, *STEPS)
         assert done.code == 0, done.err
         admit = [word for word in words if word.startswith("allow=")]
-        for more in (["--config-dir", "myconf"], []):  # the run knows what it is made of without the folder, too
+        for more in (["--config-dir", "myconf"], []):  # the run stores its configuration, so it needs no folder
             scored = sppnet("test", *more, *admit, f"checkpoint={done.run}")
             assert (scored.code, scored.err) == (0, "")
             assert scored.figure("test/loss") == done.figure("test/loss")
@@ -45,23 +45,23 @@ def test_every_option_that_the_readme_lists_exists_and_every_group_is_listed() -
     groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
     assert set(rows) == groups
     for group, text in rows.items():
-        there = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} - {"none", "default"}
+        options = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} - {"none", "default"}
         if group != "pyramid":  # named by a pattern
-            missing = {name for name in there if f"`{name}`" not in text}
+            missing = {name for name in options if f"`{name}`" not in text}
             assert not missing, (group, missing)
 
 
 def test_the_figures_of_the_bench_are_those_that_it_wrote() -> None:
-    kept = json.loads((ROOT / "experiments/results/bench_cpu.json").read_text())
-    assert not kept["dirty"]
-    wrote = {(f"{row['value']:.3g}", f"{row['target']:g}", row["reached"]) for row in kept["rows"]}
+    record = json.loads((ROOT / "experiments/results/bench_cpu.json").read_text())
+    assert not record["dirty"]
+    measured = {(f"{row['value']:.3g}", f"{row['target']:g}", row["reached"]) for row in record["rows"]}
     table = README.split("| | measured | aim | |")[1].split("\n\n")[0]
     rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in table.splitlines()[2:]]
-    shown = [(re.findall(r"[\d.]+", value)[0], re.findall(r"[\d.]+", aim)[0], how) for value, aim, how in rows]
-    assert {how for _, _, how in shown} <= {"reached", "**falls short**"}
-    assert [row for *row, how in shown if (*row, how == "reached") not in wrote] == []
-    missed = sum(not row["reached"] for row in kept["rows"])
-    assert sum(how != "reached" for *_, how in shown) == missed  # nothing is hidden
+    shown = [(re.findall(r"[\d.]+", value)[0], re.findall(r"[\d.]+", aim)[0], verdict) for value, aim, verdict in rows]
+    assert {verdict for _, _, verdict in shown} <= {"reached", "**falls short**"}
+    assert [row for *row, verdict in shown if (*row, verdict == "reached") not in measured] == []
+    missed = sum(not row["reached"] for row in record["rows"])
+    assert sum(verdict != "reached" for *_, verdict in shown) == missed  # no missed target is left out
 
 
 def test_every_link_into_the_repository_leads_somewhere() -> None:

@@ -1,8 +1,8 @@
-"""`sppnet COMMAND [overrides]`: runs a command and words every failure.
+"""`sppnet COMMAND [overrides]`: run a command and report its failure in one line.
 
-Imports nothing heavy before a command is chosen.
+Nothing heavy is imported before the command is known.
 
-Exit codes: 0 done, 1 a failure, 2 the user's mistake (one line on standard error, nothing left behind).
+Exit codes: 0 done, 1 failed, 2 the user's mistake (one line on standard error, nothing left behind).
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from sppnet.errors import RunFailed, UserError
 from sppnet.runs import provenance
 
 COMMANDS = {
-    "train": "train a network, resume a run that was interrupted, or show the result of one that is done",
-    "test": "score a trained network, at other sizes or with other views if you like",
-    "predict": "show what a trained network sees in pictures of yours, of any size and shape",
-    "status": "where the runs of a study stand, and why those that failed did",
+    "train": "train a network, resume an interrupted run, or show the result of a finished one",
+    "test": "test a trained network, at its own sizes and views or at others",
+    "predict": "classify your own images, of any size and shape, with a trained network",
+    "status": "the state of the runs of a study, and why failed ones failed",
     "report": "the table and the figure of a study, from its run directories",
-    "bench": "how fast this is on this machine, beside what one would use otherwise",
-    "models": "map sizes, parameters and multiply-adds of every backbone",
-    "transfer": "features of a trained or given network and a linear SVM on another data set",
+    "bench": "the speed on this machine, against the usual alternatives",
+    "models": "feature map sizes, parameters and multiply-adds of every backbone",
+    "transfer": "a linear SVM on features of a trained or pretrained network, on another data set",
 }
-TRACEBACK = {"debug=traceback", "debug=fast", "debug.traceback=true"}  # said before there is a configuration
-HIDDEN = {"rank": "one further process of a run on several devices, started by the first"}
+HIDDEN_COMMANDS = {"rank"}  # a further process of a run on several devices, started by the first
+TRACEBACK_OVERRIDES = {"debug=traceback", "debug=fast", "debug.traceback=true"}
 USAGE = """sppnet COMMAND [KEY=VALUE ...] [-m]
 
 {commands}
 
 sppnet COMMAND --help     the keys and groups of a command
-sppnet COMMAND --cfg job  the configuration as it would run
-sppnet COMMAND -m ...     a sweep: KEY=A,B runs one job for each value
+sppnet COMMAND --cfg job  the configuration that the command would run with
+sppnet COMMAND -m ...     a sweep: KEY=A,B runs one job per value
 """
 
 
@@ -49,13 +49,13 @@ def main() -> None:
 
 
 def dispatch() -> int:
-    """Run the command named on the command line and return the exit code."""
+    """Run the command that `sys.argv` names and return the exit code."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started this (`>&-`); the next file opened takes its number
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`); the next opened file would take its descriptor
             setattr(sys, name, Path(os.devnull).open("w", errors="backslashreplace"))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks must stop nothing
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that the terminal's encoding lacks must stop nothing
         sys.stdout.reconfigure(errors="backslashreplace")
-    if _completes():
+    if _complete():
         return 0
     words = sys.argv[1:]
     if not words or words[0] in {"-h", "--help", "help"}:
@@ -65,37 +65,38 @@ def dispatch() -> int:
         print(f"sppnet {__version__}")
         return 0
     command = words[0]
-    provenance.note(words)  # as typed: what follows takes words out of sys.argv, and puts others in
-    if command not in COMMANDS and command not in HIDDEN:
+    provenance.note(words)  # before `sys.argv` is rewritten for Hydra
+    if command not in COMMANDS and command not in HIDDEN_COMMANDS:
         print(f"sppnet: unknown command {command!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
         Path.cwd()
     except OSError as error:
-        print(f"sppnet: the working directory is not there any more ({error.strerror}); cd to one", file=sys.stderr)
+        print(f"sppnet: the working directory no longer exists ({error.strerror}); cd to another", file=sys.stderr)
         return 2
     return _run(command, words[1:])
 
 
 def _run(command: str, words: list[str]) -> int:
+    """Run `command` and turn what it raises into a line on standard error and an exit code."""
     if "SPPNET_SUBMISSION" in os.environ:
-        from sppnet.slurm import job  # first of all: whatever is imported after it takes seconds
+        from sppnet.slurm import job  # before any other import, which may take seconds in which a signal can come
 
         job.listen()
-    errors.show_traceback = bool(TRACEBACK & set(words))  # until there is a configuration that says it
+    errors.show_traceback = bool(TRACEBACK_OVERRIDES & set(words))  # until the configuration is composed
     try:
         from sppnet.runs import ranks
 
         ranks.settle(command)
-        words = _admit_packages(words)
-        with _hydra_in_one_line():
+        words = _allow_packages(words)
+        with _hydra_errors_as_user_errors():
             importlib.import_module(f"sppnet.commands.{command}").main(words)
     except UserError as error:
         if errors.show_traceback:
             traceback.print_exc()
         print(f"sppnet {command}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever reads the output has had enough of it (`| head`)
+    except BrokenPipeError:  # the reader of the output has closed it (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except KeyboardInterrupt:
@@ -104,7 +105,7 @@ def _run(command: str, words: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
-        # What we foresaw, or a full disk or a lost mount says, is clear by itself; anything else is a defect.
+        # One line is enough for a RunFailed, a full disk or a lost mount. Anything else is a defect.
         if errors.show_traceback or not isinstance(error, RunFailed | OSError):
             traceback.print_exc()
         name = "" if isinstance(error, RunFailed) else f"{type(error).__name__}: "
@@ -114,43 +115,46 @@ def _run(command: str, words: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _hydra_in_one_line() -> Iterator[None]:
-    """Turn an error that arises in Hydra or below it into a UserError: it asserts, or calls on, what a user typed."""
+def _hydra_errors_as_user_errors() -> Iterator[None]:
+    """Turn any error raised inside Hydra, OmegaConf or ANTLR into a UserError.
+
+    What a user types can also raise their AssertionErrors and AttributeErrors.
+    """
     try:
         yield
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in {"hydra", "omegaconf", "antlr4"}:
             raise
-        bare = "; with PYTHONOPTIMIZE or python -O its grammar does not work, unset it" if sys.flags.optimize else ""
-        raise UserError(f"Hydra cannot read this: {error}{bare}") from error
+        hint = "; with PYTHONOPTIMIZE or python -O its grammar does not work, unset it" if sys.flags.optimize else ""
+        raise UserError(f"Hydra cannot read this: {error}{hint}") from error
 
 
-def _admit_packages(words: list[str]) -> list[str]:
-    """Take `allow=PACKAGE` off the command line: it may not stand in a config file (`sppnet.config.instantiate`).
+def _allow_packages(words: list[str]) -> list[str]:
+    """Take `allow=PACKAGE` off the command line and let `_target_` name classes of that package.
+
+    It is not a key of the configuration: a config file must not allow packages (see `sppnet.config.instantiate`).
 
     Raises:
-        UserError: it is no name of a package, or no list of such names.
+        UserError: the value is not a package name or a list of package names.
     """
     typed = [word for word in words if re.match(r"\+*allow=", word)]
-    named: list[str] = []
+    packages: list[str] = []
     for word in typed:
-        listed = re.fullmatch(r"\[(.*)\]|([^\[\]]*)", word.partition("=")[2].strip())
-        names = [name.strip(" '\"") for name in (listed[1] or listed[2] or "").split(",")] if listed else [""]
+        match = re.fullmatch(r"\[(.*)\]|([^\[\]]*)", word.partition("=")[2].strip())
+        names = [name.strip(" '\"") for name in (match[1] or match[2] or "").split(",")] if match else [""]
         if not all(part.isidentifier() for name in names for part in name.rstrip(".").split(".")):
-            raise UserError(
-                f"{word} is not allowed; it takes names of packages, such as allow=mine or allow=mine,yours"
-            )
-        named += names
-    if named:
-        os.environ["SPPNET_ALLOW"] = ",".join(filter(None, [os.environ.get("SPPNET_ALLOW", ""), *named]))
+            raise UserError(f"{word} is not allowed: must be package names, such as allow=mine or allow=mine,yours")
+        packages += names
+    if packages:
+        os.environ["SPPNET_ALLOW"] = ",".join(filter(None, [os.environ.get("SPPNET_ALLOW", ""), *packages]))
     if os.environ.get("SPPNET_ALLOW"):
         sys.path.insert(0, str(Path.cwd()))  # the console script does not put the working directory on the path
     return [word for word in words if word not in typed]
 
 
-def _completes() -> bool:
-    """Answer a shell's question for completions (`-sc`); Hydra's script leaves the command in COMP_LINE."""
+def _complete() -> bool:
+    """Answer a shell's request for completions (`-sc`); Hydra's shell script passes the line in COMP_LINE."""
     if sys.argv[1:2] != ["-sc"]:
         return False
     command = "train"

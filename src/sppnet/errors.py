@@ -1,14 +1,14 @@
-"""What is said in one line: a mistake of the user's, and a failure that was foreseen; a fact worth knowing."""
+"""Errors that the command line prints as one line, and one-line notices."""
 
 import sys
 
-show_traceback = False  # `debug.traceback`: a mistake and a foreseen failure show theirs, too
+show_traceback = False  # `debug.traceback`: print the traceback of a UserError and a RunFailed as well
 
 
 class UserError(ValueError):
-    """A user's mistake. Its text is one line that says what is wrong, where, and what is allowed.
+    """A mistake of the user's. The message is one line: what is wrong, where, and what is allowed.
 
-    The command line prints that line and exits with code 2; nothing is left behind.
+    The command line prints that line and exits with code 2; the command has left nothing behind.
     """
 
     def __init__(self, text: str) -> None:
@@ -16,9 +16,9 @@ class UserError(ValueError):
 
 
 class RunFailed(Exception):  # noqa: N818  (reads as what happened)
-    """A run that began cannot go on, for a reason that one line says (exit code 1)."""
+    """A run that has begun cannot continue, for a reason that fits in one line (exit code 1)."""
 
 
 def notice(text: str) -> None:
-    """Say in one line, on standard error, what the user would not expect and what stops nothing."""
+    """Print one line on standard error: a fact that the user may not expect and that stops nothing."""
     print(f"sppnet: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""How far a command is through many images: a bar on a terminal, lines elsewhere; on standard error."""
+"""Progress over images, on standard error: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-LINES_EVERY = 10.0  # seconds between two lines
+LINES_EVERY = 10.0  # seconds
 
 
 @contextlib.contextmanager
 def meter(command: str, kind: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far `sppnet COMMAND` is; call what this gives with the number of images that are done since.
+    """Show the progress of `sppnet COMMAND`; yields a function that adds to the number of images done.
 
     Args:
-        command: names the program in lines.
-        kind: `trainer.progress`: none; bar; lines, one every ten seconds; auto, a bar on a terminal, else lines.
-        total: how many images there are; of one nothing is shown.
+        command: the name to begin a line with.
+        kind: `trainer.progress`: `none`, `bar`, `lines`, or `auto` (a bar on a terminal, lines elsewhere).
+        total: the number of images; for a single image nothing is shown.
     """
     if kind == "none" or total < 2:
         yield lambda _: None
@@ -29,21 +29,21 @@ def meter(command: str, kind: str, total: int) -> Iterator[Callable[[int], None]
         console = Console(stderr=True, soft_wrap=True)
         with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
             task = progress.add_task("", total=total)
-            yield lambda more: progress.advance(task, more)
+            yield lambda count: progress.advance(task, count)
     else:
-        yield _lines(command, total)
+        yield _print_lines(command, total)
 
 
-def _lines(command: str, total: int) -> Callable[[int], None]:
-    began = shown = time.monotonic()
+def _print_lines(command: str, total: int) -> Callable[[int], None]:
+    began = printed = time.monotonic()
     done = 0
 
-    def tick(more: int) -> None:
-        nonlocal shown, done
-        done += more
+    def tick(count: int) -> None:
+        nonlocal printed, done
+        done += count
         now = time.monotonic()
-        if now - shown >= LINES_EVERY:
-            shown = now
+        if now - printed >= LINES_EVERY:
+            printed = now
             rate = done / (now - began)
             print(f"sppnet {command}: {done} of {total} images, {rate:.1f} a second", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""A user's mistake is one line that says what is wrong and what is allowed, exit code 2, and leaves nothing behind."""
+"""A user's mistake ends in one line (what is wrong, what is allowed) and exit code 2, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -35,32 +35,35 @@ NAMES_AND_VALUES = [
     (["train", "backbone=fly"], ["backbone/fly", "zf5"]),
     (["train", "experiments=fly"], ["experiments/fly"]),
     (["train", "seed=[1"], ["[1"]),
-    (["train", "sizes.train=[024]"], ["sizes.train=['024'] is not allowed", "without zeros before it"]),
+    (["train", "sizes.train=[024]"], ["sizes.train=['024'] is not allowed", "without leading zeros"]),
     (["train", "paths.runs=~nobody.of.this.name/x"], ["no home directory ~nobody.of.this.name"]),
     (["train", "-m", "sizes.test=${.val}", "seed=-1,-2"], ["seed=-1 is not allowed"]),
     (["train", "seed=-1"], ["seed=-1", "at least 0"]),
-    (["train", "seed=010"], ["seed=010 is not allowed", "at least 0, without zeros before it"]),
+    (["train", "seed=010"], ["seed=010 is not allowed", "at least 0, without leading zeros"]),
     (["train", "study=${x}"], ["study: Interpolation key 'x' not found"]),
-    (["train", "sizes.test=${.val}", "seed=-1"], ["seed=-1 is not allowed"]),  # a reference beside the key is none
+    (
+        ["train", "sizes.test=${.val}", "seed=-1"],
+        ["seed=-1 is not allowed"],
+    ),  # not the reference
     (["train", "data.root=new\nline"], [r"'data.root=new\nline' has a line end"]),
     (["train", "data.root=caf\udce9"], [r"b'data.root=caf\xe9' is not valid UTF-8"]),
     (["train", "-m", "launch=processes", "hydra.launcher.n=two"], ["hydra.launcher.n=two is not allowed", "Integer"]),
     (["train", "study=a/b"], ["study=a/b", "letters"]),
-    (["train", "trainer.max_epochs=ten"], ["trainer.max_epochs=ten", "whole number"]),
+    (["train", "trainer.max_epochs=ten"], ["trainer.max_epochs=ten", "must be an integer of at least 1"]),
     (["train", "trainer.precision=8"], ["trainer.precision=8", "bf16-mixed"]),
-    (["train", "head.bins=[]"], ["head.bins=[]", "1 or more"]),
-    (["train", "head.bins=[0]"], ["head.bins=[0]", "at least 1"]),
-    (["train", "head.bins=[2.5]"], ["head.bins=[2.5]", "whole number"]),
-    (["train", "head.bins=[1000000]"], ["head.bins=[1000000]", "at most"]),
-    (["train", "optim.lr=-1"], ["optim.lr=-1", "above 0"]),
+    (["train", "head.bins=[]"], ["head.bins=[]", "must be a non-empty list of integers from 1 to 1024"]),
+    (["train", "head.bins=[0]"], ["head.bins=[0]", "from 1 to 1024"]),
+    (["train", "head.bins=[2.5]"], ["head.bins=[2.5]", "integers"]),
+    (["train", "head.bins=[1000000]"], ["head.bins=[1000000]", "from 1 to 1024"]),
+    (["train", "optim.lr=-1"], ["optim.lr=-1", "must be a number above 0"]),
     (["train", "sizes.train=[]"], ["sizes.train=[]"]),
     (["train", "sizes.test=[32,32]"], ["sizes.test", "32"]),
     (["train", "data.fit=stretch"], ["data.fit=stretch", "crop", "full"]),
     (["train", "data.split.val=0.6", "data.split.test=0.5"], ["data.split.val"]),
     (["train", "backbone=torchvision"], ["backbone.name must be given"]),
-    (["train", "optim.lr='0.1'"], ["optim.lr='0.1' is a text in quotes", "a number above 0, without quotes"]),
-    (["train", "force='true'"], ["force='true' is a text in quotes", "true or false"]),
-    (["train", "sizes.train='[24]'"], ["sizes.train='[24]' is a text in quotes", "a list"]),
+    (["train", "optim.lr='0.1'"], ["optim.lr='0.1' is a quoted string", "a number above 0, without quotes"]),
+    (["train", "force='true'"], ["force='true' is a quoted string", "true or false"]),
+    (["train", "sizes.train='[24]'"], ["sizes.train='[24]' is a quoted string", "list of integers"]),
     (["train", "optim.lr=fast"], ["optim.lr=fast is not allowed"]),
     (["train", "callbacks.stop.monitor=val/loss"], ["callbacks.stop", "+callbacks.stop._target_=CLASS"]),
     (["train", "optim.betas=[0.5,0.9]"], ["optim.betas", "+optim.betas=VALUE"]),
@@ -89,12 +92,12 @@ NAMES_AND_VALUES = [
     (["train", "+logger.wandb={}"], ["logger.wandb.project is missing"]),
     (["train", "+logger.tensorboard=1"], ["logger.tensorboard=1", "mapping"]),
     (["train", "+logger.csv={}"], ["unknown key logger.csv", "tensorboard, wandb"]),
-    (["train", "logger=wandb", "logger.wandb.tags=5"], ["logger.wandb.tags=5", "a list"]),
+    (["train", "logger=wandb", "logger.wandb.tags=5"], ["logger.wandb.tags=5", "a list of non-empty strings"]),
     (["train", "sizes=null"], ["sizes=null", "alternating"]),
     (["train", "optim=null"], ["optim=null", "adamw"]),
     (["train", "pyramid=[4,2,1]"], ["pyramid=[4,2,1]", "l3_4_2_1"]),
     (["train", "data.root=photos"], ["data.root", "data=folder has it"]),
-    (["train", "seed=x(1)"], ["seed=x(1)", "quoted"]),
+    (["train", "seed=x(1)"], ["seed=x(1)", "quote values"]),
     (["train", "-cn", "base"], ["--config-name"]),
     (["train", "data=folder", "data.root=~/no/such(1)"], ["~/no/such(1) does not exist"]),
     (["test", "checkpoint=no/such(1)"], ["checkpoint=no/such(1): no such file"]),
@@ -139,9 +142,9 @@ NAMES_AND_VALUES += [(["train", f"+{section}.foo=1"], [f"unknown key {section}.f
 NAMES_AND_VALUES += [(["train", f"+{key}=1"], ["unknown key", "the top level has"]) for key in ("foo", "x.y")]
 
 
-@pytest.mark.parametrize(("words", "said"), NAMES_AND_VALUES, ids=lambda v: " ".join(v))
-def test_a_wrong_name_or_value(sppnet: Caller, tmp_path: Path, words: list[str], said: list[str]) -> None:
-    assert_one_line(sppnet(*words), *said)
+@pytest.mark.parametrize(("words", "parts"), NAMES_AND_VALUES, ids=lambda v: " ".join(v))
+def test_a_wrong_name_or_value(sppnet: Caller, tmp_path: Path, words: list[str], parts: list[str]) -> None:
+    assert_one_line(sppnet(*words), *parts)
     assert not list(tmp_path.iterdir())
 
 
@@ -168,14 +171,14 @@ FIT = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), FIT, ids=lambda v: " ".join(v))
-def test_what_does_not_fit_together(sppnet: Caller, tmp_path: Path, words: list[str], said: list[str]) -> None:
-    assert_one_line(sppnet("train", *words), *said)
+@pytest.mark.parametrize(("words", "parts"), FIT, ids=lambda v: " ".join(v))
+def test_what_does_not_fit_together(sppnet: Caller, tmp_path: Path, words: list[str], parts: list[str]) -> None:
+    assert_one_line(sppnet("train", *words), *parts)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_of_one_on_which_batch_normalisation_cannot_train(sppnet: Caller, tmp_path: Path) -> None:
-    """Of a frozen network nothing is normalised anew, so one image will do."""
+    """A frozen network keeps its batch statistics, so one image is enough."""
     words = ("train", *SMALL, "data.batch_size=1", "trainer.limit_batches=2")
     small = ("sizes=single", "sizes.train=[4]")
     refused = sppnet(*words, *small)
@@ -215,11 +218,11 @@ CALLBACKS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), CALLBACKS, ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(("words", "parts"), CALLBACKS, ids=lambda v: " ".join(v))
 def test_a_callback_that_refuses_its_arguments(
-    sppnet: Caller, tmp_path: Path, words: list[str], said: list[str]
+    sppnet: Caller, tmp_path: Path, words: list[str], parts: list[str]
 ) -> None:
-    assert_one_line(sppnet("train", *words), "callbacks.", *said)
+    assert_one_line(sppnet("train", *words), "callbacks.", *parts)
     assert not list(tmp_path.iterdir())
 
 
@@ -234,7 +237,7 @@ def test_several_nodes_that_nothing_starts(sppnet: Caller, tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
-STARTED = {
+LAUNCHERS = {
     "srun": ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "SLURM_STEP_NUM_TASKS=4"),
     "torchrun": ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "RANK": "0"}, "WORLD_SIZE=4"),
     "mpirun": ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4"),
@@ -242,15 +245,15 @@ STARTED = {
 }
 
 
-@pytest.mark.parametrize("starter", STARTED)
+@pytest.mark.parametrize("starter", LAUNCHERS)
 @pytest.mark.parametrize("words", [["train", *SMALL], ["train", "-m", *SMALL, "seed=0,1"], ["test", "checkpoint=x"]])
 def test_several_processes_that_something_else_has_started(
     sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: str, words: list[str]
 ) -> None:
-    environment, said = STARTED[starter]
+    environment, variable = LAUNCHERS[starter]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert_one_line(sppnet(*words), said, "started 4 processes", "trainer.devices=4", "launch=slurm")
+    assert_one_line(sppnet(*words), variable, "started 4 processes", "trainer.devices=4", "launch=slurm")
     assert not list(tmp_path.iterdir())
 
 
@@ -263,11 +266,11 @@ def test_a_number_of_processes_in_the_environment_that_is_not_the_runs(
     assert_one_line(sppnet("train", *SMALL), "WORLD_SIZE=2", "trainer.devices=1", "unset it")
     assert not list(tmp_path.iterdir())
     cfg = {"trainer": {"devices": 2, "num_nodes": 1}}
-    ranks.check(cfg)  # as it should be
+    ranks.check(cfg)  # 2 processes, as WORLD_SIZE says
     for name, value in {"SPPNET_SUBMISSION": "x", "SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "5")
-    ranks.check(cfg)  # the tasks of a job of ours are what srun says
+    ranks.check(cfg)  # in a job of ours, srun decides
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
     with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS=3 .* make 2: leave nodes and tasks"):
         ranks.check(cfg)
@@ -279,7 +282,7 @@ TRACEBACKS = {
     "typed": ["debug.traceback=True", "seed=-1"],
     "not after all": ["debug=fast", "debug.traceback=false", "seed=-1"],
     "nor here": ["experiments=mine", "debug.traceback=false", "seed=-1"],
-    "nobody asked": ["seed=-1"],
+    "not at all": ["seed=-1"],
 }
 
 
@@ -309,20 +312,20 @@ def test_a_gpu_where_there_is_none(sppnet: Caller, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-SURROUNDINGS = {
+BROKEN_SHELLS = {
     "no output": ('exec "$@" >&-', "study"),
-    "no working directory": ('mkdir gone; cd gone; rmdir ../gone; exec "$@"', "the working directory is not there"),
+    "no working directory": ('mkdir gone; cd gone; rmdir ../gone; exec "$@"', "the working directory no longer exists"),
 }
 
 
-@pytest.mark.parametrize(("script", "said"), SURROUNDINGS.values(), ids=SURROUNDINGS)
-def test_what_a_shell_may_lack(tmp_path: Path, script: str, said: str) -> None:
+@pytest.mark.parametrize(("script", "message"), BROKEN_SHELLS.values(), ids=BROKEN_SHELLS)
+def test_a_shell_without_output_or_working_directory(tmp_path: Path, script: str, message: str) -> None:
     words = ["sh", "-c", script, "sh", *command("status", "study=none")]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert_one_line(Called(done.returncode, done.stdout, done.stderr), said)
+    assert_one_line(Called(done.returncode, done.stdout, done.stderr), message)
 
 
-def test_an_error_that_nobody_sees(tmp_path: Path) -> None:
+def test_an_error_without_a_standard_error(tmp_path: Path) -> None:
     words = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command("test", "checkpoint=caf\udce9")]
     assert subprocess.run(words, cwd=tmp_path).returncode == 2
 
@@ -337,7 +340,7 @@ print(code, "torch" in sys.modules, "lightning" in sys.modules)
 
 
 def imported(tmp_path: Path, *words: str) -> str:
-    """Exit code, whether torch was imported, whether Lightning was."""
+    """The exit code, and whether torch and Lightning were imported."""
     done = subprocess.run([sys.executable, "-c", IMPORTED, *words], cwd=tmp_path, capture_output=True, text=True)
     return done.stdout.strip().splitlines()[-1]
 
@@ -354,21 +357,21 @@ def test_what_does_not_fit_is_judged_before_lightning_is_imported(tmp_path: Path
     assert imported(tmp_path, "train", "backbone=zf5", "sizes=single", "sizes.train=[20]") == "2 True False"
 
 
-def picture(path: Path, color: int = 0) -> None:
+def write_image(path: Path, color: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (40, 30), (color, 90, 200)).save(path)
 
 
-def test_folders_that_are_no_data_set(sppnet: Caller, tmp_path: Path) -> None:
+def test_folders_that_are_not_a_data_set(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_one_line(sppnet("train", "data=folder", "data.root=empty"), "empty")
     (tmp_path / "no_images/cat").mkdir(parents=True)
     (tmp_path / "no_images/cat/notes.txt").write_text("nothing to see")
     assert_one_line(sppnet("train", "data=folder", "data.root=no_images"), "no_images")
     for name in "abcdef":
-        picture(tmp_path / f"one_class/cat/{name}.png")
-        picture(tmp_path / f"hole/cat/{name}.png")
-        picture(tmp_path / f"hole/dog/{name}.png")
+        write_image(tmp_path / f"one_class/cat/{name}.png")
+        write_image(tmp_path / f"hole/cat/{name}.png")
+        write_image(tmp_path / f"hole/dog/{name}.png")
     assert_one_line(sppnet("train", "data=folder", "data.root=one_class"), "one class", "cat")
     (tmp_path / "hole/bird").mkdir()
     assert_one_line(sppnet("train", "data=folder", "data.root=hole"), "bird")
@@ -376,13 +379,13 @@ def test_folders_that_are_no_data_set(sppnet: Caller, tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Says so if anybody unpickles it."""
+    """Makes a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("exploded",)
 
 
-def test_checkpoints_that_are_none(sppnet: Caller, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("I am a checkpoint")
     assert_one_line(sppnet("test", "checkpoint=text.pt"), "text.pt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
@@ -395,7 +398,7 @@ def test_checkpoints_that_are_none(sppnet: Caller, tmp_path: Path) -> None:
     assert_one_line(sppnet("test", "checkpoint=folder"), "folder", "best.ckpt")
 
 
-def test_of_a_foreign_file_one_line_is_said_and_no_number(
+def test_a_foreign_file_is_refused_in_one_line_without_an_error_number(
     sppnet: Caller, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     (tmp_path / "junk").write_text("hello junk")
@@ -450,8 +453,8 @@ def test_more_processes_than_images(sppnet: Caller, tmp_path: Path) -> None:
 def test_a_data_set_with_other_classes(sppnet: Caller, tmp_path: Path) -> None:
     run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
     for name in "abcdef":
-        picture(tmp_path / f"pets/cat/{name}.png")
-        picture(tmp_path / f"pets/dog/{name}.png")
+        write_image(tmp_path / f"pets/cat/{name}.png")
+        write_image(tmp_path / f"pets/dog/{name}.png")
     assert_one_line(sppnet("test", f"checkpoint={run}", "data=folder", "data.root=pets"), "cat", "classes")
 
 

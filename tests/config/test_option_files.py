@@ -1,5 +1,4 @@
-"""Every option file under `conf/` composes and runs: the tests are made from the folder, a new file is covered by
-existing."""
+"""Every option file under `conf/` composes and runs. The cases are read from the folder, so a new file is covered."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ CONF = option_files.root() / "conf"
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 NEEDS = {"backbone=torchvision": ["backbone.name=resnet18"], "head=flatten": ["sizes=single"]}
 BACKBONES, HEADS, SIZES = (
-    [name for group, name in OPTIONS if group == wanted] for wanted in ("backbone", "head", "sizes")
+    [name for option_group, name in OPTIONS if option_group == group] for group in ("backbone", "head", "sizes")
 )
 
 
@@ -42,20 +41,20 @@ def test_every_named_pyramid_says_its_depth_and_its_bins() -> None:
 
 
 def combinations(sides: tuple[int, int], *extra: str) -> list[list[str]]:
-    """Every backbone x head x size schedule that is allowed, at these input sizes."""
-    made = []
+    """The overrides of every allowed backbone x head x size schedule, at these input sizes."""
+    cases = []
     for backbone in BACKBONES:
         for head in HEADS:
             for sizes in SIZES:
                 if head == "flatten" and sizes != "single":
-                    continue  # one size only; refused, see test_bad_input
+                    continue  # refused: it takes one size only, see test_bad_input
                 low, high = sorted(sides)
                 train = {"single": [high], "uniform": [low, high]}.get(sizes, [high, low])
                 words = [f"backbone={backbone}", f"head={head}", f"sizes={sizes}", f"sizes.train={train}"]
                 words += ["sizes.weights=[0.5,0.5]"] if sizes == "weighted" else []
                 words += NEEDS.get(f"backbone={backbone}", []) + (["head.pool_to=null"] if head == "flatten" else [])
-                made.append([word.replace(" ", "") for word in (*words, *extra)])
-    return made
+                cases.append([word.replace(" ", "") for word in (*words, *extra)])
+    return cases
 
 
 STEPS = ("trainer.limit_batches=2", "trainer.max_epochs=1", "trainer.progress=none", "data.split.val=0.01")
@@ -87,9 +86,8 @@ def test_backbone_head_and_schedule_train_two_steps_at_full_width(sppnet: Caller
     trains_two_steps(sppnet, words)
 
 
-def test_a_folder_of_ones_own_joins_the_configuration(sppnet: Caller, tmp_path: Path) -> None:
-    """A backbone of one's own: a class, a file that names it, the package admitted on the command line; its code is
-    part of what is computed with it."""
+def test_a_users_folder_joins_the_configuration(sppnet: Caller, tmp_path: Path) -> None:
+    """A user's backbone: a class, an option file that names it, `allow=`. Its code is part of a run's identity."""
     (tmp_path / "mynets.py").write_text(
         "from torch import nn\n\n\nclass Two(nn.Sequential):\n    def __init__(self, width: int) -> None:\n"
         "        super().__init__(nn.Conv2d(3, width, 5, 4), nn.ReLU())\n"
@@ -117,11 +115,11 @@ def test_a_folder_of_ones_own_joins_the_configuration(sppnet: Caller, tmp_path: 
     for call in (("test", f"checkpoint={done.run}"), ("predict", "checkpoint=lone.ckpt", "input=pets")):
         called = sppnet(*call, "allow=mynets")
         assert (called.code, "has changed since checkpoint=" in called.err) == (0, True), called.err
-    assert " is there " not in sppnet(*rows).out
+    assert " exists " not in sppnet(*rows).out
     tested = [json.loads(path.read_text())["identity"]["weights"] for path in (done.run / "tests").iterdir()]
-    assert (len(tested), tested.count("best")) == (2, 1)  # no report takes the other for the run's
+    assert (len(tested), tested.count("best")) == (2, 1)  # a report does not take the other test for the run's own
 
 
 def test_composing_in_another_program_minds_none_of_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["notebook", "--collect-only", "-f", "kernel.json"])
-    assert compose.again("train", ["seed=3"])["seed"] == 3
+    assert compose.compose_config("train", ["seed=3"])["seed"] == 3

@@ -1,4 +1,4 @@
-"""What is typed is what counts: names stay as they were typed, whatever Hydra's grammar or YAML makes of them."""
+"""Names stay as they were typed, even if Hydra's grammar or YAML would read them as numbers."""
 
 from __future__ import annotations
 
@@ -28,23 +28,25 @@ NAMES = ["2024", "2024_05", "1e3", "0x10", "007", "true", "No", "inf", "1_0.5", 
 
 def test_names_are_kept_as_they_were_typed(sppnet: Caller) -> None:
     for key in ("study", "name", "data.name", "backbone.name", "paths.runs", "report.compare"):
-        made = compose.again("train", [overrides.as_typed(f"{key}={name}") for name in NAMES[-1:]])
-        assert schema._get(made, key) == (True, NAMES[-1])
+        cfg = compose.compose_config("train", [overrides.quote_names(f"{key}={name}") for name in NAMES[-1:]])
+        assert schema._lookup(cfg, key) == (True, NAMES[-1])
     for name in NAMES:
-        made = compose.again("train", [overrides.as_typed(f"study={name}"), overrides.as_typed(f"+name={name}")])
-        assert (made["study"], made["name"]) == (name, name)
-        again = overrides.as_typed(overrides.as_typed(f"study={name}"))
-        assert compose.again("train", [again])["study"] == name  # as the words of a run are, on their way back
+        cfg = compose.compose_config(
+            "train", [overrides.quote_names(f"study={name}"), overrides.quote_names(f"+name={name}")]
+        )
+        assert (cfg["study"], cfg["name"]) == (name, name)
+        twice = overrides.quote_names(overrides.quote_names(f"study={name}"))
+        assert compose.compose_config("train", [twice])["study"] == name  # as when a run is replayed
     wandb = ("project=2024_05", "entity=007", "tags=[2024_05,a,'1_0',true]")
-    made = composed(sppnet, "study=2024_05", "name=null", "logger=wandb", *(f"logger.wandb.{word}" for word in wandb))
-    assert (made["study"], made["name"]) == ("2024_05", None)
-    assert made["logger"]["wandb"] | {"mode": None} == {
+    cfg = composed(sppnet, "study=2024_05", "name=null", "logger=wandb", *(f"logger.wandb.{word}" for word in wandb))
+    assert (cfg["study"], cfg["name"]) == ("2024_05", None)
+    assert cfg["logger"]["wandb"] | {"mode": None} == {
         **{"project": "2024_05", "entity": "007", "tags": ["2024_05", "a", "1_0", "true"], "mode": None}
     }
 
 
 @pytest.mark.parametrize(
-    ("word", "kept"),
+    ("word", "expected"),
     [
         ("study=2024_05,b,'1_0'", "study='2024_05',b,'1_0'"),
         ("study=choice(1_0,b)", "study=choice('1_0',b)"),
@@ -60,8 +62,8 @@ def test_names_are_kept_as_they_were_typed(sppnet: Caller) -> None:
         ("checkpoint=~/a(1)", "checkpoint='~/a(1)'"),
     ],
 )
-def test_only_texts_that_would_be_misread_are_quoted(word: str, kept: str) -> None:
-    assert overrides.as_typed(word) == kept
+def test_only_texts_that_would_be_misread_are_quoted(word: str, expected: str) -> None:
+    assert overrides.quote_names(word) == expected
 
 
 def test_a_number_for_a_name_in_a_file_is_refused_since_it_is_not_as_it_was_typed(
@@ -71,14 +73,14 @@ def test_a_number_for_a_name_in_a_file_is_refused_since_it_is_not_as_it_was_type
     (tmp_path / "own/debug/mine.yaml").write_text("# @package _global_\ndebug: {traceback: false}\nstudy: 2024_05\n")
     called = sppnet("train", "--config-dir", "own", "debug=mine")
     assert (called.code, called.err.count("\n")) == (2, 1)
-    assert "study=202405 is a number, as YAML reads it" in called.err
+    assert "study=202405 is a number to YAML" in called.err
     text = "# @package _global_\ndebug: {traceback: false}\nhydra: {sweeper: {params: {name: '2024_05,2024_06'}}}\n"
     (tmp_path / "own/debug/mine.yaml").write_text(text)
     called = sppnet("train", "-m", "--config-dir", "own", "debug=mine")
     assert (called.code, called.err.count("\n")) == (2, 1)
     assert "name='202405'" in called.err
     with pytest.raises(UserError, match="name=true is a boolean"):
-        schema.check_values(compose.again("train", ["name=true"]))
+        schema.check_values(compose.compose_config("train", ["name=true"]))
 
 
 def test_a_sweep_over_names_makes_runs_of_these_names(sppnet: Caller, tmp_path: Path) -> None:
@@ -114,8 +116,8 @@ def test_the_shell_completes_as_the_readme_says(tmp_path: Path) -> None:
         " COMP_LINE=$line; COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_POINT=${#line};"
         ' hydra_bash_completion; echo "${COMPREPLY[@]}"; done'
     )
-    there = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", ask], cwd=tmp_path, env=os.environ | {"PATH": there}, capture_output=True, text=True
+        ["bash", "-c", ask], cwd=tmp_path, env=os.environ | {"PATH": search_path}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["predict", "backbone=zf5", "experiments"]

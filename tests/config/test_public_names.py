@@ -1,4 +1,4 @@
-"""Names that stored configurations hold: those of our classes, and those of their keys (the layout)."""
+"""Names in stored configurations: of sppnet's classes, and of the keys (the layout)."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_our_classes_are_named_by_the_face_of_their_package(name: str) -> None:
     ],
 )
 def test_the_file_of_a_class_is_no_name_for_it(sppnet: Caller, slot: str, name: str) -> None:
-    """It would be another run as soon as the file moves."""
+    """The name, and with it the run's identity, would change when the file moves."""
     key = f"{'+' if '.' in slot else ''}{slot}._target_"
     refused(sppnet("train", f"{key}={name}"), name, "is not a public name", "sppnet.data.NAME and sppnet.models.NAME")
 
 
-def relabelled(path: Path, layout: Any) -> None:
-    """Let a run's configuration, or a checkpoint, be of another layout; None: say none, as before there was one."""
+def set_layout(path: Path, layout: Any) -> None:
+    """Give a run's configuration or a checkpoint another layout; None removes it."""
     config = path.suffix == ".yaml"
     whole = yaml.safe_load(path.read_text()) if config else torch.load(path, weights_only=True)
     node = whole if config else whole["sppnet"]
@@ -71,19 +71,19 @@ def test_a_run_of_another_layout_is_refused_in_one_line(sppnet: Caller, tmp_path
     words = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
     run = sppnet("train", *words).run
     lone = tmp_path / "lone.ckpt"
-    for layout, said in ((None, "without a layout"), (7, "with layout 7"), ("1", "with layout '1'")):
+    for layout, part in ((None, "without a configuration layout"), (7, "layout 7"), ("1", "layout '1'")):
         shutil.copytree(run, tmp_path / "old")
-        relabelled(tmp_path / "old/config.yaml", layout)
+        set_layout(tmp_path / "old/config.yaml", layout)
         shutil.copy(run / "checkpoints/best.ckpt", lone)
-        relabelled(lone, layout)
-        for command, where in (("test", "old"), ("predict", "old"), ("transfer", "old"), ("test", "lone.ckpt")):
-            refused(sppnet(command, f"checkpoint={where}"), f"checkpoint={where}", said, "reads layout 1")
+        set_layout(lone, layout)
+        for command, checkpoint in (("test", "old"), ("predict", "old"), ("transfer", "old"), ("test", "lone.ckpt")):
+            refused(sppnet(command, f"checkpoint={checkpoint}"), f"checkpoint={checkpoint}", part, "reads layout 1")
         shutil.rmtree(tmp_path / "old")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lone.ckpt", "runs"]
-    relabelled(run / "checkpoints/best.ckpt", 7)  # the run itself is of this layout, its weights are not
-    refused(sppnet("test", f"checkpoint={run}", "sizes.test=[32]"), "best.ckpt", "with layout 7")
+    set_layout(run / "checkpoints/best.ckpt", 7)  # the run has this version's layout, its weights have not
+    refused(sppnet("test", f"checkpoint={run}", "sizes.test=[32]"), "best.ckpt", "with configuration layout 7")
 
 
 def test_nobody_sets_the_layout(sppnet: Caller) -> None:
-    assert "layout" not in compose.again("train", [])
+    assert "layout" not in compose.compose_config("train", [])
     refused(sppnet("train", "+layout=2"), "layout")

@@ -1,4 +1,4 @@
-"""What a configuration may say, and what is said of a setting that has no effect."""
+"""Allowed names and values of a configuration, and warnings of settings without effect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sppnet.config import compose, schema
 from sppnet.errors import UserError
 from sppnet.training.optim import cosine
 
-DEFAULT = compose.again("train", [])
+DEFAULT = compose.compose_config("train", [])
 
 
 def keys(node: dict[str, Any], prefix: str = "") -> list[str]:
@@ -26,32 +26,32 @@ def keys(node: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def put(cfg: dict[str, Any], key: str, *value: Any) -> dict[str, Any]:
-    """`cfg` with another value at `key`, or without it."""
-    made = copy.deepcopy(cfg)
+    """A copy of `cfg` with another value at `key`, or without the key."""
+    changed = copy.deepcopy(cfg)
     *parents, last = key.split(".")
-    node = made
+    node = changed
     for part in parents:
         node = node[part]
     if value:
         node[last] = value[0]
     else:
         del node[last]
-    return made
+    return changed
 
 
 @pytest.mark.parametrize("key", keys(DEFAULT))
 def test_no_key_of_the_default_run_can_be_spoiled_or_taken_away_unnoticed(key: str) -> None:
-    """Every key is judged: none takes a thing that is of no type at all; none is missed in silence and then later."""
-    if key != "backbone.width":  # an argument of its class, which judges it
+    """Every key is checked: a value of a foreign type and a missing key are refused at once."""
+    if key != "backbone.width":  # an argument of a class, which checks it itself
         with pytest.raises(UserError, match=key.rpartition(".")[2]):
             schema.check(put(DEFAULT, key, object()))
-    left = put(DEFAULT, key)
+    without = put(DEFAULT, key)
     optional = {"backbone.name", "backbone.weights", "backbone.freeze", "backbone.width", "optim.weight_decay"}
-    if key in optional or (key in schema.unused(DEFAULT) and not schema.RULES[key].required):
-        schema.check(left)
+    if key in optional or (key in schema.keys_without_effect(DEFAULT) and not schema.RULES[key].required):
+        schema.check(without)
     else:
         with pytest.raises(UserError, match=key.rpartition(".")[2]):
-            schema.check(left)
+            schema.check(without)
 
 
 def test_a_level_is_as_fine_as_the_pyramid_allows_and_no_finer() -> None:
@@ -79,7 +79,7 @@ def test_a_schedule_needs_the_keys_of_its_kind_only() -> None:
         schema.check(put(DEFAULT, "optim.schedule", {"kind": "plateau", "warmup": 0.1}))
 
 
-UNUSED = [
+WITHOUT_EFFECT = [
     (["optim.schedule.factor=0.5"], "optim.schedule.factor has no effect with optim.schedule.kind=cosine"),
     (["optim=sgd", "optim.schedule.warmup=0.5"], "optim.schedule.warmup has no effect"),
     (["head=gap", "head.bins=[4]"], "head.bins has no effect with head.name=gap"),
@@ -91,10 +91,10 @@ UNUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), UNUSED, ids=lambda v: v if isinstance(v, str) else " ".join(v))
-def test_a_setting_that_was_typed_and_has_no_effect_is_warned_of(sppnet: Caller, words: list[str], said: str) -> None:
-    called = sppnet("train", *words, "backbone.weights=no/such.pth")  # ends it, after the warning
-    assert called.err.splitlines()[0].startswith(f"sppnet: warning: {said}")
+@pytest.mark.parametrize(("words", "message"), WITHOUT_EFFECT, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+def test_a_typed_setting_without_effect_is_warned_of(sppnet: Caller, words: list[str], message: str) -> None:
+    called = sppnet("train", *words, "backbone.weights=no/such.pth")  # ends the run after the warning
+    assert called.err.splitlines()[0].startswith(f"sppnet: warning: {message}")
 
 
 def test_a_setting_that_counts_and_a_default_that_does_not_are_passed_over(sppnet: Caller) -> None:

@@ -1,4 +1,4 @@
-"""What tests share to call `sppnet` as a user does and to look at what it leaves."""
+"""Call `sppnet` as a user does, and read what it leaves behind."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 
-# A run of seconds: narrow, small, few steps. Tests add what they are about.
+# A run of seconds: a narrow network, small images, few steps. A test adds its own overrides.
 SMALL = (
     *("backbone.width=4", "head.hidden=[8]", "head.bins=[2,1]", "sizes.train=[24,20]", "data.batch_size=32"),
     *("trainer.threads=1", "trainer.max_epochs=2", "trainer.limit_batches=4", "trainer.checkpoint_every_n_steps=3"),
     *("trainer.log_every_n_steps=1", "trainer.progress=none"),
 )
 
-OF_A_STUDY = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2", "study=mine")  # a second each
+OF_A_STUDY = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2", "study=mine")  # each takes a second
 SWEEP = ("train", "-m", *OF_A_STUDY, "head=spp,gap", "seed=0,1,2")
 
 
 @dataclass(frozen=True)
 class Called:
-    """What a call of `sppnet` left behind."""
+    """A finished call of `sppnet`."""
 
     code: int
     out: str
@@ -33,12 +33,12 @@ class Called:
 
     @property
     def run(self) -> Path:
-        """The run directory it printed."""
+        """The run directory that it printed."""
         lines = [line for line in self.out.splitlines() if line.startswith("run directory: ")]
         return Path(lines[-1].removeprefix("run directory: "))
 
     def figure(self, name: str) -> float:
-        """The figure that was printed behind `name`."""
+        """The number printed after `name`."""
         words = self.out.split()
         return float(words[words.index(name) + 1])
 
@@ -47,7 +47,7 @@ Caller = Callable[..., Called]
 
 
 def command(*words: str) -> list[str]:
-    """The command line of a real `sppnet`."""
+    """The command line of `sppnet` in its own process."""
     return [sys.executable, "-P", "-m", "sppnet.cli", *words]
 
 
@@ -58,18 +58,18 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint."""
-    found: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
-    return found
+    state_dict: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return state_dict
 
 
 def same_weights(a: Path, b: Path) -> bool:
     """Whether two checkpoints hold the same weights, to the bit."""
-    one, two = weights(a), weights(b)
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def flip(path: Path) -> None:
-    """Change a bit of the largest tensor in a file of torch's, as a failing disk may."""
+    """Flip one bit of the largest tensor in a file written by `torch.save`, as a failing disk may."""
     largest = max(zipfile.ZipFile(path).infolist(), key=lambda record: record.file_size * ("/data/" in record.filename))
     content = bytearray(path.read_bytes())
     name, extra = (int.from_bytes(content[largest.header_offset + at :][:2], "little") for at in (26, 28))

@@ -1,9 +1,9 @@
-"""Many run directories out of a few real ones, and how long `sppnet status` and `sppnet report` take over them.
+"""Copy a few real runs many times and time `sppnet status` and `sppnet report` on the copies.
 
     uv run python tests/helpers/many_runs.py runs/bins 2000
 
-copies the runs of the study until there are so many, in a temporary folder, and prints the seconds of either command,
-with those of its imports apart. No figure is made up: every copy has the record of the run it was copied from.
+makes 2000 copies of the study's runs in a temporary folder and prints the seconds of each command, and of its imports
+alone. Every copy keeps the figures of its original.
 """
 
 from __future__ import annotations
@@ -29,34 +29,33 @@ IMPORTS = {
 
 
 def multiply(study: Path, number: int, into: Path) -> None:
-    """Write `number` runs into the folder `into`: those of `study` with ever further seeds, and a plan of them."""
+    """Write `number` copies of the runs of `study`, each with its own seed, and their plan into `into`."""
     cells = {cell.run: cell for cell in stored(study)}
-    there = [path.parent for path in sorted(study.glob("*/status.json")) if path.parent.name in cells]
-    made = [_copy(run, cells[run.name], seed, into) for run, seed in _turns(there, number)]
-    remember(into, made)
+    originals = [path.parent for path in sorted(study.glob("*/status.json")) if path.parent.name in cells]
+    copies = [_copy(run, cells[run.name], seed, into) for run, seed in _in_turn(originals, number)]
+    remember(into, copies)
 
 
-def _turns(there: list[Path], number: int) -> Iterator[tuple[Path, int]]:
+def _in_turn(originals: list[Path], number: int) -> Iterator[tuple[Path, int]]:
     for i in range(number):
-        yield there[i % len(there)], 1000 + i
+        yield originals[i % len(originals)], 1000 + i
 
 
 def _copy(run: Path, cell: SweepPoint, seed: int, into: Path) -> SweepPoint:
-    story: dict[str, Any] = json.loads((run / "provenance.json").read_text())
-    story["identity"]["seed"] = seed
-    new = into / f"{run.name.rsplit('-', 1)[0]}-{digest(story['identity'])}"
+    provenance: dict[str, Any] = json.loads((run / "provenance.json").read_text())
+    provenance["identity"]["seed"] = seed
+    new = into / f"{run.name.rsplit('-', 1)[0]}-{digest(provenance['identity'])}"
     shutil.copytree(run, new, ignore=shutil.ignore_patterns("*.ckpt"))
-    (new / "provenance.json").write_text(json.dumps(story, indent=1))
+    (new / "provenance.json").write_text(json.dumps(provenance, indent=1))
     for path in (run / "checkpoints").glob("*.ckpt"):
         (new / "checkpoints" / path.name).symlink_to(path.absolute())
     words = tuple(sorted([*cell.setting, f"seed={seed}"]))
     return SweepPoint(words, new.name, cell.test, cell.conf, cell.row, cell.experiments)
 
 
-def seconds(command: list[str], where: Path) -> float:
-    """How long a command takes."""
+def seconds(command: list[str], cwd: Path) -> float:
     began = time.perf_counter()
-    subprocess.run(command, cwd=where, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 

@@ -1,4 +1,4 @@
-"""Callbacks with which a test slows training down, or makes it fail, by a file in the working directory."""
+"""A callback that slows training down or makes it fail when a file appears in the working directory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ PLUG = ("+callbacks.mishaps._target_=mishaps.Mishaps", "allow=mishaps")
 
 
 class Mishaps(Callback):
-    """`slow`: a step takes a quarter of a second; `raise-SEED` or `raise-rank-N`: the next step fails."""
+    """The file `slow` adds 0.25 s to each step; `raise-SEED` or `raise-rank-N` makes the next step fail."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        """Look for the files."""
         if Path("slow").exists():
             time.sleep(0.25)
         names = (f"raise-{pl_module.cfg['seed']}", f"raise-rank-{trainer.global_rank}")

@@ -1,4 +1,4 @@
-"""SLURM's accounting for a private cluster: a MariaDB and a slurmdbd of its own, on this machine."""
+"""SLURM accounting for a private cluster: MariaDB and slurmdbd on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL = ("--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M")
 
 
 class Accounting:
-    """The data base and its daemon, below `folder`; the ports `port` and the next are theirs."""
+    """The database and slurmdbd, in `folder`, on the ports `port` and `port + 1`."""
 
     def __init__(self, folder: Path, port: int, env: dict[str, str]) -> None:
         self.folder, self.port, self.env = folder, port, os.environ | env
@@ -29,11 +29,10 @@ class Accounting:
         return [
             "AccountingStorageType=accounting_storage/slurmdbd",
             *("AccountingStorageHost=127.0.0.1", f"AccountingStoragePort={port}"),
-            f"AccountingStoragePass={folder}/run/munge.sock",  # this link does not look at AuthInfo
+            f"AccountingStoragePass={folder}/run/munge.sock",  # slurmctld ignores AuthInfo for this connection
         ]
 
     def stop(self) -> None:
-        """End both."""
         pid = self.folder / "run/slurmdbd.pid"
         if pid.exists():
             os.kill(int(pid.read_text()), signal.SIGTERM)

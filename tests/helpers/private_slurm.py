@@ -1,4 +1,4 @@
-"""A private SLURM on this machine: its daemons, two nodes, no root needed, a second to start."""
+"""A private SLURM cluster on this machine: two nodes, no root, starts in a second."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SBIN = "/usr/sbin:/sbin"
 
 
 def lacking(*needed: str) -> str:
-    """Which of these programs are not installed."""
+    """The programs out of `needed` that are not installed."""
     path = f"{os.environ['PATH']}:{SBIN}"
     return ", ".join(name for name in needed if not shutil.which(name, path=path))
 
 
 class Cluster:
-    """Daemons under `folder`; a partition `main` whose jobs are preempted by those of the partition `high`.
+    """A cluster in `folder` with the partitions `main` and `high`; jobs in `high` preempt those in `main`.
 
-    Without accounting the controller remembers jobs that have ended for a day, with it for a minute at most.
+    Without accounting, the controller remembers finished jobs for a day; with it, for a minute at most.
     """
 
     def __init__(self, folder: Path, port: int, accounting: bool = False, nodes: int = 2, cpus: int = 8) -> None:
@@ -55,21 +55,20 @@ class Cluster:
         self.wait(lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * nodes, 30)
 
     def call(self, *words: str) -> str:
-        """A command of SLURM's."""
+        """Run a SLURM command and return its output."""
         done = subprocess.run(words, env=os.environ | self.env, capture_output=True, text=True, timeout=60)
         return done.stdout.strip()
 
     def for_sppnet(self) -> dict[str, str]:
-        """The environment of a machine of the cluster on which `sppnet` is called."""
+        """The environment in which to call `sppnet` on the cluster."""
         return os.environ | self.env | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
 
     def jobs(self) -> dict[str, str]:
-        """Every job that waits or runs, and its state."""
+        """The state of every pending or running job, by its number."""
         lines = self.call("squeue", "-h", "-r", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 
     def wait(self, ready: object, seconds: float = 600) -> None:
-        """Wait until `ready()` is true."""
         assert callable(ready)
         end = time.monotonic() + seconds
         while not ready():
@@ -77,7 +76,7 @@ class Cluster:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """Cancel all jobs and end the daemons, by their process numbers."""
+        """Cancel all jobs and end the daemons, by their PID files."""
         self.call("scancel", "-f", "-u", getpass.getuser())
         time.sleep(0.3)
         for name in (*(f"slurmd-n{i + 1}" for i in range(self.nodes)), "slurmctld", "munged"):
@@ -110,7 +109,7 @@ class Cluster:
             *(f"SlurmctldLogFile={d}/log/slurmctld.log", f"SlurmdLogFile={d}/log/slurmd-%n.log"),
             "AuthType=auth/munge",
             "CredType=cred/munge",
-            f"AuthInfo=socket={d}/run/munge.sock,cred_expire=5",  # how long a job that is requeued waits
+            f"AuthInfo=socket={d}/run/munge.sock,cred_expire=5",  # a requeued job waits this long
             *("ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "JobAcctGatherType=jobacct_gather/none"),
             *("SwitchType=switch/none", "MpiDefault=none", "ReturnToService=2", "SlurmdParameters=config_overrides"),
             *("SelectType=select/cons_tres", "SelectTypeParameters=CR_Core", "SchedulerType=sched/backfill"),

@@ -1,5 +1,4 @@
-"""A callback, plugged in from the command line, that ends the process at a step named by the environment; and more that
-a user may plug in."""
+"""Classes that tests plug in from the command line, among them a callback that ends the process at a given point."""
 
 from __future__ import annotations
 
@@ -16,42 +15,39 @@ from sppnet.models import Tiny
 
 
 class Killed(Exception):  # noqa: N818
-    """Stands for `kill -9` where the process must live on: nothing catches it before the command line does."""
+    """Stands for `kill -9` in a test's own process: nothing catches it before the command line."""
 
 
 class StopAt(Callback):
-    """At the `STOP_AT`-th training batch of this process: raise (`STOP_BY=raise`) or send the signal it names."""
+    """Raise (`STOP_BY=raise`) or send the signal `STOP_BY` at the point `STOP_AT`, such as `batch 5` or `test`."""
 
     def __init__(self) -> None:
         self.batches = 0
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._count("batch")
+        self.batches += 1
+        self._stop_if_at(f"batch {self.batches}")
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
-        self._maybe(f"validation of {trainer.current_epoch}")
+        self._stop_if_at(f"validation of {trainer.current_epoch}")
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        self._maybe(f"end of {trainer.current_epoch}")
+        self._stop_if_at(f"end of {trainer.current_epoch}")
 
     def on_test_start(self, trainer: Any, module: Any) -> None:
-        self._maybe("test")
+        self._stop_if_at("test")
 
-    def _count(self, what: str) -> None:
-        self.batches += 1
-        self._maybe(f"{what} {self.batches}")
-
-    def _maybe(self, now: str) -> None:
-        if os.environ.get("STOP_AT") != now:
+    def _stop_if_at(self, point: str) -> None:
+        if os.environ.get("STOP_AT") != point:
             return
-        how = os.environ.get("STOP_BY", "raise")
-        if how == "raise":
-            raise Killed(now)
-        os.kill(os.getpid(), getattr(signal, how))
+        stop_by = os.environ.get("STOP_BY", "raise")
+        if stop_by == "raise":
+            raise Killed(point)
+        os.kill(os.getpid(), getattr(signal, stop_by))
 
 
 class ValidateOften(Callback):
-    """Validate in mid-epoch, too, as a user may who has long epochs."""
+    """Validate within epochs, as a user with long epochs may."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -61,22 +57,22 @@ class ValidateOften(Callback):
 
 
 class Remembers(Callback):
-    """Its state is no plain data."""
+    """A callback whose state is not plain data."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": np.zeros(3)}
 
 
 class StatusFile(Remembers):
-    """Its name is that of a callback of sppnet's."""
+    """Has the name of one of sppnet's own callbacks."""
 
 
 class Draws(Tiny):
-    """In training its map is scaled by what Python and numpy draw, as some drop whole layers."""
+    """A backbone that uses the random generators of Python and numpy in training, as stochastic depth may."""
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = super().forward(images)
-        return found * (random.random() + np.random.rand()) if self.training else found
+        features: Tensor = super().forward(images)
+        return features * (random.random() + np.random.rand()) if self.training else features
 
 
 PLUG = ("allow=stop_at", "+callbacks.stop._target_=stop_at.StopAt")

@@ -1,4 +1,4 @@
-"""A callback, plugged in from the command line, that writes down what each rank really gets."""
+"""A callback that records the batches and the final weights of each rank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Trace(Callback):
-    """One line per batch, and one with a digest of the weights at the end, in `trace-<rank>.jsonl` of the run."""
+    """Writes a line per batch, and a digest of the final weights, to `trace-<rank>.jsonl` in the run directory."""
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         self._write(trainer, "train", batch)

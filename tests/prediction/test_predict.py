@@ -101,7 +101,7 @@ def test_pictures_of_any_kind_and_shape(sppnet: Caller, run: Path, pictures: Pat
     assert "1 .txt" in said[0]
     assert "broken.jpg" in said[1]
     assert "text.png" in said[2]
-    assert "2 of 12 pictures could not be read" in said[3]
+    assert "2 of 12 images could not be read" in said[3]
     assert said[4] == "sppnet: predictions: made.jsonl"
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "made.jsonl"}
 

@@ -36,7 +36,7 @@ def rows(study: str) -> dict[str, dict[str, Any]]:
 
 def row(study: str, name: str) -> dict[str, Any]:
     """The configuration of one row."""
-    cfg = compose.again(command(study), [f"experiments={study}", *rows(study)[name]["set"]])
+    cfg = compose.compose_config(command(study), [f"experiments={study}", *rows(study)[name]["set"]])
     return {key: value for key, value in cfg.items() if key != "hydra"}
 
 
@@ -170,12 +170,12 @@ def test_every_study_says_what_it_asks_expects_and_costs() -> None:
 
 def test_a_study_that_compares_has_five_seeds() -> None:
     for path in STUDIES:
-        jobs = compose.sweep(command(path.stem), [f"experiments={path.stem}"])[0]
+        jobs = compose.expand_sweep(command(path.stem), [f"experiments={path.stem}"])[0]
         folds = any(
-            word.startswith("data.split.fold=") for job in jobs for word in job.words
+            word.startswith("data.split.fold=") for job in jobs for word in job.overrides
         )  # all images are the sample
         if command(path.stem) == "train" and not path.stem.startswith("paper") and not folds:
-            seeds = Counter(word for job in jobs for word in job.words if word.startswith("seed="))
+            seeds = Counter(word for job in jobs for word in job.overrides if word.startswith("seed="))
             assert len(seeds) >= 5, path.stem
             assert len(set(seeds.values())) == 1, path.stem
 

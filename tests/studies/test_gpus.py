@@ -82,7 +82,7 @@ def run(where: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, n: in
         [f"seed={i}", *(["trainer.accelerator=cpu"] if job == "cpu" else [f"trainer.devices={job}"])]
         for i, job in enumerate(jobs)
     ]
-    made = [SweepJob(i, word, OmegaConf.create(compose.again("train", word))) for i, word in enumerate(words)]
+    made = [SweepJob(i, word, OmegaConf.create(compose.compose_config("train", word))) for i, word in enumerate(words)]
     Noting("train", made, n).run()
     return [json.loads((where / f"{i}.json").read_text()) for i in range(len(jobs))]
 

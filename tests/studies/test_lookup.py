@@ -146,7 +146,7 @@ def test_a_damaged_plan_is_not_taken_for_none(study: Caller, text: str) -> None:
 
 def test_runs_beside_a_plan_are_counted(study: Caller) -> None:
     assert study("train", *OF_A_STUDY, "seed=9").code == 0
-    assert "6 runs: 6 done; beside them 1 that it does not ask for" in study("status").out
+    assert "6 runs: 6 done; 1 further run(s) that the study does not plan" in study("status").out
 
 
 @pytest.mark.parametrize("name", ["paper_table2", "caltech_transfer", "views_agree"])

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from calling import SMALL, Caller, weights
-from sppnet.config.compose import again
+from sppnet.config.compose import compose_config
 from sppnet.data import ImageSet, Splits, build_sizes
 from sppnet.data.datamodule import DataModule
 from sppnet.data.decode import DataError
@@ -103,7 +103,7 @@ def train(words: list[str], rank: int, world: int, count: int, folder: Path) -> 
     """Two epochs of one of `world` processes."""
     more = ["sizes.val=[16]", "trainer.max_epochs=2", "trainer.precision=64-true", "trainer.accelerator=cpu"]
     more += ["trainer.threads=1", "trainer.progress=none", "optim=sgd", "optim.weight_decay=0"]
-    cfg = again("train", ["sizes=single", "sizes.train=[16]", *more, *words])
+    cfg = compose_config("train", ["sizes=single", "sizes.train=[16]", *more, *words])
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Tanh())
     head = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), classifier=nn.Linear(4, 3)))
     torch.manual_seed(0)

@@ -92,7 +92,7 @@ def test_a_stop_signal_saves_the_step_it_came_at(sppnet: Caller, monkeypatch: py
         context.setenv("STOP_BY", number)
         stopped = sppnet("train", *RUN)
     assert stopped.code == 1
-    assert "the same command goes on from there" in stopped.err
+    assert "the same command resumes it" in stopped.err
     run = Path("runs/default") / unbroken.run.name
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["step"]) == ("preempted", 9)

@@ -14,7 +14,7 @@ import yaml
 
 from calling import SMALL, Caller, flip, records, same_weights, weights
 from sppnet import cli
-from sppnet.config.compose import again
+from sppnet.config.compose import compose_config
 from sppnet.data import build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.digits import Digits
@@ -96,7 +96,7 @@ def test_a_fast_kernel_trains_the_same_weights_by_the_same_losses(sppnet: Caller
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_the_network_gets_the_same_pixels_in_the_layout_that_is_asked_for(asked: bool) -> None:
-    cfg = again("train", [f"trainer.channels_last={asked}"])
+    cfg = compose_config("train", [f"trainer.channels_last={asked}"])
     classifier = build_classifier(cfg, load_splits(cfg["data"]))
     images, offset = torch.randint(256, (3, 3, 20, 24), dtype=torch.uint8), torch.randn(3, 3)
     mean, std = (torch.tensor(cfg["data"][key])[:, None, None] for key in ("mean", "std"))
@@ -324,7 +324,9 @@ def test_a_test_that_is_cut_short_is_not_the_test(sppnet: Caller) -> None:
 @pytest.mark.parametrize("fit", ["crop", "full"])
 def test_a_validation_and_a_test_that_are_cut_short_see_a_mixture_of_classes(tmp_path: Path, fit: str) -> None:
     digits_as_files(tmp_path)
-    cfg = again("train", ["data=folder", f"data.root={tmp_path}", "data.workers=0", "data.batch_size=16", "views=full"])
+    cfg = compose_config(
+        "train", ["data=folder", f"data.root={tmp_path}", "data.workers=0", "data.batch_size=16", "views=full"]
+    )
     cfg["data"]["fit"], cfg["views"]["fit"] = fit, fit.replace("crop", "center")
     seen = []
     for seed in (0, 1):  # of the run, which changes nothing

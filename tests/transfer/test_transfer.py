@@ -89,11 +89,11 @@ def test_a_row_says_all_and_is_computed_once(sppnet: Caller, pets: Path) -> None
     assert not list(Path("runs").rglob("*.tmp"))
     stamps, written = cached(), Path("runs/default/transfer").stat().st_mtime_ns
     again = sppnet("transfer", *GIVEN, "head.bins=[2,1]")
-    assert "is there" in again.out
+    assert "exists" in again.out
     assert again.figure("transfer/accuracy") == 1.0
     assert Path("runs/default/transfer").stat().st_mtime_ns == written
     forced = sppnet("transfer", *GIVEN, "head.bins=[2,1]", "force=true")
-    assert "is there" not in forced.out
+    assert "exists" not in forced.out
     assert Path("runs/default/transfer").stat().st_mtime_ns != written
     assert rows()[0]["splits"] == row["splits"]
     assert cached() == stamps
@@ -164,7 +164,7 @@ def test_a_checkpoint_gives_its_fully_connected_layers(sppnet: Caller, pets: Pat
     lone = pets.parent / "lone.ckpt"
     lone.write_bytes((run / "checkpoints/best.ckpt").read_bytes())
     same = sppnet("transfer", *from_run[1:], f"checkpoint={lone}", "layer=fc2")
-    assert "is there" in same.out, same.err  # the same weights
+    assert "exists" in same.out, same.err  # the same weights
 
 
 def test_a_damaged_file_of_features_is_computed_again_and_so_is_a_changed_picture(sppnet: Caller, pets: Path) -> None:
@@ -393,14 +393,14 @@ def test_a_set_of_several_labels_is_ranked_on_its_own_parts(sppnet: Caller, tmp_
 NAMES_AND_VALUES = [
     (["layer=fly"], ["layer=fly", "conv, pool, spp"]),
     (["layer=fc1"], ["layer=fc1", "checkpoint"]),
-    (["pool_to=0"], ["pool_to=0", "at least 1"]),
+    (["pool_to=0"], ["pool_to=0", "from 1 to"]),
     (["svm.C=0"], ["svm.C=0", "above 0"]),
     (["svm=5"], ["svm=5", "mapping"]),
     (["+svm.loss=hinge"], ["svm.loss", "svm has C"]),
     (["~svm.C"], ["svm.C is missing"]),
-    (["splits=0"], ["splits=0", "at least 1"]),
-    (["splits=own"], ["splits=own", "null or a whole number"]),
-    (["per_class.train=no"], ["per_class.train=no", "whole number"]),
+    (["splits=0"], ["splits=0", "from 1 to"]),
+    (["splits=own"], ["splits=own", "null or an integer"]),
+    (["per_class.train=no"], ["per_class.train=no", "integer"]),
     (["+per_class.val=3"], ["per_class.val", "train, test"]),
     (["views=ten"], ["views=ten", "center, warp or full"]),
     (["views=full", "layer=conv"], ["layer=conv", "views=full"]),

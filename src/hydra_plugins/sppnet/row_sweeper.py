@@ -49,6 +49,6 @@ class RowsSweeper(BasicSweeper):
         assert self.hydra_context is not None
         assert self.launcher is not None
         made = expand(self.rows, self.only, self.params, arguments, self.hydra_context.config_loader)
-        jobs = [job.words for job in made]
+        jobs = [job.overrides for job in made]
         self.validate_batch_is_legal(jobs)
         return [self.launcher.launch(jobs, initial_job_idx=0)]

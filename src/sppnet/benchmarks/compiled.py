@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from sppnet.benchmarks.measurement import Row, Setting, took
-from sppnet.config.compose import again
+from sppnet.config.compose import compose_config
 from sppnet.models.network import SPPNet, build_network
 
 SIZES = (64, 48, 80, 56, 72, 96)
@@ -16,7 +16,10 @@ SIZES = (64, 48, 80, 56, 72, 96)
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `compile`: inductor, forward and backward, of each part that `trainer.compile` compiles."""
-    cfg, sizes = again("train", ["backbone.width=4"] if setting.quick else []), SIZES[: 2 if setting.quick else None]
+    cfg, sizes = (
+        compose_config("train", ["backbone.width=4"] if setting.quick else []),
+        SIZES[: 2 if setting.quick else None],
+    )
     for name, what in (("backbone", "the trunk"), ("head", "the head with its pyramid")):
         one, first = _graphs(build_network(cfg["backbone"], cfg["head"], 10).to(setting.device), name, sizes[:1])
         network = build_network(cfg["backbone"], cfg["head"], 10).to(setting.device)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from sppnet.benchmarks.measurement import Row, Setting, geometric
-from sppnet.config.compose import again
+from sppnet.config.compose import compose_config
 from sppnet.data import build_sizes, jpeg, load_splits
 from sppnet.data.datamodule import DataModule
 
@@ -81,7 +81,7 @@ def _pair(setting: Setting, root: Path, size: int, workers: int, keys: Mapping[s
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-    cfg = again("train", ["data=folder", f"data.root={root}"])["data"]
+    cfg = compose_config("train", ["data=folder", f"data.root={root}"])["data"]
     cfg |= {
         "workers": workers,
         "batch_size": BATCH,

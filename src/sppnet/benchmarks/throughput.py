@@ -8,7 +8,7 @@ from typing import Any
 
 from sppnet.benchmarks.measurement import Row, Setting
 from sppnet.benchmarks.training_step import Clock, Given, train
-from sppnet.config.compose import again
+from sppnet.config.compose import compose_config
 from sppnet.data import Splits, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.errors import notice
@@ -54,7 +54,7 @@ def _settings(setting: Setting, words: tuple[str, ...]) -> dict[str, Any]:
     more = (f"data.root={photographs}", f"data.workers={setting.threads}", f"trainer.threads={setting.threads}")
     rest = ("trainer.checkpoint_every_n_steps=null",)  # writing a gigabyte is not what is measured
     split = ("data.split.val=0.02", "data.split.test=0.02", "trainer.progress=none", "optim.lr=0.0001")
-    cfg = again("train", [*KEPT, *words, *more, *rest, *split, f"paths.cache={setting.scratch / 'kept'}"])
+    cfg = compose_config("train", [*KEPT, *words, *more, *rest, *split, f"paths.cache={setting.scratch / 'kept'}"])
     settle(cfg)
     cfg["trainer"]["accelerator"] = "gpu" if setting.device.type == "cuda" else "cpu"
     return cfg

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from sppnet.benchmarks.measurement import Row, Setting
-from sppnet.config.compose import again
+from sppnet.config.compose import compose_config
 from sppnet.data import Splits, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.runs.run_directory import Run
@@ -43,7 +43,9 @@ def measure(setting: Setting) -> Iterator[Row]:
         root = next(iter(setting.photographs.values()))
         data = ("data=folder", f"data.root={root}", "data.workers=0") if words else ()
         more = ("trainer.precision=bf16-mixed",) if gpu else ()
-        cfg = again("train", [*data, *words, *more, f"trainer.threads={setting.threads}", "trainer.progress=none"])
+        cfg = compose_config(
+            "train", [*data, *words, *more, f"trainer.threads={setting.threads}", "trainer.progress=none"]
+        )
         settle(cfg)
         cfg["trainer"] |= {"accelerator": "gpu" if gpu else "cpu", "max_epochs": 1}
         sets = load_splits(cfg["data"])

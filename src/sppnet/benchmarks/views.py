@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sppnet.benchmarks.measurement import Row, Setting, compare, took
 from sppnet.benchmarks.windows import head_cost, paper_network
-from sppnet.config.compose import again
+from sppnet.config.compose import compose_config
 from sppnet.data.views import Views
 from sppnet.models.network import SPPNet
 from sppnet.training.multi_view import Scorer
@@ -26,7 +26,7 @@ def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `views`."""
     network = paper_network(setting.quick).to(setting.device)
     for name in ("ten", "multi"):
-        cfg = again("train", [f"views={name}"])["views"]
+        cfg = compose_config("train", [f"views={name}"])["views"]
         scorers = {source: _scorer(network, cfg, source) for source in ("map", "image")}
         best = {source: _best_batch(scorer, setting) for source, scorer in scorers.items()}
         batches = {source: _photographs(scorers[source], best[source], setting) for source in scorers}

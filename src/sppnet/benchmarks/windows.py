@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import roi_pool
 
 from sppnet.benchmarks.measurement import Row, Setting, compare
-from sppnet.config.compose import again
+from sppnet.config.compose import compose_config
 from sppnet.data.views import Window
 from sppnet.models.network import SPPNet, build_network
 from sppnet.models.receptive_field import receptive_field
@@ -31,7 +31,7 @@ SAMPLE = 32  # windows that are timed the R-CNN way; the others would take as lo
 def paper_network(quick: bool = False) -> SPPNet:
     """The paper's: ZF-5, 50 bins, two fully connected layers of 4,096; `quick`: one that takes no time."""
     words = ["backbone=tiny", "head.hidden=[64]"] if quick else ["backbone=zf5", "head.hidden=[4096,4096]"]
-    cfg = again("train", [*words, "head.bins=[6,3,2,1]"])
+    cfg = compose_config("train", [*words, "head.bins=[6,3,2,1]"])
     return build_network(cfg["backbone"], cfg["head"], 20).eval()
 
 

@@ -1,4 +1,4 @@
-"""`sppnet bench`: how fast this is on this machine, beside what one would use otherwise."""
+"""`sppnet bench`: the speed of sppnet on this machine, against the usual alternatives."""
 
 from __future__ import annotations
 
@@ -50,26 +50,26 @@ RULES: Mapping[str, Rule] = {
     "output": or_null(TEXT),
 }
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
+COLUMNS = ("what", "against", "ours", "theirs", "value", "target", "", "of it")
 
 
 def main(words: Sequence[str]) -> None:
-    """Compose `conf/bench.yaml` and measure what it asks for."""
     hydra_app.run("bench", words, bench)
 
 
 def bench(job: Job) -> None:
-    """Measure, print the table, and write it where `output` says.
+    """Measure, print the table, and write it to the folder `output`.
 
     Raises:
-        UserError: a value is not allowed, the accelerator or the photographs are not there, or `output` is no place.
+        UserError: a value is not allowed, the accelerator or the photographs are missing, or `output` is not writable.
     """
     cfg = dict(job.cfg)
-    own = schema.take(cfg, RULES)
+    own = schema.take_own_keys(cfg, RULES)
     if cfg:
         raise UserError(f"unknown key {next(iter(cfg))}; sppnet bench has {', '.join(RULES)}")
     output = None if own["output"] is None else Path(own["output"]).expanduser()
     if output is not None:
-        check_writable(output)  # before minutes are spent on what it is for
+        check_writable(output)  # before minutes of measuring
     import torch
 
     gpu = torch.cuda.is_available()
@@ -83,52 +83,60 @@ def bench(job: Job) -> None:
 
         folders = _photographs(own["photographs"], Path(scratch))
         setting = Setting(device, own["threads"], folders, Path(scratch), own["quick"])
-        began, rows, name = time.monotonic(), [], _name(device.type)
+        name = f"bench_{'gpu' if device.type == 'cuda' else 'cpu'}"
+        began, rows = time.monotonic(), []
         for group in own["only"] or GROUPS:
-            for row in _measured(group, setting):
+            for row in _measure(group, setting):
                 rows.append(row)
-                print(f"sppnet bench: {row.what}: {_value(row)}", file=sys.stderr, flush=True)
-                if output is not None:  # what is measured is kept if this is stopped
+                print(f"sppnet bench: {row.what}: {_format_value(row)}", file=sys.stderr, flush=True)
+                if output is not None:  # after every row: an interrupted measurement keeps what it has
                     _write(output, f"{name}.partial", rows, own["threads"], time.monotonic() - began, device.type)
         seconds = time.monotonic() - began
-        if output is not None and rows:  # an older result is there until this one is whole
+        if output is not None and rows:  # only a complete result replaces an older one
             for suffix in ("json", "md"):
                 (output / f"{name}.partial.{suffix}").replace(output / f"{name}.{suffix}")
-    console.print(_table(rows))
-    console.print(_where(device.type, own["threads"], seconds))
+    console.print(_build_table(rows))
+    console.print(_describe_machine(device.type, own["threads"], seconds))
     if output is not None and rows:
         print(f"written: {output / name}.json, {output / name}.md")
 
 
-def _measured(group: str, setting: Setting) -> Iterator[Row]:
+def _measure(group: str, setting: Setting) -> Iterator[Row]:
     module, function, _ = GROUPS[group]
     measure: Callable[[Setting], Iterator[Row]] = getattr(import_module(f"sppnet.benchmarks.{module}"), function)
     yield from measure(setting)
 
 
-def _photographs(given: str | None, scratch: Path) -> dict[str, Path]:
-    """The folder of photographs by its name: the one that is given, `$SPPNET_DATA/caltech20`, or scikit-learn's two."""
-    usual = Path(os.environ.get("SPPNET_DATA", ""), "caltech20")
-    if given is None and not (os.environ.get("SPPNET_DATA") and usual.is_dir()):
+def _photographs(typed: str | None, scratch: Path) -> dict[str, Path]:
+    """The folder of photographs, by its name: the typed one, `$SPPNET_DATA/caltech20`, or scikit-learn's two images."""
+    default = Path(os.environ.get("SPPNET_DATA", ""), "caltech20")
+    if typed is None and not (os.environ.get("SPPNET_DATA") and default.is_dir()):
         from sppnet.benchmarks.loading import two_photographs
 
-        print("sppnet bench: no photographs here (photographs=FOLDER): parts of scikit-learn's two", file=sys.stderr)
+        print(
+            "sppnet bench: no photographs (photographs=FOLDER); using crops of the two that come with scikit-learn",
+            file=sys.stderr,
+        )
         return {"scikit-learn": two_photographs(scratch / "two")}
-    folder = usual if given is None else Path(given).expanduser()
+    folder = default if typed is None else Path(typed).expanduser()
     if not folder.is_dir() or not any(folder.glob("*/*.jpg")):
         raise UserError(f"photographs={folder} must be a folder of CLASS/IMAGE.jpg")
     return {folder.name: folder.resolve()}
 
 
-def _value(row: Row) -> str:
-    return f"{row.value:.3g} ({'at most' if row.most else 'at least'} {row.target:g}: {_verdict(row)})"
+def _format_value(row: Row) -> str:
+    return f"{row.value:.3g} ({_format_target(row)}: {_verdict(row)})"
+
+
+def _format_target(row: Row) -> str:
+    return f"{'at most' if row.most else 'at least'} {row.target:g}"
 
 
 def _verdict(row: Row) -> str:
     return "reached" if row.reached else "falls short"
 
 
-def _time(row: Row, value: float) -> str:
+def _format_time(row: Row, value: float) -> str:
     if math.isnan(value):
         return ""
     if row.unit == "graphs":
@@ -136,41 +144,39 @@ def _time(row: Row, value: float) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
-def _cells(row: Row) -> list[str]:
-    times = (_time(row, row.ours), _time(row, row.theirs))
-    target = f"{'at most' if row.most else 'at least'} {row.target:g}"
-    return [row.what, row.against, *times, f"{row.value:.3g}", target, _verdict(row), row.limit]
+def _columns(row: Row) -> list[str]:
+    times = (_format_time(row, row.ours), _format_time(row, row.theirs))
+    return [row.what, row.against, *times, f"{row.value:.3g}", _format_target(row), _verdict(row), row.limit]
 
 
-HEADS = ("what", "against", "ours", "theirs", "value", "target", "", "of it")
-
-
-def _table(rows: Sequence[Row]) -> Table:
+def _build_table(rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE, show_edge=False)
-    for head in HEADS:
-        table.add_column(head, justify="right" if head in ("ours", "theirs", "value") else "left")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column in ("ours", "theirs", "value") else "left")
     for row in rows:
-        table.add_row(*_cells(row), style=None if row.reached else "yellow")
+        table.add_row(*_columns(row), style=None if row.reached else "yellow")
     return table
 
 
-def _where(device: str, threads: int, seconds: float) -> str:
+def _describe_machine(device: str, threads: int, seconds: float) -> str:
+    """One line below the table: machine, package versions, commit, date and duration."""
     here, versions = machine(), packages()
     card = f", {', '.join(here['gpus'])}" if device == "cuda" else ""
-    named = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
+    installed = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
     commit = code()["commit"]
-    made = f"commit {commit[:10]}{' and what is not committed' if code()['dirty'] else ''}" if commit else "no checkout"
-    what = (
-        f"{here['processor']}, {here['cores']} cores, {threads} threads{card}; Python {here['python']}, {named}; {made}"
+    uncommitted = " and uncommitted changes" if code()["dirty"] else ""
+    source = f"commit {commit[:10]}{uncommitted}" if commit else "no checkout"
+    return (
+        f"{here['processor']}, {here['cores']} cores, {threads} threads{card}; Python {here['python']}, {installed};"
+        f" {source}; {time.strftime('%Y-%m-%d')}; {seconds / 60:.1f} min"
     )
-    return f"{what}; {time.strftime('%Y-%m-%d')}; {seconds / 60:.1f} min"
 
 
 def _write(folder: Path, name: str, rows: Sequence[Row], threads: int, seconds: float, device: str) -> None:
-    """`NAME.json` with everything, and `NAME.md` with the table."""
+    """Write `NAME.json` with every detail, and `NAME.md` with the table."""
     folder.mkdir(parents=True, exist_ok=True)
     versions = {package: packages().get(package) for package in PACKAGES}
-    made: dict[str, Any] = {
+    record: dict[str, Any] = {
         "machine": machine() | {"host": None},
         "threads": threads,
         "packages": versions,
@@ -180,12 +186,9 @@ def _write(folder: Path, name: str, rows: Sequence[Row], threads: int, seconds: 
         "seconds": round(seconds, 1),
         "rows": [{**asdict(row), "reached": row.reached} for row in rows],
     }
-    text = json.dumps(made, indent=1).replace("NaN", "null")
+    text = json.dumps(record, indent=1).replace("NaN", "null")
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
-    (folder / f"{name}.md").write_text("\n".join([*lines, "", _where(device, threads, seconds), ""]), encoding="utf-8")
-
-
-def _name(device: str) -> str:
-    return f"bench_{'gpu' if device == 'cuda' else 'cpu'}"
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(_columns(row))} |" for row in rows]
+    note = _describe_machine(device, threads, seconds)
+    (folder / f"{name}.md").write_text("\n".join([*lines, "", note, ""]), encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Commands that start from a trained network (`checkpoint=RUN_DIR_OR_FILE`) and change only what the user typed.
+"""Compose a command's configuration over that of a trained run (`checkpoint=RUN_DIR_OR_FILE`).
 
-The overrides of the run come before the typed ones, so that `views=full` or `data=folder` mean what they mean in
-training. `sppnet.runs.from_checkpoint` puts what they change over the configuration that the run stored.
+The run's overrides are replayed before the typed ones, so that `views=full` or `data=folder` mean what they mean in
+training. `sppnet.runs.from_checkpoint` then applies what the typed overrides change to the configuration that the run
+stored.
 """
 
 from __future__ import annotations
@@ -17,33 +18,38 @@ from sppnet.runs.from_checkpoint import Trained, checkpoint_path, from_checkpoin
 def run(
     command: str,
     words: Sequence[str],
-    job: Callable[[Trained], None],
+    run_command: Callable[[Trained], None],
     own: Sequence[str],
     may_change: Sequence[str],
 ) -> None:
-    """Compose `conf/COMMAND.yaml` over the run that `checkpoint=` names and call `job`.
+    """Compose `conf/COMMAND.yaml` over the run that `checkpoint=` names and call `run_command` with the network.
 
     Args:
-        command: names the primary configuration file.
-        words: what follows the command on the command line.
-        job: does the work.
-        own: top-level keys of the command itself, which no run has and the command checks.
-        may_change: keys (and sections) in which the command may differ from the run.
+        command: the name of the command and of its primary configuration file.
+        words: the command line after the command.
+        run_command: the body of the command.
+        own: top-level keys that only the command has; `run_command` checks their values.
+        may_change: keys and sections in which the command may differ from the run.
 
     Raises:
-        UserError: the checkpoint does not exist or is none, or something differs that may not.
+        UserError: the checkpoint does not exist or is not one of sppnet's, or a key outside `may_change` differs.
     """
     words = hydra_app.normalise(command, words)
     checkpoint = named_checkpoint(words)
-    replayed = [] if checkpoint is None else compose.known(command, stored(checkpoint_path(checkpoint))[1])
+    replayed: list[str] = []
+    if checkpoint is not None:
+        _, run_overrides = stored(checkpoint_path(checkpoint))
+        replayed = compose.drop_missing_options(command, run_overrides)
 
-    def start(composed: Job) -> None:
-        job(from_checkpoint(command, composed, own, may_change))
+    def run_job(job: Job) -> None:
+        run_command(from_checkpoint(command, job, own, may_change))
 
-    hydra_app.run(command, [*replayed, *words], start, len(replayed))
+    hydra_app.run(command, [*replayed, *words], run_job, len(replayed))
 
 
 def named_checkpoint(words: Sequence[str]) -> str | None:
-    """The value of `checkpoint=` on a command line; None for `null`, for several in a sweep (each job has its own), or
-    if there is none."""
-    return overrides.text_of("checkpoint", words)
+    """The value of `checkpoint=` on a command line.
+
+    None if there is none, if it is `null`, or if a sweep gives several (each job of the sweep then has its own).
+    """
+    return overrides.last_value("checkpoint", words)

@@ -1,7 +1,7 @@
-"""From the command line to a plain, resolved configuration: Hydra's part of every command.
+"""Compose a command's configuration with Hydra and run the command on it, as a plain, resolved dict.
 
-Hydra composes; the job itself runs after Hydra has finished, so that its error handling (several lines, exit code 1)
-and Lightning's detection of Hydra (which would restart ranks with a changed command line) stay out of the way.
+Hydra only composes; the job runs after `hydra.main` has returned. Hydra's error handling (several lines, exit code 1)
+and Lightning's detection of Hydra (which would restart ranks with a changed command line) then do not apply to it.
 Nothing here imports torch.
 """
 
@@ -15,145 +15,183 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    HydraException,
-)
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sppnet import errors
 from sppnet.config import compose, option_files, overrides, schema
-from sppnet.config.compose import Job, plain
+from sppnet.config.compose import Job, to_plain
 from sppnet.errors import UserError
 from sppnet.studies.slurm_launcher import Submission
 from sppnet.studies.sweep import SweepJob
 
-SWEPT = ("train", "transfer")  # commands of which a study is a sweep
+SWEEPABLE = ("train", "transfer")  # the commands that a study runs as a sweep
 
 
 @functools.cache
-def _scratch() -> str:
-    """A directory that ends with the process: Hydra insists on one for a sweep's multirun.yaml."""
+def _scratch_directory() -> str:
+    """A directory for a sweep's multirun.yaml, which Hydra insists on writing; removed when the process ends."""
     path = tempfile.mkdtemp(prefix="sppnet-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
 
 
 OmegaConf.register_new_resolver("sppnet.root", lambda: str(option_files.root()), replace=True)
-OmegaConf.register_new_resolver("sppnet.scratch", _scratch, replace=True)
+OmegaConf.register_new_resolver("sppnet.scratch", _scratch_directory, replace=True)
 
 
 def normalise(command: str, words: Sequence[str]) -> list[str]:
-    """The words of a command line as Hydra takes them; `--config-dir` counts from here on.
+    """Rewrite a command line for Hydra and use its `--config-dir` from now on.
 
     Raises:
-        UserError: an unknown option, or a word that is no override.
+        UserError: an unknown option, or a word that is not an override.
     """
     option_files.use_config_dir(words)
     return overrides.normalise(command, words)
 
 
-def run(command: str, words: Sequence[str], job: Callable[[Job], None], replayed: int = 0) -> None:
-    """Compose `conf/COMMAND.yaml` with the command line and run `job` on the result (or sweep, under `-m`).
+@dataclass(frozen=True)
+class _Composed:
+    """What Hydra composed for one job.
+
+    Attributes:
+        cfg: the configuration, not yet resolved.
+        task_overrides: the overrides of the job, those replayed from a run first.
+        sweeper_overrides: the overrides of `hydra.sweeper`.
+        in_sweep: whether the job belongs to a sweep.
+        slurm_options: the launcher's options if the job is to be submitted to SLURM on its own; None otherwise.
+        problem: the problem with a study that was typed without `-m`; empty if there is none.
+    """
+
+    cfg: DictConfig
+    task_overrides: list[str]
+    sweeper_overrides: tuple[str, ...]
+    in_sweep: bool
+    slurm_options: dict[str, Any] | None
+    problem: str
+
+
+def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], replayed: int = 0) -> None:
+    """Compose `conf/COMMAND.yaml` with the command line and call `run_command` on the result (or sweep, under `-m`).
 
     Args:
-        command: names the primary configuration file.
-        words: what follows the command on the command line.
-        job: does the work.
-        replayed: how many of the overrides come from a run and not from the user, who is not warned of them again.
+        command: the name of the command and of its primary configuration file.
+        words: the command line after the command.
+        run_command: the body of the command.
+        replayed: how many of the overrides come from a run. The user did not type them and is not warned of them.
 
     Raises:
         UserError: an option, a key or a value that Hydra does not accept, as one line.
     """
     words = normalise(command, words)
-    composed: list[tuple[DictConfig, list[str], tuple[str, ...], str, dict[str, Any] | None]] = []
-    alone = True  # not one job of a sweep
+    composed: list[_Composed] = []
 
     def task(cfg: DictConfig) -> None:
-        nonlocal alone
-        alone = HydraConfig.get().mode == RunMode.RUN and "hydra.mode=RUN" not in words  # as our launchers start a job
-        overrides = _resolved(HydraConfig.get().overrides.task)
-        wrong = _unswept(overrides[replayed:]) if alone and command in SWEPT else ""
-        typed = _resolved(HydraConfig.get().overrides.hydra)
-        sweeper = tuple(word for word in typed if word.startswith("hydra.sweeper."))
-        composed.append((cfg, overrides, sweeper, wrong, _submitted() if alone else None))
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher that is not ours calls us in its worker
+        composed.append(_describe(command, words, replayed, cfg))
+        # Only a launcher that is not ours (joblib) calls this function for a job of a sweep, in its worker.
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
             option_files.use_config_dir(words)
             start()
 
     def start() -> None:
         while composed:
-            cfg, overrides, sweeper, wrong, options = composed.pop()
-            if wrong:
-                raise UserError(wrong)
-            if options is not None:
-                Submission(command, [SweepJob(0, overrides[replayed:], cfg)], options, planned=False).run()
-                continue
-            _heed_traceback(cfg, overrides[replayed:] if replayed else None)
-            made = Job(plain(cfg), overrides, sweeper)
-            _warn(made.cfg, made.overrides[replayed:], {"retry": "a single job"} if alone and command in SWEPT else {})
-            job(made)
+            _start(command, replayed, composed.pop(), run_command)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; `sppnet.cli` words them
-    sys.argv[1:] = words  # Hydra reads them there
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through; `sppnet.cli` prints them
+    sys.argv[1:] = words  # where Hydra reads the command line
     try:
         hydra.main(version_base="1.3", config_path=str(option_files.root() / "conf"), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(compose.explain(error, command)) from error
-    except UserError:  # of a launcher of ours
+    except UserError:  # a ValueError, too, but raised by one of our launchers
         raise
-    except (ValueError, TypeError) as error:  # of Hydra, about a group that was given a list or a number
-        if wrong := option_files.unnamed_option(words):
-            raise UserError(wrong) from error
+    except (ValueError, TypeError) as error:  # Hydra's reaction to a list or a number where a group needs a name
+        if problem := option_files.unnamed_option(words):
+            raise UserError(problem) from error
         raise
     start()
 
 
+def _describe(command: str, words: Sequence[str], replayed: int, cfg: DictConfig) -> _Composed:
+    hydra_config = HydraConfig.get()
+    # our launchers start the jobs of a sweep with hydra.mode=RUN
+    in_sweep = hydra_config.mode != RunMode.RUN or "hydra.mode=RUN" in words
+    task_overrides = _resolved(hydra_config.overrides.task)
+    hydra_overrides = _resolved(hydra_config.overrides.hydra)
+    return _Composed(
+        cfg=cfg,
+        task_overrides=task_overrides,
+        sweeper_overrides=tuple(word for word in hydra_overrides if word.startswith("hydra.sweeper.")),
+        in_sweep=in_sweep,
+        slurm_options=None if in_sweep else _slurm_options(),
+        problem="" if in_sweep or command not in SWEEPABLE else _missing_multirun(task_overrides[replayed:]),
+    )
+
+
+def _start(command: str, replayed: int, composed: _Composed, run_command: Callable[[Job], None]) -> None:
+    """Submit the job to SLURM if its launcher says so; otherwise run it here."""
+    typed = composed.task_overrides[replayed:]
+    if composed.problem:
+        raise UserError(composed.problem)
+    if composed.slurm_options is not None:
+        Submission(command, [SweepJob(0, typed, composed.cfg)], composed.slurm_options, planned=False).run()
+        return
+    _set_show_traceback(composed.cfg, typed if replayed else None)
+    job = Job(to_plain(composed.cfg), composed.task_overrides, composed.sweeper_overrides)
+    single = not composed.in_sweep and command in SWEEPABLE
+    _warn_of_keys_without_effect(job.cfg, typed, {"retry": "a single job"} if single else {})
+    run_command(job)
+
+
 def _resolved(node: Any) -> list[str]:
-    """Overrides with their interpolations resolved, where they can be: `${.val}` means something at its key alone, and
-    what leads nowhere is for `plain` to refuse."""
-    made = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(made, list)
-    for i in range(len(made)):
+    """The overrides of `node` with their interpolations resolved.
+
+    An override whose interpolation cannot be resolved here stays as it is: `${.val}` is relative to its own key, and
+    `to_plain` refuses what leads nowhere.
+    """
+    words = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(words, list)
+    for i in range(len(words)):
         with contextlib.suppress(OmegaConfBaseException):
-            made[i] = node[i]
-    return made
+            words[i] = node[i]
+    return words
 
 
-def _heed_traceback(cfg: DictConfig, typed: list[str] | None) -> None:
-    """Obey `debug.traceback`; of a command that starts from a run, only if it was typed."""
+def _set_show_traceback(cfg: DictConfig, typed: list[str] | None) -> None:
+    """Obey `debug.traceback`; in a command that starts from a run, only if the user typed it (`typed` is not None)."""
     if typed is None or any(word.lstrip("+").startswith(("debug", "experiments=")) for word in typed):
         errors.show_traceback = OmegaConf.select(cfg, "debug.traceback") is True
 
 
-def _submitted() -> dict[str, Any] | None:
-    """Options of a launcher that takes a single job as well as a sweep; None for one that does not."""
-    node = HydraConfig.get()
-    if not str(node.launcher.get("_target_", "")).endswith(".SlurmLauncher"):
+def _slurm_options() -> dict[str, Any] | None:
+    """The options of the SLURM launcher, which also takes a single job; None with any other launcher."""
+    launcher = HydraConfig.get().launcher
+    if not str(launcher.get("_target_", "")).endswith(".SlurmLauncher"):
         return None
-    return {str(key): value for key, value in node.launcher.items() if key != "_target_"}
+    return {str(key): value for key, value in launcher.items() if key != "_target_"}
 
 
-def _unswept(typed: list[str]) -> str:
-    """What is wrong with a study that was typed without `-m`: one network would be trained, with nothing of what the
-    study sweeps."""
-    node = HydraConfig.get()
+def _missing_multirun(typed: list[str]) -> str:
+    """The problem with a sweep that was typed without `-m`: it would train one network and vary nothing."""
+    sweeper = HydraConfig.get().sweeper
     study = next((word for word in typed if word.startswith("experiments=")), None)
-    rows, axes = node.sweeper.get("rows"), node.sweeper.get("params")
+    rows, axes = sweeper.get("rows"), sweeper.get("params")
     if not study or not (rows or axes):
         return ""
-    some = f"; of its rows, hydra.sweeper.only=[{next(iter(rows))}] takes that one" if rows else ""
-    return f"{study} is a sweep, which -m starts{some}"
+    one_row = f"; hydra.sweeper.only=[{next(iter(rows))}] selects a row of it" if rows else ""
+    return f"{study} is a sweep: start it with -m{one_row}"
 
 
-def _warn(cfg: dict[str, Any], overrides: list[str], idle: dict[str, str]) -> None:
-    """Say which of the values that were typed have no effect; defaults may lie idle, as `optim.schedule` has."""
-    typed = {word.lstrip("+").partition("=")[0] for word in overrides}
-    for key, why in (schema.unused(cfg) | idle).items():
-        if key in typed:
-            print(f"sppnet: warning: {key} has no effect with {why}", file=sys.stderr)
+def _warn_of_keys_without_effect(cfg: dict[str, Any], typed: list[str], more: dict[str, str]) -> None:
+    """Warn of typed values that have no effect; defaults may have none, as `optim.schedule.factor` does."""
+    keys = {word.lstrip("+").partition("=")[0] for word in typed}
+    for key, setting in (schema.keys_without_effect(cfg) | more).items():
+        if key in keys:
+            print(f"sppnet: warning: {key} has no effect with {setting}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`sppnet models`: map sizes, parameters and multiply-adds of every backbone."""
+"""`sppnet models`: feature map sizes, parameters and multiply-adds of every backbone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from rich.table import Table
 
 from sppnet.commands import hydra_app
 from sppnet.config import schema
-from sppnet.config.compose import Job, again
+from sppnet.config.compose import Job, compose_config
 from sppnet.config.option_files import options
 from sppnet.config.schema import SIDES
 from sppnet.errors import UserError
 
 
 def main(words: Sequence[str]) -> None:
-    """Compose `conf/models.yaml` and print the table."""
     hydra_app.run("models", words, models)
 
 
@@ -25,9 +24,9 @@ def models(job: Job) -> None:
     """Print a row for every option of the group `backbone`.
 
     Raises:
-        UserError: a size is not allowed, or leaves a backbone no map.
+        UserError: a size is not allowed, or is too small for a backbone.
     """
-    sizes: list[int] = schema.take(job.cfg, {"sizes.test": SIDES})["sizes"]["test"]
+    sizes: list[int] = schema.take_own_keys(job.cfg, {"sizes.test": SIDES})["sizes"]["test"]
     table = Table(box=None)
     table.add_column("backbone")
     for title in ("channels", "stride", "offset", "M parameters"):
@@ -37,7 +36,7 @@ def models(job: Job) -> None:
         table.add_column("G mult-adds", justify="right")
     for row in _rows(sizes):
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)  # lines of a file are not wrapped
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)  # does not wrap lines in a file
 
 
 def _rows(sizes: Sequence[int]) -> Iterator[list[str]]:
@@ -48,20 +47,21 @@ def _rows(sizes: Sequence[int]) -> Iterator[list[str]]:
     from sppnet.models.probe import map_size, on_meta, probe, smallest_input
     from sppnet.models.receptive_field import receptive_field
 
-    for name in sorted({path.stem for path in options("backbone")} - {"torchvision"}):  # no network of its own
-        cfg = again("train", [f"backbone={name}"])["backbone"]
+    names = {path.stem for path in options("backbone")} - {"torchvision"}  # a base for the others, not a network
+    for name in sorted(names):
+        cfg = compose_config("train", [f"backbone={name}"])["backbone"]
         with on_meta(), torch.no_grad():
             trunk = build_backbone({**cfg, "weights": None}).eval()
-            cells = []
+            columns = []
             for size in sizes:
                 try:
                     height, width = map_size(trunk, size, size)
                 except UserError:
                     least = smallest_input(trunk)
-                    raise UserError(f"sizes.test: {size} leaves {name} no map; from {least} on there is one") from None
+                    raise UserError(f"sizes.test: {size} is too small for {name}; the smallest is {least}") from None
                 with FlopCounterMode(display=False) as counter:
                     trunk(torch.empty(1, 3, size, size, device="meta"))
-                cells += [f"{height}x{width}", f"{counter.get_total_flops() / 2e9:.2f}"]
+                columns += [f"{height}x{width}", f"{counter.get_total_flops() / 2e9:.2f}"]
         facts, field = probe(trunk), receptive_field(trunk)
         parameters = sum(parameter.numel() for parameter in trunk.parameters()) / 1e6
-        yield [name, *map(str, (facts.out_channels, facts.stride, field.offset)), f"{parameters:.2f}", *cells]
+        yield [name, *map(str, (facts.out_channels, facts.stride, field.offset)), f"{parameters:.2f}", *columns]

@@ -1,4 +1,4 @@
-"""`sppnet predict checkpoint=RUN_DIR_OR_FILE input=FILE_OR_FOLDER`: the likeliest classes of pictures of any size."""
+"""`sppnet predict checkpoint=RUN_DIR_OR_FILE input=FILE_OR_FOLDER`: the likeliest classes of images of any size."""
 
 from __future__ import annotations
 
@@ -24,36 +24,38 @@ if TYPE_CHECKING:
     from sppnet.prediction.plot_files import Drawer
 
 OWN = {"input": TEXT, "output": or_null(TEXT), "top": whole(1), "draw": either(FLAG, TEXT)}
-RUNS_OWN = {"trainer.limit_batches"}  # a quick look at training is none at predicting
+NOT_FOR_PREDICTION = {"trainer.limit_batches"}  # limits training and tests; prediction takes every image
 LOADING = ("data.batch_size", "data.workers")
-MAY_CHANGE = ("views", "sizes.test", *LOADING, "debug", "force", *(key for key in HARDWARE if key not in RUNS_OWN))
+MAY_CHANGE = (
+    *("views", "sizes.test", *LOADING, "debug", "force"),
+    *(key for key in HARDWARE if key not in NOT_FOR_PREDICTION),
+)
 
 
 def main(words: Sequence[str]) -> None:
-    """Put the run's overrides before the typed ones and compose `conf/predict.yaml`."""
     checkpoint_app.run("predict", words, predict, tuple(OWN), MAY_CHANGE)
 
 
 def predict(trained: Trained) -> None:
-    """Print the likeliest classes of every picture; write and draw them where that is asked for.
+    """Print the likeliest classes of every image; write them to `output` and draw them to `draw`.
 
     Raises:
-        UserError: a mistake in what was typed; nothing was written.
-        RunFailed: none of the pictures could be read.
+        UserError: a wrong value; nothing was written.
+        RunFailed: no image could be read.
     """
-    own = schema.take(trained.cfg, OWN)
-    cfg = _settled(trained.cfg, trained.typed)
+    own = schema.take_own_keys(trained.cfg, OWN)
+    cfg = _prediction_config(trained.cfg, trained.typed)
     validate(cfg)
-    found = find_images(own["input"])
-    drawn = drawings(trained, cfg, own["draw"], found)
-    check_output(own["output"], found, trained, drawn, cfg["force"])
+    images = find_images(own["input"])
+    drawn = drawings(trained, cfg, own["draw"], images)
+    check_output(own["output"], images, trained, drawn, cfg["force"])
     from sppnet.training.preflight import check_job  # imports torch
 
     check_job(cfg)
-    drawer = _drawer(cfg, drawn) if drawn else None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is taken away
+    drawer = _build_drawer(cfg, drawn) if drawn else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half-written files are removed
     with JsonLines(own["output"]) as lines:
-        _predict(cfg, trained, found, own["top"], lines, drawer)
+        _predict(cfg, trained, images, own["top"], lines, drawer)
     if lines.path is not None:
         notice(f"predictions: {lines.path}")
     if drawer is not None:
@@ -61,71 +63,73 @@ def predict(trained: Trained) -> None:
 
 
 def _predict(
-    cfg: Mapping[str, Any], trained: Trained, found: InputFiles, top: int, lines: JsonLines, drawer: Drawer | None
+    cfg: Mapping[str, Any], trained: Trained, images: InputFiles, top: int, lines: JsonLines, drawer: Drawer | None
 ) -> None:
     from sppnet.prediction.predictor import Predictor
     from sppnet.training.checkpointing import read_checkpoint  # imports Lightning
     from sppnet.training.trainer import settle
 
-    if found.not_read:
-        notice(found.not_read)
+    if images.not_read:
+        notice(images.not_read)
     settle(cfg)
-    predictor = Predictor(cfg, read_checkpoint(trained.weights), trained.weights, found)
+    predictor = Predictor(cfg, read_checkpoint(trained.weights), trained.weights, images)
     if drawer is not None:
         drawer.check(predictor)
-    table, failed = Table([predictor.pictures.name(i) for i in range(len(predictor.pictures))], predictor.classes), 0
-    with meter("predict", cfg["trainer"]["progress"], len(found.names)) as tick:
+    table = Table([predictor.pictures.name(i) for i in range(len(predictor.pictures))], predictor.classes)
+    failed = 0
+    with meter("predict", cfg["trainer"]["progress"], len(images.names)) as tick:
         for prediction in predictor:
             if prediction.problem:
                 failed += 1
-                print(f"sppnet predict: {prediction.problem}; passed over", file=sys.stderr, flush=True)
+                print(f"sppnet predict: {prediction.problem}; skipped", file=sys.stderr, flush=True)
             else:
                 best = prediction.top(top)
-                named = [(predictor.classes[label], probability) for label, probability in best]
-                lines.write(prediction.name, prediction.shape, named)
+                probabilities = [(predictor.classes[label], probability) for label, probability in best]
+                lines.write(prediction.name, prediction.shape, probabilities)
                 if not lines.instead_of_table:
-                    table.write(prediction.name, prediction.shape, named)
+                    table.write(prediction.name, prediction.shape, probabilities)
                 if drawer is not None:
-                    drawer.draw(predictor, prediction, best, found.names[prediction.index])
+                    drawer.draw(predictor, prediction, best, images.names[prediction.index])
             tick(1)
     notice_remarks(predictor.remarks)
-    if failed == len(found.names):
-        raise RunFailed(f"none of the {failed} pictures could be read" if failed > 1 else "it could not be read")
+    if failed == len(images.names):
+        raise RunFailed(f"none of the {failed} images could be read" if failed > 1 else "the image could not be read")
     if failed:
-        print(f"sppnet predict: {failed} of {len(found.names)} pictures could not be read", file=sys.stderr)
+        print(f"sppnet predict: {failed} of {len(images.names)} images could not be read", file=sys.stderr)
 
 
-def _settled(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
-    """The configuration to predict with: one device, one size, whole pictures unless other views were typed."""
+def _prediction_config(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
+    """The configuration to predict with: one device, one size, and whole images unless views were typed."""
     sizes = cfg["sizes"]["test"]
     if "sizes.test" in typed and isinstance(sizes, list) and len(sizes) > 1:
-        raise UserError(f"sizes.test={sizes} is not allowed: a picture is predicted at one size, such as [{sizes[0]}]")
+        raise UserError(f"sizes.test={sizes} is not allowed: predict takes one size, such as [{sizes[0]}]")
     if isinstance(sizes, list):
         sizes = sizes[:1]
     views = cfg["views"]
     if not any(key.split(".")[0] == "views" for key in typed):
         head = cfg["head"]
-        square = head["name"] == "flatten" or (head["name"] == "spp" and head.get("rule", "adaptive") != "adaptive")
-        views = compose.again("predict", [f"views={'warp' if square else 'full'}"])["views"]
+        other_rule = head["name"] == "spp" and head.get("rule", "adaptive") != "adaptive"
+        needs_square = head["name"] == "flatten" or other_rule
+        views = compose.compose_config("predict", [f"views={'warp' if needs_square else 'full'}"])["views"]
     return {
         **cfg,
         "views": views,
         "sizes": {**cfg["sizes"], "test": sizes},
-        "backbone": {**cfg["backbone"], "weights": None},  # all weights are in the checkpoint
+        "backbone": {**cfg["backbone"], "weights": None},  # all weights come from the checkpoint
         "trainer": {**cfg["trainer"], "devices": 1, "num_nodes": 1},
     }
 
 
-def _drawer(cfg: Mapping[str, Any], drawn: Drawings) -> Drawer:
-    """What draws; it must be known where on the image the cells of the backbone's map look.
+def _build_drawer(cfg: Mapping[str, Any], drawn: Drawings) -> Drawer:
+    """Build what draws the predictions; it needs the receptive field of the backbone.
 
     Raises:
-        UserError: it is not, or pictures are looked at in several views.
+        UserError: the receptive field is unknown, or the network sees an image in several views.
     """
     if cfg["views"]["fit"] == "windows":
         raise UserError(
-            f"draw shows one look at a picture, views={cfg['views']['name']} takes several; use views=full, center or"
-            " warp"
+            f"draw needs a single view of each image, and views={cfg['views']['name']} has several; use views=full,"
+            " center or warp"
         )
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import on_meta

@@ -1,7 +1,8 @@
-"""The further processes of a run on several devices: they hold no lock and write no status.
+"""The further processes of a run on several devices; they take no lock and write no status.
 
-`sppnet rank RUN_DIR` is started by Lightning on behalf of the first process of a machine, takes the configuration from
-the run directory and ends when that process ends. Tasks of a SLURM job are all started alike and `join` the first.
+Lightning starts `sppnet rank RUN_DIR` for every further process of a machine. It takes the configuration from the run
+directory and ends when the first process ends. SLURM starts the tasks of a job alike (`sppnet train`); all but the
+first call `join`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from sppnet.slurm import job
 from sppnet.storage.files import write_text
 
 PR_SET_PDEATHSIG = 1
-GLANCE, PATIENCE = 0.5, 900.0  # seconds between two looks for the first task, and until that is given up
+POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0  # how often, and how long, a task waits for the first task of its job
 
 
 def main(words: Sequence[str]) -> None:
-    """Join the run whose directory is the only argument."""
+    """Train as a further process of the run in the directory `words[0]`."""
     if len(words) != 1 or "LOCAL_RANK" not in os.environ:
         raise UserError("`sppnet rank` is started by `sppnet train trainer.devices=N`, not by hand")
-    if sys.platform == "linux":  # a killed first process must not leave us waiting in a collective
+    if sys.platform == "linux":  # or this process would wait in a collective for ever if the first one is killed
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     run = Run(Path(words[0]))
@@ -43,26 +44,26 @@ def main(words: Sequence[str]) -> None:
     from sppnet.training.checkpointing import Preempted
     from sppnet.training.trainer import fit, prepare
 
-    with contextlib.suppress(Preempted):  # the first process says so
+    with contextlib.suppress(Preempted):  # the first process reports it
         fit(prepare(cfg, overrides), run)
 
 
 def join(planned: Plan, overrides: list[str]) -> None:
-    """Train as a further task of a SLURM job, once its first task has the run directory.
+    """Train as a further task of a SLURM job, once the job's first task holds the run directory.
 
     Raises:
-        RunFailed: the first task does not begin.
+        RunFailed: the first task does not begin within `WAIT_SECONDS`.
     """
-    run, mine = planned.run, mark()["slurm"]
-    for _ in range(int(PATIENCE / GLANCE)):
+    run, slurm_job = planned.run, mark()["slurm"]
+    for _ in range(int(WAIT_SECONDS / POLL_SECONDS)):
         status = run.status
-        if status.get("state") == "running" and status.get("slurm") == mine:
+        if status.get("state") == "running" and status.get("slurm") == slurm_job:
             break
         if planned.result is not None and not planned.cfg["force"]:
-            return  # there is nothing to do, as the first task found too
-        time.sleep(GLANCE)
+            return  # the run is done; the first task finds the same
+        time.sleep(POLL_SECONDS)
     else:
-        raise RunFailed(f"task {job.rank()}: the job's first task has not begun within {PATIENCE:.0f} s")
+        raise RunFailed(f"task {job.rank()}: the job's first task has not begun within {WAIT_SECONDS:.0f} s")
     from sppnet.training.checkpointing import Preempted
     from sppnet.training.trainer import fit, prepare
 

@@ -1,4 +1,4 @@
-"""`sppnet status [experiments=NAME | study=NAME]`: where every cell of a study stands, read from run directories."""
+"""`sppnet status [experiments=NAME | study=NAME]`: the state of every run of a study, read from the run directories."""
 
 from __future__ import annotations
 
@@ -25,86 +25,95 @@ from sppnet.studies.lookup import chosen
 from sppnet.studies.status import RunStatus, run_status
 from sppnet.studies.study import Study, SweepPoint
 
-EVERY = 3.0  # seconds between two looks
+REFRESH_SECONDS = 3.0  # of watch=true
 COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "lost": "red", "preempted": "yellow"}
 OWN = ("watch",)
-MANY = 60  # cells above which those that are done are counted and not listed
+LONG_TABLE = 60  # above this number of runs, the table leaves out those that are done or missing
 
 
 def main(words: Sequence[str]) -> None:
-    """Compose `conf/status.yaml` and show what it asks for."""
     hydra_app.run("status", words, status)
 
 
 def status(job: Job) -> None:
-    """Print a table of each study; with `watch=true`, again and again.
+    """Print a table of each study; with `watch=true`, refresh it until Ctrl-C.
 
     Raises:
         UserError: there is no such study.
     """
-    own = schema.take(job.cfg, {"watch": FLAG})
-    schema.take({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
+    own = schema.take_own_keys(job.cfg, {"watch": FLAG})
+    schema.take_own_keys({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
     validate({**job.cfg, "study": "all"})
     console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 300, highlight=False)
     if not own["watch"]:
-        console.print(_shown(chosen(job, OWN)))
+        console.print(_render(chosen(job, OWN)))
         return
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
             studies = chosen(job, OWN)
-            live.update(_shown(studies), refresh=True)
-            time.sleep(EVERY)
+            live.update(_render(studies), refresh=True)
+            time.sleep(REFRESH_SECONDS)
 
 
-def _shown(studies: list[Study]) -> RenderableType:
-    return Group(*(part for study in studies for part in _study(study)))
+def _render(studies: list[Study]) -> RenderableType:
+    return Group(*(part for study in studies for part in _render_study(study)))
 
 
-def _study(study: Study) -> Iterator[RenderableType]:
-    unplanned = _unplanned(study)
-    cells, others = (list(study.cells), len(unplanned)) if study.cells else (unplanned, 0)
-    standings = [(cell, run_status(Run(study.folder / cell.run), cell.test)) for cell in cells]
-    counts = Counter[str](standing.state for _, standing in standings)
-    said = ", ".join(f"{counts[state]} {state}" for state in (*COLOURS, "missing") if counts[state])
-    beside = f"; beside them {others} that it does not ask for" if others else ""
-    features = len(list((study.folder / "transfer").glob("*.json")))
-    rows = f"; {features} rows of features under an SVM" if features else ""
-    yield Text.assemble((study.name, "bold"), f"  {len(cells)} runs: {said or 'none'}{beside}{rows}  ({study.folder})")
-    if len(cells) > MANY:
-        standings = [(cell, one) for cell, one in standings if one.state not in {"done", "missing"}]
-    if not standings:
+def _render_study(study: Study) -> Iterator[RenderableType]:
+    """The study's line, and its table of runs if that has rows."""
+    unplanned = _unplanned_runs(study)
+    # a study without a plan consists of the runs in its folder
+    points, extra = (list(study.cells), len(unplanned)) if study.cells else (unplanned, 0)
+    statuses = [(point, run_status(Run(study.folder / point.run), point.test)) for point in points]
+    yield _headline(study, statuses, extra)
+    if len(points) > LONG_TABLE:
+        statuses = [(point, run) for point, run in statuses if run.state not in {"done", "missing"}]
+    if not statuses:
         return
-    drawn = Table(box=box.SIMPLE, show_edge=False)
-    for head in ("run", "state", "result", "step", "steps/s", "ends", "why"):
-        drawn.add_column(head, no_wrap=head != "why", overflow="fold")
-    common = set.intersection(*(set(cell.words) for cell in cells))
-    for cell, one in standings:
-        name = " ".join(word for word in cell.words if word not in common) or cell.run or cell.row or study.name
-        state = Text(one.state, COLOURS.get(one.state, ""))
-        drawn.add_row(Text(name), state, _result(one), *_progress(one), Text(one.reason))
-    yield drawn
+    table = Table(box=box.SIMPLE, show_edge=False)
+    for column in ("run", "state", "result", "step", "steps/s", "ends", "why"):
+        table.add_column(column, no_wrap=column != "why", overflow="fold")
+    common = set.intersection(*(set(point.words) for point in points))
+    for point, run in statuses:
+        name = " ".join(word for word in point.words if word not in common) or point.run or point.row or study.name
+        state = Text(run.state, COLOURS.get(run.state, ""))
+        table.add_row(Text(name), state, _result(run), *_progress(run), Text(run.reason))
+    yield table
 
 
-def _result(one: RunStatus) -> str:
-    """The first figure of the test, which is what best.ckpt follows."""
-    metrics = (one.result or {}).get("metrics") or {}
+def _headline(study: Study, statuses: Sequence[tuple[SweepPoint, RunStatus]], extra: int) -> Text:
+    counts = Counter[str](run.state for _, run in statuses)
+    by_state = ", ".join(f"{counts[state]} {state}" for state in (*COLOURS, "missing") if counts[state]) or "none"
+    beside = f"; {extra} further run(s) that the study does not plan" if extra else ""
+    features = len(list((study.folder / "transfer").glob("*.json")))
+    transfer = f"; {features} transfer result(s)" if features else ""
+    return Text.assemble(
+        (study.name, "bold"), f"  {len(statuses)} runs: {by_state}{beside}{transfer}  ({study.folder})"
+    )
+
+
+def _result(run: RunStatus) -> str:
+    """The first test metric, which is the one that best.ckpt follows."""
+    metrics = (run.result or {}).get("metrics") or {}
     return next((f"{name.removeprefix('test/')} {value:.4f}" for name, value in metrics.items()), "")
 
 
-def _progress(one: RunStatus) -> tuple[str, str, str]:
-    step, steps = one.status.get("step"), one.status.get("steps")
-    if step is None or one.state in {"missing", "done"}:
+def _progress(run: RunStatus) -> tuple[str, str, str]:
+    """The columns step, steps/s and ends."""
+    step, steps = run.status.get("step"), run.status.get("steps")
+    if step is None or run.state in {"missing", "done"}:
         return "", "", ""
-    speed = f"{one.speed:.3g}" if one.speed else ""
-    return f"{step}/{steps}", speed, one.end if one.state == "running" else ""
+    speed = f"{run.speed:.3g}" if run.speed else ""
+    return f"{step}/{steps}", speed, run.end if run.state == "running" else ""
 
 
-def _unplanned(study: Study) -> list[SweepPoint]:
-    """Runs that the study did not ask for; each by its first test."""
-    found, planned = [], {cell.run for cell in study.cells}
+def _unplanned_runs(study: Study) -> list[SweepPoint]:
+    """The runs in the study's folder that its plan lacks, each with its first test."""
+    planned = {point.run for point in study.cells}
+    unplanned = []
     for path in sorted(study.folder.glob("*/status.json")):
         if path.parent.name in planned:
             continue
         tests = sorted((path.parent / "tests").glob("*.json"))
-        found.append(SweepPoint((), path.parent.name, tests[0].stem if tests else "", "", "", None))
-    return found
+        unplanned.append(SweepPoint((), path.parent.name, tests[0].stem if tests else "", "", "", None))
+    return unplanned

@@ -1,4 +1,4 @@
-"""`sppnet test checkpoint=RUN_DIR_OR_FILE`: score a trained network; only what the user typed differs from its run."""
+"""`sppnet test checkpoint=RUN_DIR_OR_FILE`: test a trained network under its run's configuration and what is typed."""
 
 from __future__ import annotations
 
@@ -22,42 +22,41 @@ MAY_CHANGE = ("data", "sizes.test", "views", "paths", "debug", "force", *HARDWAR
 
 
 def main(words: Sequence[str]) -> None:
-    """Put the run's overrides before the typed ones and compose `conf/test.yaml`."""
     checkpoint_app.run("test", words, test, (), MAY_CHANGE)
 
 
 def test(trained: Trained) -> None:
-    """Score the checkpoint and print its figures; the figures of a run are kept in `RUN/tests`."""
+    """Print the test metrics of a checkpoint; those of a run are kept in `RUN/tests` and read from there next time."""
     run = trained.run
-    cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # see `score_run`
+    cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # as in `score_run`
     validate(cfg)
     for key in trained.typed:
         if key.startswith(TRAINING_ONLY):
             print(f"sppnet: warning: {key} has no effect on a test", file=sys.stderr)
     images = images_of(cfg)
-    hashed = digest(eval_identity(cfg, trained.name, images))
-    found = run.result(hashed) if run and not cfg["force"] else None
-    if found is not None and _serves(found, cfg):
-        for line in found.get("notices", ()):
+    test_hash = digest(eval_identity(cfg, trained.name, images))
+    result = run.result(test_hash) if run and not cfg["force"] else None
+    if result is not None and _checked_duplicates(result, cfg):
+        for line in result.get("notices", ()):
             notice(line)
-        print_result(run, found)
+        print_result(run, result)
         return
-    found = score_run(cfg, trained.weights, trained.name, images, _chosen(trained.typed))
-    print_result(run, found)  # before it is kept: a run of somebody else's may not be ours to write to
+    result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed))
+    print_result(run, result)  # before it is written: the directory may be another user's and read-only
     if run:
-        file = run.test_file(hashed)
+        file = run.test_file(test_hash)
         file.parent.mkdir(exist_ok=True)
-        write_json(file, found)
+        write_json(file, result)
 
 
-def _serves(found: Mapping[str, Any], cfg: Mapping[str, Any]) -> bool:
-    """Whether a test that is kept has refused what `data.duplicates` refuses."""
-    how = cfg["data"]["duplicates"]
-    return bool(how != "error" or found.get("duplicates") == how)
+def _checked_duplicates(result: Mapping[str, Any], cfg: Mapping[str, Any]) -> bool:
+    """Whether a stored test passed the check of `data.duplicates`, which is not part of the test's hash."""
+    policy = cfg["data"]["duplicates"]
+    return bool(policy != "error" or result.get("duplicates") == policy)
 
 
-def _chosen(typed: Iterable[str]) -> bool:
-    """Whether what was typed says which data to test on."""
+def _chose_data(typed: Iterable[str]) -> bool:
+    """Whether the user typed which data to test on."""
     own = {f"data.{key}" for key in OWN_KEYS}
     return any(key == "data" or (key.startswith("data.") and ".".join(key.split(".")[:2]) not in own) for key in typed)
 
@@ -65,9 +64,14 @@ def _chosen(typed: Iterable[str]) -> bool:
 def score_run(
     cfg: Mapping[str, Any], weights: Path, name: str, images: ImageSet, chosen: bool = False
 ) -> dict[str, Any]:
-    """Score the network in `weights`, called `name` in the record, on `images` as `cfg` says, on one device.
+    """Test a network on one device and return the record of the test.
 
-    `chosen` says whether the user chose the data (see `load_tested`).
+    Args:
+        cfg: the configuration to test with.
+        weights: the checkpoint file.
+        name: what the record calls the weights.
+        images: the data set.
+        chosen: whether the user chose the data (see `load_tested`).
     """
     from sppnet.training.preflight import check_job  # imports torch
 
@@ -90,12 +94,16 @@ def score_run(
     bad_files = BadFiles(None)
     trainer = make_trainer(cfg, [bad_files, *progress_display(cfg["trainer"]["progress"])], [])
     try:
-        found = score(trainer, classifier, build_data(cfg, sets), eval_identity(cfg, name, images))
-    except SystemExit:  # what Lightning makes of Ctrl-C
+        result = score(trainer, classifier, build_data(cfg, sets), eval_identity(cfg, name, images))
+    except SystemExit:  # Lightning turns Ctrl-C into SystemExit
         raise KeyboardInterrupt from None
     for bad in sorted(bad_files.names):
         print(f"sppnet: {bad} could not be read and was left out", file=sys.stderr)
     if bad_files.names:
         notice(f"{len(bad_files.names)} image(s) of the test part could not be read and were left out")
-    kept = {"notices": notices, "duplicates": cfg["data"]["duplicates"]}
-    return found | {"bad_files": sorted(bad_files.names)} | kept
+    return {
+        **result,
+        "bad_files": sorted(bad_files.names),
+        "notices": notices,
+        "duplicates": cfg["data"]["duplicates"],
+    }

@@ -1,7 +1,7 @@
-"""`sppnet train`: train the run that the configuration names, go on with it, or show the result it has.
+"""`sppnet train`: train the run that the configuration names, resume it, or show its result.
 
-Order: names and values (no torch), identity and what is already done, network against sizes (no Lightning), lock,
-data, training, test.
+The checks come in the order of their cost: names and values (no torch), the run's identity and whether its result
+exists, the network against its image sizes (torch, no Lightning). Then: lock, data, training, test.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ if TYPE_CHECKING:
 
 
 def main(words: Sequence[str]) -> None:
-    """Compose `conf/train.yaml` with the command line and train."""
     hydra_app.run("train", words, train)
 
 
 def train(job: Job) -> None:
-    """Do what `job` asks for and print, last, the run directory and the test result."""
+    """Train, resume or test the run of `job`; print the run directory and the test result last."""
     if slurm_job.restarts():
         job.cfg["force"] = False
     planned = plan(job.cfg)
@@ -46,13 +45,8 @@ def train(job: Job) -> None:
         join(planned, job.overrides)
         return
     if planned.result is not None and not job.cfg["force"]:
-        print(
-            "; ".join(
-                filter(
-                    None, (f"{planned.run.path} is done (force=true does it again)", planned.run.status.get("stopped"))
-                )
-            )
-        )
+        line = f"{planned.run.path} is done (force=true trains it again)"
+        print("; ".join(filter(None, (line, planned.run.status.get("stopped")))))
     elif planned.run.done and not job.cfg["force"]:
         _test(planned)
         return
@@ -63,27 +57,27 @@ def train(job: Job) -> None:
 
 
 def _test(planned: Plan) -> None:
-    """The run is trained, this test of it is not done: other sizes or views.
+    """Test a trained run at other sizes or with other views.
 
     Raises:
-        UserError: it would be named after several processes, and cut short in one.
+        UserError: `trainer.limit_batches` would select other images here than in a run on several processes.
     """
     from sppnet.commands.test import score_run
 
     if planned.cfg["trainer"]["limit_batches"] and world_size(planned.cfg) > 1:
         raise UserError(
-            f"{planned.run.path} was trained by several processes, and trainer.limit_batches would show a single one"
-            f" other images; for other views or sizes type sppnet test checkpoint={planned.run.path}"
+            f"{planned.run.path} was trained by several processes, and under trainer.limit_batches a single process"
+            f" tests other images; for other views or sizes use sppnet test checkpoint={planned.run.path}"
         )
     slurm_job.test_is_left()
-    print(f"{planned.run.path} is trained; scoring it with other views or sizes", flush=True)
-    found = score_run(planned.cfg, planned.run.best, "best", planned.images)
-    print_result(planned.run, found)  # before it is kept: a run of somebody else's may not be ours to write to
-    write_json(planned.run.test_file(planned.test), found)
+    print(f"{planned.run.path} is trained; testing it with other views or sizes", flush=True)
+    result = score_run(planned.cfg, planned.run.best, "best", planned.images)
+    print_result(planned.run, result)  # before it is written: the directory may be another user's and read-only
+    write_json(planned.run.test_file(planned.test), result)
 
 
 def _train(planned: Plan, job: Job) -> None:
-    """Check and build everything, take the directory, train from where the run stands, test."""
+    """Check the network, lock the run directory, train from the run's last checkpoint, test."""
     run, cfg = planned.run, planned.cfg
     from sppnet.training.preflight import check_job  # imports torch
 
@@ -98,57 +92,58 @@ def _train(planned: Plan, job: Job) -> None:
         if cfg["force"]:
             run.clear()
         if planned.result is not None:
-            return  # another process was faster
+            return  # another process has finished the run while this one waited for the lock
         for line in planned.images.notices():
             notice(line)
-        print(f"{run.path}{' goes on from its last checkpoint' if run.begun else ''}", flush=True)
-        with _status(run):
+        print(f"{run.path}{' resumes from its last checkpoint' if run.begun else ''}", flush=True)
+        with _status_file(run):
             run.begin(cfg, job.overrides, planned.identity)
-            found, totals = fit(prepared, run)
-            write_json(run.test_file(planned.test), found)
-            write_json(run.path / "summary.json", found["metrics"] | totals)
+            result, totals = fit(prepared, run)
+            write_json(run.test_file(planned.test), result)
+            write_json(run.path / "summary.json", result["metrics"] | totals)
             run.write_status("done", bad_files=totals["bad_files"], stopped=totals["stopped"])
             if bad := totals["bad_files"]:
                 notice(f"{bad} image(s) could not be read and were left out; {run.path / 'bad_files.txt'} lists them")
 
 
 @contextlib.contextmanager
-def _status(run: Run) -> Iterator[None]:
-    """Write how the work ended, whichever way it did."""
+def _status_file(run: Run) -> Iterator[None]:
+    """Write `running`, and how the work ended if it ended early, to `status.json`."""
     from sppnet.training.checkpointing import Preempted
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt  # outside training, where `Checkpoints` listens, there is nothing to save
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt  # during training `Checkpoints` handles the signal; at other times nothing is to save
 
-    before = signal.signal(signal.SIGTERM, stop)
+    previous_handler = signal.signal(signal.SIGTERM, interrupt)
     run.write_status("running", **mark())
     try:
         yield
-    except Preempted as stopped:
-        raise RunFailed(_stopped(run, stopped)) from None
-    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+    except Preempted as preempted:
+        raise RunFailed(_write_preempted(run, preempted)) from None
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
         run.write_status("preempted", "interrupted")
         raise KeyboardInterrupt from None
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full
             run.write_status("failed", _last_line(error))
-        if isinstance(error, UserError):  # a file that cannot be read, say: the run has begun, so it is a failure
+        if isinstance(error, UserError):  # an unreadable file, say; the run has begun, so the exit code is 1
             raise RunFailed(str(error)) from None
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _stopped(run: Run, stopped: Preempted) -> str:
-    """Write that a run was stopped, and ask SLURM to queue it again if it warned of its limit."""
-    why = None
-    if stopped.number == slurm_job.WARNING and slurm_job.inside():
-        run.write_status("queued", f"{stopped}; queued again")
-        if (why := slurm_job.requeue()) is None:
-            return f"{stopped}; queued again"
-        why = f"{stopped}; SLURM does not queue it again: {why}"
-    run.write_status("preempted", why or str(stopped))
-    return f"{why or stopped}; the same command goes on from there"
+def _write_preempted(run: Run, preempted: Preempted) -> str:
+    """Write the status of a stopped run and requeue its SLURM job if its time limit stopped it; return the message."""
+    message = str(preempted)
+    if preempted.number == slurm_job.WARNING and slurm_job.inside():
+        run.write_status("queued", f"{preempted}; queued again")
+        refusal = slurm_job.requeue()
+        if refusal is None:
+            return f"{preempted}; queued again"
+        message = f"{preempted}; SLURM does not queue it again: {refusal}"
+    run.write_status("preempted", message)
+    return f"{message}; the same command resumes it"
 
 
 def _last_line(error: BaseException) -> str:
@@ -157,7 +152,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def _log_to_file(run: Run) -> None:
-    """A job of a sweep writes to its own `log.txt`; the launcher asks for that, the terminal shows its summary."""
+    """Redirect the output of a sweep's job to its `log.txt`, as the launcher asks; the terminal shows the summary."""
     if os.environ.pop("SPPNET_JOB_LOG", None):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,6 +1,7 @@
-"""`sppnet transfer`: features of a trained or given network and a linear SVM on them, as one row of a study's table.
+"""`sppnet transfer`: a linear SVM on features of a network; prints one row of a study's comparison of features.
 
-Order: names and values (no torch), the row that is there already, network against size, features, SVM.
+The checks come in the order of their cost: names and values (no torch), whether the row exists, the network against
+its image size. Then: features, SVM.
 """
 
 from __future__ import annotations
@@ -24,80 +25,83 @@ from sppnet.transfer.task import FORMAT, MAY_CHANGE, OWN, Task, make_task, refus
 
 
 def main(words: Sequence[str]) -> None:
-    """Compose `conf/transfer.yaml`, over the run that `checkpoint=` names if it names one."""
+    """Compose `conf/transfer.yaml`, over the trained run if `checkpoint=` names one."""
     if checkpoint_app.named_checkpoint(hydra_app.normalise("transfer", words)) is None:
-        hydra_app.run("transfer", words, _given)
+        hydra_app.run("transfer", words, _transfer_backbone)
     else:
-        checkpoint_app.run("transfer", words, _trained, OWN, MAY_CHANGE)
+        checkpoint_app.run("transfer", words, _transfer_trained, OWN, MAY_CHANGE)
 
 
-def _given(job: Job) -> None:
-    if (where := job.cfg.pop("checkpoint")) is not None:
-        raise UserError(f"checkpoint={where} is given on the command line, or its run would not be found")
+def _transfer_backbone(job: Job) -> None:
+    """Evaluate `backbone` with `backbone.weights`, without a run."""
+    if (checkpoint := job.cfg.pop("checkpoint")) is not None:
+        raise UserError(f"checkpoint={checkpoint} must be typed: its run is read before the configuration is composed")
     refuse_idle(job.overrides)
     transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])
 
 
-def _trained(trained: Trained) -> None:
+def _transfer_trained(trained: Trained) -> None:
     transfer(make_task(trained.cfg, trained), trained.typed)
 
 
 def transfer(task: Task, typed: Sequence[str]) -> None:
-    """Print the row that is asked for, computed if it is not there yet, and all rows it can be compared with."""
+    """Print the task's row, computed unless it is stored, among all rows that it can be compared with."""
     images = images_of(task.cfg)
     warn_idle(task, images, typed)
     identity = task.identity(images)
-    protocol = check_protocol(task, images)  # also of a row that is there: `data.duplicates` is not part of it
+    protocol = check_protocol(task, images)  # of a stored row, too: `data.duplicates` is not part of its identity
     for line in images.notices():
         notice(line)
     folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"
     file = folder / f"{digest(identity)}.json"
     row = None if task.cfg["force"] else read_json(file)
     if isinstance(row, dict) and row.get("identity") == identity:
-        print(f"{file} is there (force=true computes it again)")
+        print(f"{file} exists (force=true computes it again)")
     else:
         row = _compute(task, images, protocol) | {"identity": identity, "hash": file.stem}
-        _keep(file, row)
+        _write(file, row)
     print(*lines(row, comparable(folder, row)), sep="\n")
 
 
 def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
-    from sppnet.transfer import features  # imports torch
+    """Extract the features, fit the SVMs and return the row."""
+    from sppnet.transfer import features as feature_files  # imports torch
     from sppnet.transfer.extractor import check
 
     check(task)
-    _warn_of_weights(task, images)
+    _warn_of_meaningless_figures(task, images)
     print(f"{task.cfg['data']['name']}: {protocol}", flush=True)
     began = time.monotonic()
-    found = features.features_of(task, images)
+    features = feature_files.features_of(task, images)
     extracted = time.monotonic()
-    bad = features.unreadable(found)
-    names = [images.name(index) for index in bad]
-    for name in names:
+    unreadable = feature_files.unreadable(features)
+    bad_files = [images.name(index) for index in unreadable]
+    for name in bad_files:
         notice(f"{name} could not be read and was left out")
-    if names:
-        notice(f"{len(names)} of {len(images)} images could not be read and were left out")
-    outcome = evaluate(task, images, found, bad)
-    fitted, made = time.monotonic(), provenance()
+    if bad_files:
+        notice(f"{len(bad_files)} of {len(images)} images could not be read and were left out")
+    outcome = evaluate(task, images, features, unreadable)
+    fitted, origin = time.monotonic(), provenance()
     return {
-        "row": _describe(task, found.shape[1]) | {"protocol": outcome.says},
+        "row": _describe(task, features.shape[1]) | {"protocol": outcome.says},
         "figures": outcome.figures,
         "splits": outcome.splits,
-        "compare": digest({**task.protocol(images), "bad_files": names, "format": FORMAT}),
-        "features": features.content_of(task, images),
+        "compare": digest({**task.protocol(images), "bad_files": bad_files, "format": FORMAT}),
+        "features": feature_files.content_of(task, images),
         "images": len(images),
-        "bad_files": names,
+        "bad_files": bad_files,
         "seed": None if images.multilabel or task.own_parts(images) else task.splits["seed"],
         "seconds": {"features": round(extracted - began, 2), "svm": round(fitted - extracted, 2)},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": made["code"]["commit"],
-        "dirty": bool(made["code"]["dirty"]),
-        "machine": made["machine"],
-        "packages": {name: made["packages"].get(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
+        "commit": origin["code"]["commit"],
+        "dirty": bool(origin["code"]["dirty"]),
+        "machine": origin["machine"],
+        "packages": {name: origin["packages"].get(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
     }
 
 
 def _describe(task: Task, length: int) -> dict[str, Any]:
+    """The columns of the printed table that name the row."""
     layer, cfg = task.own["layer"], task.cfg
     bins = task.layer.get("bins")
     network = cfg["backbone"].get("name") or "net"
@@ -116,8 +120,8 @@ def _describe(task: Task, length: int) -> dict[str, Any]:
     }
 
 
-def _warn_of_weights(task: Task, images: ImageSet) -> None:
-    """Two things that make good or bad figures mean little."""
+def _warn_of_meaningless_figures(task: Task, images: ImageSet) -> None:
+    """Warn of random weights, and of test images that the network was trained on."""
     if task.trained is None:
         if task.cfg["backbone"].get("weights") is None:
             notice("warning: backbone.weights is null: these are features of random weights")
@@ -131,10 +135,10 @@ def _warn_of_weights(task: Task, images: ImageSet) -> None:
         notice(f"warning: the network was trained on images of data={name} that are tested here")
 
 
-def _keep(file: Path, row: Mapping[str, Any]) -> None:
+def _write(file: Path, row: Mapping[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, row)
     except OSError as error:
-        print(*lines(row, [row]), sep="\n")  # rather than lose it
+        print(*lines(row, [row]), sep="\n")  # or the computed row would be lost
         raise UserError(f"paths.runs: {file.parent} cannot be written to: {error.strerror}") from None

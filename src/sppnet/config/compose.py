@@ -1,5 +1,6 @@
-"""Configurations composed without a command line: what overrides mean now, what a sweep comes to, and the wording of
-Hydra's errors. Nothing here imports torch.
+"""Compose configurations from overrides, without a command line, and put Hydra's errors into one line.
+
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -18,77 +19,77 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sppnet.config import option_files, schema
-from sppnet.config.overrides import Expanded, expand
+from sppnet.config.overrides import ExpandedJob, expand
 from sppnet.errors import UserError
 
 
-def again(command: str, overrides: list[str]) -> dict[str, Any]:
-    """What `overrides` compose to now, as plain data; mandatory values may be missing.
+def compose_config(command: str, overrides: list[str]) -> dict[str, Any]:
+    """Compose the configuration of `command` as plain data; mandatory values may be missing.
 
     Raises:
-        UserError: it does not compose.
+        UserError: the overrides do not compose.
     """
     try:
-        return _plain(_compose(command, overrides))
+        return _to_dict(_compose(command, overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, command)) from error
 
 
-def known(command: str, overrides: list[str]) -> list[str]:
-    """`overrides` without those of groups (and of their keys) whose option is not there any more.
+def drop_missing_options(command: str, overrides: list[str]) -> list[str]:
+    """Drop the overrides of each group (and of its keys) whose option file is missing.
 
-    A backbone of somebody's own, say, whose `--config-dir` was not given: what it was stands in its run.
+    A user's backbone is missing if `--config-dir` was not typed, for example; its run stores what it was.
     """
     while True:
         try:
             _compose(command, overrides)
         except MissingConfigException as error:
             group = str(error.missing_cfg_file).partition("/")[0]
-            left = [word for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] != group]
-            if len(left) == len(overrides):
+            others = [word for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] != group]
+            if len(others) == len(overrides):
                 raise UserError(explain(error, command)) from error
-            overrides = left
+            overrides = others
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(error, command)) from error
         else:
             return overrides
 
 
-def sweep(command: str, overrides: list[str]) -> tuple[list[Expanded], dict[str, Any], dict[str, Any]]:
-    """What `-m` with `overrides` comes to, without starting it.
+def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob], dict[str, Any], dict[str, Any]]:
+    """Expand the sweep that `-m` with `overrides` would start.
 
     Returns:
-        The jobs, the listed rows of the sweep (see `hydra_plugins.sppnet.row_sweeper`), the node `report`.
+        The jobs, the rows of the sweep (see `hydra_plugins.sppnet.row_sweeper`) and the section `report`.
 
     Raises:
-        UserError: it does not compose.
+        UserError: the overrides do not compose.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
-        kept = [word for word, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
+        fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
         typed = [word for word in overrides if not re.match(r"[+~]*hydra[./=]", word)]
-        with _settled():
-            cfg = hydra.compose(command, [*kept, _searchpath()], return_hydra_config=True)
-            node = cfg.hydra.sweeper
-            rows = _plain(node.get("rows", {}))
+        with _initialized():
+            cfg = hydra.compose(command, [*fixed, _searchpath()], return_hydra_config=True)
+            sweeper = cfg.hydra.sweeper
+            rows = _to_dict(sweeper.get("rows", {}))
             loader = GlobalHydra.instance().config_loader()
-            jobs = expand(rows, node.get("only", []), node.get("params"), typed, loader)
-            return jobs, rows, _plain(cfg.report)
+            jobs = expand(rows, sweeper.get("only", []), sweeper.get("params"), typed, loader)
+            return jobs, rows, _to_dict(cfg.report)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, command)) from error
 
 
 def _compose(command: str, overrides: list[str]) -> DictConfig:
-    with _settled():
+    with _initialized():
         return hydra.compose(command, [*overrides, _searchpath()])
 
 
-def _plain(node: Any) -> dict[str, Any]:
-    made: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    return {str(key): value for key, value in made.items()}
+def _to_dict(node: Any) -> dict[str, Any]:
+    items: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    return {str(key): value for key, value in items.items()}
 
 
-def _settled() -> AbstractContextManager[None]:
+def _initialized() -> AbstractContextManager[None]:
     return hydra.initialize_config_dir(str(option_files.root() / "conf"), version_base="1.3")
 
 
@@ -99,7 +100,7 @@ def _searchpath() -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of Hydra says, without its hints of where."""
+    """The message of a Hydra error, without the lines on where it arose."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [
         line for line in lines if not line.startswith(("object_type=", "full_key:", "reference_type=", "See http"))
@@ -113,7 +114,7 @@ def one_line(error: BaseException) -> str:
 
 
 def explain(error: BaseException, command: str) -> str:
-    """One line for an error of Hydra: what is wrong, and what there is instead."""
+    """Explain a Hydra error in one line: what is wrong, and what is available instead."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
@@ -122,55 +123,56 @@ def explain(error: BaseException, command: str) -> str:
         return _unknown_key(key, command)
     if isinstance(error, OverrideParseException):
         name, _, value = error.override.partition("=")
-        return (
-            f"{error.override} cannot be read; a value of blanks or special characters is quoted: \"{name}='{value}'\""
-        )
+        return f"{error.override} cannot be parsed; quote values with special characters: \"{name}='{value}'\""
     text = re.sub(r"^In '[^']*': ", "", one_line(error))
     if "No match in the defaults list" in text:
-        return f"unknown group {text.split(chr(39))[1]}; groups are {', '.join(option_files.names())}"
+        return f"unknown group {text.split(chr(39))[1]}; groups are {', '.join(option_files.group_names())}"
     if text.startswith("Error merging override") and cause is not None:
         return f"{text.removeprefix('Error merging override ')} is not allowed: {one_line(cause)}"
     return text.split("Config search path:")[0].rstrip(" ,")
 
 
 def _unknown_key(key: str, command: str) -> str:
-    """`key` is in no config: name its neighbours, from the configuration as it is without overrides."""
+    """Explain that `key` does not exist, with its neighbours in the configuration without overrides."""
     if key.startswith("hydra."):
         return f"unknown key {key}; a new key is added with +{key}=VALUE"
     if (name := key.removeprefix("callbacks.")) != key:
         new = f"+callbacks.{name.split('.')[0]}"
-        return f"unknown key {key}; each key of a new callback has a plus: {new}._target_=CLASS {new}.KEY=VALUE"
+        return f"unknown key {key}; each key of a new callback takes a +: {new}._target_=CLASS {new}.KEY=VALUE"
     node: Any = _compose(command, [])
-    where = ""
+    section = ""
     for part in key.split("."):
         if not isinstance(node, DictConfig):
-            return f"unknown key {key}; {where} is a plain value"
+            return f"unknown key {key}; {section} is a plain value"
         if part not in node:
-            names = sorted({str(name) for name in node} | set(() if where else option_files.names()))
+            names = sorted({str(name) for name in node} | set(() if section else option_files.group_names()))
             near = get_close_matches(part, names, n=1)
-            hint = f"did you mean {'.'.join(filter(None, (where, near[0])))}? " if near else ""
+            hint = f"did you mean {'.'.join(filter(None, (section, near[0])))}? " if near else ""
             others = [
                 path.stem
-                for path in option_files.options(where)
+                for path in option_files.options(section)
                 if re.search(rf"(?m)^{re.escape(part)}:", path.read_text())
             ]
-            hint += f"{where}={others[0]} has it; " if where and others else ""
-            has = f"{where or 'the top level'} has {', '.join(names) or 'no keys'}"
-            return f"unknown key {key}; {hint}{has}{_added(key, where)}"
-        node, where = node[part], f"{where}.{part}".lstrip(".")
+            hint += f"{section}={others[0]} has it; " if section and others else ""
+            has = f"{section or 'the top level'} has {', '.join(names) or 'no keys'}"
+            return f"unknown key {key}; {hint}{has}{_hint_to_add(key, section)}"
+        node, section = node[part], f"{section}.{part}".lstrip(".")
     return f"unknown key {key} in this combination of options (a new key is added with +{key}=VALUE)"
 
 
-def _added(key: str, where: str) -> str:
-    """How a key is added to a section whose class may take more than the section has."""
-    return f"; another argument of its class is added with +{key}=VALUE" if where in schema.TARGETS else ""
+def _hint_to_add(key: str, section: str) -> str:
+    """How to add a key to a section whose class may take arguments that the section lacks."""
+    return f"; another argument of its class is added with +{key}=VALUE" if section in schema.TARGETS else ""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One composed job: its resolved configuration as plain data and the overrides that were typed for it.
+    """One composed job.
 
-    `sweeper` are those of `hydra.sweeper`, which say nothing of a single job and much of the study that it is of.
+    Attributes:
+        cfg: the resolved configuration, as plain data.
+        overrides: the overrides that were typed for the job.
+        sweeper: the overrides of `hydra.sweeper`. They describe the study, not the job.
     """
 
     cfg: dict[str, Any]
@@ -178,21 +180,21 @@ class Job:
     sweeper: tuple[str, ...] = ()
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Resolve `cfg` into plain dicts and lists, without Hydra's own node.
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve `cfg` into plain dicts and lists, without the section `hydra`.
 
     Raises:
         UserError: a mandatory value is missing or an interpolation leads nowhere.
     """
     keys = [str(key) for key in cfg if key != "hydra"]
-    kept = OmegaConf.masked_copy(cfg, keys)
+    own = OmegaConf.masked_copy(cfg, keys)
     try:
-        made = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
-        # often one wrong value (sizes.train=[]) leaves nowhere for another key's interpolation to lead
-        schema.check_values(OmegaConf.to_container(kept, resolve=False))
+        # the cause is often a wrong value (sizes.train=[]) that another key refers to, so report that first
+        schema.check_values(OmegaConf.to_container(own, resolve=False))
         raise UserError(one_line(error)) from None
-    assert isinstance(made, dict)
-    return {str(key): value for key, value in made.items()}
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}

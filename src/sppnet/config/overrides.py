@@ -1,6 +1,6 @@
-"""The words of a command line, before Hydra reads them: its options, overrides `KEY=VALUE`, and paths among these.
+"""Prepare a command line for Hydra: options, overrides `KEY=VALUE`, and the names and paths among their values.
 
-Nothing here imports torch.
+A "word" is one argument of the command line as the shell passes it. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -23,99 +23,105 @@ from sppnet.config import option_files
 from sppnet.config.schema import RULES
 from sppnet.errors import UserError
 
+# The keys whose value is a string, whatever it looks like.
 TEXTS = {key for key, rule in RULES.items() if rule.text} | {
     *("checkpoint", "input", "output", "draw", "photographs", "hydra.sweeper.only"),
     *(f"hydra.launcher.{name}" for name in ("partition", "account", "qos")),
 }
-PLACES = frozenset({
+PATHS = frozenset({
     *("checkpoint", "input", "output", "draw", "photographs"),
     *("data.root", "paths.runs", "paths.cache", "backbone.weights"),
 })  # fmt: skip
-FUNCTIONS_OF_TEXTS = ("choice(", "shuffle(", "sort(")
-# Quoted texts, escaped characters, and what stands between the marks of Hydra's grammar.
+# The sweep functions of Hydra that may contain strings.
+TEXT_FUNCTIONS = ("choice(", "shuffle(", "sort(")
+# A quoted string, an escaped character, or a run of characters without a special one of Hydra's grammar.
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s,\[\](){}'"\\]+""")
-NOT_OURS = {
-    "experimental_rerun": "--experimental-rerun is not available: a run is repeated from its own config.yaml",
-    "config_name": "--config-name is not available: a command has its own; --config-dir DIR adds files of yours",
-    "config_path": "--config-path is not available: a command has its own; --config-dir DIR adds files of yours",
+UNAVAILABLE_OPTIONS = {
+    "experimental_rerun": "--experimental-rerun is not available; type the run's command again",
+    "config_name": "--config-name is not available: each command has its own; add your files with --config-dir DIR",
+    "config_path": "--config-path is not available; add your files with --config-dir DIR",
 }
 
 
 def normalise(command: str, words: Sequence[str]) -> list[str]:
-    """The words of a command line in a form that Hydra takes; doing it twice changes nothing.
+    """Rewrite a command line so that Hydra reads it as the user means it. Idempotent.
 
-    Options come before overrides (Hydra's parser refuses `a=1 -m b=2`). Texts that its grammar would trip over
-    (`~/photos`, `runs/a(1)`) or read as numbers (`study=2024_05`) are quoted.
+    Options come before overrides (Hydra's parser refuses `a=1 -m b=2`). Strings that its grammar cannot parse
+    (`~/photos`, `runs/a(1)`) or reads as numbers (`study=2024_05`) are quoted.
 
     Args:
-        command: names the primary configuration file.
-        words: what follows the command.
+        command: the name of the command.
+        words: the command line after the command.
 
     Raises:
-        UserError: an unknown option, or one that has no use here; a word that is no override.
+        UserError: an unknown or unavailable option, or a word that is not an override.
     """
     if command == "train":
-        _check_lines(words)
-    # the value of --info is optional: without one it would take the override that then follows it
+        _check_storable(words)
+    # the value of --info is optional, so a bare --info would take the override after it for its value
     bare = {"--info", "-i"}
-    options = ["--info=all" if a in bare and (not b or "=" in b) else a for a, b in itertools.pairwise([*words, ""])]
+    options = [
+        "--info=all" if word in bare and (not following or "=" in following) else word
+        for word, following in itertools.pairwise([*words, ""])
+    ]
     arguments = _parse(options)
-    for name, message in NOT_OURS.items():
+    for name, message in UNAVAILABLE_OPTIONS.items():
         if getattr(arguments, name) is not None:
             raise UserError(message)
     for override in arguments.overrides:
-        if problem := no_override(command, override):
+        if problem := override_problem(command, override):
             raise UserError(problem)
         key, _, value = override.partition("=")
-        if key in PLACES and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
+        if key in PATHS and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
             raise UserError(f"{override}: there is no home directory {value.partition('/')[0]}")
         options.remove(override)
-    return [*options, *map(as_typed, arguments.overrides)]
+    return [*options, *map(quote_names, arguments.overrides)]
 
 
-def _check_lines(given: Iterable[str]) -> None:
-    """Refuse what the files of a run, which are UTF-8 and keep a word in a line, have no place for."""
-    for word in given:
+def _check_storable(words: Iterable[str]) -> None:
+    """Refuse words that a run's overrides.txt (UTF-8, one override per line) cannot store."""
+    for word in words:
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{os.fsencode(word)!r} is not valid UTF-8, which a run's files are; rename it") from None
+            raise UserError(f"{os.fsencode(word)!r} is not valid UTF-8, as a run's files must be; rename it") from None
         if "".join(word.splitlines()) != word:
-            raise UserError(f"{word!r} has a line end, and a run keeps a word in a line; rename it, or leave that out")
+            raise UserError(f"{word!r} has a line end, but a run stores one override per line; rename the file")
 
 
-def text_of(key: str, words: Sequence[str]) -> str | None:
-    """The text that a command line gives `key` last, without quotes; None for null, a sweep of several, or none."""
-    given = [word for word in _parse(words).overrides if word.partition("=")[0].lstrip("+") == key]
-    if not given:
+def last_value(key: str, words: Sequence[str]) -> str | None:
+    """The last value of `key` on a command line, without quotes; None for null, for a sweep, or if there is none."""
+    typed = [word for word in _parse(words).overrides if word.partition("=")[0].lstrip("+") == key]
+    if not typed:
         return None
-    override = OverridesParser.create().parse_override(given[-1])
+    override = OverridesParser.create().parse_override(typed[-1])
     value = None if override.is_sweep_override() else override.value()
     return None if value is None else str(value)
 
 
-def no_override(command: str, word: str) -> str:
-    """What is wrong with a word that is not of the form KEY=VALUE, and what was meant; empty if nothing is wrong."""
+def override_problem(command: str, word: str) -> str:
+    """The problem with a word that is not KEY=VALUE, with a suggestion; empty if there is none."""
     key, equals, _ = word.partition("=")
     if word.startswith("~") or (equals and key.lstrip("+") and not ("/" in key and Path(word).exists())):
         return ""
-    meant = _meant(command, word)
-    return f"{word} is not of the form KEY=VALUE" + (f"; did you mean {' '.join(meant)}?" if meant else "")
+    suggestion = _suggest(command, word)
+    return f"{word} is not of the form KEY=VALUE" + (f"; did you mean {' '.join(suggestion)}?" if suggestion else "")
 
 
-def _meant(command: str, word: str) -> list[str]:
+def _suggest(command: str, word: str) -> list[str]:
+    """The overrides that a user may have meant by a bare `word`."""
     path = Path(word).expanduser()
-    of_group = [
+    options = [
         f"{group}={word}"
-        for group in option_files.names()
+        for group in option_files.group_names()
         if word in {file.stem for file in option_files.options(group)}
     ]
-    if of_group and command not in {"predict", "bench", "models"}:
-        return of_group[:1]
-    trained = path.suffix in {".ckpt", ".pt"} or (path / "checkpoints").is_dir()
+    if options and command not in {"predict", "bench", "models"}:
+        return options[:1]
+    is_trained = path.suffix in {".ckpt", ".pt"} or (path / "checkpoints").is_dir()
     if command in {"status", "report"}:
         return [f"study={word}"]
-    if command == "test" or (command in {"predict", "transfer"} and trained):
+    if command == "test" or (command in {"predict", "transfer"} and is_trained):
         return [f"checkpoint={word}"]
     if command == "predict":
         return [f"input={word}"]
@@ -124,39 +130,38 @@ def _meant(command: str, word: str) -> list[str]:
     return ["data=folder", f"data.root={word}"] if path.is_dir() else []
 
 
-def as_typed(word: str) -> str:
-    """An override with the texts in it quoted where Hydra's grammar would read something else (2024_05 is 202405)."""
+def quote_names(word: str) -> str:
+    """Quote the names in an override that Hydra's grammar would read as something else (2024_05 as 202405)."""
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
-    group = name.partition("@")[0] in option_files.names() and not value.startswith(
-        "["
-    )  # no name, which Hydra finds, too
-    if not equals or not value or name.startswith("~") or not (name in TEXTS or group):
+    # a list is not the name of an option; Hydra reports it
+    is_group = name.partition("@")[0] in option_files.group_names() and not value.startswith("[")
+    if not equals or not value or name.startswith("~") or not (name in TEXTS or is_group):
         return word
     try:
         OverridesParser.create().parse_override(word)
     except HydraException:
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return word if group else f"{key}='{escaped}'"
-    if re.match(r"\w+\(", value) and not value.startswith(FUNCTIONS_OF_TEXTS):
+        return word if is_group else f"{key}='{escaped}'"
+    if re.match(r"\w+\(", value) and not value.startswith(TEXT_FUNCTIONS):
         return word
 
-    def quoted(found: re.Match[str]) -> str:
-        before, part, after = value[: found.start()].rstrip(), found[0], value[found.end() :].lstrip()
-        whole = before[-1:] in {"", ",", "[", "("} and after[:1] in {"", ",", "]", ")"}
-        return f"'{part}'" if whole and _misread(part, name) else part
+    def quote(match: re.Match[str]) -> str:
+        before, part, after = value[: match.start()].rstrip(), match[0], value[match.end() :].lstrip()
+        is_item = before[-1:] in {"", ",", "[", "("} and after[:1] in {"", ",", "]", ")"}
+        return f"'{part}'" if is_item and _misread(part, name) else part
 
-    return f"{key}={PART.sub(quoted, value)}"
+    return f"{key}={PART.sub(quote, value)}"
 
 
 def _misread(part: str, key: str) -> bool:
-    """Whether Hydra reads `part` as a number or, where that is no value of `key`, as true or false."""
+    """Whether Hydra reads `part` as a number or a boolean, although `key` takes strings (`draw` also booleans)."""
     value = OverridesParser.create().parse_override(f"x={part}").value()
     return isinstance(value, int | float) and not (isinstance(value, bool) and key == "draw")
 
 
-def unquoted(word: str) -> object:
-    """The value of an override, as Hydra reads it; quotes and escapes are gone."""
+def parse_value(word: str) -> object:
+    """The value of an override as Hydra reads it, without quotes and escapes."""
     return OverridesParser.create().parse_override(word).value()
 
 
@@ -164,17 +169,17 @@ def _parse(words: Sequence[str]) -> Namespace:
     parser = get_args_parser()
 
     def refuse(message: str) -> None:
-        raise UserError(f"{message}; options of Hydra are listed by --hydra-help, keys are given as KEY=VALUE")
+        raise UserError(f"{message}; --hydra-help lists the options, keys are typed as KEY=VALUE")
 
     parser.error = refuse  # type: ignore[assignment, method-assign]
     return parser.parse_intermixed_args(list(words))
 
 
-class Expanded(NamedTuple):
-    """A job of a sweep: its overrides, and the name of the row that it comes from ("" in a plain grid)."""
+class ExpandedJob(NamedTuple):
+    """A job of a sweep: its overrides, and the name of its row ("" in a plain grid)."""
 
     row: str
-    words: list[str]
+    overrides: list[str]
 
 
 def expand(
@@ -183,32 +188,32 @@ def expand(
     params: Mapping[str, str] | None,
     typed: Sequence[str],
     loader: ConfigLoader,
-) -> list[Expanded]:
-    """Every row at every point of the axes; jobs that are the same are one, called by the first row that they are of.
+) -> list[ExpandedJob]:
+    """Expand a sweep: every row at every point of the axes. Equal jobs are merged under the name of their first row.
 
     Args:
-        rows: by name: `set`, a list of overrides; none for a plain grid.
-        only: the row or rows that are wanted; all, if none is named.
-        params: the axes: by key, what it takes.
-        typed: overrides that replace what a row or an axis says.
-        loader: of Hydra, for values that stand for groups.
+        rows: the row's overrides (the list `set`) by its name; empty for a plain grid.
+        only: the name or names of the rows to expand; empty for all.
+        params: the axes: the values of each key, as Hydra's `hydra.sweeper.params`.
+        typed: overrides that take precedence over those of rows and axes.
+        loader: Hydra's config loader, which knows the groups.
 
     Raises:
-        HydraException: a row that is not there, or an override that cannot be parsed.
+        HydraException: an unknown row, or an override that cannot be parsed.
     """
-    wanted = [only] if isinstance(only, str) else list(only)
-    for name in wanted:
+    selected = [only] if isinstance(only, str) else list(only)
+    for name in selected:
         if name not in rows:
             raise HydraException(f"hydra.sweeper.only={name} is not allowed; rows are {', '.join(rows)}")
     parser = OverridesParser.create(config_loader=loader)
     axes = [
-        as_typed(f"{key}={value}") if isinstance(value, str) else f"{key}={value}"
+        quote_names(f"{key}={value}") if isinstance(value, str) else f"{key}={value}"
         for key, value in (params or {}).items()
     ]
-    jobs: dict[tuple[str, ...], Expanded] = {}
-    for name in wanted or list(rows) or [""]:
-        row = [as_typed(word) for word in rows[name]["set"]] if name else []
-        [made] = BasicSweeper.split_arguments(parser.parse_overrides([*axes, *row, *typed]), None)
-        for job in made:
-            jobs.setdefault(tuple(sorted(job)), Expanded(name, job))
+    jobs: dict[tuple[str, ...], ExpandedJob] = {}
+    for name in selected or list(rows) or [""]:
+        row = [quote_names(word) for word in rows[name]["set"]] if name else []
+        [batch] = BasicSweeper.split_arguments(parser.parse_overrides([*axes, *row, *typed]), None)
+        for overrides in batch:
+            jobs.setdefault(tuple(sorted(overrides)), ExpandedJob(name, overrides))
     return list(jobs.values())

@@ -1,7 +1,7 @@
-"""What a composed configuration may say: every name and value, judged before torch is imported.
+"""Check every name and value of a composed configuration, before torch is imported.
 
-One table, key by key. What needs the network (do the sizes leave a map?) is checked by
-`sppnet.models.fit_check`, what needs the files by `sppnet.data.datasets.listing`.
+`RULES` is the table of all keys. `sppnet.models.fit_check` checks the image sizes against the network, and
+`sppnet.data.datasets.listing` checks the files of the data set.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from sppnet.config.validators import (
     refusal,
     whole,
 )
-from sppnet.config.validators import shown as shown
+from sppnet.config.validators import format_value as format_value
 from sppnet.errors import UserError
 
-LAYOUT = 1  # raised when keys of the configuration are renamed or moved; runs and checkpoints hold theirs
-MAX_LEVEL = 1024  # as in sppnet.pyramid, which imports torch; what fits in memory is for sppnet.models.network to say
-SIDES = list_of(whole(1, 8192))  # what else they must be, their schedule says (`build_sizes`)
+LAYOUT = 1  # raised when keys are renamed or moved; stored in every run and checkpoint
+MAX_LEVEL = 1024  # as in sppnet.pyramid, which imports torch; sppnet.models.network checks the memory
+SIDES = list_of(whole(1, 8192))  # the size schedule checks the rest (`build_sizes`)
 
 SPP, GRID = {"head.name": ("spp",)}, {"head.name": ("flatten",)}
 PLATEAU, COSINE = {"optim.schedule.kind": ("plateau",)}, {"optim.schedule.kind": ("cosine",)}
@@ -115,7 +115,7 @@ RULES: dict[str, Rule] = {
     "data.split.fold": or_null(whole(0)),
     "data.crop.kind": only(CROP, choice("paper", "random_resized")),
     "data.crop.positions": only(SQUARE, choice("random", "fixed")),
-    "data.crop.ratio": only(CROP, RATIO),  # of validation too, whatever the kind
+    "data.crop.ratio": only(CROP, RATIO),  # also the ratio of validation crops, for either kind
     "data.crop.scale": only(RESIZED, interval(1)),
     "data.crop.aspect": only(RESIZED, interval(1000)),
     "views.name": LABEL,
@@ -137,128 +137,124 @@ RULES: dict[str, Rule] = {
     "report.figure": choice("rows", "bins", "sizes"),
     "report.compare": or_null(TEXT),
 }
-# A section without a `_target_` has no keys but these: another would be ignored in silence, so it is refused.
+# The keys of a section without a `_target_` are those in RULES; any other would have no effect, so it is refused.
 TARGETS = ("data", "sizes", "backbone", "optim")
 CLOSED = (
     *("report", "loss", "paths", "head", "views", "trainer", "logger", "debug"),
     *("data.split", "data.crop", "optim.schedule"),
 )
-MIRRORS = ("logger.tensorboard", "logger.wandb")  # may be left out
-SECTIONS = ("callbacks", *TARGETS, *CLOSED, *MIRRORS)
+OPTIONAL_SECTIONS = ("logger.tensorboard", "logger.wandb")
+SECTIONS = ("callbacks", *TARGETS, *CLOSED, *OPTIONAL_SECTIONS)
 
 
 def check(cfg: Mapping[str, Any]) -> None:
-    """Judge every name and value of a resolved configuration.
+    """Check every name and value of a resolved configuration.
 
     Raises:
-        UserError: the first key that is wrong, its value, and what is allowed.
+        UserError: the first wrong key, its value, and what is allowed.
     """
     for section in SECTIONS:
-        found, node = _get(cfg, section)
-        if found and not isinstance(node, Mapping):
-            raise UserError(f"{section}={shown(node)} is not allowed; it takes a mapping of keys to values")
-        if not found and section not in MIRRORS:
-            raise UserError(f"{section} is missing; it cannot be left out")
-    for section in ("", *CLOSED, *MIRRORS):
-        _check_names(section, _get(cfg, section)[1] if section else cfg)
+        present, node = _lookup(cfg, section)
+        if present and not isinstance(node, Mapping):
+            raise UserError(f"{section}={format_value(node)} is not allowed: must be a mapping")
+        if not present and section not in OPTIONAL_SECTIONS:
+            raise UserError(f"{section} is missing; it is required")
+    for section in ("", *CLOSED, *OPTIONAL_SECTIONS):
+        _check_names(section, _lookup(cfg, section)[1] if section else cfg)
     check_values(cfg)
     for slot in TARGETS:
         check_target(cfg[slot].get("_target_"), slot)
     for name, node in cfg["callbacks"].items():
         if not isinstance(node, Mapping):
-            raise UserError(f"callbacks.{name}={shown(node)} is not allowed; it takes a mapping with _target_")
+            raise UserError(f"callbacks.{name}={format_value(node)} is not allowed: must be a mapping with _target_")
         check_target(node.get("_target_"), f"callbacks.{name}")
     split = cfg["data"]["split"]
     if split["val"] + split["test"] >= 1:
         raise UserError(f"data.split.val={split['val']} and data.split.test={split['test']} leave nothing to train on")
     data = cfg["data"]
     if data["fit"] == "crop" and data.get("cache") and data.get("short_side") is None:
-        raise UserError("data.cache=true keeps images at a shorter side; give one, data.short_side=256 say")
+        raise UserError("data.cache=true needs data.short_side, such as data.short_side=256")
 
 
 def check_layout(layout: object, where: str) -> None:
-    """Refuse a configuration whose keys have other names than today's: nobody could say what it means.
+    """Refuse a stored configuration whose keys have other names than those of this version.
 
     Args:
-        layout: what the run or the checkpoint says; None if it says nothing.
-        where: what was read, for the message.
+        layout: the layout that the run or the checkpoint stores; None if it stores none.
+        where: the name of the run or the checkpoint, for the message.
 
     Raises:
-        UserError: it is not `LAYOUT`.
+        UserError: `layout` is not `LAYOUT`.
     """
     if layout != LAYOUT:
-        found = (
-            "without a layout of its configuration"
-            if layout is None
-            else f"with layout {layout!r} of its configuration"
-        )
+        stored = "without a configuration layout" if layout is None else f"with configuration layout {layout!r}"
         raise UserError(
-            f"{where} was written {found}; this version of sppnet reads layout {LAYOUT} (see CHANGELOG.md): use the"
+            f"{where} was written {stored}; this version of sppnet reads layout {LAYOUT} (see CHANGELOG.md): use the"
             " version that wrote it, or train the run again"
         )
 
 
 def check_values(cfg: object) -> None:
-    """Judge each value by itself; those that are still interpolations are passed over."""
+    """Check each value by itself; skip those that are still interpolations."""
     for key, rule in RULES.items():
-        found, value = _get(cfg, key)
-        if found and not rule.good(value) and not re.search(r"\$\{|^\?\?\?$", str(value)):
+        present, value = _lookup(cfg, key)
+        if present and not rule.accepts(value) and not re.search(r"\$\{|^\?\?\?$", str(value)):
             raise UserError(refusal(key, value, rule))
-        needed = rule.required or (rule.only and not _idle(cfg, rule))
-        if not found and needed and _get(cfg, key.rpartition(".")[0])[0]:
-            raise UserError(f"{key} is missing; it cannot be left out")
+        needed = rule.required or (rule.only and not _overruling(cfg, rule))
+        if not present and needed and _lookup(cfg, key.rpartition(".")[0])[0]:
+            raise UserError(f"{key} is missing; it is required")
 
 
-def take(cfg: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
-    """Take the keys that only one command has (`checkpoint`, say) out of `cfg`, each judged by its rule.
+def take_own_keys(cfg: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """Remove from `cfg` the keys that only one command has (such as `checkpoint`), check and return them.
 
-    A key may lie in a section (`svm.C`), which then has no keys but those of `rules`.
+    A key may be in a section (`svm.C`); the section then has no keys but those of `rules`.
 
     Raises:
-        UserError: the first value that is not allowed, and what is.
+        UserError: the first wrong value, and what is allowed.
     """
     taken = {key: cfg.pop(key, None) for key in dict.fromkeys(key.partition(".")[0] for key in rules)}
     for key, rule in rules.items():
         section, _, rest = key.partition(".")
         if rest:
             _check_section(section, taken[section], rules)
-        found, value = _get(taken, key)
-        if not found:
-            raise UserError(f"{key} is missing; it cannot be left out")
-        if not rule.good(value):
+        present, value = _lookup(taken, key)
+        if not present:
+            raise UserError(f"{key} is missing; it is required")
+        if not rule.accepts(value):
             raise UserError(refusal(key, value, rule))
     return taken
 
 
 def _check_section(section: str, node: object, rules: Mapping[str, Rule]) -> None:
-    known = [key.removeprefix(f"{section}.") for key in rules if key.startswith(f"{section}.")]
+    names = [key.removeprefix(f"{section}.") for key in rules if key.startswith(f"{section}.")]
     if not isinstance(node, Mapping):
-        raise UserError(f"{section}={shown(node)} is not allowed; it takes a mapping with {', '.join(known)}")
-    if unknown := [str(name) for name in node if name not in known]:
-        raise UserError(f"unknown key {section}.{unknown[0]}; {section} has {', '.join(known)}")
+        raise UserError(f"{section}={format_value(node)} is not allowed: must be a mapping with {', '.join(names)}")
+    if unknown := [str(name) for name in node if name not in names]:
+        raise UserError(f"unknown key {section}.{unknown[0]}; {section} has {', '.join(names)}")
 
 
-def unused(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """The keys that have no effect in `cfg`, each with the setting because of which (`head.name=gap`)."""
-    return {key: why for key, rule in RULES.items() if _get(cfg, key)[0] and (why := _idle(cfg, rule))}
+def keys_without_effect(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of `cfg` that have no effect, each with the setting that causes it (`head.name=gap`)."""
+    return {key: setting for key, rule in RULES.items() if _lookup(cfg, key)[0] and (setting := _overruling(cfg, rule))}
 
 
-def _idle(cfg: object, rule: Rule) -> str:
-    """The setting with which what `rule` is for has no effect; empty if it has."""
-    values = {key: _get(cfg, key)[1] for key in rule.only}
-    return next((f"{key}={shown(value)}" for key, value in values.items() if value not in rule.only[key]), "")
+def _overruling(cfg: object, rule: Rule) -> str:
+    """The setting under which the key of `rule` has no effect; empty if it has one."""
+    values = {key: _lookup(cfg, key)[1] for key in rule.only}
+    return next((f"{key}={format_value(value)}" for key, value in values.items() if value not in rule.only[key]), "")
 
 
 def _check_names(section: str, node: Mapping[str, Any] | None) -> None:
     prefix = f"{section}." if section else ""
-    known = {key.removeprefix(prefix).split(".")[0] for key in (*RULES, *SECTIONS) if key.startswith(prefix)}
+    names = {key.removeprefix(prefix).split(".")[0] for key in (*RULES, *SECTIONS) if key.startswith(prefix)}
     for name in node or {}:
-        if name not in known:
-            has = ", ".join(sorted(known)) or "no keys"
+        if name not in names:
+            has = ", ".join(sorted(names)) or "no keys"
             raise UserError(f"unknown key {prefix}{name}; {section or 'the top level'} has {has}")
 
 
-def _get(cfg: object, key: str) -> tuple[bool, Any]:
+def _lookup(cfg: object, key: str) -> tuple[bool, Any]:
     node: Any = cfg
     for part in filter(None, key.split(".")):
         if not isinstance(node, Mapping) or part not in node:
@@ -273,7 +269,7 @@ SLURM_OPTIONS: dict[str, Rule] = {  # of launch=slurm; conf/launch/slurm.yaml ha
     "account": or_null(TEXT),
     "qos": or_null(TEXT),
     "time": or_null(
-        Rule(lambda v: bool(TIME_LIMIT.fullmatch(str(v))), "minutes, or a text like '12:00:00' or '1-12:00:00'")
+        Rule(lambda v: bool(TIME_LIMIT.fullmatch(str(v))), "minutes, or a time such as '12:00:00' or '1-12:00:00'")
     ),
     "cpus": whole(1),
     "gpus": whole(0),
@@ -281,12 +277,12 @@ SLURM_OPTIONS: dict[str, Rule] = {  # of launch=slurm; conf/launch/slurm.yaml ha
     "parallel": or_null(whole(1)),
     "warning": whole(1, 65535),
     "setup": list_of(TEXT, least=0),
-    "options": Rule(lambda v: isinstance(v, Mapping), "a mapping of long options of sbatch to values"),
+    "options": Rule(lambda v: isinstance(v, Mapping), "a mapping of sbatch's long options to values"),
 }
 
 
 def check_slurm_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the SLURM launcher as plain data.
+    """Check the options of the SLURM launcher and return them as plain data.
 
     Raises:
         UserError: an option is unknown, missing or not allowed.
@@ -294,12 +290,12 @@ def check_slurm_options(options: Mapping[str, Any]) -> dict[str, Any]:
     plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in options.items()}
     if unknown := [key for key in plain if key not in SLURM_OPTIONS]:
         raise UserError(
-            f"unknown key hydra.launcher.{unknown[0]}; hydra.launcher has {', '.join(SLURM_OPTIONS)} (other options of"
-            " sbatch go to hydra.launcher.options)"
+            f"unknown key hydra.launcher.{unknown[0]}; hydra.launcher has {', '.join(SLURM_OPTIONS)} (other sbatch"
+            " options go to hydra.launcher.options)"
         )
     for key, rule in SLURM_OPTIONS.items():
         if key not in plain:
             raise UserError(f"hydra.launcher.{key} is missing; launch=slurm sets its default")
-        if not rule.good(plain[key]):
-            raise UserError(f"hydra.launcher.{key}={shown(plain[key])} is not allowed; it takes {rule.words}")
+        if not rule.accepts(plain[key]):
+            raise UserError(refusal(f"hydra.launcher.{key}", plain[key], rule))
     return plain

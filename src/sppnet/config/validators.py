@@ -1,4 +1,7 @@
-"""Rules for the values of a configuration, to build the table in `sppnet.config.schema` from."""
+"""Rules for single values of a configuration: what a key accepts, and the words for it in error messages.
+
+`sppnet.config.schema` composes the table of all keys from them.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-Condition = Mapping[str, tuple[str, ...]]  # keys, and the values each of them must have one of
+Condition = Mapping[str, tuple[str, ...]]  # for each key, the values of which it must have one
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What one key takes.
+    """The values of one key.
 
     Attributes:
-        good: whether a value is allowed.
-        words: what is, for messages.
-        required: the key can nowhere be left out; an optional one with `only` can be where that does not hold.
-        only: other keys and the values of theirs with which this key has an effect; empty if it always has.
-        text: the value is a text, or a list of texts; `2024` typed for it is the text "2024".
+        accepts: whether a value is allowed.
+        expected: the allowed values, as in "must be ...".
+        plural: the same for the items of a list.
+        required: whether the key must always be present; if not, it must be present only where `only` holds.
+        only: the condition under which the key has an effect; empty if it always has.
+        text: whether the value is a string or a list of strings; `2024` typed for it is the string "2024".
     """
 
-    good: Callable[[Any], bool]
-    words: str
+    accepts: Callable[[Any], bool]
+    expected: str
+    plural: str = ""
     required: bool = True
     only: Condition = field(default_factory=dict)
     text: bool = False
@@ -38,103 +43,93 @@ def _is_real(value: object) -> bool:
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Rule:
-    """A whole number from `low` to `high`."""
-    most = f" and at most {high}" if high < 2**31 - 1 else ""
-    return Rule(lambda v: _is_int(v) and low <= v <= high, f"a whole number of at least {low}{most}")
+    bounds = f"from {low} to {high}" if high < 2**31 - 1 else f"of at least {low}"
+    return Rule(lambda v: _is_int(v) and low <= v <= high, f"an integer {bounds}", f"integers {bounds}")
 
 
-def real(test: Callable[[float], bool], words: str) -> Rule:
-    """A finite number that passes `test`."""
-    return Rule(lambda v: _is_real(v) and test(v), words)
+def real(test: Callable[[float], bool], expected: str) -> Rule:
+    return Rule(lambda v: _is_real(v) and test(v), expected)
 
 
 def choice(*names: str) -> Rule:
-    """One of `names`."""
-    return Rule(lambda v: v in names, "one of " + ", ".join(names))
+    listed = ", ".join(names)
+    return Rule(lambda v: v in names, f"one of {listed}", f"values out of {listed}")
 
 
 def list_of(rule: Rule, least: int = 1, distinct: bool = False) -> Rule:
-    """A list of `least` or more values that `rule` allows."""
-
-    def good(value: Any) -> bool:
+    def accepts(value: Any) -> bool:
         return (
             isinstance(value, list)
             and len(value) >= least
-            and all(map(rule.good, value))
+            and all(map(rule.accepts, value))
             and (not distinct or len(set(value)) == len(value))
         )
 
-    words = f"a list of {'distinct values, each ' if distinct else ''}{rule.words}, {least} or more of them"
-    return Rule(good, words, text=rule.text)
+    expected = f"a {'non-empty ' if least else ''}list of {'different ' if distinct else ''}{rule.plural}"
+    return Rule(accepts, expected, text=rule.text)
 
 
 def interval(high: float) -> Rule:
-    """Two numbers above 0 and at most `high`, in order."""
-    good = list_of(real(lambda v: 0 < v <= high, ""), least=2).good
-    words = f"two numbers above 0, up to {high}, the lower one first"
-    return Rule(lambda v: good(v) and len(v) == 2 and v[0] <= v[1], words)
+    accepts = list_of(real(lambda v: 0 < v <= high, "")).accepts
+    expected = f"two numbers above 0 and at most {high}, in ascending order"
+    return Rule(lambda v: accepts(v) and len(v) == 2 and v[0] <= v[1], expected)
 
 
 def colour(low: float) -> Rule:
-    """Three numbers from `low` to 1."""
-    good = list_of(real(lambda v: low <= v <= 1, ""), least=3).good
-    return Rule(lambda v: good(v) and len(v) == 3, f"three numbers from {low:g} to 1, for red, green and blue")
+    accepts = list_of(real(lambda v: low <= v <= 1, "")).accepts
+    return Rule(lambda v: accepts(v) and len(v) == 3, f"three numbers from {low:g} to 1, for red, green and blue")
 
 
 def or_null(rule: Rule) -> Rule:
-    """Null, or what `rule` allows."""
-    return replace(rule, good=lambda v: v is None or rule.good(v), words=f"null or {rule.words}")
+    return replace(rule, accepts=lambda v: v is None or rule.accepts(v), expected=f"null or {rule.expected}")
 
 
 def either(first: Rule, second: Rule) -> Rule:
-    """What one of the two allows."""
-    words = f"{first.words}, or {second.words}"
-    return Rule(lambda v: first.good(v) or second.good(v), words, text=first.text or second.text)
+    expected = f"{first.expected}, or {second.expected}"
+    return Rule(lambda v: first.accepts(v) or second.accepts(v), expected, text=first.text or second.text)
 
 
 def optional(rule: Rule) -> Rule:
-    """The key may be left out."""
     return replace(rule, required=False)
 
 
 def only(condition: Condition, rule: Rule) -> Rule:
-    """The key has an effect only where `condition` holds."""
     return replace(rule, only=condition)
 
 
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
-TEXT = Rule(lambda v: isinstance(v, str) and bool(v.strip()), "a text", text=True)
+TEXT = Rule(lambda v: isinstance(v, str) and bool(v.strip()), "a non-empty string", "non-empty strings", text=True)
 LABEL = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", v) is not None and len(v.encode()) <= 100,
-    "letters, digits and . _ + = -, 100 at most (it names a directory)",
+    "a name of at most 100 letters, digits and . _ + = -, as it names a directory",
+    "names of at most 100 letters, digits and . _ + = -",
     text=True,
 )
 POSITIVE = real(lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = real(lambda v: v >= 0, "a number of at least 0")
-SHARE = real(lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
-INSIDE = real(lambda v: 0 < v < 1, "a number between 0 and 1")
-RATIO = real(lambda v: 0 < v <= 1, "a number above 0, at most 1")
-# A text that would be something else without its quotes.
+SHARE = real(lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
+INSIDE = real(lambda v: 0 < v < 1, "a number above 0 and below 1")
+RATIO = real(lambda v: 0 < v <= 1, "a number above 0 and at most 1")
+# A string that YAML would read as something else without its quotes.
 LITERAL = re.compile(r"\s*([-+]?[\d._]+(e[-+]?\d+)?|true|false|null|\[.*\])\s*", re.I | re.S)
 
 
 def refusal(key: str, value: object, rule: Rule) -> str:
-    """Why `rule` refuses `value`; the type is named where it is what is wrong, since `"0.1"` and `0.1` look alike."""
+    """Why `rule` refuses `value`; names the type where that is the problem, since `"0.1"` and `0.1` look alike."""
     if rule.text and isinstance(value, int | float):
-        return (
-            f"{key}={shown(value)} is a {'boolean' if isinstance(value, bool) else 'number'}, as YAML reads it; it"
-            f" takes {rule.words}; in a file a name like this stands in quotes"
-        )
-    texts = [] if rule.text else [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
-    if any(re.fullmatch(r"[-+]?0[\d_]+", text) for text in texts):  # 007 is a text, to Hydra
-        return f"{key}={shown(value)} is not allowed; it takes {rule.words}, without zeros before it"
+        kind = "boolean" if isinstance(value, bool) else "number"
+        return f"{key}={format_value(value)} is a {kind} to YAML: must be {rule.expected}; quote it in the file"
+    items = value if isinstance(value, list) else [value]
+    strings = [] if rule.text else [item for item in items if isinstance(item, str)]
+    if any(re.fullmatch(r"[-+]?0[\d_]+", string) for string in strings):  # Hydra reads 007 as a string
+        return f"{key}={format_value(value)} is not allowed: must be {rule.expected}, without leading zeros"
     if isinstance(value, str) and not rule.text and LITERAL.fullmatch(value):
-        return f"{key}='{value}' is a text in quotes; it takes {rule.words}, without quotes"
-    return f"{key}={shown(value)} is not allowed; it takes {rule.words}"
+        return f"{key}='{value}' is a quoted string: must be {rule.expected}, without quotes"
+    return f"{key}={format_value(value)} is not allowed: must be {rule.expected}"
 
 
-def shown(value: object) -> str:
-    """A value as YAML has it."""
+def format_value(value: object) -> str:
+    """`value` as YAML spells it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else f"{value}"

@@ -17,7 +17,7 @@ import yaml
 from sppnet.config import compose
 from sppnet.config.compose import Job
 from sppnet.config.instantiate import check_target
-from sppnet.config.schema import check_layout, shown
+from sppnet.config.schema import check_layout, format_value
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_code
 from sppnet.runs.run_directory import Run
@@ -78,9 +78,9 @@ def from_checkpoint(command: str, job: Job, own: Sequence[str], may_change: Sequ
     """
     where = checkpoint_path(job.cfg.pop("checkpoint"))
     kept, overrides = stored(where)
-    overrides = compose.known(command, overrides)
+    overrides = compose.drop_missing_options(command, overrides)
     typed = [word.partition("=")[0].lstrip("+~") for word in job.overrides[len(overrides) :]]
-    before, after = compose.again(command, overrides), job.cfg
+    before, after = compose.compose_config(command, overrides), job.cfg
     theirs = {key: after.pop(key) for key in own}
     cfg = merge(kept, {key: value for key, value in before.items() if key not in own}, after, typed)
     refuse_changes(kept, cfg, may_change, command)
@@ -200,8 +200,8 @@ def refuse_changes(kept: Mapping[str, Any], made: Mapping[str, Any], may_change:
     for key, old, new in _differences(kept, made):
         if not any(key == may or key.startswith(f"{may}.") for may in may_change) or key in NORMALISATION:
             raise UserError(
-                f"{key}={shown(new)} is not allowed: a {command} takes it from its checkpoint, where it is"
-                f" {shown(old)}; what may change is {', '.join(may_change)}"
+                f"{key}={format_value(new)} is not allowed: a {command} takes it from its checkpoint, where it is"
+                f" {format_value(old)}; what may change is {', '.join(may_change)}"
             )
 
 

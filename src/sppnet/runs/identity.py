@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppnet.config.instantiate import own_sources
-from sppnet.config.schema import LAYOUT, unused
+from sppnet.config.instantiate import user_source_files
+from sppnet.config.schema import LAYOUT, keys_without_effect
 from sppnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run_identity(cfg: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
     """
     kind = cfg["loss"]["kind"]
     # what has no effect (head.bins of a head without a pyramid, say) makes no other run
-    return _without(cfg, (*NOT_IN_A_RUN, *unused(cfg))) | {
+    return _without(cfg, (*NOT_IN_A_RUN, *keys_without_effect(cfg))) | {
         "format": FORMAT,
         "layout": LAYOUT,
         "data.fingerprint": images.fingerprint(),
@@ -59,7 +59,7 @@ def eval_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dic
     return {
         "format": FORMAT,
         "weights": weights,
-        "views": _without(cfg, tuple(unused(cfg)))["views"],
+        "views": _without(cfg, tuple(keys_without_effect(cfg)))["views"],
         "sizes": cfg["sizes"]["test"],
         "data": _without({"data": cfg["data"]}, NOT_IN_A_TEST)["data"],
         "fingerprint": images.fingerprint(),
@@ -120,7 +120,7 @@ def weights_identity(weights: str | None) -> str | None:
 
 def own_code(node: Mapping[str, Any]) -> dict[str, str]:
     """The contents of the files in which the user's own classes in `node` are written, by each `_target_`."""
-    return {target: file_digest(path) for target, path in own_sources(node).items()}
+    return {target: file_digest(path) for target, path in user_source_files(node).items()}
 
 
 def file_digest(path: Path) -> str:

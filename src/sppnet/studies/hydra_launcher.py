@@ -13,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from sppnet.config.overrides import TEXTS, as_typed
+from sppnet.config.overrides import TEXTS, quote_names
 from sppnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ class SweepLauncher(Launcher):
         typed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)  # as the sweeper has them
         assert isinstance(typed, list)
         made = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
-        return {tuple(sorted(job.words)): job.row for job in made}
+        return {tuple(sorted(job.overrides)): job.row for job in made}
 
 
 def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:
     """Only an axis of a file brings such a number (`words.settle` quotes what is typed); 2024_05 is 202405 by now."""
     for word in overrides:
         key = word.partition("=")[0].lstrip("+")
-        if key in TEXTS and as_typed(word) != word:
+        if key in TEXTS and quote_names(word) != word:
             raise UserError(
-                f"{word} is a number in hydra.sweeper.params; there a text like it is quoted: {as_typed(word)}"
+                f"{word} is a number in hydra.sweeper.params; there a text like it is quoted: {quote_names(word)}"
             )

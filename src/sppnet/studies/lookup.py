@@ -12,7 +12,7 @@ from typing import Any
 
 from sppnet.config import compose
 from sppnet.config.compose import Job
-from sppnet.config.overrides import Expanded, as_typed, unquoted
+from sppnet.config.overrides import ExpandedJob, parse_value, quote_names
 from sppnet.errors import UserError
 from sppnet.runs.plan import plan, validate
 from sppnet.studies.study import Study, SweepPoint, cell, command_of, common, conf, header, stored, words_of
@@ -32,7 +32,7 @@ def chosen(job: Job, own: Collection[str]) -> list[Study]:
     """
     runs, name = Path(job.cfg["paths"]["runs"]).expanduser(), job.cfg["study"]
     words = [(re.split(r"[.=]", word.lstrip("+~"))[0], word) for word in job.overrides]
-    experiments = next((str(unquoted(word)) for key, word in words if key == "experiments"), None)
+    experiments = next((str(parse_value(word)) for key, word in words if key == "experiments"), None)
     if experiments is not None:
         typed = [word for key, word in words if key not in {"experiments", *own}]
         return [expand(runs, experiments, [*typed, *job.sweeper])]
@@ -69,12 +69,12 @@ def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> 
             found.append(Study(folder.name, folder, tuple(cells), report, {}, {} if cells else header(folder.name)))
             continue
         try:
-            jobs, rows, shown = compose.sweep("train", [as_typed(f"experiments={experiments}"), *typed])
+            jobs, rows, shown = compose.expand_sweep("train", [quote_names(f"experiments={experiments}"), *typed])
         except UserError:  # its file is gone or does not compose any more
             found.append(Study(experiments, folder, tuple(cells), report, {}, header(experiments)))
             continue
-        shared = common(job.words for job in jobs)
-        there = {words_of(job.words, shared) for job in jobs}
+        shared = common(job.overrides for job in jobs)
+        there = {words_of(job.overrides, shared) for job in jobs}
         own, others = [one for one in cells if one.words in there], [one for one in cells if one.words not in there]
         if own:
             whole = len({one.words for one in own}) == len(there)
@@ -92,18 +92,18 @@ def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
     Raises:
         UserError: it does not compose, or a cell names no valid run.
     """
-    command, asked = command_of(experiments), [as_typed(f"experiments={experiments}"), *typed]
-    jobs, rows, report = compose.sweep(command, asked)
-    folder = runs / str(compose.again(command, asked)["study"])
+    command, asked = command_of(experiments), [quote_names(f"experiments={experiments}"), *typed]
+    jobs, rows, report = compose.expand_sweep(command, asked)
+    folder = runs / str(compose.compose_config(command, asked)["study"])
     if command == "transfer":  # its rows are files, and are not planned
         return Study(experiments, folder, (), report, {}, header(experiments))
     known = {one.words: one for one in stored(folder) if one.experiments == experiments}
-    now, cells, shared = conf(), [], common(job.words for job in jobs)
+    now, cells, shared = conf(), [], common(job.overrides for job in jobs)
     for job in jobs:
-        found = known.get(words_of(job.words, shared))
+        found = known.get(words_of(job.overrides, shared))
         if found is None or found.conf != now:
-            found = _plan(compose.again("train", job.words), job, shared, now) or found
-        cells.append(found or SweepPoint(words_of(job.words, shared), "", "", now, job.row, experiments))
+            found = _plan(compose.compose_config("train", job.overrides), job, shared, now) or found
+        cells.append(found or SweepPoint(words_of(job.overrides, shared), "", "", now, job.row, experiments))
     wanted, of_file = {one.words for one in cells}, _words(command, experiments) if typed else None
     name = experiments if of_file is None or wanted <= of_file else f"{experiments}_typed"
     as_filed = of_file is None or wanted == of_file
@@ -112,15 +112,15 @@ def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
 
 def _words(command: str, experiments: str) -> set[tuple[str, ...]]:
     """What makes each cell of a study's file, with nothing typed over it."""
-    jobs = compose.sweep(command, [f"experiments={experiments}"])[0]
-    shared = common(job.words for job in jobs)
-    return {words_of(job.words, shared) for job in jobs}
+    jobs = compose.expand_sweep(command, [f"experiments={experiments}"])[0]
+    shared = common(job.overrides for job in jobs)
+    return {words_of(job.overrides, shared) for job in jobs}
 
 
-def _plan(cfg: dict[str, Any], job: Expanded, shared: Collection[str], now: str) -> SweepPoint | None:
+def _plan(cfg: dict[str, Any], job: ExpandedJob, shared: Collection[str], now: str) -> SweepPoint | None:
     """The cell of a job; None if the data, without which nobody knows its run, are not here."""
     validate(cfg)
     try:
-        return cell(job.words, shared, job.row, plan(cfg), now)
+        return cell(job.overrides, shared, job.row, plan(cfg), now)
     except UserError:
         return None

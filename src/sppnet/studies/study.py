@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.config import option_files
-from sppnet.config.overrides import unquoted
+from sppnet.config.overrides import parse_value
 from sppnet.errors import UserError
 from sppnet.runs.identity import FORMAT
 from sppnet.runs.plan import Plan
@@ -116,7 +116,7 @@ def words_of(overrides: Iterable[str], shared: Collection[str]) -> tuple[str, ..
 
 def cell(overrides: Sequence[str], shared: Collection[str], row: str, planned: Plan, conf: str) -> SweepPoint:
     """The cell of a job of a sweep whose jobs have the overrides `shared` in common."""
-    study = [str(unquoted(word)) for word in overrides if word.lstrip("+").startswith("experiments=")]
+    study = [str(parse_value(word)) for word in overrides if word.lstrip("+").startswith("experiments=")]
     words = words_of(overrides, shared)
     return SweepPoint(words, planned.run.path.name, planned.test, conf, row, study[-1] if study else None)
 

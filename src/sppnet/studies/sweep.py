@@ -14,7 +14,7 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
 from sppnet.config import option_files
-from sppnet.config.compose import plain
+from sppnet.config.compose import to_plain
 from sppnet.errors import UserError, notice
 from sppnet.runs.plan import Plan, check_duplicates, plan
 from sppnet.runs.result_text import result_lines
@@ -128,7 +128,7 @@ class Sweep:
         if self.command != "train":
             return
         try:
-            planned = plan(plain(job.cfg))
+            planned = plan(to_plain(job.cfg))
             check_duplicates(planned)
         except UserError as error:
             job.outcome, job.lines = "refused", [str(error)]

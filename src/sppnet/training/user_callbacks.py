@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities import rank_zero_only
 
-from sppnet.config.schema import shown
+from sppnet.config.schema import format_value
 from sppnet.errors import UserError, notice
 
 ELSEWHERE: dict[type[Callback], str] = {
@@ -110,8 +110,8 @@ def check_kinds(callbacks: Mapping[str, Callback], ours: Iterable[str]) -> None:
             if getattr(callback, key) not in (True, "link", "last", "best"):
                 continue
             raise UserError(
-                f"callbacks.{name}.{key}={shown(getattr(callback, key))} would replace last.ckpt or best.ckpt, which a"
-                f" run has of itself and goes on from; leave it out, or give callbacks.{name}.dirpath"
+                f"callbacks.{name}.{key}={format_value(getattr(callback, key))} would replace last.ckpt or best.ckpt,"
+                f" which a run has of itself and goes on from; leave it out, or give callbacks.{name}.dirpath"
             )
 
 

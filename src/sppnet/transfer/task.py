@@ -143,7 +143,7 @@ def make_task(cfg: dict[str, Any], trained: Trained | None) -> Task:
     Raises:
         UserError: a value is not allowed, or two do not fit together; torch is needed for neither.
     """
-    own = schema.take(cfg, RULES)
+    own = schema.take_own_keys(cfg, RULES)
     validate(cfg)
     views, layer, sizes = cfg["views"], own["layer"], cfg["sizes"]["test"]
     if views["fit"] == "windows":
