@@ -20,11 +20,11 @@ import yaml
 
 from sppnet.data import load_splits
 from sppnet.data.views import Views
-from sppnet.runs.provenance import code, machine
-from sppnet.training.checkpointing import read_checkpoint
-from sppnet.training.inference import load_trained
+from sppnet.runs.from_checkpoint import read_checkpoint
+from sppnet.runs.provenance import code_state, machine
+from sppnet.training.inference import load_classifier
 from sppnet.training.multi_view import Scorer
-from sppnet.training.trainer import build_data, settle
+from sppnet.training.trainer import build_data, set_threads_and_filter_warnings
 
 RESULTS = Path(__file__).parent / "results"
 BESIDE = ("report", "predictions", "transfer")  # what else lies in the folder of a study
@@ -53,9 +53,9 @@ def score(run: Path, threads: int | None) -> Scores:
     cfg = yaml.safe_load((run / "config.yaml").read_text())
     if threads:
         cfg["trainer"]["threads"] = threads
-    settle(cfg)
+    set_threads_and_filter_warnings(cfg)
     sets = load_splits(cfg["data"])
-    classifier = load_trained(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval()
+    classifier = load_classifier(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval()
     data, size = build_data(cfg, sets), cfg["sizes"]["test"][0]
     scorers = [
         Scorer(classifier.network, Views(**{**vars(classifier.views), "source": source}), size)
@@ -101,7 +101,11 @@ def table(every: list[Scores]) -> list[str]:
 def made_with() -> tuple[str, str, str]:
     """Commit, machine and time of a row."""
     here = machine()
-    return str(code()["commit"])[:10], f"{here['cores']} cores, {here['processor']}", time.strftime("%Y-%m-%d %H:%M")
+    return (
+        str(code_state()["commit"])[:10],
+        f"{here['cores']} cores, {here['processor']}",
+        time.strftime("%Y-%m-%d %H:%M"),
+    )
 
 
 def main() -> None:

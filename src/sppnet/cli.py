@@ -65,7 +65,7 @@ def dispatch() -> int:
         print(f"sppnet {__version__}")
         return 0
     command = words[0]
-    provenance.note(words)  # before `sys.argv` is rewritten for Hydra
+    provenance.remember_command(words)  # before `sys.argv` is rewritten for Hydra
     if command not in COMMANDS and command not in HIDDEN_COMMANDS:
         print(f"sppnet: unknown command {command!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
@@ -82,12 +82,12 @@ def _run(command: str, words: list[str]) -> int:
     if "SPPNET_SUBMISSION" in os.environ:
         from sppnet.slurm import job  # before any other import, which may take seconds in which a signal can come
 
-        job.listen()
+        job.install_signal_handlers()
     errors.show_traceback = bool(TRACEBACK_OVERRIDES & set(words))  # until the configuration is composed
     try:
         from sppnet.runs import ranks
 
-        ranks.settle(command)
+        ranks.clear_inherited_ranks(command)
         words = _allow_packages(words)
         with _hydra_errors_as_user_errors():
             importlib.import_module(f"sppnet.commands.{command}").main(words)

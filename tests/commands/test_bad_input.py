@@ -208,13 +208,16 @@ CALLBACKS = [
     ),
     (
         [STOPPING, "+callbacks.stop.monitor=val/loss", "+callbacks.a=${callbacks.stop}"],
-        ["callbacks.stop and callbacks.a have one place in a checkpoint", "'val/loss'"],
+        ["callbacks.stop and callbacks.a have the same key in a checkpoint", "'val/loss'"],
     ),
     (
         ["+callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{0:2}}"],
         ["GradientAccumulationScheduler is not allowed", "use trainer.accumulate"],
     ),
-    (["allow=stop_at", "+callbacks.x._target_=stop_at.StatusFile"], ["StatusFile, is that of one of sppnet's own"]),
+    (
+        ["allow=stop_at", "+callbacks.x._target_=stop_at.StatusFile"],
+        ["same key in a checkpoint, StatusFile; rename"],
+    ),
 ]
 
 
@@ -266,14 +269,14 @@ def test_a_number_of_processes_in_the_environment_that_is_not_the_runs(
     assert_one_line(sppnet("train", *SMALL), "WORLD_SIZE=2", "trainer.devices=1", "unset it")
     assert not list(tmp_path.iterdir())
     cfg = {"trainer": {"devices": 2, "num_nodes": 1}}
-    ranks.check(cfg)  # 2 processes, as WORLD_SIZE says
+    ranks.check_world_size(cfg)  # 2 processes, as WORLD_SIZE says
     for name, value in {"SPPNET_SUBMISSION": "x", "SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "5")
-    ranks.check(cfg)  # in a job of ours, srun decides
+    ranks.check_world_size(cfg)  # in a job of ours, srun decides
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
     with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS=3 .* make 2: leave nodes and tasks"):
-        ranks.check(cfg)
+        ranks.check_world_size(cfg)
 
 
 TRACEBACKS = {
@@ -389,7 +392,7 @@ def test_files_that_are_not_checkpoints(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("I am a checkpoint")
     assert_one_line(sppnet("test", "checkpoint=text.pt"), "text.pt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    assert_one_line(sppnet("test", "checkpoint=foreign.pt"), "foreign.pt", "not a checkpoint of sppnet's")
+    assert_one_line(sppnet("test", "checkpoint=foreign.pt"), "foreign.pt", "not an sppnet checkpoint")
     for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
         save({"sppnet": Bomb()}, tmp_path / "bomb.pt")
         assert_one_line(sppnet("test", "checkpoint=bomb.pt"), "bomb.pt")
@@ -407,7 +410,7 @@ def test_a_foreign_file_is_refused_in_one_line_without_an_error_number(
             archive.writestr(f"a/{name}", "3")
     for name in ("junk", "script"):
         called = sppnet("test", f"checkpoint={name}")
-        assert_one_line(called, f"checkpoint={name} cannot be read, is damaged or no file of tensors")
+        assert_one_line(called, f"checkpoint={name} cannot be read, is damaged or not a tensor file")
         assert not called.err.strip()[-1].isdigit()
     assert not [str(warning.message) for warning in recwarn if "torch.load" in str(warning.message)]
 

@@ -104,8 +104,8 @@ def _changed(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
 BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda path: path, "No such file"),
     "folder": (lambda path: path.parent, "Is a directory"),
-    "text": (_text, "is no file of tensors"),
-    "empty": (_empty, "is no file of tensors|cannot be read, is damaged"),
+    "text": (_text, "is not a tensor file"),
+    "empty": (_empty, "is not a tensor file|cannot be read, is damaged"),
     "truncated": (_cut_short, "cannot be read, is damaged"),
     "list": (lambda path: _save([torch.zeros(3)], path), "holds a list, not a state dict"),
     "nested": (lambda path: _save({"model": {}, "epoch": 3}, path), "not a state dict of tensors: model, epoch"),

@@ -1,4 +1,4 @@
-"""Which configurations name the same run, who may have its directory, and what a full disk or a crash leaves."""
+"""Which configurations name the same run, the lock of its directory, and what a full disk or a crash leaves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from calling import SMALL, Caller, command, same_weights
 from sppnet.errors import UserError
-from sppnet.runs.plan import plan
+from sppnet.runs.plan import plan_run
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import file_lock, write_text
 
@@ -34,14 +34,14 @@ def cfg(sppnet: Caller) -> dict[str, Any]:
 
 def changed(cfg: dict[str, Any], **values: Any) -> dict[str, Any]:
     """A copy in which `section__key=value`."""
-    made: dict[str, Any] = json.loads(json.dumps(cfg))
+    copy: dict[str, Any] = json.loads(json.dumps(cfg))
     for name, value in values.items():
-        node = made
+        node = copy
         *parents, last = name.split("__")
         for part in parents:
             node = node[part]
         node[last] = value
-    return made
+    return copy
 
 
 NOT_THE_RUN = [
@@ -55,7 +55,11 @@ NOT_THE_RUN = [
     ),
     *({"logger": {"tensorboard": {}}}, {"paths__cache": "elsewhere"}, {"debug__traceback": True}),
     *({"head__kernel": "plain"},),
-    *({"loss__label_smoothing": 0}, {"data__color": 0}, {"loss__kind": "softmax"}),  # as the defaults are
+    *(
+        {"loss__label_smoothing": 0},
+        {"data__color": 0},
+        {"loss__kind": "softmax"},
+    ),  # as by default
 ]
 THE_RUN = [
     *({"seed": 1}, {"trainer__threads": 1}, {"trainer__precision": "bf16-mixed"}, {"trainer__devices": 2}),
@@ -66,57 +70,57 @@ THE_RUN = [
 THE_TEST = [{"sizes__test": [64]}, {"views__fit": "full"}, {"views__ratio": 0.5}]
 
 
-def test_kept_photographs_are_the_same_run(cfg: dict[str, Any]) -> None:
+def test_the_image_cache_is_not_part_of_a_run(cfg: dict[str, Any]) -> None:
     side = changed(cfg, data__short_side=64)
-    assert plan(changed(side, data__cache=True)).run == plan(side).run
+    assert plan_run(changed(side, data__cache=True)).run == plan_run(side).run
 
 
 @pytest.mark.parametrize("values", NOT_THE_RUN, ids=str)
 def test_where_and_how_fast_is_not_part_of_a_run(cfg: dict[str, Any], values: dict[str, Any]) -> None:
-    assert plan(changed(cfg, **values)).run == plan(cfg).run
+    assert plan_run(changed(cfg, **values)).run == plan_run(cfg).run
 
 
 @pytest.mark.parametrize("values", THE_RUN, ids=str)
-def test_what_determines_the_weights_is(cfg: dict[str, Any], values: dict[str, Any]) -> None:
-    assert plan(changed(cfg, **values)).run != plan(cfg).run
+def test_what_determines_the_weights_is_part_of_a_run(cfg: dict[str, Any], values: dict[str, Any]) -> None:
+    assert plan_run(changed(cfg, **values)).run != plan_run(cfg).run
 
 
 @pytest.mark.parametrize("values", THE_TEST, ids=str)
 def test_a_test_has_a_hash_of_its_own(cfg: dict[str, Any], values: dict[str, Any]) -> None:
-    assert plan(changed(cfg, **values)).run == plan(cfg).run
-    assert plan(changed(cfg, **values)).test != plan(cfg).test
+    assert plan_run(changed(cfg, **values)).run == plan_run(cfg).run
+    assert plan_run(changed(cfg, **values)).test != plan_run(cfg).test
 
 
 def test_what_a_test_does_not_use_does_not_count(cfg: dict[str, Any]) -> None:
     for values in ({"views__aspect_step": 0.5}, {"data__aspect_step": 0.5}, {"data__crop__kind": "random_resized"}):
-        assert plan(changed(cfg, **values)).test == plan(cfg).test
+        assert plan_run(changed(cfg, **values)).test == plan_run(cfg).test
 
 
 def test_names_are_names_only(cfg: dict[str, Any]) -> None:
-    before, after = plan(cfg).run, plan(changed(cfg, backbone__name="mine", data__name="scans")).run
+    before, after = plan_run(cfg).run, plan_run(changed(cfg, backbone__name="mine", data__name="scans")).run
     assert before.hash == after.hash
     assert after.path.name.startswith("scans-mine-")
 
 
-def test_a_class_of_ones_own_that_was_changed_makes_another_run(
+def test_a_changed_class_of_the_user_makes_another_run(
     cfg: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPPNET_ALLOW", "some_nets")
     monkeypatch.syspath_prepend(str(tmp_path))
-    mine = changed(cfg, backbone={"_target_": "some_nets.Two", "name": "two"})
+    own = changed(cfg, backbone={"_target_": "some_nets.Two", "name": "two"})
     with pytest.raises(UserError, match="no module some_nets"):
-        plan(mine)
+        plan_run(own)
     code = "from torch import nn\n\n\nclass Two(nn.Conv2d):\n    def __init__(self): super().__init__(3, 4, {kernel})\n"
     hashes = []
     for kernel in (5, 7, 5):
         (tmp_path / "some_nets.py").write_text(code.format(kernel=kernel))
-        hashes.append(plan(mine).run.hash)
+        hashes.append(plan_run(own).run.hash)
     assert hashes[0] == hashes[2] != hashes[1]
 
 
 def test_bins_that_a_head_does_not_use_do_not_count(cfg: dict[str, Any]) -> None:
     gap = changed(cfg, head__name="gap")
-    assert plan(gap).run == plan(changed(gap, head__bins=[1])).run
+    assert plan_run(gap).run == plan_run(changed(gap, head__bins=[1])).run
 
 
 def test_data_and_weights_count_by_content_not_by_path(cfg: dict[str, Any], tmp_path: Path) -> None:
@@ -129,18 +133,18 @@ def test_data_and_weights_count_by_content_not_by_path(cfg: dict[str, Any], tmp_
     (tmp_path / "two.pth").write_bytes(b"1")
     (tmp_path / "other.pth").write_bytes(b"2")
     data = changed(cfg, data__name="folder", data___target_="sppnet.data.Folder", data__root="a")
-    run = plan(changed(data, backbone__weights="one.pth")).run
-    assert plan(changed(data, data__root=str(tmp_path / "b"), backbone__weights="two.pth")).run == run
-    assert plan(changed(data, backbone__weights="other.pth")).run != run
+    run = plan_run(changed(data, backbone__weights="one.pth")).run
+    assert plan_run(changed(data, data__root=str(tmp_path / "b"), backbone__weights="two.pth")).run == run
+    assert plan_run(changed(data, backbone__weights="other.pth")).run != run
     next((tmp_path / "b").rglob("*.png")).rename(tmp_path / "b/cat/renamed.png")
-    assert plan(changed(data, data__root="b", backbone__weights="one.pth")).run != run
+    assert plan_run(changed(data, data__root="b", backbone__weights="one.pth")).run != run
 
 
-def test_a_directory_has_one_process_and_a_dead_one_lets_go(tmp_path: Path, sppnet: Caller) -> None:
+def test_a_directory_has_one_process_and_a_dead_process_releases_it(tmp_path: Path, sppnet: Caller) -> None:
     words = ("train", *SMALL, "trainer.max_epochs=500", "trainer.limit_batches=null")
     child = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.DEVNULL)
     try:
-        while not (found := list(tmp_path.rglob("metrics.jsonl"))):
+        while not (metrics_files := list(tmp_path.rglob("metrics.jsonl"))):
             assert child.poll() is None
             time.sleep(0.05)
         second = sppnet(*words)
@@ -150,8 +154,8 @@ def test_a_directory_has_one_process_and_a_dead_one_lets_go(tmp_path: Path, sppn
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    with Run(found[0].parent).locked():
-        assert (found[0].parent / "status.json").exists()
+    with Run(metrics_files[0].parent).locked():
+        assert (metrics_files[0].parent / "status.json").exists()
 
 
 @pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -209,21 +213,21 @@ def test_a_disk_that_fills_up_is_a_failure_from_which_the_run_resumes(spawn: Cal
         child = subprocess.Popen(
             command(*words, "paths.runs=disk/runs"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        while not (found := list(disk.rglob("last.ckpt"))):
+        while not (checkpoints := list(disk.rglob("last.ckpt"))):
             assert child.poll() is None
             time.sleep(0.01)
         fill(disk / "filler")
         _, err = child.communicate()
         assert child.returncode == 1, err.decode()
         assert "No space left" in err.decode().splitlines()[-1] or "disk full" in err.decode().splitlines()[-1]
-        kept = found[0].read_bytes()
-        assert kept
+        content = checkpoints[0].read_bytes()
+        assert content
         assert not list(disk.rglob("*.tmp"))
         (disk / "filler").unlink()
         resumed = spawn(*words, "paths.runs=disk/runs", "trainer.progress=lines")
         assert resumed.code == 0, resumed.err
         assert "resumed at step" in resumed.out
         whole = spawn(*words)
-        assert same_weights(tmp_path / whole.run / "checkpoints/last.ckpt", found[0])
+        assert same_weights(tmp_path / whole.run / "checkpoints/last.ckpt", checkpoints[0])
     finally:
         subprocess.run(["umount", str(disk)], check=True)

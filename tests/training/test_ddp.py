@@ -1,4 +1,4 @@
-"""Two processes of one machine (gloo, on the CPU) train one network: real processes, started by `sppnet train`."""
+"""DDP with two real processes on one machine (gloo, on the CPU), started by `sppnet train`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ ENV = {"PYTHONPATH": TESTS}
 
 
 def traces(run: Path) -> list[list[dict[str, Any]]]:
-    """What rank 0 and rank 1 wrote down."""
+    """The traces of rank 0 and rank 1."""
     return [[json.loads(line) for line in (run / f"trace-{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)]
 
 
 def assert_promises(run: Path, left_over: int = 1) -> None:
-    """No sample twice, none left out (but what does not divide by two), the same shape on all ranks at every step,
-    every validation image once, equal weights at the end."""
+    """Check what two ranks must fulfil.
+
+    No training image twice, none missing except those that do not divide by two; the same shape on all ranks at every
+    step; every validation image once; equal weights at the end.
+    """
     ranks = traces(run)
     assert ranks[0][-1]["weights"] == ranks[1][-1]["weights"]
     train = [[line for line in rank if line.get("phase") == "train"] for rank in ranks]
@@ -40,9 +43,9 @@ def assert_promises(run: Path, left_over: int = 1) -> None:
         assert [line["shape"] for line in steps[0]] == [line["shape"] for line in steps[1]]
     sets = load_splits({"_target_": "sppnet.data.Digits", "name": "digits", "split": SPLIT})
     for epoch in {line["epoch"] for line in train[0]}:
-        seen = [i for rank in train for line in rank if line["epoch"] == epoch for i in line["index"]]
-        assert len(seen) == len(set(seen)) >= len(sets.train) - left_over
-        assert set(seen) <= set(sets.train.tolist())
+        trained = [i for rank in train for line in rank if line["epoch"] == epoch for i in line["index"]]
+        assert len(trained) == len(set(trained)) >= len(sets.train) - left_over
+        assert set(trained) <= set(sets.train.tolist())
         validated = [i for rank in val for line in rank if line["epoch"] == epoch for i in line["index"]]
         assert sorted(validated) == sets.val.tolist()
 
@@ -92,7 +95,7 @@ def test_two_processes_resume_after_a_kill(spawn: Caller, tmp_path: Path) -> Non
         while not (run / "metrics.jsonl").exists() or len(records(run)) < lines:
             assert child.poll() is None
             time.sleep(0.02)
-        os.kill(child.pid, signal.SIGKILL)  # the first process alone: the second must not outlive it
+        os.kill(child.pid, signal.SIGKILL)  # only the first process: the second must end with it
         child.wait()
         assert not group_lives(child.pid)
     resumed = spawn(*words)
@@ -102,7 +105,7 @@ def test_two_processes_resume_after_a_kill(spawn: Caller, tmp_path: Path) -> Non
 
 
 def group_lives(group: int) -> bool:
-    """Whether a process of the group still runs after some seconds (one that ended and was not waited for does not)."""
+    """Whether a process of the group still runs after five seconds; zombies do not count."""
     for _ in range(100):
         shown = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
         rows = [line.split() for line in shown.splitlines()]

@@ -1,4 +1,4 @@
-"""Every image of an epoch weighs the same in the gradient, whatever batch and accumulation window it is in."""
+"""Every image of an epoch has the same weight in the gradient, whatever its batch and accumulation window."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CASES = {
 
 
 class Noise(ImageSet):
-    """Pictures of noise and of many shapes; with `bad` every fifth cannot be read."""
+    """Images of noise in many shapes; with `bad`, every fifth is unreadable."""
 
     classes = ("a", "b", "c")
 
@@ -65,7 +65,7 @@ class Noise(ImageSet):
 
 
 class OneOfSeveral(DataModule):
-    """The data of one process of several, in this process."""
+    """The data of one rank of several, in this process."""
 
     rank, world = 0, 1
 
@@ -77,7 +77,7 @@ class OneOfSeveral(DataModule):
 
 
 class Gradients(Callback):
-    """Sums the gradients of each epoch's steps, which move nothing, and keeps the batches."""
+    """Sums the gradients of each epoch and zeroes them before the step, so the weights stay; keeps the batches."""
 
     def __init__(self) -> None:
         self.sums: list[list[Tensor]] = []
@@ -100,7 +100,7 @@ class Gradients(Callback):
 
 
 def train(words: list[str], rank: int, world: int, count: int, folder: Path) -> tuple[Classifier, Gradients]:
-    """Two epochs of one of `world` processes."""
+    """Two epochs of rank `rank` of `world`."""
     more = ["sizes.val=[16]", "trainer.max_epochs=2", "trainer.precision=64-true", "trainer.accelerator=cpu"]
     more += ["trainer.threads=1", "trainer.progress=none", "optim=sgd", "optim.weight_decay=0"]
     cfg = compose_config("train", ["sizes=single", "sizes.train=[16]", *more, *words])
@@ -111,9 +111,9 @@ def train(words: list[str], rank: int, world: int, count: int, folder: Path) -> 
         nn.init.normal_(p, std=0.5)
     images = Noise(count, bad="data.bad_files=skip" in words)
     classifier = Classifier(SPPNet(backbone, head), cfg, images.classes, False).double()
-    every = np.arange(count)
+    indices = np.arange(count)
     schedule = build_sizes(cfg["sizes"])
-    data = OneOfSeveral(Splits(images, every, every, every), schedule, cfg["data"], cfg["views"], 0, folder)
+    data = OneOfSeveral(Splits(images, indices, indices, indices), schedule, cfg["data"], cfg["views"], 0, folder)
     data.rank, data.world = rank, world
     gradients = Gradients()
     make_trainer(cfg, [gradients], [], folder).fit(classifier, datamodule=data)
@@ -121,7 +121,7 @@ def train(words: list[str], rank: int, world: int, count: int, folder: Path) -> 
 
 
 def of_one_large_batch(classifier: Classifier, batches: list[dict[str, Any]]) -> tuple[list[Tensor], int, int]:
-    """The gradient of the sum of the losses of all images that were read; the number of images read and planned."""
+    """The gradient of the summed loss of all readable images, and the numbers of images read and planned."""
     total, read = torch.zeros((), dtype=torch.float64), 0
     for shape in {batch["image"].shape[2:] for batch in batches}:
         same = [batch for batch in batches if batch["image"].shape[2:] == shape]
@@ -146,7 +146,7 @@ def test_an_epochs_summed_gradient_is_that_of_one_large_batch(case: str, tmp_pat
         batches = [batch for _, other in ranks for batch in other.batches[epoch]]
         whole, read, planned = of_one_large_batch(classifier, batches)
         assert (read < planned) == ("data.bad_files=skip" in words)
-        assert len({len(batch["index"]) for batch in batches}) > 1  # or nothing is shown
+        assert len({len(batch["index"]) for batch in batches}) > 1  # or the test shows nothing
         scale = gradients.steps[epoch] / planned
         for step, all_at_once in zip(ours, whole, strict=True):
             torch.testing.assert_close(step, all_at_once * scale, rtol=1e-9, atol=1e-12)
@@ -174,10 +174,10 @@ def test_an_epoch_of_one_window_is_one_full_step_whatever_its_batches_and_proces
 ) -> None:
     words = [*SMALL, "optim=sgd", "trainer.max_epochs=1", "trainer.limit_batches=null", "trainer.accumulate=1000"]
     words += ["backbone.freeze=true", "head.dropout=0", "trainer.precision=64-true", "trainer.accelerator=cpu"]
-    # 90 training images: an even number, as two processes leave an odd one out
+    # 90 training images: two processes would drop the last of an odd number
     several = (["data.batch_size=8"], ["data.batch_size=8", "trainer.devices=2"], ["data.batch_size=1797"])
     runs = [tmp_path / spawn("train", *words, "data.split.val=0.8", *more).run for more in several]
     ends = [weights(run / "checkpoints/last.ckpt") for run in runs]
     for key, value in ends[0].items():
         assert all(torch.allclose(value, end[key], rtol=1e-9, atol=1e-12) for end in ends)
-    assert ends[0]["network.head.classifier.bias"].abs().max() > 1e-5  # from zero, at the rate of 0.01
+    assert ends[0]["network.head.classifier.bias"].abs().max() > 1e-5  # starts at zero; learning rate 0.01

@@ -1,4 +1,4 @@
-"""Figures of a phase, worked out by hand."""
+"""Metrics of a phase, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def test_average_precision_is_the_mean_precision_at_the_images_of_the_class() ->
     assert metrics.per_class()["48"] == [pytest.approx((1 + 2 / 3) / 2), 1.0]
 
 
-def test_what_is_not_valid_does_not_count() -> None:
+def test_invalid_images_do_not_count() -> None:
     metrics = SizeMetrics("val", 3, multilabel=False)
     logits, target = torch.eye(3)[[0, 1, 2]] * 9, torch.tensor([0, 1, 0])
     metrics.update(48, logits, target, torch.tensor([1.0, 2.0, 99.0]), torch.tensor([True, True, False]))
-    found = metrics.compute()
-    assert found["val/top1"] == found["val/48/top1"] == found["val/class_accuracy"] == 1.0
-    assert found["val/loss"] == 1.5
+    values = metrics.compute()
+    assert values["val/top1"] == values["val/48/top1"] == values["val/class_accuracy"] == 1.0
+    assert values["val/loss"] == 1.5
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
 def test_a_mean_over_many_images_is_right_whatever_type_the_network_computes_in(kind: torch.dtype) -> None:
-    """In a step Lightning makes the precision's type the default, and bfloat16 counts to 256."""
+    """In a step Lightning makes the precision's dtype the default, and bfloat16 counts to 256 only."""
     batch = (torch.zeros(7, 3), torch.zeros(7, dtype=torch.long), torch.full((7,), 1.1), torch.ones(7) > 0)
     train, test = SizeMetrics("train", 3, multilabel=False), SizeMetrics("test", 3, multilabel=False)
     torch.set_default_dtype(kind)

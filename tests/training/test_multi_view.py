@@ -1,4 +1,4 @@
-"""Views: where a cell looks, which windows there are, and what is scored of them."""
+"""Multi-view testing: receptive fields of cells, the windows of a protocol, and their scores."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet, build_backbone
 from sppnet.models.probe import map_size, on_meta
 from sppnet.models.receptive_field import Field, receptive_field
-from sppnet.training.checkpointing import read_checkpoint
-from sppnet.training.inference import load_trained
+from sppnet.runs.from_checkpoint import read_checkpoint
+from sppnet.training.inference import load_classifier
 from sppnet.training.lit_module import Classifier
 from sppnet.training.multi_view import Scorer, map_windows
 from sppnet.training.trainer import build_data
@@ -42,18 +42,18 @@ NAMES = ("alexnet", "vgg11", "resnet18", "densenet121", "googlenet", "shufflenet
 
 
 def views(**changed: Any) -> Views:
-    made = Views.build(TEN | changed)
-    assert made is not None
-    return made
+    built = Views.build(TEN | changed)
+    assert built is not None
+    return built
 
 
 def seen_extent(trunk: nn.Module, side: int) -> tuple[int, Tensor]:
-    """A cell in the middle of the map, and the pixels along x on which it depends, by the gradient."""
+    """A cell in the middle of the map, and the pixels along x that its gradient reaches."""
     for parameter in trunk.parameters():
         parameter.data = parameter.data.abs() + 0.01 if parameter.ndim > 1 else parameter.data.abs()
     for parent in list(trunk.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.MaxPool2d):  # whose gradient would reach one pixel of a window only
+            if isinstance(child, nn.MaxPool2d):  # its gradient would reach a single pixel of each window
                 pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode)
                 setattr(parent, name, pool)
     image = torch.rand(1, 3, side, side, dtype=torch.float64, requires_grad=True)
@@ -67,17 +67,17 @@ def seen_extent(trunk: nn.Module, side: int) -> tuple[int, Tensor]:
 @pytest.mark.parametrize("name", ["tiny", "blog", "zf5", "overfeat5", "alexnet", "resnet18", "odd"])
 def test_a_cell_is_centred_where_its_gradient_is(name: str) -> None:
     odd = nn.Sequential(nn.ZeroPad2d((5, 0, 5, 0)), nn.Conv2d(3, 4, 4, dilation=2, stride=3), nn.AvgPool2d(2, 2))
-    made: dict[str, nn.Module] = {"tiny": Tiny(2), "blog": Blog(), "odd": odd}
-    trunk = made[name] if name in made else build(name)
+    modules: dict[str, nn.Module] = {"tiny": Tiny(2), "blog": Blog(), "odd": odd}
+    trunk = modules[name] if name in modules else build(name)
     field = receptive_field(trunk)
     side = {"resnet18": 600, "tiny": 60, "blog": 60, "odd": 60}.get(name, 300)
     cell, pixels = seen_extent(trunk, side)
-    assert 0 < pixels[0] < pixels[-1] < side - 1  # else the border would hide a part
+    assert 0 < pixels[0] < pixels[-1] < side - 1  # or the border would hide a part of the receptive field
     assert field.centre(cell) == Fraction(int(pixels[0] + pixels[-1]), 2)
 
 
 def build(name: str) -> nn.Module:
-    """A backbone of `conf/backbone`, or of torchvision, with random weights."""
+    """A backbone of `conf/backbone` or of torchvision, with random weights."""
     file = CONF / "backbone" / f"{name}.yaml"
     cfg = yaml.safe_load(file.read_text()) if file.exists() else {}
     return build_backbone(cfg) if "_target_" in cfg else torchvision_trunk(name)
@@ -104,30 +104,30 @@ def fields() -> list[tuple[str, nn.Module, Field]]:
 
 
 def check(field: Field, cells: int, start: int, end: int) -> None:
-    """That pixels `[start, end)` are mapped to the right ones of `cells` cells."""
+    """Check which of `cells` cells the pixels `[start, end)` are mapped to."""
     first, stop = field.cells(start, end, cells)
     last = stop - 1
     assert 0 <= first <= last < cells
-    if not any(start <= field.centre(i) < end - 1 for i in range(-60, 400)):  # the one that is nearest
+    if not any(start <= field.centre(i) < end - 1 for i in range(-60, 400)):  # no centre inside: the nearest cell
         middle = Fraction(start + end - 1, 2)
         assert first == last
         assert abs(field.centre(first) - middle) == min(abs(field.centre(i) - middle) for i in range(cells))
         return
-    left, right = field.centre(first) - start, end - 1 - field.centre(last)  # how far the edges moved inwards
+    left, right = field.centre(first) - start, end - 1 - field.centre(last)  # how far each edge moves inwards
     assert 0 <= left < field.stride or first in (0, cells - 1)
     assert 0 < right <= field.stride or last in (0, cells - 1)
-    assert left < field.stride or first == 0  # nothing that lies in the window is left out
+    assert left < field.stride or first == 0  # no cell with its centre in the window is missing
     assert right <= field.stride or last == cells - 1
 
 
 def test_edges_of_a_window_are_mapped_to_within_a_stride() -> None:
     """For random windows, image sizes (60 to 700), both mirror images and every backbone."""
-    every = fields()
-    assert len(every) >= 12
+    trunks = fields()
+    assert len(trunks) >= 12
 
     @settings(max_examples=60, deadline=None)
     @given(
-        which=st.sampled_from(every),
+        which=st.sampled_from(trunks),
         side=st.integers(60, 700),
         windows=st.lists(st.tuples(st.integers(0, 699), st.integers(1, 700), st.booleans()), min_size=10),
     )
@@ -159,18 +159,18 @@ def test_a_view_at_the_origin_has_the_cells_of_a_training_image(name: str, cells
 
 def test_the_paper_has_ninety_six_views() -> None:
     cfg = yaml.safe_load((CONF / "views/multi.yaml").read_text())
-    every = views(scales=cfg["scales"], positions=cfg["positions"])
-    assert every.sides(224) == [224, 256, 300, 360, 448, 560]
-    seen = set()
-    for side in every.sides(224):
-        listed = every.windows(side, side * 4 // 3, 224)
-        assert len(set(listed)) == len(listed) == (3 if side == 224 else 9)
-        assert all(0 <= w.left < w.right <= side * 4 // 3 and 0 <= w.top < w.bottom <= side for w in listed)
-        assert all(w.right - w.left == w.bottom - w.top == 224 for w in listed)
-        seen |= {(side, mirrored, window) for mirrored in (False, True) for window in listed}
-    assert len(seen) == 96
-    for shape in ((300, 400), (400, 300)):  # the middles of all sides among them
-        tops = sorted({w.top for w in every.windows(*shape, 224)})
+    protocol = views(scales=cfg["scales"], positions=cfg["positions"])
+    assert protocol.sides(224) == [224, 256, 300, 360, 448, 560]
+    all_views = set()
+    for side in protocol.sides(224):
+        windows = protocol.windows(side, side * 4 // 3, 224)
+        assert len(set(windows)) == len(windows) == (3 if side == 224 else 9)
+        assert all(0 <= w.left < w.right <= side * 4 // 3 and 0 <= w.top < w.bottom <= side for w in windows)
+        assert all(w.right - w.left == w.bottom - w.top == 224 for w in windows)
+        all_views |= {(side, mirrored, window) for mirrored in (False, True) for window in windows}
+    assert len(all_views) == 96
+    for shape in ((300, 400), (400, 300)):  # windows at the middle of each side are included
+        tops = sorted({w.top for w in protocol.windows(*shape, 224)})
         assert [b - a for a, b in pairwise(tops)] == [(shape[0] - 224) // 2, (shape[0] - 224 + 1) // 2]
 
 
@@ -186,14 +186,14 @@ def test_ten_views_are_the_centre_and_the_corners_both_ways_round() -> None:
 def net(head: str = "spp", pool: str = "max") -> SPPNet:
     torch.manual_seed(0)
     cfg = {"name": head, "bins": [3, 1], "pool": pool, "rule": "adaptive", "hidden": [8], "dropout": 0.5, "pool_to": 3}
-    made = SPPNet(Tiny(4), build_head(cfg, 8, 5, 10)).eval()
-    nn.init.normal_(cast(nn.Linear, made.head.classifier).weight)
-    return made
+    network = SPPNet(Tiny(4), build_head(cfg, 8, 5, 10)).eval()
+    nn.init.normal_(cast(nn.Linear, network.head.classifier).weight)
+    return network
 
 
 @pytest.mark.parametrize(("head", "pool"), [("spp", "max"), ("spp", "avg"), ("gap", "avg")])
 @torch.no_grad()
-def test_views_out_of_the_map_are_those_windows_of_it(head: str, pool: str) -> None:
+def test_views_from_the_map_are_its_windows(head: str, pool: str) -> None:
     network, protocol = net(head, pool), views(scales=[48, 56], of=40, positions=9, full=56)
     images = [torch.rand(2, 3, 48, 60), torch.rand(2, 3, 56, 70)]
     scorer = Scorer(network, protocol, 40)
@@ -202,13 +202,13 @@ def test_views_out_of_the_map_are_those_windows_of_it(head: str, pool: str) -> N
     assert large.shape == (2, 20, 5)
     field = receptive_field(network.backbone)
     for logits, x in zip((small, large), images, strict=True):
-        wanted = []
-        for way in (x, x.flip(3)):
-            maps = network.backbone(way)
+        expected = []
+        for variant in (x, x.flip(3)):
+            maps = network.backbone(variant)
             cells = map_windows(protocol.windows(x.shape[2], x.shape[3], 40), field, *maps.shape[2:])
-            wanted += [network.head(maps[:, :, c.top : c.bottom, c.left : c.right]) for c in cells]
-            wanted += [network(way)] if logits is large else []
-        assert torch.allclose(logits, torch.stack(wanted, 1), atol=1e-6)
+            expected += [network.head(maps[:, :, c.top : c.bottom, c.left : c.right]) for c in cells]
+            expected += [network(variant)] if logits is large else []
+        assert torch.allclose(logits, torch.stack(expected, 1), atol=1e-6)
     costs = scorer.costs()
     assert {side: cost["views"] for side, cost in costs.items()} == {"48": 18, "56": 20}
     assert all(cost["seconds"] > 0 for cost in costs.values())
@@ -225,7 +225,7 @@ def test_a_view_that_is_the_whole_image_is_the_same_from_map_and_pixels() -> Non
 
 
 @torch.no_grad()
-def test_views_out_of_the_pixels_are_crops() -> None:
+def test_views_from_the_pixels_are_crops() -> None:
     network, x = net("flatten"), torch.rand(2, 3, 46, 55)
     (logits,) = Scorer(network, views(scales=[46], of=40, mirror=False, source="image"), 40)([x])
     crops = [x[:, :, w.top : w.bottom, w.left : w.right] for w in views().windows(46, 55, 40)]
@@ -233,9 +233,9 @@ def test_views_out_of_the_pixels_are_crops() -> None:
 
 
 def load(run: Path, cfg: dict[str, Any]) -> tuple[Classifier, DataModule]:
-    """The trained network of a run and data that `cfg` describes."""
+    """The trained network of a run, and the data of `cfg`."""
     sets = load_splits(cfg["data"])
-    return load_trained(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval(), build_data(cfg, sets)
+    return load_classifier(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval(), build_data(cfg, sets)
 
 
 @torch.no_grad()
@@ -265,11 +265,11 @@ def test_the_probabilities_of_views_are_averaged(sppnet: Caller, loss: str) -> N
     images = [
         (x / 255 - classifier.normalise.mean) / classifier.normalise.std for x in (batch["image"], *batch["more"])
     ]
-    every = torch.cat(classifier.scorers[24](images), 1)
+    logits = torch.cat(classifier.scorers[24](images), 1)
     if loss == "softmax":
-        assert torch.allclose(scores.softmax(1), every.softmax(2).mean(1), atol=1e-6)
+        assert torch.allclose(scores.softmax(1), logits.softmax(2).mean(1), atol=1e-6)
     else:
-        assert torch.allclose(scores.sigmoid().float(), every.sigmoid().mean(1), atol=1e-6)
+        assert torch.allclose(scores.sigmoid().float(), logits.sigmoid().mean(1), atol=1e-6)
 
 
 def test_a_test_in_ten_views_prints_what_each_scale_costs(sppnet: Caller) -> None:
@@ -283,12 +283,12 @@ def test_a_test_in_ten_views_prints_what_each_scale_costs(sppnet: Caller) -> Non
     again = sppnet("test", f"checkpoint={run}", *words)
     assert again.out == done.out
     assert sppnet("test", f"checkpoint={run}", *words, "views.source=image").code == 0
-    found = [json.loads(path.read_text()) for path in (run / "tests").glob("*.json")]
-    costs = [result["views"] for result in found if result["views"]]
+    results = [json.loads(path.read_text()) for path in (run / "tests").glob("*.json")]
+    costs = [result["views"] for result in results if result["views"]]
     assert [{size: sorted(sides) for size, sides in cost.items()} for cost in costs] == [
         {"24": ["27", "34"], "32": ["37", "46"]}
     ] * 2
-    assert len({result["metrics"]["test/loss"] for result in found}) == len(found)  # none is another by mistake
+    assert len({result["metrics"]["test/loss"] for result in results}) == len(results)  # all differ
 
 
 def test_a_head_of_one_size_is_viewed_in_pixels_only(sppnet: Caller) -> None:
@@ -300,7 +300,7 @@ def test_a_head_of_one_size_is_viewed_in_pixels_only(sppnet: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["views.scales=[200,256]"], "views.of=224"),
         (["views.full=300"], "views.full=300"),
@@ -309,10 +309,10 @@ def test_a_head_of_one_size_is_viewed_in_pixels_only(sppnet: Caller) -> None:
         (["head.rule=sliding", "sizes=single", "sizes.train=[24]"], "head.rule=adaptive"),
     ],
 )
-def test_views_that_cannot_be_are_one_line(sppnet: Caller, words: list[str], said: str) -> None:
-    kept = [word for word in SMALL if not word.startswith("sizes.train=")]
-    refused = sppnet("train", *kept, "views=ten", *words)
+def test_invalid_views_are_refused_in_one_line(sppnet: Caller, words: list[str], message: str) -> None:
+    small = [word for word in SMALL if not word.startswith("sizes.train=")]
+    refused = sppnet("train", *small, "views=ten", *words)
     assert refused.code == 2
     [line] = refused.err.strip().splitlines()
-    assert said in line
+    assert message in line
     assert not list(Path.cwd().iterdir())

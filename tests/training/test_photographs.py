@@ -1,4 +1,4 @@
-"""Photographs of many sizes; real ones and trained weights where SPPNET_DATA and SPPNET_WEIGHTS point to them."""
+"""Photographs of many sizes; real ones, and trained weights, if SPPNET_DATA and SPPNET_WEIGHTS point to them."""
 
 from __future__ import annotations
 
@@ -62,11 +62,14 @@ def test_a_small_network_learns_photographs_from_nothing(sppnet: Caller) -> None
     assert done.figure("test/top1") > 0.15
 
 
-def folder(where: Path, broken: int = 0) -> None:
-    """Two classes of 20 pictures of many shapes, of which the first `broken` of a class are cut off, every other of
-    them with an end marker behind, and the next is odd."""
+def folder(root: Path, broken: int = 0) -> None:
+    """Write two classes of 20 images in many shapes.
+
+    The first `broken` images of each class are truncated, every other one with an end marker appended; the next has
+    stray bytes.
+    """
     for number in range(40):
-        path = where / ("cat" if number % 2 else "dog") / f"{number:02d}.jpg"
+        path = root / ("cat" if number % 2 else "dog") / f"{number:02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         size = (40 + 3 * number, 100 - 2 * number)
         Image.new("RGB", size, (250, 20, 20) if number % 2 else (20, 20, 250)).save(path)
@@ -98,18 +101,18 @@ def test_bad_files_are_skipped_counted_and_listed(sppnet: Caller, tmp_path: Path
     assert {name.split("/")[1] for name in listed} == {f"{number:02d}.jpg" for number in range(8)}
     assert json.loads((done.run / "status.json").read_text())["bad_files"] <= 8
     lines = [line for line in done.err.splitlines() if "JPEG file" in line]
-    assert len(lines) in (1, 2)  # after the first epoch, and after the test if it read more of them
+    assert len(lines) in (1, 2)  # after the first epoch, and after the test if it read new ones
     assert lines[-1].startswith("sppnet: 2 JPEG files make the decoder warn")
     assert "pets/" in lines[-1]
     assert "extraneous bytes" in lines[-1]
 
 
 def test_a_bad_file_that_two_ranks_meet_is_listed_once_and_counted_by_both(tmp_path: Path) -> None:
-    one, two = (BadFiles(tmp_path / "bad_files.txt") for _ in range(2))
-    for rank, bad in ((one, ["a", "b"]), (two, ["c"]), (two, ["b", "d\u2028d"]), (one, ["c"])):
+    rank0, rank1 = (BadFiles(tmp_path / "bad_files.txt") for _ in range(2))
+    for rank, bad in ((rank0, ["a", "b"]), (rank1, ["c"]), (rank1, ["b", "d\u2028d"]), (rank0, ["c"])):
         rank.on_train_batch_end(None, None, None, {"bad": bad, "remarks": {}}, 0)  # type: ignore[arg-type]
-    two.read()
-    assert one.names == two.names == {"a", "b", "c", "d\u2028d"}
+    rank1.read()
+    assert rank0.names == rank1.names == {"a", "b", "c", "d\u2028d"}
     assert (tmp_path / "bad_files.txt").read_text(encoding="utf-8") == "a\nb\nc\nd\u2028d\n"
 
 
@@ -150,7 +153,7 @@ def test_the_same_photographs_elsewhere_are_the_same_run_and_others_there_are_no
     for file in list((tmp_path / "there/cat").iterdir()):
         shutil.copy(file, file.with_name(f"{file.stem} copy.jpg"))
     runs = sorted(Path("runs").rglob("*"))
-    refused = sppnet("train", *words, "data.duplicates=error")  # before the shapes of whole images are read and kept
+    refused = sppnet("train", *words, "data.duplicates=error")  # before the shapes of whole images are read and cached
     assert refused.code == 2
     assert re.match(
         r"sppnet train: data=folder: \d+ of 9 images in test are in train( or val)?, too, and ", refused.err

@@ -1,4 +1,4 @@
-"""A run stopped at any moment and started again ends as one that was never stopped: to the bit, record by record."""
+"""A run that is stopped at any moment and resumed ends like an unbroken one: same bits, same records."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from calling import SMALL, Caller, command, flip, records, same_weights
 from stop_at import PLUG
 
 TESTS = str(Path(__file__).parents[1] / "helpers")
-# Three epochs of six steps, a save at every second step of an epoch; all kinds of state in one run.
+# Three epochs of six steps, with a save at every second step of an epoch.
 RUN = (*SMALL, *PLUG, "trainer.max_epochs=3", "trainer.limit_batches=6", "trainer.checkpoint_every_n_steps=2")
 KINDS = {
     "plateau": ("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "trainer.ema=0.9"),
     "cosine, ema": ("trainer.ema=0.9", "data.workers=1", "data.color=0.1", "backbone._target_=stop_at.Draws"),
     "weighted": ("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate=2"),
-    "whole images": (  # saved, and validated, before the last batch of an epoch
+    "whole images": (  # saves and validates before the last batch of an epoch
         *("data.fit=full", "optim.schedule.kind=constant", "trainer.precision=64-true"),
         *("+callbacks.often._target_=stop_at.ValidateOften", "+callbacks.often.every=5"),
         "trainer.checkpoint_every_n_steps=5",
@@ -48,14 +48,12 @@ def assert_same_end(run: Path, unbroken: Path) -> None:
     assert same_weights(run / "checkpoints/last.ckpt", unbroken / "checkpoints/last.ckpt")
     assert same_weights(run / "checkpoints/best.ckpt", unbroken / "checkpoints/best.ckpt")
     assert records(run) == records(unbroken)
-    one, two = (json.loads((path / "summary.json").read_text()) for path in (run, unbroken))
-    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    summary, unbroken_summary = (json.loads((path / "summary.json").read_text()) for path in (run, unbroken))
+    assert {**summary, "seconds": 0} == {**unbroken_summary, "seconds": 0}
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in KINDS])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(
-    sppnet: Caller, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_ends_like_an_unbroken_one(sppnet: Caller, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = sppnet("train", *RUN, *KINDS[kind], "paths.runs=unbroken")
     assert unbroken.code == 0, unbroken.err
     for moment in MOMENTS:
@@ -80,7 +78,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
         assert resumed.code == 0, (moment, resumed.err)
         [line] = resumed.err.splitlines()
         assert "differs from its checksum" in line
-        assert f"going on from best.ckpt, from step {step} (" in line
+        assert f"resuming from best.ckpt, from step {step} (" in line
         assert_same_end(run, unbroken.run)
 
 
@@ -101,8 +99,8 @@ def test_a_stop_signal_saves_the_step_it_came_at(sppnet: Caller, monkeypatch: py
     assert_same_end(resumed.run, unbroken.run)
 
 
-def test_a_state_that_no_checkpoint_may_hold_is_not_saved(sppnet: Caller) -> None:
-    """It would never be read again, and the run with it."""
+def test_a_callback_state_that_is_not_plain_data_is_not_saved(sppnet: Caller) -> None:
+    """Such a checkpoint could not be loaded again, and the run would be lost."""
     done = sppnet("train", *RUN, "+callbacks.own._target_=stop_at.Remembers")
     assert done.code == 1
     [line] = done.err.splitlines()
@@ -113,22 +111,24 @@ def test_a_state_that_no_checkpoint_may_hold_is_not_saved(sppnet: Caller) -> Non
 
 @pytest.mark.slow
 def test_the_last_part_of_a_run_that_was_stopped_is_the_whole_run_of_wandb(spawn: Caller, tmp_path: Path) -> None:
-    """Of one name, in the group of its study; its parts lie in the order in which they are to be sent. What a part
-    holds replaces what was sent before it, so the last must lack nothing, whatever the others hold."""
+    """Each start writes an offline part with the same run id, in the group of the study.
+
+    A part that is synced replaces the parts before it, so the last must be complete, whatever the others hold.
+    """
     words = ("train", *RUN, "logger=wandb", "study=grouped")
-    for moment, by, code in (("batch 9", "SIGTERM", 1), ("test", "SIGKILL", -9), ("", "", 0)):  # the test alone is left
+    for moment, by, code in (("batch 9", "SIGTERM", 1), ("test", "SIGKILL", -9), ("", "", 0)):  # only the test remains
         done = spawn(*words, STOP_AT=moment, STOP_BY=by, PYTHONPATH=TESTS)
         assert done.code == code, done.err
         assert "anonymous" not in done.err
-        if code != -9:  # killed: whatever the part holds, the next begins anew
+        if code != -9:  # the part of a killed process may hold anything
             parts = check_parts(tmp_path)
     assert len(parts) == 3
     assert len({part.name.rsplit("-", 1)[1] for part in parts}) == 1
 
 
-def check_parts(where: Path) -> list[Path]:
-    """The parts of the run, as the README's command lists them; the last holds every record, each at its step."""
-    [run] = where.glob("runs/grouped/*/")
+def check_parts(folder: Path) -> list[Path]:
+    """The parts of the run in the order of the README's command; the last must hold every record, each at its step."""
+    [run] = folder.glob("runs/grouped/*/")
     parts = sorted(run.glob("wandb/offline-run-*"))
     read = wandb_records(next(parts[-1].glob("*.wandb")))
     rows: dict[int, dict[str, float]] = {}
@@ -155,10 +155,10 @@ def check_parts(where: Path) -> list[Path]:
 
 
 def wandb_records(path: Path) -> list[Any]:
-    """The records of a `.wandb` file: blocks of 32 KiB after a header of 7 bytes, as in LevelDB's log."""
-    from wandb.proto import wandb_internal_pb2  # here, as the other tests do without wandb
+    """The records of a `.wandb` file: 32 KiB blocks after a header of 7 bytes, as in a LevelDB log."""
+    from wandb.proto import wandb_internal_pb2  # the other tests run without wandb
 
-    content, position, found, pieces = path.read_bytes(), 7, [], b""
+    content, position, parsed, pieces = path.read_bytes(), 7, [], b""
     while position + 7 <= len(content):
         if 32768 - position % 32768 < 7:
             position += 32768 - position % 32768
@@ -170,13 +170,13 @@ def wandb_records(path: Path) -> list[Any]:
         if kind in (1, 4):
             record = vars(wandb_internal_pb2)["Record"]()
             record.ParseFromString(pieces)
-            found.append(record)
-    return found
+            parsed.append(record)
+    return parsed
 
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_lose_nothing(spawn: Caller, tmp_path: Path) -> None:
-    """`kill -9` from outside, at any moment from the start of the process on: ten times, then to the end."""
+    """Ten times `kill -9` at a random moment, also while the process starts; then to the end."""
     words = (*SMALL, "trainer.max_epochs=10", "trainer.limit_batches=null", "data.workers=1", "trainer.ema=0.9")
     unbroken = spawn("train", *words, "paths.runs=unbroken")
     assert unbroken.code == 0, unbroken.err
@@ -202,7 +202,7 @@ def test_ten_kills_at_random_moments_lose_nothing(spawn: Caller, tmp_path: Path)
 
 
 def _wait_for_a_step(run: Path, child: subprocess.Popen[bytes]) -> None:
-    """Until this process has taken its first step: the file of records grows or is cut."""
+    """Wait for the first step of this process, when metrics.jsonl grows or is cut."""
     path = run / "metrics.jsonl"
     before = path.stat().st_mtime_ns if path.exists() else 0
     while child.poll() is None and not (path.exists() and path.stat().st_mtime_ns != before):

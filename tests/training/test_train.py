@@ -1,4 +1,4 @@
-"""`sppnet train` and `sppnet test` from the command line to the files they leave."""
+"""`sppnet train` and `sppnet test`, from the command line to the files that they write."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sppnet.models.pretrained import load_weights
 from sppnet.training.trainer import build_classifier
 
 
-def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
+def test_a_run_writes_all_its_files(sppnet: Caller) -> None:
     words = ("train", "allow=mine,mine", *SMALL, "sizes.test=[24,32]")
     done = sppnet(*words)
     assert done.code == 0, done.err
@@ -51,9 +51,9 @@ def test_a_run_leaves_its_whole_story(sppnet: Caller) -> None:
     assert done.out.splitlines()[-5] == "trainer.limit_batches=4 cut the test short"
     assert done.figure("images") == tested["images"]
     trunk = Tiny(width=4)
-    load_weights(trunk, run / "checkpoints/best.ckpt")  # to go on from with another head, say
-    kept = weights(run / "checkpoints/best.ckpt")
-    assert all(torch.equal(kept[f"network.backbone.{key}"], value) for key, value in trunk.state_dict().items())
+    load_weights(trunk, run / "checkpoints/best.ckpt")  # as a start for another head, for example
+    best = weights(run / "checkpoints/best.ckpt")
+    assert all(torch.equal(best[f"network.backbone.{key}"], value) for key, value in trunk.state_dict().items())
 
 
 def test_a_batch_has_one_size_and_epochs_alternate(sppnet: Caller) -> None:
@@ -84,29 +84,30 @@ def test_a_fast_kernel_trains_the_same_weights_by_the_same_losses(sppnet: Caller
     for more in (wide, (*wide, "trainer.channels_last=true")):
         fast = sppnet("train", *SMALL, *more).run
         plain = sppnet("train", *SMALL, *more, "head.kernel=plain", f"paths.runs={tmp_path}").run
-        assert fast.name == plain.name  # no other run: the kernel changes no result
+        assert fast.name == plain.name  # the same run: the kernel changes no result
         losses = [[r for r in records(run) if "train/loss" in r] for run in (fast, plain)]
         assert losses[0]
         figures = [
-            [{k: v for k, v in r.items() if k in ("step", "train/loss", "val/loss")} for r in each] for each in losses
+            [{k: v for k, v in r.items() if k in ("step", "train/loss", "val/loss")} for r in of_run]
+            for of_run in losses
         ]
         assert figures[0] == figures[1]
         assert same_weights(fast / "checkpoints/last.ckpt", plain / "checkpoints/last.ckpt")
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_the_network_gets_the_same_pixels_in_the_layout_that_is_asked_for(asked: bool) -> None:
-    cfg = compose_config("train", [f"trainer.channels_last={asked}"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_channels_last_changes_the_layout_and_no_pixel(channels_last: bool) -> None:
+    cfg = compose_config("train", [f"trainer.channels_last={channels_last}"])
     classifier = build_classifier(cfg, load_splits(cfg["data"]))
     images, offset = torch.randint(256, (3, 3, 20, 24), dtype=torch.uint8), torch.randn(3, 3)
     mean, std = (torch.tensor(cfg["data"][key])[:, None, None] for key in ("mean", "std"))
     for layout in (torch.contiguous_format, torch.channels_last):
-        seen = classifier.normalise(images.contiguous(memory_format=layout), offset)
-        assert seen.is_contiguous(memory_format=torch.channels_last if asked else torch.contiguous_format)
-        assert torch.equal(seen, (images / 255 + offset[:, :, None, None] - mean) / std)
+        pixels = classifier.normalise(images.contiguous(memory_format=layout), offset)
+        assert pixels.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        assert torch.equal(pixels, (images / 255 + offset[:, :, None, None] - mean) / std)
 
 
-def test_photographs_that_are_kept_change_no_weight(sppnet: Caller, tmp_path: Path) -> None:
+def test_cached_images_train_the_same_weights(sppnet: Caller, tmp_path: Path) -> None:
     digits = Digits()
     for index in range(0, 240):
         path = tmp_path / f"photos/{digits.label(index)}/{index}.jpg"
@@ -114,9 +115,9 @@ def test_photographs_that_are_kept_change_no_weight(sppnet: Caller, tmp_path: Pa
         digits.read(index).save(path)
     words = ("train", *SMALL, "data=folder", f"data.root={tmp_path}/photos", "data.workers=0", "data.short_side=32")
     plain = sppnet(*words).run
-    built, found = (sppnet(*words, "data.cache=true", f"paths.runs={name}", "paths.cache=kept").run for name in "ab")
-    assert built.name == found.name == plain.name
-    for run in (built, found):
+    built, reused = (sppnet(*words, "data.cache=true", f"paths.runs={name}", "paths.cache=kept").run for name in "ab")
+    assert built.name == reused.name == plain.name
+    for run in (built, reused):
         assert same_weights(run / "checkpoints/last.ckpt", plain / "checkpoints/last.ckpt")
 
 
@@ -154,7 +155,7 @@ def test_a_lone_checkpoint_file_carries_its_configuration(sppnet: Caller, tmp_pa
     lone.parent.mkdir()
     lone.write_bytes((trained.run / "checkpoints/best.ckpt").read_bytes())
     (tmp_path / "link.ckpt").symlink_to(trained.run / "checkpoints/best.ckpt")
-    linked = sppnet("test", "checkpoint=link.ckpt")  # is the run that it leads to
+    linked = sppnet("test", "checkpoint=link.ckpt")  # a link counts as the run that it leads to
     assert (linked.code, linked.run) == (0, tmp_path / trained.run), linked.err
     assert len(list(trained.run.glob("tests/*"))) == 1
     (tmp_path / "link.ckpt").unlink()
@@ -173,15 +174,15 @@ def test_a_run_is_tested_without_the_weights_that_it_started_from(sppnet: Caller
     (tmp_path / "start.pth").unlink()
     for checkpoint in (run, run / "checkpoints/last.ckpt"):
         scored = sppnet("test", f"checkpoint={checkpoint}", "views=warp")
-        assert (scored.code, scored.err) == (0, "")  # nor is the user told again what had no effect
+        assert (scored.code, scored.err) == (0, "")  # and keys without effect are not reported again
 
 
-def test_what_has_no_effect_on_a_test_is_said(sppnet: Caller) -> None:
+def test_a_key_without_effect_on_a_test_gives_a_notice(sppnet: Caller) -> None:
     run = sppnet("train", *SMALL, "trainer.max_epochs=1", "views.aspect_step=0.5").run
     scored = sppnet("test", f"checkpoint={run}", "data.color=0.3", "data.crop.kind=random_resized")
     assert scored.code == 0
-    said = "sppnet: warning: {} has no effect on a test"
-    assert scored.err.splitlines() == [said.format("data.color"), said.format("data.crop.kind")]
+    message = "sppnet: warning: {} has no effect on a test"
+    assert scored.err.splitlines() == [message.format("data.color"), message.format("data.crop.kind")]
 
 
 def test_label_smoothing_does_not_count_in_what_is_reported(sppnet: Caller) -> None:
@@ -226,14 +227,14 @@ def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
     done = sppnet("train", *SMALL, *options)
     assert done.code == 0, done.err
     assert 0 <= done.figure("test/top1") <= 1
-    assert ("the test part validates" in done.err) == ("data.split.val=0" in options)
+    assert ("the test split is also the validation split" in done.err) == ("data.split.val=0" in options)
     for option, pattern in (("logger=wandb", "wandb/offline-run-*"), ("logger=tensorboard", "tensorboard/events*")):
         assert bool(list(done.run.glob(pattern))) == (option in options)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true"])
 def test_ema_weights_are_the_ones_tested(sppnet: Caller, precision: str) -> None:
-    """They are kept in float32 at least, and showing them to a validation rounds neither them nor the weights."""
+    """Averages are at least float32, and a validation rounds neither them nor the weights."""
     words = (*SMALL, f"trainer.precision={precision}", "trainer.checkpoint_every_n_steps=null")
     plain = sppnet("train", *words)
     averaged = sppnet("train", *words, "trainer.ema=0.99")
@@ -244,9 +245,9 @@ def test_ema_weights_are_the_ones_tested(sppnet: Caller, precision: str) -> None
     tested = sppnet("test", f"checkpoint={averaged.run}", "force=true")
     assert tested.figure("test/loss") == averaged.figure("test/loss")
     assert not same_weights(plain.run / "checkpoints/last.ckpt", averaged.run / "checkpoints/last.ckpt")
-    kept = torch.load(averaged.run / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint = torch.load(averaged.run / "checkpoints/last.ckpt", weights_only=True)
     trained = torch.load(plain.run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(kept["current_model_state"][key], trained[key]) for key in trained)
+    assert all(torch.equal(checkpoint["current_model_state"][key], trained[key]) for key in trained)
 
 
 @pytest.mark.slow
@@ -261,27 +262,27 @@ def test_compile_in_place_keeps_the_keys(sppnet: Caller) -> None:
     assert not [key for key in keys[1] if "_orig_mod" in key]
 
 
-@pytest.mark.parametrize(("steps", "said"), [(4, "at step 1 "), (1, "the network's scores (input size 24) are not")])
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(sppnet: Caller, steps: int, said: str) -> None:
-    """Also where no further step is left to find it."""
+@pytest.mark.parametrize(("steps", "message"), [(4, "at step 1 "), (1, "the network's scores (input size 24) are not")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(sppnet: Caller, steps: int, message: str) -> None:
+    """Also if it happens in the last step."""
     done = sppnet(
         "train", *SMALL, "optim=sgd", "optim.lr=1e30", "trainer.max_epochs=1", f"trainer.limit_batches={steps}"
     )
     assert done.code == 1
     [line] = done.err.strip().splitlines()
-    assert said in line
+    assert message in line
     assert ("learning rate 1e+30" in line) == (steps > 1)
     status = json.loads(next(Path("runs").rglob("status.json")).read_text())
     assert status["state"] == "failed"
-    assert said in status["reason"]
+    assert message in status["reason"]
 
 
 def test_weights_are_the_same_for_any_number_of_workers(sppnet: Caller) -> None:
-    one = sppnet("train", *SMALL, "paths.runs=a", "data.color=0.1").run
-    two = sppnet("train", *SMALL, "paths.runs=b", "data.color=0.1", "data.workers=2").run
-    assert one.name == two.name
-    assert same_weights(one / "checkpoints/last.ckpt", two / "checkpoints/last.ckpt")
-    assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
+    in_process = sppnet("train", *SMALL, "paths.runs=a", "data.color=0.1").run
+    two_workers = sppnet("train", *SMALL, "paths.runs=b", "data.color=0.1", "data.workers=2").run
+    assert in_process.name == two_workers.name
+    assert same_weights(in_process / "checkpoints/last.ckpt", two_workers / "checkpoints/last.ckpt")
+    assert (in_process / "metrics.jsonl").read_bytes() == (two_workers / "metrics.jsonl").read_bytes()
 
 
 def test_help_and_cfg_work_as_in_hydra(sppnet: Caller) -> None:
@@ -295,13 +296,13 @@ def test_help_and_cfg_work_as_in_hydra(sppnet: Caller) -> None:
 
 def test_a_test_shows_what_was_typed_whatever_the_run_was_resumed_with(sppnet: Caller) -> None:
     first = sppnet("train", *SMALL, "views=full", "sizes.test=[32]")
-    (first.run / "status.json").unlink()  # as if it had been stopped
+    (first.run / "status.json").unlink()  # as after a stop
     sppnet("train", *SMALL, "views=warp", "sizes.test=[20]")
     tested = sppnet("test", f"checkpoint={first.run}", "views=full", "sizes.test=[32]", "force=true")
     assert tested.figure("test/top1") == first.figure("test/top1")
     assert tested.figure("test/loss") == first.figure("test/loss")
-    kept = [json.loads(path.read_text())["identity"] for path in (first.run / "tests").glob("*.json")]
-    assert {(one["views"]["fit"], *one["sizes"]) for one in kept} == {("full", 32), ("warp", 20)}
+    identities = [json.loads(path.read_text())["identity"] for path in (first.run / "tests").glob("*.json")]
+    assert {(identity["views"]["fit"], *identity["sizes"]) for identity in identities} == {("full", 32), ("warp", 20)}
 
 
 def test_force_is_for_one_call(sppnet: Caller) -> None:
@@ -312,7 +313,7 @@ def test_force_is_for_one_call(sppnet: Caller) -> None:
     assert stamps == [path.stat().st_mtime_ns for path in sorted((run / "tests").iterdir())]
 
 
-def test_a_test_that_is_cut_short_is_not_the_test(sppnet: Caller) -> None:
+def test_a_test_that_is_cut_short_is_another_test(sppnet: Caller) -> None:
     run = sppnet("train", *SMALL, "trainer.limit_batches=null", "trainer.max_epochs=1").run
     counted = set()
     for words in ([], ["trainer.limit_batches=1"], ["trainer.limit_batches=1", "data.batch_size=64"]):
@@ -328,22 +329,22 @@ def test_a_validation_and_a_test_that_are_cut_short_see_a_mixture_of_classes(tmp
         "train", ["data=folder", f"data.root={tmp_path}", "data.workers=0", "data.batch_size=16", "views=full"]
     )
     cfg["data"]["fit"], cfg["views"]["fit"] = fit, fit.replace("crop", "center")
-    seen = []
-    for seed in (0, 1):  # of the run, which changes nothing
+    by_seed = []
+    for seed in (0, 1):  # the run's seed does not matter
         data = DataModule(
             load_splits(cfg["data"]), build_sizes(cfg["sizes"]), cfg["data"], cfg["views"], seed, tmp_path
         )
         data.trainer = L.Trainer(accelerator="cpu", limit_val_batches=1, limit_test_batches=1, logger=False)
         loaders: Any = (data.val_dataloader()[0], data.test_dataloader()[0])
         batches = [list(loader.batch_sampler) for loader in loaders]
-        seen.append([[item.index for items in some for item in items] for some in batches])
-        for indices in seen[-1]:
+        by_seed.append([[item.index for items in from_loader for item in items] for from_loader in batches])
+        for indices in by_seed[-1]:
             assert len({data.sets.images.label(index) for index in indices}) > 3
-    assert seen[0] == seen[1]
+    assert by_seed[0] == by_seed[1]
 
 
 def digits_as_files(root: Path, classes: int = 10) -> None:
-    """The default pictures as files, in class folders."""
+    """Write every sixth digit as a file, in class folders."""
     digits = Digits()
     for index in range(0, 1797, 6):
         if digits.label(index) < classes:
@@ -355,23 +356,23 @@ def digits_as_files(root: Path, classes: int = 10) -> None:
 def test_images_are_normalised_as_in_training_whatever_set_is_tested(sppnet: Caller, tmp_path: Path) -> None:
     run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
     digits_as_files(tmp_path / "files")
-    (tmp_path / "files/0").rename(tmp_path / "files/00")  # a class that the network does not know, before all others
+    (tmp_path / "files/0").rename(tmp_path / "files/00")  # a class that the network does not know, first in the order
     other = (f"checkpoint={run}", "data=folder", "data.root=files", "data.workers=0", "trainer.limit_batches=null")
-    for _ in range(2):  # the second time it is only shown, with all that there is to say
+    for _ in range(2):  # the second time the stored result is shown, with the same notices
         tested = sppnet("test", *other)
         assert tested.code == 0, tested.err
         assert "not the set that was trained on" in tested.err
         assert "that the network does not know are left out: 00" in tested.err
         assert "no images of 1 of the network's 10 classes: 0" in tested.err
     records = [json.loads(path.read_text()) for path in (run / "tests").iterdir()]
-    [kept] = [one for one in records if one["identity"]["data"]["_target_"].endswith("Folder")]
-    assert kept["identity"]["data"]["mean"] == yaml.safe_load((run / "config.yaml").read_text())["data"]["mean"]
+    [record] = [result for result in records if result["identity"]["data"]["_target_"].endswith("Folder")]
+    assert record["identity"]["data"]["mean"] == yaml.safe_load((run / "config.yaml").read_text())["data"]["mean"]
     shutil.rmtree(tmp_path / "files/00")
     words = (f"checkpoint={run}", "input=files", "output=-", "views=center", "sizes.test=[24]", "data.workers=0")
     rows = [json.loads(line) for line in sppnet("predict", *words).out.splitlines()]
     hits = [row["file"].split("/")[1] == row["classes"][0]["class"] for row in rows]
-    assert len(hits) == kept["images"] == tested.figure("images")
-    assert kept["metrics"]["test/top1"] == pytest.approx(sum(hits) / len(hits))
+    assert len(hits) == record["images"] == tested.figure("images")
+    assert record["metrics"]["test/top1"] == pytest.approx(sum(hits) / len(hits))
     refused = sppnet("test", f"checkpoint={run}", "data.mean=[0.5,0.5,0.5]")
     assert refused.code == 2
     assert "data.mean" in refused.err
@@ -397,24 +398,24 @@ def test_a_class_without_test_images_does_not_count_against_the_mean(sppnet: Cal
     )
     done = sppnet("train", *words, "sizes=single", "backbone.width=8", "trainer.max_epochs=8", "trainer.progress=none")
     assert done.code == 0, done.err
-    [kept] = [json.loads(path.read_text()) for path in (done.run / "tests").iterdir()]
-    assert done.err.count(f"has no test/: the {kept['images']} images of val/ are its test part") == 1
-    accuracy = kept["per_class"]["32"]
+    [record] = [json.loads(path.read_text()) for path in (done.run / "tests").iterdir()]
+    assert done.err.count(f"has no test/: the {record['images']} images of val/ are its test part") == 1
+    accuracy = record["per_class"]["32"]
     assert [accuracy[str(digit)] for digit in range(3, 10)] == [None] * 7
-    there = [accuracy[str(digit)] for digit in range(3)]
-    assert kept["metrics"]["test/class_accuracy"] == pytest.approx(sum(there) / 3)
-    assert max(there) > 0
+    tested = [accuracy[str(digit)] for digit in range(3)]
+    assert record["metrics"]["test/class_accuracy"] == pytest.approx(sum(tested) / 3)
+    assert max(tested) > 0
 
 
-def test_damaged_checkpoints_are_one_line_and_training_goes_on_from_the_other(sppnet: Caller) -> None:
+def test_a_damaged_checkpoint_gives_one_line_and_training_resumes_from_the_other(sppnet: Caller) -> None:
     run = sppnet("train", *SMALL, "optim.lr=0.05").run
     last, best = run / "checkpoints/last.ckpt", run / "checkpoints/best.ckpt"
-    kept, told = {path: path.read_bytes() for path in (last, best)}, records(run)
+    intact, expected_records = {path: path.read_bytes() for path in (last, best)}, records(run)
 
     def again(damaged: tuple[Path, ...], missing: tuple[Path, ...] = ()) -> tuple[int, str]:
         (run / "status.json").unlink(missing_ok=True)
         for path in (last, best):
-            path.write_bytes(kept[path])
+            path.write_bytes(intact[path])
             if path in damaged:
                 flip(path)
             if path in missing:
@@ -423,13 +424,13 @@ def test_damaged_checkpoints_are_one_line_and_training_goes_on_from_the_other(sp
         lines = done.err.splitlines()
         assert len(lines) == 1, done.err
         if done.code == 0:
-            assert records(run) == told
+            assert records(run) == expected_records
         return done.code, lines[0]
 
     code, line = again(damaged=(last,))
     assert code == 0
     assert f"{last} cannot be read" in line
-    assert "going on from best.ckpt, from step" in line
+    assert "resuming from best.ckpt, from step" in line
     code, line = again(damaged=(last, best))
     assert code == 1
     assert f"{last} cannot be read" in line
@@ -440,19 +441,19 @@ def test_damaged_checkpoints_are_one_line_and_training_goes_on_from_the_other(sp
     assert "last.ckpt is missing" in line
     code, line = again(damaged=(), missing=(last,))
     assert code == 0
-    assert "last.ckpt is missing; going on from best.ckpt" in line
+    assert "last.ckpt is missing; resuming from best.ckpt" in line
     other = sppnet("train", *SMALL, "optim.lr=0.04").run
-    kept[last] = (other / "checkpoints/last.ckpt").read_bytes()  # put here to go on from, or a backup gone wrong
+    intact[last] = (other / "checkpoints/last.ckpt").read_bytes()  # a checkpoint copied here by mistake
     code, line = again(damaged=())
     assert code == 0
-    assert f"{last} is of another run ({other.name[-10:]}); going on from best.ckpt" in line
+    assert f"{last} is of another run ({other.name[-10:]}); resuming from best.ckpt" in line
     flip(best)
     (run / "status.json").unlink()
-    done = sppnet("train", *SMALL, "optim.lr=0.05")  # trained to the end, but for what was best
+    done = sppnet("train", *SMALL, "optim.lr=0.05")  # trained to the end, but the best weights are damaged
     assert done.code == 1
     assert "a later epoch has to score higher" in done.err.splitlines()[0]
     assert f"nothing to test: checkpoint={best} cannot be read" in done.err.splitlines()[-1]
-    assert done.err.splitlines()[-1].endswith("; force=true begins the run anew")
+    assert done.err.splitlines()[-1].endswith("; force=true starts the run from scratch")
     refused = sppnet("test", f"checkpoint={best}")
     assert refused.code == 2
     assert "differs from its checksum" in refused.err

@@ -1,4 +1,4 @@
-"""A training that ends early, by a callback or by a signal, says so and when; what a callback waits for exists."""
+"""Training that a callback or a signal ends early says so and when; the user's callbacks are checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calling import SMALL, Caller, records
-from sppnet.training.callbacks import Bar
+from sppnet.training.callbacks import EpochBar
 
 STOP = "+callbacks.stop._target_=lightning.pytorch.callbacks"
 EARLY = (*SMALL, "trainer.max_epochs=30", f"{STOP}.EarlyStopping", "+callbacks.stop.patience=1")
@@ -20,27 +20,27 @@ def test_early_stopping_says_that_it_stopped_and_is_not_trained_past(sppnet: Cal
     assert done.code == 0, done.err
     epoch = records(done.run)[-1]["epoch"] + 1
     assert f"epoch {epoch}/30" in done.out
-    said = f"training ended after epoch {epoch} of 30, EarlyStopping: Monitored metric val/top1 did not improve"
-    assert said in done.err
-    assert "callbacks.stop.mode=min: val/top1 is better the higher it is" in done.err
+    reason = f"training ended after epoch {epoch} of 30, EarlyStopping: Monitored metric val/top1 did not improve"
+    assert reason in done.err
+    assert "callbacks.stop.mode=min: a higher val/top1 is better" in done.err
     for file in ("status.json", "summary.json"):
-        assert json.loads((done.run / file).read_text())["stopped"].startswith(said)
-    assert said in sppnet(*words).out
+        assert json.loads((done.run / file).read_text())["stopped"].startswith(reason)
+    assert reason in sppnet(*words).out
     shown = sppnet("status").out
-    assert said in shown
+    assert reason in shown
     assert f"top1 {done.figure('test/top1'):.4f}" in shown
 
     before = records(done.run)
     status = json.loads((done.run / "status.json").read_text())
-    (done.run / "status.json").write_text(json.dumps(status | {"state": "running"}))  # killed before its test
+    (done.run / "status.json").write_text(json.dumps(status | {"state": "running"}))  # as if killed before its test
     again = sppnet(*words)
     assert (again.code, records(done.run)) == (0, before)
-    assert said in again.err
+    assert reason in again.err
 
 
 def test_a_time_limit_says_that_it_stopped(sppnet: Caller) -> None:
     limit = (f"{STOP}.Timer", "+callbacks.stop.duration={milliseconds:1}")
-    for epochs in (1, 2):  # also in its last epoch, of which most is missing
+    for epochs in (1, 2):  # also within the last epoch
         done = sppnet("train", *SMALL, *limit, f"trainer.max_epochs={epochs}")
         assert done.code == 0, done.err
         assert f"training ended within epoch 1 of {epochs}, Timer: the time is up" in done.err
@@ -75,6 +75,6 @@ def test_a_stop_counts_epochs_from_one_and_a_callback_may_follow_what_another_lo
 
 @pytest.mark.parametrize(("epoch", "epochs"), [(0, 12), (11, 12)])
 def test_the_bar_counts_epochs_from_one(epoch: int, epochs: int) -> None:
-    bar = Bar()
+    bar = EpochBar()
     bar._trainer = type("T", (), {"max_epochs": epochs, "sanity_checking": False})()
     assert bar._get_train_description(epoch).split() == ["Epoch", f"{epoch + 1}/{epochs}"]

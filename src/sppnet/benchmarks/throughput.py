@@ -12,7 +12,7 @@ from sppnet.config.compose import compose_config
 from sppnet.data import Splits, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.errors import notice
-from sppnet.training.trainer import build_data, settle
+from sppnet.training.trainer import build_data, set_threads_and_filter_warnings
 
 KEPT = ("data=folder", "data.short_side=256", "data.cache=true", "data.resampler=torch", "sizes=single")
 FAST = ("trainer.precision=bf16-mixed", "trainer.channels_last=true", "sizes.train=[224]", "data.batch_size=128")
@@ -55,7 +55,7 @@ def _settings(setting: Setting, words: tuple[str, ...]) -> dict[str, Any]:
     rest = ("trainer.checkpoint_every_n_steps=null",)  # writing a gigabyte is not what is measured
     split = ("data.split.val=0.02", "data.split.test=0.02", "trainer.progress=none", "optim.lr=0.0001")
     cfg = compose_config("train", [*KEPT, *words, *more, *rest, *split, f"paths.cache={setting.scratch / 'kept'}"])
-    settle(cfg)
+    set_threads_and_filter_warnings(cfg)
     cfg["trainer"]["accelerator"] = "gpu" if setting.device.type == "cuda" else "cpu"
     return cfg
 

@@ -23,7 +23,7 @@ from sppnet.training.callbacks import BadFiles, StatusFile
 from sppnet.training.checkpointing import Checkpoints
 from sppnet.training.loggers import MetricsFile
 from sppnet.training.optim import build_optimizer
-from sppnet.training.trainer import build_classifier, build_data, make_trainer, settle
+from sppnet.training.trainer import build_classifier, build_data, make_trainer, set_threads_and_filter_warnings
 from sppnet.training.user_callbacks import EarlyEnd
 
 ROUNDS = 3
@@ -46,7 +46,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         cfg = compose_config(
             "train", [*data, *words, *more, f"trainer.threads={setting.threads}", "trainer.progress=none"]
         )
-        settle(cfg)
+        set_threads_and_filter_warnings(cfg)
         cfg["trainer"] |= {"accelerator": "gpu" if gpu else "cpu", "max_epochs": 1}
         sets = load_splits(cfg["data"])
         batches = list(itertools.islice(itertools.cycle(build_data(cfg, sets).train_dataloader()), steps + 2))

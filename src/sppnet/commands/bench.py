@@ -25,7 +25,7 @@ from sppnet.config.compose import Job
 from sppnet.config.validators import FLAG, TEXT, Rule, choice, list_of, or_null, whole
 from sppnet.errors import UserError
 from sppnet.report.output_paths import check_writable
-from sppnet.runs.provenance import code, machine, packages
+from sppnet.runs.provenance import code_state, machine, packages
 
 if TYPE_CHECKING:
     from sppnet.benchmarks.measurement import Row, Setting
@@ -163,8 +163,8 @@ def _describe_machine(device: str, threads: int, seconds: float) -> str:
     here, versions = machine(), packages()
     card = f", {', '.join(here['gpus'])}" if device == "cuda" else ""
     installed = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
-    commit = code()["commit"]
-    uncommitted = " and uncommitted changes" if code()["dirty"] else ""
+    commit = code_state()["commit"]
+    uncommitted = " and uncommitted changes" if code_state()["dirty"] else ""
     source = f"commit {commit[:10]}{uncommitted}" if commit else "no checkout"
     return (
         f"{here['processor']}, {here['cores']} cores, {threads} threads{card}; Python {here['python']}, {installed};"
@@ -180,8 +180,8 @@ def _write(folder: Path, name: str, rows: Sequence[Row], threads: int, seconds: 
         "machine": machine() | {"host": None},
         "threads": threads,
         "packages": versions,
-        "commit": code()["commit"],
-        "dirty": bool(code()["dirty"]),
+        "commit": code_state()["commit"],
+        "dirty": bool(code_state()["dirty"]),
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(seconds, 1),
         "rows": [{**asdict(row), "reached": row.reached} for row in rows],

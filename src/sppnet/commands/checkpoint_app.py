@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from sppnet.commands import hydra_app
 from sppnet.config import compose, overrides
 from sppnet.config.compose import Job
-from sppnet.runs.from_checkpoint import Trained, checkpoint_path, from_checkpoint, stored
+from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, load_stored_config, resolve_checkpoint
 
 
 def run(
     command: str,
     words: Sequence[str],
-    run_command: Callable[[Trained], None],
+    run_command: Callable[[TrainedNetwork], None],
     own: Sequence[str],
     may_change: Sequence[str],
 ) -> None:
@@ -38,11 +38,11 @@ def run(
     checkpoint = named_checkpoint(words)
     replayed: list[str] = []
     if checkpoint is not None:
-        _, run_overrides = stored(checkpoint_path(checkpoint))
+        _, run_overrides = load_stored_config(checkpoint_path(checkpoint))
         replayed = compose.drop_missing_options(command, run_overrides)
 
     def run_job(job: Job) -> None:
-        run_command(from_checkpoint(command, job, own, may_change))
+        run_command(resolve_checkpoint(command, job, own, may_change))
 
     hydra_app.run(command, [*replayed, *words], run_job, len(replayed))
 

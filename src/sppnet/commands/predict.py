@@ -17,7 +17,7 @@ from sppnet.errors import RunFailed, UserError, notice
 from sppnet.prediction.output import JsonLines, Table
 from sppnet.prediction.output_paths import Drawings, check_output, drawings
 from sppnet.progress import meter
-from sppnet.runs.from_checkpoint import HARDWARE, Trained
+from sppnet.runs.from_checkpoint import HARDWARE, TrainedNetwork
 from sppnet.runs.plan import validate
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> None:
     checkpoint_app.run("predict", words, predict, tuple(OWN), MAY_CHANGE)
 
 
-def predict(trained: Trained) -> None:
+def predict(trained: TrainedNetwork) -> None:
     """Print the likeliest classes of every image; write them to `output` and draw them to `draw`.
 
     Raises:
@@ -44,7 +44,7 @@ def predict(trained: Trained) -> None:
         RunFailed: no image could be read.
     """
     own = schema.take_own_keys(trained.cfg, OWN)
-    cfg = _prediction_config(trained.cfg, trained.typed)
+    cfg = _prediction_config(trained.cfg, trained.typed_keys)
     validate(cfg)
     images = find_images(own["input"])
     drawn = drawings(trained, cfg, own["draw"], images)
@@ -63,15 +63,20 @@ def predict(trained: Trained) -> None:
 
 
 def _predict(
-    cfg: Mapping[str, Any], trained: Trained, images: InputFiles, top: int, lines: JsonLines, drawer: Drawer | None
+    cfg: Mapping[str, Any],
+    trained: TrainedNetwork,
+    images: InputFiles,
+    top: int,
+    lines: JsonLines,
+    drawer: Drawer | None,
 ) -> None:
     from sppnet.prediction.predictor import Predictor
-    from sppnet.training.checkpointing import read_checkpoint  # imports Lightning
-    from sppnet.training.trainer import settle
+    from sppnet.runs.from_checkpoint import read_checkpoint
+    from sppnet.training.trainer import set_threads_and_filter_warnings  # imports Lightning
 
     if images.not_read:
         notice(images.not_read)
-    settle(cfg)
+    set_threads_and_filter_warnings(cfg)
     predictor = Predictor(cfg, read_checkpoint(trained.weights), trained.weights, images)
     if drawer is not None:
         drawer.check(predictor)

@@ -19,9 +19,9 @@ from pathlib import Path
 import yaml
 
 from sppnet.errors import RunFailed, UserError
-from sppnet.runs.plan import Plan
+from sppnet.runs.plan import PlannedRun
 from sppnet.runs.run_directory import FAILED_RANK, Run
-from sppnet.runs.slurm_status import mark
+from sppnet.runs.slurm_status import slurm_fields
 from sppnet.slurm import job
 from sppnet.storage.files import write_text
 
@@ -48,13 +48,13 @@ def main(words: Sequence[str]) -> None:
         fit(prepare(cfg, overrides), run)
 
 
-def join(planned: Plan, overrides: list[str]) -> None:
+def join(planned: PlannedRun, overrides: list[str]) -> None:
     """Train as a further task of a SLURM job, once the job's first task holds the run directory.
 
     Raises:
         RunFailed: the first task does not begin within `WAIT_SECONDS`.
     """
-    run, slurm_job = planned.run, mark()["slurm"]
+    run, slurm_job = planned.run, slurm_fields()["slurm"]
     for _ in range(int(WAIT_SECONDS / POLL_SECONDS)):
         status = run.status
         if status.get("state") == "running" and status.get("slurm") == slurm_job:

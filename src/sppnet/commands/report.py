@@ -18,9 +18,9 @@ from sppnet.config.compose import Job
 from sppnet.config.validators import FLAG, LABEL, TEXT, or_null
 from sppnet.errors import UserError, notice
 from sppnet.report.output_paths import RESULTS, check_writable, of_other_runs, page_of_other_runs, place
-from sppnet.runs.identity import other_format
+from sppnet.runs.identity import format_mismatch
 from sppnet.runs.plan import validate
-from sppnet.runs.provenance import code
+from sppnet.runs.provenance import code_state
 from sppnet.storage.files import write_text
 from sppnet.studies.lookup import chosen
 from sppnet.studies.study import Study
@@ -79,7 +79,7 @@ def report(job: Job) -> None:
             _show(study_report.summary)
             print(f"written: {', '.join(str(folder / file) for file in study_report.files)}\n", flush=True)
         if index is not None:
-            by = f"{time.strftime('%Y-%m-%d %H:%M %Z')}, sppnet {__version__}, commit {code()['commit']}"
+            by = f"{time.strftime('%Y-%m-%d %H:%M %Z')}, sppnet {__version__}, commit {code_state()['commit']}"
             index.parent.mkdir(parents=True, exist_ok=True)
             write_text(index, page([(item.summary, item.figure, item.runs) for item in reports], index, by))
             print(f"page: {index}")
@@ -187,7 +187,7 @@ def _show(summary: Summary) -> None:
     results = [result for row in summary.table.rows for result in row.results.values()]
     if summary.table.mixed:
         notice(f"{summary.table.name}: {summary.table.mixed}, so none is marked as better than another")
-    elif formats := {other_format(result.made.get("format")) for result in results} - {""}:
+    elif formats := {format_mismatch(result.made.get("format")) for result in results} - {""}:
         notice(f"{summary.table.name}: its rows are {', '.join(formats)}")
     for line in summary.missing():
         print(f"missing: {line}")

@@ -11,7 +11,7 @@ from sppnet.commands import checkpoint_app
 from sppnet.data import ImageSet, images_of, load_tested
 from sppnet.data.build import OWN_KEYS
 from sppnet.errors import notice
-from sppnet.runs.from_checkpoint import HARDWARE, Trained
+from sppnet.runs.from_checkpoint import HARDWARE, TrainedNetwork
 from sppnet.runs.identity import digest, eval_identity
 from sppnet.runs.plan import validate
 from sppnet.runs.result_text import print_result
@@ -25,12 +25,12 @@ def main(words: Sequence[str]) -> None:
     checkpoint_app.run("test", words, test, (), MAY_CHANGE)
 
 
-def test(trained: Trained) -> None:
+def test(trained: TrainedNetwork) -> None:
     """Print the test metrics of a checkpoint; those of a run are kept in `RUN/tests` and read from there next time."""
     run = trained.run
     cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # as in `score_run`
     validate(cfg)
-    for key in trained.typed:
+    for key in trained.typed_keys:
         if key.startswith(TRAINING_ONLY):
             print(f"sppnet: warning: {key} has no effect on a test", file=sys.stderr)
     images = images_of(cfg)
@@ -41,7 +41,7 @@ def test(trained: Trained) -> None:
             notice(line)
         print_result(run, result)
         return
-    result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed))
+    result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed_keys))
     print_result(run, result)  # before it is written: the directory may be another user's and read-only
     if run:
         file = run.test_file(test_hash)
@@ -79,22 +79,22 @@ def score_run(
     cfg = {**cfg, "backbone": backbone, "trainer": {**cfg["trainer"], "devices": 1, "num_nodes": 1}}
     check_job(cfg)
     from sppnet.data.duplicates import describe_duplicates
+    from sppnet.runs.from_checkpoint import read_checkpoint
     from sppnet.training.callbacks import BadFiles, progress_display  # imports Lightning
-    from sppnet.training.checkpointing import read_checkpoint
-    from sppnet.training.inference import load_trained
-    from sppnet.training.trainer import build_data, make_trainer, score, settle
+    from sppnet.training.inference import load_classifier
+    from sppnet.training.trainer import build_data, make_trainer, run_test, set_threads_and_filter_warnings
 
-    settle(cfg)
+    set_threads_and_filter_warnings(cfg)
     checkpoint = read_checkpoint(weights)
     sets, notices = load_tested(cfg["data"], images, checkpoint["sppnet"], chosen)
     notices = [*notices, *describe_duplicates(cfg["data"], images, sets.parts())]
     for line in notices:
         notice(line)
-    classifier = load_trained(checkpoint, cfg, sets, weights)
+    classifier = load_classifier(checkpoint, cfg, sets, weights)
     bad_files = BadFiles(None)
     trainer = make_trainer(cfg, [bad_files, *progress_display(cfg["trainer"]["progress"])], [])
     try:
-        result = score(trainer, classifier, build_data(cfg, sets), eval_identity(cfg, name, images))
+        result = run_test(trainer, classifier, build_data(cfg, sets), eval_identity(cfg, name, images))
     except SystemExit:  # Lightning turns Ctrl-C into SystemExit
         raise KeyboardInterrupt from None
     for bad in sorted(bad_files.names):

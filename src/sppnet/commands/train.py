@@ -19,10 +19,10 @@ from sppnet.config.compose import Job
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.runs import ranks
 from sppnet.runs.identity import world_size
-from sppnet.runs.plan import Plan, check_duplicates, plan
+from sppnet.runs.plan import PlannedRun, check_duplicates, plan_run
 from sppnet.runs.result_text import print_result
 from sppnet.runs.run_directory import Run
-from sppnet.runs.slurm_status import mark
+from sppnet.runs.slurm_status import slurm_fields
 from sppnet.slurm import job as slurm_job
 from sppnet.storage.files import write_json
 
@@ -38,8 +38,8 @@ def train(job: Job) -> None:
     """Train, resume or test the run of `job`; print the run directory and the test result last."""
     if slurm_job.restarts():
         job.cfg["force"] = False
-    planned = plan(job.cfg)
-    ranks.check(planned.cfg)
+    planned = plan_run(job.cfg)
+    ranks.check_world_size(planned.cfg)
     check_duplicates(planned)
     if slurm_job.rank() > 0:
         join(planned, job.overrides)
@@ -56,7 +56,7 @@ def train(job: Job) -> None:
     print_result(planned.run, planned.result)
 
 
-def _test(planned: Plan) -> None:
+def _test(planned: PlannedRun) -> None:
     """Test a trained run at other sizes or with other views.
 
     Raises:
@@ -69,14 +69,14 @@ def _test(planned: Plan) -> None:
             f"{planned.run.path} was trained by several processes, and under trainer.limit_batches a single process"
             f" tests other images; for other views or sizes use sppnet test checkpoint={planned.run.path}"
         )
-    slurm_job.test_is_left()
+    slurm_job.requeue_on_warning()
     print(f"{planned.run.path} is trained; testing it with other views or sizes", flush=True)
     result = score_run(planned.cfg, planned.run.best, "best", planned.images)
     print_result(planned.run, result)  # before it is written: the directory may be another user's and read-only
     write_json(planned.run.test_file(planned.test), result)
 
 
-def _train(planned: Plan, job: Job) -> None:
+def _train(planned: PlannedRun, job: Job) -> None:
     """Check the network, lock the run directory, train from the run's last checkpoint, test."""
     run, cfg = planned.run, planned.cfg
     from sppnet.training.preflight import check_job  # imports torch
@@ -95,7 +95,7 @@ def _train(planned: Plan, job: Job) -> None:
             return  # another process has finished the run while this one waited for the lock
         for line in planned.images.notices():
             notice(line)
-        print(f"{run.path}{' resumes from its last checkpoint' if run.begun else ''}", flush=True)
+        print(f"{run.path}{' resumes from its last checkpoint' if run.has_checkpoint else ''}", flush=True)
         with _status_file(run):
             run.begin(cfg, job.overrides, planned.identity)
             result, totals = fit(prepared, run)
@@ -115,7 +115,7 @@ def _status_file(run: Run) -> Iterator[None]:
         raise KeyboardInterrupt  # during training `Checkpoints` handles the signal; at other times nothing is to save
 
     previous_handler = signal.signal(signal.SIGTERM, interrupt)
-    run.write_status("running", **mark())
+    run.write_status("running", **slurm_fields())
     try:
         yield
     except Preempted as preempted:
@@ -136,7 +136,7 @@ def _status_file(run: Run) -> Iterator[None]:
 def _write_preempted(run: Run, preempted: Preempted) -> str:
     """Write the status of a stopped run and requeue its SLURM job if its time limit stopped it; return the message."""
     message = str(preempted)
-    if preempted.number == slurm_job.WARNING and slurm_job.inside():
+    if preempted.number == slurm_job.WARNING and slurm_job.inside_slurm():
         run.write_status("queued", f"{preempted}; queued again")
         refusal = slurm_job.requeue()
         if refusal is None:

@@ -15,7 +15,7 @@ from sppnet.commands import checkpoint_app, hydra_app
 from sppnet.config.compose import Job
 from sppnet.data import ImageSet, images_of
 from sppnet.errors import UserError, notice
-from sppnet.runs.from_checkpoint import Trained, stored
+from sppnet.runs.from_checkpoint import TrainedNetwork, load_stored_config
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import provenance
 from sppnet.storage.files import read_json, write_json
@@ -40,8 +40,8 @@ def _transfer_backbone(job: Job) -> None:
     transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])
 
 
-def _transfer_trained(trained: Trained) -> None:
-    transfer(make_task(trained.cfg, trained), trained.typed)
+def _transfer_trained(trained: TrainedNetwork) -> None:
+    transfer(make_task(trained.cfg, trained), trained.typed_keys)
 
 
 def transfer(task: Task, typed: Sequence[str]) -> None:
@@ -106,7 +106,7 @@ def _describe(task: Task, length: int) -> dict[str, Any]:
     bins = task.layer.get("bins")
     network = cfg["backbone"].get("name") or "net"
     if task.trained is not None:
-        network = task.trained.run.path.resolve().name if task.trained.run else task.trained.where.name
+        network = task.trained.run.path.resolve().name if task.trained.run else task.trained.checkpoint.name
     elif cfg["backbone"].get("weights") is None:
         network += f" (random, seed {cfg['seed']})"
     return {
@@ -128,7 +128,7 @@ def _warn_of_meaningless_figures(task: Task, images: ImageSet) -> None:
         return
     from sppnet.transfer.extractor import checkpoint  # imports torch
 
-    same_split = task.cfg["data"]["split"] == stored(task.trained.where)[0]["data"]["split"]
+    same_split = task.cfg["data"]["split"] == load_stored_config(task.trained.checkpoint)[0]["data"]["split"]
     own_parts = task.own_parts(images) is not None or (images.multilabel and same_split)
     if checkpoint(task.trained)["fingerprint"] == images.fingerprint() and not own_parts:
         name = task.cfg["data"]["name"]

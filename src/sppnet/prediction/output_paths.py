@@ -15,7 +15,7 @@ from sppnet.data.datasets.base import digest
 from sppnet.data.datasets.file_names import SUFFIXES
 from sppnet.data.datasets.unlabelled import InputFiles
 from sppnet.errors import UserError
-from sppnet.runs.from_checkpoint import Trained
+from sppnet.runs.from_checkpoint import TrainedNetwork
 
 KEY = "sppnet"  # of the text in a drawing that says of which picture and network it is
 
@@ -64,7 +64,7 @@ class Drawings:
         return None if same else path
 
 
-def drawings(trained: Trained, cfg: Mapping[str, Any], draw: bool | str, found: InputFiles) -> Drawings | None:
+def drawings(trained: TrainedNetwork, cfg: Mapping[str, Any], draw: bool | str, found: InputFiles) -> Drawings | None:
     """Where drawings go, made nothing of yet; None for no drawings.
 
     Raises:
@@ -93,7 +93,9 @@ def drawings(trained: Trained, cfg: Mapping[str, Any], draw: bool | str, found: 
     return made
 
 
-def check_output(output: str | None, found: InputFiles, trained: Trained, drawn: Drawings | None, force: bool) -> None:
+def check_output(
+    output: str | None, found: InputFiles, trained: TrainedNetwork, drawn: Drawings | None, force: bool
+) -> None:
     """Raise UserError unless `output` can be written, and would replace nothing that is there."""
     if output in (None, "-"):
         return
@@ -124,10 +126,10 @@ def check_output(output: str | None, found: InputFiles, trained: Trained, drawn:
         raise UserError(f"output={output} is there already; force=true replaces it")
 
 
-def _default(trained: Trained, cfg: Mapping[str, Any]) -> Path:
+def _default(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
     """Beside the run, where git ignores what runs leave: RUNS/STUDY/predictions/RUN."""
     if trained.run is None:
-        return Path(cfg["paths"]["runs"]).expanduser() / "predictions" / trained.where.stem
+        return Path(cfg["paths"]["runs"]).expanduser() / "predictions" / trained.checkpoint.stem
     run = trained.run.path
     run = run if run.name not in ("", "..") else run.resolve()
     return run.parent / "predictions" / run.name

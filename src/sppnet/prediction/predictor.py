@@ -26,7 +26,7 @@ from sppnet.data.image_shapes import ShapeArray
 from sppnet.data.loader import Batch, Collate, Drawn, Samples
 from sppnet.data.readers import source_of
 from sppnet.data.views import Views
-from sppnet.training.inference import load_trained, on_device
+from sppnet.training.inference import load_classifier, place_on_device
 
 FEW = 16  # pictures for which no worker is started: that takes longer than reading them
 
@@ -87,8 +87,8 @@ class Predictor:
         self.pictures = UnlabelledImages(found, made["classes"], made["multilabel"], made["fingerprint"])
         self.cfg = cfg
         self.remarks: dict[str, str] = {}  # harmless warnings of the decoder so far, by file
-        classifier = load_trained(checkpoint, cfg, Splits(self.pictures, none, none, none), weights)
-        self.fabric, self.classifier = on_device(classifier, cfg["trainer"])
+        classifier = load_classifier(checkpoint, cfg, Splits(self.pictures, none, none, none), weights)
+        self.fabric, self.classifier = place_on_device(classifier, cfg["trainer"])
 
     @property
     def classes(self) -> list[str]:

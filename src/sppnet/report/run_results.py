@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sppnet.report.table import Result
-from sppnet.runs.identity import digest, other_format
+from sppnet.runs.identity import digest, format_mismatch
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 
@@ -37,7 +37,7 @@ def result(run: Run, record: Mapping[str, Any], origin: Mapping[str, Any]) -> Re
         "seconds": summary.get("seconds"),
         "parameters": summary.get("parameters"),
         "bins": sum(n * n for n in head.get("bins") or [1]),
-        "note": "; ".join(filter(None, [run.status.get("note"), cut, other_format(version)])) or None,
+        "note": "; ".join(filter(None, [run.status.get("note"), cut, format_mismatch(version)])) or None,
         "limited": bool(limit),
         "format": version,
         "data": record["identity"]["fingerprint"],

@@ -1,8 +1,8 @@
-"""A trained network as a command finds it: what the user typed, over the configuration that its run stored.
+"""Resolves `checkpoint=RUN_DIR_OR_FILE`: the stored configuration of a trained network plus what the user typed.
 
-The overrides of the run are composed twice, as they were and with what was typed; what was typed, and what it changed
-elsewhere, is put over the stored configuration. So a later change of a default in `conf/` does not reach an old run.
-Only reading a checkpoint file imports torch.
+The run's overrides are composed twice, alone and together with the typed ones. Only the difference between the two is
+applied to the stored configuration, so a later change of a default in `conf/` does not reach an old run.
+Only `read_checkpoint` imports torch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from sppnet.config.compose import Job
 from sppnet.config.instantiate import check_target
 from sppnet.config.schema import check_layout, format_value
 from sppnet.errors import UserError, notice
-from sppnet.runs.identity import digest, file_digest, own_code
+from sppnet.runs.identity import digest, file_digest, own_class_digests
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 from sppnet.storage.paths import expand_path
 
 NORMALISATION = ("data.mean", "data.std")
 
-
+# Keys that change how fast or how exactly a network runs, so every command may override them.
 HARDWARE = (
     *("trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile"),
     *("trainer.channels_last", "trainer.limit_batches", "trainer.progress"),
@@ -34,170 +34,184 @@ HARDWARE = (
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A trained network as a command finds it.
+class TrainedNetwork:
+    """A trained network as a command is to use it; nothing is loaded yet.
 
     Attributes:
-        cfg: the configuration of its run with what was typed put over it.
-        where: the value of `checkpoint`.
-        run: the run that `where` means; None for a lone file.
+        cfg: configuration of its run, with the typed overrides applied.
+        checkpoint: the value of `checkpoint`.
+        run: the run that `checkpoint` belongs to; None for a file outside a run directory.
         weights: the checkpoint file.
-        typed: the keys and groups that were typed.
-        other_code: the code of the user's own backbone, if it is not what was trained.
+        typed_keys: keys and config groups that the user typed.
+        changed_code: digests of the user's own backbone classes whose source file differs from the trained one.
     """
 
     cfg: dict[str, Any]
-    where: Path
+    checkpoint: Path
     run: Run | None
     weights: Path
-    typed: tuple[str, ...]
-    other_code: dict[str, str]
+    typed_keys: tuple[str, ...]
+    changed_code: dict[str, str]
 
     @property
     def name(self) -> str:
-        """`best` for the best weights of a run that is done, as its own test is called; a digest for anything else,
-        also for those weights in a network whose code has changed."""
-        if self.other_code:
-            return f"{file_digest(self.weights)} in {digest(self.other_code)}"
+        """Identifies the weights in the identity of a test.
+
+        `best` for best.ckpt of a finished run, so that the test counts as the run's own. Otherwise a digest of the
+        file, and of the backbone's code if that has changed.
+        """
+        if self.changed_code:
+            return f"{file_digest(self.weights)} in {digest(self.changed_code)}"
         if self.run is not None and self.run.done and self.weights.resolve() == self.run.best.resolve():
             return "best"
         return file_digest(self.weights)
 
 
-def from_checkpoint(command: str, job: Job, own: Sequence[str], may_change: Sequence[str]) -> Trained:
-    """The network that `checkpoint` of a composed job names, with what was typed put over its configuration.
+def resolve_checkpoint(
+    command: str, job: Job, command_keys: Sequence[str], may_change: Sequence[str]
+) -> TrainedNetwork:
+    """Apply the typed overrides to the configuration stored with `job.cfg["checkpoint"]`.
 
     Args:
-        command: that composed the job.
-        job: composed from the overrides of the run and, after them, those that were typed.
-        own: top-level keys of the command itself.
+        command: the command that composed `job`.
+        job: composed from the run's overrides, followed by the typed ones.
+        command_keys: top-level keys that belong to the command and that no run has.
         may_change: keys (and sections) in which the command may differ from the run.
 
     Raises:
-        UserError: the checkpoint does not exist or is none, or something differs that may not.
+        UserError: the checkpoint does not exist or is not one, or a key differs that may not.
     """
-    where = checkpoint_path(job.cfg.pop("checkpoint"))
-    kept, overrides = stored(where)
+    checkpoint = checkpoint_path(job.cfg.pop("checkpoint"))
+    stored, overrides = load_stored_config(checkpoint)
     overrides = compose.drop_missing_options(command, overrides)
-    typed = [word.partition("=")[0].lstrip("+~") for word in job.overrides[len(overrides) :]]
+    typed_keys = [override.partition("=")[0].lstrip("+~") for override in job.overrides[len(overrides) :]]
     before, after = compose.compose_config(command, overrides), job.cfg
-    theirs = {key: after.pop(key) for key in own}
-    cfg = merge(kept, {key: value for key, value in before.items() if key not in own}, after, typed)
-    refuse_changes(kept, cfg, may_change, command)
-    run, weights = locate(where)
-    return Trained(cfg | theirs, where, run, weights, tuple(typed), _other_code(cfg.get("backbone"), where, run))
+    command_cfg = {key: after.pop(key) for key in command_keys}
+    cfg = merge(stored, {key: value for key, value in before.items() if key not in command_keys}, after, typed_keys)
+    refuse_changes(stored, cfg, may_change, command)
+    run, weights = locate(checkpoint)
+    changed_code = _changed_code(cfg.get("backbone"), checkpoint, run)
+    return TrainedNetwork(cfg | command_cfg, checkpoint, run, weights, tuple(typed_keys), changed_code)
 
 
-def _other_code(backbone: Any, where: Path, run: Run | None) -> dict[str, str]:
-    """The code of a backbone of the user's own if it has changed since its run was trained, which is said."""
+def _changed_code(backbone: Any, checkpoint: Path, run: Run | None) -> dict[str, str]:
+    """Digests of the backbone's own classes whose file has changed since training; the user gets a notice of each."""
     if not isinstance(backbone, Mapping):
         return {}
-    check_target(backbone.get("_target_"), "backbone")  # before a package of its name is looked into
-    if not (now := own_code(backbone)):
+    check_target(backbone.get("_target_"), "backbone")  # before Python searches for a package of that name
+    if not (now := own_class_digests(backbone)):
         return {}
     if run is not None:
         then = (read_record(run.path / "provenance.json").get("identity") or {}).get("code") or {}
     else:
-        then = read_checkpoint(where)["sppnet"].get("code", {})
-    changed = {name: made for name, made in now.items() if name in then and then[name] != made}
-    for name in changed:
+        then = read_checkpoint(checkpoint)["sppnet"]["code"]
+    changed = {target: file_hash for target, file_hash in now.items() if target in then and then[target] != file_hash}
+    for target in changed:
         notice(
-            f"the file of backbone._target_={name} has changed since checkpoint={where} was trained; as it is now, its"
-            " weights may mean something else"
+            f"the file of backbone._target_={target} has changed since checkpoint={checkpoint} was trained; its weights"
+            " may not fit the code as it is now"
         )
     return changed
 
 
 def checkpoint_path(typed: str) -> Path:
-    """The path that was typed for `checkpoint`."""
+    """The path that the user typed for `checkpoint`.
+
+    Raises:
+        UserError: it is empty.
+    """
     if not typed:
-        raise UserError("checkpoint= is empty; it takes a run directory or a checkpoint file")
+        raise UserError("checkpoint= is empty; give a run directory or a checkpoint file")
     return expand_path("checkpoint", typed)
 
 
-def locate(where: Path) -> tuple[Run | None, Path]:
-    """The run that `checkpoint=where` means (if it is one's directory or lies in one) and the file of weights.
+def locate(checkpoint: Path) -> tuple[Run | None, Path]:
+    """The run that `checkpoint` is, or lies in (None if neither), and the file of weights.
 
     Raises:
-        UserError: nothing is there, or the run has no checkpoint yet.
+        UserError: the path does not exist, or the run has no checkpoint yet.
     """
-    if where.is_dir():
-        run = Run(where)
+    if checkpoint.is_dir():
+        run = Run(checkpoint)
         if not run.best.is_file():
-            state = run.status.get("state", "no run of sppnet's")
-            raise UserError(f"checkpoint={where}: there is no checkpoints/best.ckpt in it ({state})")
+            state = run.status.get("state", "not an sppnet run")
+            raise UserError(f"checkpoint={checkpoint}: there is no checkpoints/best.ckpt in it ({state})")
         return run, run.best
-    if not where.is_file():
-        raise UserError(f"checkpoint={where}: no such file or directory")
-    home = where.resolve().parent
-    if home.name != "checkpoints" or not (home.parent / "config.yaml").is_file():
-        return None, where
-    named = where.parent.parent  # as it was typed, unless that is a link, or begins in the folder
-    return Run(named if named.resolve() == home.parent else home.parent), where
+    if not checkpoint.is_file():
+        raise UserError(f"checkpoint={checkpoint}: no such file or directory")
+    folder = checkpoint.resolve().parent
+    if folder.name != "checkpoints" or not (folder.parent / "config.yaml").is_file():
+        return None, checkpoint
+    as_typed = checkpoint.parent.parent  # not the run directory if the file is a link, or was typed from inside
+    return Run(as_typed if as_typed.resolve() == folder.parent else folder.parent), checkpoint
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours, on the CPU.
+    """Load an sppnet checkpoint onto the CPU.
 
     Raises:
-        UserError: there is no such file, it is damaged or no checkpoint of sppnet's, it holds pickled objects (which
-            are not executed), or the keys of its configuration have other names than today's.
+        UserError: the file does not exist, is damaged or is not an sppnet checkpoint; it holds pickled objects (which
+            are not executed); or its configuration has the key names of another layout.
     """
     from sppnet.storage.tensors import read_tensor_file  # imports torch
 
     loaded = read_tensor_file(path, "checkpoint")
     if not isinstance(loaded, dict) or not isinstance(loaded.get("sppnet"), dict) or "state_dict" not in loaded:
-        raise UserError(f"checkpoint={path} is not a checkpoint of sppnet's (no configuration in it)")
+        raise UserError(f"checkpoint={path} is not an sppnet checkpoint (it holds no configuration)")
     check_layout(loaded["sppnet"].get("layout"), f"checkpoint={path}")
     return loaded
 
 
-def stored(where: Path) -> tuple[dict[str, Any], list[str]]:
-    """Configuration and overrides of the run that made the checkpoint; a lone file carries its own.
+def load_stored_config(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
+    """Configuration and overrides of the run that wrote the checkpoint; a file outside a run holds its own.
 
     Raises:
-        UserError: nothing is there, or it is no checkpoint.
+        UserError: the path does not exist, or what it stores cannot be read.
     """
-    run, weights = locate(where)
+    run, weights = locate(checkpoint)
     if run is not None:
         try:
             cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
             if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
-                raise UserError(f"checkpoint={where}: its config.yaml is damaged; a checkpoint file carries its own")
-            check_layout(cfg.pop("layout", None), f"checkpoint={where}")
+                raise UserError(
+                    f"checkpoint={checkpoint}: its config.yaml is damaged; copy a checkpoint file out of the run"
+                    " directory, it holds the configuration too"
+                )
+            check_layout(cfg.pop("layout", None), f"checkpoint={checkpoint}")
             return cfg, (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
         except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"checkpoint={where}: its configuration cannot be read: {error}") from None
-    found = read_checkpoint(weights)["sppnet"]
-    return found["config"], found["overrides"]
+            raise UserError(f"checkpoint={checkpoint}: its configuration cannot be read: {error}") from None
+    content = read_checkpoint(weights)["sppnet"]
+    return content["config"], content["overrides"]
 
 
 def merge(
-    kept: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], typed: Sequence[str]
+    stored: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], typed_keys: Sequence[str]
 ) -> dict[str, Any]:
-    """`kept` with what differs between `before` and `after`, and what was `typed` (keys and groups), put over it.
+    """Apply to `stored` every difference between `before` and `after`, and every typed key.
 
-    How images are normalised belongs to the network, so it stays whatever the data.
+    The normalisation (`data.mean`, `data.std`) belongs to the network: it stays as stored, whatever the data set,
+    unless it was typed.
     """
-    made = {  # a section that is younger than the run is as it is now
-        key: _merge(kept[key], before.get(key), after.get(key)) if key in kept else after[key]
-        for key in {**kept, **after}
+    merged = {
+        key: _merge(stored[key], before.get(key), after.get(key)) if key in stored else after[key]
+        for key in {**stored, **after}
     }
-    for key in typed:
-        _put(made, after, key.split("."))
+    for key in typed_keys:
+        _copy_node(merged, after, key.split("."))
     for key in ("mean", "std"):
-        if f"data.{key}" not in typed:
-            made["data"] = {**made["data"], key: kept["data"][key]}
-    return made
+        if f"data.{key}" not in typed_keys:
+            merged["data"] = {**merged["data"], key: stored["data"][key]}
+    return merged
 
 
-def refuse_changes(kept: Mapping[str, Any], made: Mapping[str, Any], may_change: Sequence[str], command: str) -> None:
-    """Refuse what differs between two configurations but for `may_change`.
+def refuse_changes(stored: Mapping[str, Any], cfg: Mapping[str, Any], may_change: Sequence[str], command: str) -> None:
+    """Compare a command's configuration with the stored one.
 
     Raises:
-        UserError: something differs that the command takes from its checkpoint.
+        UserError: they differ in a key outside `may_change`.
     """
-    for key, old, new in _differences(kept, made):
+    for key, old, new in _differences(stored, cfg):
         if not any(key == may or key.startswith(f"{may}.") for may in may_change) or key in NORMALISATION:
             raise UserError(
                 f"{key}={format_value(new)} is not allowed: a {command} takes it from its checkpoint, where it is"
@@ -205,9 +219,9 @@ def refuse_changes(kept: Mapping[str, Any], made: Mapping[str, Any], may_change:
             )
 
 
-def _put(made: dict[str, Any], source: Any, path: list[str]) -> None:
-    """Copy the node at `path` from `source`, if it is there (a group that is no key, such as pyramid, is not)."""
-    node: Any = made
+def _copy_node(target: dict[str, Any], source: Any, path: list[str]) -> None:
+    """Copy the node at `path` from `source`; a group that is not a key of its own (`pyramid`) has no such node."""
+    node: Any = target
     for part in path[:-1]:
         if not isinstance(source, dict) or part not in source or not isinstance(node.get(part), dict):
             return
@@ -217,22 +231,23 @@ def _put(made: dict[str, Any], source: Any, path: list[str]) -> None:
         node[path[-1]] = source[path[-1]]
 
 
-def _merge(kept: Any, before: Any, after: Any) -> Any:
+def _merge(stored: Any, before: Any, after: Any) -> Any:
     if before == after:
-        return kept
-    if not (isinstance(kept, dict) and isinstance(before, dict) and isinstance(after, dict)):
+        return stored
+    if not (isinstance(stored, dict) and isinstance(before, dict) and isinstance(after, dict)):
         return after
-    keys = [key for key in {**kept, **after} if key in after or before.get(key) == after.get(key)]
-    return {key: _merge(kept.get(key), before.get(key), after.get(key)) for key in keys}
+    keys = [key for key in {**stored, **after} if key in after or before.get(key) == after.get(key)]
+    return {key: _merge(stored.get(key), before.get(key), after.get(key)) for key in keys}
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) of every leaf that differs."""
     if old == new:
         return []
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [(key, old, new)]
     return [
-        found
+        difference
         for name in {**old, **new}
-        for found in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        for difference in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     ]

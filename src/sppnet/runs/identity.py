@@ -1,7 +1,7 @@
-"""What makes two runs the same run: the hash of everything that determines the weights (or a test's figures).
+"""The identity of a run and of a test: everything that determines the weights, or a test's metrics, and its hash.
 
-Keys are left out by name and everything else counts, so that a key somebody adds later cannot be forgotten.
-Data and weights enter by content, never by path. Nothing here imports torch.
+Keys that do not count are listed by name; every other key counts, so a key added later cannot be forgotten.
+Data and weights count by content, never by path. Does not import torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sppnet.errors import UserError
 if TYPE_CHECKING:
     from sppnet.data import ImageSet
 
-FORMAT = 2  # raised when the code changes what the same configuration trains
+FORMAT = 2  # raise it when a change of the code changes the weights that a configuration leads to
 NOT_IN_A_RUN = (
     *("study", "name", "report", "force", "retry", "paths", "logger", "debug", "views", "checkpoint", "sizes.test"),
     *("data.root", "data.workers", "data.name", "data.cache", "data.duplicates"),
@@ -36,26 +36,32 @@ NOT_IN_A_TEST = (
 
 
 def run_identity(cfg: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
-    """Everything in `cfg` that determines the weights of a run on `images`, as plain data.
+    """Everything that determines the weights of a run on `images`, as plain data.
 
     Raises:
-        UserError: the weights file, or a module of the user's own, is not there.
+        UserError: the weights file, or a module of the user's own, does not exist.
     """
     kind = cfg["loss"]["kind"]
-    # what has no effect (head.bins of a head without a pyramid, say) makes no other run
+    # a key without effect, such as head.bins of a head without a pyramid, does not make another run
     return _without(cfg, (*NOT_IN_A_RUN, *keys_without_effect(cfg))) | {
         "format": FORMAT,
         "layout": LAYOUT,
         "data.fingerprint": images.fingerprint(),
         "loss": cfg["loss"] | {"kind": ("softmax", "sigmoid")[images.multilabel] if kind == "auto" else kind},
-        "code": own_code(cfg),
+        "code": own_class_digests(cfg),
         "backbone.weights": weights_identity(cfg["backbone"].get("weights")),
         "world_size": world_size(cfg),
     }
 
 
 def eval_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dict[str, Any]:
-    """Everything that determines the figures of a test of `weights` (best, last, or a digest of a file) on `images`."""
+    """Everything that determines the metrics of a test on `images`.
+
+    Args:
+        cfg: the configuration.
+        weights: `best`, `last`, or the digest of a file (see `TrainedNetwork.name`).
+        images: the data set.
+    """
     return {
         "format": FORMAT,
         "weights": weights,
@@ -69,7 +75,7 @@ def eval_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dic
 
 
 def _limit(cfg: Mapping[str, Any]) -> dict[str, int] | None:
-    """How many images a test cut short sees: the number of batches of each process, and what is in one."""
+    """What determines which images a test with `trainer.limit_batches` scores."""
     batches = cfg["trainer"]["limit_batches"]
     if batches is None:
         return None
@@ -77,36 +83,34 @@ def _limit(cfg: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits of SHA-256 over the sorted JSON of `identity`, in which 1 and 1.0 are the same."""
-    return hashlib.sha256(json.dumps(_numbers(identity), sort_keys=True).encode()).hexdigest()[:10]
+    """Ten hexadecimal digits of SHA-256 over the sorted JSON of `identity`; 1 and 1.0 hash alike."""
+    return hashlib.sha256(json.dumps(_whole_floats_as_ints(identity), sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _numbers(node: Any) -> Any:
+def _whole_floats_as_ints(node: Any) -> Any:
     if isinstance(node, Mapping):
-        return {key: _numbers(value) for key, value in node.items()}
+        return {key: _whole_floats_as_ints(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [_numbers(value) for value in node]
+        return [_whole_floats_as_ints(value) for value in node]
     return int(node) if isinstance(node, float) and node.is_integer() else node
 
 
-def other_format(number: object) -> str:
-    """What is to be said of a result of format `number`: "" of today's, or where nothing says which it is."""
-    return (
-        "" if number in (None, FORMAT) else f"of format {number}, made by a version of sppnet that trains differently"
-    )
+def format_mismatch(number: object) -> str:
+    """A remark on a result whose `FORMAT` differs from today's; "" if it does not, or is not recorded."""
+    return "" if number in (None, FORMAT) else f"of format {number}, from a version of sppnet that trains differently"
 
 
 def world_size(cfg: Mapping[str, Any]) -> int:
-    """Number of processes that train together."""
+    """Number of processes that train together: devices x nodes."""
     devices = cfg["trainer"]["devices"]
     return (len(devices) if isinstance(devices, list) else int(devices)) * int(cfg["trainer"]["num_nodes"])
 
 
 def weights_identity(weights: str | None) -> str | None:
-    """SHA-256 of a weights file; the name of a set of torchvision's weights as it is.
+    """SHA-256 of a weights file; a name of torchvision's weights as it is.
 
     Raises:
-        UserError: it looks like a path and no file is there.
+        UserError: `weights` looks like a path, and there is no such file.
     """
     if weights is None:
         return None
@@ -118,13 +122,13 @@ def weights_identity(weights: str | None) -> str | None:
     return weights
 
 
-def own_code(node: Mapping[str, Any]) -> dict[str, str]:
-    """The contents of the files in which the user's own classes in `node` are written, by each `_target_`."""
+def own_class_digests(node: Mapping[str, Any]) -> dict[str, str]:
+    """For each `_target_` in `node` that is the user's own class, the digest of the file that defines it."""
     return {target: file_digest(path) for target, path in user_source_files(node).items()}
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, as `sha256:...`."""
+    """SHA-256 of a file's bytes, as `sha256:...`; cached until the file's size or modification time changes."""
     return _file_digest(str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size)
 
 
@@ -135,12 +139,12 @@ def _file_digest(path: str, _mtime: int, _size: int) -> str:
 
 
 def _without(cfg: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of `cfg` without `keys`."""
-    kept = copy.deepcopy(dict(cfg))
+    """A copy of `cfg` without the dotted `keys`."""
+    result = copy.deepcopy(dict(cfg))
     for key in keys:
-        node: Any = kept
+        node: Any = result
         *parents, last = key.split(".")
         for part in parents:
             node = node.get(part) or {}
         node.pop(last, None)
-    return kept
+    return result

@@ -1,4 +1,4 @@
-"""Which run a configuration names, and which test: judged before anything is created. Nothing here imports torch."""
+"""Works out which run a configuration names, and which test, before anything is created. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,26 +16,31 @@ from sppnet.runs.run_directory import Run
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A valid configuration, the run it names and the test it asks for.
+class PlannedRun:
+    """A valid configuration, the run that it names and the test that it asks for.
 
-    `images` is the data set as it was listed for the identity: what is trained on is that and no later listing.
+    Attributes:
+        cfg: the configuration.
+        identity: what the hash in the run directory's name is computed from.
+        run: the run directory, which may not exist yet.
+        test: hash of the test.
+        images: the data set as listed for `identity`. Training uses this listing, never a later one.
     """
 
     cfg: dict[str, Any]
     identity: dict[str, Any]
     run: Run
-    test: str  # hash of the test
+    test: str
     images: ImageSet
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The figures of the test, if this run is done and they are there; its checkpoints need not be."""
+        """The record of the test, if the run is done and has it; its checkpoints may have been deleted."""
         return self.run.result(self.test) if self.run.status.get("state") == "done" else None
 
 
 def validate(cfg: Mapping[str, Any]) -> None:
-    """Check every name and value of a configuration, and its size schedule.
+    """Check every key and value of a configuration, and its size schedule.
 
     Raises:
         UserError: the first key that is wrong, its value, and what is allowed.
@@ -44,32 +49,33 @@ def validate(cfg: Mapping[str, Any]) -> None:
     build_sizes(cfg["sizes"])
 
 
-def plan(cfg: dict[str, Any]) -> Plan:
-    """Check `cfg` and work out which run it names: `<paths.runs>/<study>/<name>-<hash>`.
+def plan_run(cfg: dict[str, Any]) -> PlannedRun:
+    """Validate `cfg` and name its run directory: `<paths.runs>/<study>/<name>-<hash>`.
 
     Raises:
-        UserError: a key, a value, the data set or the weights file is not as it must be.
+        UserError: a key, a value, the data set or the weights file is invalid.
     """
     validate(cfg)
     images = images_of(cfg)
     check_training(cfg["data"], images)
     identity = run_identity(cfg, images)
-    name = cfg["name"] or "-".join([cfg["data"]["name"], str(cfg["backbone"].get("name") or "net"), _head(cfg["head"])])
-    where = Path(cfg["paths"]["runs"]).expanduser() / cfg["study"] / f"{name}-{digest(identity)}"
-    return Plan(cfg, identity, Run(where), digest(eval_identity(cfg, "best", images)), images)
+    backbone = str(cfg["backbone"].get("name") or "net")
+    name = cfg["name"] or "-".join([cfg["data"]["name"], backbone, _head_label(cfg["head"])])
+    path = Path(cfg["paths"]["runs"]).expanduser() / cfg["study"] / f"{name}-{digest(identity)}"
+    return PlannedRun(cfg, identity, Run(path), digest(eval_identity(cfg, "best", images)), images)
 
 
-def check_duplicates(planned: Plan) -> None:
-    """Refuse what `data.duplicates=error` refuses, also of a run that is done: the key is no part of its identity.
+def check_duplicates(planned: PlannedRun) -> None:
+    """Apply `data.duplicates=error`, also to a finished run: the key is not part of its identity.
 
     Raises:
-        UserError: a file is there twice; or as `sppnet.data.load_splits`.
+        UserError: a file occurs twice; or as `sppnet.data.load_splits`.
     """
     data = planned.cfg["data"]
     if data["duplicates"] == "error":
         describe_duplicates(data, planned.images, load_splits(data, planned.images).parts())
 
 
-def _head(head: Mapping[str, Any]) -> str:
+def _head_label(head: Mapping[str, Any]) -> str:
     bins = "_".join(map(str, head["bins"]))
     return f"spp_{bins}" if head["name"] == "spp" and len(bins) < 30 else str(head["name"])

@@ -1,4 +1,4 @@
-"""What a run was made with: commit and uncommitted changes, packages, machine. Nothing here imports torch."""
+"""Provenance of a run: command, commit and uncommitted changes, packages, machine. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,43 +15,38 @@ from typing import Any
 
 from sppnet.config.option_files import root
 
-CODE = ("--", ".", ":(exclude)experiments/results")
-
-
-COMMAND = "SPPNET_COMMAND"  # in the environment of the jobs of a sweep: what was typed to start it
+CODE = ("--", ".", ":(exclude)experiments/results")  # a report writes experiments/results and no run reads it
+COMMAND = "SPPNET_COMMAND"  # environment variable of a sweep's jobs: the command that started the sweep
 
 _inherited = os.environ.get(COMMAND)
-_words: list[str] = []  # of this process
+_command: list[str] = []
 
 
-def note(words: Sequence[str]) -> None:
-    """Keep the words behind `sppnet`, before anything changes them, for this process and for those that it starts."""
-    _words[:] = ["sppnet", *words]
-    os.environ[COMMAND] = _inherited or json.dumps(_words)
+def remember_command(arguments: Sequence[str]) -> None:
+    """Keep the arguments of `sppnet` as typed, for this process and the processes that it starts."""
+    _command[:] = ["sppnet", *arguments]
+    os.environ[COMMAND] = _inherited or json.dumps(_command)
 
 
 def provenance() -> dict[str, Any]:
-    """What was typed, code, packages and machine of this process, as plain data.
+    """What was typed, and the code, packages and machine of this process, as plain data.
 
-    `command` is what was typed; `job`, in the job of a sweep, what the sweep made of it. `allowed` are the packages
-    admitted by `allow=` or by the environment.
+    `command` is what the user typed. `job` is the command line of this process if a sweep started it, else None.
+    `allowed` lists the packages admitted by `allow=` or by the environment.
     """
-    command = json.loads(_inherited) if _inherited else list(_words)
+    command = json.loads(_inherited) if _inherited else list(_command)
     allowed = [name for name in dict.fromkeys(os.environ.get("SPPNET_ALLOW", "").split(",")) if name]
-    started = {"command": command, "job": list(_words) if _inherited else None, "allowed": allowed}
-    return started | _surroundings()
+    start = {"command": command, "job": list(_command) if _inherited else None, "allowed": allowed}
+    return start | _surroundings()
 
 
 @functools.cache
 def _surroundings() -> dict[str, Any]:
-    return {"code": code(), "machine": machine(), "packages": packages()}
+    return {"code": code_state(), "machine": machine(), "packages": packages()}
 
 
-def code() -> dict[str, Any]:
-    """Version, and in a checkout the commit, the diff of what is not committed and the names of what is not in git.
-
-    But for `experiments/results`, which a report writes and no run reads.
-    """
+def code_state() -> dict[str, Any]:
+    """`version`, and in a git checkout `commit`, `dirty` (the diff of uncommitted changes) and `untracked` files."""
     from sppnet import __version__
 
     here = root()
@@ -66,7 +61,7 @@ def code() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Host, processor, cores this process may use, Python; GPUs by the driver's list (no torch needed)."""
+    """Host, processor, the cores that this process may use, Python, and GPUs as the driver lists them."""
     return {
         "host": socket.gethostname(),
         "system": platform.platform(),
@@ -78,17 +73,17 @@ def machine() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Name and version of every installed distribution."""
-    found = ((dist.metadata["Name"], dist.version) for dist in importlib.metadata.distributions())
-    return dict(sorted((name, version) for name, version in found if name))
+    """Version of every installed distribution, by name."""
+    versions = ((dist.metadata["Name"], dist.version) for dist in importlib.metadata.distributions())
+    return dict(sorted((name, version) for name, version in versions if name))
 
 
-def _git(where: Path, *words: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, timeout=20, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def _processor() -> str:

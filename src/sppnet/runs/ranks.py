@@ -1,7 +1,8 @@
-"""Which process of a run this is. Only `sppnet train` and the jobs of `launch=slurm` start several for one run.
+"""Clears the rank variables that a run must not inherit, and checks that the number of processes is right.
 
-What else the environment says of ranks is left over from something, or the mark of a launcher that is not ours.
-Nothing here imports torch; called before Lightning is imported, which reads the environment as it is.
+Only `sppnet train` and the jobs of `launch=slurm` start several processes for one run. Any other rank variable in the
+environment is stale, or was set by a launcher that sppnet does not support.
+Does not import torch. Runs before Lightning is imported, because Lightning reads the environment.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ TORCH = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "LOCAL_WORLD_SIZE", "T
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
 LSF = ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_SIZE")
-STARTERS = {  # the number of processes that each says to have started
+LAUNCHERS = {  # variable in which each launcher says how many processes it started
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "mpirun",
     "PMI_SIZE": "mpirun",
@@ -26,51 +27,52 @@ STARTERS = {  # the number of processes that each says to have started
 }
 
 
-def settle(command: str) -> None:
-    """Let this process be the first of its run, whatever is left over in the environment.
+def clear_inherited_ranks(command: str) -> None:
+    """Make this process the first of its run, whatever rank variables it inherited.
 
     Raises:
-        UserError: something has started several processes of this command at once.
+        UserError: a launcher has started several processes of this command.
     """
-    if command in {"rank", "status", "report"}:  # started by us; read only
+    if command in {"rank", "status", "report"}:  # `rank` is started by sppnet itself; the others only read
         return
-    if job.inside():  # its tasks have their ranks from srun; anything else came along from where it was sent
-        _forget(*TORCH)
+    if job.inside_slurm():  # srun sets the tasks' ranks; torch's variables come from the shell that submitted the job
+        _unset(*TORCH)
         return
-    sizes = {f"{name} ({key}={number})": number for key, name in STARTERS.items() if (number := _number(key)) > 1}
-    if "TORCHELASTIC_RUN_ID" in os.environ and _number("WORLD_SIZE") > 1:
-        sizes[f"torchrun (WORLD_SIZE={os.environ['WORLD_SIZE']})"] = _number("WORLD_SIZE")
-    for text, number in sizes.items():
+    counts = {f"{name} ({key}={count})": count for key, name in LAUNCHERS.items() if (count := _count(key)) > 1}
+    if "TORCHELASTIC_RUN_ID" in os.environ and _count("WORLD_SIZE") > 1:
+        counts[f"torchrun (WORLD_SIZE={os.environ['WORLD_SIZE']})"] = _count("WORLD_SIZE")
+    for launcher, count in counts.items():
         raise UserError(
-            f"{text} has started {number} processes of this command, but sppnet starts those of a run itself: start one"
-            f" (srun --ntasks=1, no torchrun) with trainer.devices={number}, or send a job with launch=slurm"
+            f"{launcher} has started {count} processes of this command, but sppnet starts the processes of a run"
+            f" itself: start one (srun --ntasks=1, no torchrun) with trainer.devices={count}, or submit a job with"
+            " launch=slurm"
         )
-    _forget(*TORCH, *ADDRESS, *SLURM, *LSF)
+    _unset(*TORCH, *ADDRESS, *SLURM, *LSF)
 
 
-def check(cfg: Mapping[str, Any]) -> None:
-    """Compare the processes that there are with those that `cfg` wants.
+def check_world_size(cfg: Mapping[str, Any]) -> None:
+    """Compare the number of processes in the environment with the one that `cfg` describes.
 
     Raises:
-        UserError: there are others.
+        UserError: they differ.
     """
-    wanted, inside = world_size(cfg), job.inside()
-    key = "SLURM_STEP_NUM_TASKS" if inside else "WORLD_SIZE"
-    there = _number(key)
-    if there == wanted or (there == 1 and not inside):
-        _forget("WORLD_SIZE")
+    required, inside_slurm = world_size(cfg), job.inside_slurm()
+    key = "SLURM_STEP_NUM_TASKS" if inside_slurm else "WORLD_SIZE"
+    count = _count(key)
+    if count == required or (count == 1 and not inside_slurm):
+        _unset("WORLD_SIZE")
         return
     shape = f"trainer.devices={cfg['trainer']['devices']} and trainer.num_nodes={cfg['trainer']['num_nodes']}"
-    how = "leave nodes and tasks to launch=slurm" if inside else f"type trainer.devices={there}, or unset it"
-    raise UserError(f"{key}={there} in the environment, but {shape} make {wanted}: {how}")
+    fix = "leave nodes and tasks to launch=slurm" if inside_slurm else f"type trainer.devices={count}, or unset it"
+    raise UserError(f"{key}={count} in the environment, but {shape} make {required}: {fix}")
 
 
-def _number(key: str) -> int:
-    """A number of processes; 1 where none is given."""
+def _count(key: str) -> int:
+    """The number of processes in an environment variable; 1 if there is none."""
     text = os.environ.get(key, "")
     return int(text) if text.isdecimal() else 1
 
 
-def _forget(*keys: str) -> None:
+def _unset(*keys: str) -> None:
     for key in keys:
         os.environ.pop(key, None)

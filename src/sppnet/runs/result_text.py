@@ -1,4 +1,4 @@
-"""How a result is printed: the run directory and one line per test size."""
+"""A test result as printed lines: the run directory and one line per test size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sppnet.runs.run_directory import Run
 
 
 def result_lines(record: Mapping[str, Any]) -> list[str]:
-    """The figures of a test at its first size, then, if there are several, those of each size, and the images scored.
+    """One line of metrics at the first test size; with several sizes, one more line for each.
 
     Args:
-        record: of the test, as it is kept in `RUN/tests`.
+        record: of the test, as stored in `RUN/tests`.
     """
     sizes: dict[str, list[str]] = {}
     for key, value in record["metrics"].items():
@@ -23,22 +23,22 @@ def result_lines(record: Mapping[str, Any]) -> list[str]:
     for size, values in sizes.items():
         values.append(f"images {counts[size] if size else record['images']}")
     first = "  ".join(sizes.pop("", []))
-    rows = [f"  {size:>5} px  " + "  ".join(values) for size, values in sizes.items()]
-    return [first, *(rows if len(rows) > 1 else [])]
+    lines = [f"  {size:>5} px  " + "  ".join(values) for size, values in sizes.items()]
+    return [first, *(lines if len(lines) > 1 else [])]
 
 
-def print_result(run: Run | None, found: Mapping[str, Any]) -> None:
-    """Print the run directory (if there is one) and the test's figures."""
-    if limit := found["identity"]["limit"]:  # the figures do not show it
+def print_result(run: Run | None, record: Mapping[str, Any]) -> None:
+    """Print the run directory, if there is one, and the metrics of a test."""
+    if limit := record["identity"]["limit"]:  # the metrics alone do not show that the test was cut short
         print(f"trainer.limit_batches={limit['batches']} cut the test short")
     if run is not None:
         print(f"run directory: {run.path}")
-    for line in [*result_lines(found), *_view_lines(found.get("views", {}))]:
+    for line in [*result_lines(record), *_view_lines(record["views"])]:
         print(line)
 
 
 def _view_lines(views: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """What the views of each scale cost, for each test size."""
+    """The cost of multi-view testing: one line per test size and scale."""
     return [
         f"  {size:>5} px  {int(cost['views'])} views of the image at {side} px: {cost['seconds']:.4f} s per image"
         for size, sides in views.items()

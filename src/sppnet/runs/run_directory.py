@@ -1,8 +1,8 @@
-"""A run and its directory: where it lies, who has it, how far it is, what it was made from.
+"""The run directory: its layout, its lock, its status and the results stored in it.
 
-The directory is the truth (`config.yaml`, `status.json`, `metrics.jsonl`, `summary.json`, `tests/`, `provenance.json`,
-`checkpoints/`); loggers only mirror it. Order: validate, lock, then create, so that a mistake leaves nothing behind.
-Nothing here imports torch.
+All state of a run is in its directory (`config.yaml`, `status.json`, `metrics.jsonl`, `summary.json`, `tests/`,
+`provenance.json`, `checkpoints/`); loggers only mirror it. Commands validate, lock, then create, so a mistake leaves
+nothing behind. Does not import torch.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from sppnet.errors import UserError
 from sppnet.runs.provenance import provenance
 from sppnet.storage.files import LockHeldError, file_lock, is_locked, read_record, write_json, write_text
 
-FAILED_RANK = "failed_rank.txt"  # in a run directory: why a task other than the first failed, and so the run
+FAILED_RANK = "failed_rank.txt"  # in a run directory: the error of a task other than the first, which ended the run
 State = Literal["queued", "running", "done", "failed", "preempted"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory. Making one of these touches nothing on disk."""
+    """A run directory. Constructing a `Run` does not touch the disk."""
 
     path: Path
 
     @property
     def hash(self) -> str:
-        """The hash of the run's identity, as it stands in the directory's name."""
+        """The hash of the run's identity, from the directory's name."""
         return self.path.name.rsplit("-", 1)[-1]
 
     @property
     def last(self) -> Path:
-        """The checkpoint from which training goes on."""
+        """The checkpoint that training resumes from."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
@@ -50,64 +50,64 @@ class Run:
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
-    def begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
         return self.last.exists() or self.best.exists()
 
     @property
     def status(self) -> dict[str, Any]:
-        """The last status written; empty if none was."""
+        """The content of `status.json`; empty if there is none."""
         return read_record(self.path / "status.json")
 
     @property
     def done(self) -> bool:
-        """Training and its test have ended well."""
+        """Whether training and its test have finished and the best weights are there."""
         return self.status.get("state") == "done" and self.best.is_file()
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The result of a run that is done."""
+        """The content of `summary.json`: metrics and totals of a finished run."""
         return read_record(self.path / "summary.json")
 
     def test_file(self, test: str) -> Path:
-        """Where the figures of the test with this hash lie."""
+        """Path of the record of the test with this hash."""
         return self.path / "tests" / f"{test}.json"
 
     def result(self, test: str) -> dict[str, Any] | None:
-        """The record of the test with this hash; None if it is not there, or not whole."""
-        found = read_record(self.test_file(test))
-        whole = all(isinstance(found.get(key), dict) and found[key] for key in ("metrics", "identity"))
-        return found if whole else None
+        """The record of the test with this hash; None if it does not exist or is incomplete."""
+        record = read_record(self.test_file(test))
+        complete = all(isinstance(record.get(key), dict) and record[key] for key in ("metrics", "identity"))
+        return record if complete else None
 
     def write_status(self, state: State, reason: str | None = None, **progress: Any) -> None:
-        """Write `status.json`; what is not given anew (step, steps, epoch, ...) stays as it was."""
-        kept = {key: value for key, value in self.status.items() if key not in {"state", "reason"}}
-        where = {"host": socket.gethostname(), "pid": os.getpid(), "updated": _now()}
-        write_json(self.path / "status.json", {"state": state, "reason": reason} | kept | where | progress)
+        """Write `status.json`; fields that are not passed (step, steps, epoch, ...) keep their value."""
+        previous = {key: value for key, value in self.status.items() if key not in {"state", "reason"}}
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "updated": _now()}
+        write_json(self.path / "status.json", {"state": state, "reason": reason} | previous | process | progress)
 
     def begin(self, cfg: Mapping[str, Any], overrides: list[str], identity: Mapping[str, Any]) -> None:
-        """Write what the run is made of; called with the lock held, at every start of the run."""
-        for left in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):  # of a process that was killed
-            left.unlink(missing_ok=True)
+        """Write configuration, overrides and provenance; called with the lock held, at every start of the run."""
+        for temporary in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):  # of a killed process
+            temporary.unlink(missing_ok=True)
         (self.path / FAILED_RANK).unlink(missing_ok=True)
         (self.path / "checkpoints").mkdir(exist_ok=True)
         (self.path / "tests").mkdir(exist_ok=True)
-        kept = [line for line in overrides if not line.startswith("force=")]  # asked for this start, not for later ones
-        write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in kept))
+        lasting = [line for line in overrides if not line.startswith("force=")]  # force is for this start alone
+        write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in lasting))
         write_text(
             self.path / "config.yaml",
             yaml.safe_dump({"layout": schema.LAYOUT, **cfg, "force": False}, sort_keys=False),
         )
-        seen = {"identity": identity, "starts": []} | read_record(self.path / "provenance.json")
-        seen["starts"].append({"time": _now()} | provenance())
-        write_json(self.path / "provenance.json", seen)
+        history = {"identity": identity, "starts": []} | read_record(self.path / "provenance.json")
+        history["starts"].append({"time": _now()} | provenance())
+        write_json(self.path / "provenance.json", history)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory, which is created if need be.
+        """Hold the lock of the directory, which is created if it does not exist.
 
         Raises:
-            UserError: another process holds it, it cannot be written to, or its file system has no locks.
+            UserError: another process holds the lock, the directory is not writable, or its file system has no locks.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -119,11 +119,11 @@ class Run:
             yield
 
     def held(self) -> bool:
-        """Whether a process holds the directory now."""
+        """Whether a process holds the lock now."""
         return is_locked(self.path / "lock")
 
     def clear(self) -> None:
-        """Remove everything but the lock; called with the lock held."""
+        """Delete everything but the lock; called with the lock held."""
         for entry in self.path.iterdir():
             if entry.name == "lock":
                 continue

@@ -1,4 +1,4 @@
-"""What the status of a run says of the SLURM job that does it. Nothing here imports torch."""
+"""The fields of `status.json` that describe the SLURM job of a run. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.runs.identity import digest
-from sppnet.runs.provenance import code
-from sppnet.slurm.job import inside, name, restarts
+from sppnet.runs.provenance import code_state
+from sppnet.slurm.job import inside_slurm, name, restarts
 from sppnet.storage.files import read_json
 
 
-def mark() -> dict[str, Any]:
-    """What status.json says of the job: its name, and how often it was started."""
-    if not inside():
+def slurm_fields() -> dict[str, Any]:
+    """`slurm` (the job's name and how often it was restarted) and `note`; both None outside a job."""
+    if not inside_slurm():
         return {"slurm": None, "note": None}
-    return {"slurm": {"job": name(), "restarts": restarts()}, "note": _other_code()}
+    return {"slurm": {"job": name(), "restarts": restarts()}, "note": _changed_code_note()}
 
 
-def _other_code() -> str | None:
-    """That the code is not what it was when the job was sent."""
-    sent = read_json(Path(os.environ["SPPNET_SUBMISSION"]) / "submission.json") or {}
-    if sent.get("code_digest") in {None, digest(code())}:
+def _changed_code_note() -> str | None:
+    """How the code differs from the code at submission."""
+    submission = read_json(Path(os.environ["SPPNET_SUBMISSION"]) / "submission.json") or {}
+    if submission.get("code_digest") in {None, digest(code_state())}:
         return None
-    before, now = sent["code"]["commit"], code()["commit"]
+    before, now = submission["code"]["commit"], code_state()["commit"]
     if before == now:
-        return f"ran commit {str(now)[:10]} with other changes than were there when it was sent"
-    return f"ran commit {str(now)[:10]}, was sent with {str(before)[:10]}"
+        return f"ran commit {str(now)[:10]} with other uncommitted changes than at submission"
+    return f"ran commit {str(now)[:10]}, submitted at {str(before)[:10]}"

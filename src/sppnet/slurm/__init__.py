@@ -1,1 +1,1 @@
-"""SLURM: `job` is a job's own side of it (signals, requeueing), `queue` asks where jobs stand."""
+"""SLURM: `job.py` runs inside a job (rank, signals, requeueing); `queue.py` asks for job states from outside."""

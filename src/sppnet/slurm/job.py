@@ -1,11 +1,11 @@
-"""A job's side of SLURM: which job it is, what a signal means, being queued again.
+"""Inside a SLURM job: its name and rank, what a signal means, and requeueing.
 
-Imports next to nothing: a signal that comes before `listen` ends the process.
+This module imports next to nothing, because a signal that arrives before `install_signal_handlers` ends the process.
 
-SLURM sends USR2 before a job's limit (`launch=slurm`, `warning`) and, where the cluster is set so, before it is
-preempted: the job saves, asks to be queued again and ends. TERM comes before it is cancelled, or preempted: then SLURM
-queues it again by itself, but only if it has not ended within its time of grace, so it saves and goes on until it is
-killed.
+- USR2 comes before the time limit (`warning` of `launch=slurm`) and, on some clusters, before preemption. The job
+  saves, asks to be requeued and ends.
+- TERM comes before a cancellation or a preemption. SLURM requeues a preempted job by itself, but only if the job is
+  still running at the end of its grace time; so the job saves and continues until it is killed.
 """
 
 from __future__ import annotations
@@ -14,70 +14,68 @@ import os
 import signal
 from types import FrameType
 
-from sppnet.slurm.queue import call
+from sppnet.slurm.queue import run_slurm_command
 
 WARNING = signal.SIGUSR2
 
-noted: list[int] = []  # signals that came before training could act on them
-trained = False  # whether all that is left is the test
+pending_signals: list[int] = []  # received before training could act on them
+training_finished = False  # only the test remains
 
 
-def inside() -> bool:
-    """Whether this process is one of a job that `launch=slurm` sent."""
+def inside_slurm() -> bool:
+    """Whether this process belongs to a job that `launch=slurm` submitted."""
     return "SPPNET_SUBMISSION" in os.environ and "SLURM_JOB_ID" in os.environ
 
 
 def rank() -> int:
-    """Which of the job's tasks this is; 0 outside."""
-    return int(os.environ.get("SLURM_PROCID", 0)) if inside() else 0
+    """This task's number within the job; 0 outside a job."""
+    return int(os.environ.get("SLURM_PROCID", 0)) if inside_slurm() else 0
 
 
 def restarts() -> int:
-    """How often SLURM has started this job before; from the second start on, what was to be done anew (`force`) has
-    begun."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) if inside() else 0
+    """How often SLURM has restarted this job. After a restart, `force` no longer applies: the new run has begun."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) if inside_slurm() else 0
 
 
 def name() -> str:
-    """`ARRAY_INDEX`, as SLURM calls the job. (SLURM_JOB_ID of one element of an array is the name of all of it.)"""
+    """`ARRAY_INDEX`, SLURM's name of this job. (SLURM_JOB_ID of an array element may name the whole array.)"""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
-def listen() -> None:
-    """Note signals from here on; `sppnet.training.checkpointing` acts on them during training."""
-    if inside():
+def install_signal_handlers() -> None:
+    """Record signals from now on. During training, `sppnet.training.checkpointing` takes over."""
+    if inside_slurm():
         signal.signal(WARNING, _on_warning)
         signal.signal(signal.SIGTERM, _on_term)
 
 
-def goes_on() -> bool:
-    """After TERM: whether the job runs on in a time of grace. False once SLURM is ending it."""
-    status, out, _ = call(["squeue", "--noheader", "--format=%T", f"--jobs={name()}"])
+def still_running() -> bool:
+    """After TERM: True if the job is within its grace time, False if SLURM is ending it."""
+    status, out, _ = run_slurm_command(["squeue", "--noheader", "--format=%T", f"--jobs={name()}"])
     return status == 0 and out == "RUNNING"
 
 
 def requeue() -> str | None:
-    """Ask SLURM to queue this job again once it has ended; why not, if it refuses."""
-    status, _, error = call(["scontrol", "requeue", name()])
+    """Ask SLURM to requeue this job once it has ended; returns the reason if SLURM refuses."""
+    status, _, error = run_slurm_command(["scontrol", "requeue", name()])
     return None if status == 0 else error.splitlines()[-1] if error else f"scontrol requeue: {status}"
 
 
-def test_is_left() -> None:
-    """All that is left is a test, which saves nothing on its way: a warning, then or already, is a wish to be queued
-    again."""
-    global trained
-    trained = True
-    if WARNING in noted and rank() == 0:
+def requeue_on_warning() -> None:
+    """Requeue on a warning from now on, and on one that has already come: a test has no state to save first."""
+    global training_finished
+    training_finished = True
+    if WARNING in pending_signals and rank() == 0:
         requeue()
 
 
 def _on_warning(number: int, _frame: FrameType | None) -> None:
-    if trained and rank() == 0:
+    if training_finished and rank() == 0:
         requeue()
-    elif not trained:
-        noted.append(number)
+    elif not training_finished:
+        pending_signals.append(number)
 
 
 def _on_term(number: int, _frame: FrameType | None) -> None:
-    if not goes_on():
+    if not still_running():
         raise SystemExit(128 + number)

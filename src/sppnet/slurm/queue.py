@@ -1,4 +1,4 @@
-"""What SLURM says of its jobs. Nothing here imports torch."""
+"""Asks SLURM for the states of jobs. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,83 +8,89 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-NUMBER = "number.txt"  # in the folder of a submission: what sbatch printed
-KEPT = 2.0  # seconds for which an answer is good
+NUMBER_FILE = "number.txt"  # in a submission's folder: the output of sbatch
+MAX_AGE = 2.0  # seconds for which an answer of squeue is cached; one of sacct 30 times as long
 
-_seen: tuple[float, dict[str, str] | None] = (-KEPT, None)
-_booked: dict[str, tuple[float, dict[str, str]]] = {}  # of every array that squeue has forgotten
-
-
-def states() -> dict[str, str] | None:
-    """Of every job that SLURM knows (`ARRAY_INDEX` or `JOB`), its state and, if it waits, why; None if it cannot be
-    asked."""
-    global _seen
-    if time.monotonic() - _seen[0] > KEPT:
-        _seen = (time.monotonic(), _ask())
-    return _seen[1]
+_queued: tuple[float, dict[str, str] | None] = (-MAX_AGE, None)  # time of the answer, states by job
+_finished: dict[str, tuple[float, dict[str, str]]] = {}  # the same, for each array that squeue no longer lists
 
 
-def forget() -> None:
-    """Ask anew next time."""
-    global _seen
-    _seen = (-KEPT, None)
-    _booked.clear()
+def job_states() -> dict[str, str] | None:
+    """State of every job in the queue, with the reason if it is waiting; None if SLURM does not answer.
+
+    Keys are `ARRAY_INDEX` or `JOB`.
+    """
+    global _queued
+    if time.monotonic() - _queued[0] > MAX_AGE:
+        _queued = (time.monotonic(), _ask_queue())
+    return _queued[1]
 
 
-def state(job: str) -> str | None:
-    """What SLURM says of one job, or its accounting, which remembers longer; "" if it knows the job no more, None if
-    it cannot be asked."""
-    known = states()
-    if known is None or job in known:
-        return None if known is None else known[job]
+def clear_cached_states() -> None:
+    global _queued
+    _queued = (-MAX_AGE, None)
+    _finished.clear()
+
+
+def job_state(job: str) -> str | None:
+    """State of one job by the queue, or by the accounting, which remembers longer.
+
+    Returns:
+        "" if both have forgotten the job, None if SLURM does not answer.
+    """
+    states = job_states()
+    if states is None or job in states:
+        return None if states is None else states[job]
     array = job.partition("_")[0]
-    if array not in _booked or time.monotonic() - _booked[array][0] > 30 * KEPT:
-        _booked[array] = (time.monotonic(), _ask_accounting(array))
-    return _booked[array][1].get(job, "")
+    if array not in _finished or time.monotonic() - _finished[array][0] > 30 * MAX_AGE:
+        _finished[array] = (time.monotonic(), _ask_accounting(array))
+    return _finished[array][1].get(job, "")
 
 
-def number_of(folder: Path) -> str:
-    """The number that SLURM gave to the submission in `folder`; "" if it was not sent."""
+def job_number(folder: Path) -> str:
+    """The job number of the submission in `folder`; "" if it was never submitted."""
     with contextlib.suppress(OSError):
-        return (folder / NUMBER).read_text(encoding="utf-8").strip().split(";")[0]  # behind it, the cluster's name
+        return (folder / NUMBER_FILE).read_text(encoding="utf-8").strip().split(";")[0]  # "NUMBER;CLUSTER"
     return ""
 
 
-def call(words: Sequence[str], into: Path | None = None) -> tuple[int, str, str]:
-    """Run a command of SLURM's: exit code, output, errors; 127 if there is no such command.
+def run_slurm_command(command: Sequence[str], into: Path | None = None) -> tuple[int, str, str]:
+    """Run a SLURM command and return exit code, output and errors; exit code 127 if the command does not exist.
 
-    With `into` its output goes to that file, and the command outlives this process and the terminal.
+    Args:
+        command: the command line.
+        into: a file for the output; the command then survives the end of this process and its terminal.
     """
     try:
         if into:
             with into.open("w") as file:
                 done = subprocess.run(
-                    list(words), stdout=file, stderr=subprocess.PIPE, text=True, start_new_session=True
+                    list(command), stdout=file, stderr=subprocess.PIPE, text=True, start_new_session=True
                 )
             return done.returncode, "", done.stderr.strip()
-        done = subprocess.run(list(words), capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(list(command), capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
-        return 127, "", f"{words[0]} is not there: this is no machine of a SLURM cluster"
+        return 127, "", f"{command[0]} is not there: this machine is not part of a SLURM cluster"
     except (OSError, subprocess.TimeoutExpired) as error:
         return 126, "", str(error)
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
-def _ask() -> dict[str, str] | None:
-    code, out, _ = call(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"])
+def _ask_queue() -> dict[str, str] | None:
+    code, out, _ = run_slurm_command(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"])
     if code:
         return None
-    found = {}
+    states = {}
     for line in out.splitlines():
         job, state, reason = line.split("|", 2)
-        found[job] = state if reason in {"None", ""} else f"{state} ({reason})"
-    return found
+        states[job] = state if reason in {"None", ""} else f"{state} ({reason})"
+    return states
 
 
 def _ask_accounting(array: str) -> dict[str, str]:
     """The last state of every job of an array."""
-    words = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--jobs={array}"]
-    code, out, _ = call([*words, "--array"])  # of what was cancelled as it waited, a line per job
+    command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--jobs={array}"]
+    code, out, _ = run_slurm_command([*command, "--array"])  # one line per job, also of jobs cancelled while waiting
     if code:
-        code, out, _ = call(words)  # an older SLURM
+        code, out, _ = run_slurm_command(command)  # older SLURM has no --array
     return dict(line.split("|", 1) for line in out.splitlines() if "|" in line) if code == 0 else {}

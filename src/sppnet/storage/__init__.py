@@ -1,1 +1,1 @@
-"""Files that outlive a process: written whole or not at all, read as data and never as code."""
+"""Files on disk: `files.py` writes atomically and locks; `tensors.py` reads tensor files without executing anything."""

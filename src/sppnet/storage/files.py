@@ -1,4 +1,4 @@
-"""Files that are whole or not there: the one atomic write, JSON, and the one lock."""
+"""Atomic writes, JSON files, and locks between processes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import IO, Any, BinaryIO
 
 from sppnet.errors import UserError, notice
 
-NAME_BYTES = 100  # of the name of a file that its temporary file repeats: the longest legal name leaves no room
+NAME_BYTES = 100  # a temporary file repeats this much of the target's name; all of it could exceed the legal length
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` that replaces it at the end of the block; text is UTF-8.
+    """Open a temporary file beside `path` that replaces `path` at the end of the block; text is UTF-8.
 
-    File and folder are synced, so after a crash, a power cut or on a full disk `path` is whole or as it was before. An
-    exception leaves `path` alone. A process that is killed leaves a file that `remove_temporary` takes away.
+    File and folder are synced: after a crash, a power cut or on a full disk, `path` holds all of the new content or all
+    of the old. An exception leaves `path` as it was. A killed process leaves a temporary file (`remove_temporary`).
     """
     temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(8)}.tmp")
     try:
@@ -38,19 +38,19 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def remove_temporary(path: Path) -> None:
-    """Remove what killed writers of `path` have left; only for who knows that nobody writes it now."""
-    for left in path.parent.glob("*.tmp"):
-        if left.name.startswith(_temporary_prefix(path)):
-            left.unlink(missing_ok=True)
+    """Delete the temporary files of killed writers of `path`. The caller makes sure that no process writes it now."""
+    for temporary in path.parent.glob("*.tmp"):
+        if temporary.name.startswith(_temporary_prefix(path)):
+            temporary.unlink(missing_ok=True)
 
 
 def _temporary_prefix(path: Path) -> str:
-    begin = os.fsencode(path.name)[:NAME_BYTES].decode("utf-8", "ignore")  # no half a character
-    return f".{begin}."
+    beginning = os.fsencode(path.name)[:NAME_BYTES].decode("utf-8", "ignore")  # drops a character cut in half
+    return f".{beginning}."
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -59,18 +59,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
     with atomic_write(path) as file:
         file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`; None where no file can be read."""
+    """The content of a JSON file; None if the file does not exist, or is not readable JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -78,38 +76,38 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty where there is none."""
+    """The mapping in a JSON file; empty if there is none."""
     value = read_json(path)
     return value if isinstance(value, dict) else {}
 
 
 class LockHeldError(Exception):
-    """Another process holds a lock; the message names the process and its machine."""
+    """Another process holds the lock; the message names that process and its machine."""
 
 
 @contextlib.contextmanager
 def file_lock(path: Path, waiting: str = "", wait: bool = True) -> Iterator[None]:
-    """Hold the lock file `path`, created with its folder, against every process on every machine.
+    """Hold the lock file `path` against all processes on all machines; the file and its folder are created.
 
-    A POSIX record lock belongs to this process alone, and the kernel releases it however the process ends. (A lock of
-    flock would live on in DataLoader workers that outlive a killed run by some seconds, and refuse its restart.)
+    A POSIX record lock belongs to this process alone, and the kernel releases it however the process ends. A lock by
+    `flock` would live on in DataLoader workers, which outlive a killed run by some seconds, and block its restart.
 
     Args:
         path: the lock file.
-        waiting: a notice for the user, if another process holds the lock and has to be waited for.
-        wait: whether to wait; otherwise the file names this process while it holds the lock.
+        waiting: a notice for the user if the lock has to be waited for.
+        wait: whether to wait for another process. If not, the file names this process while it holds the lock.
 
     Raises:
         LockHeldError: another process holds the lock, and `wait` is false.
         UserError: the file system has no locks.
-        OSError: folder or file cannot be created.
+        OSError: the folder or the file cannot be created.
     """
-    missing = [each for each in (path, *path.parents) if not each.exists()]
+    created = [parent for parent in (path, *path.parents) if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b", buffering=0)
     except OSError:
-        _remove(missing)
+        _remove_empty(created)
         raise
     with file:
         try:
@@ -118,17 +116,17 @@ def file_lock(path: Path, waiting: str = "", wait: bool = True) -> Iterator[None
             else:
                 _lock_now(file)
         except OSError as error:
-            _remove(missing)
+            _remove_empty(created)
             raise UserError(
                 f"{path.parent} cannot be locked ({error.strerror}), so two processes could write to it at once: choose"
-                " paths.runs and paths.cache on a file system with POSIX locks, or have this one mounted with them (NFS"
+                " paths.runs and paths.cache on a file system with POSIX locks, or mount this one with them (NFS"
                 " without nolock, Lustre with flock)"
             ) from None
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock file `path`; True also where that cannot be told."""
+    """Whether another process holds the lock file `path`; also True if the file system does not say."""
     try:
         with path.open("rb") as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -151,11 +149,11 @@ def _lock(file: BinaryIO, waiting: str) -> None:
 
 
 def _lock_now(file: BinaryIO, tries: int = 5) -> None:
-    for left in reversed(range(tries)):  # `is_locked` holds the lock for an instant
+    for tries_left in reversed(range(tries)):  # `is_locked` in another process holds the lock for an instant
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            if not left:
+            if not tries_left:
                 file.seek(0)
                 holder = file.read(200).decode(errors="replace").strip()
                 raise LockHeldError(holder or "another process") from None
@@ -166,8 +164,8 @@ def _lock_now(file: BinaryIO, tries: int = 5) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
-def _remove(created: Sequence[Path]) -> None:
-    """Remove files and empty folders, the innermost first."""
+def _remove_empty(created: Sequence[Path]) -> None:
+    """Delete files and folders that are empty, the innermost first."""
     for path in created:
         with contextlib.suppress(OSError):
             path.rmdir() if path.is_dir() else path.unlink()

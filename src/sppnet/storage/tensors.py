@@ -1,4 +1,4 @@
-"""Files of tensors, read as data and never as code, and checked against the sums that they hold of themselves."""
+"""Reads tensor files without executing anything in them, and verifies their checksums."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ import torch
 
 from sppnet.errors import UserError, notice
 
-FOLDER = 0x10  # attribute of a record that torch then reads as empty, whatever its checksum
+FOLDER = 0x10  # zip attribute; torch reads such a record as empty, whatever its checksum
 
 
 def read_tensor_file(path: Path, key: str) -> Any:
-    """What `torch.save` wrote to `path`: tensors and plain data, on the CPU.
+    """Load the tensors and plain data that `torch.save` wrote to `path`, on the CPU.
 
     Args:
         path: the file.
-        key: the configuration key that named it, for messages.
+        key: the configuration key that names the file, for messages.
 
     Raises:
-        UserError: there is no such file; it is damaged (its content does not agree with its checksums, say) or was not
-            written by torch; it holds pickled objects (which are not executed).
+        UserError: the file does not exist, is damaged (a checksum differs, for example) or was not written by torch; or
+            it holds pickled objects, which are not executed.
     """
     try:
         checked = _matches_checksums(path)
-        with warnings.catch_warnings(action="ignore"):  # torch's guesses at a foreign file; the line below is enough
+        with warnings.catch_warnings(action="ignore"):  # torch's guesses about foreign files
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{key}={path}: {error.strerror}") from None
     except UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) `?([\w.]+)", str(error))
-        what = f"holds a pickled object ({named[1]}), which is never executed" if named else "is no file of tensors"
-        raise UserError(f"{key}={path} {what}; allowed is what torch.save writes of tensors and plain data") from error
+        problem = f"holds a pickled object ({named[1]}), which is never executed" if named else "is not a tensor file"
+        raise UserError(f"{key}={path} {problem}; allowed are tensors and plain data from torch.save") from error
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise UserError(f"{key}={path} {_reason(error)}") from error
     if not checked:
-        _say_unchecked(path, key)
+        _warn_unchecked(path, key)
     return loaded
 
 
 def check_download(path: Path, key: str) -> None:
-    """Compare a file with its checksums; without any, with the beginning of its SHA-256 in its name, as torchvision has
-    it (`vgg16-397923af.pth`), which torch compares when it downloads the file and never again.
+    """Verify a downloaded weights file by its checksums, or by the beginning of its SHA-256 in its name.
+
+    Torchvision names its files like `vgg16-397923af.pth`; torch compares the name only right after the download.
 
     Raises:
-        UserError: it is not what was downloaded.
+        UserError: the file is not what was downloaded.
     """
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
     try:
@@ -59,21 +60,21 @@ def check_download(path: Path, key: str) -> None:
     except zipfile.BadZipFile:
         whole = False
     if not whole:
-        raise UserError(f"{key}: {path} is damaged; remove it, and it is downloaded again")
+        raise UserError(f"{key}: {path} is damaged; remove it to download it again")
 
 
 def _matches_checksums(path: Path) -> bool:
-    """Check the CRC-32 of every record of an archive, which torch writes and does not compare.
+    """Verify the CRC-32 of every record of a zip archive; torch writes them but does not compare them.
 
     Returns:
-        False if there is nothing to compare with: a file from before torch 1.6 is no archive, and
+        False if there is nothing to compare with: files from before torch 1.6 are not archives, and
         `torch.serialization.set_crc32_options(False)` writes zeros.
 
     Raises:
-        zipfile.BadZipFile: a record differs from its checksum, or the archive is torn.
+        zipfile.BadZipFile: a record differs from its checksum, or the archive is truncated.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # as torch decides it
+        if file.read(4) != b"PK\x03\x04":  # how torch tells the two formats apart
             return False
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
@@ -91,11 +92,11 @@ def _sha256(path: Path) -> str:
 
 
 @functools.cache
-def _say_unchecked(path: Path, key: str) -> None:
-    notice(f"{key}={path} was written without checksums: damage to its numbers cannot be noticed")
+def _warn_unchecked(path: Path, key: str) -> None:
+    notice(f"{key}={path} was written without checksums: damage to its values cannot be detected")
 
 
 def _reason(error: Exception) -> str:
-    """What torch's reader says in words; the number of a byte that it trips over is left out."""
-    said = re.split(r"\n|\. This is an internal|\. In PyTorch|\.\s+\(Could this", str(error))[0]
-    return f"cannot be read, is damaged or no file of tensors{f': {said}' if ' ' in said else ''}"
+    """The message of torch's reader up to its advice; a message that is a bare byte number is dropped."""
+    message = re.split(r"\n|\. This is an internal|\. In PyTorch|\.\s+\(Could this", str(error))[0]
+    return f"cannot be read, is damaged or not a tensor file{f': {message}' if ' ' in message else ''}"

@@ -14,7 +14,7 @@ from sppnet.config import compose
 from sppnet.config.compose import Job
 from sppnet.config.overrides import ExpandedJob, parse_value, quote_names
 from sppnet.errors import UserError
-from sppnet.runs.plan import plan, validate
+from sppnet.runs.plan import plan_run, validate
 from sppnet.studies.study import Study, SweepPoint, cell, command_of, common, conf, header, stored, words_of
 
 READ = ("study", "report", "paths", "debug")  # what is heeded where no study's file is named
@@ -121,6 +121,6 @@ def _plan(cfg: dict[str, Any], job: ExpandedJob, shared: Collection[str], now: s
     """The cell of a job; None if the data, without which nobody knows its run, are not here."""
     validate(cfg)
     try:
-        return cell(job.overrides, shared, job.row, plan(cfg), now)
+        return cell(job.overrides, shared, job.row, plan_run(cfg), now)
     except UserError:
         return None

@@ -18,10 +18,10 @@ from typing import Any
 from sppnet.config.schema import check_slurm_options
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs.identity import digest
-from sppnet.runs.provenance import COMMAND, code
+from sppnet.runs.provenance import COMMAND, code_state
 from sppnet.runs.run_directory import Run
 from sppnet.slurm.job import WARNING
-from sppnet.slurm.queue import NUMBER, call, forget, number_of
+from sppnet.slurm.queue import NUMBER_FILE, clear_cached_states, job_number, run_slurm_command
 from sppnet.storage.files import file_lock, write_json, write_text
 from sppnet.studies.sweep import Sweep, SweepJob
 
@@ -48,7 +48,7 @@ class Submission(Sweep):
         for shape, members in shapes.items():
             for first in range(0, len(members), MOST):
                 with file_lock(self._home(members[0][0]) / ".lock"):  # two people may send the same study at once
-                    forget()
+                    clear_cached_states()
                     self._submit(shape, self._left(members[first : first + MOST]))
 
     def _check(self, group: list[SweepJob]) -> list[SweepJob]:
@@ -81,19 +81,19 @@ class Submission(Sweep):
         script = folder / "job.sh"
         write_text(script, self._script(folder, shape, groups))
         runs = [str(group[0].plan.run.path.absolute()) if group[0].plan else None for group in groups]
-        made = code()
+        made = code_state()
         write_json(folder / "submission.json", {"runs": runs, "code": made, "code_digest": digest(made)})
         marked = [_mark(group[0].plan.run, folder, index) for index, group in enumerate(groups) if group[0].plan]
         # sbatch writes the number itself: it is kept even if this process is killed meanwhile
-        status, _, error = call(["sbatch", "--parsable", str(script)], folder / NUMBER)
+        status, _, error = run_slurm_command(["sbatch", "--parsable", str(script)], folder / NUMBER_FILE)
         if status:
             for undo in filter(None, marked):
                 undo()
-            for path in (script, folder / "submission.json", folder / NUMBER):
+            for path in (script, folder / "submission.json", folder / NUMBER_FILE):
                 path.unlink(missing_ok=True)
             folder.rmdir()
             raise (UserError if status == 127 else RunFailed)(f"sbatch: {error.splitlines()[-1] if error else status}")
-        number = number_of(folder)
+        number = job_number(folder)
         for index, group in enumerate(groups):
             for job in group:
                 job.outcome, job.lines = "queued", [f"SLURM job {number}_{index}"]

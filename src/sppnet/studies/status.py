@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sppnet.runs.identity import other_format
+from sppnet.runs.identity import format_mismatch
 from sppnet.runs.run_directory import FAILED_RANK, Run
-from sppnet.slurm.queue import number_of
-from sppnet.slurm.queue import state as state_of
+from sppnet.slurm.queue import job_number, job_state
 
 WAITING = ("PENDING", "RUNNING", "CONFIGURING", "REQUEUED", "COMPLETING", "SUSPENDED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 State = Literal["missing", "queued", "running", "preempted", "failed", "lost", "done"]
@@ -57,7 +56,7 @@ def run_status(run: Run, test: str) -> RunStatus:
         return RunStatus("missing", "", status, None)
     if state == "done":
         if result := run.result(test):  # it may have been copied here without its checkpoints
-            why = [str(status.get("stopped") or ""), other_format(result["identity"].get("format"))]
+            why = [str(status.get("stopped") or ""), format_mismatch(result["identity"].get("format"))]
             return RunStatus("done", "; ".join(filter(None, why)), status, result)
         if run.best.is_file():
             return RunStatus("missing", "trained; this test of it is missing", status, None)
@@ -100,9 +99,9 @@ def _slurm(status: dict[str, Any]) -> str | None:
         return None
     job = mark.get("job")
     if job is None:
-        number = number_of(Path(mark["submission"]))
+        number = job_number(Path(mark["submission"]))
         if not number:
             return "not submitted"
         job = f"{number}_{mark['index']}"
-    found = state_of(job)
+    found = job_state(job)
     return found if found is None else f"{found or 'not known any more'} ({job})"

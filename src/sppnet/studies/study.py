@@ -17,7 +17,7 @@ from sppnet.config import option_files
 from sppnet.config.overrides import parse_value
 from sppnet.errors import UserError
 from sppnet.runs.identity import FORMAT
-from sppnet.runs.plan import Plan
+from sppnet.runs.plan import PlannedRun
 from sppnet.storage.files import file_lock, read_json, write_json
 
 NOT_IN_A_CELL = (  # what says where and how a cell is computed, not what it is
@@ -114,7 +114,7 @@ def words_of(overrides: Iterable[str], shared: Collection[str]) -> tuple[str, ..
     return tuple(sorted(filter(counts, overrides)))
 
 
-def cell(overrides: Sequence[str], shared: Collection[str], row: str, planned: Plan, conf: str) -> SweepPoint:
+def cell(overrides: Sequence[str], shared: Collection[str], row: str, planned: PlannedRun, conf: str) -> SweepPoint:
     """The cell of a job of a sweep whose jobs have the overrides `shared` in common."""
     study = [str(parse_value(word)) for word in overrides if word.lstrip("+").startswith("experiments=")]
     words = words_of(overrides, shared)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from sppnet.config import option_files
 from sppnet.config.compose import to_plain
 from sppnet.errors import UserError, notice
-from sppnet.runs.plan import Plan, check_duplicates, plan
+from sppnet.runs.plan import PlannedRun, check_duplicates, plan_run
 from sppnet.runs.result_text import result_lines
 from sppnet.studies.status import run_status
 from sppnet.studies.study import SweepPoint, cell, common, conf, remember
@@ -36,7 +36,7 @@ class SweepJob:
     overrides: list[str]
     cfg: DictConfig
     row: str = ""
-    plan: Plan | None = None
+    plan: PlannedRun | None = None
     outcome: str = ""  # "" until it has ended: done, failed, refused; queued; or left as it was
     lines: list[str] = field(default_factory=list)
 
@@ -128,7 +128,7 @@ class Sweep:
         if self.command != "train":
             return
         try:
-            planned = plan(to_plain(job.cfg))
+            planned = plan_run(to_plain(job.cfg))
             check_duplicates(planned)
         except UserError as error:
             job.outcome, job.lines = "refused", [str(error)]

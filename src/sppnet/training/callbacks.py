@@ -1,4 +1,4 @@
-"""What is shown and recorded while a run trains: metrics.jsonl, status.json, a progress bar or lines."""
+"""Callbacks that write status.json, list unreadable images, and show progress."""
 
 from __future__ import annotations
 
@@ -17,56 +17,52 @@ from sppnet.data.jpeg import notice_remarks
 from sppnet.runs.run_directory import Run
 from sppnet.training.lit_module import Classifier
 
-STATUS_EVERY = 5.0  # seconds between two writes of status.json
+STATUS_INTERVAL = 5.0  # seconds between two writes of status.json
 
 
 class BadFiles(Callback):
-    """Images that could not be read and were left out (`data.bad_files=skip`): counted, and listed in a file.
+    """Counts and lists the images that could not be read and were skipped (`data.bad_files=skip`).
 
-    Files that the decoder warns of and reads all the same are said in one line after an epoch that has new ones.
+    For files that the decoder reads with a warning, it prints one line after an epoch that had new ones.
 
     Args:
-        path: the list, one name per line; every rank appends its own. None: count only.
+        path: the list, one name per line, to which every rank appends; None counts only.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.names: set[str] = set()
         self._remarks: dict[str, str] = {}
-        self._told = 0
-        self.read()  # a resumed run knows those of before
+        self._reported = 0
+        self.read()  # a resumed run continues the list
 
     def read(self) -> None:
-        """Take up what is in the file, by other ranks too."""
+        """Add the names in the file, including those from other ranks."""
         if self.path is not None and self.path.exists():
-            self.names |= {*self.path.read_text(encoding="utf-8").split("\n")} - {""}  # U+2028 is no end of a line here
+            names = self.path.read_text(encoding="utf-8").split("\n")  # not splitlines(), which splits at U+2028
+            self.names |= set(names) - {""}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note what a training batch lacks."""
-        self._note(batch)
+        self._collect(batch)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        """Note what a validation batch lacks."""
-        self._note(batch)
+        self._collect(batch)
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        """Note what a test batch lacks."""
-        self._note(batch)
+        self._collect(batch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Say what is new, validation included."""
-        self._tell()
+        self._report_remarks()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Say what is new."""
-        self._tell()
+        self._report_remarks()
 
-    def _tell(self) -> None:
-        if len(self._remarks) > self._told:
+    def _report_remarks(self) -> None:
+        if len(self._remarks) > self._reported:
             notice_remarks(self._remarks)
-        self._told = len(self._remarks)
+        self._reported = len(self._remarks)
 
-    def _note(self, batch: Mapping[str, Any]) -> None:
+    def _collect(self, batch: Mapping[str, Any]) -> None:
         self._remarks |= batch["remarks"]
         if not self.names.issuperset(batch["bad"]):
             self.read()
@@ -78,40 +74,35 @@ class BadFiles(Callback):
 
 
 class StatusFile(Callback):
-    """Keep `status.json` up to date; rank 0 only."""
+    """Keeps status.json up to date, on rank 0."""
 
     def __init__(self, run: Run, bad_files: BadFiles) -> None:
         self.run, self.bad_files = run, bad_files
-        self.seconds = 0.0  # spent in training, over all starts
+        self.seconds = 0.0  # of training, over all starts
         self._clock = self._written = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """Time spent so far."""
         self._tick()
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from there."""
         self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that it runs."""
         self._clock = time.monotonic()
         self._write(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Say how far it is, every few seconds."""
-        if time.monotonic() - self._written > STATUS_EVERY:
+        if time.monotonic() - self._written > STATUS_INTERVAL:
             self._write(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that the last step is done."""
         self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say which step it stopped at; the command then says why."""
+        # the step at which training stopped; the command adds the reason
         if trainer.training:
-            with contextlib.suppress(Exception):  # before the first step Lightning may not know how many there are
+            with contextlib.suppress(Exception):  # before the first step, Lightning may not know the number of steps
                 self._write(trainer)
 
     def _tick(self) -> None:
@@ -133,8 +124,8 @@ class StatusFile(Callback):
         )
 
 
-class Bar(RichProgressBar):
-    """Lightning's rich bar with our figures: input size, loss, validation score; epochs count from 1."""
+class EpochBar(RichProgressBar):
+    """Lightning's rich bar with input size, loss and validation score; epochs count from 1."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         text = super()._get_train_description(current_epoch)
@@ -144,49 +135,43 @@ class Bar(RichProgressBar):
         )
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
         assert isinstance(pl_module, Classifier)
-        return {name: f"{value:.4g}" for name, value in pl_module.shown.items()}
+        return {name: f"{value:.4g}" for name, value in pl_module.displayed.items()}
 
 
-class Lines(ProgressBar):
-    """One plain line per epoch, for logs and where there is no terminal."""
+class EpochLines(ProgressBar):
+    """One line per epoch, for logs and wherever there is no terminal."""
 
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
-        self._began = time.monotonic()
+        self._epoch_start = time.monotonic()
 
     def disable(self) -> None:
-        """Print nothing (ranks above 0)."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Print."""
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where a resumed run goes on."""
         if self._enabled and trainer.is_global_zero and trainer.global_step:
             print(f"resumed at step {trainer.global_step}", flush=True)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the time."""
-        self._began = time.monotonic()
+        self._epoch_start = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the line."""
         assert isinstance(pl_module, Classifier)
         if self._enabled and trainer.is_global_zero:
-            figures = "  ".join(f"{name} {value:.4g}" for name, value in pl_module.shown.items())
-            took = time.monotonic() - self._began
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}  ({took:.1f} s)", flush=True)
+            values = "  ".join(f"{name} {value:.4g}" for name, value in pl_module.displayed.items())
+            seconds = time.monotonic() - self._epoch_start
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}  ({seconds:.1f} s)", flush=True)
 
 
 def progress_display(kind: str) -> list[Callback]:
-    """The display that `trainer.progress` asks for: a bar on a terminal, lines elsewhere."""
+    """The display of `trainer.progress`; `auto` is a bar on a terminal, else lines."""
     if kind == "none":
         return []
     if kind == "bar" or (kind == "auto" and sys.stdout.isatty()):
-        return [Bar()]
-    return [Lines()]
+        return [EpochBar()]
+    return [EpochLines()]

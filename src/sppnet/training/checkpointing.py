@@ -1,4 +1,4 @@
-"""Checkpoints: written durably, read without executing anything, saved at moments from which resuming is exact."""
+"""Writes checkpoints atomically, at moments from which a run resumes exactly, and acts on stop signals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sppnet.errors import RunFailed
-from sppnet.runs.from_checkpoint import read_checkpoint as read_checkpoint
 from sppnet.runs.run_directory import Run
 from sppnet.slurm import job
 from sppnet.storage.files import atomic_write
@@ -25,27 +24,28 @@ from sppnet.training.user_callbacks import EarlyEnd
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(Exception):  # noqa: N818  (it is no error)
-    """The process was asked to stop; `last.ckpt` holds the step it was at.
+class Preempted(Exception):  # noqa: N818  (not an error)
+    """A signal has stopped training, after last.ckpt was saved.
 
     Args:
-        number: the signal that asked.
-        where: how far it was, in words.
+        number: of the signal.
+        position: how far training was: "at step 9", for example.
     """
 
-    def __init__(self, number: int, where: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} {where}")
+    def __init__(self, number: int, position: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {position}")
         self.number = number
 
 
 class DurableIO(TorchCheckpointIO):
-    """Writes checkpoints atomically: after a power cut or on a full disk the file is whole or the old one."""
+    """Writes checkpoints atomically: after a power cut or on a full disk, the file is the new one or the old one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save `checkpoint` at `path`.
 
         Raises:
-            RunFailed: it holds what `read_checkpoint` would refuse.
+            RunFailed: it holds an object that `read_checkpoint` would refuse.
+            OSError: the file cannot be written.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,143 +55,141 @@ class DurableIO(TorchCheckpointIO):
                 file.flush()
                 if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
                     raise RunFailed(
-                        f"{path} would hold {', '.join(sorted(foreign))}, which is never read again; what is kept of a"
-                        " run is tensors and plain data: let no callback's or optimiser's state_dict() return anything"
-                        " else"
+                        f"{path} would hold {', '.join(sorted(foreign))}, which sppnet refuses to load; the"
+                        " state_dict() of a callback or optimizer may return only tensors and plain data"
                     )
         except RuntimeError as error:
-            # torch's zip writer hides the cause of a failed write ("unexpected pos"); OSError is what it was
+            # torch's zip writer hides the OSError of a failed write behind a RuntimeError ("unexpected pos")
             raise OSError(f"cannot write {path} (is the disk full?): {str(error).splitlines()[0]}") from error
 
 
 class Checkpoints(Checkpoint):
-    """`last.ckpt` every n steps and at the end of each epoch, `best.ckpt` when the validation score rises.
+    """Saves last.ckpt every n steps and at the end of each epoch, and best.ckpt when the validation score rises.
 
-    Not Lightning's ModelCheckpoint: that one also saves at an epoch's last step, before the validation that belongs to
-    it, and a run resumed from there never makes up for it; and its state names the directory, so that a run copied to
-    another place forgets its best score.
+    Lightning's ModelCheckpoint does not allow exact resume. It may save at an epoch's last step, before the validation
+    of that epoch, which a resumed run then never makes. And its state names the directory, so a run that is copied
+    elsewhere forgets its best score.
 
-    A run can go on from both, to the bit: they are written where nothing of the step or the epoch is left to do. After
-    a validation in mid-epoch that is the start of the next batch.
+    A run resumes from either file to the bit, because both are saved when no work of the step or the epoch is left.
+    After a validation within an epoch, that is the start of the next batch.
 
-    A stop signal (SIGTERM, SIGINT) is noted and acted on at the end of the step: save, then `Preempted`. A second
-    SIGINT stops at once.
+    A stop signal (SIGTERM, SIGINT) takes effect at the end of the step: save, then raise `Preempted`. A second SIGINT
+    stops at once.
 
     Args:
-        folder: where the files go.
-        every_n_steps: optimiser steps between two saves within an epoch; None for none.
-        early: notes, before an epoch's end is saved, whether training ends with it.
+        folder: of the checkpoints.
+        every_n_steps: optimizer steps between two saves within an epoch; None saves at the end of epochs only.
+        early_end: records, before the end of an epoch is saved, whether training ends there.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int | None, early: EarlyEnd) -> None:
-        self.folder, self.every_n_steps, self.early = folder, every_n_steps, early
+    def __init__(self, folder: Path, every_n_steps: int | None, early_end: EarlyEnd) -> None:
+        self.folder, self.every_n_steps, self.early_end = folder, every_n_steps, early_end
         self.best_score: float | None = None
-        self._whole = True  # whether no gradients are summed that the next step will use: they are in no checkpoint
-        self._due: list[str] = []  # what is to be saved as soon as the state is whole
-        self._step = 0  # optimiser steps up to the last batch
-        self._stop: int = 0
+        self._whole = True  # False within an accumulation window: no checkpoint holds the summed gradients
+        self._due: list[str] = []  # checkpoints to save as soon as the state is whole
+        self._step = 0  # optimizer steps before the last batch
+        self._signal = 0  # the stop signal received, 0 for none
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know: the score that is to be beaten, whether it can go on from here, and whose this
-        is."""
+        """The score to beat, whether a run can resume from this checkpoint, and the hash of the run."""
         return {"best_score": self.best_score, "whole": self._whole, "run": Run(self.folder.parent).hash}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up `state_dict`."""
         self.best_score = state_dict["best_score"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note stop signals from here on."""
         self._step = trainer.global_step
-        self._stop = max(job.noted, default=0)
-        for number in (*SIGNALS, job.WARNING) if job.inside() else SIGNALS:
-            with contextlib.suppress(ValueError):  # not in the main thread: somebody else's handlers stay
-                self._handlers[number] = signal.signal(number, self._note)
+        self._signal = max(job.pending_signals, default=0)
+        for number in (*SIGNALS, job.WARNING) if job.inside_slurm() else SIGNALS:
+            with contextlib.suppress(ValueError):  # not the main thread: the handlers stay as they are
+                self._handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save if it is time, but neither at the epoch's last step (validation and the epoch's end belong before it)
-        nor between two batches whose gradients are summed."""
-        stop = self._stopped(trainer)
+        """Save last.ckpt if it is due.
+
+        Not at the epoch's last step, whose save waits for validation and the end of the epoch; and not within an
+        accumulation window.
+        """
+        stop_signal = self._stop_signal(trainer)
         step, before = trainer.global_step, self._step
         self._step, self._whole = step, step != before
         if trainer.is_last_batch or not self._whole:
             return
-        if not stop and (self.every_n_steps is None or step % self.every_n_steps):
+        if not stop_signal and (self.every_n_steps is None or step % self.every_n_steps):
             return
         epoch_loop = trainer.fit_loop.epoch_loop
         if epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
-            self._due.append("last")
+            self._due.append("last")  # after the validation that follows this batch
             return
         self._save(trainer, "last")
-        if stop:
-            self._end(trainer, stop, f"at step {step}")
+        if stop_signal:
+            self._stop(trainer, stop_signal, f"at step {step}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that the weights are the best so far; at equal scores the earlier ones stay."""
+        """Schedule best.ckpt if the score has risen; of equal scores, the earlier weights stay."""
         assert isinstance(pl_module, Classifier)
         score = pl_module.val_score
         if score is not None and score == score and (self.best_score is None or score > self.best_score):
             self.best_score = score
             self._due.append("best")
         elif self.best_score is None:
-            self._due.append("best")  # a score that is not a number (no class in the data): keep something to test
+            self._due.append("best")  # the score is NaN (no class has images), but there must be weights to test
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Save what a validation in mid-epoch has held up, as if this batch had not been fetched."""
+        """Save what was due at a validation within the epoch, with Lightning's counters as before this batch."""
         if not self._due:
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress
         progress.total.ready, progress.current.ready = progress.total.ready - 1, progress.current.ready - 1
-        is_last, progress.is_last_batch = progress.is_last_batch, False  # a resumed epoch would end without its last
-        asked = "last" in self._due
+        is_last, progress.is_last_batch = progress.is_last_batch, False  # or a resumed epoch would skip its last batch
+        saves_last = "last" in self._due
         self._save_due(trainer)
         progress.increment_ready()
         progress.is_last_batch = is_last
-        if asked and (stop := self._stopped(trainer)):
-            self._end(trainer, stop, f"at step {trainer.global_step}")
+        if saves_last and (stop_signal := self._stop_signal(trainer)):
+            self._stop(trainer, stop_signal, f"at step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save after everything else of the epoch; Lightning calls checkpoint callbacks last."""
+        """Save everything due. Lightning calls checkpoint callbacks last, so no work of the epoch is left."""
         self._whole = True
-        self.early.note(trainer)
+        self.early_end.record_reason(trainer)
         self._due.append("last")
         self._save_due(trainer)
-        if stop := self._stopped(trainer):
-            self._end(trainer, stop, f"after epoch {trainer.current_epoch + 1}")
+        if stop_signal := self._stop_signal(trainer):
+            self._stop(trainer, stop_signal, f"after epoch {trainer.current_epoch + 1}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        job.trained = job.trained or stage == "fit"
+        job.training_finished = job.training_finished or stage == "fit"
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _end(self, trainer: L.Trainer, stop: int, where: str) -> None:
-        """Stop, or go on: a job that SLURM preempts has to last until it is killed (see `sppnet.slurm.job`)."""
-        may = stop == signal.SIGTERM and job.inside()
-        if may and trainer.strategy.broadcast(trainer.is_global_zero and job.goes_on()):
-            self._stop = 0
+    def _stop(self, trainer: L.Trainer, stop_signal: int, position: str) -> None:
+        """Raise `Preempted`, unless SLURM preempts the job: it must run until it is killed (`sppnet.slurm.job`)."""
+        may_continue = stop_signal == signal.SIGTERM and job.inside_slurm()
+        if may_continue and trainer.strategy.broadcast(trainer.is_global_zero and job.still_running()):
+            self._signal = 0
             return
-        raise Preempted(stop, where)
+        raise Preempted(stop_signal, position)
 
     def _save_due(self, trainer: L.Trainer) -> None:
-        for name in sorted(self._due):  # best.ckpt first: last.ckpt says that it is there
+        for name in sorted(self._due):  # best.ckpt first, because the state in last.ckpt implies that it exists
             self._save(trainer, name)
         self._due = []
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._stop == signal.SIGINT == number:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == signal.SIGINT == number:
             raise KeyboardInterrupt
-        self._stop = number
+        self._signal = number
 
-    def _stopped(self, trainer: L.Trainer) -> int:
-        """The signal that was noted, on any rank: all ranks must save together."""
+    def _stop_signal(self, trainer: L.Trainer) -> int:
+        """The stop signal that any rank has received (0: none), as all ranks must save together."""
         if trainer.world_size == 1:
-            return self._stop
-        noted = torch.tensor(self._stop, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(noted, op=torch.distributed.ReduceOp.MAX)
-        return int(noted)
+            return self._signal
+        number = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        return int(number)

@@ -1,4 +1,4 @@
-"""Averaged weights (`trainer.ema`): Lightning's callback, made exact where weights and averages differ in precision."""
+"""Exponential moving average of the weights (`trainer.ema`), exact also in mixed precision of weights and averages."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 
 class Averages(EMAWeightAveraging):
-    """Averages of float32 where weights have half the bits, in which a step of (1 - decay) would round to nothing.
+    """Lightning's weight averaging with two changes.
 
-    Lightning shows the averages to a validation by swapping them with the weights, which rounds each to what the other
-    can hold. Here the weights are put aside instead, so neither changes.
+    - The averages are float32 even if the weights have 16 bits, where an update by (1 - decay) would round to nothing.
+    - Lightning validates the averages by swapping them with the weights, which rounds each to the other's precision.
+      This class puts a copy of the weights aside instead, so neither changes.
     """
 
     _weights: list[Tensor]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make the averages, on the device that trains (Lightning asks before the weights are moved there)."""
+        # Lightning creates the averages here, before it moves the weights to the device
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None and trainer.precision != "64-true":
@@ -29,14 +30,12 @@ class Averages(EMAWeightAveraging):
 
     @torch.no_grad()
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the averages, at the weights' precision."""
         if self._average_model is not None:
             self._weights = [tensor.clone() for tensor in _tensors(pl_module)]
             _copy(_tensors(self._average_model.module), pl_module)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the weights back."""
         if self._average_model is not None:
             _copy(self._weights, pl_module)
             self._weights = []

@@ -1,4 +1,4 @@
-"""A trained network outside Lightning's Trainer: loaded, on one device, at the precision of the configuration."""
+"""A trained network outside Lightning's Trainer: loads it and places it on one device."""
 
 from __future__ import annotations
 
@@ -19,36 +19,45 @@ from sppnet.training.trainer import build_classifier
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def on_device(module: Module, trainer: Mapping[str, Any]) -> tuple[Fabric, Module]:
-    """`module` in evaluation mode on one device, and the Fabric whose `to_device` and `autocast` belong to it.
+def place_on_device(module: Module, trainer: Mapping[str, Any]) -> tuple[Fabric, Module]:
+    """Move `module` to one device, convert it to the configured precision and set it to evaluation mode.
 
     Args:
         module: converted in place.
         trainer: `accelerator`, `precision` and `deterministic` of the configuration.
+
+    Returns:
+        The Fabric for `to_device` and `autocast`, and the module.
     """
     torch.use_deterministic_algorithms(trainer["deterministic"])
     fabric = Fabric(
         accelerator=trainer["accelerator"],
         devices=1,
         precision=trainer["precision"],
-        plugins=[LightningEnvironment()],  # one process, whatever cluster it runs on
+        plugins=[LightningEnvironment()],  # a single process, also inside a cluster job
     )
     converted = fabric.strategy.precision.convert_module(fabric.to_device(module))
     assert isinstance(converted, type(module))
     return fabric, converted.eval()
 
 
-def load_trained(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets: Splits, where: Path) -> Classifier:
-    """The classifier of a checkpoint, with its weights, on the data of `sets`.
+def load_classifier(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets: Splits, path: Path) -> Classifier:
+    """Build the classifier that `cfg` describes and load the checkpoint's weights into it.
+
+    Args:
+        checkpoint: content of the checkpoint file.
+        cfg: resolved configuration.
+        sets: data with the classes of the checkpoint (`sppnet.data.relabelling` maps others to them).
+        path: the checkpoint file, for messages.
 
     Raises:
         UserError: the weights do not fit the network.
     """
-    assert list(sets.images.classes) == list(checkpoint["sppnet"]["classes"])  # see sppnet.data.relabelling
-    node = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
-    classifier = build_classifier({**cfg, "backbone": node}, sets)
+    assert list(sets.images.classes) == list(checkpoint["sppnet"]["classes"])
+    backbone = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
+    classifier = build_classifier({**cfg, "backbone": backbone}, sets)
     try:
         classifier.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        raise UserError(f"checkpoint={where} is of another network: {error}") from None
+        raise UserError(f"checkpoint={path} is of another network: {error}") from None
     return classifier

@@ -1,4 +1,4 @@
-"""wandb and TensorBoard mirror what `metrics.jsonl` has: losing them loses nothing."""
+"""Loggers: metrics.jsonl holds every record of a run; wandb and TensorBoard mirror it."""
 
 from __future__ import annotations
 
@@ -18,34 +18,37 @@ from sppnet.runs.identity import digest
 from sppnet.runs.run_directory import Run
 
 
-class Wandb(WandbLogger):
-    """Lightning's, with the optimiser step as wandb's own (`_step`): what is sent twice counts once."""
+class WandbMirror(WandbLogger):
+    """Lightning's WandbLogger with the optimizer step as wandb's `_step`, so a record sent twice counts once."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._wandb_init.pop("anonymous", None)  # not used, and wandb warns of it even so
-        self._last: int | None = None
+        self._wandb_init.pop("anonymous", None)  # wandb warns of it, although it is unused
+        self._last_step: int | None = None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add one record; records of the same step are one row of wandb's, with the epoch of the first: an epoch's
-        figures and the first batch after them have a step in common."""
-        row = {key: value for key, value in metrics.items() if key != "epoch" or step != self._last}
-        self._last = step
+        """Send one record. wandb joins the records of a step into one row, whose epoch is that of the first record.
+
+        The end of an epoch and the first batch of the next one share a step.
+        """
+        row = {key: value for key, value in metrics.items() if key != "epoch" or step != self._last_step}
+        self._last_step = step
         self.experiment.log({**row, "trainer/global_step": step}, step=step)
 
 
-class Replay(Callback):
-    """Begin a resumed part of an offline run with the records of the parts before it.
+class ReplayRecords(Callback):
+    """At the start of a resumed offline run, logs the records from before the interruption again.
 
-    A part that is sent may replace the one before it, and one that was killed may hold nothing.
+    Each start of an offline run writes a part of its own. A part that is synced may replace the previous one, and the
+    part of a killed process may be empty.
     """
 
-    def __init__(self, logger: Wandb, records: Path) -> None:
+    def __init__(self, logger: WandbMirror, records: Path) -> None:
         self.logger, self.records = logger, records
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Read the records, which have been cut to the checkpoint that training goes on from."""
+        # by now `MetricsFile` has cut the file to the position of the checkpoint
         if not trainer.is_global_zero or not self.records.exists():
             return
         for line in self.records.read_text(encoding="utf-8").splitlines():
@@ -53,46 +56,47 @@ class Replay(Callback):
             self.logger.log_metrics(record, record.pop("step"))
 
 
-def mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
-    """The loggers that `logger` asks for beside `metrics.jsonl`."""
-    made: list[Logger] = []
+def build_mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
+    """The loggers of `logger` in the configuration, beside metrics.jsonl."""
+    loggers: list[Logger] = []
     if "tensorboard" in cfg["logger"]:
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        made.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
+        loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
     if "wandb" in cfg["logger"]:
         from wandb import Settings
 
         node = cfg["logger"]["wandb"]
-        made.append(
-            Wandb(
+        loggers.append(
+            WandbMirror(
                 name=run.path.name,
-                id=digest({"study": cfg["study"], "run": run.path.name}),  # a resumed run is the same wandb run
-                resume="allow" if run.begun else None,  # None: what the server has of this name is of an older start
+                id=digest({"study": cfg["study"], "run": run.path.name}),  # the same after a resume
+                # None: a run of this id on the server comes from a start that was discarded
+                resume="allow" if run.has_checkpoint else None,
                 group=cfg["study"],
                 tags=node["tags"] or None,
                 project=node["project"],
                 entity=node["entity"],
                 offline=node["mode"] == "offline",
                 save_dir=run.path,
-                settings=Settings(silent=True),  # the run directory and the result are what is printed last
+                settings=Settings(silent=True),  # the result must be printed last
                 config=dict(cfg),
             )
         )
-    return made
+    return loggers
 
 
-def replays(cfg: Mapping[str, Any], loggers: Sequence[Logger], records: Path) -> list[Callback]:
-    """What repeats `records` to the loggers that wait in files; online, the server knows them."""
+def build_replays(cfg: Mapping[str, Any], loggers: Sequence[Logger], records: Path) -> list[Callback]:
+    """A `ReplayRecords` for an offline wandb logger; online, the server has the records."""
     offline = "wandb" in cfg["logger"] and cfg["logger"]["wandb"]["mode"] == "offline"
-    return [Replay(logger, records) for logger in loggers if isinstance(logger, Wandb) and offline]
+    return [ReplayRecords(logger, records) for logger in loggers if isinstance(logger, WandbMirror) and offline]
 
 
 class MetricsFile(Logger, Callback):
-    """`metrics.jsonl`: a logger whose position is part of every checkpoint.
+    """Logger of metrics.jsonl, whose length is part of every checkpoint.
 
-    Records that were written after the checkpoint from which a run is resumed are cut off; they are written again.
-    No clock goes into it, so that a resumed run leaves the same bytes as an unbroken one.
+    On resume the file is cut to that length, and training writes the records after it again. A record holds no time, so
+    a resumed run leaves the same bytes as an unbroken one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,30 +105,27 @@ class MetricsFile(Logger, Callback):
 
     @property
     def save_dir(self) -> str:
-        """The run directory: where other callbacks of Lightning's put their files."""
+        """The run directory, where Lightning's own callbacks write files."""
         return str(self.path.parent)
 
     @property
     def name(self) -> str:
-        """None needed: the run directory is the name."""
-        return ""
+        return ""  # the run directory is the name
 
     @property
     def version(self) -> str:
-        """None needed either."""
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
+        """Does nothing: config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """How long the file is now, on the disk like the checkpoint that will say so."""
+        """The length of the file, which is synced to disk because the checkpoint relies on it."""
         if not self.path.exists():
             return {"bytes": 0}
         with self.path.open("rb") as file:
@@ -132,15 +133,14 @@ class MetricsFile(Logger, Callback):
             return {"bytes": os.fstat(file.fileno()).st_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Cut the file to what it was when the checkpoint was written; what was lost of it since is said."""
-        whole = self.path.read_bytes()[: state_dict["bytes"]] if self.path.exists() else b""
-        if len(whole) < state_dict["bytes"]:
-            rank_zero_only(notice)(f"{self.path}: {state_dict['bytes'] - len(whole)} bytes of records are lost")
-            whole = whole[: whole.rfind(b"\n") + 1]
-        self.truncate(len(whole))
+        """Cut the file to its length at the checkpoint; a notice says if it is shorter."""
+        content = self.path.read_bytes()[: state_dict["bytes"]] if self.path.exists() else b""
+        if len(content) < state_dict["bytes"]:
+            rank_zero_only(notice)(f"{self.path}: {state_dict['bytes'] - len(content)} bytes of records are lost")
+            content = content[: content.rfind(b"\n") + 1]
+        self.truncate(len(content))
 
     @rank_zero_only
     def truncate(self, size: int) -> None:
-        """Cut off what lies behind `size` bytes."""
         with self.path.open("ab") as file:
             file.truncate(size)

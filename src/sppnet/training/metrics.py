@@ -1,7 +1,7 @@
-"""Loss and scores of one phase, for each input size and over all of them, by torchmetrics.
+"""Metrics of one phase, per input size and over all sizes.
 
-The states live outside the module tree: checkpoints then hold weights alone in `state_dict`, averaged copies of the
-weights carry no counters, and a size that turns up for the first time needs no key in a checkpoint.
+The torchmetrics objects are not submodules of the LightningModule. So a checkpoint's `state_dict` holds weights alone,
+averaged weights carry no metric states, and a new input size needs no key in a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from sppnet.errors import RunFailed
 
 Phase = Literal["train", "val", "test"]
 OVERALL = "all"
-ORDER = ("top1", "top5", "map", "loss", "class_accuracy")  # in which figures are shown
+ORDER = ("top1", "top5", "map", "loss", "class_accuracy")  # of the metrics in records and output
 
 
 class AveragePrecision(MultilabelAveragePrecision):
-    """Average precision of each class, NaN for a class without images (torchmetrics gives 0, which drags a mean)."""
+    """Average precision per class, NaN for a class without images (torchmetrics: 0, which would lower the mean)."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """(K,), of all ranks' images: the states are gathered when this is called."""
+        """(K,). When this is called, torchmetrics has gathered `target` from all ranks."""
         value: Tensor = super().compute()
         return value.masked_fill(dim_zero_cat(self.target).sum(0) == 0, torch.nan)
 
 
 class SizeMetrics:
-    """Metrics of a phase by input size (pixels of the shorter side).
+    """Metrics of one phase by input size (shorter side in pixels).
 
-    Single-label: `loss`, `top1`, `top5` and, outside training, `class_accuracy` (mean over classes of the accuracy in
-    the class). Multi-label: `loss` and, outside training, `map`. In training, where a size is only part of an epoch,
-    the overall figures are over all samples; in validation and test, where each size sees every image, they are those
-    of the first size.
+    - Single-label: `loss`, `top1`, `top5`; in validation and test also `class_accuracy`, the mean of the per-class
+      accuracies.
+    - Multi-label: `loss`; in validation and test also `map`.
+
+    The overall metrics of training are over all images, because each size sees only some of them. Those of validation
+    and test, where every size sees every image, are the metrics at the first size.
     """
 
     def __init__(self, phase: Phase, classes: int, multilabel: bool) -> None:
@@ -47,23 +49,23 @@ class SizeMetrics:
 
     @property
     def score(self) -> str:
-        """The metric that says which weights are best."""
+        """Name of the metric that selects the best weights."""
         return "map" if self.multilabel else "top1"
 
     def update(self, size: int, logits_NK: Tensor, target: Tensor, losses_N: Tensor, valid_N: Tensor) -> None:
-        """Count one batch; what is not valid (a file that could not be read, padding between ranks) does not count.
+        """Add one batch, without its invalid images (unreadable files, padding between ranks).
 
         Args:
             size: input size of the batch in pixels.
             logits_NK: (N, K).
             target: (N,) class indices, or (N, K) of 0 and 1.
-            losses_N: (N,) loss of each image.
+            losses_N: (N,) loss per image.
             valid_N: (N,) bool.
         """
         keys = (OVERALL, str(size)) if self.phase == "train" else (str(size),)
         logits_NK, target, losses_N = logits_NK[valid_N].detach().float(), target[valid_N], losses_N[valid_N].detach()
         for key in keys:
-            metrics = self._of(key, logits_NK.device)
+            metrics = self._of_size(key, logits_NK.device)
             if len(losses_N) == 0:
                 continue
             for name, metric in metrics.items(copy_state=False):
@@ -77,68 +79,74 @@ class SizeMetrics:
                     metric.update(logits_NK, target)
 
     def compute(self) -> dict[str, float]:
-        """All figures as `<phase>/<name>` and `<phase>/<size>/<name>`; a collective call under DDP."""
-        found: dict[str, float] = {}
+        """All metrics, as `<phase>/<name>` and `<phase>/<size>/<name>`; a collective call under DDP.
+
+        Raises:
+            RunFailed: no image of the phase could be read.
+        """
+        values: dict[str, float] = {}
         for key, metrics in self._by_size.items():
-            if not _counted(metrics["loss"]):
+            if not _has_images(metrics["loss"]):
                 raise RunFailed(f"none of the {self.phase} images could be read; see data.bad_files")
-            values = {name: float(_figure(name, metrics[name]).nanmean()) for name in ORDER if name in metrics}
-            if key == OVERALL or (self.phase != "train" and not found):
-                found |= {f"{self.phase}/{name}": value for name, value in values.items()}
+            of_size = {name: float(_value(name, metrics[name]).nanmean()) for name in ORDER if name in metrics}
+            if key == OVERALL or (self.phase != "train" and not values):
+                values |= {f"{self.phase}/{name}": value for name, value in of_size.items()}
             if key != OVERALL:
-                found |= {f"{self.phase}/{key}/{name}": value for name, value in values.items()}
-        return found
+                values |= {f"{self.phase}/{key}/{name}": value for name, value in of_size.items()}
+        return values
 
     def per_class(self) -> dict[str, list[float]]:
-        """For each size, the accuracy (multi-label: average precision) of every class, NaN where the class has no
-        image; a collective call under DDP."""
+        """For each size, the accuracy (multi-label: average precision) of every class; a collective call under DDP.
+
+        NaN for a class without images.
+        """
         name = "map" if self.multilabel else "class_accuracy"
-        return {key: _figure(name, metrics[name]).tolist() for key, metrics in self._by_size.items()}
+        return {key: _value(name, metrics[name]).tolist() for key, metrics in self._by_size.items()}
 
     def images(self) -> dict[str, int]:
-        """How many images were counted at each size of a test; a collective call under DDP."""
+        """Number of images scored at each test size; a collective call under DDP."""
         return {key: int(metrics["images"].compute()) for key, metrics in self._by_size.items()}
 
     def names(self, sizes: Sequence[int]) -> list[str]:
-        """What `compute` will call its figures once images of these `sizes` are counted."""
+        """The keys that `compute` will return for these `sizes`."""
         prefixes = [f"{self.phase}/", *(f"{self.phase}/{size}/" for size in sizes)]
-        return [f"{prefix}{name}" for prefix in prefixes for name in ORDER if name in self._new()]
+        return [f"{prefix}{name}" for prefix in prefixes for name in ORDER if name in self._new_metrics()]
 
     def reset(self) -> None:
-        """Forget all."""
         self._by_size = {}
 
     def state(self) -> dict[str, dict[str, dict[str, Tensor]]]:
-        """What was counted so far, as plain tensors with one row per rank; a collective call under DDP."""
-        assert self.phase == "train"  # whose states are tensors of a fixed shape, not lists
+        """The metric states as plain tensors with one row per rank, for a checkpoint; a collective call under DDP."""
+        assert self.phase == "train"  # its states are tensors of a fixed shape, not lists
         return {
-            key: {name: {part: _of_all_ranks(v) for part, v in _parts(metric).items()} for name, metric in m.items()}
+            key: {name: {part: _gather_ranks(v) for part, v in _states(metric).items()} for name, metric in m.items()}
             for key, m in self._by_size.items()
         }
 
     def load(self, state: dict[str, dict[str, dict[str, Tensor]]], device: torch.device, rank: int) -> None:
-        """Take up this rank's row of `state`: summed in another order, the figures would differ in the last bit."""
+        """Restore this rank's row of `state`. The sum of all rows would change the last bit of the result."""
         self.reset()
         for key, metrics in state.items():
-            mine = self._of(key, device)
+            restored = self._of_size(key, device)
             for name, parts in metrics.items():
                 for part, value in parts.items():
                     if name == "loss":
-                        mine[name].set_dtype(value.dtype)  # that of the run, which the step sets
-                    setattr(mine[name], part, value[rank].to(device))
-                mine[name]._update_count = 1  # else compute() warns that nothing was counted
+                        restored[name].set_dtype(value.dtype)  # in a step `_of_size` may choose another than here
+                    setattr(restored[name], part, value[rank].to(device))
+                restored[name]._update_count = 1  # or compute() warns that update() was never called
 
-    def _of(self, key: str, device: torch.device) -> MetricCollection:
+    def _of_size(self, key: str, device: torch.device) -> MetricCollection:
         if key not in self._by_size:
-            collection = MetricCollection(self._new(), compute_groups=False).to(device)
+            collection = MetricCollection(self._new_metrics(), compute_groups=False).to(device)
             for name, metric in collection.items(copy_state=False):
                 if name in ("loss", "images"):
-                    # in a step the default type is the precision's, and bfloat16 counts to 256; `to` resets it
+                    # In a step Lightning sets the default dtype to the precision's, and bfloat16 counts to 256 only.
+                    # After `to`, which resets the dtype.
                     metric.set_dtype(torch.promote_types(torch.get_default_dtype(), torch.float32))
             self._by_size[key] = collection
         return self._by_size[key]
 
-    def _new(self) -> dict[str, Metric | MetricCollection]:
+    def _new_metrics(self) -> dict[str, Metric | MetricCollection]:
         metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy="disable")}
         options: dict[str, Any] = {"num_classes": self.classes, "validate_args": False}
         if self.phase == "test":
@@ -153,28 +161,28 @@ class SizeMetrics:
         return metrics
 
 
-def _figure(name: str, metric: Metric) -> Tensor:
-    """What a metric found: a number, or one per class, NaN for a class without images."""
+def _value(name: str, metric: Metric) -> Tensor:
+    """A scalar, or (K,) with NaN for a class without images."""
     value: Tensor = metric.compute()
     if name == "class_accuracy":
         return value[:, 0] / value[:, 4]  # true positives over support
     return value
 
 
-def _counted(loss: Metric) -> bool:
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    return not alone or float(loss.weight) > 0  # type: ignore[arg-type]
+def _has_images(loss: Metric) -> bool:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed or float(loss.weight) > 0  # type: ignore[arg-type]
 
 
-def _parts(metric: Metric) -> dict[str, Tensor]:
+def _states(metric: Metric) -> dict[str, Tensor]:
     return {name: getattr(metric, name) for name in metric._defaults}
 
 
-def _of_all_ranks(value: Tensor) -> Tensor:
-    """(...) on each rank -> (ranks, ...) on the CPU, the same on all."""
+def _gather_ranks(value: Tensor) -> Tensor:
+    """(...) on each rank -> (ranks, ...) on the CPU, equal on all ranks."""
     value = value.detach().clone()
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value[None].cpu()
-    found = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(found, value)
-    return torch.stack(found).cpu()
+    by_rank = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(by_rank, value)
+    return torch.stack(by_rank).cpu()

@@ -1,12 +1,13 @@
-"""Tests that look at an image in several views: which windows of which scales are scored, and from what.
+"""Multi-view testing: scores many windows of an image, at several scales, and averages them.
 
-All views of a scale are pooled out of one feature map of the whole image, and one of its mirror image (section 3.1.5):
-a convolution is done once, however many windows overlap. `source: image` cuts the same windows out of the pixels and
-sends each through the network, as networks of one input size must.
+All windows of a scale are pooled from one feature map of the whole image and one of its mirror image (section 3.1.5):
+the convolutions run once, however many windows overlap. With `views.source: image` each window is cut out of the pixels
+and goes through the network alone, as a network with a fixed input size requires.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -20,15 +21,15 @@ from sppnet.pyramid import SpatialPyramidPool2d, pool_windows
 
 
 class Scorer:
-    """Scores the views of images, and keeps the time that each scale takes.
+    """Computes the logits of all views of a batch, and measures the time of each scale.
 
     Args:
         network: in evaluation mode.
-        views: the protocol.
+        views: the test protocol.
         size: side of a view in pixels.
 
     Raises:
-        UserError: it cannot be told where the cells of the backbone's map look (`source: map`).
+        UserError: with `views.source: map`, if the backbone's receptive field cannot be derived.
     """
 
     def __init__(self, network: SPPNet, views: Views, size: int) -> None:
@@ -36,36 +37,37 @@ class Scorer:
         self.field: Field | None = None
         if views.source == "map":
             self.field = receptive_field(network.backbone)
-            self.bins, self.pool, self.kernel = _pooling(network.head)
-        self.count: dict[int, int] = {}  # of each scale: views of an image
+            self.bins, self.pool, self.kernel = _window_pooling(network.head)
+        self.count: dict[int, int] = {}  # scale -> views of an image
         self.images = 0
-        self.seconds: dict[int, float] = {}  # of each scale, over all images
+        self.seconds: dict[int, float] = {}  # scale -> seconds for all images so far
 
     def __call__(self, scales: Sequence[Tensor]) -> list[Tensor]:
         """Logits (N, V, K) of the V views at each scale.
 
         Args:
-            scales: normalised images (N, 3, h, w), one tensor for each of the protocol's scales.
+            scales: normalised images (N, 3, h, w), one tensor per scale of the protocol.
         """
-        found = []
+        logits_by_scale = []
         for images in scales:
-            side, began = min(images.shape[2:]), _now(images)
-            ways = (images, images.flip(3)) if self.views.mirror else (images,)
-            logits = torch.cat([self._one_way_round(x) for x in ways], 1)
-            self.seconds[side] = self.seconds.get(side, 0.0) + _now(images) - began
-            self.count[side] = max(self.count.get(side, 0), logits.shape[1])  # a square image has fewer
-            found.append(logits)
+            side, start = min(images.shape[2:]), _synchronised_time(images)
+            variants = (images, images.flip(3)) if self.views.mirror else (images,)
+            logits_NVK = torch.cat([self._score_windows(variant) for variant in variants], 1)
+            self.seconds[side] = self.seconds.get(side, 0.0) + _synchronised_time(images) - start
+            self.count[side] = max(self.count.get(side, 0), logits_NVK.shape[1])  # a square image has fewer windows
+            logits_by_scale.append(logits_NVK)
         self.images += len(scales[0])
-        return found
+        return logits_by_scale
 
     def costs(self) -> dict[str, dict[str, float]]:
-        """For each scale (the shorter side in pixels): `views` of an image, and `seconds` for it."""
+        """For each scale (shorter side in pixels): the number of `views` of an image and the `seconds` per image."""
         return {
             str(side): {"views": self.count[side], "seconds": round(self.seconds[side] / self.images, 6)}
             for side in self.count
         }
 
-    def _one_way_round(self, images: Tensor) -> Tensor:
+    def _score_windows(self, images: Tensor) -> Tensor:
+        """(N, 3, h, w) -> (N, V, K): the windows and, at the scale of `views.full`, the whole image."""
         height, width = images.shape[2:]
         windows = self.views.windows(height, width, self.size)
         full = min(height, width) == self.views.full_side(self.size)
@@ -80,25 +82,37 @@ class Scorer:
         return torch.cat([logits, self.network.head(maps)[:, None]], 1) if full else logits
 
 
+def average_views(logits_NVK: Tensor, sigmoid: bool) -> Tensor:
+    """Logits (N, K) whose probabilities are the mean of the views' (section 3.1.1: average after the softmax).
+
+    Args:
+        logits_NVK: logits of V views.
+        sigmoid: probabilities of independent classes, else a softmax over the classes.
+    """
+    if not sigmoid:
+        return logits_NVK.float().log_softmax(2).logsumexp(1) - math.log(logits_NVK.shape[1])
+    return logits_NVK.cpu().double().sigmoid().mean(1).logit(eps=1e-15).to(logits_NVK.device, torch.float32)
+
+
 def map_windows(windows: Sequence[Window], field: Field, height: int, width: int) -> list[Window]:
-    """The windows in cells of a map of `height` x `width` cells, as `pool_windows` takes them."""
-    made = []
+    """Convert windows from pixels to cells of a feature map of `height` x `width` cells, as for `pool_windows`."""
+    in_cells = []
     for window in windows:
         left, right = field.cells(window.left, window.right, width)
         top, bottom = field.cells(window.top, window.bottom, height)
-        made.append(Window(left, top, right, bottom))
-    return made
+        in_cells.append(Window(left, top, right, bottom))
+    return in_cells
 
 
-def _pooling(head: nn.Sequential) -> tuple[tuple[int, ...], str, str]:
-    """Bins, kind of pooling and kernel with which `pool_windows` does for a window what the head does for a map."""
+def _window_pooling(head: nn.Sequential) -> tuple[tuple[int, ...], str, str]:
+    """Arguments (bins, pool, kernel) with which `pool_windows` pools a window as the head pools a whole map."""
     pool = head[0]
     if isinstance(pool, SpatialPyramidPool2d):
         return pool.bins, pool.pool, pool.kernel
-    return (1,), "avg", "auto"  # head=gap; the others are refused (`Views.check_head`)
+    return (1,), "avg", "auto"  # head=gap; `Views.check_head` has refused the others
 
 
-def _now(images: Tensor) -> float:
+def _synchronised_time(images: Tensor) -> float:
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     return time.monotonic()

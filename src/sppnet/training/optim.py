@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule from `optim` in the configuration."""
+"""Optimizer and learning-rate schedules, from `optim` in the configuration."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sppnet.config.instantiate import instantiate
 
 
 def build_optimizer(optim: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The optimiser that `optim` names, over the parameters that are trained."""
+    """The optimizer that `optim._target_` names, over the parameters that require a gradient."""
     node = {key: value for key, value in optim.items() if key != "schedule"}
     return instantiate(node, Optimizer, "optim", [p for p in parameters if p.requires_grad])
 
 
 def plateau(optimizer: Optimizer, schedule: Mapping[str, Any]) -> ReduceLROnPlateau:
-    """Divide the rate when the validation score stops rising, `drops` times at most (paper, section 3.1: twice)."""
+    """Divide the learning rate when the validation score stops rising, at most `drops` times (section 3.1: twice)."""
     lowest = [group["lr"] * schedule["factor"] ** schedule["drops"] for group in optimizer.param_groups]
     return ReduceLROnPlateau(
         optimizer, mode="max", factor=schedule["factor"], patience=schedule["patience"], min_lr=lowest, eps=0.0
@@ -28,17 +28,17 @@ def plateau(optimizer: Optimizer, schedule: Mapping[str, Any]) -> ReduceLROnPlat
 
 
 def cosine(optimizer: Optimizer, schedule: Mapping[str, Any], steps: int) -> LambdaLR:
-    """Linear warm-up over the first `warmup` share of all `steps`, then half a cosine.
+    """Linear warm-up over the first `warmup` share of `steps`, then half a cosine.
 
-    No step is wasted on a rate of zero: of w steps of warm-up, number i (from 1) has i / (w + 1) of the rate, the one
-    after them all of it, and the cosine would reach zero one step after the last.
+    No step has a learning rate of zero. With w steps of warm-up, step i (from 1) has i / (w + 1) of the full rate, step
+    w + 1 has all of it, and the cosine would reach zero one step after the last.
     """
-    warm: int = round(schedule["warmup"] * steps)
+    warmup_steps: int = round(schedule["warmup"] * steps)
 
     def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        done = min(1.0, (step - warm) / max(1, steps - warm))
-        return 0.5 * (1 + math.cos(math.pi * done))
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)

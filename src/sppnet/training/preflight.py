@@ -1,4 +1,4 @@
-"""What can be known about a job with torch alone: is the hardware there, do network and sizes fit together."""
+"""Checks that need torch, but neither data nor Lightning: hardware, and whether network, sizes and views fit."""
 
 from __future__ import annotations
 
@@ -21,81 +21,87 @@ from sppnet.training.optim import build_optimizer
 
 
 def check_job(cfg: Mapping[str, Any]) -> None:
-    """Check what needs torch but neither the data nor Lightning.
+    """Run all checks.
 
     Raises:
-        UserError: one line on what does not fit.
+        UserError: the first that fails.
     """
     check_fit(cfg)
     check_hardware(cfg["trainer"], world_size(cfg) // int(cfg["trainer"]["num_nodes"]))
 
 
 def check_fit(cfg: Mapping[str, Any]) -> None:
-    """Check whether optimiser, network, sizes and views fit together, wherever the job will run.
+    """Check that optimizer, network, sizes and views fit together, on whatever machine the job will run.
 
     Raises:
-        UserError: one line on what does not fit.
+        UserError: they do not.
     """
     build_optimizer(cfg["optim"], [nn.Parameter(torch.zeros(1))])
     views = Views.build(cfg["views"])
-    whole = "full" in (cfg["data"]["fit"], cfg["views"]["fit"])
+    whole_images = "full" in (cfg["data"]["fit"], cfg["views"]["fit"])
     if views is not None:
         views.check_head(cfg["head"])
         for size in cfg["sizes"]["test"]:
             views.sides(size)
-        whole = whole or views.full is not None
-    sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # all that may be drawn, not only the ends
+        whole_images = whole_images or views.full is not None
+    sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # not only the ends of a range
     from_map = views is not None and views.source == "map"
-    check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole, follow=from_map)
+    check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole_images, follow=from_map)
 
 
 def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
-    """Those of the training `sizes` at which `network` cannot be trained on one image alone, as batch normalisation of
-    a single value per channel cannot; a frozen backbone has none in training. Found by running it on shapes: the
-    smallest first, as larger images only have more values.
+    """Training sizes at which `network` needs a batch of at least two images.
+
+    Batch normalisation in training mode rejects a single value per channel, which is what one image at a small size can
+    lead to. (A frozen backbone stays in evaluation mode and has no such limit.) The network runs on the meta device,
+    smallest size first, because a larger image only has more values.
     """
-    shadow = meta_copy(network).train()
-    kind = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
+    meta_network = meta_copy(network).train()
+    dtype = next((p.dtype for p in meta_network.parameters() if p.is_floating_point()), torch.float32)
 
     def trains_on(images: int, size: int) -> bool:
         try:
             with torch.no_grad():
-                shadow(torch.empty(images, 3, size, size, device="meta", dtype=kind))
-        except Exception:  # a network of one's own raises what it likes
+                meta_network(torch.empty(images, 3, size, size, device="meta", dtype=dtype))
+        except Exception:  # the user's own network may raise anything
             return False
         return True
 
     return frozenset(itertools.takewhile(lambda s: not trains_on(1, s) and trains_on(2, s), sorted(sizes)))
 
 
-def check_hardware(trainer: Mapping[str, Any], wanted: int) -> None:
-    """Raise UserError if what `trainer` asks for is not there, or not often enough."""
+def check_hardware(trainer: Mapping[str, Any], devices_per_node: int) -> None:
+    """Check that this machine has the devices that `trainer` names.
+
+    Raises:
+        UserError: it does not.
+    """
     kind, devices = trainer["accelerator"], trainer["devices"]
-    there, apple = torch.cuda.device_count(), torch.backends.mps.is_available()
-    if (kind == "gpu" and not there and not apple) or (kind == "cuda" and not there):
+    gpus, apple = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if (kind == "gpu" and not gpus and not apple) or (kind == "cuda" and not gpus):
         raise UserError(f"trainer.accelerator={kind}: torch sees no GPU here; use trainer.accelerator=cpu or auto")
     if kind == "mps" and not apple:
         raise UserError("trainer.accelerator=mps: torch sees no Apple GPU here; use trainer.accelerator=cpu or auto")
-    if trainer["num_nodes"] > 1 and not job.inside():
+    if trainer["num_nodes"] > 1 and not job.inside_slurm():
         raise UserError(
-            f"trainer.num_nodes={trainer['num_nodes']}: nothing here starts the processes of other nodes, they would be"
-            " waited for; launch=slurm sends a job whose tasks srun starts on all of them"
+            f"trainer.num_nodes={trainer['num_nodes']}: nothing starts processes on the other nodes, and training would"
+            " wait for them; launch=slurm submits a job in which srun starts a task on every node"
         )
-    if kind == "cpu" or not (there or apple):
+    if kind == "cpu" or not (gpus or apple):
         _check_cpu(trainer)
-    elif there and isinstance(devices, list) and max(devices) >= there:
-        raise UserError(f"trainer.devices={devices}: there are GPUs 0 to {there - 1}")
-    elif there and wanted > there:
-        raise UserError(f"trainer.devices={devices}: there {'is' if there == 1 else 'are'} {there} GPU(s) here")
+    elif gpus and isinstance(devices, list) and max(devices) >= gpus:
+        raise UserError(f"trainer.devices={devices}: there are GPUs 0 to {gpus - 1}")
+    elif gpus and devices_per_node > gpus:
+        raise UserError(f"trainer.devices={devices}: there {'is' if gpus == 1 else 'are'} {gpus} GPU(s) here")
 
 
 def _check_cpu(trainer: Mapping[str, Any]) -> None:
-    """What a GPU could do and a CPU cannot; Lightning would change the first in silence."""
+    """Refuse what only a GPU can do; Lightning would replace the precision silently."""
     if trainer["precision"] == "16-mixed":
         raise UserError("trainer.precision=16-mixed needs a GPU; on a CPU use trainer.precision=bf16-mixed")
     devices = trainer["devices"]
     if isinstance(devices, list):
         raise UserError(
-            f"trainer.devices={devices} are indexes of GPUs, and this would train on the CPU;"
+            f"trainer.devices={devices} lists GPU indices, but training would run on the CPU;"
             f" use trainer.devices={len(devices)} for {len(devices)} process{'es' if len(devices) > 1 else ''}"
         )

@@ -1,4 +1,7 @@
-"""One run in one process: data, network, Lightning's Trainer; fit (or go on) and score. Every rank calls the same."""
+"""One run in one process: `prepare` builds data, network and callbacks; `fit` trains or resumes, then tests.
+
+Under DDP every rank makes the same calls.
+"""
 
 from __future__ import annotations
 
@@ -18,197 +21,167 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.config.instantiate import instantiate
 from sppnet.data import ImageSet, Splits, build_sizes, images_of, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
-from sppnet.errors import RunFailed, UserError, notice
+from sppnet.errors import RunFailed, UserError
 from sppnet.models.network import build_network
 from sppnet.runs.identity import eval_identity, world_size
-from sppnet.runs.provenance import code
+from sppnet.runs.provenance import code_state
 from sppnet.runs.run_directory import Run
 from sppnet.slurm import job
 from sppnet.training.callbacks import BadFiles, StatusFile, progress_display
-from sppnet.training.checkpointing import Checkpoints, DurableIO, read_checkpoint
+from sppnet.training.checkpointing import Checkpoints, DurableIO
 from sppnet.training.ema import Averages
 from sppnet.training.lit_module import Classifier
-from sppnet.training.loggers import MetricsFile, mirrors, replays
+from sppnet.training.loggers import MetricsFile, build_mirrors, build_replays
 from sppnet.training.preflight import sizes_for_pairs
+from sppnet.training.resume import RESTART, checkpoint_to_resume, read_own_checkpoint
 from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitors
 
-HARMLESS = (
+HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
     ".*srun.*command is available.*",
-    ".*in eval mode at the start of training.*",  # a frozen trunk is meant to be
+    ".*in eval mode at the start of training.*",  # a frozen backbone is meant to be
     ".*checkpoint directory .* exists and is not empty.*",
-    ".*sync_dist=True.*",  # what is logged is already over all ranks
+    ".*sync_dist=True.*",  # what is logged has already been reduced over all ranks
     ".*LeafSpec.*is deprecated.*",
-    ".*No positive samples found in target.*",  # its average precision is NaN and left out
+    ".*No positive samples found in target.*",  # average precision is NaN there, and the mean leaves it out
 )
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a run needs, built before its directory is: whatever is wrong with it leaves nothing behind."""
+class PreparedRun:
+    """Everything a run needs, built before its directory is created, so that an error leaves nothing behind."""
 
     cfg: Mapping[str, Any]
     classifier: Classifier
     data: DataModule
     callbacks: list[Callback]
-    notices: list[str]  # of the data, for the first process to say
+    notices: list[str]  # about the data; the first process prints them
 
 
-def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet | None = None) -> Prepared:
-    """Split the data (`images`, if they are listed already), build the network with its initial weights and the
-    user's callbacks.
+def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet | None = None) -> PreparedRun:
+    """Split the data, build the network with its initial weights, and build the user's callbacks.
+
+    Args:
+        cfg: the resolved configuration.
+        overrides: what `cfg` was composed from.
+        images: the data set, if it has been listed already.
 
     Raises:
-        UserError: the data set, the weights or a callback is not as it must be.
+        UserError: the data set, the weights or a callback is invalid.
     """
-    settle(cfg)
+    set_threads_and_filter_warnings(cfg)
     sets = load_splits(cfg["data"], images_of(cfg) if images is None else images)
     if len(sets.train) < world_size(cfg):
         raise UserError(f"{len(sets.train)} training images are too few for {world_size(cfg)} processes")
     notices = describe_duplicates(cfg["data"], sets.images, sets.parts())
     if sets.val is sets.test:
-        notices.append("data.split.val=0: the test part validates, so its figures are of the weights that it picked")
+        notices.append(
+            "data.split.val=0: the test split is also the validation split, so its metrics are those of the weights"
+            " that it selected"
+        )
     L.seed_everything(cfg["seed"], verbose=False)
     data = build_data(cfg, sets)
-    data.prepare_data()  # reads the shapes of whole images: a header that is broken is found now
+    data.prepare_data()  # reads the shapes of whole images, and so finds broken headers now
     classifier = build_classifier(cfg, sets, overrides)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
-    data.train_batches(world=world_size(cfg))  # too few images are found now
-    callbacks = _callbacks(cfg, classifier.metrics["val"].names(cfg["sizes"]["val"]))
-    return Prepared(cfg, classifier, data, callbacks, notices)
+    data.train_batches(world=world_size(cfg))  # raises if there are too few images
+    callbacks = _build_callbacks(cfg, classifier.metrics["val"].names(cfg["sizes"]["val"]))
+    return PreparedRun(cfg, classifier, data, callbacks, notices)
 
 
-def fit(prepared: Prepared, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train from the start or from `last.ckpt` (`best.ckpt`, if that is damaged), then score `best.ckpt`.
+def fit(prepared: PreparedRun, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train from the start or from the checkpoint that `checkpoint_to_resume` chooses, then test best.ckpt.
 
     Returns:
-        The record of the test (see `score`) and the run's totals: `epochs`, `seconds` (of training, over all starts),
-        `parameters`, `bad_files`, `stopped` (why training ended before its last epoch, or None).
+        The record of the test (see `run_test`) and the totals of the run: `epochs`, `seconds` (of training, over all
+        starts), `parameters`, `bad_files`, `stopped` (why training ended before its last epoch, or None).
 
     Raises:
-        RunFailed: the loss is not finite, or the checkpoints to go on from are damaged.
+        RunFailed: the loss is not finite, or the checkpoints are damaged.
     """
     cfg, classifier, data = prepared.cfg, prepared.classifier, prepared.data
-    records, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(run.path / "bad_files.txt")
+    metrics_file, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(run.path / "bad_files.txt")
     status = StatusFile(run, bad_files)
-    loggers, early = [records, *mirrors(cfg, run)], EarlyEnd()
-    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"], early)
-    ours = [records, bad_files, status, *replays(cfg, loggers, records.path)]
-    callbacks = [*ours, *prepared.callbacks, early, checkpoints]
+    loggers, early_end = [metrics_file, *build_mirrors(cfg, run)], EarlyEnd()
+    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"], early_end)
+    own_callbacks = [metrics_file, bad_files, status, *build_replays(cfg, loggers, metrics_file.path)]
+    callbacks = [*own_callbacks, *prepared.callbacks, early_end, checkpoints]
     trainer = make_trainer(cfg, callbacks, loggers, run.path)
     if trainer.is_global_zero:
         data.say_joined(trainer.world_size)
-    start = _resume_from(run)
-    if start is None:
-        records.truncate(0)
-    sys.argv[1:] = ["rank", str(run.path)]  # noqa: TID251  (Lightning starts the further ranks of this machine so)
-    trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
-    best, best_is = _read_whole(run, run.best)
+    resume_from = checkpoint_to_resume(run)
+    if resume_from is None:
+        metrics_file.truncate(0)
+    sys.argv[1:] = ["rank", str(run.path)]  # noqa: TID251  (Lightning starts the other ranks of this machine like this)
+    trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    best, problem = read_own_checkpoint(run, run.best)
     if best is None:
-        raise RunFailed(f"nothing to test: {best_is or f'{run.best} is missing'}; force=true begins the run anew")
+        raise RunFailed(f"nothing to test: {problem or f'{run.best} is missing'}; {RESTART}")
     classifier.load_state_dict(best["state_dict"])
-    found = score(trainer, classifier, data, eval_identity(cfg, "best", data.sets.images))
+    record = run_test(trainer, classifier, data, eval_identity(cfg, "best", data.sets.images))
     bad_files.read()
     totals = {
         "epochs": trainer.current_epoch,
         "seconds": round(status.seconds, 1),
         "parameters": sum(p.numel() for p in classifier.parameters()),
         "bad_files": len(bad_files.names),
-        "stopped": early.why,
+        "stopped": early_end.reason,
     }
-    return found, totals
+    return record, totals
 
 
-def score(trainer: L.Trainer, classifier: Classifier, data: DataModule, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a test, as it is kept in `RUN/tests`.
+def run_test(
+    trainer: L.Trainer, classifier: Classifier, data: DataModule, identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Test the classifier and return the record that `RUN/tests` stores.
 
-    `metrics` and, for each size, `per_class` are the figures; `identity` says what was tested and how; then images
-    scored, seconds, time and commit.
+    It holds the `metrics`, the metrics `per_class` for each size, and in `identity` what was tested and how.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     trainer.test(classifier, datamodule=data, verbose=False)
-    classes = {
+    per_class = {
         size: {name: None if v != v else v for name, v in zip(classifier.classes, values, strict=True)}  # NaN: no image
-        for size, values in classifier.tested_by_class.items()
+        for size, values in classifier.test_per_class.items()
     }
     return {
-        "metrics": classifier.tested,
-        "per_class": classes,
+        "metrics": classifier.test_metrics,
+        "per_class": per_class,
         "identity": dict(identity),
-        "images": next(iter(classifier.tested_images.values())),
-        "images_per_size": classifier.tested_images,
-        "test_seconds": round(time.monotonic() - began, 2),
+        "images": next(iter(classifier.test_images.values())),
+        "images_per_size": classifier.test_images,
+        "test_seconds": round(time.monotonic() - start, 2),
         "views": {str(size): scorer.costs() for size, scorer in classifier.scorers.items()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": code()["commit"],
+        "commit": code_state()["commit"],
     }
-
-
-def _resume_from(run: Run) -> Path | None:
-    """The checkpoint that training goes on from: `last.ckpt`, `best.ckpt` if that is damaged, None if there is none.
-
-    Raises:
-        RunFailed: there are some, but training cannot go on from any.
-    """
-    anew, say = "force=true begins the run anew", rank_zero_only(notice)
-    last, last_is = _read_whole(run, run.last)
-    scored = last is not None and last["callbacks"][Checkpoints.__name__]["best_score"] is not None
-    there, last = last is not None, None  # one of them in memory is enough
-    best, best_is = _read_whole(run, run.best)
-    if there:
-        if best is None and scored:
-            best_is = best_is or f"{run.best} is missing"
-            say(f"{best_is}; a later epoch has to score higher, or there is nothing to test ({anew})")
-        return run.last
-    last_is = last_is or f"{run.last} is missing"
-    if best is None:
-        if run.begun:
-            raise RunFailed("; ".join(filter(None, (last_is, best_is, anew))))
-        return None
-    if not best["callbacks"][Checkpoints.__name__]["whole"]:
-        raise RunFailed(f"{last_is}; best.ckpt was saved between two batches of one step, too early to go on; {anew}")
-    say(f"{last_is}; going on from best.ckpt, from step {best['global_step']} (epoch {best['epoch'] + 1})")
-    return run.best
-
-
-def _read_whole(run: Run, path: Path) -> tuple[dict[str, Any] | None, str]:
-    """A checkpoint of `run`, or why it is none; neither, if there is none."""
-    try:
-        found = read_checkpoint(path) if path.exists() else None
-    except UserError as error:
-        return None, str(error)
-    whose = run.hash if found is None else found["callbacks"][Checkpoints.__name__].get("run", run.hash)
-    return (found, "") if whose == run.hash else (None, f"{path} is of another run ({whose})")
 
 
 def build_data(cfg: Mapping[str, Any], sets: Splits) -> DataModule:
-    """The DataModule that `cfg` describes over `sets`."""
     schedule, cache = build_sizes(cfg["sizes"]), Path(cfg["paths"]["cache"]).expanduser()
     return DataModule(sets, schedule, cfg["data"], cfg["views"], cfg["seed"], cache, cfg["trainer"]["progress"])
 
 
 def build_classifier(cfg: Mapping[str, Any], sets: Splits, overrides: Sequence[str] = ()) -> Classifier:
-    """The network that `cfg` describes for the classes of `sets`, in its LightningModule."""
+    """Build the network of `cfg`, with an output for each class of `sets`, in its LightningModule."""
     network = build_network(cfg["backbone"], cfg["head"], len(sets.images.classes), cfg["sizes"]["train"][0])
     if cfg["trainer"]["compile"]:
-        for part in (network.backbone, network.head):  # views are pooled between them
+        for part in (network.backbone, network.head):  # separately, as windows are pooled between them
             part.compile(dynamic=True)  # in place: no _orig_mod. in the keys; dynamic: sizes change
     images = sets.images
     classifier = Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
-    # Lightning would do so after it has loaded a checkpoint, whose last bits would be lost
+    # Lightning would convert after it has loaded a checkpoint, and the last bits of the weights would be lost
     return classifier.double() if cfg["trainer"]["precision"] == "64-true" else classifier
 
 
 def make_trainer(
     cfg: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], root: Path | None = None
 ) -> L.Trainer:
-    """Lightning's Trainer with our settings; what it would print about itself is left out."""
+    """Lightning's Trainer with the settings of `cfg["trainer"]`."""
     settings = cfg["trainer"]
     devices = settings["devices"]
     return L.Trainer(
@@ -224,11 +197,11 @@ def make_trainer(
         limit_train_batches=settings["limit_batches"],
         limit_val_batches=settings["limit_batches"],
         limit_test_batches=settings["limit_batches"],
-        log_every_n_steps=1,  # the module records by itself (trainer.log_every_n_steps)
+        log_every_n_steps=1,  # `Classifier.record` applies trainer.log_every_n_steps
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=root,
-        plugins=[DurableIO(), _cluster()],
+        plugins=[DurableIO(), _cluster_environment()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the batch samplers shard themselves
         enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
@@ -237,31 +210,31 @@ def make_trainer(
     )
 
 
-def _cluster() -> SLURMEnvironment | LightningEnvironment:
-    """Tasks of a SLURM job find each other by it; when to stop and to be queued again is for `sppnet.slurm.job`.
+def _cluster_environment() -> SLURMEnvironment | LightningEnvironment:
+    """SLURM's for a job of `launch=slurm`, whose requeueing is up to `sppnet.slurm.job`; else Lightning's own.
 
-    Anywhere else the first process starts the others: Lightning's own search would take what is left over of a cluster
-    in the environment for one.
+    Not by Lightning's detection, which takes stale variables of a cluster in the environment for a cluster.
     """
-    return SLURMEnvironment(auto_requeue=False) if job.inside() else LightningEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if job.inside_slurm() else LightningEnvironment()
 
 
-def settle(cfg: Mapping[str, Any]) -> None:
-    """Threads as configured, whatever the launcher set, and a quiet Lightning."""
+def set_threads_and_filter_warnings(cfg: Mapping[str, Any]) -> None:
+    """Use `trainer.threads` whatever the launcher has set, and hide Lightning's log and harmless warnings."""
     threads = cfg["trainer"]["threads"]
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning sets its own number under DDP
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning sets a number of its own under DDP
     torch.set_num_threads(threads)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for pattern in HARMLESS:
+    for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
 
 
-def _callbacks(cfg: Mapping[str, Any], logged: Sequence[str]) -> list[Callback]:
+def _build_callbacks(cfg: Mapping[str, Any], logged: Sequence[str]) -> list[Callback]:
+    """The user's callbacks, checked, and those that `trainer.ema` and `trainer.progress` ask for."""
     by_name = {name: instantiate(node, Callback, f"callbacks.{name}") for name, node in cfg["callbacks"].items()}
     check_kinds(by_name, (c.__qualname__ for c in (MetricsFile, BadFiles, StatusFile, EarlyEnd, Checkpoints, Averages)))
     check_monitors(by_name, logged)
-    made = list(by_name.values())
+    callbacks = list(by_name.values())
     if cfg["trainer"]["ema"] is not None:
-        made.append(Averages(decay=cfg["trainer"]["ema"]))
-    return made + progress_display(cfg["trainer"]["progress"])
+        callbacks.append(Averages(decay=cfg["trainer"]["ema"]))
+    return callbacks + progress_display(cfg["trainer"]["progress"])

@@ -15,8 +15,8 @@ from sppnet.models.fit_check import check_network
 from sppnet.models.network import SPPNet, build_backbone, build_network
 from sppnet.models.normalise import Normalise
 from sppnet.pyramid import SpatialPyramidPool2d
-from sppnet.runs.from_checkpoint import Trained, read_checkpoint
-from sppnet.training.inference import on_device
+from sppnet.runs.from_checkpoint import TrainedNetwork, read_checkpoint
+from sppnet.training.inference import place_on_device
 from sppnet.training.preflight import check_hardware
 from sppnet.transfer.task import Task
 
@@ -74,7 +74,7 @@ def check(task: Task) -> None:
     check_network(backbone, head, sizes, whole_images=cfg["views"]["fit"] == "full")
 
 
-def checkpoint(trained: Trained) -> dict[str, Any]:
+def checkpoint(trained: TrainedNetwork) -> dict[str, Any]:
     """What a checkpoint says of its run: `config`, `classes`, `fingerprint` of its data."""
     found: dict[str, Any] = read_checkpoint(trained.weights)["sppnet"]
     return found
@@ -88,7 +88,7 @@ class Runner:
     """
 
     def __init__(self, task: Task, names: list[str]) -> None:
-        self.fabric, self.extractor = on_device(_build(task, names), task.cfg["trainer"])
+        self.fabric, self.extractor = place_on_device(_build(task, names), task.cfg["trainer"])
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -112,7 +112,7 @@ def _build(task: Task, names: list[str]) -> Extractor:
     return extractor
 
 
-def _trained_network(task: Task, trained: Trained) -> SPPNet:
+def _trained_network(task: Task, trained: TrainedNetwork) -> SPPNet:
     found, cfg = read_checkpoint(trained.weights), task.cfg
     made = found["sppnet"]
     # the head is the checkpoint's: cfg's may have another pyramid, for layer=spp
@@ -121,5 +121,5 @@ def _trained_network(task: Task, trained: Trained) -> SPPNet:
     try:
         network.load_state_dict({key.removeprefix("network."): value for key, value in found["state_dict"].items()})
     except RuntimeError as error:
-        raise UserError(f"checkpoint={trained.where} is of another network: {error}") from None
+        raise UserError(f"checkpoint={trained.checkpoint} is of another network: {error}") from None
     return network

@@ -16,8 +16,8 @@ from sppnet.data.loader import Loader
 from sppnet.data.size_schedules import Single
 from sppnet.errors import RunFailed, UserError
 from sppnet.progress import meter
-from sppnet.runs.from_checkpoint import Trained, stored
-from sppnet.training.trainer import settle
+from sppnet.runs.from_checkpoint import TrainedNetwork, load_stored_config
+from sppnet.training.trainer import set_threads_and_filter_warnings
 from sppnet.transfer import feature_file
 from sppnet.transfer.extractor import Runner
 from sppnet.transfer.svm import Array
@@ -78,7 +78,7 @@ def _worthwhile(task: Task) -> list[str]:
 def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
     """Compute the layers of `paths` for all images and keep them."""
     settings = task.cfg["trainer"]
-    settle(task.cfg)
+    set_threads_and_filter_warnings(task.cfg)
     run = Runner(task, list(paths))
     remarks: dict[str, str] = {}
     with (
@@ -102,9 +102,9 @@ def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
     notice_remarks(remarks)
 
 
-def _pyramid_is_trained(task: Task, trained: Trained) -> bool:
+def _pyramid_is_trained(task: Task, trained: TrainedNetwork) -> bool:
     """Whether the pyramid is the checkpoint's, as its fully connected layers need."""
-    before, now = stored(trained.where)[0]["head"], task.cfg["head"]
+    before, now = load_stored_config(trained.checkpoint)[0]["head"], task.cfg["head"]
     return all(before.get(key.partition(".")[2]) == now.get(key.partition(".")[2]) for key in PYRAMID)
 
 

@@ -11,8 +11,8 @@ from sppnet.config.validators import POSITIVE, Rule, choice, or_null, whole
 from sppnet.data import ImageSet
 from sppnet.data.datasets.base import digest
 from sppnet.errors import UserError, notice
-from sppnet.runs.from_checkpoint import HARDWARE, Trained, refuse_changes, stored
-from sppnet.runs.identity import file_digest, own_code, weights_identity
+from sppnet.runs.from_checkpoint import HARDWARE, TrainedNetwork, load_stored_config, refuse_changes
+from sppnet.runs.identity import file_digest, own_class_digests, weights_identity
 from sppnet.runs.plan import validate
 
 LAYERS = ("conv", "pool", "spp", "gap", "fc1", "fc2")
@@ -50,7 +50,7 @@ class Task:
 
     cfg: dict[str, Any]
     own: dict[str, Any]
-    trained: Trained | None
+    trained: TrainedNetwork | None
 
     @property
     def size(self) -> int:
@@ -79,7 +79,7 @@ class Task:
 
     def source(self) -> dict[str, Any]:
         """The network by content: what its weights and its trunk are."""
-        code = own_code(self.cfg["backbone"])
+        code = own_class_digests(self.cfg["backbone"])
         own = {"code": code} if code else {}
         if self.trained is not None:
             return {"checkpoint": file_digest(self.trained.weights)} | own
@@ -137,7 +137,7 @@ class Task:
         return {"data": images.fingerprint(), "unclear": difficult} | parts
 
 
-def make_task(cfg: dict[str, Any], trained: Trained | None) -> Task:
+def make_task(cfg: dict[str, Any], trained: TrainedNetwork | None) -> Task:
     """The row that a composed configuration asks for.
 
     Raises:
@@ -193,7 +193,7 @@ def warn_idle(task: Task, images: ImageSet, typed: Sequence[str]) -> None:
                 notice(f"warning: {key} has no effect with {why}")
 
 
-def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: Trained | None) -> None:
+def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: TrainedNetwork | None) -> None:
     if trained is None:
         raise UserError(
             f"layer={layer} is part of a trained head, which a given backbone lacks; it takes checkpoint=RUN"
@@ -202,5 +202,5 @@ def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: Trained | None) -
     if int(layer[2:]) > len(hidden):
         there = ", ".join(f"fc{i}" for i in range(1, len(hidden) + 1)) or "none"
         raise UserError(f"layer={layer}: the head has the fully connected layers {there} (head.hidden={hidden})")
-    trained_with = stored(trained.where)[0]
+    trained_with = load_stored_config(trained.checkpoint)[0]
     refuse_changes(trained_with, cfg, [key for key in MAY_CHANGE if key not in PYRAMID], f"transfer of {layer}")
