@@ -1,4 +1,4 @@
-"""How sure a difference is: spread over seeds, paired tests, Holm's correction."""
+"""Statistics of a table: Student's intervals over seeds, paired t-tests between rows, Holm's correction."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import numpy as np
 from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]  # scipy.stats takes two seconds to import
 
 CONFIDENCE = 0.95
-FEWEST = 3  # seeds below which nothing is called better than anything
+MIN_PAIRS = 3  # the paired t-test needs at least three pairs; with fewer, no row is called better than another
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of `n` values, their sample deviation, and half of Student's 95 % interval of the mean; None below two."""
+    """Mean and variation of a sample.
+
+    Attributes:
+        n: the number of values.
+        mean: their mean.
+        deviation: the sample standard deviation (`n - 1` degrees of freedom); None for a single value.
+        half: half the width of Student's 95 % confidence interval of the mean,
+            `t(0.975, n - 1) * deviation / sqrt(n)`; None for a single value.
+    """
 
     n: int
     mean: float
@@ -25,15 +33,26 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row minus another, paired by seed: the spread, and Holm's corrected p of the paired t-test (None below three
-    pairs)."""
+    """A row minus a baseline row, paired by seed.
+
+    Attributes:
+        spread: mean and variation of the paired differences.
+        p: two-sided p-value of the paired t-test with Holm's correction; None below `MIN_PAIRS` pairs.
+    """
 
     spread: Spread
     p: float | None
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """The spread of `values`; None of none."""
+    """Compute mean, sample standard deviation and Student's 95 % interval of `values`.
+
+    Args:
+        values: one value per seed (or per split).
+
+    Returns:
+        The spread; None if there are no values.
+    """
     n = len(values)
     if not n:
         return None
@@ -45,55 +64,88 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def differences(values: Mapping[str, Mapping[int, float]], base: str) -> dict[str, Difference | None]:
-    """Every other row minus `base`, over the seeds that both have; None where there is no such seed.
+    """Compare every other row with a baseline by a paired t-test, corrected by Holm's method over all rows.
 
     Args:
-        values: for each row, a figure by seed.
-        base: the row that the others are compared with.
+        values: for each row, a metric by seed.
+        base: the baseline row.
+
+    Returns:
+        For each row but `base`, its difference to `base` over the seeds that both have; None if they share no seed.
     """
     spreads: dict[str, Spread | None] = {}
-    raw: dict[str, float] = {}
-    for name, mine in values.items():
+    p_values: dict[str, float] = {}
+    for name, by_seed in values.items():
         if name == base:
             continue
-        both = sorted(mine.keys() & values[base].keys())
-        gaps = [mine[seed] - values[base][seed] for seed in both]
-        spreads[name] = spread(gaps)
-        if len(both) >= FEWEST:
-            raw[name] = _p([mine[seed] for seed in both], [values[base][seed] for seed in both])
-    corrected = holm(raw)
-    return {name: Difference(one, corrected.get(name)) if one else None for name, one in spreads.items()}
+        seeds = sorted(by_seed.keys() & values[base].keys())
+        spreads[name] = spread([by_seed[seed] - values[base][seed] for seed in seeds])
+        if len(seeds) >= MIN_PAIRS:
+            p_values[name] = _paired_p([by_seed[seed] for seed in seeds], [values[base][seed] for seed in seeds])
+    corrected = holm(p_values)
+    return {
+        name: Difference(row_spread, corrected.get(name)) if row_spread else None
+        for name, row_spread in spreads.items()
+    }
 
 
 def best(values: Mapping[str, Mapping[int, float]], lower: bool) -> str | None:
-    """The row with the best mean, if it is better than every other beyond chance; None if there is no such row."""
+    """Find the row that is significantly better than every other row.
+
+    Args:
+        values: for each row, a metric by seed.
+        lower: whether lower values are better.
+
+    Returns:
+        The row with the best mean, if its corrected p-value against every other row is below 5 %; else None.
+    """
     first = leader(values, lower)
     if first is None or len(values) < 2:
         return None
-    ps = [one.p if one else None for one in differences(values, first).values()]
-    return first if all(p is not None and p < 1 - CONFIDENCE for p in ps) else None
+    p_values = [gap.p if gap else None for gap in differences(values, first).values()]
+    return first if all(p is not None and p < 1 - CONFIDENCE for p in p_values) else None
 
 
 def leader(values: Mapping[str, Mapping[int, float]], lower: bool) -> str | None:
-    """The row with the best mean, beyond chance or not; of those whose mean is a number."""
-    means = {name: float(np.mean(list(mine.values()))) for name, mine in values.items() if mine}
+    """Find the row with the best mean, significant or not.
+
+    Args:
+        values: for each row, a metric by seed.
+        lower: whether lower values are better.
+
+    Returns:
+        The row; None if no row has values. Rows whose mean is NaN are ignored.
+    """
+    means = {name: float(np.mean(list(by_seed.values()))) for name, by_seed in values.items() if by_seed}
     means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
     return min(means, key=lambda name: means[name] if lower else -means[name], default=None)
 
 
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction: the chance of any false alarm among all of `ps` stays below the level."""
-    found: dict[str, float] = {}
-    worst = 0.0
+    """Adjust p-values by Holm's step-down correction, which bounds the family-wise error rate.
+
+    The k-th smallest of m p-values is multiplied by `m - k + 1`, capped at 1 and kept monotonic.
+
+    Args:
+        ps: p-values by name.
+
+    Returns:
+        Adjusted p-values by name.
+    """
+    adjusted: dict[str, float] = {}
+    largest = 0.0
     for rank, name in enumerate(sorted(ps, key=lambda name: ps[name])):
-        worst = max(worst, min(1.0, (len(ps) - rank) * ps[name]))
-        found[name] = worst
-    return found
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[name]))
+        adjusted[name] = largest
+    return adjusted
 
 
-def _p(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p of the paired t-test. Where all differences are equal (few test images make few values) it would be
-    0 however few the pairs, so the sign test says how sure that is."""
+def _paired_p(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided p-value of the paired t-test.
+
+    If all differences are equal, t is infinite and p would be 0 for any number of pairs. A small test set, where few
+    values are possible, makes this likely, so the two-sided sign test is used instead.
+    """
     gaps = np.subtract(a, b)
     if np.allclose(gaps, gaps[0], atol=1e-12):
         return 1.0 if abs(gaps[0]) < 1e-12 else 2 * 0.5 ** len(gaps)

@@ -1,4 +1,4 @@
-"""A private SLURM for the tests of this folder."""
+"""Fixtures: a private SLURM cluster on this machine."""
 
 from __future__ import annotations
 
@@ -26,23 +26,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def accounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One with accounting, whose controller forgets a job soon after it has ended."""
+    """A cluster with accounting, whose controller forgets a job soon after it ends."""
     if missing := lacking(*private_slurm.NEEDED, *private_accounting.NEEDED):
-        wanted = "slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core"
-        pytest.skip(f"NO TESTS OF ACCOUNTING: {missing} not installed (Debian: {wanted})")
+        packages = "slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core"
+        pytest.skip(f"NO TESTS OF ACCOUNTING: {missing} not installed (Debian: {packages})")
     yield from _cluster(tmp_path_factory, 17800, accounting=True)
 
 
 def _cluster(factory: pytest.TempPathFactory, port: int, accounting: bool) -> Iterator[Cluster]:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    made = Cluster(factory.mktemp("slurm"), _free(port + 20 * worker), accounting)
-    yield made
-    made.stop()
+    cluster = Cluster(factory.mktemp("slurm"), _free_port(port + 20 * worker), accounting)
+    yield cluster
+    cluster.stop()
 
 
-def _free(port: int) -> int:
-    """`port`, or the first of every hundredth after it from which on twenty are free: daemons of a test run that was
-    killed may hold them."""
+def _free_port(port: int) -> int:
+    """The first of `port`, `port + 100`, ... with twenty free ports: daemons of a killed test run may hold some."""
 
     def taken(number: int) -> bool:
         with socket.socket() as probe:
@@ -55,21 +54,21 @@ def _free(port: int) -> int:
 
 @pytest.fixture
 def on(cluster: Cluster, tmp_path: Path) -> Caller:
-    """`sppnet WORDS...` on a machine of the cluster."""
+    """Calls `sppnet` on a machine of the cluster."""
     return _caller(cluster, tmp_path)
 
 
 @pytest.fixture
 def booked(accounting: Cluster, tmp_path: Path) -> Caller:
-    """The same on a machine of the cluster with accounting, in a folder with a blank in its name."""
+    """Calls `sppnet` on the cluster with accounting, in a folder with a blank in its name."""
     (tmp_path / "a folder").mkdir()
     return _caller(accounting, tmp_path / "a folder")
 
 
-def _caller(cluster: Cluster, where: Path) -> Caller:
-    def call(*words: str) -> Called:
+def _caller(cluster: Cluster, folder: Path) -> Caller:
+    def call(*arguments: str) -> Called:
         env = cluster.for_sppnet()
-        done = subprocess.run(command(*words), cwd=where, env=env, capture_output=True, text=True)
+        done = subprocess.run(command(*arguments), cwd=folder, env=env, capture_output=True, text=True)
         return Called(done.returncode, done.stdout, done.stderr)
 
     return call

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.runs.identity import digest
-from sppnet.studies.study import SweepPoint, remember, stored
+from sppnet.studies.study import SweepPoint, add_points, load_points
 
 IMPORTS = {
     "status": "import sppnet.commands.status, sppnet.commands.hydra_app",
@@ -30,10 +30,10 @@ IMPORTS = {
 
 def multiply(study: Path, number: int, into: Path) -> None:
     """Write `number` copies of the runs of `study`, each with its own seed, and their plan into `into`."""
-    cells = {cell.run: cell for cell in stored(study)}
+    cells = {cell.run: cell for cell in load_points(study)}
     originals = [path.parent for path in sorted(study.glob("*/status.json")) if path.parent.name in cells]
     copies = [_copy(run, cells[run.name], seed, into) for run, seed in _in_turn(originals, number)]
-    remember(into, copies)
+    add_points(into, copies)
 
 
 def _in_turn(originals: list[Path], number: int) -> Iterator[tuple[Path, int]]:

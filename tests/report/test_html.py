@@ -1,4 +1,4 @@
-"""The page of all studies in a real browser: it fits, it is drawn, light and dark; its pictures can be looked at."""
+"""The page of all studies in a real browser: it fits the window and renders in light and dark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from calling import SMALL, Caller
 pytestmark = pytest.mark.slow
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ONE = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
+ONE_EPOCH = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
 MEASURE = """<!doctype html><iframe src="index.html" style="width:WIDTHpx;height:800px;border:0"></iframe><pre></pre>
 <script>onload = () => {
   const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
@@ -36,12 +36,12 @@ MEASURE = """<!doctype html><iframe src="index.html" style="width:WIDTHpx;height
 
 @pytest.fixture
 def page(sppnet: Caller, tmp_path: Path) -> Path:
-    """The page of two studies, one of them unfinished."""
+    """The page of two studies, one of them incomplete."""
     for study, key, values in (("heads", "head", ("spp", "gap")), ("rates", "optim.lr", ("0.01", "0.02"))):
         for value in values:
             for seed in range(3):
-                assert sppnet("train", *ONE, f"study={study}", f"{key}={value}", f"seed={seed}").code == 0
-        swept = sppnet("train", "-m", *ONE, f"study={study}", f"{key}={','.join(values)}", "seed=0,1,2")
+                assert sppnet("train", *ONE_EPOCH, f"study={study}", f"{key}={value}", f"seed={seed}").code == 0
+        swept = sppnet("train", "-m", *ONE_EPOCH, f"study={study}", f"{key}={','.join(values)}", "seed=0,1,2")
         assert swept.out.count("(was done)") == 6
     shutil.rmtree(next(Path("runs/heads").glob("*-gap-*")))
     done = sppnet("report", "html=true")
@@ -50,7 +50,7 @@ def page(sppnet: Caller, tmp_path: Path) -> Path:
 
 
 def browse(folder: Path, *options: str) -> str:
-    """What Chromium prints."""
+    """Run Chromium; returns its output."""
     assert BROWSER
     base = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files")
     done = subprocess.run(
@@ -61,40 +61,40 @@ def browse(folder: Path, *options: str) -> str:
 
 
 def measure(page: Path, width: int) -> dict[str, Any]:
-    """The page as it is laid out in a window of this width."""
+    """Measure the page in a window of `width` pixels."""
     frame = page.with_name("measure.html")
     frame.write_text(MEASURE.replace("WIDTH", str(width)))
     shown = browse(page.parent, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri())
-    [found] = re.findall(r"<pre>(.*)</pre>", shown)
-    measured: dict[str, Any] = json.loads(found)
+    [content] = re.findall(r"<pre>(.*)</pre>", shown)
+    measured: dict[str, Any] = json.loads(content)
     return measured
 
 
-def picture(page: Path, name: str, *options: str) -> np.ndarray[Any, Any]:
-    """A screenshot, kept where SPPNET_SCREENSHOTS says."""
+def screenshot(page: Path, name: str, *options: str) -> np.ndarray[Any, Any]:
+    """A screenshot as grey values; copied to SPPNET_SCREENSHOTS if that is set."""
     file = page.with_name(name)
     browse(page.parent, "--window-size=1200,2000", *options, f"--screenshot={file}", page.as_uri())
-    if kept := os.environ.get("SPPNET_SCREENSHOTS"):
-        shutil.copy(file, kept)
+    if folder := os.environ.get("SPPNET_SCREENSHOTS"):
+        shutil.copy(file, folder)
     return np.asarray(Image.open(file).convert("L"))
 
 
 @pytest.mark.skipif(BROWSER is None, reason="NO BROWSER TEST: chromium is not installed (Debian: chromium)")
 def test_the_page_in_a_browser(page: Path) -> None:
     for width in (1200, 400):
-        found = measure(page, width)
-        assert found["needed"] <= found["inside"], f"the page is wider than a window of {width} pixels"
-        assert len(found["figures"]) == 2
-        assert all(100 < drawn_width <= width and drawn_height > 50 for drawn_width, drawn_height in found["figures"])
-        assert len(found["tables"]) >= 4
-        assert all(drawn_height > 20 for _, drawn_height in found["tables"])
-        assert found["rows"] >= 8
-        assert found["anchors"]
-        assert len(found["links"]) == 11
-        assert all(Path(link.removeprefix("file://"), "summary.json").is_file() for link in found["links"])
-    light = picture(page, "light.png")
-    dark = picture(page, "dark.png", "--blink-settings=preferredColorScheme=0")
-    for seen, back in ((light, 255), (dark, 30)):
-        assert abs(int(np.bincount(seen[:, :10].ravel()).argmax()) - back) < 30  # the background of the margin
-        drawn = np.abs(seen.astype(int) - int(seen[0, 0])) > 60
-        assert 0.005 < drawn.mean() < 0.6  # something is written, and it can be told from its ground
+        layout = measure(page, width)
+        assert layout["needed"] <= layout["inside"], f"the page is wider than a window of {width} pixels"
+        assert len(layout["figures"]) == 2
+        assert all(100 < drawn_width <= width and drawn_height > 50 for drawn_width, drawn_height in layout["figures"])
+        assert len(layout["tables"]) >= 4
+        assert all(drawn_height > 20 for _, drawn_height in layout["tables"])
+        assert layout["rows"] >= 8
+        assert layout["anchors"]
+        assert len(layout["links"]) == 11
+        assert all(Path(link.removeprefix("file://"), "summary.json").is_file() for link in layout["links"])
+    light = screenshot(page, "light.png")
+    dark = screenshot(page, "dark.png", "--blink-settings=preferredColorScheme=0")
+    for pixels, background in ((light, 255), (dark, 30)):
+        assert abs(int(np.bincount(pixels[:, :10].ravel()).argmax()) - background) < 30  # the margin
+        drawn = np.abs(pixels.astype(int) - int(pixels[0, 0])) > 60
+        assert 0.005 < drawn.mean() < 0.6  # there is content, and it contrasts with the background

@@ -1,4 +1,4 @@
-"""What a study came to: rows, statistics, files, and where its runs stand."""
+"""Reports of a study: rows, statistics, files, and the states of its runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 import scipy.stats  # type: ignore[import-untyped]
 
-from calling import OF_A_STUDY as ONE
-from calling import SWEEP, Called, Caller
+from calling import OF_A_STUDY, SWEEP, Called, Caller
 from sppnet import statistics
 from sppnet.config import option_files
 from sppnet.runs.identity import FORMAT
@@ -30,7 +29,7 @@ Result = dict[str, Any]
 
 
 def summaries(name: str) -> dict[int, Result]:
-    """Of each seed, the result of the runs whose name has `name` in it."""
+    """By seed, the `summary.json` of the runs with `name` in their names."""
     return {
         json.loads((path.parent / "provenance.json").read_text())["identity"]["seed"]: json.loads(path.read_text())
         for path in Path("runs/mine").glob(f"*-{name}*/summary.json")
@@ -38,18 +37,18 @@ def summaries(name: str) -> dict[int, Result]:
 
 
 def lines(name: str) -> list[dict[str, str]]:
-    """A CSV of the report."""
+    """The lines of a CSV of the report."""
     with Path(f"runs/mine/report/{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def test_a_report_is_what_its_runs_say(study: Caller) -> None:
+def test_a_report_agrees_with_its_runs(study: Caller) -> None:
     done = study("report", "study=mine", "latex=true", "html=true")
     assert done.code == 0, done.err
     by_setting = {line["setting"]: line for line in lines("mine")}
     assert list(by_setting) == ["spp", "gap"]
     for head, line in by_setting.items():
-        values = [one["test/top1"] for one in summaries(head).values()]
+        values = [summary["test/top1"] for summary in summaries(head).values()]
         assert float(line["test/top1 mean"]) == pytest.approx(np.mean(values))
         assert float(line["test/top1 std"]) == pytest.approx(np.std(values, ddof=1))
         half = 4.3027 * np.std(values, ddof=1) / math.sqrt(3)  # Student's t of two degrees of freedom
@@ -71,10 +70,10 @@ def test_a_report_is_what_its_runs_say(study: Caller) -> None:
     links = [part.split('"')[0] for part in page.split('href="')[1:] if not part.startswith("#")]
     assert len(links) == 6
     assert all((Path("runs/mine/report") / link / "summary.json").is_file() for link in links)
-    assert not re.search(r"""(src|href)=["']?(http|//)|@import|url\((?!#)""", page)  # one file, nothing is fetched
+    assert not re.search(r"""(src|href)=["']?(http|//)|@import|url\((?!#)""", page)  # self-contained
 
 
-def test_what_is_missing_is_shown_and_done_again_alone(study: Caller) -> None:
+def test_only_missing_runs_are_shown_and_run_again(study: Caller) -> None:
     [gone] = [path for path in Path("runs/mine").glob("*-gap-*") if seed(path) == 1]
     shutil.rmtree(gone)
     stamps = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")}
@@ -82,9 +81,9 @@ def test_what_is_missing_is_shown_and_done_again_alone(study: Caller) -> None:
     assert done.code == 0
     assert "missing: gap, seed 1: missing" in done.out
     assert "| gap † | 2 of 3 |" in Path("runs/mine/report/mine.md").read_text()
-    assert not any(int(line["test/top1 best"]) for line in lines("mine"))  # two pairs are left: too few for a mark
-    standing = study("status", "study=mine").out
-    assert "6 runs: 5 done, 1 missing" in standing
+    assert not any(int(line["test/top1 best"]) for line in lines("mine"))  # two pairs are too few for a mark
+    shown = study("status", "study=mine").out
+    assert "6 runs: 5 done, 1 missing" in shown
     again = study(*SWEEP)
     assert again.code == 0, again.out
     assert again.out.count("(was done)") == 5
@@ -98,17 +97,17 @@ def seed(run: Path) -> int:
 
 def test_states_reasons_and_what_retry_starts(study: Caller) -> None:
     runs = {seed(path): path for path in Path("runs/mine").glob("*-spp_*")}
-    wrong = {0: ("failed", "the loss is nan"), 1: ("preempted", "stopped by SIGTERM at step 3"), 2: ("running", None)}
-    for number, (state, reason) in wrong.items():
+    states = {0: ("failed", "the loss is nan"), 1: ("preempted", "stopped by SIGTERM at step 3"), 2: ("running", None)}
+    for number, (state, reason) in states.items():
         status = json.loads((runs[number] / "status.json").read_text())
         (runs[number] / "status.json").write_text(json.dumps(status | {"state": state, "reason": reason}))
     shown = study("status", "study=mine").out
     assert "3 done, 1 failed, 1 lost, 1 preempted" in shown
-    for words in ("the loss is nan", "stopped by SIGTERM", "holds it no more: killed"):
-        assert words in shown
-    left = study(*SWEEP, "retry=none")
-    assert left.code == 0, left.out
-    assert left.out.count("(retry=none)") == 3
+    for reason in ("the loss is nan", "stopped by SIGTERM", "no longer holds it: killed"):
+        assert reason in shown
+    skipped = study(*SWEEP, "retry=none")
+    assert skipped.code == 0, skipped.out
+    assert skipped.out.count("(retry=none)") == 3
     assert {json.loads((run / "status.json").read_text())["state"] for run in runs.values()} == {
         "failed",
         "preempted",
@@ -117,7 +116,7 @@ def test_states_reasons_and_what_retry_starts(study: Caller) -> None:
     assert study("train", "-m", "retry=some", "seed=0,1").code == 2
 
 
-def test_a_run_that_is_held_runs_and_is_left_alone(study: Caller) -> None:
+def test_a_run_that_a_process_holds_is_running_and_skipped(study: Caller) -> None:
     [run] = [path for path in Path("runs/mine").glob("*-gap-*") if seed(path) == 0]
     status = json.loads((run / "status.json").read_text())
     now = {"state": "running", "step": 10, "steps": 40, "seconds": 5.0}
@@ -128,8 +127,8 @@ def test_a_run_that_is_held_runs_and_is_left_alone(study: Caller) -> None:
     try:
         assert holder.stdout
         assert holder.stdout.readline() == b"held\n"
-        standing = run_status(Run(run), "")
-        assert (standing.state, standing.speed, standing.left) == ("running", 2.0, 15.0)
+        running = run_status(Run(run), "")
+        assert (running.state, running.speed, running.seconds_left) == ("running", 2.0, 15.0)
         shown = study("status", "study=mine").out
         assert "10/40" in shown
         assert time.strftime("%H:", time.localtime(time.time() + 15)) in shown
@@ -142,7 +141,7 @@ def test_a_run_that_is_held_runs_and_is_left_alone(study: Caller) -> None:
     assert run_status(Run(run), "").state == "lost"
 
 
-def test_rows_are_told_apart_where_their_short_names_are_not(study: Caller) -> None:
+def test_rows_with_equal_short_names_get_long_ones(study: Caller) -> None:
     plan = Path("runs/mine/study.json")
     plan.write_text(plan.read_text().replace('"head=spp"', '"a.kind=x"').replace('"head=gap"', '"b.kind=x"'))
     assert study("report", "study=mine").code == 0
@@ -159,10 +158,10 @@ def test_one_study_in_two_folders_is_two_tables(study: Caller) -> None:
     assert not Path("out/heads.csv").exists()
 
 
-def test_runs_of_another_format_are_rows_of_their_own_and_said_to_be(study: Caller) -> None:
+def test_runs_of_another_format_are_separate_rows_and_reported(study: Caller) -> None:
     for path in Path("runs/mine").glob("*/provenance.json"):
-        story = json.loads(path.read_text())
-        if story["identity"]["seed"] == 0:
+        provenance = json.loads(path.read_text())
+        if provenance["identity"]["seed"] == 0:
             for record in (path, *path.parent.glob("tests/*.json")):
                 record.write_text(record.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
     done = study("report", "study=mine", "report.compare=spp", "output=out")
@@ -176,32 +175,32 @@ def test_runs_of_another_format_are_rows_of_their_own_and_said_to_be(study: Call
 
 
 def test_retry_is_for_sweeps(sppnet: Caller) -> None:
-    done = sppnet("train", *ONE, "retry=all")
+    done = sppnet("train", *OF_A_STUDY, "retry=all")
     assert done.code == 0
     assert "retry has no effect with a single job" in done.err
 
 
-def test_runs_without_a_sweep_are_rows_by_what_differs(sppnet: Caller) -> None:
-    for words in (["optim.lr=0.01", "seed=0"], ["optim.lr=0.01", "seed=1"], ["optim.lr=0.02", "head.bins=[3,1]"]):
-        run = sppnet("train", *ONE, *words).run
+def test_runs_without_a_sweep_are_named_by_what_differs(sppnet: Caller) -> None:
+    for overrides in (["optim.lr=0.01", "seed=0"], ["optim.lr=0.01", "seed=1"], ["optim.lr=0.02", "head.bins=[3,1]"]):
+        run = sppnet("train", *OF_A_STUDY, *overrides).run
     sppnet("test", f"checkpoint={run}", "sizes.test=[20]")
     done = sppnet("report", "report.metrics=[top1_error,loss]", "output=out")
     assert done.code == 0, done.err
     with Path("out/mine.csv").open() as file:
         rows = {line["setting"]: line for line in csv.DictReader(file)}
-    assert set(rows) == {  # seeds are one row; of what differs the pyramid is read as one
+    assert set(rows) == {  # a row holds all seeds; bins are shown as a pyramid
         "bins=2, 1 lr=0.01 sizes=24",
         "bins=3, 1 lr=0.02 sizes=24",
         "bins=3, 1 lr=0.02 sizes=20",
     }
     assert sorted(line["test/loss n"] for line in rows.values()) == ["1", "1", "2"]
     first = rows["bins=2, 1 lr=0.01 sizes=24"]
-    values = [1 - json.loads(path.read_text())["test/top1"] for path in list_of(Path("runs/mine"), 0.01)]
+    values = [1 - json.loads(path.read_text())["test/top1"] for path in summaries_with_rate(Path("runs/mine"), 0.01)]
     assert float(first["test/top1_error mean"]) == pytest.approx(np.mean(values))
     assert first["note"] == "trainer.limit_batches=2"
 
 
-def list_of(folder: Path, rate: float) -> list[Path]:
+def summaries_with_rate(folder: Path, rate: float) -> list[Path]:
     """The summaries of the runs with one learning rate."""
     return [
         path
@@ -230,11 +229,11 @@ MISTAKES: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
-def test_a_mistake_is_one_line(sppnet: Caller, tmp_path: Path, words: list[str], said: str) -> None:
-    called: Called = sppnet(*words)
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_mistake_is_one_line(sppnet: Caller, tmp_path: Path, arguments: list[str], message: str) -> None:
+    called: Called = sppnet(*arguments)
     assert called.code == 2
-    assert said in called.err
+    assert message in called.err
     assert len(called.err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -243,26 +242,26 @@ def test_holm_and_the_paired_test_by_hand() -> None:
     assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     assert statistics.holm({}) == {}
     # differences 1, 2, 3: mean 2, deviation 1, t = 2 / (1 / sqrt 3) = 3.4641, p of two degrees of freedom 0.0742
-    found = statistics.differences({"base": {0: 1.0, 1: 1.0, 2: 1.0}, "x": {0: 2.0, 1: 3.0, 2: 4.0}}, "base")["x"]
-    assert found is not None
-    assert (found.spread.mean, found.spread.deviation) == (2.0, 1.0)
-    assert found.p == pytest.approx(0.0742, abs=1e-4)
-    assert found.spread.half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    gap = statistics.differences({"base": {0: 1.0, 1: 1.0, 2: 1.0}, "x": {0: 2.0, 1: 3.0, 2: 4.0}}, "base")["x"]
+    assert gap is not None
+    assert (gap.spread.mean, gap.spread.deviation) == (2.0, 1.0)
+    assert gap.p == pytest.approx(0.0742, abs=1e-4)
+    assert gap.spread.half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
 
 
-def test_intervals_and_paired_tests_are_scipys() -> None:
-    draw = np.random.default_rng(0)
+def test_intervals_and_paired_tests_agree_with_scipy() -> None:
+    rng = np.random.default_rng(0)
     for n in range(3, 12):
-        a, b = draw.normal(0.7, 0.1, n), draw.normal(0.72, 0.1, n)
+        a, b = rng.normal(0.7, 0.1, n), rng.normal(0.72, 0.1, n)
         values = {"a": dict(enumerate(a.tolist())), "b": dict(enumerate(b.tolist()))}
-        found = statistics.differences(values, "b")["a"]
-        assert found is not None
-        assert found.p == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue)
+        gap = statistics.differences(values, "b")["a"]
+        assert gap is not None
+        assert gap.p == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue)
         low, high = scipy.stats.t.interval(0.95, n - 1, np.mean(a - b), scipy.stats.sem(a - b))
-        assert found.spread.half == pytest.approx((high - low) / 2)
+        assert gap.spread.half == pytest.approx((high - low) / 2)
 
 
-def test_the_best_is_marked_only_beyond_chance() -> None:
+def test_the_best_row_is_marked_only_if_significant() -> None:
     def seeds(*values: float) -> dict[int, float]:
         return dict(enumerate(values))
 
@@ -274,9 +273,9 @@ def test_the_best_is_marked_only_beyond_chance() -> None:
     two = {"low": {0: 0.5, 1: 0.52}, "high": {0: 0.7, 1: 0.72}}
     assert statistics.best(two, lower=False) is None  # below three seeds nothing is marked
     apart = {"low": low, "high": {seed + 10: value for seed, value in high.items()}}
-    assert statistics.best(apart, lower=False) is None  # no seed that both have
+    assert statistics.best(apart, lower=False) is None  # no common seeds
 
-    # the same gap at every seed: what few test images make of chance; three signs are no proof, six are
+    # equal differences at every seed, as a small test set yields: the sign test needs six seeds
     def same(n: int) -> dict[str, dict[int, float]]:
         return {"a": dict.fromkeys(range(n), 0.5), "b": dict.fromkeys(range(n), 0.6)}
 
@@ -285,7 +284,7 @@ def test_the_best_is_marked_only_beyond_chance() -> None:
     assert statistics.best({"a": low}, lower=False) is None
 
 
-def test_figures_are_drawings_of_every_row(study: Caller) -> None:
+def test_figures_show_every_row(study: Caller) -> None:
     for kind in ("rows", "bins", "sizes"):
         done = study("report", "study=mine", f"report.figure={kind}")
         assert done.code == 0, done.err
@@ -293,29 +292,29 @@ def test_figures_are_drawings_of_every_row(study: Caller) -> None:
         ElementTree.fromstring(first)
         assert "<!-- gap † -->".encode() in first
         assert study("report", "study=mine", f"report.figure={kind}").code == 0
-        assert Path("runs/mine/report/mine.svg").read_bytes() == first  # no clock in it: a diff shows a change
+        assert Path("runs/mine/report/mine.svg").read_bytes() == first  # no date inside: a diff means a change
 
 
-def tree(folder: Path) -> dict[Path, bytes]:
+def read_tree(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_report_replaces_nothing_of_other_runs(study: Caller, tmp_path: Path) -> None:
     done = study("report", "study=mine", "output=out", "html=true")
     assert done.code == 0, done.err
-    assert study("report", "study=mine", "output=out", "html=true").code == 0  # its own
+    assert study("report", "study=mine", "output=out", "html=true").code == 0  # its own files
     shutil.copytree("runs/mine", "runs/second")
     records = [*Path("runs/mine").glob("*-gap-*/tests/*.json")]
-    for path in records:  # as if these runs were made anew
+    for path in records:  # as if these runs were trained anew
         path.write_text(path.read_text().replace('"time": "2', '"time": "3'))
-    before = tree(tmp_path)
-    for words in (["study=mine"], ["study=mine", "html=true"], ["html=true"], []):
-        refused = study("report", *words, "output=out")
+    before = read_tree(tmp_path)
+    for arguments in (["study=mine"], ["study=mine", "html=true"], ["html=true"], []):
+        refused = study("report", *arguments, "output=out")
         assert (refused.code, refused.out) == (2, "")
         [line] = refused.err.splitlines()
         assert "mine.csv" in line
         assert "force=true" in line
-    assert tree(tmp_path) == before  # nothing of the second study either
+    assert read_tree(tmp_path) == before  # nor was the second study written
     assert study("report", "study=mine", "output=out", "force=true").code == 0
     only_page = study("report", "study=mine", "output=out", "html=true")
     assert (only_page.code, "out/index.html is of other runs" in only_page.err) == (2, True)
@@ -325,44 +324,44 @@ def test_a_report_replaces_nothing_of_other_runs(study: Caller, tmp_path: Path) 
     assert not Path("out/second.csv").exists()
 
 
-def test_evidence_is_written_for_a_study_that_was_run_as_its_file_says(study: Caller) -> None:
+def test_evidence_is_written_for_a_study_run_as_filed(study: Caller) -> None:
     plan = Path("runs/mine/study.json")
-    cells = json.loads(plan.read_text())["cells"]
-    filed = [  # as if these six were all of it
-        {**cells[first + seed % 3], "words": [f"head={head}", f"seed={seed}"], "experiments": "heads"}
+    points = json.loads(plan.read_text())["cells"]
+    filed = [  # as if the six runs were all points of heads.yaml
+        {**points[first + seed % 3], "words": [f"head={head}", f"seed={seed}"], "experiments": "heads"}
         for head, first in (("spp", 0), ("gap", 3), ("flatten", 3))
         for seed in range(5)
     ]
     Path("experiments/results").mkdir(parents=True)
     shutil.copy(option_files.root() / "experiments/heads.yaml", "experiments")
 
-    def report(cells: list[dict[str, Any]]) -> Called:
-        plan.write_text(json.dumps({"cells": cells}))
+    def report(points: list[dict[str, Any]]) -> Called:
+        plan.write_text(json.dumps({"cells": points}))
         return study("report", "study=mine")
 
     evidence = Path("experiments/results")
-    assert report(filed[:-1]).code == 0  # not all of it
-    typed = report([{**one, "words": [*one["words"], "trainer.max_epochs=1"]} for one in filed])
+    assert report(filed[:-1]).code == 0  # incomplete
+    typed = report([{**point, "words": [*point["words"], "trainer.max_epochs=1"]} for point in filed])
     assert typed.code == 0, typed.err
-    by_hand = report([{**one, "experiments": None} for one in filed])
+    by_hand = report([{**point, "experiments": None} for point in filed])
     assert by_hand.code == 0, by_hand.err
-    assert not tree(evidence)
+    assert not read_tree(evidence)
     assert {path.name for path in Path("runs/mine/report").glob("*.csv")} >= {"heads.csv", "mine.csv"}
     done = report(filed)
     assert done.code == 0, done.err
     assert {path.name for path in evidence.iterdir()} == {"heads.csv", "heads_runs.csv", "heads.md", "heads.svg"}
     (evidence / "heads_runs.csv").write_text("hash,time\n0123456789,2026\n")
-    before = tree(evidence)
+    before = read_tree(evidence)
     beside = report(filed)
     assert beside.code == 0, beside.err
     assert "of other runs; force=true replaces" in beside.err
     assert "written: runs/mine/report/heads_runs.csv" in beside.out
-    assert tree(evidence) == before
+    assert read_tree(evidence) == before
     assert study("report", "study=mine", "force=true").code == 0
-    assert tree(evidence) != before
+    assert read_tree(evidence) != before
 
 
-def test_a_pyramid_is_read_as_its_levels_and_a_long_name_is_that_of_its_run(study: Caller) -> None:
+def test_a_pyramid_is_named_by_its_levels_and_a_long_name_becomes_the_runs(study: Caller) -> None:
     plan, long = Path("runs/mine/study.json"), "data.root=/home/somebody/a/very/long/folder/of/photographs"
     plan.write_text(plan.read_text().replace('"head=spp"', '"pyramid=l3_3_2_1"').replace('"head=gap"', f'"{long}"'))
     assert study("report", "study=mine", "report.compare=l3_3_2_1").code == 0

@@ -1,4 +1,4 @@
-"""What a report shows of a study: names of rows, figures, and what is compared with what."""
+"""Tables of a report: row names, figures, and which rows are compared."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def test_names_are_short_and_no_two_are_alike() -> None:
     views = {"test.views.name": "ten", "test.views.ratio": 0.9, "test.views.mirror": False}
     base = {"head.bins": [6, 3, 2, 1], "test.sizes": [48], "test.views.name": "center", "test.views.ratio": 0.8}
     rows = [base, base | views, base | {"test.sizes": [48, 64]}, base | {"head.bins": [4]}]
-    assert row_names.by_difference(rows, ["a-1", "a-2", "a-3", "a-4"], list("wxyz")) == [
+    assert row_names.name_by_difference(rows, ["a-1", "a-2", "a-3", "a-4"], list("wxyz")) == [
         "bins=6, 3, 2, 1 views=center sizes=48",
         "bins=6, 3, 2, 1 views=ten sizes=48",
-        "sizes=48, 64",  # the whole is longer than 40 characters: what is unlike most rows
+        "sizes=48, 64",  # the full name exceeds 40 characters; this is what differs from most rows
         "bins=4 views=center sizes=48",
     ]
-    many = [{f"optim.key_{i}": n + 0.5 for i in range(9)} for n in range(3)]
+    long = [{f"optim.key_{i}": n + 0.5 for i in range(9)} for n in range(3)]
     runs = ["net-01", "net-02", "net-02"]  # two tests of one run
-    assert row_names.by_difference(many, runs, list("xyz")) == ["net-01", "net-02 [y]", "net-02 [z]"]
+    assert row_names.name_by_difference(long, runs, list("xyz")) == ["net-01", "net-02 [y]", "net-02 [z]"]
     versions = [base | {"format": 1}, base | {"format": 2, "layout": 1}]
-    assert row_names.by_difference(versions, runs[:2], list("xy")) == ["format=1", "format=2"]
-    assert row_names.by_difference([base, base], ["net-01", "net-01"], list("xy")) == ["net-01 [x]", "net-01 [y]"]
+    assert row_names.name_by_difference(versions, runs[:2], list("xy")) == ["format=1", "format=2"]
+    assert row_names.name_by_difference([base, base], ["net-01", "net-01"], list("xy")) == ["net-01 [x]", "net-01 [y]"]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # hypothesis fails on a busy machine otherwise
 @given(
     st.lists(
         st.dictionaries(
@@ -51,16 +51,16 @@ def test_names_are_short_and_no_two_are_alike() -> None:
 )
 def test_whatever_differs_names_are_different(rows: list[dict[str, Any]]) -> None:
     runs = [f"run-{n // 2}" for n in range(len(rows))]
-    found = row_names.by_difference(rows, runs, [f"hash{n}" for n in range(len(rows))])
-    assert len(set(found)) == len(rows)
-    assert all(0 < len(name) <= 40 or name.startswith("run-") for name in found)
+    names = row_names.name_by_difference(rows, runs, [f"hash{n}" for n in range(len(rows))])
+    assert len(set(names)) == len(rows)
+    assert all(0 < len(name) <= 40 or name.startswith("run-") for name in names)
 
 
-def rows_of(*values: Sequence[float], name: str = "x" * 60, **of: Any) -> Table:
-    """A table of rows with a figure each per seed."""
-    made = {"bins": 5, "data": "d", "format": 2} | of
+def table_of(*values: Sequence[float], name: str = "x" * 60, **changes: Any) -> Table:
+    """A table with a row per list of `values`, which holds one value per seed."""
+    provenance = {"bins": 5, "data": "d", "format": 2} | changes
     rows = [
-        Row(f"{name} {n}", {seed: Result("r", {"test/top1": v}, made) for seed, v in enumerate(row)}, {}, {})
+        Row(f"{name} {n}", {seed: Result("r", {"test/top1": v}, provenance) for seed, v in enumerate(row)}, {}, {})
         for n, row in enumerate(values)
     ]
     report = {"metrics": None, "figure": "rows", "compare": None}
@@ -69,12 +69,12 @@ def rows_of(*values: Sequence[float], name: str = "x" * 60, **of: Any) -> Table:
 
 @pytest.mark.parametrize("kind", ["rows", "bins", "sizes"])
 def test_a_figure_cuts_no_label_and_two_seeds_do_not_stretch_its_axis(kind: str) -> None:
-    table = rows_of([0.90, 0.94], [0.91, 0.92, 0.93])
-    drawn = figures.svg(replace(table, report={**table.report, "figure": kind}))
+    table = table_of([0.90, 0.94], [0.91, 0.92, 0.93])
+    drawn = figures.draw_svg(replace(table, report={**table.report, "figure": kind}))
     assert drawn is not None
     root = ElementTree.fromstring(drawn)
     width, height = (float(root.attrib[side].removesuffix("pt")) for side in ("width", "height"))
-    assert width > 60 * 5  # a label of 60 characters has room
+    assert width > 60 * 5  # room for a label of 60 characters
     placed = re.findall(r"<!-- (x+ \d) -->\s*<g[^>]*translate\(([-\d.]+) ([-\d.]+)\)", drawn)
     assert len(placed) >= 2
     assert all(0 <= float(x) <= width and 0 <= float(y) <= height for _, x, y in placed)
@@ -82,26 +82,28 @@ def test_a_figure_cuts_no_label_and_two_seeds_do_not_stretch_its_axis(kind: str)
     assert kind == "sizes" or (min(tick for tick in ticks if tick > 6) > 85 and max(ticks) < 99)  # not 66 to 118
 
 
-@pytest.mark.parametrize(("of", "why"), [({"data": "other"}, "different data"), ({"format": 1}, "format 1 and 2")])
-def test_rows_that_differ_in_more_than_their_words_are_not_compared(of: dict[str, Any], why: str) -> None:
-    near, far = rows_of([0.1, 0.2, 0.15], name="a"), rows_of([0.9, 0.91, 0.92], name="b", **of)
+@pytest.mark.parametrize(
+    ("changes", "reason"), [({"data": "other"}, "different data"), ({"format": 1}, "format 1 and 2")]
+)
+def test_rows_of_different_data_or_formats_are_not_compared(changes: dict[str, Any], reason: str) -> None:
+    near, far = table_of([0.1, 0.2, 0.15], name="a"), table_of([0.9, 0.91, 0.92], name="b", **changes)
     both = Summary(replace(near, rows=[*near.rows, *far.rows]))
     assert not both.marked(2, 2)
-    assert not both.apart()
-    assert why in both.legend()
-    assert Summary(replace(near, rows=[*near.rows, *rows_of([0.9, 0.93, 0.92], name="b").rows])).marked(2, 2)
+    assert not both.difference_table()
+    assert reason in both.legend()
+    assert Summary(replace(near, rows=[*near.rows, *table_of([0.9, 0.93, 0.92], name="b").rows])).marked(2, 2)
 
 
-def test_a_name_is_printed_as_it_is_and_another_format_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    report._show(Summary(rows_of([0.5], name="gap [eb2d09e622]", format=1)))  # no markup of rich
+def test_a_name_is_printed_verbatim_and_another_format_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    report._show(Summary(table_of([0.5], name="gap [eb2d09e622]", format=1)))  # rich must not read it as markup
     printed = capsys.readouterr()
     assert "gap [eb2d09e622] 0" in printed.out
     assert "t: its rows are of format 1" in printed.err
 
 
 def test_documents_agree_on_how_many_seeds_a_mark_needs() -> None:
-    words = {3: "three"}[statistics.FEWEST]
+    words = {3: "three"}[statistics.MIN_PAIRS]
     for file in ("experiments/README.md", "docs/decisions/0016-a-study-is-planned-and-read-from-directories.md"):
         text = " ".join((option_files.root() / file).read_text().split())
         assert f"below {words} seeds nothing is" in text, file
-    assert f"below {statistics.FEWEST} seeds nothing is marked" in Summary(rows_of([0.5, 0.6])).legend()
+    assert f"below {statistics.MIN_PAIRS} seeds nothing is marked" in Summary(table_of([0.5, 0.6])).legend()

@@ -1,4 +1,4 @@
-"""Every study under `experiments/` composes and can start; the tests are made from the folder."""
+"""Every study under `experiments/` composes and can start; the tests cover every file of the folder."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from calling import SMALL, Caller
 from sppnet.config import compose, option_files, schema
 from sppnet.data import build_images
 from sppnet.runs.identity import run_identity
-from sppnet.studies.study import command_of as command
-from sppnet.studies.study import header
+from sppnet.studies.study import read_header, study_command
 from sppnet.training.preflight import check_job
 from sppnet.transfer.extractor import check as check_features
 from sppnet.transfer.task import make_task
@@ -28,36 +27,36 @@ STUDIES = sorted((option_files.root() / "experiments").glob("*.yaml"))
 PAPER = [path.stem for path in STUDIES if path.stem.startswith("paper_")]
 
 
-def rows(study: str) -> dict[str, dict[str, Any]]:
-    found = yaml.safe_load((option_files.root() / f"experiments/{study}.yaml").read_text())
-    made: dict[str, dict[str, Any]] = found.get("hydra", {}).get("sweeper", {}).get("rows", {})
-    return made
+def listed_rows(study: str) -> dict[str, dict[str, Any]]:
+    cfg = yaml.safe_load((option_files.root() / f"experiments/{study}.yaml").read_text())
+    rows: dict[str, dict[str, Any]] = cfg.get("hydra", {}).get("sweeper", {}).get("rows", {})
+    return rows
 
 
-def row(study: str, name: str) -> dict[str, Any]:
-    """The configuration of one row."""
-    cfg = compose.compose_config(command(study), [f"experiments={study}", *rows(study)[name]["set"]])
+def compose_row(study: str, name: str) -> dict[str, Any]:
+    """The configuration of a listed row."""
+    cfg = compose.compose_config(study_command(study), [f"experiments={study}", *listed_rows(study)[name]["set"]])
     return {key: value for key, value in cfg.items() if key != "hydra"}
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_a_study_says_its_question_and_how_to_run_it(sppnet: Caller, path: Path) -> None:
+def test_a_study_states_its_question_and_how_to_run_it(sppnet: Caller, path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0] == "# @package _global_"
-    said = [line.split()[1] for line in lines[1:] if line.startswith("# ") and not line.startswith("#  ")]
-    assert said == ["Question:", "Command:", "Expected:", "Cost:"]
-    shown = sppnet(command(path.stem), f"experiments={path.stem}", "--cfg", "job", "--resolve")
+    names = [line.split()[1] for line in lines[1:] if line.startswith("# ") and not line.startswith("#  ")]
+    assert names == ["Question:", "Command:", "Expected:", "Cost:"]
+    shown = sppnet(study_command(path.stem), f"experiments={path.stem}", "--cfg", "job", "--resolve")
     assert shown.code == 0, shown.err
     assert yaml.safe_load(shown.out)["study"] == ("paper" if path.stem.startswith("paper") else path.stem)
 
 
-CELLS = [(path.stem, name) for path in STUDIES for name in rows(path.stem)]
+ROWS = [(path.stem, name) for path in STUDIES for name in listed_rows(path.stem)]
 
 
-@pytest.mark.parametrize(("study", "name"), CELLS, ids=lambda word: word)
+@pytest.mark.parametrize(("study", "name"), ROWS, ids=str)
 def test_every_row_of_a_study_is_a_job_that_can_start(study: str, name: str) -> None:
-    cfg = row(study, name)
-    if command(study) == "transfer":
+    cfg = compose_row(study, name)
+    if study_command(study) == "transfer":
         del cfg["checkpoint"]
         check_features(make_task(cfg, None))
     else:
@@ -65,9 +64,9 @@ def test_every_row_of_a_study_is_a_job_that_can_start(study: str, name: str) -> 
         check_job(cfg)
 
 
-def test_the_papers_figures_are_those_of_its_tables() -> None:
-    """Table 2's gains over no pyramid, printed beside its errors; Table 3's are single views, and so worse."""
-    figures = {name: found["paper"] for study in PAPER for name, found in rows(study).items()}
+def test_published_values_agree_with_each_other() -> None:
+    """Table 2 also prints the gains over no pyramid; table 3 uses single views, so its errors are larger."""
+    errors = {name: row["paper"] for study in PAPER for name, row in listed_rows(study).items()}
     gains = {
         "zf5": [(1.01, 1.39), (0.62, 1.12)],
         "convnet5": [(0.55, 0.99), (0.38, 0.59)],
@@ -76,58 +75,59 @@ def test_the_papers_figures_are_those_of_its_tables() -> None:
     }
     for net, by_kind in gains.items():
         for kind, printed in zip(("top1_error", "top5_error"), by_kind, strict=True):
-            base = figures[f"{net}_no_spp"][kind]
-            found = [round(base - figures[f"{net}_{sizes}"][kind], 2) for sizes in ("single", "multi")]
-            assert found == list(printed), (net, kind)
-    for name in rows("paper_table3"):
+            base = errors[f"{net}_no_spp"][kind]
+            computed = [round(base - errors[f"{net}_{sizes}"][kind], 2) for sizes in ("single", "multi")]
+            assert computed == list(printed), (net, kind)
+    for name in listed_rows("paper_table3"):
         net = name.rpartition("_")[0]
-        assert 1.5 < figures[name]["top1_error"] - figures[net]["top1_error"] < 4
-        assert figures[name]["top5_error"] is None  # an empty cell is empty
-    assert figures["overfeat7_multi"] == figures["ten_views"]
+        assert 1.5 < errors[name]["top1_error"] - errors[net]["top1_error"] < 4
+        assert errors[name]["top5_error"] is None  # the paper prints none
+    assert errors["overfeat7_multi"] == errors["ten_views"]
 
 
 def test_a_network_that_several_tables_show_is_trained_once(tmp_path: Path) -> None:
-    tree(tmp_path, 1)
+    write_imagenet_tree(tmp_path, 1)
 
     def trained(study: str, name: str) -> dict[str, Any]:
-        cfg = row(study, name)
+        cfg = compose_row(study, name)
         return run_identity(cfg, build_images(cfg["data"] | {"root": str(tmp_path)}))
 
     assert all(
-        trained("paper_table4", name) == trained("paper_table2", "overfeat7_multi") for name in rows("paper_table4")
+        trained("paper_table4", name) == trained("paper_table2", "overfeat7_multi")
+        for name in listed_rows("paper_table4")
     )
-    for name in rows("paper_table3"):
+    for name in listed_rows("paper_table3"):
         assert trained("paper_table3", name) == trained("paper_table2", name.rpartition("_")[0])
-    kinds = [trained(study, name) for study in ("paper_table2", "paper_variants") for name in rows(study)]
+    kinds = [trained(study, name) for study in ("paper_table2", "paper_variants") for name in listed_rows(study)]
     assert len({str(kind) for kind in kinds}) == 14
 
 
-def tree(root: Path, count: int) -> None:
-    """A small tree in ImageNet's layout."""
+def write_imagenet_tree(root: Path, count: int) -> None:
+    """Write `count` images per class and split in ImageNet's folder layout."""
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
         for wnid in ("n01440764", "n02102040", "n03000684"):
             (root / part / wnid).mkdir(parents=True)
             for i in range(count):
                 pixels = rng.integers(0, 256, (rng.integers(20, 30), rng.integers(20, 40), 3), dtype=np.uint8)
-                picture = Image.fromarray(pixels)
-                picture.resize((picture.width * 10, picture.height * 10)).save(root / part / wnid / f"{wnid}_{i}.JPEG")
+                image = Image.fromarray(pixels)
+                image.resize((image.width * 10, image.height * 10)).save(root / part / wnid / f"{wnid}_{i}.JPEG")
 
 
 TWO_STEPS = ("data.batch_size=2", "trainer.limit_batches=2", "trainer.max_epochs=1", "trainer.progress=none")
 
 
 @pytest.mark.slow
-def test_rows_are_picked_and_what_is_typed_wins(spawn: Caller, tmp_path: Path) -> None:
-    tree(tmp_path / "photos", 4)
+def test_only_selects_rows_and_typed_overrides_win(spawn: Caller, tmp_path: Path) -> None:
+    write_imagenet_tree(tmp_path / "photos", 4)
     narrow = ("backbone=tiny", "backbone.width=4", "head.hidden=[8]", "sizes=single", "sizes.train=[64]")
-    words = ("train", "-m", "experiments=paper_table2", "data.root=photos", "views.source=map", *TWO_STEPS, *narrow)
-    refused = spawn(*words, "hydra.sweeper.only=zf6")
+    arguments = ("train", "-m", "experiments=paper_table2", "data.root=photos", "views.source=map", *TWO_STEPS, *narrow)
+    refused = spawn(*arguments, "hydra.sweeper.only=zf6")
     assert (refused.code, refused.out) == (2, "")
     [line] = refused.err.strip().splitlines()
     assert line.startswith("sppnet train: hydra.sweeper.only=zf6 is not allowed; rows are zf5_no_spp, zf5_single")
-    # with one network and one size for all, what is left of these three rows is one with a pyramid
-    swept = spawn(*words, "hydra.sweeper.only=[zf5_single,zf5_multi,overfeat7_multi]", "trainer.max_epochs=1")
+    # the typed network and size make these three rows equal, so they are one job
+    swept = spawn(*arguments, "hydra.sweeper.only=[zf5_single,zf5_multi,overfeat7_multi]", "trainer.max_epochs=1")
     assert swept.code == 0, swept.err
     assert "[1/1] done" in swept.out
 
@@ -140,11 +140,11 @@ def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(sppnet: Cal
         for i in range(20):
             pixels = rng.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-    words = ("data=folder", "data.root=photos", "data.workers=0", "trainer.max_epochs=1", "views=ten")
+    overrides = ("data=folder", "data.root=photos", "data.workers=0", "trainer.max_epochs=1", "views=ten")
     for fold in (0, 1):
-        assert sppnet("train", *SMALL, *words, "data.split.test=0.5", f"data.split.fold={fold}").code == 0
-    swept = sppnet("train", "-m", *SMALL, *words, "data.split.test=0.5", "data.split.fold=0,1")
-    assert swept.out.count("(was done)") == 2  # the plan of the sweep lies beside the runs
+        assert sppnet("train", *SMALL, *overrides, "data.split.test=0.5", f"data.split.fold={fold}").code == 0
+    swept = sppnet("train", "-m", *SMALL, *overrides, "data.split.test=0.5", "data.split.fold=0,1")
+    assert swept.out.count("(was done)") == 2  # the sweep's study.json lies beside the runs
     command = f"{sys.executable} {option_files.root() / 'experiments/views_agree.py'} runs/default/*"
     wrong = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2
@@ -160,43 +160,45 @@ def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(sppnet: Cal
         assert float(of_map) - float(of_pixels) == pytest.approx(float(difference.split()[0]), abs=0.011)
 
 
-def test_every_study_says_what_it_asks_expects_and_costs() -> None:
+def test_every_study_states_its_question_expected_result_and_cost() -> None:
     for path in STUDIES:
-        said = header(path.stem)
-        assert list(said) == ["question", "command", "expected", "cost"], path.stem
-        assert all(len(text) > 10 for text in said.values()), path.stem
-        assert f"experiments={path.stem}" in said["command"]
+        header = read_header(path.stem)
+        assert list(header) == ["question", "command", "expected", "cost"], path.stem
+        assert all(len(text) > 10 for text in header.values()), path.stem
+        assert f"experiments={path.stem}" in header["command"]
 
 
 def test_a_study_that_compares_has_five_seeds() -> None:
     for path in STUDIES:
-        jobs = compose.expand_sweep(command(path.stem), [f"experiments={path.stem}"])[0]
+        jobs = compose.expand_sweep(study_command(path.stem), [f"experiments={path.stem}"])[0]
         folds = any(
-            word.startswith("data.split.fold=") for job in jobs for word in job.overrides
-        )  # all images are the sample
-        if command(path.stem) == "train" and not path.stem.startswith("paper") and not folds:
-            seeds = Counter(word for job in jobs for word in job.overrides if word.startswith("seed="))
+            override.startswith("data.split.fold=") for job in jobs for override in job.overrides
+        )  # the sample is all images, not seeds
+        if study_command(path.stem) == "train" and not path.stem.startswith("paper") and not folds:
+            seeds = Counter(override for job in jobs for override in job.overrides if override.startswith("seed="))
             assert len(seeds) >= 5, path.stem
             assert len(set(seeds.values())) == 1, path.stem
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", PAPER)
-def test_the_papers_cells_train_two_steps_on_a_tree_like_imagenets(spawn: Caller, tmp_path: Path, study: str) -> None:
-    tree(tmp_path / "photos", 4)
+def test_rows_of_the_papers_tables_train_two_steps_on_imagenets_layout(
+    spawn: Caller, tmp_path: Path, study: str
+) -> None:
+    write_imagenet_tree(tmp_path / "photos", 4)
     swept = spawn("train", "-m", f"experiments={study}", "data.root=photos", "head.hidden=[8]", *TWO_STEPS)
     assert swept.code == 0, swept.err
     reported = spawn("report")
     assert reported.code == 0, reported.err
     with (tmp_path / f"runs/paper/report/{study}.csv").open() as file:
         ours = {line["setting"]: line for line in csv.DictReader(file)}
-    assert ours.keys() == rows(study).keys()
-    for name, row in rows(study).items():
+    assert ours.keys() == listed_rows(study).keys()
+    for name, row in listed_rows(study).items():
         for figure, printed in row["paper"].items():
             assert ours[name][f"paper {figure} (%)"] == ("" if printed is None else str(printed))
-    assert swept.out.count(" done ") == len(rows(study))
+    assert swept.out.count(" done ") == len(listed_rows(study))
     records = [path.read_text() for path in tmp_path.rglob("metrics.jsonl")]
     assert len(records) == {"paper_table2": 12, "paper_variants": 2, "paper_table3": 4, "paper_table4": 1}[study]
     assert all('"step": 2,' in record for record in records)
     results = list(tmp_path.rglob("tests/*.json"))
-    assert len(results) == len(rows(study))
+    assert len(results) == len(listed_rows(study))

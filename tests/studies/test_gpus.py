@@ -1,4 +1,4 @@
-"""Jobs of a sweep have GPUs of their own: what their environment names is theirs alone. No GPU is needed to see it."""
+"""Each job of a sweep gets its own GPUs through `CUDA_VISIBLE_DEVICES`; these tests need no GPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from calling import Caller
 from sppnet.config import compose
 from sppnet.studies import gpus
-from sppnet.studies.local_launcher import Processes
+from sppnet.studies.local_launcher import LocalSweep
 from sppnet.studies.sweep import SweepJob
 
-# A data set that notes what a job sees, and then ends the job; its parent, which plans the jobs, is passed over.
+# A data set that writes down the GPUs a job sees and ends the job; in the parent, which plans the jobs, it does not.
 SPY = """
 import os, sys
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_every_job_of_a_sweep_has_a_gpu_of_its_own(
     assert sorted(path.read_text() for path in tmp_path.glob("seen-*")) == ["3", "GPU-8a5c"]
 
 
-# What a job sees, from when and until when.
+# Writes the GPUs a job sees, and when it began and ended.
 NOTE = """
 import json, os, sys, time
 began = time.time()
@@ -65,61 +65,62 @@ open(sys.argv[1], "w").write(json.dumps(seen))
 """
 
 
-class Noting(Processes):
-    """Real processes, which note what they see in place of training."""
+class RecordingSweep(LocalSweep):
+    """Starts real processes that record what they see instead of training."""
 
     def command_line(self, group: list[SweepJob], job: SweepJob) -> list[str]:
         return [sys.executable, "-S", "-c", NOTE, f"{job.number}.json"]
 
 
-def run(where: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, n: int | None, *jobs: str) -> list[Any]:
-    """What each of `jobs` (a value of `trainer.devices`, `cpu` for none) saw."""
-    monkeypatch.chdir(where)
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, n: int | None, *jobs: str) -> list[Any]:
+    """Run `jobs` (values of `trainer.devices`, or `cpu`); returns what each recorded."""
+    monkeypatch.chdir(folder)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    words = [
+    overrides = [
         [f"seed={i}", *(["trainer.accelerator=cpu"] if job == "cpu" else [f"trainer.devices={job}"])]
         for i, job in enumerate(jobs)
     ]
-    made = [SweepJob(i, word, OmegaConf.create(compose.compose_config("train", word))) for i, word in enumerate(words)]
-    Noting("train", made, n).run()
-    return [json.loads((where / f"{i}.json").read_text()) for i in range(len(jobs))]
+    sweep_jobs = [
+        SweepJob(i, of_job, OmegaConf.create(compose.compose_config("train", of_job)))
+        for i, of_job in enumerate(overrides)
+    ]
+    RecordingSweep("train", sweep_jobs, n).run()
+    return [json.loads((folder / f"{i}.json").read_text()) for i in range(len(jobs))]
 
 
-def at_once(jobs: list[Any]) -> list[set[str]]:
-    """For every two jobs that ran at the same time, the GPUs that both had."""
+def shared_gpus(jobs: list[Any]) -> list[set[str]]:
+    """For each pair of jobs that overlapped in time, the GPUs that both had."""
     pairs = [
         (a, b) for i, a in enumerate(jobs) for b in jobs[:i] if a["began"] < b["ended"] and b["began"] < a["ended"]
     ]
     return [set(filter(None, a["gpus"].split(","))) & set(b["gpus"].split(",")) for a, b in pairs]
 
 
-def test_as_many_run_at_a_time_as_there_are_gpus_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_jobs_run_at_a_time_as_gpus_allow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = run(tmp_path, monkeypatch, "0,1,2,3", None, *["1"] * 6)
-    assert len(at_once(jobs)) >= 3
-    assert not any(at_once(jobs))
+    assert len(shared_gpus(jobs)) >= 3
+    assert not any(shared_gpus(jobs))
 
 
 def test_a_job_of_two_devices_has_two_gpus_and_waits_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = run(tmp_path, monkeypatch, "GPU-a,GPU-b,GPU-c,-1,GPU-d", None, "1", "2", "cpu", "2", "1")  # CUDA stops at -1
     assert [len(job["gpus"].split(",")) for job in jobs] == [1, 2, 1, 2, 1]
     assert jobs[2]["gpus"] == ""
-    assert not any(at_once(jobs))
+    assert not any(shared_gpus(jobs))
 
 
-def test_certain_gpus_are_counted_among_all_and_kept_for_their_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_requested_by_index_are_reserved_for_their_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = run(tmp_path, monkeypatch, "0,1,2", None, "1", "[0,2]", "[0]", "1", "4")
     assert [job["gpus"] for job in jobs[1:3]] == ["0,1,2"] * 2
-    assert jobs[4]["gpus"] == "0,1,2"  # it asks for too many, and says so itself
-    one, two = sorted(jobs[1:3], key=lambda job: float(job["began"]))
-    assert one["ended"] <= two["began"]
+    assert jobs[4]["gpus"] == "0,1,2"  # a job that requests too many sees all and reports the error itself
+    first, second = sorted(jobs[1:3], key=lambda job: float(job["began"]))
+    assert first["ended"] <= second["began"]
 
 
 @pytest.mark.parametrize(
-    ("visible", "n", "wanted", "said"),
+    ("visible", "n", "seen", "message"),
     [
         ("0,1", 3, {"0", "1"}, "hydra.launcher.n=3: up to 3 jobs at a time share the 2 GPU(s) here"),
         ("0,1", 2, {"0", "1"}, ""),
@@ -128,19 +129,19 @@ def test_certain_gpus_are_counted_among_all_and_kept_for_their_job(
         (None, None, None, ""),
     ],
 )
-def test_what_is_typed_and_what_is_there_decide(
+def test_typed_n_and_visible_gpus_decide_the_sharing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     visible: str | None,
     n: int | None,
-    wanted: set[str] | None,
-    said: str,
+    seen: set[str] | None,
+    message: str,
 ) -> None:
     jobs = run(tmp_path, monkeypatch, visible, n, *["1"] * 4)
-    expected: set[str | None] = {*gpus.visible()} or {None} if wanted is None else {*wanted}
+    expected: set[str | None] = {*gpus.visible_gpus()} or {None} if seen is None else {*seen}
     assert {job["gpus"] for job in jobs} == expected
-    assert capsys.readouterr().err.removeprefix("sppnet: ").partition(",")[0].strip() == said
+    assert capsys.readouterr().err.removeprefix("sppnet: ").partition(",")[0].strip() == message
 
 
 CARDS = "GPU 0: NVIDIA H100 (UUID: GPU-aa)\nGPU 1: NVIDIA H100 (UUID: GPU-bb)\n"
@@ -148,7 +149,7 @@ PARTS = CARDS.replace("GPU 1", "  MIG 1g Device 0: (UUID: MIG-1)\n  MIG 1g Devic
 
 
 @pytest.mark.parametrize(
-    ("listed", "visible", "found"),
+    ("listed", "visible", "expected"),
     [
         (CARDS, None, ["0", "1"]),
         (CARDS, "1", ["1"]),
@@ -157,11 +158,11 @@ PARTS = CARDS.replace("GPU 1", "  MIG 1g Device 0: (UUID: MIG-1)\n  MIG 1g Devic
         (CARDS, "", []),
         (PARTS, None, ["MIG-1", "MIG-2", "GPU-bb"]),
         ("No devices were found", None, []),
-        ("No devices were found", "NoDevFiles", []),  # as SLURM has it where a job has none
+        ("No devices were found", "NoDevFiles", []),  # SLURM's value for a job without GPUs
     ],
 )
-def test_the_gpus_are_those_that_the_driver_lists_and_the_environment_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, visible: str | None, found: list[str]
+def test_visible_gpus_are_those_of_the_driver_within_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, visible: str | None, expected: list[str]
 ) -> None:
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<END\n{listed}\nEND\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
@@ -169,4 +170,4 @@ def test_the_gpus_are_those_that_the_driver_lists_and_the_environment_leaves(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus.visible() == found
+    assert gpus.visible_gpus() == expected

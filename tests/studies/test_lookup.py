@@ -1,4 +1,4 @@
-"""What a table takes for one row, what it is asked for, and runs that come from elsewhere or were changed."""
+"""Which runs share a row, which studies are looked up, and runs that were copied, changed or damaged."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from calling import OF_A_STUDY, SWEEP, Caller
 
 
 def table(name: str) -> dict[str, dict[str, str]]:
-    """The settings of a report, by name."""
+    """The lines of a report's CSV, by setting."""
     with Path(f"runs/mine/report/{name}.csv").open() as file:
         return {line["setting"]: line for line in csv.DictReader(file)}
 
 
-def change(path: Path, made: Any) -> None:
+def change(path: Path, edit: Any) -> None:
     """Rewrite a JSON file."""
-    path.write_text(json.dumps(made(json.loads(path.read_text()))))
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
 
 
 def run_of(head: str, seed: int) -> Path:
@@ -31,44 +31,44 @@ def run_of(head: str, seed: int) -> Path:
     raise AssertionError
 
 
-def test_runs_of_a_changed_configuration_are_no_one_row(study: Caller) -> None:
-    """Somebody changed a file of the configuration between two seeds: the same words, another network."""
+def test_runs_of_a_changed_configuration_are_separate_rows(study: Caller) -> None:
+    """A configuration file changed between two seeds: the same overrides mean another network."""
 
-    def other(story: dict[str, Any]) -> dict[str, Any]:
-        story["identity"]["optim"]["lr"] = 0.5
-        return story
+    def change_rate(provenance: dict[str, Any]) -> dict[str, Any]:
+        provenance["identity"]["optim"]["lr"] = 0.5
+        return provenance
 
-    change(run_of("spp", 2) / "provenance.json", other)
+    change(run_of("spp", 2) / "provenance.json", change_rate)
     assert study("report", "study=mine").code == 0
     counts = {name: line["test/top1 n"] for name, line in table("mine").items()}
     assert sorted(counts.values()) == ["1", "2", "3"]
     assert {name.split(" [")[0] for name in counts} == {"spp", "gap"}
 
 
-def test_the_same_runs_under_other_words_are_one_row(study: Caller) -> None:
-    def again(plan: dict[str, Any]) -> dict[str, Any]:
+def test_the_same_runs_under_other_overrides_are_one_row(study: Caller) -> None:
+    def add_renamed(plan: dict[str, Any]) -> dict[str, Any]:
         more = [
-            {**cell, "words": [word.replace("head=spp", "head.kind=x") for word in cell["words"]]}
-            for cell in plan["cells"]
-            if "head=spp" in cell["words"]
+            {**point, "words": [override.replace("head=spp", "head.kind=x") for override in point["words"]]}
+            for point in plan["cells"]
+            if "head=spp" in point["words"]
         ]
         return {"cells": plan["cells"] + more}
 
-    change(Path("runs/mine/study.json"), again)
+    change(Path("runs/mine/study.json"), add_renamed)
     assert study("report", "study=mine").code == 0
     assert [line["test/top1 n"] for line in table("mine").values()] == ["3", "3"]
     assert all("+0.00" not in line["test/top1 difference"] for line in table("mine").values())
 
 
-def test_what_is_swept_makes_a_cell_whatever_it_is(sppnet: Caller) -> None:
+def test_any_swept_key_makes_points(sppnet: Caller) -> None:
     for name in ("a", "b"):
         assert sppnet("train", *OF_A_STUDY, f"name={name}").code == 0
     assert sppnet("train", "-m", *OF_A_STUDY, "name=a,b").out.count("(was done)") == 2
     assert "2 runs: 2 done" in sppnet("status").out
 
 
-def test_runs_are_read_without_their_checkpoints_and_their_story(study: Caller) -> None:
-    """As they are after a copy of the small files alone."""
+def test_runs_are_read_without_checkpoints_and_provenance(study: Caller) -> None:
+    """As after copying the small files alone."""
     shutil.rmtree(run_of("spp", 0) / "checkpoints")
     (run_of("gap", 1) / "provenance.json").unlink()
     done = study("report", "study=mine")
@@ -79,7 +79,7 @@ def test_runs_are_read_without_their_checkpoints_and_their_story(study: Caller) 
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"metrics": null, "identity": {}}', '{"metrics": {"test/to'])
-def test_a_record_that_is_not_whole_is_none(study: Caller, text: str) -> None:
+def test_an_incomplete_record_counts_as_missing(study: Caller, text: str) -> None:
     spp, gap = run_of("spp", 0), run_of("gap", 1)
     next(spp.glob("tests/*.json")).write_text(text)
     (gap / "summary.json").write_text(text)
@@ -92,8 +92,8 @@ def test_a_record_that_is_not_whole_is_none(study: Caller, text: str) -> None:
     assert "6 runs: 6 done" in study("status").out
 
 
-def test_rows_of_one_test_size_each_share_a_column(study: Caller) -> None:
-    """As in the paper's table 3, a crop of one size against the whole image at another."""
+def test_rows_with_different_test_sizes_share_a_column(study: Caller) -> None:
+    """As in the paper's table 3: a crop of one size against the whole image at another."""
     for seed in range(3):
         assert study("train", *OF_A_STUDY, "head=spp", f"seed={seed}", "sizes.test=[20]").code == 0
     swept = study("train", "-m", *OF_A_STUDY, "head=spp", "sizes.test=[20]", "seed=0,1,2")
@@ -119,26 +119,26 @@ def test_a_size_that_only_some_rows_are_tested_at(study: Caller) -> None:
 
 WRONG = {
     "report study=mine report.compare=ssp": "report.compare=ssp is not allowed; rows are spp, gap",
-    "report study=mine report.metrics=[top2]": "report.metrics=top2 is not allowed; there are class_accuracy, loss",
+    "report study=mine report.metrics=[top2]": "report.metrics=top2 is not allowed; it takes class_accuracy, loss",
     "report study=mine head=gap": "head=gap has no effect without experiments=NAME",
     "status seed=4": "seed=4 has no effect without experiments=NAME",
 }
 
 
-@pytest.mark.parametrize("words", WRONG)
-def test_what_a_report_cannot_obey_it_refuses(study: Caller, words: str) -> None:
-    refused = study(*words.split())
+@pytest.mark.parametrize("command", WRONG)
+def test_overrides_without_effect_are_refused(study: Caller, command: str) -> None:
+    refused = study(*command.split())
     assert refused.code == 2, refused.out
-    assert WRONG[words] in refused.err
+    assert WRONG[command] in refused.err
     assert len(refused.err.strip().splitlines()) == 1
     assert not Path("runs/mine/report").exists()
 
 
 @pytest.mark.parametrize("text", ['{"cells": [', '{"cells": [{"words": []}]}', "[]"])
-def test_a_damaged_plan_is_not_taken_for_none(study: Caller, text: str) -> None:
+def test_a_damaged_plan_is_an_error(study: Caller, text: str) -> None:
     Path("runs/mine/study.json").write_text(text)
-    for words in (("report",), ("status",), SWEEP):
-        refused = study(*words)
+    for arguments in (("report",), ("status",), SWEEP):
+        refused = study(*arguments)
         assert refused.code == 2
         assert "study.json cannot be read as the plan of a study" in refused.err
     assert Path("runs/mine/study.json").read_text() == text
@@ -160,9 +160,9 @@ def test_a_study_is_shown_without_its_data(sppnet: Caller, name: str) -> None:
 
 
 def test_a_study_can_be_shown_in_part(sppnet: Caller) -> None:
-    one = sppnet("status", "experiments=paper_table2", "hydra.sweeper.only=[zf5_multi]").out
-    assert "1 runs: 1 missing" in one
-    assert "zf5_multi" in one  # without its data nobody knows its run
+    shown = sppnet("status", "experiments=paper_table2", "hydra.sweeper.only=[zf5_multi]").out
+    assert "1 runs: 1 missing" in shown
+    assert "zf5_multi" in shown  # named by its row: the run's hash is unknown without the data
     assert (
         "2 runs: 2 missing" in sppnet("status", "experiments=depth", "hydra.sweeper.only=[same_1,same_2]", "seed=0").out
     )
@@ -175,8 +175,8 @@ def test_a_sweep_is_of_one_study(sppnet: Caller) -> None:
     assert not Path("runs").exists()
 
 
-def test_rows_of_features_are_told_apart(sppnet: Caller) -> None:
-    words = (
+def test_transfer_rows_have_distinct_names(sppnet: Caller) -> None:
+    arguments = (
         "transfer",
         "trainer.threads=1",
         "trainer.progress=none",
@@ -187,7 +187,7 @@ def test_rows_of_features_are_told_apart(sppnet: Caller) -> None:
     )
     protocol = ("per_class.train=5", "per_class.test=5", "study=mine")
     for pool in ("max", "avg"):
-        assert sppnet(*words, *protocol, f"head.pool={pool}").code == 0
+        assert sppnet(*arguments, *protocol, f"head.pool={pool}").code == 0
     done = sppnet("report", "study=mine")
     assert done.code == 0, done.err
     lines = table("mine")

@@ -1,4 +1,4 @@
-"""A sweep is one process per job: into directories of their own, failures apart, nothing done twice."""
+"""A sweep runs each job in its own process and directory, isolates failures and repeats nothing."""
 
 from __future__ import annotations
 
@@ -14,52 +14,62 @@ from PIL import Image
 
 from calling import SMALL, Caller, command, records
 
-ONE = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
+ONE_EPOCH = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
 
 
-def states(where: Path) -> dict[str, str]:
+def states(folder: Path) -> dict[str, str]:
     """Run directory -> state."""
-    return {path.parent.name: json.loads(path.read_text())["state"] for path in where.rglob("status.json")}
+    return {path.parent.name: json.loads(path.read_text())["state"] for path in folder.rglob("status.json")}
 
 
-def test_a_job_that_fails_leaves_the_others_alone_and_none_is_done_twice(spawn: Caller, tmp_path: Path) -> None:
-    words = ("train", "-m", "allow=mine", *ONE, "launch=processes", "optim.lr=0.01,1e30,-1")
-    # a shell of a cluster, or a script of sbatch without srun, may leave these; each job is rank 0 for all that
-    left = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK", "NODE_RANK")
-    swept = spawn(*words, SLURM_JOB_ID="7", SLURM_NTASKS="4", SLURM_LOCALID="1", **dict.fromkeys(left, "1"))
+def test_a_failed_job_stops_no_other_and_no_job_is_repeated(spawn: Caller, tmp_path: Path) -> None:
+    arguments = ("train", "-m", "allow=mine", *ONE_EPOCH, "launch=processes", "optim.lr=0.01,1e30,-1")
+    # a cluster's shell, or an sbatch script without srun, may set these; each job is rank 0 all the same
+    inherited = (
+        "RANK",
+        "LOCAL_RANK",
+        "SLURM_PROCID",
+        "OMPI_COMM_WORLD_RANK",
+        "PMI_RANK",
+        "JSM_NAMESPACE_RANK",
+        "NODE_RANK",
+    )
+    swept = spawn(*arguments, SLURM_JOB_ID="7", SLURM_NTASKS="4", SLURM_LOCALID="1", **dict.fromkeys(inherited, "1"))
     assert swept.code == 1, swept.err
     assert [line.split()[1] for line in swept.out.splitlines() if line.startswith("[")].count("started") == 2
     assert sorted(states(tmp_path).values()) == ["done", "failed"]
     assert "optim.lr=-1 is not allowed" in swept.out
     assert "the loss is" in swept.out
     assert "log.txt" in swept.out
-    story = json.loads(next(tmp_path.rglob("provenance.json")).read_text())
+    provenance = json.loads(next(tmp_path.rglob("provenance.json")).read_text())
     assert len(records(next(tmp_path.rglob("summary.json")).parent)) == 4  # two steps, the validation, the epoch
-    assert story["starts"][0]["command"] == ["sppnet", *words]
-    assert story["starts"][0]["job"][:2] == ["sppnet", "train"]
-    assert story["starts"][0]["allowed"] == ["mine"]
-    here = len(os.sched_getaffinity(0))
-    assert story["starts"][0]["machine"]["cores"] == max(1, here // 2)  # one of two at a time: half of the cores each
-    again = spawn("train", "-m", *ONE, "optim.lr=0.01")
+    assert provenance["starts"][0]["command"] == ["sppnet", *arguments]
+    assert provenance["starts"][0]["job"][:2] == ["sppnet", "train"]
+    assert provenance["starts"][0]["allowed"] == ["mine"]
+    cores = len(os.sched_getaffinity(0))
+    assert provenance["starts"][0]["machine"]["cores"] == max(
+        1, cores // 2
+    )  # one of two at a time: half of the cores each
+    again = spawn("train", "-m", *ONE_EPOCH, "optim.lr=0.01")
     assert again.code == 0, again.err
     assert "(was done)" in again.out
 
 
 @pytest.mark.slow
 def test_jobs_that_differ_in_their_test_share_one_training(spawn: Caller, tmp_path: Path) -> None:
-    swept = spawn("train", "-m", *ONE, "launch=processes", "views=center,full")
+    swept = spawn("train", "-m", *ONE_EPOCH, "launch=processes", "views=center,full")
     assert swept.code == 0, swept.err
     assert len(states(tmp_path)) == 1
     assert len(list(tmp_path.rglob("tests/*.json"))) == 2
 
 
 @pytest.mark.slow
-def test_what_is_to_be_said_of_the_data_is_said_once_and_in_every_log(spawn: Caller, tmp_path: Path) -> None:
+def test_notices_about_the_data_are_printed_once_and_in_every_log(spawn: Caller, tmp_path: Path) -> None:
     for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(4):
             Image.new("RGB", (30, 30)).save(tmp_path / f"photos/{name}/{i}.png")
-    swept = spawn("train", "-m", *ONE, "data=folder", "data.root=photos", "data.workers=0", "seed=0,1")
+    swept = spawn("train", "-m", *ONE_EPOCH, "data=folder", "data.root=photos", "data.workers=0", "seed=0,1")
     assert swept.code == 0, swept.out
     logs = [path.read_text() for path in tmp_path.rglob("log.txt")]
     assert [text.count("the 8 images of val/ are its test part") for text in (swept.err, *logs)] == [1, 1, 1]
@@ -67,7 +77,7 @@ def test_what_is_to_be_said_of_the_data_is_said_once_and_in_every_log(spawn: Cal
 
 @pytest.mark.slow
 def test_a_sweep_of_tests_prints_every_result(sppnet: Caller, spawn: Caller) -> None:
-    run = sppnet("train", *ONE).run
+    run = sppnet("train", *ONE_EPOCH).run
     swept = spawn("test", f"checkpoint={run}", "-m", "views=center,warp")
     assert swept.code == 0, swept.err
     assert swept.out.count("test/top1") == 2
@@ -75,14 +85,14 @@ def test_a_sweep_of_tests_prints_every_result(sppnet: Caller, spawn: Caller) -> 
 
 @pytest.mark.slow
 def test_eight_jobs_eight_processes_eight_directories(spawn: Caller, tmp_path: Path) -> None:
-    one = [word for word in ONE if not word.startswith("head.bins")]
-    words = ["train", "-m", *one, "pyramid=l1_1,l2_2_1,l3_4_2_1,l4_6_3_2_1", "seed=0,1"]
-    swept = spawn(*words)
+    overrides = [override for override in ONE_EPOCH if not override.startswith("head.bins")]
+    arguments = ["train", "-m", *overrides, "pyramid=l1_1,l2_2_1,l3_4_2_1,l4_6_3_2_1", "seed=0,1"]
+    swept = spawn(*arguments)
     assert swept.code == 0, swept.err
     starts = [json.loads(path.read_text()) for path in tmp_path.rglob("status.json")]
     assert len(starts) == len({s["pid"] for s in starts}) == 8
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    again = spawn(*words)
+    again = spawn(*arguments)
     assert again.code == 0
     assert again.out.count("(was done)") == 8
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
@@ -90,8 +100,8 @@ def test_eight_jobs_eight_processes_eight_directories(spawn: Caller, tmp_path: P
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_saves_its_jobs_and_goes_on(spawn: Caller, tmp_path: Path) -> None:
-    words = ("train", "-m", *SMALL, "trainer.max_epochs=8", "trainer.limit_batches=null", "seed=0,1")
-    child = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = ("train", "-m", *SMALL, "trainer.max_epochs=8", "trainer.limit_batches=null", "seed=0,1")
+    child = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.rglob("metrics.jsonl")):
         assert child.poll() is None
         time.sleep(0.05)
@@ -99,6 +109,6 @@ def test_a_sweep_that_is_stopped_saves_its_jobs_and_goes_on(spawn: Caller, tmp_p
     assert child.wait() == 1
     (status,) = (json.loads(path.read_text()) for path in tmp_path.rglob("status.json"))
     assert status["state"] == "preempted", status
-    swept = spawn(*words)
+    swept = spawn(*arguments)
     assert swept.code == 0, swept.err
     assert list(states(tmp_path).values()) == ["done", "done"]

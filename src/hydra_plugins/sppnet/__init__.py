@@ -1,5 +1,6 @@
-"""What Hydra accepts from this namespace only: the launchers of a sweep, and the sweeper over listed rows.
+"""Hydra plugins, which must be in this namespace: the launchers of a sweep, and the sweeper over listed rows.
 
-Hydra imports these modules at every start, so they import nothing heavy at the top. Hydra also executes a module before
-it is in `sys.modules`, where dataclasses look up deferred annotations, so the modules do not defer theirs.
+Hydra imports these modules at every start, so heavy imports are inside functions. Hydra also executes a module before
+it is in `sys.modules`, where `dataclasses` looks up deferred annotations, so these modules cannot use
+`from __future__ import annotations`.
 """

@@ -1,4 +1,4 @@
-"""The launchers of a sweep: `hydra/launcher=sppnet_processes` on this machine, `sppnet_slurm` on a cluster."""
+"""The launchers: `hydra/launcher=sppnet_processes` runs a sweep on this machine, `sppnet_slurm` on a cluster."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from sppnet.studies.hydra_launcher import SweepLauncher
 
 @dataclass
 class ProcessesLauncherConf:
-    """Options of the local launcher."""
+    """Options of the local launcher; `n` is the number of jobs at a time."""
 
     _target_: str = "hydra_plugins.sppnet.launchers.ProcessesLauncher"
     n: int | None = None
@@ -23,26 +23,24 @@ for name, node in (("sppnet_processes", ProcessesLauncherConf), ("sppnet_slurm",
 
 
 class ProcessesLauncher(SweepLauncher):
-    """Starts `sppnet COMMAND OVERRIDES` for each job, `n` of them at a time."""
+    """Runs `sppnet COMMAND OVERRIDES` for each job, `n` at a time."""
 
     def __init__(self, n: int | None = None) -> None:
         self.n = n
 
     def sweep(self, command: str, jobs: list[Any]) -> Any:
-        """A sweep of local processes."""
-        from sppnet.studies.local_launcher import Processes
+        from sppnet.studies.local_launcher import LocalSweep
 
-        return Processes(command, jobs, self.n)
+        return LocalSweep(command, jobs, self.n)
 
 
 class SlurmLauncher(SweepLauncher):
-    """Submits `sppnet COMMAND OVERRIDES` for each job and leaves; `sppnet status` shows what becomes of them."""
+    """Submits `sppnet COMMAND OVERRIDES` for each job and ends; `sppnet status` shows the jobs."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
 
     def sweep(self, command: str, jobs: list[Any]) -> Any:
-        """A sweep that is submitted."""
-        from sppnet.studies.slurm_launcher import Submission
+        from sppnet.studies.slurm_launcher import SlurmSweep
 
-        return Submission(command, jobs, self.options)
+        return SlurmSweep(command, jobs, self.options)

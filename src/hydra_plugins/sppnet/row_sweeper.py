@@ -1,6 +1,6 @@
-"""`hydra/sweeper=sppnet_rows`: a sweep over listed rows, each of several overrides, times the axes of `params`.
+"""`hydra/sweeper=sppnet_rows`: a sweep over listed rows, each a list of overrides, times the axes of `params`.
 
-The cells of a published table are seldom a full product: a network without a pyramid takes one size, say.
+The rows of a published table are seldom a full grid: a network without a pyramid, for example, has one training size.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ class RowsSweeperConf(BasicSweeperConf):
     """Options of the sweeper.
 
     Attributes:
-        rows: by name: `set`, a list of overrides; and whatever else is known of the row, such as published figures.
-        only: names of the rows to run (or one name); all, if there are none.
+        rows: by name, each with `set` (a list of overrides) and optional data such as the published values (`paper`).
+        only: the name or names of the rows to run; empty runs all.
     """
 
     _target_: str = "hydra_plugins.sppnet.row_sweeper.RowsSweeper"
@@ -30,7 +30,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="sppnet_rows", node=Row
 
 
 class RowsSweeper(BasicSweeper):
-    """Runs every row at every point of the axes; what is typed replaces what a row or an axis says."""
+    """Runs every listed row at every point of the axes; typed overrides replace those of a row or an axis."""
 
     def __init__(
         self,
@@ -43,12 +43,12 @@ class RowsSweeper(BasicSweeper):
         self.rows, self.only = rows, only
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Launch all jobs; rows that are the same once `arguments` are in are one job."""
+        """Launch all jobs; rows that become equal under the typed `arguments` are one job."""
         from sppnet.config.overrides import expand
 
         assert self.hydra_context is not None
         assert self.launcher is not None
-        made = expand(self.rows, self.only, self.params, arguments, self.hydra_context.config_loader)
-        jobs = [job.overrides for job in made]
+        expanded = expand(self.rows, self.only, self.params, arguments, self.hydra_context.config_loader)
+        jobs = [job.overrides for job in expanded]
         self.validate_batch_is_legal(jobs)
         return [self.launcher.launch(jobs, initial_job_idx=0)]

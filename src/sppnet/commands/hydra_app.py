@@ -29,7 +29,7 @@ from sppnet import errors
 from sppnet.config import compose, option_files, overrides, schema
 from sppnet.config.compose import Job, to_plain
 from sppnet.errors import UserError
-from sppnet.studies.slurm_launcher import Submission
+from sppnet.studies.slurm_launcher import SlurmSweep
 from sppnet.studies.sweep import SweepJob
 
 SWEEPABLE = ("train", "transfer")  # the commands that a study runs as a sweep
@@ -141,7 +141,7 @@ def _start(command: str, replayed: int, composed: _Composed, run_command: Callab
     if composed.problem:
         raise UserError(composed.problem)
     if composed.slurm_options is not None:
-        Submission(command, [SweepJob(0, typed, composed.cfg)], composed.slurm_options, planned=False).run()
+        SlurmSweep(command, [SweepJob(0, typed, composed.cfg)], composed.slurm_options, record=False).run()
         return
     _set_show_traceback(composed.cfg, typed if replayed else None)
     job = Job(to_plain(composed.cfg), composed.task_overrides, composed.sweeper_overrides)

@@ -17,12 +17,12 @@ from sppnet.config import schema
 from sppnet.config.compose import Job
 from sppnet.config.validators import FLAG, LABEL, TEXT, or_null
 from sppnet.errors import UserError, notice
-from sppnet.report.output_paths import RESULTS, check_writable, of_other_runs, page_of_other_runs, place
+from sppnet.report.output_paths import RESULTS, check_writable, default_folder, find_foreign_file, is_foreign_page
 from sppnet.runs.identity import format_mismatch
 from sppnet.runs.plan import validate
 from sppnet.runs.provenance import code_state
 from sppnet.storage.files import write_text
-from sppnet.studies.lookup import chosen
+from sppnet.studies.lookup import find_studies
 from sppnet.studies.study import Study
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def report(job: Job) -> None:
     own = schema.take_own_keys(job.cfg, OWN)
     schema.take_own_keys({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
     validate({**job.cfg, "study": "all", "force": False})
-    studies = chosen(job, OWN)
-    from sppnet.report.html import page
+    studies = find_studies(job, OWN)
+    from sppnet.report.html import render_page
 
     runs = Path(job.cfg["paths"]["runs"]).expanduser()
     reports = _build_reports(studies, own, f"paths.runs={runs}")
@@ -81,7 +81,7 @@ def report(job: Job) -> None:
         if index is not None:
             by = f"{time.strftime('%Y-%m-%d %H:%M %Z')}, sppnet {__version__}, commit {code_state()['commit']}"
             index.parent.mkdir(parents=True, exist_ok=True)
-            write_text(index, page([(item.summary, item.figure, item.runs) for item in reports], index, by))
+            write_text(index, render_page([(item.summary, item.figure, item.runs) for item in reports], index, by))
             print(f"page: {index}")
     except BrokenPipeError:
         raise
@@ -93,11 +93,11 @@ def report(job: Job) -> None:
 
 def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) -> list[Report]:
     """The reports of all studies; nothing is written yet."""
-    from sppnet.report.collect import tables
-    from sppnet.report.figures import svg  # imports matplotlib
+    from sppnet.report.collect import build_tables
+    from sppnet.report.figures import draw_svg  # imports matplotlib
     from sppnet.report.summary import Summary
 
-    study_tables = [(study, table) for study in studies for table in tables(study)]
+    study_tables = [(study, table) for study in studies for table in build_tables(study)]
     if not any(row.results for _, table in study_tables for row in table.rows):
         raise UserError(f"{runs_key}: {_nothing_done(studies)}")
     names = Counter(table.name for _, table in study_tables)
@@ -106,11 +106,11 @@ def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) 
         # an experiments file may have been started in several folders
         name = f"{study.folder.name}_{table.name}" if names[table.name] > 1 else table.name
         summary = Summary(replace(table, name=name))
-        folder = Path(own["output"]).expanduser() if own["output"] else place(study)
-        if not own["output"] and folder == RESULTS and not own["force"] and of_other_runs(folder, summary.table):
+        folder = Path(own["output"]).expanduser() if own["output"] else default_folder(study)
+        if not own["output"] and folder == RESULTS and not own["force"] and find_foreign_file(folder, summary.table):
             folder = study.folder / "report"
             notice(f"{RESULTS} already has a report on {name} of other runs; force=true replaces it")
-        figure = svg(summary.table)
+        figure = draw_svg(summary.table)
         reports.append(Report(summary, figure, study.folder, folder, _files(summary, figure, own["latex"])))
     return reports
 
@@ -137,9 +137,9 @@ def _check_targets(reports: Sequence[Report], index: Path | None, own: Mapping[s
     foreign = [
         path
         for report in reports
-        if (path := of_other_runs(report.folder, report.summary.table, _in_own_folder(report, default)))
+        if (path := find_foreign_file(report.folder, report.summary.table, _in_own_folder(report, default)))
     ]
-    if index and page_of_other_runs(index, [report.summary.table for report in reports], default):
+    if index and is_foreign_page(index, [report.summary.table for report in reports], default):
         foreign.append(index)
     if foreign:
         verb = "are" if len(foreign) > 1 else "is"
@@ -187,7 +187,7 @@ def _show(summary: Summary) -> None:
     results = [result for row in summary.table.rows for result in row.results.values()]
     if summary.table.mixed:
         notice(f"{summary.table.name}: {summary.table.mixed}, so none is marked as better than another")
-    elif formats := {format_mismatch(result.made.get("format")) for result in results} - {""}:
+    elif formats := {format_mismatch(result.provenance.get("format")) for result in results} - {""}:
         notice(f"{summary.table.name}: its rows are {', '.join(formats)}")
     for line in summary.missing():
         print(f"missing: {line}")
@@ -195,5 +195,5 @@ def _show(summary: Summary) -> None:
 
 def _nothing_done(studies: list[Study]) -> str:
     names = ", ".join(study.name for study in studies)
-    has_others = any(study.cells and any(study.folder.glob("*/summary.json")) for study in studies)
+    has_others = any(study.points and any(study.folder.glob("*/summary.json")) for study in studies)
     return f"nothing of {names} is done yet{'; its folder has runs outside its plan' if has_others else ''}"

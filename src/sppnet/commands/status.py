@@ -21,7 +21,7 @@ from sppnet.config.compose import Job
 from sppnet.config.validators import FLAG, LABEL, or_null
 from sppnet.runs.plan import validate
 from sppnet.runs.run_directory import Run
-from sppnet.studies.lookup import chosen
+from sppnet.studies.lookup import find_studies
 from sppnet.studies.status import RunStatus, run_status
 from sppnet.studies.study import Study, SweepPoint
 
@@ -46,11 +46,11 @@ def status(job: Job) -> None:
     validate({**job.cfg, "study": "all"})
     console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 300, highlight=False)
     if not own["watch"]:
-        console.print(_render(chosen(job, OWN)))
+        console.print(_render(find_studies(job, OWN)))
         return
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            studies = chosen(job, OWN)
+            studies = find_studies(job, OWN)
             live.update(_render(studies), refresh=True)
             time.sleep(REFRESH_SECONDS)
 
@@ -63,7 +63,7 @@ def _render_study(study: Study) -> Iterator[RenderableType]:
     """The study's line, and its table of runs if that has rows."""
     unplanned = _unplanned_runs(study)
     # a study without a plan consists of the runs in its folder
-    points, extra = (list(study.cells), len(unplanned)) if study.cells else (unplanned, 0)
+    points, extra = (list(study.points), len(unplanned)) if study.points else (unplanned, 0)
     statuses = [(point, run_status(Run(study.folder / point.run), point.test)) for point in points]
     yield _headline(study, statuses, extra)
     if len(points) > LONG_TABLE:
@@ -104,12 +104,12 @@ def _progress(run: RunStatus) -> tuple[str, str, str]:
     if step is None or run.state in {"missing", "done"}:
         return "", "", ""
     speed = f"{run.speed:.3g}" if run.speed else ""
-    return f"{step}/{steps}", speed, run.end if run.state == "running" else ""
+    return f"{step}/{steps}", speed, run.ends_at if run.state == "running" else ""
 
 
 def _unplanned_runs(study: Study) -> list[SweepPoint]:
     """The runs in the study's folder that its plan lacks, each with its first test."""
-    planned = {point.run for point in study.cells}
+    planned = {point.run for point in study.points}
     unplanned = []
     for path in sorted(study.folder.glob("*/status.json")):
         if path.parent.name in planned:

@@ -1,4 +1,4 @@
-"""The rows of a study's table, read from its run directories and from nowhere else."""
+"""Builds the tables of a study from its run directories alone."""
 
 from __future__ import annotations
 
@@ -8,167 +8,190 @@ from typing import Any
 
 from sppnet.errors import UserError
 from sppnet.report import row_names
-from sppnet.report.run_results import commit, machine, result, story
+from sppnet.report.run_results import build_result, format_commit, format_machine, read_provenance
 from sppnet.report.table import Column, Result, Row, Table
-from sppnet.report.unplanned_runs import by_data
+from sppnet.report.unplanned_runs import rows_by_data
 from sppnet.runs.identity import FORMAT
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_json
 from sppnet.studies.status import run_status
 from sppnet.studies.study import Study, SweepPoint
 
-Setting = tuple[str, tuple[str, ...]]  # a listed row, and words but for the seed
+Setting = tuple[str, tuple[str, ...]]  # the listed row of sweep points, and their overrides without the seed
 
 
-def tables(study: Study) -> list[Table]:
-    """The tables of a study: of networks that were trained, of features under an SVM, or of both.
+def build_tables(study: Study) -> list[Table]:
+    """Build the tables of a study: of trained networks, of features under an SVM, or both.
 
-    Of runs that no sweep asked for there is one for each data set that they were tested on.
+    Runs without a plan get one table for each data set that they were tested on.
     """
-    transfer = _transfer(study)
-    found = _planned(study) if study.cells else _unplanned(study)
-    if transfer is not None and found:
+    transfer = _transfer_table(study)
+    tables = _planned_tables(study) if study.points else _unplanned_tables(study)
+    if transfer is not None and tables:
         transfer = replace(transfer, name=f"{study.name}_transfer")
-    return [*found, *([transfer] if transfer else [])]
+    return [*tables, *([transfer] if transfer else [])]
 
 
-def _planned(study: Study) -> list[Table]:
-    others = {path.parent.name for path in study.folder.glob("*/status.json")} - {cell.run for cell in study.cells}
-    return [_table(study, study.name, _by_setting(study), len(others))]
+def _planned_tables(study: Study) -> list[Table]:
+    runs = {path.parent.name for path in study.folder.glob("*/status.json")}
+    unplanned = runs - {point.run for point in study.points}
+    return [_table(study, study.name, _planned_rows(study), len(unplanned))]
 
 
-def _unplanned(study: Study) -> list[Table]:
-    """Whatever was trained."""
-    found = by_data(study.folder, sorted({path.parent.name for path in study.folder.glob("*/status.json")}))
-    called = [f"{study.name}_{data}" if len(found) > 1 else study.name for data in found]
-    return [_table(study, name, rows, 0) for name, rows in zip(called, found.values(), strict=True)]
+def _unplanned_tables(study: Study) -> list[Table]:
+    by_data = rows_by_data(study.folder, sorted({path.parent.name for path in study.folder.glob("*/status.json")}))
+    names = [f"{study.name}_{data}" if len(by_data) > 1 else study.name for data in by_data]
+    return [_table(study, name, rows, 0) for name, rows in zip(names, by_data.values(), strict=True)]
 
 
-def _table(study: Study, name: str, rows: Sequence[Row], others: int) -> Table:
-    columns = _columns(study.report["metrics"], [one for row in rows for one in row.results.values()])
-    return Table(name, "seed", study.header, columns, rows, study.report, others)
+def _table(study: Study, name: str, rows: Sequence[Row], unplanned: int) -> Table:
+    columns = _columns(study.report["metrics"], [result for row in rows for result in row.results.values()])
+    return Table(name, "seed", study.header, columns, rows, study.report, unplanned)
 
 
-def _by_setting(study: Study) -> list[Row]:
+def _planned_rows(study: Study) -> list[Row]:
     settings: dict[Setting, list[SweepPoint]] = {}
-    for cell in study.cells:
-        settings.setdefault((cell.row, cell.setting), []).append(cell)
-    settings = _once(settings)
-    called = _names(study.name, settings)
+    for point in study.points:
+        settings.setdefault((point.row, point.setting), []).append(point)
+    settings = _drop_duplicates(settings)
+    names = _setting_names(study.name, settings)
     return [
         row
-        for setting, members in settings.items()
-        for row in _of_setting(called[setting], members, study, study.rows.get(setting[0]) or {})
+        for setting, points in settings.items()
+        for row in _rows_of_setting(names[setting], points, study, study.rows.get(setting[0]) or {})
     ]
 
 
-def _of_setting(name: str, members: Sequence[SweepPoint], study: Study, listed: Mapping[str, Any]) -> list[Row]:
-    """The row of a setting; several, if what its words mean was changed between its runs: those are no one's mean."""
-    made: dict[str, dict[int, Result]] = {}
+def _rows_of_setting(name: str, points: Sequence[SweepPoint], study: Study, listed: Mapping[str, Any]) -> list[Row]:
+    """The row of a setting.
+
+    If the configuration files changed between its runs, the same overrides mean different settings. Each then gets a
+    row of its own, because a mean over them would describe neither.
+    """
+    results_by_hash: dict[str, dict[int, Result]] = {}
     missing = {}
-    for cell in members:
-        run = Run(study.folder / cell.run)
-        standing = run_status(run, cell.test)
-        if standing.result is None:
-            missing["of the configuration" if cell.seed is None else str(cell.seed)] = standing
+    for point in points:
+        run = Run(study.folder / point.run)
+        status = run_status(run, point.test)
+        if status.result is None:
+            missing["of the configuration" if point.seed is None else str(point.seed)] = status
         else:
-            origin = story(run)
-            seed = cell.seed if cell.seed is not None else int(origin["identity"].get("seed", 0))
-            found = result(run, standing.result, origin)
-            made.setdefault(found.made["setting"], {})[seed] = found
+            provenance = read_provenance(run)
+            seed = point.seed if point.seed is not None else int(provenance["identity"].get("seed", 0))
+            result = build_result(run, status.result, provenance)
+            results_by_hash.setdefault(result.provenance["setting"], {})[seed] = result
+    formats = [_format(results) for results in results_by_hash.values()]
     paper, rows = listed.get("paper", {}), []
-    for setting, results in made.items() or [("", {})]:
-        last = setting == list(made or [""])[-1]
-        called = _called(name, setting, [next(iter(one.values())).made["format"] for one in made.values()], results)
-        rows.append(Row(called, dict(sorted(results.items())), missing if last else {}, paper))
+    for setting_hash, results in results_by_hash.items() or [("", {})]:
+        is_last = setting_hash == list(results_by_hash or [""])[-1]
+        row_name = _row_name(name, setting_hash, formats, results)
+        rows.append(Row(row_name, dict(sorted(results.items())), missing if is_last else {}, paper))
     return rows
 
 
-def _called(name: str, setting: str, formats: Sequence[object], results: Mapping[int, Result]) -> str:
-    """The name of one of several rows of a setting: by its format if that tells them apart; today's needs no more."""
+def _format(results: Mapping[int, Result]) -> object:
+    return next(iter(results.values())).provenance["format"]
+
+
+def _row_name(name: str, setting_hash: str, formats: Sequence[object], results: Mapping[int, Result]) -> str:
+    """The name of one of several rows of a setting: with its format if formats differ (except today's), or its hash."""
     if len(formats) < 2:
         return name
-    mine = next(iter(results.values())).made["format"]
     if len(set(formats)) < len(formats):
-        return f"{name} [{setting}]"
-    return name if mine == FORMAT else f"{name} [format {mine}]"
+        return f"{name} [{setting_hash}]"
+    row_format = _format(results)
+    return name if row_format == FORMAT else f"{name} [format {row_format}]"
 
 
-def _once(settings: Mapping[Setting, list[SweepPoint]]) -> dict[Setting, list[SweepPoint]]:
-    """Without what is the same runs and tests under other words, as where a sweep was typed in two ways."""
-    pairs = {setting: {(one.run, one.test) for one in cells} for setting, cells in settings.items()}
-    holders: dict[tuple[str, str], list[Setting]] = {}
-    for setting, mine in pairs.items():
-        for pair in mine:
-            holders.setdefault(pair, []).append(setting)
-    kept: dict[Setting, list[SweepPoint]] = {}
-    for setting, cells in settings.items():
-        mine, listed = pairs[setting], bool(setting[0])
-        others = [other for other in holders[next(iter(mine))] if other != setting]
-        same = any(mine < pairs[other] or (mine == pairs[other] and other in kept) for other in others)
-        if listed or not same or not all(one.run for one in cells):
-            kept[setting] = cells
-    return kept
+def _drop_duplicates(settings: Mapping[Setting, list[SweepPoint]]) -> dict[Setting, list[SweepPoint]]:
+    """Drop settings whose runs and tests all belong to another setting, as when one sweep was typed in two ways."""
+    tests = {setting: {(point.run, point.test) for point in points} for setting, points in settings.items()}
+    settings_by_test: dict[tuple[str, str], list[Setting]] = {}
+    for setting, own_tests in tests.items():
+        for test in own_tests:
+            settings_by_test.setdefault(test, []).append(setting)
+    unique: dict[Setting, list[SweepPoint]] = {}
+    for setting, points in settings.items():
+        own_tests, listed = tests[setting], bool(setting[0])
+        candidates = [other for other in settings_by_test[next(iter(own_tests))] if other != setting]
+        duplicate = any(
+            own_tests < tests[other] or (own_tests == tests[other] and other in unique) for other in candidates
+        )
+        if listed or not duplicate or not all(point.run for point in points):
+            unique[setting] = points
+    return unique
 
 
-def _names(study: str, settings: Mapping[Setting, Sequence[SweepPoint]]) -> dict[Setting, str]:
-    """What each setting is called: its listed row, if any, and the words that are not those of all others."""
-    alike: dict[str, set[str]] = {}  # of each listed row; a grid is one without a name
-    for row, words in settings:
-        alike[row] = alike.get(row, set(words)) & set(words)
+def _setting_names(study: str, settings: Mapping[Setting, Sequence[SweepPoint]]) -> dict[Setting, str]:
+    """The name of each setting: its listed row, and the overrides in which it differs from others of that row."""
+    shared: dict[str, set[str]] = {}  # by listed row; "" for a grid
+    for row, overrides in settings:
+        shared[row] = shared.get(row, set(overrides)) & set(overrides)
     candidates = []
-    for (row, words), cells in settings.items():
-        differing = [word for word in words if word not in alike[row]]
-        texts = [row_names.of_words(differing, row, short) or study for short in (True, False)]
-        candidates.append((*texts, cells[0].run or texts[-1]))
-    return dict(zip(settings, row_names.pick(candidates, [cells[0].test for cells in settings.values()]), strict=True))
+    for (row, overrides), points in settings.items():
+        differing = [override for override in overrides if override not in shared[row]]
+        texts = [row_names.name_from_overrides(differing, row, short) or study for short in (True, False)]
+        candidates.append((*texts, points[0].run or texts[-1]))
+    hashes = [points[0].test for points in settings.values()]
+    return dict(zip(settings, row_names.pick_names(candidates, hashes), strict=True))
 
 
-def _transfer(study: Study) -> Table | None:
-    found = [read_json(path) for path in sorted((study.folder / "transfer").glob("*.json"))]
-    found = [one for one in found if isinstance(one, dict) and one.get("splits")]
-    if not found:
+def _transfer_table(study: Study) -> Table | None:
+    """The table of `sppnet transfer`: a row per record of the protocol that was used last; None without records."""
+    records = [read_json(path) for path in sorted((study.folder / "transfer").glob("*.json"))]
+    records = [record for record in records if isinstance(record, dict) and record.get("splits")]
+    if not records:
         return None
-    compare = max(found, key=lambda one: str(one["time"]))["compare"]  # the protocol that was used last
-    same = [one for one in found if one["compare"] == compare]
-    same.sort(key=lambda one: -next(iter(one["figures"].values())))
-    heads = ("network", "layer", "view", "size", "C")
-    differing = [key for key in heads if len({str(one["row"][key]) for one in same}) > 1] or ["layer"]
-    called = [" ".join(str(one["row"][key]) for key in differing) for one in same]
-    hashes = [str(one["hash"]) for one in same]
-    # what differs may be none of the heads: how pictures are prepared, say
-    candidates = [(name, f"{name} [{key}]", f"row {key}") for name, key in zip(called, hashes, strict=True)]
-    rows = []
-    for one, name in zip(same, row_names.pick(candidates, hashes), strict=True):
-        made = {
-            **{"hash": one["hash"], "setting": one["hash"], "commit": commit(one["commit"], one["dirty"])},
-            **{"machine": machine(one["machine"]), "time": one["time"], "seconds": sum(one["seconds"].values())},
-        }
-        keys = [key for key in ("accuracy", "overall", "map", "map_all") if key in one["splits"][0]]
-        results = {
-            number: Result(one["hash"], {f"transfer/{key}": split[key] for key in keys}, made)
-            for number, split in enumerate(one["splits"])
-        }
-        rows.append(Row(name, results, {}, {}))
+    protocol = max(records, key=lambda record: str(record["time"]))["compare"]
+    shown = [record for record in records if record["compare"] == protocol]
+    shown.sort(key=lambda record: -next(iter(record["figures"].values())))
+    naming_keys = ("network", "layer", "view", "size", "C")
+    differing = [key for key in naming_keys if len({str(record["row"][key]) for record in shown}) > 1] or ["layer"]
+    names = [" ".join(str(record["row"][key]) for key in differing) for record in shown]
+    hashes = [str(record["hash"]) for record in shown]
+    # records can also differ in something without a naming key, such as how images are prepared
+    candidates = [(name, f"{name} [{key}]", f"row {key}") for name, key in zip(names, hashes, strict=True)]
+    rows = [
+        Row(name, _split_results(record), {}, {})
+        for record, name in zip(shown, row_names.pick_names(candidates, hashes), strict=True)
+    ]
     metrics = rows[0].results[0].metrics
     columns = [Column(key, key.removeprefix("transfer/")) for key in metrics]
-    return Table(study.name, "split", study.header, columns, rows, study.report, len(found) - len(same))
+    return Table(study.name, "split", study.header, columns, rows, study.report, len(records) - len(shown))
 
 
-def _columns(wanted: Sequence[str] | None, results: Sequence[Result]) -> list[Column]:
-    """The metrics at every test size; as they are if no result has more than one.
+def _split_results(record: Mapping[str, Any]) -> dict[int, Result]:
+    """The results of one transfer record, by split."""
+    provenance = {
+        **{"hash": record["hash"], "setting": record["hash"]},
+        **{"commit": format_commit(record["commit"], record["dirty"]), "machine": format_machine(record["machine"])},
+        **{"time": record["time"], "seconds": sum(record["seconds"].values())},
+    }
+    keys = [key for key in ("accuracy", "overall", "map", "map_all") if key in record["splits"][0]]
+    return {
+        number: Result(record["hash"], {f"transfer/{key}": split[key] for key in keys}, provenance)
+        for number, split in enumerate(record["splits"])
+    }
+
+
+def _columns(metrics: Sequence[str] | None, results: Sequence[Result]) -> list[Column]:
+    """A column per metric; per metric and test size if any result has several sizes.
 
     Raises:
-        UserError: no result has such a metric.
+        UserError: no result has one of `metrics`.
     """
-    keys = dict.fromkeys(key for one in results for key in one.metrics)
-    shown = wanted or (["map"] if "test/map" in keys else ["top1"])
-    known = sorted(key.split("/")[1] for key in keys if key.count("/") == 1)
+    keys = dict.fromkeys(key for result in results for key in result.metrics)
+    shown = metrics or (["map"] if "test/map" in keys else ["top1"])
+    available = sorted(key.split("/")[1] for key in keys if key.count("/") == 1)
     for name in shown if results else []:
-        if name.removesuffix("_error") not in known:
-            raise UserError(f"report.metrics={name} is not allowed; there are {', '.join(known)}, and 1 - X as X_error")
-    sizes = [dict.fromkeys(key.split("/")[1] for key in one.metrics if key.count("/") == 2) for one in results]
-    if all(len(one) < 2 for one in sizes):
+        if name.removesuffix("_error") not in available:
+            raise UserError(
+                f"report.metrics={name} is not allowed; it takes {', '.join(available)}, and X_error for 1 - X"
+            )
+    sizes_by_result = [
+        dict.fromkeys(key.split("/")[1] for key in result.metrics if key.count("/") == 2) for result in results
+    ]
+    if all(len(sizes) < 2 for sizes in sizes_by_result):
         return [Column(f"test/{name}", name) for name in shown]
-    every = dict.fromkeys(size for one in sizes for size in one)
-    return [Column(f"test/{size}/{name}", f"{name} at {size} px") for name in shown for size in every]
+    all_sizes = dict.fromkeys(size for sizes in sizes_by_result for size in sizes)
+    return [Column(f"test/{size}/{name}", f"{name} at {size} px") for name in shown for size in all_sizes]

@@ -1,4 +1,4 @@
-"""All studies on one self-contained HTML page: no script, no other file, light and dark, fit to be printed."""
+"""Renders all studies as one self-contained HTML page: no scripts, no other files, light and dark, printable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from sppnet.report.output_paths import MARK, runs_of
+from sppnet.report.output_paths import PAGE_MARK, run_keys
 from sppnet.report.summary import Summary
 
 STYLE = """
@@ -26,64 +26,67 @@ figure svg { max-width: 100%; height: auto; } li { margin: .1rem 0; }
 """
 
 
-def page(sheets: Sequence[tuple[Summary, str | None, Path]], where: Path, made: str) -> str:
-    """The page.
+def render_page(studies: Sequence[tuple[Summary, str | None, Path]], file: Path, footer: str) -> str:
+    """Render the page.
 
     Args:
-        sheets: each with its figure as SVG and the folder of its runs.
-        where: the file that the page becomes; links to runs are relative to it.
-        made: when and by what it was made.
+        studies: for each table its summary, its figure as SVG, and the folder of its runs.
+        file: the path of the page; links to run directories are relative to it.
+        footer: when and by which version the page is written.
     """
     index = "".join(
-        f'<li><a href="#{escape(one.table.name)}">{escape(one.table.name)}</a></li>' for one, _, _ in sheets
+        f'<li><a href="#{escape(summary.table.name)}">{escape(summary.table.name)}</a></li>'
+        for summary, _, _ in studies
     )
-    runs = escape(" ".join(sorted(runs_of(sheet.table for sheet, _, _ in sheets))))
-    parts = [_study(sheet, svg, folder, where.parent) for sheet, svg, folder in sheets]
+    runs = escape(" ".join(sorted(run_keys(summary.table for summary, _, _ in studies))))
+    sections = [_section(summary, svg, folder, file.parent) for summary, svg, folder in studies]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content='
         f'"width=device-width"><title>Studies</title><style>{STYLE}</style></head>\n<body><h1>Studies</h1>'
-        f'<ul>{index}</ul>\n{"".join(parts)}<p class="note">{escape(made)}</p>\n{MARK}{runs} --></body></html>\n'
+        f'<ul>{index}</ul>\n{"".join(sections)}<p class="note">{escape(footer)}</p>\n'
+        f"{PAGE_MARK}{runs} --></body></html>\n"
     )
 
 
-def _study(sheet: Summary, svg: str | None, folder: Path, home: Path) -> str:
-    table = sheet.table
-    says = "".join(f"<dt>{escape(name)}</dt><dd>{escape(said)}</dd>" for name, said in sheet.header())
-    parts = [f'<section><h2 id="{escape(table.name)}">{escape(table.name)}</h2>', f"<dl>{says}</dl>" if says else ""]
+def _section(summary: Summary, svg: str | None, folder: Path, page_folder: Path) -> str:
+    name = escape(summary.table.name)
+    header = "".join(f"<dt>{escape(term)}</dt><dd>{escape(content)}</dd>" for term, content in summary.header())
+    parts = [f'<section><h2 id="{name}">{name}</h2>', f"<dl>{header}</dl>" if header else ""]
     if svg:
-        inline = svg[svg.index("<svg") :]  # without its XML declaration
-        parts.append(f'<figure role="img" aria-label="{escape(table.name)}">{inline}</figure>')
-    parts += [_html(sheet.main(), sheet), f'<p class="note">{escape(sheet.legend())}</p>']
-    if apart := sheet.apart():
-        parts.append(_html(apart))
-    if missing := sheet.missing():
+        inline = svg[svg.index("<svg") :]  # without the XML declaration
+        parts.append(f'<figure role="img" aria-label="{name}">{inline}</figure>')
+    parts += [_table(summary.main(), summary), f'<p class="note">{escape(summary.legend())}</p>']
+    if differences := summary.difference_table():
+        parts.append(_table(differences))
+    if missing := summary.missing():
         parts.append(f"<p>Missing:</p><ul>{''.join(f'<li>{escape(line)}</li>' for line in missing)}</ul>")
-    parts += [_html(sheet.made()), _runs(sheet, folder, home)]
+    parts += [_table(summary.provenance()), _run_links(summary, folder, page_folder)]
     return "\n".join(filter(None, parts)) + "</section>\n"
 
 
-def _html(rows: Sequence[Sequence[str]], sheet: Summary | None = None) -> str:
+def _table(rows: Sequence[Sequence[str]], summary: Summary | None = None) -> str:
+    """An HTML table of `rows`, the first of which is the head; with `summary`, its best cells are marked."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     lines = []
     for i, row in enumerate(rows[1:], start=1):
-        marks = [' class="best"' if sheet and sheet.marked(i, j) else "" for j in range(len(row))]
+        marks = [' class="best"' if summary and summary.marked(i, j) else "" for j in range(len(row))]
         lines.append("".join(f"<td{mark}>{escape(cell)}</td>" for mark, cell in zip(marks, row, strict=True)))
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _runs(sheet: Summary, folder: Path, home: Path) -> str:
+def _run_links(summary: Summary, folder: Path, page_folder: Path) -> str:
     lines = []
-    for row in sheet.table.rows:
-        links = dict.fromkeys((one.run, number) for number, one in row.results.items())
-        if sheet.table.over == "seed":
-            found = ", ".join(f'<a href="{_link(folder / run, home)}">{number}</a>' for run, number in links)
-            lines.append(f"<li>{escape(row.label)}: {found or 'none'}</li>")
+    for row in summary.table.rows:
+        runs = dict.fromkeys((result.run, number) for number, result in row.results.items())
+        if summary.table.over == "seed":
+            links = ", ".join(f'<a href="{_href(folder / run, page_folder)}">{number}</a>' for run, number in runs)
+            lines.append(f"<li>{escape(row.label)}: {links or 'none'}</li>")
         else:
             file = folder / "transfer" / f"{next(iter(row.results.values())).run}.json"
-            lines.append(f'<li><a href="{_link(file, home)}">{escape(row.label)}</a></li>')
+            lines.append(f'<li><a href="{_href(file, page_folder)}">{escape(row.label)}</a></li>')
     return f'<details class="runs"><summary>Run directories</summary><ul>{"".join(lines)}</ul></details>'
 
 
-def _link(path: Path, home: Path) -> str:
-    return escape(quote(Path(os.path.relpath(path.absolute(), home.absolute())).as_posix()))
+def _href(path: Path, page_folder: Path) -> str:
+    return escape(quote(Path(os.path.relpath(path.absolute(), page_folder.absolute())).as_posix()))

@@ -1,4 +1,4 @@
-"""Where a report goes, and whether what lies there is of other runs. Reads files, and writes none."""
+"""Chooses where a report goes, and checks whether existing files there belong to other runs. Writes nothing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from sppnet.errors import UserError
 from sppnet.report.table import Table
 from sppnet.studies.study import Study
 
-RESULTS = Path("experiments/results")  # of a checkout: the evidence, which is kept beside the studies
+RESULTS = Path("experiments/results")  # in a checkout: results under version control, beside the studies' files
 ENDINGS = (".csv", "_runs.csv", ".md", ".svg", ".tex")
-MARK = "<!-- sppnet report of "  # in a page, before the runs that it is of
+PAGE_MARK = "<!-- sppnet report of "  # in an HTML page, before the list of its runs
 
 
-def place(study: Study) -> Path:
-    """The folder of a report if none was typed."""
+def default_folder(study: Study) -> Path:
+    """The folder of a report without `output=FOLDER`.
+
+    `experiments/results` if the study ran exactly as its file in this checkout says; else `report/` in its folder.
+    """
     file = RESULTS.parent / f"{study.name}.yaml"
     filed = option_files.root() / file
     if study.as_filed and file.is_file() and filed.is_file() and file.read_bytes() == filed.read_bytes():
@@ -27,41 +30,48 @@ def place(study: Study) -> Path:
     return study.folder / "report"
 
 
-def runs_of(tables: Iterable[Table]) -> set[str]:
-    """The runs of tables, each by its hash and the time of its result."""
-    results = [one for table in tables for row in table.rows for one in row.results.values()]
-    return {f"{one.made['hash']}@{one.made['time']}" for one in results}
+def run_keys(tables: Iterable[Table]) -> set[str]:
+    """A key for each run in `tables`, from its hash and the time of its result."""
+    results = [result for table in tables for row in table.rows for result in row.results.values()]
+    return {f"{result.provenance['hash']}@{result.provenance['time']}" for result in results}
 
 
-def of_other_runs(folder: Path, table: Table, own: bool = False) -> Path | None:
-    """A file that the report of `table` would replace, and that is not of its runs; None if there is none.
+def find_foreign_file(folder: Path, table: Table, own: bool = False) -> Path | None:
+    """Find a file in `folder` that the report of `table` would replace although it belongs to other runs.
 
-    In a study's `own` folder a report replaces the last one, whatever runs that had, and nothing else.
+    In a study's `own` folder, a report may replace any earlier report, but no other file.
+
+    Returns:
+        The first such file; None if the report replaces nothing, or reports of the same runs only.
     """
-    there = [path for ending in ENDINGS if (path := folder / f"{table.name}{ending}").exists()]
-    if not there:
+    existing = [path for ending in ENDINGS if (path := folder / f"{table.name}{ending}").exists()]
+    if not existing:
         return None
     try:
         with (folder / f"{table.name}_runs.csv").open(encoding="utf-8", newline="") as file:
-            kept = {f"{line['hash']}@{line['time']}" for line in csv.DictReader(file)}
+            reported = {f"{line['hash']}@{line['time']}" for line in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, csv.Error):
-        return there[0]
-    return None if own or kept <= runs_of([table]) else there[0]
+        return existing[0]
+    return None if own or reported <= run_keys([table]) else existing[0]
 
 
-def page_of_other_runs(page: Path, tables: Iterable[Table], own: bool = False) -> bool:
-    """Whether a page of all studies would replace a file that is not of their runs; `own` as for `of_other_runs`."""
+def is_foreign_page(page: Path, tables: Iterable[Table], own: bool = False) -> bool:
+    """Whether a page of all studies would replace a page of other runs; `own` as for `find_foreign_file`."""
     if not page.exists():
         return False
     try:
-        marked = re.search(f"{re.escape(MARK)}(.*) -->", page.read_text(encoding="utf-8"))
+        mark = re.search(f"{re.escape(PAGE_MARK)}(.*) -->", page.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True
-    return marked is None or not (own or set(marked[1].split()) <= runs_of(tables))
+    return mark is None or not (own or set(mark[1].split()) <= run_keys(tables))
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError unless files can be written to `folder`, or it can be made."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be written to; output=FOLDER names another place")
+    """Check that files can be written to `folder`, which need not exist.
+
+    Raises:
+        UserError: they cannot.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written to; output=FOLDER writes elsewhere")

@@ -1,4 +1,4 @@
-"""What the rows of a table are called: by what differs between them, short, and never two alike."""
+"""Names the rows of a table by what differs between them: short, and unique in the table."""
 
 from __future__ import annotations
 
@@ -7,137 +7,143 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-LONGEST = 40  # characters that a table, and the figure beside it, have room for
-PYRAMID = re.compile(r"l\d+((?:_\d+)+)")  # the name of a file in conf/pyramid
-NO_NAME = (  # hashes, and the like
+MAX_LENGTH = 40  # characters that fit a table and the figure beside it
+PYRAMID_FILE = re.compile(r"l\d+((?:_\d+)+)")  # the name of a file in conf/pyramid
+UNNAMED_KEYS = (  # hashes and the like
     *("seed", "layout", "data.fingerprint"),
     *("test.format", "test.fingerprint", "test.limit"),
 )
-NAMING = ("name", "_target_", "train")  # of a section: what says most of its other keys, as views=full does
+NAMING_KEYS = ("name", "_target_", "train")  # these determine most other keys of their section, as views=full does
 
 
-def pick(candidates: Sequence[Sequence[str]], hashes: Sequence[str]) -> list[str]:
-    """A name for each row, all different.
+def pick_names(candidates: Sequence[Sequence[str]], hashes: Sequence[str]) -> list[str]:
+    """Pick a name for each row such that all differ.
 
     Args:
-        candidates: of each row, names to choose from, the best first, as many for every row; the last one is taken
-            whatever its length.
-        hashes: of each row, what tells it from all others.
+        candidates: the possible names of each row, the best first; the same number for every row. The last one may
+            exceed `MAX_LENGTH`.
+        hashes: for each row, a hash that no other row has. It is appended where no candidate is unique.
     """
     names = [""] * len(candidates)
     for rank in range(len(candidates[0]) if candidates else 0):
-        last, texts = rank == len(candidates[0]) - 1, [row[rank] for row in candidates]
-        alike = Counter(texts)
+        is_last, texts = rank == len(candidates[0]) - 1, [row[rank] for row in candidates]
+        counts = Counter(texts)
         for i, text in enumerate(texts):
-            if not names[i] and text and alike[text] == 1 and text not in names and (last or len(text) <= LONGEST):
+            fits = is_last or len(text) <= MAX_LENGTH
+            if not names[i] and text and counts[text] == 1 and text not in names and fits:
                 names[i] = text
     return [name or f"{row[-1]} [{key}]" for name, row, key in zip(names, candidates, hashes, strict=True)]
 
 
-def by_difference(rows: Sequence[Mapping[str, Any]], runs: Sequence[str], hashes: Sequence[str]) -> list[str]:
-    """Names of rows that no sweep asked for.
+def name_by_difference(
+    identities: Sequence[Mapping[str, Any]], runs: Sequence[str], hashes: Sequence[str]
+) -> list[str]:
+    """Name rows that no sweep planned, by the keys in which their configurations differ.
 
     Args:
-        rows: the configuration of each as one level of keys; those of its test begin with `test.`.
-        runs: the name of a run directory of each.
-        hashes: of each.
+        identities: the flattened configuration of each row; the keys of its test begin with `test.`.
+        runs: a run directory's name of each row.
+        hashes: a unique hash of each row.
     """
-    kept = _differing(rows)
-    short = _short_keys(kept)
-    tokens = [{key: f"{short[key]}={_value(row[key])}" for key in kept if row.get(key) is not None} for row in rows]
-    common = {key: Counter(row.get(key) for row in tokens).most_common(1)[0][0] for key in kept}
+    keys = _differing_keys(identities)
+    short = _short_keys(keys)
+    tokens_by_row = [
+        {key: f"{short[key]}={_format_value(identity[key])}" for key in keys if identity.get(key) is not None}
+        for identity in identities
+    ]
+    common = {key: Counter(tokens.get(key) for tokens in tokens_by_row).most_common(1)[0][0] for key in keys}
     candidates = []
-    for row, run in zip(tokens, runs, strict=True):
-        unusual = [token for key, token in row.items() if token != common[key]]
-        of_test = [token for key, token in row.items() if key.startswith("test.")]
-        candidates.append((" ".join(row.values()), " ".join(unusual), run, " ".join([run, *of_test])))
-    return pick(candidates, hashes)
+    for tokens, run in zip(tokens_by_row, runs, strict=True):
+        unusual = [token for key, token in tokens.items() if token != common[key]]
+        of_test = [token for key, token in tokens.items() if key.startswith("test.")]
+        candidates.append((" ".join(tokens.values()), " ".join(unusual), run, " ".join([run, *of_test])))
+    return pick_names(candidates, hashes)
 
 
-def of_words(words: Iterable[str], row: str, short: bool) -> str:
-    """Overrides of a sweep as a name, behind that of the listed `row` which they are of."""
-    return " ".join(filter(None, [row, *(_of_word(word, short) for word in words)]))
+def name_from_overrides(overrides: Iterable[str], row: str, short: bool) -> str:
+    """Join a listed `row` and overrides to a name; `short` drops keys where the value suffices."""
+    return " ".join(filter(None, [row, *(_format_override(override, short) for override in overrides)]))
 
 
-def pyramid(bins: Sequence[int]) -> str:
-    """A pyramid as it is read: `6, 3, 2, 1`, and `6x6` if it has one level."""
+def format_pyramid(bins: Sequence[int]) -> str:
+    """Format the levels of a pyramid: `6, 3, 2, 1`, or `6x6` for a single level."""
     return f"{bins[0]}x{bins[0]}" if len(bins) == 1 else ", ".join(map(str, bins))
 
 
-def shown(word: str) -> str:
-    """The name of a pyramid's file as it is read; any other word as it is."""
-    named = PYRAMID.fullmatch(word)
-    return pyramid([int(n) for n in named[1].strip("_").split("_")]) if named else word
+def format_option(option: str) -> str:
+    """Format the name of a pyramid's file as its levels; other options stay as they are."""
+    name = PYRAMID_FILE.fullmatch(option)
+    return format_pyramid([int(n) for n in name[1].strip("_").split("_")]) if name else option
 
 
-def flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """The keys and values of nested mappings, as one level."""
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """The items of nested mappings, with dotted keys."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _of_word(word: str, short: bool) -> str:
-    """An override as a name: a group's option speaks for itself, a value needs its key."""
-    key, _, value = word.partition("=")
+def _format_override(override: str, short: bool) -> str:
+    """Format an override: a group's option needs no key, other values do."""
+    key, _, value = override.partition("=")
     if not short:
-        return word
+        return override
     if key == "pyramid":
-        return shown(value)
+        return format_option(value)
     if key == "head.bins" and re.fullmatch(r"\[[\d, ]+\]", value):
-        return pyramid([int(n) for n in value[1:-1].split(",")])
+        return format_pyramid([int(n) for n in value[1:-1].split(",")])
     return value if "." not in key and not value.replace(".", "").isdigit() else f"{key.rpartition('.')[2]}={value}"
 
 
-def _differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys in which rows differ, without those that follow from the name of their section."""
-    every = dict.fromkeys(key for row in rows for key in row)
-    keys = [key for key in every if not key.startswith(NO_NAME)]
-    keys = [key for key in keys if len({str(row.get(key)) for row in rows}) > 1]
-    keys.sort(key=lambda key: (key.startswith("test."), not _names_others(key)))
-    kept: list[str] = []
+def _differing_keys(identities: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys in which `identities` differ, without keys that a naming key of their section determines."""
+    all_keys = dict.fromkeys(key for identity in identities for key in identity)
+    keys = [key for key in all_keys if not key.startswith(UNNAMED_KEYS)]
+    keys = [key for key in keys if len({str(identity.get(key)) for identity in identities}) > 1]
+    keys.sort(key=lambda key: (key.startswith("test."), not _is_naming_key(key)))
+    independent: list[str] = []
     for key in keys:
-        naming = [other for other in kept if _names_others(other) and _section(other) == _section(key)]
-        if not any(_follows(rows, key, other) for other in naming):
-            kept.append(key)
-    return kept
+        naming = [name for name in independent if _is_naming_key(name) and _section(name) == _section(key)]
+        if not any(_determines(identities, name, key) for name in naming):
+            independent.append(key)
+    return independent
 
 
-def _names_others(key: str) -> bool:
-    return key.rpartition(".")[2] in NAMING
+def _is_naming_key(key: str) -> bool:
+    return key.rpartition(".")[2] in NAMING_KEYS
 
 
 def _section(key: str) -> str:
-    """`head` of head.bins; sizes of a test are of the section `sizes`."""
+    """The section of a key: `head` for `head.bins`, `sizes` for `test.sizes`."""
     return key.removeprefix("test.").split(".")[0]
 
 
-def _follows(rows: Sequence[Mapping[str, Any]], key: str, other: str) -> bool:
-    """Whether rows that agree in `other` agree in `key`."""
+def _determines(identities: Sequence[Mapping[str, Any]], name: str, key: str) -> bool:
+    """Whether identities that agree in `name` also agree in `key`."""
     values: dict[str, set[str]] = {}
-    for row in rows:
-        values.setdefault(str(row.get(other)), set()).add(str(row.get(key)))
+    for identity in identities:
+        values.setdefault(str(identity.get(name)), set()).add(str(identity.get(key)))
     return all(len(same) == 1 for same in values.values())
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key (of a name that of its section), where no other key ends so."""
+    """The last part of each key (for `name` and `_target_`, that of the section) if unique; else the whole key."""
 
-    def last(key: str) -> str:
+    def last_part(key: str) -> str:
         section, _, name = key.rpartition(".")
-        return section.rpartition(".")[2] if name in NAMING[:2] and section else name
+        return section.rpartition(".")[2] if name in NAMING_KEYS[:2] and section else name
 
-    alike = Counter(map(last, keys))
-    return {key: last(key) if alike[last(key)] == 1 else key for key in keys}
+    counts = Counter(map(last_part, keys))
+    return {key: last_part(key) if counts[last_part(key)] == 1 else key for key in keys}
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_value, value)) if value else "none"
+        return ", ".join(map(_format_value, value)) if value else "none"
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
     digest = re.fullmatch(r"(?:sha256:)?([0-9a-f]{40,64})", text)
-    return digest[1][:6] if digest else re.sub(r"^(?:\w+\.)+(?=[A-Za-z_]\w*$)", "", text)  # a class by its last name
+    return digest[1][:6] if digest else re.sub(r"^(?:\w+\.)+(?=[A-Za-z_]\w*$)", "", text)  # a class without its module

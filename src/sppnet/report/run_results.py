@@ -1,4 +1,4 @@
-"""What a run came to, and what made it, as its directory has it."""
+"""Reads the result and the provenance of one run from its directory."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 
 
-def story(run: Run) -> dict[str, Any]:
-    """What the run is (`identity`) and how it was made (`starts`)."""
-    found = read_record(run.path / "provenance.json")
-    return {"identity": found.get("identity") or {}, "starts": found.get("starts") or [{}]}
+def read_provenance(run: Run) -> dict[str, Any]:
+    """Read the run's `identity` and its `starts`; empty defaults if `provenance.json` is missing or damaged."""
+    record = read_record(run.path / "provenance.json")
+    return {"identity": record.get("identity") or {}, "starts": record.get("starts") or [{}]}
 
 
-def result(run: Run, record: Mapping[str, Any], origin: Mapping[str, Any]) -> Result:
-    """What a test of a run came to (`record`), with what made the run (`origin`, its `story`)."""
-    identity, last, summary = origin["identity"], origin["starts"][-1], run.summary
+def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, Any]) -> Result:
+    """Combine a test's `record` with the run's `provenance` (see `read_provenance`)."""
+    identity, last, summary = provenance["identity"], provenance["starts"][-1], run.summary
     code, head = last.get("code") or {}, identity.get("head") or {}
     commits = dict.fromkeys(
-        commit(start["code"]["commit"], start["code"]["dirty"]) for start in origin["starts"] if "code" in start
+        format_commit(start["code"]["commit"], start["code"]["dirty"])
+        for start in provenance["starts"]
+        if "code" in start
     )
-    trained, tested = identity.get("trainer") or {}, record["identity"].get("limit") or {}
-    limit = trained.get("limit_batches") or tested.get("batches")
+    training, test = identity.get("trainer") or {}, record["identity"].get("limit") or {}
+    limit = training.get("limit_batches") or test.get("batches")
     version = identity.get("format") or record["identity"].get("format")
     cut = f"trainer.limit_batches={limit}" if limit else None
-    made = {
+    columns = {
         "hash": run.hash,
         "setting": digest({**{k: v for k, v in identity.items() if k != "seed"}, "test": record["identity"]}),
         "commit": " ".join(commits) if code else "",
-        "machine": machine(last.get("machine") or {}),
+        "machine": format_machine(last.get("machine") or {}),
         "time": record.get("time"),
         "seconds": summary.get("seconds"),
         "parameters": summary.get("parameters"),
@@ -42,15 +44,15 @@ def result(run: Run, record: Mapping[str, Any], origin: Mapping[str, Any]) -> Re
         "format": version,
         "data": record["identity"]["fingerprint"],
     }
-    return Result(run.path.name, record["metrics"], made)
+    return Result(run.path.name, record["metrics"], columns)
 
 
-def commit(name: object, dirty: object) -> str:
-    """The code by its commit, and whether it was changed since."""
-    return f"{str(name or '?')[:10]}{'+changes' if dirty else ''}"
+def format_commit(commit: object, dirty: object) -> str:
+    """The short commit, with `+changes` if the checkout had uncommitted changes."""
+    return f"{str(commit or '?')[:10]}{'+changes' if dirty else ''}"
 
 
-def machine(found: Mapping[str, Any]) -> str:
-    """The machine in a few words."""
-    gpus = found.get("gpus") or []
-    return ", ".join([*gpus, f"{found.get('cores')} cores", str(found.get("processor"))])
+def format_machine(record: Mapping[str, Any]) -> str:
+    """GPUs, number of cores and processor."""
+    gpus = record.get("gpus") or []
+    return ", ".join([*gpus, f"{record.get('cores')} cores", str(record.get("processor"))])

@@ -1,4 +1,4 @@
-"""A table of a study: its rows, what their runs came to, its columns."""
+"""The data of a table: rows, results per seed, columns."""
 
 from __future__ import annotations
 
@@ -9,29 +9,36 @@ from typing import Any
 from sppnet.studies.status import RunStatus
 
 LOWER_IS_BETTER = ("loss", "error")
-MARK = "†"  # of rows that were cut short
+CUT_MARK = "†"  # behind the names of rows that were cut short
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one seed (or, of features under an SVM, one split) came to.
+    """The result of one seed, or of one split for features under an SVM.
 
     Attributes:
         run: the name of its run.
-        metrics: figures by name.
-        made: `hash`, `setting` (the hash but for the seed), `commit`, `machine`, `time`, `seconds`, `parameters`,
-            `bins` of the pyramid, `note`, whether it was `limited` by `trainer.limit_batches`, `format` (of the code
-            that trained it), `data` (the fingerprint of what was tested).
+        metrics: values by metric name.
+        provenance: `hash`, `setting` (the hash without the seed), `commit`, `machine`, `time`, `seconds`, `parameters`,
+            `bins` of the pyramid, `note`, `limited` (whether `trainer.limit_batches` cut the run short), `format` (of
+            the code that trained it), `data` (the fingerprint of the test data).
     """
 
     run: str
     metrics: Mapping[str, float]
-    made: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting: its results by seed, where the seeds stand that have none, and what is published of it."""
+    """One row: a setting.
+
+    Attributes:
+        name: its name, unique in the table.
+        results: by seed.
+        missing: the status of each seed without a result.
+        paper: published values by metric; None where the paper prints none.
+    """
 
     name: str
     results: Mapping[int, Result]
@@ -40,46 +47,46 @@ class Row:
 
     @property
     def limited(self) -> bool:
-        """Whether a run of it was cut short by `trainer.limit_batches`, in training or in the test."""
-        return any(one.made.get("limited") for one in self.results.values())
+        """Whether `trainer.limit_batches` cut a run of this row short, in training or in the test."""
+        return any(result.provenance.get("limited") for result in self.results.values())
 
     @property
     def label(self) -> str:
-        """The name as it is shown: a row that was cut short is marked."""
-        return f"{self.name} {MARK}" if self.limited else self.name
+        """The name, with a mark if a run was cut short."""
+        return f"{self.name} {CUT_MARK}" if self.limited else self.name
 
     def values(self, metric: str) -> dict[int, float]:
-        """A figure for each seed that has it; `x_error` is 1 - `x`."""
+        """The values of a metric by seed, for the seeds that have it; `x_error` is 1 - `x`."""
         name = metric.removesuffix("_error")
-        found = {seed: one.metrics[name] for seed, one in self.results.items() if name in one.metrics}
-        return {seed: 1 - value for seed, value in found.items()} if name != metric else found
+        by_seed = {seed: result.metrics[name] for seed, result in self.results.items() if name in result.metrics}
+        return {seed: 1 - value for seed, value in by_seed.items()} if name != metric else by_seed
 
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of the table: its name in `metrics`, how it is headed, and whether less of it is better."""
+    """A metric of the table: its key in `Result.metrics`, and its heading."""
 
     metric: str
     label: str
 
     @property
     def lower(self) -> bool:
-        """Whether less is better."""
+        """Whether lower values are better."""
         return self.metric.endswith(LOWER_IS_BETTER)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Everything that is shown of a study.
+    """A table of a study.
 
     Attributes:
-        name: of its files.
-        over: what the spread is over: seeds or splits.
-        header: of the study's file.
-        columns: the figures.
+        name: the stem of its files' names.
+        over: what means are taken over: `seed` or `split`.
+        header: question, command, expected result and cost, from the study's file.
+        columns: its metrics.
         rows: in the order of the sweep.
         report: the node `report` of the configuration.
-        others: runs of the folder that the study did not ask for.
+        unplanned: the number of runs in the study's folder that are not in the table.
     """
 
     name: str
@@ -88,18 +95,14 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
     report: Mapping[str, Any]
-    others: int
+    unplanned: int
 
     @property
     def mixed(self) -> str:
-        """Why no row can be called better than another: different data, or code that trains differently; "" if none."""
-        made = [one.made for row in self.rows for one in row.results.values()]
-        formats = sorted({str(one.get("format")) for one in made})
+        """Why rows cannot be compared: different test data, or code that trains differently; "" if they can."""
+        provenances = [result.provenance for row in self.rows for result in row.results.values()]
+        formats = sorted({str(provenance.get("format")) for provenance in provenances})
         if len(formats) > 1:
-            return f"Rows were made by versions of sppnet that train differently (format {' and '.join(formats)})"
-        return "Rows were tested on different data" if len({str(one.get("data")) for one in made}) > 1 else ""
-
-    @property
-    def missing(self) -> int:
-        """How many cells have no result."""
-        return sum(len(row.missing) for row in self.rows)
+            return f"Rows were trained by versions of sppnet that train differently (format {' and '.join(formats)})"
+        data_sets = {str(provenance.get("data")) for provenance in provenances}
+        return "Rows were tested on different data" if len(data_sets) > 1 else ""

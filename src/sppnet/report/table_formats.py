@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV and LaTeX."""
+"""Renders a table as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -7,104 +7,106 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sppnet.report.summary import Summary, figure, made_of, text
-from sppnet.report.table import MARK
+from sppnet.report.summary import Summary, format_cell, format_metric, merge_provenance
+from sppnet.report.table import CUT_MARK
 
-OF_A_RUN = ("hash", "commit", "machine", "time", "seconds", "parameters", "note")
+RUN_COLUMNS = ("hash", "commit", "machine", "time", "seconds", "parameters", "note")
 
 
-def markdown(sheet: Summary, picture: str | None) -> str:
-    """The whole report of a study; `picture` is the name of the figure beside it."""
-    table = sheet.table
-    parts = [f"# {table.name}", "\n".join(f"- {name}: {said}" for name, said in sheet.header())]
-    if picture:
-        parts.append(f"![{table.name}: {', '.join(column.label for column in table.columns)}]({picture})")
+def markdown(summary: Summary, figure_file: str | None) -> str:
+    """Render the whole report of a study; `figure_file` is the name of the figure's file beside it."""
+    table = summary.table
+    parts = [f"# {table.name}", "\n".join(f"- {name}: {content}" for name, content in summary.header())]
+    if figure_file:
+        parts.append(f"![{table.name}: {', '.join(column.label for column in table.columns)}]({figure_file})")
     main = [
-        [f"**{cell}**" if i and sheet.marked(i, j) else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(sheet.main())
+        [f"**{cell}**" if i and summary.marked(i, j) else cell for j, cell in enumerate(row)]
+        for i, row in enumerate(summary.main())
     ]
-    parts += [_lines(main), sheet.legend()]
-    if apart := sheet.apart():
-        parts.append(_lines(apart))
-    if missing := sheet.missing():
+    parts += [_markdown_table(main), summary.legend()]
+    if differences := summary.difference_table():
+        parts.append(_markdown_table(differences))
+    if missing := summary.missing():
         parts.append("Missing:\n\n" + "\n".join(f"- {line}" for line in missing))
-    parts.append(_lines(sheet.made()))
-    if table.others:
-        parts.append(f"{table.others} other runs of this folder are not part of it.")
+    parts.append(_markdown_table(summary.provenance()))
+    if table.unplanned:
+        parts.append(f"{table.unplanned} further run(s) in this folder are not part of the table.")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def settings_csv(sheet: Summary) -> str:
-    """A line per setting: for each figure mean, deviation, n, interval and difference; then what made it."""
+def settings_csv(summary: Summary) -> str:
+    """Render a line per setting: mean, deviation, n, interval and difference of each metric, then the provenance."""
     lines = []
-    for row in sheet.table.rows:
+    for row in summary.table.rows:
         line: dict[str, Any] = {"setting": row.name}
-        for column, judged in sheet.columns:
-            one, gap, name = judged.spreads[row.name], judged.apart.get(row.name), column.metric
-            half = one.half if one else None
+        for column, stats in summary.columns:
+            row_spread, gap, name = stats.spreads[row.name], stats.differences.get(row.name), column.metric
+            half = row_spread.half if row_spread else None
             line |= {
-                f"{name} mean": one.mean if one else None,
-                f"{name} std": one.deviation if one else None,
-                f"{name} n": one.n if one else 0,
-                f"{name} low": one.mean - half if one and half is not None else None,
-                f"{name} high": one.mean + half if one and half is not None else None,
-                f"{name} compared with": judged.base,
+                f"{name} mean": row_spread.mean if row_spread else None,
+                f"{name} std": row_spread.deviation if row_spread else None,
+                f"{name} n": row_spread.n if row_spread else 0,
+                f"{name} low": row_spread.mean - half if row_spread and half is not None else None,
+                f"{name} high": row_spread.mean + half if row_spread and half is not None else None,
+                f"{name} compared with": stats.base,
                 f"{name} difference": gap.spread.mean if gap else None,
                 f"{name} p": gap.p if gap else None,
-                f"{name} best": int(judged.best == row.name),
+                f"{name} best": int(stats.best == row.name),
             }
         line |= {f"paper {name} (%)": value for name, value in row.paper.items()} | {"missing": len(row.missing)}
-        made = made_of(row)
-        lines.append(line | {f"config {key}" if key == "setting" else key: value for key, value in made.items()})
+        provenance = merge_provenance(row)
+        lines.append(line | {f"config {key}" if key == "setting" else key: value for key, value in provenance.items()})
     return _csv(lines)
 
 
-def runs_csv(sheet: Summary) -> str:
-    """A line per run: what it is, what made it, all of its figures."""
+def runs_csv(summary: Summary) -> str:
+    """Render a line per run: its row and seed, its provenance, all of its metrics."""
     return _csv(
-        {"setting": row.name, sheet.table.over: seed, "run": one.run}
-        | {key: one.made.get(key) for key in OF_A_RUN}
-        | dict(one.metrics)
-        for row in sheet.table.rows
-        for seed, one in row.results.items()
+        {"setting": row.name, summary.table.over: seed, "run": result.run}
+        | {key: result.provenance.get(key) for key in RUN_COLUMNS}
+        | dict(result.metrics)
+        for row in summary.table.rows
+        for seed, result in row.results.items()
     )
 
 
-def latex(sheet: Summary) -> str:
-    """The main table for a paper (package booktabs): mean and deviation, bold as in Markdown."""
-    head = ["", "$n$", *(_escape(column.label) for column, _ in sheet.columns)]
+def latex(summary: Summary) -> str:
+    """Render the main table for a paper (package booktabs): mean and deviation, bold as in Markdown."""
+    head = ["", "$n$", *(_escape(column.label) for column, _ in summary.columns)]
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
-    for row in sheet.table.rows:
+    for row in summary.table.rows:
         cells = []
-        for column, judged in sheet.columns:
-            one = judged.spreads[row.name]
-            cell = "--" if one is None else figure(column, one.mean)
-            cell += rf" $\pm$ {figure(column, one.deviation)}" if one and one.deviation is not None else ""
-            cells.append(rf"\textbf{{{cell}}}" if judged.best == row.name else cell)
+        for column, stats in summary.columns:
+            row_spread = stats.spreads[row.name]
+            cell = "--" if row_spread is None else format_metric(column, row_spread.mean)
+            if row_spread and row_spread.deviation is not None:
+                cell += rf" $\pm$ {format_metric(column, row_spread.deviation)}"
+            cells.append(rf"\textbf{{{cell}}}" if stats.best == row.name else cell)
         lines.append(" & ".join([_escape(row.label), str(len(row.results)), *cells]) + r" \\")
-    return "\n".join([f"% {sheet.table.name}. {sheet.legend()}", *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return "\n".join([f"% {summary.table.name}. {summary.legend()}", *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _lines(rows: Sequence[Sequence[str]]) -> str:
-    head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
 
 
 def _csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    every = list(lines)
+    """The lines as CSV; a column for every key that any line has."""
+    records = list(lines)
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(key for one in every for key in one)), lineterminator="\n")
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: text(value) for key, value in one.items()} for one in every)
+    writer.writerows({key: format_cell(value) for key, value in record.items()} for record in records)
     return out.getvalue()
 
 
-def _escape(words: str) -> str:
+def _escape(text: str) -> str:
     special = {
-        MARK: r"\dag{}",
+        CUT_MARK: r"\dag{}",
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "[": "{[}",
     }
-    return "".join(special.get(char) or (f"\\{char}" if char in "&%$#_{}" else char) for char in words)
+    return "".join(special.get(char) or (f"\\{char}" if char in "&%$#_{}" else char) for char in text)

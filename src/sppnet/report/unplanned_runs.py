@@ -1,4 +1,4 @@
-"""Rows of runs that no sweep asked for: by data set, and named by what differs in it."""
+"""Builds the rows of runs that no sweep planned: one set of rows per data set, named by what differs."""
 
 from __future__ import annotations
 
@@ -10,66 +10,68 @@ from typing import Any
 import yaml
 
 from sppnet.report import row_names
-from sppnet.report.run_results import result, story
+from sppnet.report.run_results import build_result, read_provenance
 from sppnet.report.table import Result, Row
 from sppnet.runs.run_directory import Run
 
-Setting = tuple[dict[str, Any], dict[int, Result]]  # its configuration and its test's, as one level of keys; by seed
+Setting = tuple[dict[str, Any], dict[int, Result]]  # flattened identity of run and test; results by seed
 
 
-def by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
-    """Rows of runs that no sweep asked for, by the name of the data they were tested on: all seeds of a setting are
-    one."""
+def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
+    """Build the rows of `runs` by the name of the data set they were tested on; a row holds all seeds of a setting."""
     settings: dict[str, Setting] = {}
     for name in runs:
         run = Run(folder / name)
         for path in sorted((run.path / "tests").glob("*.json")) if run.status.get("state") == "done" else []:
             record = run.result(path.stem)
             if record and record["identity"]["weights"] == "best":
-                origin = story(run)
-                found = result(run, record, origin)
-                keys = dict(row_names.flat(origin["identity"] | {"test": record["identity"]}))
-                settings.setdefault(found.made["setting"], (keys, {}))[1][int(keys.get("seed", 0))] = found
-    sets: dict[str, dict[str, Setting]] = {}
-    for key, setting in settings.items():
-        sets.setdefault(str(setting[0]["test.fingerprint"]), {})[key] = setting
-    called = _data_names(folder, sets)
-    return {called[data]: _called(folder, rows) for data, rows in sets.items()}
+                provenance = read_provenance(run)
+                result = build_result(run, record, provenance)
+                keys = dict(row_names.flatten(provenance["identity"] | {"test": record["identity"]}))
+                settings.setdefault(result.provenance["setting"], (keys, {}))[1][int(keys.get("seed", 0))] = result
+    by_data: dict[str, dict[str, Setting]] = {}
+    for setting_hash, setting in settings.items():
+        by_data.setdefault(str(setting[0]["test.fingerprint"]), {})[setting_hash] = setting
+    names = _data_names(folder, by_data)
+    return {names[data]: _build_rows(folder, data_settings) for data, data_settings in by_data.items()}
 
 
-def _called(folder: Path, settings: Mapping[str, Setting]) -> list[Row]:
-    """The rows of one data set, each by what differs between them."""
-    shown, runs = [], []
+def _build_rows(folder: Path, settings: Mapping[str, Setting]) -> list[Row]:
+    """The rows of one data set, each named by what differs between them."""
+    identities, runs = [], []
     for keys, results in settings.values():
         run = next(iter(results.values())).run
-        backbone = _configuration(folder / run).get("backbone") or {}
-        shown.append({"backbone.name": backbone.get("name")} | keys)
+        backbone = _load_config(folder / run).get("backbone") or {}
+        identities.append({"backbone.name": backbone.get("name")} | keys)
         runs.append(run)
-    called = row_names.by_difference(shown, runs, list(settings)) if len(runs) > 1 else [folder.name]
+    names = row_names.name_by_difference(identities, runs, list(settings)) if len(runs) > 1 else [folder.name]
     return [
         Row(name, dict(sorted(results.items())), {}, {})
-        for name, (_, results) in zip(called, settings.values(), strict=True)
+        for name, (_, results) in zip(names, settings.values(), strict=True)
     ]
 
 
-def _data_names(folder: Path, sets: Mapping[str, Mapping[str, Setting]]) -> dict[str, str]:
-    """What each data set, given by its fingerprint, is called: as a run that was trained on it calls it, with the name
-    of its folder where two are called the same."""
+def _data_names(folder: Path, by_data: Mapping[str, Mapping[str, Setting]]) -> dict[str, str]:
+    """The name of each data set, by its fingerprint.
+
+    The name comes from the configuration of a run that was trained on the data set; the folder of the data is added
+    where two data sets have the same name.
+    """
     candidates = []
-    for data, settings in sets.items():
-        own = [results for keys, results in settings.values() if keys.get("data.fingerprint") == data]
-        cfg = _configuration(folder / next(iter(own[0].values())).run).get("data") or {} if own else {}
+    for data, settings in by_data.items():
+        trained = [results for keys, results in settings.values() if keys.get("data.fingerprint") == data]
+        cfg = _load_config(folder / next(iter(trained[0].values())).run).get("data") or {} if trained else {}
         name = re.sub(r"[^\w.+=-]", "_", str(cfg.get("name") or "other"))
         root = re.sub(r"[^\w.+=-]", "_", Path(str(cfg.get("root") or "")).name)
-        candidates.append((name if own else "", f"{name}_{root}" if root else "", f"{name}_{data[:6]}"))
-    return dict(zip(sets, row_names.pick(candidates, list(sets)), strict=True))
+        candidates.append((name if trained else "", f"{name}_{root}" if root else "", f"{name}_{data[:6]}"))
+    return dict(zip(by_data, row_names.pick_names(candidates, list(by_data)), strict=True))
 
 
-def _configuration(run: Path) -> dict[str, Any]:
-    """The stored configuration of a run; empty where it cannot be read."""
+def _load_config(run: Path) -> dict[str, Any]:
+    """The stored configuration of a run; empty if it cannot be read."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        found = yaml.load((run / "config.yaml").read_text(encoding="utf-8"), loader)
+        cfg = yaml.load((run / "config.yaml").read_text(encoding="utf-8"), loader)
     except (OSError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return cfg if isinstance(cfg, dict) else {}

@@ -1,6 +1,6 @@
-"""What our launchers have in common: the jobs of a sweep, from the overrides that a sweeper hands over.
+"""The base of both Hydra launchers: builds the jobs of a sweep from the sweeper's overrides.
 
-Imported at every start, with the plugins, so nothing heavy is imported here but when a sweep begins.
+Hydra imports this module with the plugins at every start, so heavy imports wait until a sweep begins.
 """
 
 from __future__ import annotations
@@ -21,38 +21,53 @@ if TYPE_CHECKING:
 
 
 class SweepLauncher(Launcher):
-    """Makes a job of every list of overrides; how they are run is for a subclass to say (`sweep`)."""
+    """Turns each list of overrides into a `SweepJob`; subclasses decide how the jobs run (`sweep`)."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra hands over; the task function is not called, the children call their own."""
+        """Store the context. The task function is not called: each job is a process that calls its own."""
         self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, command: str, jobs: list[SweepJob]) -> Sweep:
-        """What runs the jobs."""
+        """Return the sweep that runs `jobs`."""
         raise NotImplementedError
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs; a failure ends the sweep after its last job (see `Sweep.run`)."""
+        """Run all jobs; a failed job ends the sweep only after the last job (see `Sweep.run`).
+
+        Raises:
+            UserError: the sweep spans several studies, or an axis holds an parse_value number where a text is expected.
+        """
         from sppnet.studies.sweep import SweepJob
 
-        studies = {word for words in job_overrides for word in words if word.lstrip("+").startswith("experiments=")}
-        if len(studies) > 1:
-            raise UserError(f"{', '.join(sorted(studies))}: a sweep is of one study; start them one after the other")
+        experiments = {
+            override
+            for overrides in job_overrides
+            for override in overrides
+            if override.lstrip("+").startswith("experiments=")
+        }
+        if len(experiments) > 1:
+            raise UserError(
+                f"{', '.join(sorted(experiments))}: a sweep is of one study; start them one after the other"
+            )
         setup_globals()
-        load, rows = self.hydra_context.config_loader.load_sweep_config, self._rows()
+        load, rows = self.hydra_context.config_loader.load_sweep_config, self._listed_rows()
         command = str(self.config.hydra.job.name)
         jobs = []
-        _refuse_numbers_for_texts(word for words in job_overrides for word in words)
-        for number, words in enumerate(map(list, job_overrides), start=initial_job_idx):
-            jobs.append(SweepJob(number, words, load(self.config, words), rows.get(tuple(sorted(words)), "")))
+        _refuse_numbers_for_texts(override for overrides in job_overrides for override in overrides)
+        for number, overrides in enumerate(map(list, job_overrides), start=initial_job_idx):
+            row = rows.get(tuple(sorted(overrides)), "")
+            jobs.append(SweepJob(number, overrides, load(self.config, overrides), row))
         self.sweep(command, jobs).run()
-        made = [JobReturn(overrides=job.overrides, cfg=job.cfg, task_name=command) for job in jobs]
-        for one in made:
-            one.status, one.return_value = JobStatus.COMPLETED, None
-        return made
+        returns = [JobReturn(overrides=job.overrides, cfg=job.cfg, task_name=command) for job in jobs]
+        for job_return in returns:
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        return returns
 
-    def _rows(self) -> dict[tuple[str, ...], str]:
-        """The listed row that each job is of: the sweeper hands over overrides alone, and a typed one hides the row."""
+    def _listed_rows(self) -> dict[tuple[str, ...], str]:
+        """The listed row of each job, by the job's sorted overrides.
+
+        The sweeper passes overrides alone, and a typed override can replace the ones that identify the row.
+        """
         from sppnet.config.overrides import expand
 
         node = self.config.hydra.sweeper
@@ -60,15 +75,18 @@ class SweepLauncher(Launcher):
             return {}
         typed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)  # as the sweeper has them
         assert isinstance(typed, list)
-        made = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
-        return {tuple(sorted(job.overrides)): job.row for job in made}
+        expanded = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
+        return {tuple(sorted(job.overrides)): job.row for job in expanded}
 
 
 def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:
-    """Only an axis of a file brings such a number (`words.settle` quotes what is typed); 2024_05 is 202405 by now."""
-    for word in overrides:
-        key = word.partition("=")[0].lstrip("+")
-        if key in TEXTS and quote_names(word) != word:
+    """Refuse an axis that YAML has already turned into a number: 2024_05 arrives here as 202405.
+
+    Only `hydra.sweeper.params` in a file can contain one: `config/overrides.py` quotes typed overrides.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+")
+        if key in TEXTS and quote_names(override) != override:
             raise UserError(
-                f"{word} is a number in hydra.sweeper.params; there a text like it is quoted: {quote_names(word)}"
+                f"{override} is a number in hydra.sweeper.params; there quote the text: {quote_names(override)}"
             )

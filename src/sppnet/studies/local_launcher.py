@@ -1,6 +1,6 @@
-"""A sweep on this machine: every job a process of its own, n at a time, each on cores and GPUs of its own.
+"""Runs a sweep on this machine: one process per job, n at a time, each with its own cores and GPUs.
 
-The thread count is the run's (`trainer.threads`) and no business of a launcher: it is part of what a run is.
+The launcher leaves the number of threads alone: `trainer.threads` is part of a run's identity.
 """
 
 from __future__ import annotations
@@ -21,119 +21,120 @@ from typing import Any
 from sppnet.errors import UserError, notice
 from sppnet.runs.result_text import result_lines
 from sppnet.runs.run_directory import Run
-from sppnet.studies.gpus import Gpus, visible, wanted
+from sppnet.studies.gpus import GpuPool, requested_gpus, visible_gpus
 from sppnet.studies.sweep import Sweep, SweepJob
 
 OUTCOMES = {0: "done", 2: "refused"}  # by exit code; any other is a failure
 
 
-class Processes(Sweep):
-    """Runs the jobs `n` at a time and prints how each went.
+class LocalSweep(Sweep):
+    """Runs the jobs `n` at a time and prints the outcome of each.
 
     Args:
-        command: names the command.
-        jobs: those of the sweep.
-        n: how many run at a time; None for as many as have GPUs of their own, or two where no job wants one. With 1,
+        command: the `sppnet` command of all jobs.
+        jobs: the jobs of the sweep.
+        n: how many jobs run at a time. None: as many as can have their own GPUs, or two if no job uses a GPU. With 1,
             every job sees all GPUs.
     """
 
     def __init__(self, command: str, jobs: list[SweepJob], n: int | None) -> None:
         if n is not None and n < 1:
-            raise UserError(f"hydra.launcher.n={n} is not allowed; it takes null or a whole number of at least 1")
+            raise UserError(f"hydra.launcher.n={n} is not allowed; it takes null or an integer of at least 1")
         super().__init__(command, jobs)
         self.n = n
         self._cores: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-        self._gpus = Gpus([])
+        self._gpus = GpuPool([])
         self._stopping = threading.Event()
         self._children: set[subprocess.Popen[bytes]] = set()
 
     def start(self, groups: list[list[SweepJob]]) -> None:
-        """Run the groups side by side."""
-        n = self._share_out(groups)
-        before = signal.signal(signal.SIGTERM, self._interrupt)
+        """Run the groups in parallel, the jobs of a group one after the other."""
+        n = self._assign_resources(groups)
+        previous_handler = signal.signal(signal.SIGTERM, self._interrupt)
         try:
             with ThreadPoolExecutor(n) as pool:
                 try:
                     for future in [pool.submit(self._run_group, group) for group in groups]:
                         future.result()
                 except BaseException:
-                    self._stopping.set()  # the jobs that run have the terminal's signal too, or _interrupt's
+                    self._stopping.set()  # running jobs get the signal from the terminal or from _interrupt
                     raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous_handler)
 
-    def _share_out(self, groups: list[list[SweepJob]]) -> int:
-        """Deal out cores and GPUs; returns how many jobs run at a time."""
-        names = [] if self.n == 1 else visible()
-        sizes = [
-            what if isinstance(what, int) else len(what) for what in map(_gpus_of, (job for g in groups for job in g))
-        ]
-        sizes = sorted((size for size in sizes if 0 < size <= len(names)), reverse=True)
-        n = self.n or (min(len(names) // sizes[-1], len(groups)) if sizes else 2)
-        shared = sum(sizes[:n]) > len(names)
+    def _assign_resources(self, groups: list[list[SweepJob]]) -> int:
+        """Set up the shares of cores and the GPU pool; returns how many jobs run at a time."""
+        gpus = [] if self.n == 1 else visible_gpus()
+        requests = [_gpus_of(job) for group in groups for job in group]
+        sizes = [request if isinstance(request, int) else len(request) for request in requests]
+        sizes = sorted((size for size in sizes if 0 < size <= len(gpus)), reverse=True)
+        n = self.n or (min(len(gpus) // sizes[-1], len(groups)) if sizes else 2)
+        shared = sum(sizes[:n]) > len(gpus)
         if self.n and shared:
             notice(
-                f"hydra.launcher.n={n}: up to {n} jobs at a time share the {len(names)} GPU(s) here, dealt out in turn"
+                f"hydra.launcher.n={n}: up to {n} jobs at a time share the {len(gpus)} GPU(s) here, assigned in turn"
             )
-        self._gpus = Gpus(names, bool(self.n) and shared)
-        for share in shares(n):
-            self._cores.put(share)
+        self._gpus = GpuPool(gpus, bool(self.n) and shared)
+        for cores in split_cores(n):
+            self._cores.put(cores)
         return n
 
     def _run_group(self, group: list[SweepJob]) -> None:
         for job in group:
             if self._stopping.is_set():
                 return
-            self.look(job)
+            self.skip_if_done(job)
             if job.outcome:
-                self.say(job)
+                self.print_status(job)
             else:
                 self._run(job, self.command_line(group, job))
 
     def _run(self, job: SweepJob, command: list[str]) -> None:
         cores = self._cores.get()
         try:
-            with self._gpus.taken(_gpus_of(job), self._stopping.is_set) as seen:
+            with self._gpus.reserve(_gpus_of(job), self._stopping.is_set) as gpu_env:
                 if self._stopping.is_set():
                     return
-                self.say(job)
+                self.print_status(job)
                 began = time.monotonic()
-                code, printed = self._call(job, command, cores, seen)
+                code, output = self._call(job, command, cores, gpu_env)
         finally:
             self._cores.put(cores)
         if code == 2:
-            self.look(job)  # another sweep may have taken the run at the same moment
+            self.skip_if_done(job)  # another sweep may have taken the run at the same moment
         if not job.outcome:
             job.outcome = OUTCOMES.get(code, "failed")
-            job.lines = self._result(job, printed, code)
-        self.say(job, time.monotonic() - began)
+            job.lines = self._result(job, output, code)
+        self.print_status(job, time.monotonic() - began)
 
-    def _call(self, job: SweepJob, command: list[str], cores: set[int], seen: dict[str, str]) -> tuple[int, list[str]]:
-        """Exit code and output of a job that sees certain GPUs."""
-        env = os.environ | seen | ({"SPPNET_JOB_LOG": "1"} if job.plan else {})
+    def _call(
+        self, job: SweepJob, command: list[str], cores: set[int], gpu_env: dict[str, str]
+    ) -> tuple[int, list[str]]:
+        """Run a job's process; returns its exit code and the lines of its output."""
+        env = os.environ | gpu_env | ({"SPPNET_JOB_LOG": "1"} if job.plan else {})
         with tempfile.TemporaryFile() as output:
             child = subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
             self._children.add(child)
-            if job.plan and len(cores) >= _threads(job.plan.cfg):  # on fewer its threads would wait for each other
-                with contextlib.suppress(OSError):  # it has ended
+            if job.plan and len(cores) >= _threads(job.plan.cfg):  # with fewer cores, threads would wait for each other
+                with contextlib.suppress(OSError):  # the process has already ended
                     os.sched_setaffinity(child.pid, cores)
             code = child.wait()
             self._children.discard(child)
             output.seek(0)
             return code, output.read().decode(errors="replace").splitlines()
 
-    def _result(self, job: SweepJob, printed: list[str], code: int) -> list[str]:
-        """What is worth showing of a job that has ended: its figures, or the reason and where to read on."""
+    def _result(self, job: SweepJob, output: list[str], code: int) -> list[str]:
+        """The lines to print for a finished job: its metrics, or the reason of its failure and the path of its log."""
         if job.plan is None:
-            return printed or [f"exit code {code}"]
+            return output or [f"exit code {code}"]
         run = job.plan.run
-        found = run.result(job.plan.test)
-        if job.outcome == "done" and found:
-            return result_lines(found)
+        result = run.result(job.plan.test)
+        if job.outcome == "done" and result:
+            return result_lines(result)
         if job.outcome == "refused" or not (run.path / "log.txt").exists():
-            return printed[-1:] or [f"exit code {code}"]
+            return output[-1:] or [f"exit code {code}"]
         return [f"{_reason(run, code)}  (see {run.path / 'log.txt'})"]
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -142,28 +143,28 @@ class Processes(Sweep):
         raise KeyboardInterrupt
 
 
-def shares(n: int) -> list[set[int]]:
-    """The cores of this process dealt out to `n` jobs; empty sets where there are too few, or no way to say it."""
+def split_cores(n: int) -> list[set[int]]:
+    """Split this process's cores into `n` equal sets; empty sets if there are too few, or affinity is unsupported."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    each = len(cores) // n
-    return [set(cores[each * i : each * (i + 1)]) for i in range(n)] if n > 1 else [set()]
+    size = len(cores) // n
+    return [set(cores[size * i : size * (i + 1)]) for i in range(n)] if n > 1 else [set()]
 
 
 def _gpus_of(job: SweepJob) -> int | list[int]:
-    """How many GPUs a job takes, or which; only training takes several."""
+    """The number of GPUs of a job, or their indexes; only training takes several."""
     if job.plan is not None:
-        return wanted(job.plan.cfg["trainer"])
-    return wanted({"accelerator": job.cfg.trainer.accelerator, "devices": 1})
+        return requested_gpus(job.plan.cfg["trainer"])
+    return requested_gpus({"accelerator": job.cfg.trainer.accelerator, "devices": 1})
 
 
 def _threads(cfg: Mapping[str, Any]) -> int:
-    """How many threads a job computes with at once."""
+    """The number of threads that compute at once, over all processes of a job."""
     devices, threads = cfg["trainer"]["devices"], cfg["trainer"]["threads"]
     return int(threads) * (devices if isinstance(devices, int) else len(devices))
 
 
 def _reason(run: Run, code: int) -> str:
-    """Why a job failed: what it wrote last, or, if it was killed and could write nothing, the signal."""
+    """Why a job failed: the signal that killed it, or the reason in its status file."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return str(run.status.get("reason") or f"exit code {code}")

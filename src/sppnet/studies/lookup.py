@@ -1,6 +1,6 @@
-"""Which studies somebody asks for, and their cells: as they were started, or as a file says now.
+"""Finds the studies that `sppnet status` and `sppnet report` show, with their points. Imports no torch.
 
-Nothing here imports torch.
+A study is read as it was started (`load_studies`, from `study.json`) or as its file defines it now (`expand_study`).
 """
 
 from __future__ import annotations
@@ -15,112 +15,130 @@ from sppnet.config.compose import Job
 from sppnet.config.overrides import ExpandedJob, parse_value, quote_names
 from sppnet.errors import UserError
 from sppnet.runs.plan import plan_run, validate
-from sppnet.studies.study import Study, SweepPoint, cell, command_of, common, conf, header, stored, words_of
+from sppnet.studies.study import (
+    Study,
+    SweepPoint,
+    common_overrides,
+    config_digest,
+    identifying_overrides,
+    load_points,
+    read_header,
+    study_command,
+    sweep_point,
+)
 
-READ = ("study", "report", "paths", "debug")  # what is heeded where no study's file is named
+USED_WITHOUT_FILE = ("study", "report", "paths", "debug")  # keys that have an effect without experiments=NAME
 
 
-def chosen(job: Job, own: Collection[str]) -> list[Study]:
-    """The studies that `sppnet status` and `sppnet report` are asked for: one by name, or all under `paths.runs`.
+def find_studies(job: Job, own_keys: Collection[str]) -> list[Study]:
+    """Find the studies that a command names: one by name, or all under `paths.runs`.
 
     Args:
-        job: of the command.
-        own: keys that the command heeds itself, and that say nothing of a study.
+        job: the job of the command.
+        own_keys: keys of the command itself, which do not describe a study.
 
     Raises:
-        UserError: there is no such study, or something was typed that has no effect.
+        UserError: no study has that name, or a typed override has no effect.
     """
     runs, name = Path(job.cfg["paths"]["runs"]).expanduser(), job.cfg["study"]
-    words = [(re.split(r"[.=]", word.lstrip("+~"))[0], word) for word in job.overrides]
-    experiments = next((str(parse_value(word)) for key, word in words if key == "experiments"), None)
+    keyed = [(re.split(r"[.=]", override.lstrip("+~"))[0], override) for override in job.overrides]
+    experiments = next((str(parse_value(override)) for key, override in keyed if key == "experiments"), None)
     if experiments is not None:
-        typed = [word for key, word in words if key not in {"experiments", *own}]
-        return [expand(runs, experiments, [*typed, *job.sweeper])]
-    idle = [word for key, word in words if key not in {*READ, *own}]
-    if idle:
-        raise UserError(f"{idle[0]} has no effect without experiments=NAME: run directories are read as they are")
-    shown = [word for key, word in words if key == "report"]
+        typed = [override for key, override in keyed if key not in {"experiments", *own_keys}]
+        return [expand_study(runs, experiments, [*typed, *job.sweeper])]
+    unused = [override for key, override in keyed if key not in {*USED_WITHOUT_FILE, *own_keys}]
+    if unused:
+        raise UserError(f"{unused[0]} has no effect without experiments=NAME: run directories are read as they are")
+    typed = [override for key, override in keyed if key == "report"]
     folders = [runs / name] if name else sorted(path for path in runs.glob("*") if path.is_dir())
-    found = [study for folder in folders if _is_study(folder) for study in load(folder, job.cfg["report"], shown)]
-    if not found:
-        there = sorted(path.name for path in runs.glob("*") if _is_study(path))
-        said = f"study={name}: there is no such folder in {runs}" if name else f"paths.runs={runs} holds no studies"
-        raise UserError(said + (f"; there are {', '.join(there)}" if there else ""))
-    return found
+    studies = [
+        study for folder in folders if _is_study(folder) for study in load_studies(folder, job.cfg["report"], typed)
+    ]
+    if not studies:
+        existing = sorted(path.name for path in runs.glob("*") if _is_study(path))
+        problem = f"study={name}: there is no such folder in {runs}" if name else f"paths.runs={runs} holds no studies"
+        raise UserError(problem + (f"; there are {', '.join(existing)}" if existing else ""))
+    return studies
 
 
 def _is_study(folder: Path) -> bool:
     return (folder / "study.json").is_file() or any(folder.glob("*/status.json")) or (folder / "transfer").is_dir()
 
 
-def load(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> list[Study]:
-    """The studies of a folder as they were started.
+def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> list[Study]:
+    """Load the studies of a folder as they were started.
 
-    How one is shown is for its file to say (and for what was `typed` of that), and for `report` where there is no file.
-    Cells that it does not have (any more, or because something else was typed) are a study `NAME_typed` beside it.
+    The study's file, with the `typed` overrides, decides how it is shown; `report` does if there is no file. Points
+    that the file does not define (it has changed, or other overrides were typed) become a separate study `NAME_typed`.
     """
     by_file: dict[str | None, list[SweepPoint]] = {}
-    for one in stored(folder):
-        by_file.setdefault(one.experiments, []).append(one)
-    found = []
-    for experiments, cells in (by_file or {None: []}).items():
+    for point in load_points(folder):
+        by_file.setdefault(point.experiments, []).append(point)
+    studies = []
+    for experiments, points in (by_file or {None: []}).items():
         if experiments is None:
-            # rows of features have no plan, and lie in the folder that their study is called by
-            found.append(Study(folder.name, folder, tuple(cells), report, {}, {} if cells else header(folder.name)))
+            # a transfer study has no plan, and its folder is named after it
+            header = {} if points else read_header(folder.name)
+            studies.append(Study(folder.name, folder, tuple(points), report, {}, header))
             continue
         try:
-            jobs, rows, shown = compose.expand_sweep("train", [quote_names(f"experiments={experiments}"), *typed])
-        except UserError:  # its file is gone or does not compose any more
-            found.append(Study(experiments, folder, tuple(cells), report, {}, header(experiments)))
+            jobs, rows, file_report = compose.expand_sweep("train", [quote_names(f"experiments={experiments}"), *typed])
+        except UserError:  # the study's file is gone or no longer composes
+            studies.append(Study(experiments, folder, tuple(points), report, {}, read_header(experiments)))
             continue
-        shared = common(job.overrides for job in jobs)
-        there = {words_of(job.overrides, shared) for job in jobs}
-        own, others = [one for one in cells if one.words in there], [one for one in cells if one.words not in there]
-        if own:
-            whole = len({one.words for one in own}) == len(there)
-            found.append(Study(experiments, folder, tuple(own), shown, rows, header(experiments), whole))
-        if others:
-            name = f"{experiments}_typed" if own else experiments
-            kept = {**shown, "compare": None}  # its rows need not be there
-            found.append(Study(name, folder, tuple(others), kept, rows, header(experiments)))
-    return found
+        shared = common_overrides(job.overrides for job in jobs)
+        filed = {identifying_overrides(job.overrides, shared) for job in jobs}
+        filed_points = [point for point in points if point.words in filed]
+        other_points = [point for point in points if point.words not in filed]
+        header = read_header(experiments)
+        if filed_points:
+            complete = len({point.words for point in filed_points}) == len(filed)
+            studies.append(Study(experiments, folder, tuple(filed_points), file_report, rows, header, complete))
+        if other_points:
+            name = f"{experiments}_typed" if filed_points else experiments
+            typed_report = {**file_report, "compare": None}  # the row it names may be missing here
+            studies.append(Study(name, folder, tuple(other_points), typed_report, rows, header))
+    return studies
 
 
-def expand(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
-    """A study as its file, and what was typed, say now; a sweep need not have been started.
+def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
+    """Expand a study's file and the typed overrides as they are now; its sweep need not have been started.
 
     Raises:
-        UserError: it does not compose, or a cell names no valid run.
+        UserError: the file does not compose, or a point is no valid run.
     """
-    command, asked = command_of(experiments), [quote_names(f"experiments={experiments}"), *typed]
-    jobs, rows, report = compose.expand_sweep(command, asked)
-    folder = runs / str(compose.compose_config(command, asked)["study"])
+    command, overrides = study_command(experiments), [quote_names(f"experiments={experiments}"), *typed]
+    jobs, rows, report = compose.expand_sweep(command, overrides)
+    folder = runs / str(compose.compose_config(command, overrides)["study"])
+    header = read_header(experiments)
     if command == "transfer":  # its rows are files, and are not planned
-        return Study(experiments, folder, (), report, {}, header(experiments))
-    known = {one.words: one for one in stored(folder) if one.experiments == experiments}
-    now, cells, shared = conf(), [], common(job.overrides for job in jobs)
+        return Study(experiments, folder, (), report, {}, header)
+    recorded = {point.words: point for point in load_points(folder) if point.experiments == experiments}
+    digest, shared = config_digest(), common_overrides(job.overrides for job in jobs)
+    points = []
     for job in jobs:
-        found = known.get(words_of(job.overrides, shared))
-        if found is None or found.conf != now:
-            found = _plan(compose.compose_config("train", job.overrides), job, shared, now) or found
-        cells.append(found or SweepPoint(words_of(job.overrides, shared), "", "", now, job.row, experiments))
-    wanted, of_file = {one.words for one in cells}, _words(command, experiments) if typed else None
-    name = experiments if of_file is None or wanted <= of_file else f"{experiments}_typed"
-    as_filed = of_file is None or wanted == of_file
-    return Study(name, folder, tuple(cells), report, rows, header(experiments), as_filed)
+        identifying = identifying_overrides(job.overrides, shared)
+        point = recorded.get(identifying)
+        if point is None or point.conf != digest:
+            point = _plan_point(compose.compose_config("train", job.overrides), job, shared, digest) or point
+        points.append(point or SweepPoint(identifying, "", "", digest, job.row, experiments))
+    shown, filed = {point.words for point in points}, _filed_points(command, experiments) if typed else None
+    name = experiments if filed is None or shown <= filed else f"{experiments}_typed"
+    as_filed = filed is None or shown == filed
+    return Study(name, folder, tuple(points), report, rows, header, as_filed)
 
 
-def _words(command: str, experiments: str) -> set[tuple[str, ...]]:
-    """What makes each cell of a study's file, with nothing typed over it."""
+def _filed_points(command: str, experiments: str) -> set[tuple[str, ...]]:
+    """The identifying overrides of each point of a study's file, without typed overrides."""
     jobs = compose.expand_sweep(command, [f"experiments={experiments}"])[0]
-    shared = common(job.overrides for job in jobs)
-    return {words_of(job.overrides, shared) for job in jobs}
+    shared = common_overrides(job.overrides for job in jobs)
+    return {identifying_overrides(job.overrides, shared) for job in jobs}
 
 
-def _plan(cfg: dict[str, Any], job: ExpandedJob, shared: Collection[str], now: str) -> SweepPoint | None:
-    """The cell of a job; None if the data, without which nobody knows its run, are not here."""
+def _plan_point(cfg: dict[str, Any], job: ExpandedJob, shared: Collection[str], digest: str) -> SweepPoint | None:
+    """The point of a job; None if its data set is not on this machine, because the run's hash covers the data."""
     validate(cfg)
     try:
-        return cell(job.overrides, shared, job.row, plan_run(cfg), now)
+        return sweep_point(job.overrides, shared, job.row, plan_run(cfg), digest)
     except UserError:
         return None

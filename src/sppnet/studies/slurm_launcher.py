@@ -1,8 +1,8 @@
-"""Sending jobs: a sweep becomes arrays of `sbatch`, one script each, which stay beside the study's runs.
+"""Submits a sweep to SLURM: one `sbatch` array per shape of job, with its script beside the study's runs.
 
-Not by submitit: it watches its jobs from the process that sent them and hands results back in pickles, so a job that is
-cancelled hangs the sweep, a failing rank above 0 is not seen, and closing the terminal loses the watch (docs/decisions,
-0017). Here a job is the same command as on a laptop, its results are in its run directory, and nobody has to watch.
+submitit is not used. It watches its jobs from the submitting process and returns results as pickles, so a cancelled job
+hangs the sweep, a failing rank above 0 goes unnoticed, and closing the terminal loses the jobs (docs/decisions, 0017).
+Here a job is the same command as on a laptop, its results are in its run directory, and no process has to watch it.
 """
 
 from __future__ import annotations
@@ -25,34 +25,39 @@ from sppnet.slurm.queue import NUMBER_FILE, clear_cached_states, job_number, run
 from sppnet.storage.files import file_lock, write_json, write_text
 from sppnet.studies.sweep import Sweep, SweepJob
 
-MOST = 1000  # jobs of an array; MaxArraySize is 1001 by default
+MAX_ARRAY_JOBS = 1000  # SLURM's default MaxArraySize is 1001
 
 
-class Submission(Sweep):
-    """Submits the jobs and ends."""
+class SlurmSweep(Sweep):
+    """Submits the jobs and ends; see `Sweep` for the other arguments.
 
-    def __init__(self, command: str, jobs: list[SweepJob], options: Mapping[str, Any], planned: bool = True) -> None:
-        super().__init__(command, jobs, planned)
-        self.options_of_sbatch = check_slurm_options(options)
+    Args:
+        options: the options of `launch=slurm`.
+    """
+
+    def __init__(self, command: str, jobs: list[SweepJob], options: Mapping[str, Any], record: bool = True) -> None:
+        super().__init__(command, jobs, record)
+        self.sbatch_options = check_slurm_options(options)
 
     def start(self, groups: list[list[SweepJob]]) -> None:
-        """Send the groups, those of the same shape (nodes and tasks) as one array.
+        """Submit the groups; those of the same shape (nodes and tasks) become one array.
 
         Raises:
-            UserError: a job's network and sizes do not fit together, or `sbatch` refuses.
+            UserError: no `sbatch` on this machine.
+            RunFailed: `sbatch` refuses the script.
         """
-        groups = [fitting for group in groups if (fitting := self._check(group))]
-        shapes: dict[tuple[int, int], list[list[SweepJob]]] = {}
+        groups = [startable for group in groups if (startable := self._check(group))]
+        groups_by_shape: dict[tuple[int, int], list[list[SweepJob]]] = {}
         for group in groups:
-            shapes.setdefault(_shape(group[0]), []).append(group)
-        for shape, members in shapes.items():
-            for first in range(0, len(members), MOST):
-                with file_lock(self._home(members[0][0]) / ".lock"):  # two people may send the same study at once
+            groups_by_shape.setdefault(_shape(group[0]), []).append(group)
+        for shape, members in groups_by_shape.items():
+            for first in range(0, len(members), MAX_ARRAY_JOBS):
+                with file_lock(self._home(members[0][0]) / ".lock"):  # two people may submit the same study at once
                     clear_cached_states()
-                    self._submit(shape, self._left(members[first : first + MOST]))
+                    self._submit(shape, self._drop_queued(members[first : first + MAX_ARRAY_JOBS]))
 
     def _check(self, group: list[SweepJob]) -> list[SweepJob]:
-        """The jobs that can start: a mistake is found now and not in the queue."""
+        """The jobs that can start: refuses a wrong job now, before it waits in the queue."""
         if self.command != "train":
             return group
         from sppnet.training.preflight import check_fit  # imports torch
@@ -63,31 +68,31 @@ class Submission(Sweep):
                 check_fit(job.plan.cfg)
             except UserError as error:
                 job.outcome, job.lines = "refused", [str(error)]
-                self.say(job)
+                self.print_status(job)
         return [job for job in group if not job.outcome]
 
-    def _left(self, groups: list[list[SweepJob]]) -> list[list[SweepJob]]:
-        """The groups without the jobs that somebody else has queued meanwhile."""
+    def _drop_queued(self, groups: list[list[SweepJob]]) -> list[list[SweepJob]]:
+        """The groups without jobs that another sweep has queued in the meantime."""
         for job in (job for group in groups for job in group):
-            self.look(job)
+            self.skip_if_done(job)
             if job.outcome:
-                self.say(job)
-        return [kept for group in groups if (kept := [job for job in group if not job.outcome])]
+                self.print_status(job)
+        return [pending for group in groups if (pending := [job for job in group if not job.outcome])]
 
     def _submit(self, shape: tuple[int, int], groups: list[list[SweepJob]]) -> None:
         if not groups:
             return
-        folder = self._folder(groups[0][0])
+        folder = self._create_folder(groups[0][0])
         script = folder / "job.sh"
         write_text(script, self._script(folder, shape, groups))
         runs = [str(group[0].plan.run.path.absolute()) if group[0].plan else None for group in groups]
-        made = code_state()
-        write_json(folder / "submission.json", {"runs": runs, "code": made, "code_digest": digest(made)})
-        marked = [_mark(group[0].plan.run, folder, index) for index, group in enumerate(groups) if group[0].plan]
-        # sbatch writes the number itself: it is kept even if this process is killed meanwhile
+        commit = code_state()
+        write_json(folder / "submission.json", {"runs": runs, "code": commit, "code_digest": digest(commit)})
+        marks = [_mark_queued(group[0].plan.run, folder, index) for index, group in enumerate(groups) if group[0].plan]
+        # sbatch writes the job number itself, so the number survives if this process is killed meanwhile
         status, _, error = run_slurm_command(["sbatch", "--parsable", str(script)], folder / NUMBER_FILE)
         if status:
-            for undo in filter(None, marked):
+            for undo in filter(None, marks):
                 undo()
             for path in (script, folder / "submission.json", folder / NUMBER_FILE):
                 path.unlink(missing_ok=True)
@@ -97,14 +102,14 @@ class Submission(Sweep):
         for index, group in enumerate(groups):
             for job in group:
                 job.outcome, job.lines = "queued", [f"SLURM job {number}_{index}"]
-                self.say(job)
+                self.print_status(job)
 
     def _home(self, job: SweepJob) -> Path:
         """The folder of the study's submissions, beside its runs."""
         return Path(str(job.cfg.paths.runs)).expanduser() / str(job.cfg.study) / ".slurm"
 
-    def _folder(self, job: SweepJob) -> Path:
-        """A new folder for script and logs."""
+    def _create_folder(self, job: SweepJob) -> Path:
+        """Create the folder of a new submission, for its script and logs."""
         for number in range(1, 1_000_000):
             folder = (self._home(job) / str(number)).absolute()
             with contextlib.suppress(FileExistsError):
@@ -114,26 +119,27 @@ class Submission(Sweep):
 
     def _script(self, folder: Path, shape: tuple[int, int], groups: list[list[SweepJob]]) -> str:
         nodes, tasks = shape
-        o = self.options_of_sbatch
-        given = {
+        options = self.sbatch_options
+        directives = {
             "job-name": f"sppnet-{folder.parent.parent.name}",
-            "array": f"0-{len(groups) - 1}" + (f"%{o['parallel']}" if o["parallel"] else ""),
+            "array": f"0-{len(groups) - 1}" + (f"%{options['parallel']}" if options["parallel"] else ""),
             "output": f"{folder}/%a.log",
             "open-mode": "append",
-            "signal": f"USR2@{o['warning']}",
+            "signal": f"USR2@{options['warning']}",
             "nodes": nodes,
             "ntasks-per-node": tasks,
-            "cpus-per-task": o["cpus"],
-            "gpus-per-task": o["gpus"] or None,
-            "mem": o["memory"],
-            **{key: o[key] for key in ("partition", "account", "qos", "time")},
-            **o["options"],
+            "cpus-per-task": options["cpus"],
+            "gpus-per-task": options["gpus"] or None,
+            "mem": options["memory"],
+            **{key: options[key] for key in ("partition", "account", "qos", "time")},
+            **options["options"],
         }
-        kept = {key: value for key, value in given.items() if value is not None and value is not False}
-        lines = ["#!/bin/bash", *(_directive(key, value) for key, value in kept.items())]
-        lines += ["#SBATCH --requeue", "", f"cd {shlex.quote(str(Path.cwd()))} || exit", *o["setup"]]
+        directives = {key: value for key, value in directives.items() if value is not None and value is not False}
+        lines = ["#!/bin/bash", *(_directive(key, value) for key, value in directives.items())]
+        lines += ["#SBATCH --requeue", "", f"cd {shlex.quote(str(Path.cwd()))} || exit", *options["setup"]]
         lines += [f"export SPPNET_SUBMISSION={shlex.quote(str(folder))} SPPNET_JOB_LOG=1", "status=0"]
-        lines += [f"export {COMMAND}={shlex.quote(os.environ.get(COMMAND, ''))}"]  # whatever sbatch lets through
+        # set here because sites differ in what sbatch passes on from the environment
+        lines += [f"export {COMMAND}={shlex.quote(os.environ.get(COMMAND, ''))}"]
         lines += ['run() { srun --kill-on-bad-exit=1 "$@" || status=$?; }', "case $SLURM_ARRAY_TASK_ID in"]
         for index, group in enumerate(groups):
             lines += [f"{index})", *(f"  run {shlex.join(self.command_line(group, job))}" for job in group), "  ;;"]
@@ -143,7 +149,7 @@ class Submission(Sweep):
 
 
 def _directive(key: str, value: object) -> str:
-    """An option of sbatch, as it reads them in a script: a flag (true) stands alone, blanks are quoted."""
+    """A `#SBATCH` line in sbatch's syntax: True is a flag without a value, a value with blanks is quoted."""
     if value is True:
         return f"#SBATCH --{key}"
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
@@ -151,31 +157,33 @@ def _directive(key: str, value: object) -> str:
 
 
 def _shape(job: SweepJob) -> tuple[int, int]:
-    """Nodes, and tasks of each."""
+    """The number of nodes, and of tasks per node."""
     trainer = job.cfg.trainer
     devices = trainer.devices
     return int(trainer.num_nodes), devices if isinstance(devices, int) else len(devices)
 
 
-def _mark(run: Run, folder: Path, index: int) -> Callable[[], None] | None:
-    """Say that a run is queued, unless it is done (a further test of it is) or somebody is at it; returns what takes
-    that back."""
-    before, new = run.status, not run.path.exists()
+def _mark_queued(run: Run, folder: Path, index: int) -> Callable[[], None] | None:
+    """Set a run's status to `queued`; returns a function that restores the previous status.
+
+    Returns None, and changes nothing, if the run is done (a further test of it is queued) or a process holds it.
+    """
+    previous, new = run.status, not run.path.exists()
     if run.done:
         return None
     try:
         with run.locked():
             run.write_status("queued", slurm={"submission": str(folder), "index": index})
     except UserError:
-        return None  # it runs; the job will find it so, or done
+        return None  # it runs now; the queued job will find it running or done
 
     def undo() -> None:
         if new:
             run.clear()
             (run.path / "lock").unlink()
             run.path.rmdir()
-        elif before:
-            write_json(run.path / "status.json", before)
+        elif previous:
+            write_json(run.path / "status.json", previous)
         else:
             (run.path / "status.json").unlink()
 

@@ -1,4 +1,4 @@
-"""Where a cell of a study stands, read from its run directory alone. Nothing here imports torch."""
+"""The state of a sweep point, read from its run directory alone. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ State = Literal["missing", "queued", "running", "preempted", "failed", "lost", "
 
 @dataclass(frozen=True)
 class RunStatus:
-    """State of a cell.
+    """The state of a sweep point.
 
     Attributes:
-        state: `lost` is a run that says it runs, and nobody does it: it was killed, or its machine went down.
-        reason: the last line of the error, or what else is to be said.
+        state: `lost` means that the status file says `running` but no process holds the run: it was killed, or its
+            machine went down.
+        reason: the last line of the error, or another remark on the state.
         status: the run's `status.json`.
-        result: the record of the cell's test, once it is done.
+        result: the record of the point's test, once it is done.
     """
 
     state: State
@@ -33,67 +34,69 @@ class RunStatus:
 
     @property
     def speed(self) -> float | None:
-        """Optimiser steps per second, over all starts of the run."""
+        """Optimizer steps per second, over all starts of the run."""
         step, seconds = self.status.get("step"), self.status.get("seconds")
         return step / seconds if step and seconds else None
 
     @property
-    def left(self) -> float | None:
-        """Seconds of training that are left at that speed."""
+    def seconds_left(self) -> float | None:
+        """Seconds until training ends at that speed."""
         return (self.status["steps"] - self.status["step"]) / self.speed if self.speed else None
 
     @property
-    def end(self) -> str:
-        """The time of day at which training should be over."""
-        return time.strftime("%H:%M", time.localtime(time.time() + self.left)) if self.left is not None else ""
+    def ends_at(self) -> str:
+        """The time of day at which training should end."""
+        seconds = self.seconds_left
+        return time.strftime("%H:%M", time.localtime(time.time() + seconds)) if seconds is not None else ""
 
 
 def run_status(run: Run, test: str) -> RunStatus:
-    """Where the run, and its test with the hash `test`, stands."""
+    """Read the state of a run and of its test with the hash `test`."""
     status = run.status
     state, reason = status.get("state"), str(status.get("reason") or "")
     if state is None:
         return RunStatus("missing", "", status, None)
     if state == "done":
-        if result := run.result(test):  # it may have been copied here without its checkpoints
-            why = [str(status.get("stopped") or ""), format_mismatch(result["identity"].get("format"))]
-            return RunStatus("done", "; ".join(filter(None, why)), status, result)
+        if result := run.result(test):  # the checkpoints may be missing: a copied run can lack them
+            remarks = [str(status.get("stopped") or ""), format_mismatch(result["identity"].get("format"))]
+            return RunStatus("done", "; ".join(filter(None, remarks)), status, result)
         if run.best.is_file():
             return RunStatus("missing", "trained; this test of it is missing", status, None)
         return RunStatus("lost", "its best.ckpt is gone", status, None)
-    said = _slurm(status)
+    slurm_state = _slurm_state(status)
     if state == "queued":
-        if said is None or said.startswith(WAITING):
-            return RunStatus("queued", "; ".join(filter(None, [reason, said])), status, None)
-        return RunStatus("lost", f"its SLURM job is {said}", status, None)
-    if state == "preempted" and said:
-        queued = said.startswith(WAITING)  # again
-        return RunStatus("queued" if queued else "preempted", f"{reason} (its SLURM job is {said})", status, None)
-    if state == "failed" and (other := _failed_rank(run)):
-        reason = other  # the first task saw no more than that the other was gone
+        if slurm_state is None or slurm_state.startswith(WAITING):
+            return RunStatus("queued", "; ".join(filter(None, [reason, slurm_state])), status, None)
+        return RunStatus("lost", f"its SLURM job is {slurm_state}", status, None)
+    if state == "preempted" and slurm_state:
+        requeued = slurm_state.startswith(WAITING)
+        reason = f"{reason} (its SLURM job is {slurm_state})"
+        return RunStatus("queued" if requeued else "preempted", reason, status, None)
+    if state == "failed" and (rank_reason := _failed_rank(run)):
+        reason = rank_reason  # rank 0 only saw that the other rank was gone
     if state == "running" and not run.held():
-        return _stopped(run, status, said)
+        return _abandoned_status(run, status, slurm_state)
     return RunStatus(state, reason, status, None)
 
 
-def _stopped(run: Run, status: dict[str, Any], said: str | None) -> RunStatus:
-    """A run that says it runs, and nobody holds its directory."""
-    if failed := _failed_rank(run):
-        return RunStatus("failed", failed, status, None)
-    if said and said.startswith(WAITING):
-        return RunStatus("queued", f"preempted at step {status.get('step')}; {said}", status, None)
-    where = f"process {status.get('pid')} on {status.get('host')} holds it no more: killed, or the machine is down"
-    return RunStatus("lost", f"{where} (its SLURM job is {said})" if said else where, status, None)
+def _abandoned_status(run: Run, status: dict[str, Any], slurm_state: str | None) -> RunStatus:
+    """The state of a run whose status file says `running` while no process holds its directory."""
+    if rank_reason := _failed_rank(run):
+        return RunStatus("failed", rank_reason, status, None)
+    if slurm_state and slurm_state.startswith(WAITING):
+        return RunStatus("queued", f"preempted at step {status.get('step')}; {slurm_state}", status, None)
+    reason = f"process {status.get('pid')} on {status.get('host')} no longer holds it: killed, or the machine is down"
+    return RunStatus("lost", f"{reason} (its SLURM job is {slurm_state})" if slurm_state else reason, status, None)
 
 
 def _failed_rank(run: Run) -> str:
-    """Why a task other than the first failed."""
+    """The error of a rank above 0; "" if none failed."""
     path = run.path / FAILED_RANK
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
-def _slurm(status: dict[str, Any]) -> str | None:
-    """What SLURM says of the run's job; None if it has none, or SLURM cannot be asked."""
+def _slurm_state(status: dict[str, Any]) -> str | None:
+    """SLURM's state of the run's job; None if the run has no job, or SLURM cannot be reached."""
     mark = status.get("slurm")
     if not mark:
         return None
@@ -103,5 +106,5 @@ def _slurm(status: dict[str, Any]) -> str | None:
         if not number:
             return "not submitted"
         job = f"{number}_{mark['index']}"
-    found = job_state(job)
-    return found if found is None else f"{found or 'not known any more'} ({job})"
+    slurm_state = job_state(job)
+    return slurm_state if slurm_state is None else f"{slurm_state or 'unknown to SLURM by now'} ({job})"

@@ -1,8 +1,7 @@
-"""A study: the cells that a sweep asks for, what each is called, and which run and test answer it.
+"""A study: the points of its sweeps, and the run and test that belong to each point. Imports no torch.
 
-`RUNS/STUDY/study.json` keeps the cells of every sweep that was started under the name, so that a table can show what is
-missing, wherever the directory is copied to. It is a plan and no result: those are in the run directories. Nothing
-here imports torch.
+`RUNS/STUDY/study.json` records the points of every sweep that was started under the study's name, so a table can show
+missing results even after the folder was copied elsewhere. It is a plan only; results stay in the run directories.
 """
 
 from __future__ import annotations
@@ -20,34 +19,27 @@ from sppnet.runs.identity import FORMAT
 from sppnet.runs.plan import PlannedRun
 from sppnet.storage.files import file_lock, read_json, write_json
 
-NOT_IN_A_CELL = (  # what says where and how a cell is computed, not what it is
-    *("experiments", "study", "name", "launch", "hydra", "paths", "force", "retry", "logger", "report"),
-    *(
-        "data.root",
-        "data.workers",
-        "data.cache",
-        "data.duplicates",
-        "head.kernel",
-        "trainer.progress",
-        "trainer.accelerator",
-    ),
-    *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
+NEVER_IDENTIFYING = ("experiments", "study", "launch", "hydra", "paths", "force", "retry", "report")  # swept or not
+NOT_IDENTIFYING = (  # keys that say where and how a point is computed, unless they are swept
+    *NEVER_IDENTIFYING,
+    *("name", "logger", "head.kernel"),
+    *("data.root", "data.workers", "data.cache", "data.duplicates"),
+    *("trainer.progress", "trainer.accelerator", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
 )
-NEVER = ("experiments", "study", "launch", "hydra", "paths", "force", "retry", "report")  # even where it is swept
 HEADER = re.compile(r"^# (Question|Command|Expected|Cost): +(.*(?:\n#  +.*)*)", re.M)
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One point of a sweep: a setting and a seed.
+    """One point of a sweep: a setting and a seed. The fields are the keys of a point in `study.json`.
 
     Attributes:
-        words: the overrides that make it what it is, sorted.
-        run: the name of the run that it needs.
-        test: the hash of the test.
-        conf: digest of the configuration files with which run and test were found.
-        row: of the study's listed rows, the one that it is of; "" if there are none.
-        experiments: the study's file; None for a sweep that was typed.
+        words: the overrides that identify the point, sorted.
+        run: the name of the run directory that the point needs.
+        test: the hash of its test.
+        conf: digest of the configuration files with which run and test were determined.
+        row: the listed row of the point; "" if the study lists no rows.
+        experiments: the name of the study's file; None for a sweep that was typed.
     """
 
     words: tuple[str, ...]
@@ -60,108 +52,119 @@ class SweepPoint:
     @property
     def seed(self) -> int | None:
         """The seed that was swept or typed."""
-        found = [word.partition("=")[2] for word in self.words if word.startswith("seed=")]
-        return int(found[-1]) if found and found[-1].isdecimal() else None
+        seeds = [override.partition("=")[2] for override in self.words if override.startswith("seed=")]
+        return int(seeds[-1]) if seeds and seeds[-1].isdecimal() else None
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """The words but for the seed."""
-        return tuple(word for word in self.words if not word.startswith("seed="))
+        """The identifying overrides without the seed."""
+        return tuple(override for override in self.words if not override.startswith("seed="))
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is known of a study before any of its runs is read.
+    """A study before any of its runs is read.
 
     Attributes:
-        name: of its file, or of the folder if it has none.
-        folder: `RUNS/STUDY`; studies that share trainings share one, as the paper's tables do.
-        cells: those planned, in the order of the sweep.
+        name: the name of its file, or of its folder if it has no file.
+        folder: `RUNS/STUDY`; studies that share trainings share a folder, as the paper's tables do.
+        points: the planned points, in the order of the sweep.
         report: the node `report` of the configuration.
-        rows: of a sweep over listed rows, each row with its overrides and published figures.
-        header: question, command, expected result and cost, as the file of the study has them.
-        as_filed: the cells are those of its file in `experiments/`, all of them and no others.
+        rows: the listed rows of its sweep, each with its overrides and published values.
+        header: question, command, expected result and cost, from the top of the study's file.
+        as_filed: whether `points` are exactly the points of the study's file in `experiments/`.
     """
 
     name: str
     folder: Path
-    cells: tuple[SweepPoint, ...]
+    points: tuple[SweepPoint, ...]
     report: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Any]]
     header: Mapping[str, str]
     as_filed: bool = False
 
 
-def common(jobs: Iterable[Sequence[str]]) -> frozenset[str]:
-    """The overrides that all jobs of a sweep have; those of a single job."""
-    every = [frozenset(job) for job in jobs]
-    return frozenset.intersection(*every) if every else frozenset()
+def common_overrides(jobs: Iterable[Sequence[str]]) -> frozenset[str]:
+    """The overrides that all jobs of a sweep have; for a single job, all of its overrides."""
+    override_sets = [frozenset(job) for job in jobs]
+    return frozenset.intersection(*override_sets) if override_sets else frozenset()
 
 
-def words_of(overrides: Iterable[str], shared: Collection[str]) -> tuple[str, ...]:
-    """The overrides that say what a cell is, in an order of their own.
+def identifying_overrides(overrides: Iterable[str], shared: Collection[str]) -> tuple[str, ...]:
+    """The overrides that identify a sweep point, sorted.
 
     Args:
-        overrides: all of its job.
-        shared: those that the other jobs of the sweep have too; of them, some do not count.
+        overrides: all overrides of the point's job.
+        shared: overrides that every job of the sweep has. Of these, the keys in `NOT_IDENTIFYING` are dropped; of the
+            swept ones, only the keys in `NEVER_IDENTIFYING`.
     """
 
-    def counts(word: str) -> bool:
-        key = word.partition("=")[0].lstrip("+~")
-        left_out = NOT_IN_A_CELL if word in shared else NEVER
-        return not any(key == left or key.startswith((f"{left}.", f"{left}/")) for left in left_out)
+    def identifies(override: str) -> bool:
+        key = override.partition("=")[0].lstrip("+~")
+        dropped_keys = NOT_IDENTIFYING if override in shared else NEVER_IDENTIFYING
+        return not any(key == dropped or key.startswith((f"{dropped}.", f"{dropped}/")) for dropped in dropped_keys)
 
-    return tuple(sorted(filter(counts, overrides)))
-
-
-def cell(overrides: Sequence[str], shared: Collection[str], row: str, planned: PlannedRun, conf: str) -> SweepPoint:
-    """The cell of a job of a sweep whose jobs have the overrides `shared` in common."""
-    study = [str(parse_value(word)) for word in overrides if word.lstrip("+").startswith("experiments=")]
-    words = words_of(overrides, shared)
-    return SweepPoint(words, planned.run.path.name, planned.test, conf, row, study[-1] if study else None)
+    return tuple(sorted(filter(identifies, overrides)))
 
 
-def remember(folder: Path, cells: Sequence[SweepPoint]) -> None:
-    """Add `cells` to `folder/study.json`; a cell of the same words is replaced. Two sweeps may do so at once.
+def sweep_point(
+    overrides: Sequence[str], shared: Collection[str], row: str, planned: PlannedRun, conf: str
+) -> SweepPoint:
+    """Build the point of a job; `shared` are the overrides that all jobs of its sweep have."""
+    experiments = [
+        str(parse_value(override)) for override in overrides if override.lstrip("+").startswith("experiments=")
+    ]
+    identifying = identifying_overrides(overrides, shared)
+    file = experiments[-1] if experiments else None
+    return SweepPoint(identifying, planned.run.path.name, planned.test, conf, row, file)
 
-    Nothing is written where nothing is new: a study that is done may lie on a file system that takes no writes.
+
+def add_points(folder: Path, points: Sequence[SweepPoint]) -> None:
+    """Add `points` to `folder/study.json`, replacing points with the same overrides; safe with concurrent sweeps.
+
+    Nothing is written if nothing is new: a finished study may lie on a read-only file system.
     """
-    if set(cells) <= set(stored(folder)):
+    if set(points) <= set(load_points(folder)):
         return
     with file_lock(folder / ".study.lock"):
-        kept = {(one.experiments, one.words): one for one in (*stored(folder), *cells)}
-        write_json(folder / "study.json", {"cells": [asdict(one) for one in kept.values()]})
+        merged = {(point.experiments, point.words): point for point in (*load_points(folder), *points)}
+        write_json(folder / "study.json", {"cells": [asdict(point) for point in merged.values()]})
 
 
-def stored(folder: Path) -> list[SweepPoint]:
-    """The cells of every sweep that was started under this name.
+def load_points(folder: Path) -> list[SweepPoint]:
+    """Load the points of every sweep that was started under the study's name.
 
     Raises:
-        UserError: the plan is there and cannot be read.
+        UserError: `study.json` exists and cannot be read.
     """
     path = folder / "study.json"
     if not path.exists():
         return []
     try:
-        return [SweepPoint(**{**one, "words": tuple(one["words"])}) for one in read_json(path)["cells"]]
+        return [SweepPoint(**{**fields, "words": tuple(fields["words"])}) for fields in read_json(path)["cells"]]
     except (TypeError, KeyError):
-        raise UserError(f"{path} cannot be read as the plan of a study; without it the study starts anew") from None
+        raise UserError(
+            f"{path} cannot be read as the plan of a study; delete it to start the study's plan anew"
+        ) from None
 
 
-def header(experiments: str | None) -> dict[str, str]:
-    """What the comment at the top of a study's file says."""
+def read_header(experiments: str | None) -> dict[str, str]:
+    """Read the comment at the top of a study's file: the lines `# Question:` to `# Cost:`, by lower-case name."""
     path = option_files.root() / "experiments" / f"{experiments}.yaml"
     if not experiments or not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8")
-    return {name.lower(): re.sub(r"\n#  +", "\n", said) for name, said in HEADER.findall(text)}
+    return {name.lower(): re.sub(r"\n#  +", "\n", content) for name, content in HEADER.findall(text)}
 
 
-def command_of(experiments: str) -> str:
-    """The command that a study sweeps, as the command in its file says."""
-    return "transfer" if "sppnet transfer" in header(experiments).get("command", "") else "train"
+def study_command(experiments: str) -> str:
+    """The `sppnet` command that a study sweeps, from the line `# Command:` of its file."""
+    return "transfer" if "sppnet transfer" in read_header(experiments).get("command", "") else "train"
 
 
-def conf() -> str:
-    """Digest of what, beside its words, data and code of the user's own, decides which run and test a cell needs."""
+def config_digest() -> str:
+    """Digest of the configuration files and the format, which determine a point's run and test.
+
+    The point's overrides, the data and the user's own code do so too and are not covered.
+    """
     return f"{option_files.digest()}-{FORMAT}"

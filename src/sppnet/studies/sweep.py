@@ -1,7 +1,6 @@
-"""The jobs of a sweep: which runs they name, what is done of them, how each went. Nothing here imports torch.
+"""The jobs of a sweep: the run that each names, which jobs can be skipped, how each ended. Imports no torch.
 
-`local_launcher` runs them on this machine, `slurm_launcher` on a cluster. No thread count is set anywhere: that is part
-of a run's identity.
+`local_launcher.py` runs the jobs on this machine, `slurm_launcher.py` on a cluster.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from sppnet.errors import UserError, notice
 from sppnet.runs.plan import PlannedRun, check_duplicates, plan_run
 from sppnet.runs.result_text import result_lines
 from sppnet.studies.status import run_status
-from sppnet.studies.study import SweepPoint, cell, common, conf, remember
+from sppnet.studies.study import SweepPoint, add_points, common_overrides, config_digest, sweep_point
 
-LEFT_ALONE = {  # by `retry`, states of runs that are not started again
+SKIPPED_STATES = {  # by value of `retry`: states of runs that a sweep does not start again
     "all": (),
     "failed": ("queued", "running"),
     "none": ("queued", "running", "failed", "lost", "preempted"),
@@ -30,65 +29,78 @@ LEFT_ALONE = {  # by `retry`, states of runs that are not started again
 
 @dataclass
 class SweepJob:
-    """One job: what was typed for it, the run and test it names (training only), and how it went."""
+    """One job of a sweep.
+
+    Attributes:
+        number: its index in the sweep.
+        overrides: its overrides on the command line.
+        cfg: its composed configuration.
+        row: its listed row; "" if the sweep lists no rows.
+        plan: the run and the test that it names; None until it is planned, and for commands other than `train`.
+        outcome: "" until the job has ended, then `done`, `failed`, `refused`, `queued` or `left` (skipped).
+        lines: what is printed below its status line.
+    """
 
     number: int
     overrides: list[str]
     cfg: DictConfig
     row: str = ""
     plan: PlannedRun | None = None
-    outcome: str = ""  # "" until it has ended: done, failed, refused; queued; or left as it was
+    outcome: str = ""
     lines: list[str] = field(default_factory=list)
 
 
 class Sweep:
-    """`sppnet COMMAND OVERRIDES` for each of `jobs`.
+    """Runs `sppnet COMMAND OVERRIDES` for each job; a failed job does not stop the others.
 
-    `planned` keeps what was asked for in the plans of its studies, as a sweep does and a single job does not.
+    A job whose result exists is not started. Jobs that name the same run (they differ in test settings only) run one
+    after the other and share its training.
 
-    One job's failure is its own: the others run on. A job that is done is not started at all, and jobs that name the
-    same run (they differ in test settings only) go one after the other and share its training.
+    Args:
+        command: the `sppnet` command of all jobs.
+        jobs: the jobs of the sweep.
+        record: whether to record the points in `study.json`; False for a single job.
     """
 
-    def __init__(self, command: str, jobs: list[SweepJob], planned: bool = True) -> None:
-        self.command, self.jobs, self.planned = command, jobs, planned
-        folder = option_files.config_dir()  # no override: it would be lost
+    def __init__(self, command: str, jobs: list[SweepJob], record: bool = True) -> None:
+        self.command, self.jobs, self.record = command, jobs, record
+        folder = option_files.config_dir()  # --config-dir is an option and not among the overrides
         self.options = ["--config-dir", str(folder)] if folder else []
-        self._common = common(job.overrides for job in jobs)
+        self._common = common_overrides(job.overrides for job in jobs)
 
     def run(self) -> None:
         """Run all jobs.
 
         Raises:
-            UserError: no job could start, each because of a mistake in its configuration.
+            UserError: the configuration of every job is wrong.
             SystemExit: with code 1, if any job failed.
         """
         for job in self.jobs:
             self._plan(job)
-        if self.planned:
-            self._remember()
-        left = [job.plan.images for job in self.jobs if job.plan and not job.outcome]
-        for line in dict.fromkeys(line for images in left for line in images.notices()):
+        if self.record:
+            self._record_points()
+        pending = [job.plan.images for job in self.jobs if job.plan and not job.outcome]
+        for line in dict.fromkeys(line for images in pending for line in images.notices()):
             notice(line)
-        together: dict[object, list[SweepJob]] = {}
+        groups: dict[object, list[SweepJob]] = {}
         for job in self.jobs:
             if job.outcome:
-                self.say(job)
+                self.print_status(job)
             else:
-                together.setdefault(job.plan.run if job.plan else job.number, []).append(job)
-        self.start(list(together.values()))
+                groups.setdefault(job.plan.run if job.plan else job.number, []).append(job)
+        self.start(list(groups.values()))
         if self.jobs and all(job.outcome == "refused" for job in self.jobs):
             raise UserError(self.jobs[0].lines[-1].removeprefix(f"sppnet {self.command}: "))
         if any(job.outcome not in {"done", "left", "queued"} for job in self.jobs):
             raise SystemExit(1)
 
     def start(self, groups: list[list[SweepJob]]) -> None:
-        """Run the jobs of each group one after the other."""
+        """Start the groups; the jobs of a group run one after the other."""
         raise NotImplementedError
 
     def command_line(self, group: list[SweepJob], job: SweepJob) -> list[str]:
-        """The command line of a job of a group: a run is done anew (`force=true`) once, not by each of its jobs."""
-        once = [] if job is group[0] else ["force=false"]
+        """The command line of a job. With `force=true` only the first job of a group trains the shared run anew."""
+        train_once = [] if job is group[0] else ["force=false"]
         return [
             sys.executable,
             "-P",
@@ -97,34 +109,38 @@ class Sweep:
             self.command,
             *self.options,
             *job.overrides,
-            *once,
+            *train_once,
             "hydra.mode=RUN",
         ]
 
-    def look(self, job: SweepJob) -> None:
-        """Settle a job whose result is there, or whose run `retry` leaves alone; another sweep may be at it too."""
+    def skip_if_done(self, job: SweepJob) -> None:
+        """Set the outcome of a job whose result exists or whose run `retry` does not start again.
+
+        Called again right before a job starts, because another sweep may have taken its run.
+        """
         if job.plan is None:
             return
         planned, retry = job.plan, job.plan.cfg["retry"]
         if planned.result is not None and not planned.cfg["force"]:
             job.outcome, job.lines = "done", [f"{result_lines(planned.result)[0]}  (was done)"]
             return
-        found = run_status(planned.run, planned.test)
-        if found.state in LEFT_ALONE[retry]:
-            reason = found.reason or f"process {found.status.get('pid')} on {found.status.get('host')}"
-            job.outcome, job.lines = "left", [f"{found.state}: {reason}  (retry={retry})"]
+        status = run_status(planned.run, planned.test)
+        if status.state in SKIPPED_STATES[retry]:
+            reason = status.reason or f"process {status.status.get('pid')} on {status.status.get('host')}"
+            job.outcome, job.lines = "left", [f"{status.state}: {reason}  (retry={retry})"]
 
-    def say(self, job: SweepJob, seconds: float = 0.0) -> None:
-        """Print where a job stands."""
-        typed = " ".join(filter_overrides([w for w in job.overrides if w not in self._common or len(self.jobs) == 1]))
-        head = f"[{job.number + 1}/{len(self.jobs)}] {job.outcome or 'started':<7} {typed}"
-        where = f"  {job.plan.run.path}" if job.plan else ""
-        took = f"  ({seconds:.0f} s)" if seconds else ""
-        lines = [f"{head}{where}{took}", *(f"    {line}" for line in job.lines), ""]
-        print("\n".join(lines), end="", flush=True)  # in one piece: jobs end side by side
+    def print_status(self, job: SweepJob, seconds: float = 0.0) -> None:
+        """Print a job's outcome, the overrides that distinguish it, and its lines."""
+        shown = [override for override in job.overrides if override not in self._common or len(self.jobs) == 1]
+        overrides = " ".join(filter_overrides(shown))
+        head = f"[{job.number + 1}/{len(self.jobs)}] {job.outcome or 'started':<7} {overrides}"
+        path = f"  {job.plan.run.path}" if job.plan else ""
+        duration = f"  ({seconds:.0f} s)" if seconds else ""
+        lines = [f"{head}{path}{duration}", *(f"    {line}" for line in job.lines), ""]
+        print("\n".join(lines), end="", flush=True)  # one write: jobs end in parallel
 
     def _plan(self, job: SweepJob) -> None:
-        """Find the run that a job names, or what is wrong with its configuration."""
+        """Determine the run that a job names; a wrong configuration makes the job `refused`."""
         if self.command != "train":
             return
         try:
@@ -134,18 +150,18 @@ class Sweep:
             job.outcome, job.lines = "refused", [str(error)]
         else:
             job.plan = planned
-            self.look(job)
+            self.skip_if_done(job)
 
-    def _remember(self) -> None:
-        """Note in the studies what was asked for: a table shows what is missing of it."""
-        folders: dict[Path, list[SweepPoint]] = {}
-        now = conf()
+    def _record_points(self) -> None:
+        """Record the points in `study.json` of their studies, so that a table shows what is missing."""
+        points_by_folder: dict[Path, list[SweepPoint]] = {}
+        digest = config_digest()
         for job in self.jobs:
             if job.plan is not None:
-                made = cell(job.overrides, self._common, job.row, job.plan, now)
-                folders.setdefault(job.plan.run.path.parent, []).append(made)
-        for folder, cells in folders.items():
+                point = sweep_point(job.overrides, self._common, job.row, job.plan, digest)
+                points_by_folder.setdefault(job.plan.run.path.parent, []).append(point)
+        for folder, points in points_by_folder.items():
             try:
-                remember(folder, cells)
+                add_points(folder, points)
             except OSError as error:
                 raise UserError(f"paths.runs: cannot write to {folder}: {error.strerror}") from None
