@@ -1,4 +1,4 @@
-"""`sppnet bench`: what it measures is measured, and what it says of it is so."""
+"""`sppnet bench`: every group runs, and the table and the files report what was measured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from calling import Caller
-from sppnet.benchmarks.loading import two_photographs
-from sppnet.benchmarks.measurement import Row, compare, geometric
-from sppnet.benchmarks.pooling_layer import adaptive, strided
+from sppnet.benchmarks.loading import write_sample_photographs
+from sppnet.benchmarks.measurement import Row, compare, geometric_mean
+from sppnet.benchmarks.pooling_layer import pool_adaptive, pool_strided
 from sppnet.benchmarks.windows import random_windows
 from sppnet.commands.bench import GROUPS
 from sppnet.pyramid import spatial_pyramid_pool2d
@@ -21,9 +21,9 @@ from sppnet.pyramid import spatial_pyramid_pool2d
 
 @pytest.mark.slow
 def test_every_group_is_measured_and_written_with_machine_versions_and_commit(spawn: Caller, tmp_path: Path) -> None:
-    done = spawn("bench", "quick=true", "output=found")
+    done = spawn("bench", "quick=true", "output=results")
     assert done.code == 0, done.err
-    written = json.loads((tmp_path / "found/bench_cpu.json").read_text())
+    written = json.loads((tmp_path / "results/bench_cpu.json").read_text())
     assert written["machine"]["cores"]
     assert written["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert written["date"]
@@ -31,7 +31,7 @@ def test_every_group_is_measured_and_written_with_machine_versions_and_commit(sp
     rows = written["rows"]
     assert list(dict.fromkeys(row["group"] for row in rows)) == list(GROUPS)
     assert all(row["ours"] > 0 and row["value"] > 0 for row in rows)
-    table = (tmp_path / "found/bench_cpu.md").read_text().splitlines()
+    table = (tmp_path / "results/bench_cpu.md").read_text().splitlines()
     for row in rows:
         line = next(line for line in table if line.startswith(f"| {row['what']} | {row['against']} |"))
         assert ("reached" in line) is row["reached"]
@@ -41,7 +41,7 @@ def test_every_group_is_measured_and_written_with_machine_versions_and_commit(sp
 
 def test_mistakes_are_one_line(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for words, said in (
+    for overrides, message in (
         (["output=file", "only=[compile]"], "file cannot be written to; output=FOLDER writes elsewhere"),
         (["only=[speed]"], "only=['speed'] is not allowed"),
         (["threads=0"], "threads=0"),
@@ -49,42 +49,42 @@ def test_mistakes_are_one_line(sppnet: Caller, tmp_path: Path) -> None:
         (["accelerator=gpu"], "torch sees no GPU here"),
         (["+more=1"], "unknown key more"),
     ):
-        if "gpu" in words[0] and torch.cuda.is_available():
+        if "gpu" in overrides[0] and torch.cuda.is_available():
             continue
-        done = sppnet("bench", *words)
+        done = sppnet("bench", *overrides)
         assert done.code == 2
-        assert said in done.err
+        assert message in done.err
         assert len(done.err.strip().splitlines()) == 1
 
 
-def test_every_group_names_a_function_that_is_there() -> None:
+def test_every_group_names_an_existing_function() -> None:
     from importlib import import_module
 
     for module, function, _ in GROUPS.values():
         assert callable(getattr(import_module(f"sppnet.benchmarks.{module}"), function))
 
 
-def test_what_the_layer_is_compared_with_pools_the_same() -> None:
+def test_the_alternatives_to_the_layer_pool_the_same() -> None:
     x = torch.rand(2, 5, 12, 12)
     ours = spatial_pyramid_pool2d(x, (6, 3, 2, 1))
-    assert torch.equal(adaptive(x, (6, 3, 2, 1)), ours)
-    assert torch.equal(strided(x, (6, 3, 2, 1)), ours)  # 12 divides by all of them
+    assert torch.equal(pool_adaptive(x, (6, 3, 2, 1)), ours)
+    assert torch.equal(pool_strided(x, (6, 3, 2, 1)), ours)  # all levels divide 12
 
 
-def test_a_target_is_reached_on_its_side() -> None:
+def test_a_target_is_a_lower_or_an_upper_bound() -> None:
     for value, target, most, reached in [(2.0, 2.0, False, True), (1.9, 2.0, False, False), (1.2, 1.0, True, False)]:
         assert Row("layer", "", "", 1.0, 1.0, value, target, most).reached is reached
 
 
-def test_two_things_take_turns_and_their_ratio_is_of_neighbours() -> None:
+def test_two_calls_are_timed_in_turns() -> None:
     order: list[str] = []
-    timed = compare(lambda: order.append("ours"), lambda: order.append("theirs"), 0.0, 4)
+    timing = compare(lambda: order.append("ours"), lambda: order.append("theirs"), 0.0, 4)
     assert order == ["ours", "theirs"] * 5
-    assert timed.ratio > 0
-    assert geometric([1.0, 4.0]) == pytest.approx(2.0)
+    assert timing.ratio > 0
+    assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
 
 
-def test_windows_lie_in_the_photograph_and_are_the_same_every_time() -> None:
+def test_random_windows_lie_in_the_photograph_and_are_always_the_same() -> None:
     windows = random_windows(688, 917)
     assert windows == random_windows(688, 917)
     assert len(windows) == 2000
@@ -94,6 +94,6 @@ def test_windows_lie_in_the_photograph_and_are_the_same_every_time() -> None:
     assert max(sides) > 500
 
 
-def test_there_are_photographs_on_every_machine(tmp_path: Path) -> None:
-    folder = two_photographs(tmp_path)
+def test_sample_photographs_can_be_written_on_every_machine(tmp_path: Path) -> None:
+    folder = write_sample_photographs(tmp_path)
     assert len(list(folder.glob("*/*.jpg"))) == 256

@@ -1,4 +1,4 @@
-"""Trunks: where they are cut, and what the probe says of them."""
+"""Backbones: where torchvision networks are cut, and what the probe finds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _seeded() -> None:
 
 
 @pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
-def test_the_probe_says_what_a_real_image_of_any_shape_gives(make: Make) -> None:
+def test_the_probe_predicts_the_map_of_a_real_image_of_any_shape(make: Make) -> None:
     backbone = make().eval()
     trunk = probe(backbone)
     for height, width in ((40, 97), (64, 64), (71, 48), (90, 33)):
@@ -62,7 +62,7 @@ def test_the_smallest_input_works_and_one_pixel_less_does_not(make: Make, cells:
 
 
 @pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
-def test_a_stride_more_pixels_is_a_cell_more(make: Make) -> None:
+def test_a_stride_more_pixels_give_one_more_cell(make: Make) -> None:
     with on_meta():
         backbone = make().eval()
     stride = probe(backbone).stride
@@ -91,20 +91,20 @@ class _Logits(nn.Sequential):
 @pytest.mark.parametrize(
     ("backbone", "reason"),
     [
-        (_Logits(), r"no feature map .* \(1, 4\) at 224x224"),
+        (_Logits(), r"must be a map .* not \(1, 4\) at 224x224"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(6)), r"\(1, 4, 6, 6\) at 224x224"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 4)), "does not take images of any size .*3104x3104"),
-        (nn.Conv2d(3, 4, 3, stride=(2, 1)), "no whole stride"),
-        (nn.Upsample(scale_factor=2), "no whole stride"),
+        (nn.Conv2d(3, 4, 3, stride=(2, 1)), "stride must be an integer"),
+        (nn.Upsample(scale_factor=2), "stride must be an integer"),
     ],
     ids=["logits", "fixed grid", "one size", "two strides", "finer than pixels"],
 )
-def test_what_is_no_trunk_is_refused_with_the_reason(backbone: nn.Module, reason: str) -> None:
+def test_a_module_that_is_no_backbone_is_refused_with_the_reason(backbone: nn.Module, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         probe(backbone)
 
 
-def _walk(name: str) -> None:
+def _check_trunk(name: str) -> None:
     with on_meta():
         if name in ONE_SIZE:
             with pytest.raises(UserError, match=rf"{name} does not take images of any size .*(size|height)"):
@@ -116,21 +116,21 @@ def _walk(name: str) -> None:
     assert trunk.stride in (16, 32)
     assert min(map_size(backbone, 384, 256)) > min(map_size(backbone, 224, 192)) > 1
     assert set(backbone.state_dict()) < set(whole.state_dict())
-    # nothing of the classifier is left: the trunk does not know how many classes there were
+    # Nothing of the classifier remains: no tensor has the size of the 1,000 classes.
     assert all(1000 not in value.shape[:1] for value in backbone.state_dict().values())
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", ONE_PER_FAMILY)
 def test_each_family_of_torchvision_gives_a_trunk_or_the_reason_why_not(name: str) -> None:
-    _walk(name)
+    _check_trunk(name)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(ONE_PER_FAMILY)))
 def test_each_network_of_torchvision_gives_a_trunk_or_the_reason_why_not(name: str) -> None:
-    _walk(name)
+    _check_trunk(name)
 
 
 def _pooled(model: Any, features: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ def _pooled(model: Any, features: torch.Tensor) -> torch.Tensor:
     return pooled
 
 
-REST: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {  # what torchvision does after the cut
+REST: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {  # the part of torchvision's forward after the cut
     "resnet18": lambda m, x: m.fc(_pooled(m, x)),
     "shufflenet_v2_x0_5": lambda m, x: m.fc(x.mean((2, 3))),
     "squeezenet1_1": lambda m, x: m.classifier(x).flatten(1),
@@ -156,11 +156,11 @@ REST_SLOW: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", [*REST, *(pytest.param(name, marks=pytest.mark.slow) for name in REST_SLOW)])
-def test_trunk_then_torchvisions_own_end_is_the_whole_network_bit_for_bit(name: str) -> None:
+def test_the_trunk_and_torchvisions_rest_equal_the_whole_network_bit_for_bit(name: str) -> None:
     rest = (REST | REST_SLOW)[name]
     options: dict[str, Any] = (
         {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
-    )  # its own is slow
+    )  # torchvision's initialisation is slow
     whole = models.get_model(name, num_classes=7, **options).eval()
     trunk = torchvision_trunk(name, num_classes=7, **options).eval()
     trunk.load_state_dict({key: whole.state_dict()[key] for key in trunk.state_dict()})
@@ -169,7 +169,7 @@ def test_trunk_then_torchvisions_own_end_is_the_whole_network_bit_for_bit(name: 
         assert torch.equal(rest(whole, trunk(image)), whole(image))
 
 
-def test_a_trunk_keeps_what_differs_between_training_and_evaluation() -> None:
+def test_a_trunk_still_depends_on_training_mode() -> None:
     trunk = torchvision_trunk("efficientnet_b0", stochastic_depth_prob=0.9)
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -197,12 +197,12 @@ def test_a_trunk_can_be_copied_and_pickled() -> None:
         ("resnet18", {"weights": "IMAGENET22K"}, "neither a file nor one of resnet18's IMAGENET1K_V1, DEFAULT"),
     ],
 )
-def test_an_unknown_name_is_one_line_that_says_what_there_is(arch: str, options: dict[str, Any], message: str) -> None:
+def test_an_unknown_name_is_one_line_with_the_alternatives(arch: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         torchvision_trunk(arch, **options)
 
 
 @pytest.mark.parametrize("width", [0, -1, 2.5, "wide"])
-def test_a_width_that_is_no_width_is_refused(width: Any) -> None:
+def test_an_invalid_width_is_refused(width: Any) -> None:
     with pytest.raises(UserError, match=r"backbone\.width="):
         Tiny(width=width)

@@ -1,4 +1,4 @@
-"""Networks from their configurations: every combination fits or says why not before anything is read."""
+"""Networks from their configurations: a combination that does not fit is refused before any data is read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _names(group: str) -> list[str]:
 
 
 def _config(*overrides: str, **head: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sections `backbone` and `head` as files and overrides make them; `head` changes the latter's values."""
+    """Compose the sections `backbone` and `head` from overrides; `head` then replaces values of the latter."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(overrides=list(overrides))
     cfg: Any = OmegaConf.to_container(composed, resolve=True)
@@ -57,7 +57,7 @@ def test_every_backbone_file_builds_with_every_head(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("pyramid", _names("pyramid"))
-def test_a_pyramids_file_is_named_after_its_levels(pyramid: str) -> None:
+def test_a_pyramid_file_is_named_after_its_levels(pyramid: str) -> None:
     depth, *levels = pyramid.split("_")
     for head in HEADS:
         _, node = _config(f"+head={head}", f"+pyramid={pyramid}")
@@ -82,7 +82,7 @@ def test_a_flatten_network_takes_its_own_size_and_no_other() -> None:
         net(torch.randn(2, 3, 40, 40))
 
 
-def test_the_flatten_window_makes_exactly_the_cells_asked_for_and_reads_every_cell() -> None:
+def test_the_flatten_window_makes_exactly_pool_to_bins_and_reads_every_cell() -> None:
     _, cfg = _tiny("flatten")
     for side in range(1, 21):
         for cells in range(1, side + 1):
@@ -162,7 +162,7 @@ def test_a_backbone_that_is_not_frozen_learns_with_its_statistics() -> None:
     assert not torch.equal(before, net.backbone.state_dict()["conv1.1.running_mean"])
 
 
-def test_a_module_of_ones_own_needs_nothing_but_its_name() -> None:
+def test_a_users_own_module_needs_nothing_but_its_name() -> None:
     cfg = {"_target_": "torch.nn.Conv2d", "name": "mine", "in_channels": 3, "out_channels": 6, "kernel_size": 5}
     cfg |= {"stride": 3, "weights": None, "freeze": True}
     _, head = _tiny()
@@ -177,8 +177,8 @@ def test_weights_from_a_file_reach_the_network(tmp_path: Path) -> None:
     torch.save(build_backbone(node).state_dict(), tmp_path / "w.pth")
     node["weights"] = str(tmp_path / "w.pth")
     check_network(node, head, _sizes([48]))
-    one, two = (build_network(node, head, 3).backbone.state_dict() for _ in range(2))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    first, second = (build_network(node, head, 3).backbone.state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 Case = tuple[list[str], dict[str, Any], dict[str, list[int]], bool, str]
@@ -192,7 +192,7 @@ MISTAKES: dict[str, Case] = {
                                    r"not sizes\.train=\[48\], sizes\.val=\[40\]"),
     "flatten, whole images": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48]), True, "not whole images"),
     "flatten, finer than the map": (["+backbone=tiny", "+head=flatten"], {"pool_to": 13}, _sizes([48]), False,
-                                    r"head\.pool_to=13 is more than the 12x12 cells of the map; null"),
+                                    r"head\.pool_to=13 exceeds the 12x12 cells of the map; null"),
     "sliding at 10 cells": (["+backbone=zf5", "+head=spp"], {"rule": "sliding"}, _sizes([224, 180]), False,
                             r"sizes\.train: 180 makes a 10x10 map: .*\b6\b"),
     "padded at 10 cells": (TINY, {"rule": "padded", "bins": [7]}, _sizes([40]), False,
@@ -216,7 +216,7 @@ MISTAKES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize(("overrides", "head", "sizes", "whole", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_what_does_not_fit_is_one_line(
+def test_a_mismatch_is_refused_in_one_line(
     overrides: list[str], head: dict[str, Any], sizes: dict[str, list[int]], whole: bool, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_what_the_check_lets_pass_runs_and_what_it_stops_does_not() -> None:
+def test_the_check_accepts_exactly_the_sizes_that_run() -> None:
     node, head = _tiny(bins=[4, 3, 1])
     with on_meta():
         trunk = build_backbone(node).eval()
@@ -245,16 +245,16 @@ def test_what_the_check_lets_pass_runs_and_what_it_stops_does_not() -> None:
             assert runs == allowed, (rule, size)
 
 
-def test_the_check_builds_nothing_real_and_draws_nothing() -> None:
+def test_the_check_allocates_no_weights_and_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
     node, head = _config("+backbone=vgg16", "+head=spp")
     check_network(node, {**head, "hidden": [4096, 4096]}, _sizes([224, 180]), whole_images=True)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not nn.Linear(2, 2).weight.is_meta  # what is built afterwards is real again
+    assert not nn.Linear(2, 2).weight.is_meta  # later modules have values again
 
 
 class Normed(nn.Sequential):
-    """A head of one's own, which normalises the vectors of a batch."""
+    """A custom head that normalises vectors over the batch."""
 
     def __init__(self) -> None:
         super().__init__(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 7))
@@ -264,7 +264,7 @@ class Normed(nn.Sequential):
     ("head", "freeze", "pairs"),
     [("gap", False, {4}), ("spp", False, {4}), ("gap", True, set()), ("own", True, {4, 8, 32}), ("none", False, set())],
 )
-def test_it_is_known_at_which_sizes_one_image_alone_trains_nothing(head: str, freeze: bool, pairs: set[int]) -> None:
+def test_sizes_for_pairs_are_those_at_which_one_image_cannot_train(head: str, freeze: bool, pairs: set[int]) -> None:
     node, head_node = _tiny("gap" if head in ("own", "none") else head)
     net = build_network({**node, "freeze": freeze}, head_node, 7)
     if head == "own":
@@ -286,6 +286,6 @@ def test_it_is_known_at_which_sizes_one_image_alone_trains_nothing(head: str, fr
             net(torch.zeros(1, 3, size, size))
 
 
-def test_networks_are_checked_without_lightning() -> None:
+def test_building_networks_does_not_import_lightning() -> None:
     code = "import sys, sppnet.models.network; sys.exit(bool({'lightning', 'pytorch_lightning'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

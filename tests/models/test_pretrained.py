@@ -1,4 +1,4 @@
-"""Weights of a backbone: from a file or by torchvision's name, and every way in which they may not fit."""
+"""Weights of a backbone, from a file or by torchvision's name, and every mismatch."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
-def test_weights_come_back_from_a_file_as_they_were(make: Callable[[], nn.Module], tmp_path: Path) -> None:
-    one, other = make(), make()
-    assert not _same(one, other)
-    load_weights(other, _save(one.state_dict(), tmp_path / "w.pth"))
-    assert _same(one, other)
+def test_weights_loaded_from_a_file_equal_those_saved(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    source, target = make(), make()
+    assert not _same(source, target)
+    load_weights(target, _save(source.state_dict(), tmp_path / "w.pth"))
+    assert _same(source, target)
 
 
 @pytest.mark.parametrize("part", ["", "features"], ids=["whole network", "its features"])
@@ -120,7 +120,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "integers": (
         lambda path: _save(_changed(**{"conv1.0.weight": torch.ones(2, 3, 3, 3, dtype=torch.int8)}), path),
-        r"does not fit the backbone: of no floating-point numbers: conv1\.0\.weight$",
+        r"does not fit the backbone: not floating-point: conv1\.0\.weight$",
     ),
     "not finite": (
         lambda path: _save(_changed(**{"conv2.1.bias": torch.tensor([0, 0, 0, torch.nan])}), path),
@@ -143,52 +143,51 @@ def test_a_file_that_does_not_fit_is_one_line_and_changes_nothing(
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
-def test_a_bit_that_has_flipped_changes_no_weight(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Wherever it lies in the file: the file is refused, or loads as it was."""
+def test_a_flipped_bit_changes_no_weight(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A file with a flipped bit is refused or loads unchanged, wherever the bit is."""
     rng = random.Random(1)
-    kept: dict[str, Any] = {
+    tensors: dict[str, Any] = {
         "a": torch.randn(5, 7),
         "b": torch.zeros(0),
         "c": {"step": torch.tensor(3.0), "lr": 0.1, "names": ["x"]},
     }
-    path = _save(kept, tmp_path / "w.pt")
+    path = _save(tensors, tmp_path / "w.pt")
     content = path.read_bytes()
-    directory = content.index(b"PK\x01\x02")  # of the archive: its fields are in no checksum
-    places = [rng.randrange(len(content)) for _ in range(150)] + list(range(directory, len(content), 2))
+    directory = content.index(b"PK\x01\x02")  # the archive's directory, which has no checksum
+    positions = [rng.randrange(len(content)) for _ in range(150)] + list(range(directory, len(content), 2))
     refused = 0
-    for place in places:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
+    for i in positions:
+        path.write_bytes(content[:i] + bytes([content[i] ^ 1 << rng.randrange(8)]) + content[i + 1 :])
         try:
             loaded = read_tensor_file(path, "checkpoint")
         except UserError:
             refused += 1
         else:
-            assert torch.equal(loaded["a"], kept["a"])
-            assert torch.equal(loaded["c"].pop("step"), kept["c"]["step"])
+            assert torch.equal(loaded["a"], tensors["a"])
+            assert torch.equal(loaded["c"].pop("step"), tensors["c"]["step"])
             assert loaded["c"] == {"lr": 0.1, "names": ["x"]}
-    assert refused > len(places) / 2
-    path.write_bytes(content[: directory + 38] + b"\x10" + content[directory + 39 :])  # a record said to be a folder
+    assert refused > len(positions) / 2
+    path.write_bytes(content[: directory + 38] + b"\x10" + content[directory + 39 :])  # marks a record as a folder
     with pytest.raises(UserError, match="differs from its checksum"):
         read_tensor_file(path, "checkpoint")
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", ["zeros", "no archive"])
-def test_a_file_without_checksums_is_read_and_said_to_be_unchecked(
+def test_a_file_without_checksums_is_read_with_a_warning(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    one, path = Tiny(width=2), tmp_path / "w.pth"
+    source, path = Tiny(width=2), tmp_path / "w.pth"
     set_crc32_options(kind != "zeros")
     try:
-        torch.save(one.state_dict(), path, _use_new_zipfile_serialization=kind == "zeros")
+        torch.save(source.state_dict(), path, _use_new_zipfile_serialization=kind == "zeros")
     finally:
         set_crc32_options(True)
-    other = Tiny(width=2)
-    load_weights(other, path)
-    load_weights(other, path)
-    assert _same(one, other)
-    said = f"sppnet: backbone.weights={path} was written without checksums"
-    assert capfd.readouterr().err.startswith(said)
+    target = Tiny(width=2)
+    load_weights(target, path)
+    load_weights(target, path)
+    assert _same(source, target)
+    assert capfd.readouterr().err.startswith(f"sppnet: backbone.weights={path} was written without checksums")
     assert not capfd.readouterr().err
 
 
@@ -202,7 +201,7 @@ def test_a_pickled_object_is_refused_and_never_executed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of torchvision's, and no way out: the proxy is a port where nothing listens."""
+    """An empty torch hub cache, and a proxy where nothing listens, so that no download succeeds."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     checkpoints = tmp_path / "hub" / "checkpoints"
@@ -210,7 +209,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return checkpoints
 
 
-def test_a_failed_download_is_one_line_that_names_the_address_and_the_way_round(hub: Path) -> None:
+def test_a_failed_download_is_one_line_with_the_address_and_the_alternative(hub: Path) -> None:
     with pytest.raises(UserError, match=r"IMAGENET1K_V1: https://.*refused.*backbone\.weights=FILE works too"):
         torchvision_trunk("squeezenet1_1", weights="IMAGENET1K_V1")
 
@@ -223,7 +222,7 @@ def test_weights_by_name_come_from_torchvisions_cache(hub: Path) -> None:
     with pytest.raises(UserError, match=r"backbone\.weights=DEFAULT: .*b8a52dc0\.pth is damaged; remove it"):
         torchvision_trunk("squeezenet1_1", weights="DEFAULT")
     torch.save(whole.state_dict(), hub / "squeezenet1_1-b8a52dc0.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match="is damaged"):  # not what its name says, by SHA-256
+    with pytest.raises(UserError, match="is damaged"):  # its SHA-256 differs from the one in its name
         torchvision_trunk("squeezenet1_1", weights="DEFAULT")
 
 

@@ -1,4 +1,4 @@
-"""The layer in the paper: what its training formula really makes (section 2.3) beside the bins of Appendix A."""
+"""The paper's facts about the layer: the bins of its training formula (section 2.3) against those of Appendix A."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from sppnet import SpatialPyramidPool2d
 from sppnet.pyramid import bin_edges
 
-# Map side a -> level n -> (window ceil(a/n), stride floor(a/n), bins that makes). 13 is the 224-pixel input's map in
-# ZF-5 and 10 the 180-pixel one's; 18 is Overfeat's at 224; 11 and 12 lie between.
+# Map side a -> level n -> (window ceil(a/n), stride floor(a/n), number of bins). ZF-5 has 13 cells at 224 pixels and 10
+# at 180, Overfeat 18 at 224.
 TRAINING_FORMULA = {
     10: {6: (2, 1, 9), 4: (3, 2, 4), 3: (4, 3, 3), 2: (5, 5, 2), 1: (10, 10, 1)},
     11: {6: (2, 1, 10), 4: (3, 2, 5), 3: (4, 3, 3), 2: (6, 5, 2), 1: (11, 11, 1)},
@@ -20,19 +20,19 @@ TRAINING_FORMULA = {
 CASES = [(side, n, *facts) for side, levels in TRAINING_FORMULA.items() for n, facts in levels.items()]
 
 
-@pytest.mark.parametrize(("side", "n", "window", "stride", "made"), CASES)
+@pytest.mark.parametrize(("side", "n", "window", "stride", "count"), CASES)
 def test_the_sliding_rule_is_the_training_formula_and_is_refused_where_that_breaks(
-    side: int, n: int, window: int, stride: int, made: int
+    side: int, n: int, window: int, stride: int, count: int
 ) -> None:
     x = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(side))
-    as_printed = torch.nn.functional.max_pool2d(x, window, stride)
-    assert as_printed.shape[-1] == made
+    expected = torch.nn.functional.max_pool2d(x, window, stride)
+    assert expected.shape[-1] == count
     layer = SpatialPyramidPool2d([n], rule="sliding")
-    if made == n:
-        assert torch.equal(layer(x), as_printed.flatten(1))
+    if count == n:
+        assert torch.equal(layer(x), expected.flatten(1))
     else:
         with pytest.raises(
-            ValueError, match=f"{side} cells to {n} bins: windows of {window} at stride {stride} make {made}"
+            ValueError, match=f"{side} cells to {n} bins: windows of {window} at stride {stride} make {count}"
         ):
             layer(x)
 
@@ -42,7 +42,7 @@ def test_training_formula_and_appendix_a_agree_on_the_paper_s_own_maps(side: int
     assert all(bin_edges(side, n, "sliding") == bin_edges(side, n) for n in levels)
 
 
-def test_the_two_agree_exactly_where_the_side_leaves_a_remainder_of_0_or_1() -> None:
+def test_both_formulas_agree_exactly_where_the_side_leaves_a_remainder_of_0_or_1() -> None:
     for side in range(1, 100):
         for n in range(1, side + 1):
             try:
@@ -64,7 +64,7 @@ def test_the_default_pools_both_training_sizes_to_the_paper_s_vector() -> None:
 
 def test_the_rules_break_where_the_docstring_says() -> None:
     for side, n in [(13, 6), (9, 6)]:
-        with pytest.raises(ValueError, match="holds padding alone"):
+        with pytest.raises(ValueError, match="holds only padding"):
             bin_edges(side, n, "padded")
     assert [end - start for start, end in bin_edges(10, 6, "padded")] == [1, 2, 2, 2, 2, 1]
     assert bin_edges(14, 6, "sliding")[-1][1] == 13

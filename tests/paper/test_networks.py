@@ -27,8 +27,8 @@ FOUR: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # stride, channel
     "overfeat5": (lambda: Overfeat(5), 12, 512),
     "overfeat7": (lambda: Overfeat(7), 12, 512),
 }
-# Table 1 at 224 pixels, each map behind its convolution and the pooling that belongs to it; ZF-5's second is not the
-# printed 27x27, which contradicts the 13x13 behind it.
+# Table 1 at 224 pixels: the map after each convolution and its pooling. ZF-5's second is not the printed 27x27, which
+# contradicts the 13x13 after it.
 TABLE_1 = {
     "zf5": [55, 13, 13, 13, 13],
     "convnet5": [55, 27, 13, 13, 13],
@@ -39,7 +39,7 @@ TABLE_1 = {
 
 @pytest.mark.parametrize("name", FOUR)
 def test_maps_are_those_of_table_1(name: str) -> None:
-    """The sizes that the convolutions behind them see."""
+    """Hooks record the input size of each convolution."""
     make, stride, channels = FOUR[name]
     trunk, sides = make(), list[int]()
 
@@ -56,7 +56,7 @@ def test_maps_are_those_of_table_1(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "at_180"), [("zf5", 10), ("convnet5", 10), ("overfeat5", 14), ("overfeat7", 14)])
-def test_maps_between_the_two_training_sizes(name: str, at_180: int) -> None:
+def test_maps_at_the_two_training_sizes_and_between(name: str, at_180: int) -> None:
     """13 cells at 224 and 10 at 180 for the first two (section 2.3); 18 at 224 for the others."""
     trunk = FOUR[name][0]()
     sides = [map_size(trunk, size, size) for size in range(180, 225)]
@@ -112,14 +112,14 @@ def test_the_last_pooling_without_a_pyramid_is_the_papers(side: int, stride: int
 
 
 @pytest.mark.parametrize("name", FOUR)
-def test_the_four_start_as_their_sources_do(name: str) -> None:
+def test_the_four_are_initialised_as_their_sources(name: str) -> None:
     torch.manual_seed(0)
-    of_one = {"conv2", "conv4", "conv5"} if not name.startswith("overfeat") else set()
+    bias_1 = {"conv2", "conv4", "conv5"} if not name.startswith("overfeat") else set()
     for layer_name, layer in FOUR[name][0]().named_children():
         if isinstance(layer, nn.Conv2d):
             assert layer.weight.std().item() == pytest.approx(0.01, rel=0.03)
             assert layer.bias is not None
-            assert set(layer.bias.tolist()) == {1.0 if layer_name in of_one else 0.0}
+            assert set(layer.bias.tolist()) == {1.0 if layer_name in bias_1 else 0.0}
 
 
 def test_convnet5_and_overfeat_normalise_across_five_channels_as_alexnet_does() -> None:

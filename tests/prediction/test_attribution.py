@@ -15,7 +15,7 @@ from torch import nn
 from sppnet.errors import UserError
 from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet
-from sppnet.models.receptive_field import Field
+from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import check_pooling, explain, grids
 from sppnet.prediction.panel import spans
 from sppnet.pyramid import SpatialPyramidPool2d
@@ -140,16 +140,16 @@ def test_an_inference_tensor_can_be_explained() -> None:
 
 
 def test_bins_lie_where_their_cells_look() -> None:
-    field = Field(16, Fraction(15))  # 13 cells of 224 pixels, centred at 15, 31, ..., 207
+    field = ReceptiveField(16, Fraction(15))  # 13 cells of 224 pixels, centred at 15, 31, ..., 207
     [level_2] = [g for g in grids(network("max", []).head[0], 13, 13) if len(g.rows) == 2]
     assert level_2.rows == [(0, 7), (6, 13)]
     assert spans(level_2.rows, field, 224) == [(7.5, 119.5), (103.5, 215.5)]
-    assert spans([(0, 13)], Field(32, Fraction(0)), 400) == [(0.0, 400.0)]  # clipped to the picture
+    assert spans([(0, 13)], ReceptiveField(32, Fraction(0)), 400) == [(0.0, 400.0)]  # clipped to the picture
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 32), st.integers(0, 40))
 def test_bins_cover_the_centres_of_their_cells(length: int, n: int, stride: int, offset: int) -> None:
-    field, pixels = Field(stride, Fraction(offset, 2)), stride * length + 40
+    field, pixels = ReceptiveField(stride, Fraction(offset, 2)), stride * length + 40
     edges = [(i * length // n, -(-(i + 1) * length // n)) for i in range(n)]
     found = spans(edges, field, pixels)
     for (start, end), (left, right) in zip(edges, found, strict=True):

@@ -1,4 +1,4 @@
-"""The fast ways of pooling against torch's own operations: the same values and gradients, bit for bit."""
+"""The CPU and GPU kernels against torch's own operations: the same values and gradients, bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sppnet.pyramid import cpu
 LEVELS = ((6, 3, 2, 1), (4, 3, 2, 1), (1, 2, 4), (5,), (3, 3, 7, 1), (8, 4, 2))
 FORMATS = (torch.contiguous_format, torch.channels_last)
 TYPES = (torch.float32, torch.float64, torch.bfloat16)
-needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="needs a C compiler")
+needs_compiler = pytest.mark.skipif(cpu.load_library() is None, reason="needs a C compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +38,13 @@ def tied_map(*shape: int) -> Tensor:
 
 
 def weights(like: Tensor) -> Tensor:
-    """Gradients of many magnitudes: their sums depend on the order."""
-    draw = torch.randn(like.shape, generator=torch.Generator().manual_seed(1))
-    return (draw * torch.logspace(-3, 3, like.shape[1])).to(like.dtype)
+    """Gradients of many magnitudes, whose sums depend on the order."""
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(1))
+    return (noise * torch.logspace(-3, 3, like.shape[1])).to(like.dtype)
 
 
 def both_ways(pool: Callable[[Tensor, str], Tensor], x: Tensor) -> None:
-    """Check that the fast and the plain pooling of `x` have the same values and gradients, with one and without."""
+    """Check that kernel and reference give the same values (with and without a gradient) and gradients of `x`."""
     results = []
     for kernel in ("auto", "plain"):
         leaf = x.detach().requires_grad_()
@@ -57,13 +57,13 @@ def both_ways(pool: Callable[[Tensor, str], Tensor], x: Tensor) -> None:
         assert fast.dtype == plain.dtype
         assert torch.equal(fast.nan_to_num(7.5), plain.nan_to_num(7.5)), tuple(x.shape)
     if len(x) and x.is_contiguous(memory_format=torch.channels_last):
-        assert results[0][1].is_contiguous(memory_format=torch.channels_last)  # what layers before it go on with
+        assert results[0][1].is_contiguous(memory_format=torch.channels_last)  # the format of the layers before it
 
 
 @needs_compiler
 @pytest.mark.parametrize("bins", LEVELS)
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_maps_of_every_size_pool_bit_for_bit_as_torch_pools_them(
+def test_maps_of_every_size_pool_bit_for_bit_as_in_torch(
     bins: tuple[int, ...], memory_format: torch.memory_format
 ) -> None:
     for height, width in {(side, side) for side in range(1, 25)} | set(itertools.product(range(1, 25, 4), repeat=2)):
@@ -75,7 +75,7 @@ def test_maps_of_every_size_pool_bit_for_bit_as_torch_pools_them(
 @pytest.mark.parametrize("channels", [1, 3, 15, 16, 17, 48, 100])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_any_number_of_channels_and_every_type_will_do(
+def test_any_number_of_channels_of_every_dtype_pools_as_in_torch(
     dtype: torch.dtype, channels: int, memory_format: torch.memory_format
 ) -> None:
     for count in (0, 1, 5):
@@ -84,7 +84,7 @@ def test_any_number_of_channels_and_every_type_will_do(
 
 
 @needs_compiler
-def test_of_several_nan_the_same_one_gets_the_gradient() -> None:
+def test_the_same_of_several_nan_gets_the_gradient_as_in_torch() -> None:
     x = tied_map(3, 20, 12, 11)
     x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.05] = torch.nan
     for memory_format in FORMATS:
@@ -95,7 +95,7 @@ def test_of_several_nan_the_same_one_gets_the_gradient() -> None:
 
 
 @needs_compiler
-def test_a_map_may_be_a_view_of_any_strides() -> None:
+def test_a_map_may_have_any_strides() -> None:
     whole = tied_map(8, 40, 20, 20)
     views = [whole[::2], whole[:, 3:37], whole[:, :, 2:15, 3:], whole[:, ::2, ::2, ::3], whole.transpose(2, 3)]
     views += [whole[:1].expand(5, -1, -1, -1), whole.permute(2, 3, 0, 1), whole.flip(3)]
@@ -131,22 +131,22 @@ def test_windows_pool_as_torch_pools_their_crops(dtype: torch.dtype, memory_form
             pool_windows(leaf, rows, (6, 3, 2, 1), kernel=k) for leaf, k in zip(leaves, ("auto", "plain"), strict=True)
         ]
         assert torch.equal(*pooled)
-        whole = torch.randint(1, 3, pooled[0].shape, generator=generator).to(dtype)  # of which any order gives one sum
-        gradients = [torch.autograd.grad(p, leaf, whole)[0] for p, leaf in zip(pooled, leaves, strict=True)]
+        grad = torch.randint(1, 3, pooled[0].shape, generator=generator).to(dtype)  # integers: exact sums in any order
+        gradients = [torch.autograd.grad(p, leaf, grad)[0] for p, leaf in zip(pooled, leaves, strict=True)]
         torch.testing.assert_close(*gradients, rtol=0 if dtype != torch.bfloat16 else 0.05, atol=0)
         with torch.no_grad():
             assert torch.equal(pool_windows(x, rows, (6, 3, 2, 1)), pooled[0])
 
 
 @needs_compiler
-def test_it_is_the_operator_that_is_differentiated() -> None:
+def test_gradients_go_through_the_operator_unless_plain() -> None:
     x = tied_map(2, 16, 13, 13).requires_grad_()
     names = [type(spatial_pyramid_pool2d(x, (3, 1), kernel=kernel).grad_fn).__name__ for kernel in ("auto", "plain")]
     assert "pyramid_max" in names[0]
     assert "pyramid_max" not in names[1]
 
 
-def test_gradients_of_every_kind_are_those_of_torch_s_operations() -> None:
+def test_every_torch_func_transform_equals_that_of_torch_s_operations() -> None:
     x = torch.randn(2, 3, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     auto, plain = (SpatialPyramidPool2d((3, 2, 1), kernel=kernel) for kernel in ("auto", "plain"))
     tangent = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
@@ -168,7 +168,7 @@ def test_gradients_of_every_kind_are_those_of_torch_s_operations() -> None:
 
 @pytest.mark.parametrize("pool", ["max", "avg"])
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_it_is_compiled_once_for_maps_of_every_size(pool: str, memory_format: torch.memory_format) -> None:
+def test_one_compiled_graph_serves_maps_of_every_size(pool: str, memory_format: torch.memory_format) -> None:
     torch.compiler.reset()
     graphs = []
 
@@ -197,15 +197,15 @@ from sppnet import spatial_pyramid_pool2d as pool
 x = torch.randn(4, 20, 13, 13)
 assert torch.equal(pool(x, (6, 3, 2, 1)), pool(x, (6, 3, 2, 1), kernel="plain"))
 from sppnet.pyramid import KERNELS, cpu
-print(cpu.library() is not None)
+print(cpu.load_library() is not None)
 """
 
 
-def test_without_a_compiler_torch_s_operations_do_it(tmp_path: Path) -> None:
-    for compiler, says in (("/nonexistent/cc", ""), ("false", "cannot compile native.c")):
+def test_without_a_compiler_torch_s_operations_pool(tmp_path: Path) -> None:
+    for compiler, message in (("/nonexistent/cc", ""), ("false", "cannot compile native.c")):
         printed = run(POOL_ONCE, CC=compiler, XDG_CACHE_HOME=str(tmp_path))
         assert "False" in printed
-        assert says in printed
+        assert message in printed
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_processes_that_compile_at_once_all_get_a_whole_library(tmp_path: Path) 
 
 
 @needs_compiler
-def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+def test_the_library_compiles_without_a_writable_cache_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "True" in run(POOL_ONCE, XDG_CACHE_HOME=str(tmp_path / "file"))
 
@@ -237,17 +237,17 @@ for dtype, last in itertools.product((torch.float32, torch.bfloat16), (False, Tr
         x = x.contiguous(memory_format=torch.channels_last) if last else x
         leaf = x.clone().requires_grad_()
         expected = reference.pool_maps(leaf, bins, "max", "adaptive")
-        cells = reference.max_cells(x, bins, "adaptive")
-        values, found = triton_kernels.forward(x, None, bins, True)
-        assert torch.equal(values, expected) and torch.equal(found.long(), cells), (bins, x.shape)
+        cells = reference.argmax_cells(x, bins, "adaptive")
+        values, kernel_cells = triton_kernels.forward(x, None, bins, True)
+        assert torch.equal(values, expected) and torch.equal(kernel_cells.long(), cells), (bins, x.shape)
         assert torch.equal(triton_kernels.forward(x, None, bins, False)[0], expected)
         grad = torch.randint(-4, 5, expected.shape).to(dtype)
-        gradient = triton_kernels.backward(grad, found, None, bins, torch.empty_like(x))
+        gradient = triton_kernels.backward(grad, kernel_cells, None, bins, torch.empty_like(x))
         assert torch.equal(gradient, torch.autograd.grad(expected, leaf, grad)[0])
 nan = torch.randn(1, 2, 6, 6)
 nan[0, 0, 1, 1] = nan[0, 0, 4, 4] = torch.nan
 cells = triton_kernels.forward(nan, None, (3, 1), True)[1].long()
-assert torch.equal(cells, reference.max_cells(nan, (3, 1), "adaptive"))
+assert torch.equal(cells, reference.argmax_cells(nan, (3, 1), "adaptive"))
 x = torch.randint(-2, 3, (2, 3, 8, 9)).float().contiguous(memory_format=torch.channels_last)
 windows = torch.tensor([[0, 0, 0, 9, 8], [0, 2, 3, 5, 8], [1, 4, 0, 5, 1], [1, 0, 2, 7, 7]])
 leaf = x.clone().requires_grad_()
@@ -260,17 +260,17 @@ assert torch.equal(gradient, torch.autograd.grad(expected, leaf, grad)[0])
 """
 
 
-def test_the_gpu_s_kernels_pool_alike_on_triton_s_interpreter() -> None:
+def test_the_gpu_kernels_pool_as_the_reference_in_triton_s_interpreter() -> None:
     pytest.importorskip("triton")
     run(ON_INTERPRETER, TRITON_INTERPRET="1")
 
 
-WRONG = [  # what the kernels say, what they might, and what would be found
-    ("held & ((value > best)", "held & ((value >= best)", "the kernel's cells differ"),  # the last of equal cells
-    ("((i + 1) * high + n - 1) // n", "((i + 1) * high) // n", "the kernel's maxima differ"),
-    ("(nan & ((held == 0) | (cell > at)))", "(nan & (held == 0))", "the kernel's cells differ"),
-    ("there & (cell < area)", "there & (cell < area - 1)", "the kernel's gradients differ"),
-    ("range(tl.load(rows + image), tl", "range(tl.load(rows + image) + 1, tl", "the kernel's gradients differ"),
+WRONG = [  # the source of the kernels, a mistake in its place, and what the check then reports
+    ("in_bin & ((value > best)", "in_bin & ((value >= best)", "the kernel's cells differ"),  # the last of equal cells
+    ("((i + 1) * window_height + n - 1) // n", "((i + 1) * window_height) // n", "the kernel's maxima differ"),
+    ("(nan & ((best_nan == 0) | (cell > best_cell)))", "(nan & (best_nan == 0))", "the kernel's cells differ"),
+    ("inside & (cell < area)", "inside & (cell < area - 1)", "the kernel's gradients differ"),
+    ("in range(tl.load(first_windows", "in range(1 + tl.load(first_windows", "the kernel's gradients differ"),
     ("cell = tl.program_id(2) * block", "cell = tl.nothing(2) * block", "Triton does not work here"),
 ]
 CHECK_ITSELF = """
@@ -293,10 +293,10 @@ def wrong(before, after):
     spec.loader.exec_module(module)
     return module
 
-for before, after, says in WRONG:
+for before, after, message in WRONG:
     module = wrong(before, after)
-    assert not module.works(cpu, torch.float32) and not module.works(cpu, torch.float32)
-    assert says in messages[-1] and "torch.float32 is pooled by torch's own operations" in messages[-1], messages[-1]
+    assert not module.matches_reference(cpu, torch.float32) and not module.matches_reference(cpu, torch.float32)
+    assert message in messages[-1] and "torch.float32 is pooled by torch's own operations" in messages[-1], messages[-1]
 assert len(messages) == len(WRONG)  # each once
 
 state = torch.get_rng_state()
@@ -313,13 +313,13 @@ with (
     torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"), counts, FakeTensorMode(),
     torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x) or x, lambda x: x),
 ):
-    assert triton_kernels.works(cpu, torch.bfloat16) and triton_kernels.works(cpu, torch.float16), messages
+    assert all(triton_kernels.matches_reference(cpu, dtype) for dtype in (torch.bfloat16, torch.float16)), messages
 assert counts.count == 0 and not packed and torch.equal(state, torch.get_rng_state()) and len(messages) == len(WRONG)
 """
 
 
 @pytest.mark.parametrize("wrong", [WRONG[::2], pytest.param(WRONG[1::2], marks=pytest.mark.slow)], ids=["some", "more"])
-def test_the_gpu_s_kernels_are_checked_once_and_step_aside_with_a_warning_where_they_differ(
+def test_the_gpu_kernels_are_checked_once_and_replaced_with_a_warning_where_they_differ(
     wrong: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:
     pytest.importorskip("triton")
@@ -333,7 +333,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from sppnet.pyramid import triton_kernels
 
-levels = triton_kernels._levels((6, 3, 2, 1))
+levels = triton_kernels._level_table((6, 3, 2, 1))
 sizes = ("channels", "height", "width", "image_step", "channel_step", "row_step", "col_step", "length")
 for kind, whole, with_cells in itertools.product(TYPES, (True, False), (True, False)):
     signature = {"x": f"*{kind}", "windows": "*i32", "out": f"*{kind}", "cells": "*i32"} | dict.fromkeys(sizes, "i32")
@@ -341,7 +341,8 @@ for kind, whole, with_cells in itertools.product(TYPES, (True, False), (True, Fa
     source = ASTSource(triton_kernels._forward_kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
     assert "ld.global" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 for kind in TYPES:
-    signature = {"grad": f"*{kind}", "cells": "*i32", "rows": "*i64", "out": f"*{kind}"} | dict.fromkeys(sizes, "i32")
+    tensors = {"grad": f"*{kind}", "cells": "*i32", "first_windows": "*i64", "out": f"*{kind}"}
+    signature = tensors | dict.fromkeys(sizes, "i32")
     signature["area"] = signature.pop("height")
     constants = {"lanes": 4, "block": 256, "levels": levels}
     source = ASTSource(triton_kernels._backward_kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
@@ -353,19 +354,19 @@ for kind in TYPES:
 @pytest.mark.parametrize(
     "kinds", [("fp32",), pytest.param(("bf16", "fp16", "fp64"), marks=pytest.mark.slow)], ids=["float32", "others"]
 )
-def test_the_gpu_s_kernels_compile_without_a_gpu(kinds: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_gpu_kernels_compile_without_a_gpu(kinds: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("triton")
     run(COMPILE.replace("TYPES", repr(kinds)), TRITON_CACHE_DIR=str(tmp_path))
 
 
-def test_compiled_gradients_of_torch_func_are_right_too() -> None:
+def test_torch_func_transforms_are_right_under_torch_compile() -> None:
     x = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(0))
     auto, plain = (SpatialPyramidPool2d((3, 2, 1), kernel=kernel) for kernel in ("auto", "plain"))
-    takes: list[Callable[[Any], Any]] = [
+    transforms: list[Callable[[Any], Any]] = [
         lambda f: torch.func.jvp(f, (x,), (x.sin(),))[1],
         lambda f: torch.func.grad(lambda y: (f(y) ** 2).sum())(x),
     ]
-    for take in takes:
+    for transform in transforms:
         torch.compiler.reset()
-        compiled = torch.compile(lambda take=take: take(auto), backend="eager")
-        assert torch.equal(compiled(), take(plain))
+        compiled = torch.compile(lambda transform=transform: transform(auto), backend="eager")
+        assert torch.equal(compiled(), transform(plain))

@@ -1,4 +1,4 @@
-"""Promises of the layer, held against a plain NumPy reference over every size a feature map usually has."""
+"""The pooling layer against a NumPy reference, over every size that a feature map usually has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sppnet.pyramid import MAX_LEVEL, POOLS, RULES, SpatialPyramidPool2d, bin_edges, check_bins, spatial_pyramid_pool2d
+from sppnet.pyramid import (
+    BIN_RULES,
+    MAX_LEVEL,
+    POOLS,
+    SpatialPyramidPool2d,
+    bin_edges,
+    check_bins,
+    spatial_pyramid_pool2d,
+)
 
 SIDES = range(1, 41)
 LEVELS = range(1, 9)
@@ -22,7 +30,7 @@ Cells = list[list[int]]  # the cells of each bin along one axis
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Run these thousands of tiny poolings on one thread: a second only spins, for minutes on a busy machine."""
+    """Pool on one thread: with thousands of tiny maps a second one only spins, for minutes on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 
 def reference_cells(length: int, n: int, rule: str) -> Cells | None:
-    """The real cells of each bin, worked out from first principles; None where the rule does not make n full bins."""
+    """The real cells of each bin, from first principles; None where the rule does not make n bins with real cells."""
     if rule == "adaptive":  # the cells that overlap the open interval (i, i + 1) * length / n
         return [[c for c in range(length) if c * n < (i + 1) * length and (c + 1) * n > i * length] for i in range(n)]
     kernel = int(np.ceil(length / n))
@@ -51,7 +59,7 @@ def reference(x: Array, rows: Cells, cols: Cells, pool: str) -> Array:
 
 
 def reference_max_gradient(x: Array, rows: Cells, cols: Cells, grad: Array) -> Array:
-    """Gradient of one level: all of a bin's goes to its first largest cell, row by row."""
+    """Gradient of one level: a bin passes all of it to its first largest cell in row-major order."""
     out = np.zeros_like(x)
     for image, channel in np.ndindex(*x.shape[:2]):
         bins = grad[image].reshape(x.shape[1], -1)[channel]
@@ -63,7 +71,7 @@ def reference_max_gradient(x: Array, rows: Cells, cols: Cells, grad: Array) -> A
 
 
 def tied_negative_map(*shape: int, seed: int = 0) -> Tensor:
-    """Few distinct values, so that most bins hold ties, and all below 0, so that a padding of zeros would win."""
+    """Few distinct values, so that most bins hold ties; all negative, so that zero padding would win."""
     return -torch.randint(1, 4, shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
@@ -75,7 +83,7 @@ def poolable(rule: str) -> Iterator[tuple[int, int]]:
     yield from ((length, n) for length in SIDES for n in LEVELS if reference_cells(length, n, rule))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 def test_every_length_has_the_edges_of_its_rule_or_is_refused_by_name(rule: str) -> None:
     for length, n in itertools.product(SIDES, LEVELS):
         cells = reference_cells(length, n, rule)
@@ -114,7 +122,7 @@ def test_the_other_rules_pool_every_map_they_accept_like_numpy(rule: str, pool: 
             rows, cols = reference_cells(height, n, rule), reference_cells(width, n, rule)
             assert rows
             assert cols
-            x = normal_map(2, 2, height, width, seed=width) - 5.0  # negative: a padding of zeros would win, or dilute
+            x = normal_map(2, 2, height, width, seed=width) - 5.0  # negative: zero padding would win, or dilute
             expected = reference(x.numpy(), rows, cols, pool)
             pooled = spatial_pyramid_pool2d(x, [n], pool, rule).numpy()
             np.testing.assert_allclose(
@@ -122,7 +130,7 @@ def test_the_other_rules_pool_every_map_they_accept_like_numpy(rule: str, pool: 
             )
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 def test_the_gradient_of_a_maximum_goes_to_the_first_of_equal_cells(rule: str) -> None:
     for length, n in poolable(rule):
         x = tied_negative_map(1, 1, length, length, seed=length).requires_grad_()
@@ -141,16 +149,16 @@ def test_ties_break_alike_in_every_dtype_and_memory_format(
     dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     plain = tied_negative_map(3, 5, 13, 10).requires_grad_()
-    other = plain.detach().to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+    converted = plain.detach().to(dtype).contiguous(memory_format=memory_format).requires_grad_()
     grads = []
-    for x in (plain, other):
+    for x in (plain, converted):
         pooled = spatial_pyramid_pool2d(x, (6, 3, 2, 1))
         assert pooled.dtype == x.dtype
         grads.append(torch.autograd.grad(pooled.sum(), x)[0].double())
     assert torch.equal(grads[0], grads[1])
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_averages_of_bfloat16_are_rounded_once(rule: str, memory_format: torch.memory_format) -> None:
     x = normal_map(2, 3, 12, 12).bfloat16().contiguous(memory_format=memory_format)
@@ -160,7 +168,7 @@ def test_averages_of_bfloat16_are_rounded_once(rule: str, memory_format: torch.m
     torch.testing.assert_close(pooled.double(), exact, rtol=2.0**-8, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_gradients_are_those_of_finite_differences(pool: str, rule: str) -> None:
     x = normal_map(1, 2, 9, 6).requires_grad_()
@@ -170,11 +178,11 @@ def test_gradients_are_those_of_finite_differences(pool: str, rule: str) -> None
     assert torch.autograd.gradgradcheck(layer, (x,))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_nan_reaches_exactly_the_bins_that_hold_it(pool: str, rule: str) -> None:
     x = tied_negative_map(144, 1, 12, 12)
-    x.flatten(1).fill_diagonal_(torch.nan)  # image i has one, in cell i
+    x.flatten(1).fill_diagonal_(torch.nan)  # image i has a NaN in cell i
     edges = bin_edges(12, 6, rule)
     holds = [
         [top <= row < bottom and left <= col < right for top, bottom in edges for left, right in edges]
@@ -183,13 +191,13 @@ def test_nan_reaches_exactly_the_bins_that_hold_it(pool: str, rule: str) -> None
     assert spatial_pyramid_pool2d(x, [6], pool, rule).isnan().tolist() == holds
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 def test_a_map_of_minus_infinity_pools_to_itself(rule: str) -> None:
     pooled = spatial_pyramid_pool2d(torch.full((1, 1, 12, 12), -torch.inf), (6, 3), "max", rule)
     assert pooled.isneginf().all()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_an_empty_batch_gives_an_empty_result_and_gradient(pool: str, rule: str) -> None:
     x = torch.zeros(0, 3, 12, 12, requires_grad=True)
@@ -198,7 +206,7 @@ def test_an_empty_batch_gives_an_empty_result_and_gradient(pool: str, rule: str)
     assert torch.autograd.grad(pooled.sum(), x)[0].shape == x.shape
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_an_image_pools_the_same_alone_and_in_a_batch(pool: str, rule: str) -> None:
     x = normal_map(4, 3, 12, 18)
@@ -220,13 +228,13 @@ def test_the_length_of_the_vector_is_num_bins_per_channel_at_any_size() -> None:
 
 
 @pytest.mark.parametrize("bins", [[], [0], [-1], [2.5], [True], ["2"], "321", 3, [3, None], [MAX_LEVEL + 1], [10**9]])
-def test_bins_that_are_no_levels_are_refused_with_what_is_allowed(bins: Any) -> None:
-    for use in (SpatialPyramidPool2d, check_bins, lambda bins: spatial_pyramid_pool2d(torch.zeros(1, 1, 4, 4), bins)):
-        with pytest.raises(ValueError, match=r"^bins=.* whole numbers from 1 to 1024$"):
-            use(bins)
+def test_invalid_bins_are_refused_with_what_is_allowed(bins: Any) -> None:
+    for call in (SpatialPyramidPool2d, check_bins, lambda bins: spatial_pyramid_pool2d(torch.zeros(1, 1, 4, 4), bins)):
+        with pytest.raises(ValueError, match=r"^bins=.* integers from 1 to 1024$"):
+            call(bins)
 
 
-def test_other_wrong_arguments_are_refused_with_what_is_allowed() -> None:
+def test_other_invalid_arguments_are_refused_with_what_is_allowed() -> None:
     for keys, text in [({"pool": "mean"}, "pool='mean' must be one of max, avg"), ({"rule": "x"}, "adaptive, sliding")]:
         with pytest.raises(ValueError, match=text):
             SpatialPyramidPool2d((2, 1), **keys)

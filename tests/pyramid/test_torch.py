@@ -1,4 +1,4 @@
-"""The layer among torch's own machinery: determinism, compilation, export, vmap, autocast."""
+"""The pooling layer under torch's determinism, compilation, export, vmap and autocast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.export import Dim, export
 
-from sppnet.pyramid import POOLS, RULES, SpatialPyramidPool2d, bin_edges, pool_windows, spatial_pyramid_pool2d
+from sppnet.pyramid import BIN_RULES, POOLS, SpatialPyramidPool2d, bin_edges, pool_windows, spatial_pyramid_pool2d
 from sppnet.pyramid.reference import _average_of_slices
 
 
@@ -29,21 +29,21 @@ def backward_operations(node: Node | None) -> set[str]:
     return {node.name()}.union(*(backward_operations(parent) for parent, _ in node.next_functions))
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_no_pooling_kernel_whose_cuda_backward_adds_in_any_order_is_differentiated(rule: str) -> None:
+@pytest.mark.parametrize("rule", BIN_RULES)
+def test_the_backward_uses_no_pooling_kernel_that_is_nondeterministic_on_cuda(rule: str) -> None:
     x = normal_map(1, 1, 12, 12).requires_grad_()
     edges = bin_edges(12, 6, rule)
     for pooled in (spatial_pyramid_pool2d(x, [6, 1], "max", rule), _average_of_slices(x, edges, edges)):
         assert not [name for name in backward_operations(pooled.grad_fn) if "Pool" in name]
 
 
-def test_the_average_that_cuda_takes_when_deterministic_equals_the_usual_one() -> None:
+def test_the_deterministic_average_of_cuda_equals_the_usual_one() -> None:
     for height, width, n in itertools.product((1, 2, 5, 10, 13), (1, 3, 13, 18), range(1, 9)):
         x = normal_map(2, 2, height, width).requires_grad_()
         usual = spatial_pyramid_pool2d(x, [n], "avg")
-        other = _average_of_slices(x, bin_edges(height, n), bin_edges(width, n)).flatten(1)
-        torch.testing.assert_close(other, usual)
-        grads = [torch.autograd.grad((y * y.detach()).sum(), x)[0] for y in (usual, other)]
+        by_slices = _average_of_slices(x, bin_edges(height, n), bin_edges(width, n)).flatten(1)
+        torch.testing.assert_close(by_slices, usual)
+        grads = [torch.autograd.grad((y * y.detach()).sum(), x)[0] for y in (usual, by_slices)]
         torch.testing.assert_close(grads[0], grads[1])
 
 
@@ -64,32 +64,32 @@ SIZES = [(1, 3, 12, 12), (4, 3, 33, 47), (2, 3, 10, 10), (3, 3, 2, 5), (2, 3, 13
 
 
 def result(pool: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
-    """What `pool` makes of `x`; None where it refuses it."""
+    """`pool(x)`, or None if `pool` refuses the size of `x`."""
     try:
         return pool(x)
     except (ValueError, AssertionError) as error:
-        assert re.search("cannot pool|Guard failed", str(error)), error  # noqa: PT017  (of a layer, of a program)
+        assert re.search("cannot pool|Guard failed", str(error)), error  # noqa: PT017  (from the layer or from the program)
         return None
 
 
 def agrees(program: Callable[[Tensor], Tensor], layer: SpatialPyramidPool2d, atol: float = 0.0) -> None:
-    """Check `program` against `layer` at every size. It may refuse sizes as well, but not for the adaptive rule."""
+    """Check `program` against `layer` at every size. It may refuse more sizes, except with the adaptive rule."""
     pooled = 0
     for x in (normal_map(*size).float() for size in SIZES):
         expected, actual = result(layer, x), result(program, x)
         if actual is None:
             assert expected is None or layer.rule != "adaptive"
             continue
-        assert expected is not None, f"{tuple(x.shape)} is pooled by the program alone"
+        assert expected is not None, f"{tuple(x.shape)} is pooled by the program, but not by the layer"
         torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
         pooled += 1
     assert pooled >= (len(SIZES) if layer.rule == "adaptive" else 2)
 
 
 @pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 def test_an_exported_program_pools_maps_of_any_size_or_refuses_them(pool: str, rule: str) -> None:
-    # of several sliding levels torch makes no program
+    # torch cannot export several sliding levels
     layer = SpatialPyramidPool2d((4,) if rule == "sliding" else (4, 2, 1), pool, rule)
     for strict in (False, True)[: 2 if rule == "adaptive" else 1]:
         program = export(layer, (torch.randn(2, 3, 16, 20),), dynamic_shapes={"x": ANY_SIZE}, strict=strict)
@@ -113,12 +113,12 @@ class Windows(torch.nn.Module):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_what_would_be_exported_wrongly_is_refused_in_one_line(
+def test_exports_that_would_pool_wrongly_are_refused_in_one_line(
     strict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, windows = torch.randn(2, 3, 16, 20), torch.tensor([[0, 1, 2, 9, 9], [1, 0, 0, 20, 16]])
     refused: list[tuple[str, Callable[[], object]]] = []
-    for pool, rule in itertools.product(POOLS, RULES):
+    for pool, rule in itertools.product(POOLS, BIN_RULES):
         layer = SpatialPyramidPool2d((4, 2, 1), pool, rule)
         refused.append(
             (r"dynamo=False\) would .*: use dynamo=True", partial(to_onnx, layer, (x,), tmp_path / "x", dynamo=False))
@@ -129,26 +129,26 @@ def test_what_would_be_exported_wrongly_is_refused_in_one_line(
     refused.append((no_windows, partial(torch.jit.trace, Windows(), (x, windows))))
     refused.append((no_windows, partial(export, Windows(), (x, windows), strict=False)))
     refused.append((no_windows, partial(to_onnx, Windows(), (x, windows), tmp_path / "x", dynamo=False)))
-    for text, use in refused if not strict else ():
-        with pytest.raises(ValueError, match=text) as error:
-            use()
+    for message, export_it in refused if not strict else ():
+        with pytest.raises(ValueError, match=message) as error:
+            export_it()
         assert "\n" not in str(error.value)
-    # as torch.onnx.export(dynamo=True) sets it, which needs a package of its own to come this far
+    # torch.onnx.export(dynamo=True) sets this flag, but needs another package to get that far
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    for pool, rule in itertools.product(POOLS, RULES):
-        take = partial(export, SpatialPyramidPool2d((4, 2, 1), pool, rule), (x,), strict=strict)
+    for pool, rule in itertools.product(POOLS, BIN_RULES):
+        export_layer = partial(export, SpatialPyramidPool2d((4, 2, 1), pool, rule), (x,), strict=strict)
         if rule == "adaptive":
-            assert "adaptive" not in str(take().graph)  # ONNX would keep the kernel that fits this one size
+            assert "adaptive" not in str(export_layer().graph)  # in ONNX the adaptive operators would fit one size
             continue
         with pytest.raises(Exception, match=f"rule='{rule}' cannot be exported by torch.onnx.export"):
-            take()
+            export_layer()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_onnx_pools_maps_of_any_size(pool: str, tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="what ONNX computes remains untested")
-    pytest.importorskip("onnxscript", reason="what ONNX computes remains untested")
+    runtime = pytest.importorskip("onnxruntime", reason="results of ONNX programs are not tested")
+    pytest.importorskip("onnxscript", reason="results of ONNX programs are not tested")
     layer, x = SpatialPyramidPool2d((4, 2, 1), pool).eval(), torch.randn(2, 3, 16, 20)
     to_onnx(layer, (x,), tmp_path / "layer.onnx", dynamo=True, dynamic_shapes={"x": ANY_SIZE})
     session = runtime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
@@ -156,12 +156,12 @@ def test_onnx_pools_maps_of_any_size(pool: str, tmp_path: Path) -> None:
     agrees(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), layer, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BIN_RULES)
 def test_it_works_under_vmap_and_autocast(rule: str) -> None:
     x = normal_map(3, 2, 4, 12, 12).float()
     for pool in POOLS:
         layer = SpatialPyramidPool2d((6, 3, 2, 1), pool, rule)
-        torch.testing.assert_close(torch.vmap(layer)(x), torch.stack([layer(each) for each in x]))
+        torch.testing.assert_close(torch.vmap(layer)(x), torch.stack([layer(batch) for batch in x]))
         for dtype in (torch.bfloat16, torch.float32):
             plain = layer(x[0].to(dtype))
             with torch.autocast("cpu", dtype=torch.bfloat16):

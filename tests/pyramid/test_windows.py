@@ -1,4 +1,4 @@
-"""Promises of `pool_windows`: every window pools as if it had been cut out."""
+"""`pool_windows`: every window pools as its crop does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def maps(count: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def every_window(count: int = 2) -> Tensor:
-    """Each window there is in `maps(count)`, in a shuffled order."""
+    """Every possible window of `maps(count)`, shuffled."""
     tops = itertools.combinations(range(HEIGHT + 1), 2)
     sides = itertools.product(range(count), itertools.combinations(range(WIDTH + 1), 2), tops)
     windows = torch.tensor([[image, left, top, right, bottom] for image, (left, right), (top, bottom) in sides])
@@ -48,8 +48,8 @@ def test_every_window_pools_as_its_crop(pool: str, dtype: torch.dtype, memory_fo
 def test_gradients_are_those_of_the_crops(pool: str) -> None:
     x, windows = maps().requires_grad_(), every_window()
     pooled = [pool_windows(x, windows, BINS, pool), one_by_one(x, windows, pool)]
-    weight = torch.randint(1, 9, pooled[0].shape, generator=torch.Generator().manual_seed(2)).double()
-    grads = [torch.autograd.grad(each, x, weight)[0] for each in pooled]
+    grad = torch.randint(1, 9, pooled[0].shape, generator=torch.Generator().manual_seed(2)).double()
+    grads = [torch.autograd.grad(output, x, grad)[0] for output in pooled]
     torch.testing.assert_close(grads[0], grads[1])
 
 
@@ -70,7 +70,7 @@ def test_nan_outside_a_window_does_not_reach_it() -> None:
         assert torch.equal(pool_windows(x, windows, BINS, pool).isnan().any(1), inside)
 
 
-def test_the_bound_on_memory_does_not_show_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bound_on_memory_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     x, windows = maps(), every_window()
     usual = pool_windows(x, windows, BINS)
     monkeypatch.setattr(reference, "CROP_VALUES", 100)
@@ -102,7 +102,7 @@ def test_no_windows_give_no_rows() -> None:
         ([-1, 0, 0, 1, 1], "names no image"),
     ],
 )
-def test_a_wrong_window_is_refused_by_its_row(window: list[int], reason: str) -> None:
+def test_an_invalid_window_is_refused_by_its_row(window: list[int], reason: str) -> None:
     windows = torch.tensor([[0, 0, 0, WIDTH, HEIGHT], window])
     values = ", ".join(map(str, window))
     with pytest.raises(ValueError, match=rf"windows\[1\]=\[{values}\] .*{reason}"):
@@ -112,6 +112,6 @@ def test_a_wrong_window_is_refused_by_its_row(window: list[int], reason: str) ->
 @pytest.mark.parametrize(
     "windows", [torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.bool), torch.zeros(2, 4).long(), torch.zeros(5).long()]
 )
-def test_windows_of_another_shape_or_type_are_refused(windows: Tensor) -> None:
+def test_windows_of_an_invalid_shape_or_dtype_are_refused(windows: Tensor) -> None:
     with pytest.raises(ValueError, match=r"windows must be integers of shape \(R, 5\), got torch\."):
         pool_windows(maps(), windows, BINS)

@@ -29,7 +29,7 @@ from sppnet.models.backbones import Blog, Tiny, torchvision_trunk
 from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet, build_backbone
 from sppnet.models.probe import map_size, on_meta
-from sppnet.models.receptive_field import Field, receptive_field
+from sppnet.models.receptive_field import ReceptiveField, receptive_field
 from sppnet.runs.from_checkpoint import read_checkpoint
 from sppnet.training.inference import load_classifier
 from sppnet.training.lit_module import Classifier
@@ -97,13 +97,13 @@ def test_a_backbone_that_cannot_be_followed_is_refused() -> None:
 BACKBONES = [path.stem for path in sorted((CONF / "backbone").glob("*.yaml")) if path.stem != "torchvision"]
 
 
-def fields() -> list[tuple[str, nn.Module, Field]]:
+def fields() -> list[tuple[str, nn.Module, ReceptiveField]]:
     with on_meta():
         trunks = {name: build(name) for name in dict.fromkeys([*BACKBONES, *NAMES])}
     return [(name, trunk, receptive_field(trunk)) for name, trunk in trunks.items()]
 
 
-def check(field: Field, cells: int, start: int, end: int) -> None:
+def check(field: ReceptiveField, cells: int, start: int, end: int) -> None:
     """Check which of `cells` cells the pixels `[start, end)` are mapped to."""
     first, stop = field.cells(start, end, cells)
     last = stop - 1
@@ -131,7 +131,7 @@ def test_edges_of_a_window_are_mapped_to_within_a_stride() -> None:
         side=st.integers(60, 700),
         windows=st.lists(st.tuples(st.integers(0, 699), st.integers(1, 700), st.booleans()), min_size=10),
     )
-    def holds(which: tuple[str, nn.Module, Field], side: int, windows: list[tuple[int, int, bool]]) -> None:
+    def holds(which: tuple[str, nn.Module, ReceptiveField], side: int, windows: list[tuple[int, int, bool]]) -> None:
         _, trunk, field = which
         try:
             cells, _ = map_size(trunk, side, 64)

@@ -1,4 +1,4 @@
-"""Reading photographs: ours against torchvision's reference, from JPEG to a batch of crops."""
+"""Times data loading from JPEG files to batches of crops, against torchvision's ImageFolder (group `loading`)."""
 
 from __future__ import annotations
 
@@ -16,66 +16,73 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from sppnet.benchmarks.measurement import Row, Setting, geometric
+from sppnet.benchmarks.measurement import Row, Setting, geometric_mean
 from sppnet.config.compose import compose_config
 from sppnet.data import build_sizes, jpeg, load_splits
 from sppnet.data.datamodule import DataModule
 
 SIZES = (224, 180)
-BATCH = 16  # so that several workers have several batches of the fewest photographs
-LITTLE = {"500x375": (500, 375, 16)}
-MADE = {
+BATCH = 16  # small enough that each of several workers gets several batches
+SCALED = {  # photographs scaled to other sizes: width, height, count
     "500x375": (500, 375, 128),
     "2000x1500": (2000, 1500, 128),
-}  # photographs of other sizes: width, height, how many
+}
+SCALED_QUICK = {"500x375": (500, 375, 16)}
 
-RESIZED = {"kind": "random_resized", "scale": [0.08, 1.0], "aspect": [3 / 4, 4 / 3], "ratio": 0.875}  # as torchvision's
+RESIZED = {
+    "kind": "random_resized",
+    "scale": [0.08, 1.0],
+    "aspect": [3 / 4, 4 / 3],
+    "ratio": 0.875,
+}  # torchvision's defaults
 DECODING = {"resampler": "torch", "crop": RESIZED}
-KEPT = {"resampler": "torch", "short_side": 256, "cache": True}
+CACHED = {"resampler": "torch", "short_side": 256, "cache": True}
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `loading`: per core, and through a DataLoader."""
+    """Rows of the group `loading`: on one core, and in a DataLoader with workers."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # per core
+    torch.set_num_threads(1)
     try:
         for workers in (0, setting.threads):
             yield from _rows(setting, workers, "the same crops, decoding", 2.2, DECODING)
             yield from _rows(
-                setting, workers, "the paper's crops, kept, from the second epoch", 4.0 if workers else 10.0, KEPT
+                setting, workers, "the paper's crops, kept, from the second epoch", 4.0 if workers else 10.0, CACHED
             )
     finally:
         torch.set_num_threads(threads)
 
 
-def _rows(setting: Setting, workers: int, kind: str, least: float, keys: Mapping[str, Any]) -> Iterator[Row]:
-    given = {} if setting.quick else setting.photographs
-    for name, root in {**given, **_made(setting)}.items():
-        pairs = [_pair(setting, root, size, workers, keys) for size in SIZES]
-        ratio = geometric([theirs / ours for ours, theirs in pairs])
-        where = f"{workers} workers" if workers else "one core"
+def _rows(setting: Setting, workers: int, kind: str, target: float, data_keys: Mapping[str, Any]) -> Iterator[Row]:
+    originals = {} if setting.quick else setting.photographs
+    for name, root in {**originals, **_write_scaled_photographs(setting)}.items():
+        pairs = [_time_pair(setting, root, size, workers, data_keys) for size in SIZES]
+        ratio = geometric_mean([theirs / ours for ours, theirs in pairs])
+        processes = f"{workers} workers" if workers else "one core"
         limit = ", ".join(f"{theirs / ours:.1f}x at {size}" for size, (ours, theirs) in zip(SIZES, pairs, strict=True))
-        if not workers and keys is DECODING:
-            limit += f"; the decoder alone takes {_decoding(root) * 1e3:.3g} ms"
+        if not workers and data_keys is DECODING:
+            limit += f"; the decoder alone takes {_time_decoding(root) * 1e3:.3g} ms"
         yield Row(
             "loading",
-            f"photographs of {name} at 224 and 180, {kind}, {where}",
+            f"photographs of {name} at 224 and 180, {kind}, {processes}",
             "ImageFolder, RandomResizedCrop, ToTensor, Normalize",
             sum(ours for ours, _ in pairs) / 2,
             sum(theirs for _, theirs in pairs) / 2,
             ratio,
-            least,
+            target,
             limit=limit,
             unit="s per photograph",
         )
 
 
-def _pair(setting: Setting, root: Path, size: int, workers: int, keys: Mapping[str, Any]) -> tuple[float, float]:
-    """Seconds per photograph of ours and theirs, epochs taking turns, the first of each not counted."""
-    chain = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    chain.append(transforms.Normalize([0.5] * 3, [0.25] * 3))
+def _time_pair(
+    setting: Setting, root: Path, size: int, workers: int, data_keys: Mapping[str, Any]
+) -> tuple[float, float]:
+    """Seconds per photograph of sppnet and of torchvision. Epochs take turns; the first of each does not count."""
+    steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    steps.append(transforms.Normalize([0.5] * 3, [0.25] * 3))
     theirs = DataLoader(
-        datasets.ImageFolder(str(root), transforms.Compose(chain)),
+        datasets.ImageFolder(str(root), transforms.Compose(steps)),
         batch_size=BATCH,
         shuffle=True,
         num_workers=workers,
@@ -86,25 +93,26 @@ def _pair(setting: Setting, root: Path, size: int, workers: int, keys: Mapping[s
         "workers": workers,
         "batch_size": BATCH,
         "split": {"val": 0.02, "test": 0.02, "seed": 0, "fold": None},
-        **keys,
+        **data_keys,
     }
     sizes = {"_target_": "sppnet.data.Single", "train": [size], "val": [size], "test": [size]}
     views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
     module = DataModule(load_splits(cfg), build_sizes(sizes), cfg, views, 0, setting.scratch)
     ours = module.train_dataloader()
-    _epoch(ours, 1), _epoch(theirs, 1)
-    trained, listed = len(module.sets.train), len(theirs.dataset)  # type: ignore[arg-type]
-    pairs = [(_epoch(ours, trained), _epoch(theirs, listed)) for _ in range(2)]
-    return min(one for one, _ in pairs), min(other for _, other in pairs)
+    _time_epoch(ours, 1), _time_epoch(theirs, 1)
+    our_count, their_count = len(module.sets.train), len(theirs.dataset)  # type: ignore[arg-type]
+    pairs = [(_time_epoch(ours, our_count), _time_epoch(theirs, their_count)) for _ in range(2)]
+    our_times, their_times = zip(*pairs, strict=True)
+    return min(our_times), min(their_times)
 
 
-def _decoding(root: Path) -> float:
-    """Seconds that the decoder alone takes for a photograph: no loader of ours can be faster."""
-    found = sorted(root.rglob("*.jpg"))
+def _time_decoding(root: Path) -> float:
+    """Seconds per photograph of the JPEG decoder alone: the limit for any loader that uses it."""
+    paths = sorted(root.rglob("*.jpg"))
     files = {}
-    for path in found[:: -(-len(found) // 256)]:
+    for path in paths[:: -(-len(paths) // 256)]:
         with contextlib.suppress(jpeg.DamagedError):
-            if jpeg.decode(path.read_bytes(), str(path)) is not None:  # not all that is called so is a JPEG
+            if jpeg.decode(path.read_bytes(), str(path)) is not None:  # some .jpg files are not JPEG
                 files[str(path)] = path.read_bytes()
 
     def decode() -> None:
@@ -114,39 +122,39 @@ def _decoding(root: Path) -> float:
     return min(timeit.repeat(decode, number=1, repeat=3)) / max(1, len(files))
 
 
-def _epoch(batches: Iterable[Any], photographs: int) -> float:
+def _time_epoch(batches: Iterable[Any], photographs: int) -> float:
     began = time.perf_counter()
     for _ in batches:
         pass
     return (time.perf_counter() - began) / photographs
 
 
-def _made(setting: Setting) -> dict[str, Path]:
-    """Photographs of other sizes, cut out of and scaled up from real ones."""
-    found = sorted(path for root in setting.photographs.values() for path in root.rglob("*.jpg"))[::5]
+def _write_scaled_photographs(setting: Setting) -> dict[str, Path]:
+    """Write real photographs scaled to the sizes of `SCALED`; returns their folders by name."""
+    originals = sorted(path for root in setting.photographs.values() for path in root.rglob("*.jpg"))[::5]
     roots = {}
-    for name, (width, height, count) in (LITTLE if setting.quick else MADE).items():
+    for name, (width, height, count) in (SCALED_QUICK if setting.quick else SCALED).items():
         roots[name] = setting.scratch / name
         if roots[name].exists():
             continue
         for number in range(count):
             folder = roots[name] / f"class{number % 2}"
             folder.mkdir(parents=True, exist_ok=True)
-            with Image.open(found[number % len(found)]) as image:
+            with Image.open(originals[number % len(originals)]) as image:
                 image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC).save(
                     folder / f"{number}.jpg", quality=90
                 )
     return roots
 
 
-def two_photographs(folder: Path) -> Path:
-    """A folder of parts of the photographs that come with scikit-learn, for machines without any of their own."""
-    draw = np.random.default_rng(0)
+def write_sample_photographs(folder: Path) -> Path:
+    """Write 256 random crops of the two photographs that come with scikit-learn, for machines without photographs."""
+    rng = np.random.default_rng(0)
     for number, pixels in enumerate(load_sample_images().images):
         (folder / f"class{number}").mkdir(parents=True, exist_ok=True)
         for part in range(128):
-            width, height = draw.integers(200, 420, 2).tolist()
-            left, top = draw.integers(0, 640 - width), draw.integers(0, 427 - height)
+            width, height = rng.integers(200, 420, 2).tolist()
+            left, top = rng.integers(0, 640 - width), rng.integers(0, 427 - height)
             whole = Image.fromarray(pixels)
             whole.crop((left, top, left + width, top + height)).save(folder / f"class{number}" / f"{part:03d}.jpg")
     return folder

@@ -1,4 +1,4 @@
-"""What a measurement is, and how two things are measured against each other."""
+"""Times two calls in turns (`compare`), and defines a row of the benchmark's table (`Row`) and its settings."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table. The field names are the keys of the JSON file.
 
     Attributes:
-        group: as in `only`.
-        what: is measured.
-        against: what it is measured with.
-        ours: seconds, or whatever `unit` says.
-        theirs: the same; NaN where there is nothing to compare with but the target.
-        value: what is held against the target: theirs over ours, unless `what` says otherwise.
-        target: to be reached.
-        most: whether the target is the most allowed, and not the least.
-        limit: how far what bounds it physically is.
-        detail: whatever else is worth keeping, plain data.
+        group: name of the group, as in `only`.
+        what: what is measured.
+        against: the alternative.
+        ours: time of sppnet, in `unit`.
+        theirs: time of the alternative; NaN if there is only a target.
+        value: the number compared with the target: theirs / ours, unless `what` says otherwise.
+        target: bound on `value`.
+        most: whether the target is an upper bound; otherwise it is a lower bound.
+        limit: a note: spread, physical limit, or worst case.
+        detail: further results as plain data.
         unit: of `ours` and `theirs`.
     """
 
@@ -45,20 +45,19 @@ class Row:
 
     @property
     def reached(self) -> bool:
-        """Whether the target is met."""
         return self.value <= self.target if self.most else self.value >= self.target
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what to measure.
+    """Device, data and extent of the measurements.
 
     Attributes:
-        device: of torch.
-        threads: of torch on the CPU; workers of loaders.
-        photographs: folders with JPEGs by class, by their name in the table.
-        scratch: a folder for whatever has to be written.
-        quick: measure the least that shows that it runs.
+        device: torch's device.
+        threads: torch's threads on the CPU, and workers of loaders.
+        photographs: folders of CLASS/IMAGE.jpg, by the name that the table gives them.
+        scratch: folder for temporary files.
+        quick: measure as little as possible, to test that the benchmarks run.
     """
 
     device: torch.device
@@ -69,8 +68,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Seconds of two things that took turns; `ratio` is the median of theirs over ours, pair by pair."""
+class Timing:
+    """Median seconds of two calls; `ratio` is the median of theirs / ours over pairs of neighbouring calls."""
 
     ours: float
     theirs: float
@@ -79,22 +78,23 @@ class Timed:
 
 def compare(
     ours: Callable[[], object], theirs: Callable[[], object], seconds: float = 0.5, least: int = 5, device: str = "cpu"
-) -> Timed:
-    """Call both once, then in turns for about `seconds`, at least `least` times each.
+) -> Timing:
+    """Call both once to warm up, then in turns for about `seconds`, at least `least` times each.
 
-    What disturbs the machine for a while disturbs both: ratios are taken of neighbours.
+    Turns make the ratio robust: other load on the machine slows neighbouring calls alike.
     """
     ours(), theirs()
     pairs: list[tuple[float, float]] = []
     began = time.perf_counter()
     while len(pairs) < least or (time.perf_counter() - began < seconds and len(pairs) < 1000):
-        pairs.append((took(ours, device), took(theirs, device)))
-    one, other = zip(*pairs, strict=True)
-    return Timed(statistics.median(one), statistics.median(other), statistics.median(b / a for a, b in pairs))
+        pairs.append((time_call(ours, device), time_call(theirs, device)))
+    our_times, their_times = zip(*pairs, strict=True)
+    ratio = statistics.median(b / a for a, b in pairs)
+    return Timing(statistics.median(our_times), statistics.median(their_times), ratio)
 
 
-def took(call: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of one call."""
+def time_call(call: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds of one call, including the GPU's work."""
     if device == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -104,6 +104,5 @@ def took(call: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - began
 
 
-def geometric(values: Sequence[float]) -> float:
-    """Geometric mean."""
+def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))

@@ -1,4 +1,4 @@
-"""The pyramid pooling layer against torch's adaptive pooling, level by level."""
+"""Times the pyramid pooling layer against torch's adaptive pooling, one call per level (group `layer`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sppnet.benchmarks.measurement import Row, Setting, Timed, compare, geometric
+from sppnet.benchmarks.measurement import Row, Setting, Timing, compare, geometric_mean
 from sppnet.pyramid import custom_op, spatial_pyramid_pool2d
 
 BINS = ((6, 3, 2, 1), (4, 2, 1), (4, 3, 2, 1))
@@ -20,16 +20,16 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 Pool = Callable[[Tensor], Tensor]
 
 
-def adaptive(x: Tensor, bins: Sequence[int]) -> Tensor:
-    """What one writes: `AdaptiveMaxPool2d` for each level, flattened and concatenated."""
+def pool_adaptive(x: Tensor, bins: Sequence[int]) -> Tensor:
+    """The usual code: adaptive max pooling per level, flattened and concatenated."""
     return torch.cat([F.adaptive_max_pool2d(x, n).flatten(1) for n in bins], 1)
 
 
-def strided(x: Tensor, bins: Sequence[int]) -> Tensor:
-    """What many copies of the layer do: a kernel as wide as its stride, with padding on both sides.
+def pool_strided(x: Tensor, bins: Sequence[int]) -> Tensor:
+    """The code of many copies of the layer: kernel = stride, with padding on both sides.
 
     Raises:
-        RuntimeError: it cannot pool a map of this size (padding of more than half of the kernel).
+        RuntimeError: the padding would exceed half of the kernel, so torch cannot pool a map of this size.
     """
     levels = []
     for n in bins:
@@ -39,8 +39,8 @@ def strided(x: Tensor, bins: Sequence[int]) -> Tensor:
     return torch.cat(levels, 1)
 
 
-def both_ways(pool: Pool, x: Tensor) -> Callable[[], None]:
-    """Forward and backward, with a gradient as the next layer would give it."""
+def forward_and_backward(pool: Pool, x: Tensor) -> Callable[[], None]:
+    """A function that runs forward and backward of `pool`, with a random gradient of its output."""
     leaf = x.detach().requires_grad_()
     grad = torch.rand_like(pool(leaf.detach()))
 
@@ -54,23 +54,52 @@ def both_ways(pool: Pool, x: Tensor) -> Callable[[], None]:
 def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `layer`."""
     device = setting.device.type
-    seconds = 0.3 if device == "cpu" else 0.05  # of a GPU's kernels that is hundreds
+    times = _time_cases(setting)
+    has_kernel = custom_op.has_kernel(torch.empty(1, 1, 2, 2, device=setting.device), (2,))
+    kernel = "a kernel of its own" if has_kernel else "plain"
+    what, target = "layer, forward + backward, geometric mean", 4.0 if device == "cuda" else 2.0
+    yield _row(what, "AdaptiveMaxPool2d per level", times["adaptive"], target, kernel)
+    worst = min(times["adaptive"], key=lambda case: times["adaptive"][case].ratio)
+    timing = times["adaptive"][worst]
+    yield Row(
+        "layer",
+        "layer, its slowest case",
+        "AdaptiveMaxPool2d per level",
+        timing.ours,
+        timing.theirs,
+        timing.ratio,
+        1.0,
+        limit=worst,
+    )
+    yield _row(what, "kernel = stride", times["strided"], target, kernel)
+    if device == "cpu":
+        inverse = {case: Timing(t.ours, t.theirs, 1 / t.ratio) for case, t in times["amax"].items()}
+        what = "layer, forward, channels-last (time of ours over theirs)"
+        yield _row(what, "one amax", inverse, 2.0, kernel, most=True)
+    else:
+        yield from _bandwidth(setting)
+
+
+def _time_cases(setting: Setting) -> dict[str, dict[str, Timing]]:
+    """Time the layer against each alternative, by shape, dtype, memory format and bins."""
+    device = setting.device.type
+    seconds = 0.3 if device == "cpu" else 0.05  # on a GPU enough for hundreds of calls
     maps = SMALL if setting.quick else [*MAPS, LARGE] if device == "cuda" else MAPS
-    named = {"adaptive": adaptive, "strided": strided}
-    times: dict[str, dict[str, Timed]] = {"adaptive": {}, "strided": {}, "amax": {}}
+    alternatives = {"adaptive": pool_adaptive, "strided": pool_strided}
+    times: dict[str, dict[str, Timing]] = {"adaptive": {}, "strided": {}, "amax": {}}
     for shape, dtype, (layout, memory_format) in itertools.product(
         maps, (torch.float32, torch.bfloat16), FORMATS.items()
     ):
         x = torch.rand(shape, device=setting.device).sub(0.5).relu().to(dtype).contiguous(memory_format=memory_format)
         for bins in BINS:
             case = f"{'x'.join(map(str, shape))} {str(dtype)[6:]} {layout} {bins}"
-            ours = both_ways(lambda x, bins=bins: spatial_pyramid_pool2d(x, bins), x)  # type: ignore[misc]
-            for name, theirs in named.items():
+            ours = forward_and_backward(lambda x, bins=bins: spatial_pyramid_pool2d(x, bins), x)  # type: ignore[misc]
+            for name, pool in alternatives.items():
                 try:
-                    run = both_ways(lambda x, bins=bins, theirs=theirs: theirs(x, bins), x)  # type: ignore[misc]
+                    theirs = forward_and_backward(lambda x, bins=bins, pool=pool: pool(x, bins), x)  # type: ignore[misc]
                 except RuntimeError:
                     continue
-                times[name][case] = compare(ours, run, seconds, device=device)
+                times[name][case] = compare(ours, theirs, seconds, device=device)
             if layout == "channels-last" and device == "cpu":
                 times["amax"][case] = compare(
                     lambda x=x, bins=bins: spatial_pyramid_pool2d(x, bins),  # type: ignore[misc]
@@ -78,44 +107,18 @@ def measure(setting: Setting) -> Iterator[Row]:
                     seconds / 3,
                     device=device,
                 )
-    kernel = (
-        "a kernel of its own" if custom_op.has_kernel(torch.empty(1, 1, 2, 2, device=setting.device), (2,)) else "plain"
-    )
-    least = 4.0 if device == "cuda" else 2.0
-    yield _row(
-        "layer, forward + backward, geometric mean", "AdaptiveMaxPool2d per level", times["adaptive"], least, kernel
-    )
-    worst = min(times["adaptive"], key=lambda case: times["adaptive"][case].ratio)
-    one = times["adaptive"][worst]
-    yield Row(
-        "layer",
-        "layer, its slowest case",
-        "AdaptiveMaxPool2d per level",
-        one.ours,
-        one.theirs,
-        one.ratio,
-        1.0,
-        limit=worst,
-    )
-    yield _row("layer, forward + backward, geometric mean", "kernel = stride", times["strided"], least, kernel)
-    if device == "cpu":
-        inverse = {case: Timed(t.ours, t.theirs, 1 / t.ratio) for case, t in times["amax"].items()}
-        yield _row(
-            "layer, forward, channels-last (time of ours over theirs)", "one amax", inverse, 2.0, kernel, most=True
-        )
-    else:
-        yield from _bandwidth(setting)
+    return times
 
 
-def _row(what: str, against: str, times: dict[str, Timed], target: float, kernel: str, most: bool = False) -> Row:
+def _row(what: str, against: str, times: dict[str, Timing], target: float, kernel: str, most: bool = False) -> Row:
     ratios = [t.ratio for t in times.values()]
     return Row(
         "layer",
         what,
         against,
-        geometric([t.ours for t in times.values()]),
-        geometric([t.theirs for t in times.values()]),
-        geometric(ratios),
+        geometric_mean([t.ours for t in times.values()]),
+        geometric_mean([t.theirs for t in times.values()]),
+        geometric_mean(ratios),
         target,
         most,
         f"{min(ratios):.2g} to {max(ratios):.2g} over {len(ratios)} cases; {kernel}",
@@ -124,7 +127,7 @@ def _row(what: str, against: str, times: dict[str, Timed], target: float, kernel
 
 
 def _bandwidth(setting: Setting) -> Iterator[Row]:
-    """Bytes that a forward reads and writes in a second, against those of a copy, on a map of more than 64 MB."""
+    """Memory bandwidth of a forward, against that of a copy, on a map larger than a GPU's cache (64 MB)."""
     bins = BINS[0]
     for layout, memory_format in FORMATS.items():
         x = torch.rand(LARGE, device=setting.device).contiguous(memory_format=memory_format)

@@ -1,4 +1,4 @@
-"""How long it takes to start, and what a sweep gains by running its jobs side by side."""
+"""Times the start of the program (group `start`), and a sweep against single runs (group `sweep`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from sppnet.benchmarks.measurement import Row, Setting
 from sppnet.errors import RunFailed
 
 ROUNDS = 3
-JOBS, ALONE = 8, 3  # jobs of the sweep, and how many of them are started one by one and scaled up
+JOBS, SINGLE = 8, 3  # jobs of the sweep; single runs that are timed and scaled up to as many
 SPPNET = (sys.executable, "-P", "-m", "sppnet.cli")
-SWEPT = ("trainer.threads=1", "trainer.max_epochs=4", "trainer.progress=none", "force=true")  # about 10 s of training
+SHORT_RUN = (
+    "trainer.threads=1",
+    "trainer.max_epochs=4",
+    "trainer.progress=none",
+    "force=true",
+)  # about 10 s of training
 HYDRA = """
 import hydra
 @hydra.main(version_base="1.3", config_path=None)
@@ -42,73 +47,73 @@ trainer.fit(Module(), torch.utils.data.DataLoader(data, 32))
 """
 
 
-def starting(setting: Setting) -> Iterator[Row]:
+def measure_startup(setting: Setting) -> Iterator[Row]:
     """Rows of the group `start`."""
     rounds = 1 if setting.quick else ROUNDS
-    where = setting.scratch / "starts"
-    where.mkdir(exist_ok=True)
-    (where / "minimal.py").write_text(HYDRA)
-    (where / "bare.py").write_text(LIGHTNING)
-    shown = statistics.median(_seconds([*SPPNET, "--help"], where) for _ in range(rounds))
-    yield Row("start", "sppnet --help", "", shown, float("nan"), shown, 0.3, most=True)
+    folder = setting.scratch / "starts"
+    folder.mkdir(exist_ok=True)
+    (folder / "minimal.py").write_text(HYDRA)
+    (folder / "bare.py").write_text(LIGHTNING)
+    seconds = statistics.median(_time_process([*SPPNET, "--help"], folder) for _ in range(rounds))
+    yield Row("start", "sppnet --help", "", seconds, float("nan"), seconds, 0.3, most=True)
     minimal = [sys.executable, "minimal.py", "--cfg", "job"]
-    pairs = [(_seconds([*SPPNET, "train", "--cfg", "job"], where), _seconds(minimal, where)) for _ in range(rounds)]
+    ours = [*SPPNET, "train", "--cfg", "job"]
+    pairs = [(_time_process(ours, folder), _time_process(minimal, folder)) for _ in range(rounds)]
     yield _row("sppnet train --cfg job (time of ours over theirs)", "Hydra's minimal app", pairs, 1.5)
-    first = [
-        *SPPNET,
-        "train",
-        "trainer.limit_batches=2",
-        "trainer.log_every_n_steps=1",
-        "force=true",
-        "trainer.progress=none",
+    overrides = ("trainer.limit_batches=2", "trainer.log_every_n_steps=1", "force=true", "trainer.progress=none")
+    ours, bare = [*SPPNET, "train", *overrides], [sys.executable, "bare.py"]
+    pairs = [
+        (_time_until_file(ours, folder, "runs/**/metrics.jsonl"), _time_until_file(bare, folder, "stepped"))
+        for _ in range(rounds)
     ]
-    bare = [sys.executable, "bare.py"]
-    pairs = [(_until(first, where, "runs/**/metrics.jsonl"), _until(bare, where, "stepped")) for _ in range(rounds)]
     yield _row(
         "the first training step of the default run (time of ours over theirs)", "a bare Lightning fit", pairs, 1.3
     )
 
 
-def sweeping(setting: Setting) -> Iterator[Row]:
+def measure_sweep(setting: Setting) -> Iterator[Row]:
     """Rows of the group `sweep`."""
-    where = setting.scratch / "sweep"
-    where.mkdir(exist_ok=True)
-    jobs, single = (2, 1) if setting.quick else (JOBS, ALONE)
-    words = (*SWEPT, "trainer.max_epochs=1", "trainer.limit_batches=2") if setting.quick else SWEPT
-    alone = [_seconds([*SPPNET, "train", *words, f"seed={seed}", "study=alone"], where) for seed in range(single)]
+    folder = setting.scratch / "sweep"
+    folder.mkdir(exist_ok=True)
+    jobs, single = (2, 1) if setting.quick else (JOBS, SINGLE)
+    overrides = (*SHORT_RUN, "trainer.max_epochs=1", "trainer.limit_batches=2") if setting.quick else SHORT_RUN
+    single_times = [
+        _time_process([*SPPNET, "train", *overrides, f"seed={seed}", "study=alone"], folder) for seed in range(single)
+    ]
     seeds = ",".join(map(str, range(jobs)))
-    swept = _seconds([*SPPNET, "train", "-m", "launch=processes", *words, f"seed={seeds}", "study=swept"], where)
-    theirs = statistics.fmean(alone) * jobs
+    sweep = [*SPPNET, "train", "-m", "launch=processes", *overrides, f"seed={seeds}", "study=swept"]
+    ours = _time_process(sweep, folder)
+    theirs = statistics.fmean(single_times) * jobs
     yield Row(
         "sweep",
         f"a sweep of {jobs} runs of 10 s of training, launch=processes",
         f"{jobs} starts one after another",
-        swept,
+        ours,
         theirs,
-        theirs / swept,
+        theirs / ours,
         1.5,
         limit=f"{os.cpu_count()} cores; {single} of the single starts are timed and scaled",
     )
 
 
-def _row(what: str, against: str, pairs: Sequence[tuple[float, float]], most: float) -> Row:
+def _row(what: str, against: str, pairs: Sequence[tuple[float, float]], target: float) -> Row:
     ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
-    return Row("start", what, against, ours, theirs, statistics.median(a / b for a, b in pairs), most, most=True)
+    return Row("start", what, against, ours, theirs, statistics.median(a / b for a, b in pairs), target, most=True)
 
 
-def _seconds(command: Sequence[str], where: Path) -> float:
+def _time_process(command: Sequence[str], folder: Path) -> float:
     began = time.perf_counter()
-    subprocess.run(command, cwd=where, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     return time.perf_counter() - began
 
 
-def _until(command: Sequence[str], where: Path, trace: str) -> float:
-    """Seconds until the process leaves a file with something in it, or ends."""
-    shutil.rmtree(where / "runs", ignore_errors=True)
-    (where / "stepped").unlink(missing_ok=True)
+def _time_until_file(command: Sequence[str], folder: Path, pattern: str) -> float:
+    """Seconds until a file that matches `pattern` has content (`stepped`: until it exists)."""
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    (folder / "stepped").unlink(missing_ok=True)
     began = time.perf_counter()
-    with subprocess.Popen(command, cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not any(path.stat().st_size or path.name == "stepped" for path in where.glob(trace)):
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not any(path.stat().st_size or path.name == "stepped" for path in folder.glob(pattern)):
             if process.poll():
                 raise RunFailed(f"{' '.join(command)} failed with exit code {process.returncode}")
             time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Images a second of whole trainings on kept photographs, and the share of its time that a network waits for them."""
+"""Measures training throughput on cached photographs: images a second, and the share of time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Iterator
 from typing import Any
 
 from sppnet.benchmarks.measurement import Row, Setting
-from sppnet.benchmarks.training_step import Clock, Given, train
+from sppnet.benchmarks.training_step import FixedBatches, StepClock, train
 from sppnet.config.compose import compose_config
 from sppnet.data import Splits, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.errors import notice
 from sppnet.training.trainer import build_data, set_threads_and_filter_warnings
 
-KEPT = ("data=folder", "data.short_side=256", "data.cache=true", "data.resampler=torch", "sizes=single")
+CACHED = ("data=folder", "data.short_side=256", "data.cache=true", "data.resampler=torch", "sizes=single")
 FAST = ("trainer.precision=bf16-mixed", "trainer.channels_last=true", "sizes.train=[224]", "data.batch_size=128")
-CASES = {  # name: what is typed
+CASES = {  # name: overrides
     "zf5": (*FAST, "backbone=zf5", "head.hidden=[4096,4096]"),
     "resnet50": (*FAST, "backbone=resnet50"),
 }
-LITTLE = {"tiny": ("backbone.width=4", "head.hidden=[8]", "sizes.train=[64]", "data.batch_size=32")}
+CASES_QUICK = {"tiny": ("backbone.width=4", "head.hidden=[8]", "sizes.train=[64]", "data.batch_size=32")}
 STEPS = 60
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `throughput`; without a GPU only those of `quick`, which show that it runs."""
+    """Rows of the group `throughput`; without a GPU only those of `quick`."""
     if setting.device.type != "cuda" and not setting.quick:
-        notice("bench: images a second are those of a GPU, so the group throughput is left out")
+        notice("bench: the group throughput needs a GPU and is left out")
         return
-    for name, words in (LITTLE if setting.quick else CASES).items():
-        cfg = _settings(setting, words)
+    for name, overrides in (CASES_QUICK if setting.quick else CASES).items():
+        cfg = _compose(setting, overrides)
         sets = load_splits(cfg["data"])
-        loading, held, steps = _data(cfg, sets, 3 if setting.quick else STEPS)
-        ours, theirs = (_each(train(cfg, sets, data, setting)) for data in (loading, held))
+        loaded, fixed, steps = _build_data(cfg, sets, 3 if setting.quick else STEPS)
+        ours, theirs = (_seconds_per_step(train(cfg, sets, data, setting)) for data in (loaded, fixed))
         batch = cfg["data"]["batch_size"]
         yield Row(
             "throughput",
@@ -42,34 +42,42 @@ def measure(setting: Setting) -> Iterator[Row]:
             ours,
             theirs,
             ours / theirs,
-            1.05,  # the GPU waits for photographs less than 5 % of the time
+            1.05,  # the GPU waits for photographs at most 5 % of the time
             most=True,
             limit=f"{batch / ours:.0f} images a second; {batch / theirs:.0f} where nothing is read",
             detail={"images a second": batch / ours, "batch": batch, "steps": steps},
         )
 
 
-def _settings(setting: Setting, words: tuple[str, ...]) -> dict[str, Any]:
-    photographs = next(iter(setting.photographs.values()))
-    more = (f"data.root={photographs}", f"data.workers={setting.threads}", f"trainer.threads={setting.threads}")
-    rest = ("trainer.checkpoint_every_n_steps=null",)  # writing a gigabyte is not what is measured
-    split = ("data.split.val=0.02", "data.split.test=0.02", "trainer.progress=none", "optim.lr=0.0001")
-    cfg = compose_config("train", [*KEPT, *words, *more, *rest, *split, f"paths.cache={setting.scratch / 'kept'}"])
+def _compose(setting: Setting, overrides: tuple[str, ...]) -> dict[str, Any]:
+    root = next(iter(setting.photographs.values()))
+    data = (f"data.root={root}", f"data.workers={setting.threads}", "data.split.val=0.02", "data.split.test=0.02")
+    trainer = (
+        f"trainer.threads={setting.threads}",
+        "trainer.progress=none",
+        "trainer.checkpoint_every_n_steps=null",  # writing a gigabyte of weights would count as training time
+    )
+    more = ("optim.lr=0.0001", f"paths.cache={setting.scratch / 'kept'}")
+    cfg = compose_config("train", [*CACHED, *overrides, *data, *trainer, *more])
     set_threads_and_filter_warnings(cfg)
     cfg["trainer"]["accelerator"] = "gpu" if setting.device.type == "cuda" else "cpu"
     return cfg
 
 
-def _data(cfg: dict[str, Any], sets: Splits, steps: int) -> tuple[DataModule, DataModule, int]:
-    """The photographs for so many steps, and one batch for as many; both in the same number of epochs."""
-    loading = build_data(cfg, sets)
-    batches = loading.train_dataloader()
+def _build_data(cfg: dict[str, Any], sets: Splits, steps: int) -> tuple[DataModule, DataModule, int]:
+    """Data that loads photographs, data that repeats one batch as often, and their number of steps: at least `steps`.
+
+    Sets `cfg["trainer"]["max_epochs"]` accordingly.
+    """
+    loaded = build_data(cfg, sets)
+    batches = loaded.train_dataloader()
     per_epoch = len(batches)
     cfg["trainer"]["max_epochs"] = -(-steps // per_epoch)
-    return loading, Given.of(loading, [next(iter(batches))] * per_epoch), cfg["trainer"]["max_epochs"] * per_epoch
+    fixed = FixedBatches.replace(loaded, [next(iter(batches))] * per_epoch)
+    return loaded, fixed, cfg["trainer"]["max_epochs"] * per_epoch
 
 
-def _each(clock: Clock) -> float:
-    """Seconds of a step, without the first epoch's first two; between epochs there is a validation."""
+def _seconds_per_step(clock: StepClock) -> float:
+    """Mean seconds of a step, without the first two of the run, and without the validations between epochs."""
     steps = list(zip(clock.times[2:], clock.times[3:], clock.epochs[2:], clock.epochs[3:], strict=False))
     return statistics.fmean(after - before for before, after, epoch, next_ in steps if epoch == next_)

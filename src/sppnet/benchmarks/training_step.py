@@ -1,4 +1,4 @@
-"""A training step under the Trainer with all defaults on, against the bare loop in PyTorch."""
+"""Times a training step under the Trainer with all defaults, against a bare PyTorch loop (group `step`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sppnet.training.user_callbacks import EarlyEnd
 
 ROUNDS = 3
 PAPER = ("backbone=zf5", "head.hidden=[4096,4096]", "sizes=single", "sizes.train=[224]", "data.batch_size=16")
-CASES = {  # name: what is typed, steps of a round, most allowed
+CASES = {  # name: overrides, steps per round, upper bound of the ratio
     "zf5 at 224, 16 photographs": (PAPER, 5, 1.05),
     "tiny, the default run": ((), 100, 1.25),
 }
@@ -38,19 +38,21 @@ def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `step`."""
     gpu = setting.device.type == "cuda"
     rounds = 1 if setting.quick else ROUNDS
-    for name, (words, steps, most) in list(CASES.items())[setting.quick :]:
+    for name, (overrides, steps, target) in list(CASES.items())[setting.quick :]:
         steps = 5 if setting.quick else steps
         root = next(iter(setting.photographs.values()))
-        data = ("data=folder", f"data.root={root}", "data.workers=0") if words else ()
-        more = ("trainer.precision=bf16-mixed",) if gpu else ()
-        cfg = compose_config(
-            "train", [*data, *words, *more, f"trainer.threads={setting.threads}", "trainer.progress=none"]
-        )
+        data = ("data=folder", f"data.root={root}", "data.workers=0") if overrides else ()
+        precision = ("trainer.precision=bf16-mixed",) if gpu else ()
+        trainer = (*precision, f"trainer.threads={setting.threads}", "trainer.progress=none")
+        cfg = compose_config("train", [*data, *overrides, *trainer])
         set_threads_and_filter_warnings(cfg)
         cfg["trainer"] |= {"accelerator": "gpu" if gpu else "cpu", "max_epochs": 1}
         sets = load_splits(cfg["data"])
         batches = list(itertools.islice(itertools.cycle(build_data(cfg, sets).train_dataloader()), steps + 2))
-        pairs = [(_trainer(cfg, sets, batches, setting), _bare(cfg, sets, batches, setting)) for _ in range(rounds)]
+        pairs = [
+            (_time_trainer(cfg, sets, batches, setting), _time_bare_loop(cfg, sets, batches, setting))
+            for _ in range(rounds)
+        ]
         ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
         yield Row(
             "step",
@@ -58,84 +60,82 @@ def measure(setting: Setting) -> Iterator[Row]:
             "the bare loop",
             ours,
             theirs,
-            statistics.median(one / other for one, other in pairs),
-            most,
+            statistics.median(our_time / their_time for our_time, their_time in pairs),
+            target,
             most=True,
             detail={"rounds": pairs, "steps": steps},
         )
 
 
-class Clock(Callback):
-    """When each step began, and in which epoch."""
+class StepClock(Callback):
+    """Records when each training step began, and in which epoch."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.epochs: list[int] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note the time at which the GPU is done with the step before."""
+        # The time at which the GPU has finished the previous step.
         torch.cuda.synchronize() if torch.cuda.is_available() else None
         self.times.append(time.perf_counter())
         self.epochs.append(trainer.current_epoch)
 
 
-class Given(DataModule):
-    """Training batches that are there already."""
+class FixedBatches(DataModule):
+    """A data module that trains on batches in memory, and validates each size on the first of them."""
 
-    given: list[Any]
+    batches: list[Any]
 
     @classmethod
-    def of(cls, data: DataModule, batches: list[Any]) -> Given:
-        """What `data` is, but with `batches` in place of its own."""
-        made = cls(data.sets, data.schedule, data.cfg, data.views, data.seed, data.cache)
-        made.given = batches
-        return made
+    def replace(cls, data: DataModule, batches: list[Any]) -> FixedBatches:
+        """A copy of `data` with `batches` instead of its loaders."""
+        fixed = cls(data.sets, data.schedule, data.cfg, data.views, data.seed, data.cache)
+        fixed.batches = batches
+        return fixed
 
     def train_dataloader(self) -> DataLoader[Any]:  # type: ignore[override]
-        """All of `given`."""
-        return DataLoader(self.given, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> list[Any]:
-        """The first of `given`, for each size."""
-        return [DataLoader(self.given[:1], batch_size=None) for _ in self.schedule.val]  # type: ignore[arg-type]
+        return [DataLoader(self.batches[:1], batch_size=None) for _ in self.schedule.val]  # type: ignore[arg-type]
 
 
-def _trainer(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting: Setting) -> float:
-    return _each(train(cfg, sets, Given.of(build_data(cfg, sets), batches), setting).times)
+def _time_trainer(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting: Setting) -> float:
+    return _seconds_per_step(train(cfg, sets, FixedBatches.replace(build_data(cfg, sets), batches), setting).times)
 
 
-def train(cfg: dict[str, Any], sets: Splits, data: DataModule, setting: Setting) -> Clock:
-    """Train with all that a run has by default, and say when its steps began."""
+def train(cfg: dict[str, Any], sets: Splits, data: DataModule, setting: Setting) -> StepClock:
+    """Train with all default callbacks of a run, and return when its steps began."""
     run = Run(setting.scratch / f"run{time.monotonic_ns()}")
     run.path.mkdir(parents=True)
-    records, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), Clock()
+    metrics_file, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), StepClock()
     status = StatusFile(run, bad_files)
     checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"], EarlyEnd())
-    trainer = make_trainer(cfg, [records, bad_files, status, clock, checkpoints], [records], run.path)
+    trainer = make_trainer(cfg, [metrics_file, bad_files, status, clock, checkpoints], [metrics_file], run.path)
     trainer.fit(build_classifier(cfg, sets), datamodule=data)
     return clock
 
 
-def _bare(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting: Setting) -> float:
-    torch.use_deterministic_algorithms(False)  # as torch has it; the Trainer asked for them
+def _time_bare_loop(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting: Setting) -> float:
+    torch.use_deterministic_algorithms(False)  # torch's default; the Trainer has set it
     classifier = build_classifier(cfg, sets).to(setting.device).train()
     network, mean, std = classifier.network, classifier.normalise.mean, classifier.normalise.std
     optimizer = build_optimizer(cfg["optim"], list(network.parameters()))
-    half = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg["trainer"]["precision"] == "bf16-mixed")
-    given = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # as ToTensor lays them out
+    autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg["trainer"]["precision"] == "bf16-mixed")
+    pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # contiguous, as from ToTensor
     times = []
-    for pair in given:
+    for pair in pairs:
         torch.cuda.synchronize() if torch.cuda.is_available() else None
         times.append(time.perf_counter())
         images, target = (x.to(setting.device, non_blocking=True) for x in pair)
-        with half:
+        with autocast:
             loss = F.cross_entropy(network((images.float() / 255 - mean) / std), target)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return _each(times)
+    return _seconds_per_step(times)
 
 
-def _each(times: list[float]) -> float:
-    """Mean seconds of a step, without the first, which warms up; a slow one in between (a checkpoint) counts."""
+def _seconds_per_step(times: list[float]) -> float:
+    """Mean seconds of a step, without the first (warm-up). Slow steps, such as those that save a checkpoint, count."""
     return (times[-1] - times[1]) / (len(times) - 2)

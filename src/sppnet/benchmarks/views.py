@@ -1,4 +1,4 @@
-"""A test in many views: out of one map per scale, against the same views cut out of the pixels."""
+"""Times a test in many views: pooled from one feature map per scale, against crops of the image (group `views`)."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sppnet.benchmarks.measurement import Row, Setting, compare, took
-from sppnet.benchmarks.windows import head_cost, paper_network
+from sppnet.benchmarks.measurement import Row, Setting, compare, time_call
+from sppnet.benchmarks.windows import build_paper_network, count_head_multiply_adds
 from sppnet.config.compose import compose_config
 from sppnet.data.views import Views
 from sppnet.models.network import SPPNet
 from sppnet.training.multi_view import Scorer
 
 SIZE, ASPECT = 224, 4 / 3
-BATCHES = (1, 4)  # of photographs; each side is measured at the one that is best for it
+BATCHES = (1, 4)  # photographs per batch; each alternative runs with the faster one
 
 
 @torch.no_grad()
 def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `views`."""
-    network = paper_network(setting.quick).to(setting.device)
+    network = build_paper_network(setting.quick).to(setting.device)
     for name in ("ten", "multi"):
         cfg = compose_config("train", [f"views={name}"])["views"]
         scorers = {source: _scorer(network, cfg, source) for source in ("map", "image")}
-        best = {source: _best_batch(scorer, setting) for source, scorer in scorers.items()}
-        batches = {source: _photographs(scorers[source], best[source], setting) for source in scorers}
+        batch_sizes = {source: _best_batch_size(scorer, setting) for source, scorer in scorers.items()}
+        batches = {source: _photographs(scorers[source], batch_sizes[source], setting) for source in scorers}
         time = compare(
             lambda: scorers["map"](batches["map"]),  # noqa: B023
             lambda: scorers["image"](batches["image"]),  # noqa: B023
@@ -37,20 +37,20 @@ def measure(setting: Setting) -> Iterator[Row]:
             2,
             setting.device.type,
         )
-        reached = time.ratio * best["map"] / best["image"]
-        costs = {source: _cost(scorer) for source, scorer in scorers.items()}
+        speedup = time.ratio * batch_sizes["map"] / batch_sizes["image"]
+        costs = {source: _multiply_adds(scorer) for source, scorer in scorers.items()}
         allowed = costs["image"] / costs["map"]
         count = sum(scorers["map"].count.values())
         yield Row(
             "views",
             f"a test in {count} views on zf5 (share of what multiply-adds allow)",
             "the same views cut out of the pixels",
-            time.ours / best["map"],
-            time.theirs / best["image"],
-            reached / allowed,
+            time.ours / batch_sizes["map"],
+            time.theirs / batch_sizes["image"],
+            speedup / allowed,
             0.85,
-            limit=f"{reached:.2f}x as fast; multiply-adds allow {allowed:.2f}x",
-            detail={"speedup": reached, "allowed": allowed, "batch": best},
+            limit=f"{speedup:.2f}x as fast; multiply-adds allow {allowed:.2f}x",
+            detail={"speedup": speedup, "allowed": allowed, "batch": batch_sizes},
         )
 
 
@@ -61,21 +61,21 @@ def _scorer(network: SPPNet, cfg: dict[str, Any], source: str) -> Scorer:
 
 
 def _photographs(scorer: Scorer, count: int, setting: Setting) -> list[Tensor]:
-    """A batch at each scale."""
+    """One batch of random photographs per scale."""
     sides = scorer.views.sides(SIZE)
     return [torch.rand(count, 3, side, round(side * ASPECT), device=setting.device) for side in sides]
 
 
-def _best_batch(scorer: Scorer, setting: Setting) -> int:
+def _best_batch_size(scorer: Scorer, setting: Setting) -> int:
     def seconds(count: int) -> float:
         batch = _photographs(scorer, count, setting)
         scorer(batch)
-        return took(lambda: scorer(batch), setting.device.type) / count
+        return time_call(lambda: scorer(batch), setting.device.type) / count
 
     return min(BATCHES, key=seconds)
 
 
-def _cost(scorer: Scorer) -> float:
+def _multiply_adds(scorer: Scorer) -> float:
     """Multiply-adds for one photograph."""
     backbone, total = copy.deepcopy(scorer.network.backbone).to("meta"), 0.0
     for side in scorer.views.sides(SIZE):
@@ -84,5 +84,7 @@ def _cost(scorer: Scorer) -> float:
         shape = (1, 3, height, width) if scorer.field is not None else (windows, 3, SIZE, SIZE)
         with FlopCounterMode(display=False) as counter:
             backbone(torch.empty(shape, device="meta"))
-        total += 2 * (counter.get_total_flops() / 2 + windows * head_cost(scorer.network))  # both ways round
+        total += 2 * (
+            counter.get_total_flops() / 2 + windows * count_head_multiply_adds(scorer.network)
+        )  # plain and mirrored
     return total

@@ -1,6 +1,7 @@
-"""Many windows of one photograph: pooled out of one map, against each through the network (the R-CNN way).
+"""Times 2,000 windows of one photograph: pooled from one feature map, against R-CNN's crops (group `windows`).
 
-Paper, section 4: 2,000 windows of an image whose shorter side is 688 pixels. Multiply-adds say what could be gained.
+As in section 4 of the paper, the shorter side of the image is 688 pixels. The ratio of multiply-adds is the speedup
+that would be possible.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from sppnet.training.multi_view import map_windows
 BINS = (6, 3, 2, 1)
 COUNT = 2000
 SHORT, LONG = 688, 917  # 4:3
-SAMPLE = 32  # windows that are timed the R-CNN way; the others would take as long each
+SAMPLE = 32  # crops that are timed; the time is scaled up to all windows
 
 
-def paper_network(quick: bool = False) -> SPPNet:
-    """The paper's: ZF-5, 50 bins, two fully connected layers of 4,096; `quick`: one that takes no time."""
-    words = ["backbone=tiny", "head.hidden=[64]"] if quick else ["backbone=zf5", "head.hidden=[4096,4096]"]
-    cfg = compose_config("train", [*words, "head.bins=[6,3,2,1]"])
+def build_paper_network(quick: bool = False) -> SPPNet:
+    """ZF-5 with 50 bins and two fully connected layers of 4,096 units; with `quick` a tiny one."""
+    overrides = ["backbone=tiny", "head.hidden=[64]"] if quick else ["backbone=zf5", "head.hidden=[4096,4096]"]
+    cfg = compose_config("train", [*overrides, "head.bins=[6,3,2,1]"])
     return build_network(cfg["backbone"], cfg["head"], 20).eval()
 
 
 def random_windows(height: int, width: int, count: int = COUNT) -> list[Window]:
-    """Windows of all sizes from 40 pixels up and any aspect ratio, as proposals are, the same ones every time."""
-    draw = torch.Generator().manual_seed(0)
-    sides = 40 + torch.rand(count, 2, generator=draw) ** 2 * (torch.tensor([height, width]) - 40)
-    corner = torch.rand(count, 2, generator=draw) * (torch.tensor([height, width]) - sides)
-    boxes = torch.cat([corner, corner + sides], 1).long().tolist()
+    """Windows of any size from 40 pixels up and any aspect ratio, like region proposals. Always the same."""
+    generator = torch.Generator().manual_seed(0)
+    sides = 40 + torch.rand(count, 2, generator=generator) ** 2 * (torch.tensor([height, width]) - 40)
+    corners = torch.rand(count, 2, generator=generator) * (torch.tensor([height, width]) - sides)
+    boxes = torch.cat([corners, corners + sides], 1).long().tolist()
     return [Window(left, top, right, bottom) for top, left, bottom, right in boxes]
 
 
@@ -48,19 +49,19 @@ def random_windows(height: int, width: int, count: int = COUNT) -> list[Window]:
 def measure(setting: Setting) -> Iterator[Row]:
     """Rows of the group `windows`."""
     device = setting.device.type
-    network = paper_network(setting.quick).to(setting.device)
+    network = build_paper_network(setting.quick).to(setting.device)
     height, width, count = (300, 400, 64) if setting.quick else (SHORT, LONG, COUNT)
     photograph = torch.rand(1, 3, height, width, device=setting.device)
     maps = network.backbone(photograph)
-    pixels = random_windows(height, width, count)
-    cells = map_windows(pixels, receptive_field(network.backbone), *maps.shape[2:])
-    boxes = torch.tensor([[0, *cell] for cell in cells])
-    yield _pooling(maps, boxes, device)
-    yield from _detection(network, photograph, boxes, pixels, device)
+    windows = random_windows(height, width, count)
+    map_boxes = map_windows(windows, receptive_field(network.backbone), *maps.shape[2:])
+    boxes = torch.tensor([[0, *box] for box in map_boxes])
+    yield _compare_pooling(maps, boxes, device)
+    yield from _compare_networks(network, photograph, boxes, windows, device)
 
 
-def _pooling(maps: Tensor, boxes: Tensor, device: str) -> Row:
-    # roi_pool's right and bottom are inclusive; its bins are ours but for the rounding of their edges
+def _compare_pooling(maps: Tensor, boxes: Tensor, device: str) -> Row:
+    # Right and bottom of roi_pool are inclusive. Its bins equal the adaptive rule's except for the rounding of edges.
     inclusive = torch.cat([boxes[:, :3], boxes[:, 3:] - 1], 1).to(maps)
 
     def level_by_level() -> Tensor:
@@ -72,7 +73,9 @@ def _pooling(maps: Tensor, boxes: Tensor, device: str) -> Row:
     return Row("windows", what, "torchvision.ops.roi_pool", time.ours, time.theirs, time.ratio, target)
 
 
-def _detection(network: SPPNet, photograph: Tensor, boxes: Tensor, pixels: list[Window], device: str) -> Iterator[Row]:
+def _compare_networks(
+    network: SPPNet, photograph: Tensor, boxes: Tensor, windows: list[Window], device: str
+) -> Iterator[Row]:
     def from_map() -> Tensor:
         logits: Tensor = network.head[1:](pool_windows(network.backbone(photograph), boxes, BINS))
         return logits
@@ -80,39 +83,40 @@ def _detection(network: SPPNet, photograph: Tensor, boxes: Tensor, pixels: list[
     def crop_all() -> Tensor:
         return torch.cat([
             F.interpolate(photograph[:, :, w.top : w.bottom, w.left : w.right], (224, 224), mode="bilinear")
-            for w in pixels[:SAMPLE]
+            for w in windows[:SAMPLE]
         ])  # fmt: skip
 
-    crops, share = crop_all(), len(boxes) / SAMPLE
+    crops, scale = crop_all(), len(boxes) / SAMPLE
     for name, ours, theirs in (
         ("convolutions alone", lambda: network.backbone(photograph), lambda: network.backbone(crops)),
         ("with pooling and fully connected layers", from_map, lambda: network(crop_all())),
     ):
         fc = name != "convolutions alone"
         time = compare(ours, theirs, 4.0, 3, device)
-        own, other = (_cost(network, photograph, len(boxes), fc), _cost(network, crops[:1], 1, fc) * len(boxes))
-        allowed, reached = other / own, time.ratio * share
+        our_cost = _multiply_adds(network, photograph, len(boxes), fc)
+        their_cost = _multiply_adds(network, crops[:1], 1, fc) * len(boxes)
+        allowed, speedup = their_cost / our_cost, time.ratio * scale
         yield Row(
             "windows",
             f"{len(boxes)} windows of a photograph on zf5, {name} (share of what multiply-adds allow)",
             "each window warped to 224",
             time.ours,
-            time.theirs * share,
-            reached / allowed,
+            time.theirs * scale,
+            speedup / allowed,
             0.75,
-            limit=f"{reached:.0f}x as fast; multiply-adds allow {allowed:.0f}x",
-            detail={"speedup": reached, "allowed": allowed, "sample": SAMPLE},
+            limit=f"{speedup:.0f}x as fast; multiply-adds allow {allowed:.0f}x",
+            detail={"speedup": speedup, "allowed": allowed, "sample": SAMPLE},
         )
 
 
-def _cost(network: SPPNet, image: Tensor, windows: int, fc: bool) -> float:
-    """Multiply-adds of the convolutions of `image`, and of the fully connected layers of so many windows."""
+def _multiply_adds(network: SPPNet, image: Tensor, windows: int, fc: bool) -> float:
+    """Multiply-adds of the convolutions for `image` and, with `fc`, of the fully connected layers for all windows."""
     with FlopCounterMode(display=False) as counter:
         copy.deepcopy(network.backbone).to("meta")(image.to("meta"))
     convolutions = float(counter.get_total_flops()) / 2
-    return convolutions + (head_cost(network) * windows if fc else 0)
+    return convolutions + (count_head_multiply_adds(network) * windows if fc else 0)
 
 
-def head_cost(network: SPPNet) -> float:
-    """Multiply-adds of the fully connected layers, per window."""
+def count_head_multiply_adds(network: SPPNet) -> float:
+    """Multiply-adds of the fully connected layers per window."""
     return float(sum(m.in_features * m.out_features for m in network.head.modules() if isinstance(m, nn.Linear)))

@@ -38,8 +38,8 @@ GROUPS = {  # name: module and function of sppnet.benchmarks, what is measured
     "step": ("training_step", "measure", "a training step under the Trainer"),
     "throughput": ("throughput", "measure", "images a second on a GPU"),
     "compile": ("compiled", "measure", "several sizes under torch.compile"),
-    "start": ("startup", "starting", "the time to the first training step"),
-    "sweep": ("startup", "sweeping", "a sweep on one machine"),
+    "start": ("startup", "measure_startup", "the time to the first training step"),
+    "sweep": ("startup", "measure_sweep", "a sweep on one machine"),
 }
 RULES: Mapping[str, Rule] = {
     "only": or_null(list_of(choice(*GROUPS), distinct=True)),
@@ -111,13 +111,13 @@ def _photographs(typed: str | None, scratch: Path) -> dict[str, Path]:
     """The folder of photographs, by its name: the typed one, `$SPPNET_DATA/caltech20`, or scikit-learn's two images."""
     default = Path(os.environ.get("SPPNET_DATA", ""), "caltech20")
     if typed is None and not (os.environ.get("SPPNET_DATA") and default.is_dir()):
-        from sppnet.benchmarks.loading import two_photographs
+        from sppnet.benchmarks.loading import write_sample_photographs
 
         print(
             "sppnet bench: no photographs (photographs=FOLDER); using crops of the two that come with scikit-learn",
             file=sys.stderr,
         )
-        return {"scikit-learn": two_photographs(scratch / "two")}
+        return {"scikit-learn": write_sample_photographs(scratch / "two")}
     folder = default if typed is None else Path(typed).expanduser()
     if not folder.is_dir() or not any(folder.glob("*/*.jpg")):
         raise UserError(f"photographs={folder} must be a folder of CLASS/IMAGE.jpg")

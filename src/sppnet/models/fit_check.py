@@ -1,4 +1,4 @@
-"""Whether backbone, head and input sizes fit together, judged on shapes alone."""
+"""Checks that backbone, head and input sizes fit together, on the meta device: without weights, data or memory."""
 
 from __future__ import annotations
 
@@ -23,48 +23,49 @@ def check_network(
     head: Mapping[str, Any],
     sizes: Mapping[str, Any],
     whole_images: bool = False,
-    follow: bool = False,
+    pools_windows: bool = False,
 ) -> None:
-    """Check that backbone, head and input sizes fit together, on shapes alone: no data, no weights, no memory.
+    """Check that the head can pool the feature maps of all input sizes, and that the weights fit in memory.
 
     Args:
         backbone: as for `build_network`.
         head: as for `build_network`.
-        sizes: lists of sizes in pixels under `train`, `val` and `test`: sides of squares, or shorter sides.
-        whole_images: images keep their aspect ratio somewhere, so that maps of any shape must do.
-        follow: windows of maps are pooled, so it must be known where the cells of the backbone's map look.
+        sizes: lists of input sizes in pixels (sides of squares, or shorter sides) under `train`, `val` and `test`.
+        whole_images: some images keep their aspect ratio, so the head must pool maps of any shape.
+        pools_windows: windows of maps are pooled, so the backbone's receptive field must be known.
 
     Raises:
-        UserError: the first thing that does not fit, and what would.
+        UserError: the first mismatch, with the values that would fit.
     """
     resolve_weights(backbone)
-    lists = {f"sizes.{part}": list(sizes[part]) for part in ("train", "val", "test")}
-    every = sorted({size for listed in lists.values() for size in listed})
-    if head["name"] == "flatten" and (len(every) > 1 or whole_images):
-        given = "whole images" if whole_images else ", ".join(f"{key}={listed}" for key, listed in lists.items())
-        raise UserError(f"head=flatten takes one square input size, not {given}; head=spp and head=gap take any")
+    sizes_by_key = {f"sizes.{split}": list(sizes[split]) for split in ("train", "val", "test")}
+    distinct = sorted({size for listed in sizes_by_key.values() for size in listed})
+    if head["name"] == "flatten" and (len(distinct) > 1 or whole_images):
+        listing = ", ".join(f"{key}={listed}" for key, listed in sizes_by_key.items())
+        inputs = "whole images" if whole_images else listing
+        raise UserError(f"head=flatten takes one square input size, not {inputs}; head=spp and head=gap take any")
     if head["name"] == "spp" and head["rule"] != "adaptive" and whole_images:
-        raise UserError(f"head.rule={head['rule']} cannot pool maps of every shape, as whole images have; use adaptive")
+        raise UserError(f"head.rule={head['rule']} cannot pool maps of every shape; whole images need adaptive")
     with on_meta():
         trunk = build_backbone({**backbone, "weights": None})
         channels = probe(trunk).out_channels
-    if follow:
+    if pools_windows:
         receptive_field(trunk)
     sides = {}
-    for key, listed in lists.items():
+    for key, listed in sizes_by_key.items():
         for size in sorted(set(listed)):
             sides[size] = _map_side(trunk, key, size)
             _check_rule(head, key, size, sides[size])
-    with torch.device("meta"):  # a level may be so fine that not even one empty layer fits in memory
-        _check_memory(nn.ModuleList([trunk, build_head(head, channels, 2, sides[every[0]])]), head)
+    with torch.device("meta"):  # with fine levels a single layer may not fit in memory
+        _check_memory(nn.ModuleList([trunk, build_head(head, channels, 2, sides[distinct[0]])]), head)
 
 
 def _map_side(trunk: nn.Module, key: str, size: int) -> int:
     try:
         return min(map_size(trunk, size, size))
     except UserError as error:
-        least = smallest_input(trunk)
-        raise UserError(f"{key}: {size} leaves no map ({error}); the smallest size that works is {least}") from error
+        smallest = smallest_input(trunk)
+        raise UserError(f"{key}: {size} leaves no map ({error}); the smallest size that works is {smallest}") from error
 
 
 def _check_rule(head: Mapping[str, Any], key: str, size: int, side: int) -> None:
@@ -77,13 +78,13 @@ def _check_rule(head: Mapping[str, Any], key: str, size: int, side: int) -> None
 
 
 def _check_memory(network: nn.Module, head: Mapping[str, Any]) -> None:
-    """Refuse weights that alone are more than the machine's memory (training takes several times as much)."""
+    """Refuse weights that exceed the machine's memory on their own. Training needs several times as much."""
     if not hasattr(os, "sysconf"):  # Windows
         return
-    need = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > there:
+    required = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if required > memory:
         raise UserError(
             f"head.bins={list(head['bins'])} and head.hidden={list(head['hidden'])}: the network would have"
-            f" {need / 2**30:.0f} GiB of weights; this machine has {there / 2**30:.0f} GiB of memory"
+            f" {required / 2**30:.0f} GiB of weights; this machine has {memory / 2**30:.0f} GiB of memory"
         )

@@ -1,4 +1,4 @@
-"""The network: a backbone and a head, built from their configurations and checked against the input sizes."""
+"""The network `SPPNet`, a backbone and a head, and the functions that build both from their configurations."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sppnet.models.probe import map_size, probe
 class SPPNet(nn.Module):
     """Images (N, 3, H, W) -> logits (N, K).
 
-    `head` is a sequence of named stages, `pool`, `fc1`, `fc2` ..., `classifier`, so features are a slice of it:
+    `head` is a sequence of the stages `pool`, `fc1`, `fc2` ..., `classifier`, so slices of it give features:
     `net.head[:1](net.backbone(x))` is the pooled vector, `net.head[:2](...)` the first fully connected layer.
 
     Args:
         backbone: images -> feature map (N, C, h, w).
         head: feature map -> logits.
-        freeze: the backbone's parameters take no gradient, and it stays in evaluation mode, so that training moves
-            no statistics of its batch normalisation either.
+        freeze: freeze the backbone. Its parameters get no gradient, and it stays in evaluation mode, so that its batch
+            normalisation statistics do not change either.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Sequential, freeze: bool = False) -> None:
@@ -39,12 +39,12 @@ class SPPNet(nn.Module):
         self.train()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N, K) of `images` (N, 3, H, W), of any H and W that leave a map."""
+        """Logits (N, K) of `images` (N, 3, H, W), for any H and W from which the backbone makes a map."""
         logits: torch.Tensor = self.head(self.backbone(images))
         return logits
 
     def train(self, mode: bool = True) -> SPPNet:
-        """Switch to training mode, all but a frozen backbone."""
+        """Set training mode, except for a frozen backbone."""
         super().train(mode)
         if self.freeze:
             self.backbone.eval()
@@ -54,16 +54,16 @@ class SPPNet(nn.Module):
 def build_network(
     backbone: Mapping[str, Any], head: Mapping[str, Any], classes: int, size: int | None = None
 ) -> SPPNet:
-    """The network that the configurations `backbone` and `head` describe.
+    """Build the network from the configurations `backbone` and `head`.
 
     Args:
-        backbone: see `build_backbone`; and `freeze`.
-        head: see `build_head`.
+        backbone: as for `build_backbone`, and `freeze`.
+        head: as for `build_head`.
         classes: number of logits.
-        size: side of the square input in pixels; only the `flatten` head depends on it.
+        size: side of the square input in pixels. Only the head `flatten` needs it.
 
     Raises:
-        UserError: a value is not allowed, weights do not load, or the head does not fit the backbone.
+        UserError: a value is invalid, weights do not load, or the head does not fit the backbone.
     """
     trunk = build_backbone(backbone)
     side = min(map_size(trunk, size, size)) if size is not None else None
@@ -71,12 +71,12 @@ def build_network(
 
 
 def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
-    """The module named by `_target_`, with its `weights`: null, a file or, for torchvision's networks, their name.
+    """Build the module named by `_target_` and load its `weights`: null, a file or a torchvision name of weights.
 
-    All other keys but `name` and `freeze` are arguments of its constructor.
+    All other keys except `name` and `freeze` are arguments of its constructor.
 
     Raises:
-        UserError: a value is not allowed, or the weights do not load.
+        UserError: a value is invalid, or the weights do not load.
     """
     node = {key: value for key, value in cfg.items() if key not in {"name", "weights", "freeze"}}
     weights = resolve_weights(cfg)
@@ -86,7 +86,7 @@ def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
         module = instantiate(node, nn.Module, "backbone")
     except UserError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:  # the last: more than fits in memory
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: out of memory
         raise UserError(f"backbone._target_={cfg['_target_']} refuses its arguments: {error}") from error
     if isinstance(weights, Path):
         load_weights(module, weights)

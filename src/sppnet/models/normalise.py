@@ -1,4 +1,4 @@
-"""From 8-bit images to what a network takes."""
+"""Normalises 8-bit images: (x / 255 - mean) / std."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Normalise(nn.Module):
     Args:
         mean: of R, G and B.
         std: of R, G and B.
-        channels_last: the memory format of the result; otherwise contiguous.
+        channels_last: whether the result is channels-last instead of contiguous.
     """
 
     mean: Tensor
@@ -23,12 +23,12 @@ class Normalise(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool) -> None:
         super().__init__()
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        for name, values in (("mean", mean), ("std", std)):  # of the configuration, so in no checkpoint
+        for name, values in (("mean", mean), ("std", std)):  # not persistent: the configuration holds them
             values_1C11 = torch.tensor(values, dtype=torch.float32).reshape(1, 3, 1, 1)
             self.register_buffer(name, values_1C11, persistent=False)
 
     def forward(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
-        """Normalised `images`, with `offset` (N, 3) added to RGB in [0, 1] before."""
+        """Normalise `images`. `offset` (N, 3), if given, is added to RGB in [0, 1] first."""
         images = images.contiguous(memory_format=self.layout).to(self.mean.dtype) / 255
         if offset is not None:
             images = images + offset[:, :, None, None].to(images.dtype)

@@ -1,4 +1,4 @@
-"""Weights of a backbone from a file, which is data and never code."""
+"""Loads pretrained weights into a backbone, from a file that is read as data and never executed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from sppnet.errors import UserError
 from sppnet.models.backbones.torchvision import CUT_KEYS, find_weights
 from sppnet.storage.tensors import read_tensor_file
 
-SHOWN = 8  # keys named in a message
-OURS = "network.backbone."  # what the backbone's keys begin with in a checkpoint of ours
+SHOWN = 8  # at most so many keys are named in a message
+OURS = "network.backbone."  # prefix of the backbone's keys in an sppnet checkpoint
 TORCHVISION = "sppnet.models.torchvision_trunk"
 
 
 def resolve_weights(cfg: Mapping[str, Any]) -> Path | str | None:
-    """`backbone.weights` as an existing file or a name that torchvision knows."""
+    """`backbone.weights` as an existing file, a torchvision name of weights, or None.
+
+    Raises:
+        UserError: neither a file nor such a name.
+    """
     weights = cfg.get("weights")
     if weights is None:
         return None
@@ -28,7 +32,7 @@ def resolve_weights(cfg: Mapping[str, Any]) -> Path | str | None:
     if file.is_file():
         return file
     if cfg["_target_"] != TORCHVISION:
-        raise UserError(f"backbone.weights={weights}: no such file (only torchvision's networks know names of weights)")
+        raise UserError(f"backbone.weights={weights}: no such file (only torchvision networks have weights by name)")
     find_weights(cfg["arch"], weights)
     return str(weights)
 
@@ -36,21 +40,21 @@ def resolve_weights(cfg: Mapping[str, Any]) -> Path | str | None:
 def load_weights(backbone: nn.Module, path: Path) -> None:
     """Load a state dict into `backbone`, in place.
 
-    The keys may be the backbone's own, those of one of its parts (`torchvision.models.alexnet().features` has
-    `0.weight` for `features.0.weight`) or, for a torchvision trunk, those of the whole network, whose classifier is
-    left out; of a checkpoint of ours the backbone's are taken. Every other key has to fit.
+    Accepted keys: those of the backbone; those of one of its children (`torchvision.models.alexnet().features` has
+    `0.weight` for `features.0.weight`); for a torchvision trunk those of the whole network, whose classifier is
+    ignored; those of an sppnet checkpoint, from which the backbone is taken. Any other key is an error.
 
     Raises:
-        UserError: no such file; not a file of tensors, or a truncated one; pickled objects in it (not executed);
-            keys or shapes that do not fit, integers for fractions, and numbers that are not finite, listed.
+        UserError: no such file; not a file of tensors, or a damaged one; a pickled object in it (never executed); keys
+            or shapes that do not fit, integers instead of floating-point numbers, or values that are not finite.
     """
-    found = _rename(read_tensors(path))
+    loaded = _rename_densenet_keys(read_tensors(path))
     own = backbone.state_dict()
     prefixes = ["", *(f"{name}." for name, _ in backbone.named_children())]
-    prefix = max(prefixes, key=lambda p: sum(p + key in own for key in found))
-    state = {prefix + key: value for key, value in found.items()}
+    prefix = max(prefixes, key=lambda p: sum(p + key in own for key in loaded))
+    state = {prefix + key: value for key, value in loaded.items()}
     cut = backbone.meta.get(CUT_KEYS, ()) if isinstance(backbone, fx.GraphModule) else ()
-    # files from before 2018 lack batch normalisation's counter of batches, which only averaging without momentum uses
+    # Files from before 2018 lack num_batches_tracked, which batch normalisation uses only without a momentum.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in own and key not in cut]
     shapes = [
@@ -58,35 +62,35 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    rounded = [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()]
+    integers = [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()]
     infinite = [k for k in own if k in state and state[k].is_floating_point() and not state[k].float().isfinite().all()]
     problems = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
-    problems += [("of no floating-point numbers", rounded), ("not finite", infinite)]
+    problems += [("not floating-point", integers), ("not finite", infinite)]
     if any(keys for _, keys in problems):
-        text = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems if keys)
-        raise UserError(f"backbone.weights={path} does not fit the backbone: {text}")
+        listing = "; ".join(f"{problem}: {_abbreviate(keys)}" for problem, keys in problems if keys)
+        raise UserError(f"backbone.weights={path} does not fit the backbone: {listing}")
     backbone.load_state_dict({key: state.get(key, own[key]) for key in own})
 
 
 def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
-    """The state dict in the file `path`, on the CPU (UserError as in `load_weights`)."""
+    """Read the state dict in `path` to the CPU. Raises as `load_weights` does."""
     loaded = read_tensor_file(path, "backbone.weights")
     if isinstance(loaded, Mapping) and isinstance(loaded.get("sppnet"), Mapping):
         loaded = {k.removeprefix(OURS): v for k, v in loaded["state_dict"].items() if k.startswith(OURS)}
     if not isinstance(loaded, Mapping) or not loaded:
         raise UserError(f"backbone.weights={path} holds a {type(loaded).__name__}, not a state dict of tensors")
-    odd = [str(key) for key, value in loaded.items() if not (isinstance(key, str) and torch.is_tensor(value))]
-    if odd:
-        raise UserError(f"backbone.weights={path} is not a state dict of tensors: {_some(odd)}")
+    invalid = [str(key) for key, value in loaded.items() if not (isinstance(key, str) and torch.is_tensor(value))]
+    if invalid:
+        raise UserError(f"backbone.weights={path} is not a state dict of tensors: {_abbreviate(invalid)}")
     return loaded
 
 
-def _rename(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Published densenet files say `norm.1.weight` where the network has said `norm1.weight` since 2018."""
+def _rename_densenet_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Published densenet files have `norm.1.weight` for what torchvision calls `norm1.weight` since 2018."""
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in state.items()}
 
 
-def _some(keys: Iterable[str]) -> str:
+def _abbreviate(keys: Iterable[str]) -> str:
     names = list(keys)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Where on the image a cell of a feature map looks: the centre of its receptive field, worked out from the network."""
+"""Computes the receptive field of a backbone: the stride and offset of the cells' centres on the image."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sppnet.errors import UserError
 from sppnet.models.probe import meta_copy
 
-SIDE = 640  # pixels of the image that is traced: some cells along each side for every stride up to 64
-Pair = int | Sequence[int]
+SIDE = 640  # side of the traced image in pixels: several cells along each axis for every stride up to 64
 
 
 @dataclass(frozen=True)
-class Field:
-    """The receptive fields of a map's cells: cell i is centred at pixel `stride * i + offset` (counted from 0)."""
+class ReceptiveField:
+    """The receptive fields of a map's cells: along both axes, cell i is centred at pixel `stride * i + offset`."""
 
     stride: int
     offset: Fraction
 
     def centre(self, cell: int) -> Fraction:
-        """The pixel at which a cell's receptive field is centred; half of one for kernels of even size."""
+        """Centre of the receptive field of `cell` in pixels; lies between two pixels for kernels of even size."""
         return self.stride * cell + self.offset
 
     def cells(self, start: int, end: int, length: int) -> tuple[int, int]:
-        """The cells `[first, last + 1)` of a window of pixels `[start, end)`, along an axis of `length` cells.
+        """Map a window of pixels `[start, end)` to cells `[first, last + 1)`, along an axis of `length` cells.
 
-        Those centred in it: from the first pixel on, and before the last. That is Appendix A ("Mapping a window to
-        feature maps") with this network's own offset, but that a centre on the very first pixel counts: so a window
-        gets as many cells as a training image of its size, whichever way the network pads. A window between two
-        centres gets the cell that is nearest to its middle; what lies beyond the map is clamped to it.
+        The cells are those with `start <= centre < end - 1`. That is Appendix A ("Mapping a window to feature maps")
+        with the network's offset, except that a centre on the first pixel counts: a window then has as many cells as a
+        training image of its size, however the network pads. A window between two centres gets the cell nearest to its
+        middle. Cells outside the map are clamped to it.
         """
         first = ceil((start - self.offset) / self.stride)
         last = ceil((end - 1 - self.offset) / self.stride) - 1
@@ -48,60 +47,60 @@ class Field:
         return first, last + 1
 
 
-def receptive_field(backbone: nn.Module) -> Field:
-    """Stride and offset of `backbone`, by following one image through it on shapes alone.
+def receptive_field(backbone: nn.Module) -> ReceptiveField:
+    """Compute stride and offset of `backbone` by tracing one image through it on the meta device.
 
-    Convolutions and poolings move the centres by what their kernels, strides, dilations and paddings say; where paths
-    meet, as in a residual block, the mean of their centres counts; gates and attention leave centres where they were.
+    Convolutions and poolings move the centres according to kernel, stride, dilation and padding. Where paths meet (a
+    residual block), the mean of their centres counts. Gates and attention do not move centres.
 
     Raises:
-        UserError: the way from image to map holds an operation that cannot be followed, or the two axes differ.
+        UserError: an operation between image and map cannot be traced, or the two axes differ.
     """
     image = torch.empty(1, 3, SIDE, SIDE, device="meta", dtype=next((p.dtype for p in backbone.parameters()), None))
     shadow = meta_copy(backbone)
-    with torch.no_grad(), _Follow() as follow:
-        follow.grids[image] = _Grid((2, 3), (Axis(), Axis()))
-        grid = follow.grids.get(shadow(image))
+    with torch.no_grad(), _GridTracer() as tracer:
+        tracer.grids[image] = _Grid((2, 3), (_Axis(), _Axis()))
+        grid = tracer.grids.get(shadow(image))
     if grid is None or grid.dims != (2, 3):
-        raise UserError("backbone: where its cells look at cannot be followed through it; use views.source=image")
+        raise UserError("backbone: its receptive field cannot be traced; use views.source=image")
     rows, cols = grid.axes
     if rows != cols or rows.stride.denominator != 1:
         raise UserError(f"backbone: its cells are {rows.stride} by {cols.stride} pixels apart; use views.source=image")
-    return Field(int(rows.stride), rows.offset)
+    return ReceptiveField(int(rows.stride), rows.offset)
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Index i along an axis of a tensor is centred at pixel `stride * i + offset`."""
+class _Axis:
+    """Index i along this axis of a tensor is centred at pixel `stride * i + offset`."""
 
     stride: Fraction = Fraction(1)
     offset: Fraction = Fraction(0)
 
-    def windows(self, kernel: int, stride: int, padding: int, dilation: int = 1) -> Axis:
-        """The axis after windows of `kernel` slid along it."""
+    def windows(self, kernel: int, stride: int, padding: int, dilation: int = 1) -> _Axis:
+        """The axis after a sliding window (convolution or pooling) with these settings."""
         middle = Fraction(dilation * (kernel - 1), 2) - padding
-        return Axis(self.stride * stride, self.offset + self.stride * middle)
+        return _Axis(self.stride * stride, self.offset + self.stride * middle)
 
-    def sliced(self, start: int, step: int) -> Axis:
-        """The axis after `[start::step]`; a negative start is padding."""
-        return Axis(self.stride * step, self.offset + self.stride * start)
+    def sliced(self, start: int, step: int) -> _Axis:
+        """The axis after `[start::step]`; a negative `start` means padding."""
+        return _Axis(self.stride * step, self.offset + self.stride * start)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Which dimensions of a tensor are height and width, and where on the image their indices lie."""
+    """The dimensions of a tensor that are height and width, and the centres of their indices on the image."""
 
     dims: tuple[int, int]
-    axes: tuple[Axis, Axis]
+    axes: tuple[_Axis, _Axis]
 
-    def map(self, change: Callable[[Axis, int], Axis]) -> _Grid:
-        """`change(axis, dimension)` of both axes."""
-        rows, cols = (change(axis, dim) for axis, dim in zip(self.axes, self.dims, strict=True))
+    def map(self, transform: Callable[[_Axis, int], _Axis]) -> _Grid:
+        """Apply `transform(axis, dim)` to both axes."""
+        rows, cols = (transform(axis, dim) for axis, dim in zip(self.axes, self.dims, strict=True))
         return _Grid(self.dims, (rows, cols))
 
 
-class _Follow(TorchFunctionMode):
-    """Notes for every tensor that is made where on the image its elements lie, as far as that can be said."""
+class _GridTracer(TorchFunctionMode):
+    """Records the grid of every tensor that torch functions return, as far as it is known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,21 +110,21 @@ class _Follow(TorchFunctionMode):
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        before = [(x, self.grids[x]) for x in _tensors([args, list(kwargs.values())]) if x in self.grids]
-        made = func(*args, **kwargs)
-        rule = RULES.get(getattr(func, "__name__", ""))
-        for output in _tensors(made if isinstance(made, tuple | list) else [made]) if before else ():
-            grid = rule(_Call(*before[0], args, kwargs, output)) if rule else _unmoved(before, output)
+        inputs = [(x, self.grids[x]) for x in _tensors([args, list(kwargs.values())]) if x in self.grids]
+        result = func(*args, **kwargs)
+        handler = _HANDLERS.get(getattr(func, "__name__", ""))
+        for output in _tensors(result if isinstance(result, tuple | list) else [result]) if inputs else ():
+            grid = handler(_Call(*inputs[0], args, kwargs, output)) if handler else _keep_centres(inputs, output)
             if grid is not None:
                 self.grids[output] = grid
             else:
                 self.grids.pop(output, None)
-        return made
+        return result
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of torch, of whose first tensor it is known where it lies."""
+    """A call of a torch function; `x` is its first tensor with a known grid."""
 
     x: Tensor
     grid: _Grid
@@ -133,8 +132,8 @@ class _Call:
     kwargs: Mapping[str, Any]
     output: Tensor
 
-    def given(self, *names: str) -> dict[str, Any]:
-        """The arguments by name."""
+    def arguments(self, *names: str) -> dict[str, Any]:
+        """The arguments by name; `names` are those of the positional parameters."""
         return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
 
 
@@ -144,54 +143,56 @@ def _tensors(values: Any) -> list[Tensor]:
     return [x for value in values for x in _tensors(value)] if isinstance(values, tuple | list) else []
 
 
-def _unmoved(before: Sequence[tuple[Tensor, _Grid]], output: Tensor) -> _Grid | None:
-    """Of any other operation: what keeps height and width in place keeps the centres, their mean if there are several.
+def _keep_centres(inputs: Sequence[tuple[Tensor, _Grid]], output: Tensor) -> _Grid | None:
+    """The grid after any operation without a handler: one that keeps height and width keeps the centres.
 
-    A gate or a global mean (height and width 1) has no say, nor has what was reshaped (windows of attention).
+    With several inputs of that size the mean of their centres counts. Inputs of another size are ignored: gates and
+    global means (1 x 1), and reshaped ones (windows of attention).
     """
-    same = [
-        grid for x, grid in before if x.ndim == output.ndim and all(x.shape[d] == output.shape[d] for d in grid.dims)
+    grids = [
+        grid for x, grid in inputs if x.ndim == output.ndim and all(x.shape[d] == output.shape[d] for d in grid.dims)
     ]
-    if len({(grid.dims, *(axis.stride for axis in grid.axes)) for grid in same}) != 1:
+    if len({(grid.dims, *(axis.stride for axis in grid.axes)) for grid in grids}) != 1:
         return None
 
-    def mean(axis: int) -> Axis:
-        return Axis(same[0].axes[axis].stride, sum((g.axes[axis].offset for g in same), Fraction(0)) / len(same))
+    def mean(axis: int) -> _Axis:
+        return _Axis(grids[0].axes[axis].stride, sum((g.axes[axis].offset for g in grids), Fraction(0)) / len(grids))
 
-    return _Grid(same[0].dims, (mean(0), mean(1)))
+    return _Grid(grids[0].dims, (mean(0), mean(1)))
 
 
-def _of(value: Pair, axis: int) -> int:
+def _along(value: int | Sequence[int], axis: int) -> int:
+    """The setting along `axis` (0 or 1): torch accepts one integer, a sequence of one, or of two."""
     return int(value) if isinstance(value, int) else int(value[axis if len(value) > 1 else 0])
 
 
 def _convolution(call: _Call) -> _Grid | None:
-    given: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1}
-    given |= call.given("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    kernel, padding = given["weight"].shape[2:], given["padding"]
+    arguments: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1}
+    arguments |= call.arguments("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    kernel, padding = arguments["weight"].shape[2:], arguments["padding"]
 
-    def change(axis: Axis, dim: int) -> Axis:
+    def transform(axis: _Axis, dim: int) -> _Axis:
         side = dim - 2
-        dilation = _of(given["dilation"], side)
+        dilation = _along(arguments["dilation"], side)
         same = dilation * (kernel[side] - 1) // 2
-        pad = {"same": same, "valid": 0}[padding] if isinstance(padding, str) else _of(padding, side)
-        return axis.windows(kernel[side], _of(given["stride"], side), pad, dilation)
+        pad = {"same": same, "valid": 0}[padding] if isinstance(padding, str) else _along(padding, side)
+        return axis.windows(kernel[side], _along(arguments["stride"], side), pad, dilation)
 
-    return call.grid.map(change) if call.grid.dims == (2, 3) else None
+    return call.grid.map(transform) if call.grid.dims == (2, 3) else None
 
 
 def _pooling(*names: str) -> Callable[[_Call], _Grid | None]:
-    def rule(call: _Call) -> _Grid | None:
-        given = {"stride": None, "padding": 0, "dilation": 1} | call.given("input", *names)
-        kernel, dims = given["kernel_size"], call.grid.dims
-        steps = (kernel, given["stride"] or kernel, given["padding"], given["dilation"])
-        return call.grid.map(lambda axis, dim: axis.windows(*(_of(step, dims.index(dim)) for step in steps)))
+    def handler(call: _Call) -> _Grid | None:
+        arguments = {"stride": None, "padding": 0, "dilation": 1} | call.arguments("input", *names)
+        kernel, dims = arguments["kernel_size"], call.grid.dims
+        settings = (kernel, arguments["stride"] or kernel, arguments["padding"], arguments["dilation"])
+        return call.grid.map(lambda axis, dim: axis.windows(*(_along(value, dims.index(dim)) for value in settings)))
 
-    return rule
+    return handler
 
 
 def _pad(call: _Call) -> _Grid:
-    pads = call.given("input", "pad")["pad"]  # of the last dimension first: before, behind, ...
+    pads = call.arguments("input", "pad")["pad"]  # (before, after) of the last dimension, then of the one before it ...
     before = {call.output.ndim - 1 - i // 2: int(pads[i]) for i in range(0, len(pads), 2)}
     return call.grid.map(lambda axis, dim: axis.sliced(-before.get(dim, 0), 1))
 
@@ -204,30 +205,32 @@ def _permute(call: _Call) -> _Grid:
 
 
 def _transpose(call: _Call) -> _Grid:
-    one, two = (dim % call.x.ndim for dim in (*call.args[1:], *call.kwargs.values()))
-    rows, cols = ({one: two, two: one}.get(dim, dim) for dim in call.grid.dims)
+    dim0, dim1 = (dim % call.x.ndim for dim in (*call.args[1:], *call.kwargs.values()))
+    rows, cols = ({dim0: dim1, dim1: dim0}.get(dim, dim) for dim in call.grid.dims)
     return _Grid((rows, cols), call.grid.axes)
 
 
 def _reshape(call: _Call) -> _Grid | None:
     ndim = call.output.ndim
-    last = call.grid.dims == (call.x.ndim - 2, call.x.ndim - 1)  # what is behind a shuffle of channels stays in place
-    kept = last and call.x.shape[-2:] == call.output.shape[-2:]
-    return _Grid((ndim - 2, ndim - 1), call.grid.axes) if kept else None
+    # Only reshapes of the other dimensions are known, as in a channel shuffle.
+    trailing = call.grid.dims == (call.x.ndim - 2, call.x.ndim - 1)
+    unchanged = trailing and call.x.shape[-2:] == call.output.shape[-2:]
+    return _Grid((ndim - 2, ndim - 1), call.grid.axes) if unchanged else None
 
 
 def _getitem(call: _Call) -> _Grid | None:
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     if Ellipsis in index:
-        at = index.index(Ellipsis)
-        index = (*index[:at], *[slice(None)] * (call.x.ndim - len(index) + 1), *index[at + 1 :])
+        position = index.index(Ellipsis)
+        index = (*index[:position], *[slice(None)] * (call.x.ndim - len(index) + 1), *index[position + 1 :])
     if not all(isinstance(part, slice) for part in index):
         return None
-    starts = {dim: part.indices(call.x.shape[dim])[::2] for dim, part in enumerate(index)}
-    return call.grid.map(lambda axis, dim: axis.sliced(*starts.get(dim, (0, 1))))
+    start_and_step = {dim: part.indices(call.x.shape[dim])[::2] for dim, part in enumerate(index)}
+    return call.grid.map(lambda axis, dim: axis.sliced(*start_and_step.get(dim, (0, 1))))
 
 
-RULES: dict[str, Callable[[_Call], _Grid | None]] = {
+# By `__name__` of the torch function.
+_HANDLERS: dict[str, Callable[[_Call], _Grid | None]] = {
     "conv2d": _convolution,
     "max_pool2d": _pooling("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     "avg_pool2d": _pooling("kernel_size", "stride", "padding", "ceil_mode"),

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sppnet.data.crops import Box
-from sppnet.models.receptive_field import Field
+from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import Attribution, Level
 from sppnet.prediction.panel import FAINT, FOR, INK, PAPER, blend, draw_level, font, pools
 
@@ -40,7 +40,7 @@ def draw(
     look: Look,
     best: Sequence[tuple[str, float]],
     evidence: Attribution,
-    field: Field,
+    field: ReceptiveField,
 ) -> Image.Image:
     """The picture, its likeliest classes, and a panel for each level of the pyramid.
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from sppnet.models.receptive_field import Field
+from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import Grid, Level
 from sppnet.pyramid import Edges
 
@@ -18,7 +18,7 @@ INK, FAINT, PAPER = (28, 28, 28), (104, 104, 104), (255, 255, 255)
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
-def draw_level(picture: Image.Image, level: Level, field: Field, scale: float, limit: float) -> Image.Image:
+def draw_level(picture: Image.Image, level: Level, field: ReceptiveField, scale: float, limit: float) -> Image.Image:
     """A panel of one level.
 
     Args:
@@ -49,7 +49,7 @@ def draw_level(picture: Image.Image, level: Level, field: Field, scale: float, l
     return panel
 
 
-def spans(edges: Edges, field: Field, length: int) -> list[tuple[float, float]]:
+def spans(edges: Edges, field: ReceptiveField, length: int) -> list[tuple[float, float]]:
     """Bins of cells as pixels of an input of `length` along the same axis: from edge to edge, 0 is the input's edge.
 
     A cell covers half a stride on either side of its receptive field's centre. (It sees more: its whole field.)
@@ -87,7 +87,9 @@ def _pixels(edges: Sequence[tuple[float, float]], scale: float, length: int) -> 
     return [(at, max(at + 1, min(round(end * scale), length))) for at, (_, end) in zip(starts, edges, strict=True)]
 
 
-def _dots(pen: ImageDraw.ImageDraw, level: Level, field: Field, scale: float, size: tuple[int, int]) -> list[Rectangle]:
+def _dots(
+    pen: ImageDraw.ImageDraw, level: Level, field: ReceptiveField, scale: float, size: tuple[int, int]
+) -> list[Rectangle]:
     """Mark the cell that adds most in each bin; returns where the marks are."""
     radius = min(5, max(3, round(field.stride * scale * 0.22)))
     made: list[Rectangle] = []

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from sppnet.data.crops import EvalRegions
 from sppnet.models.network import build_backbone
 from sppnet.models.probe import map_size, on_meta
-from sppnet.models.receptive_field import Field
+from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import check_pooling, explain
 from sppnet.prediction.attribution_plot import Look, draw
 from sppnet.prediction.output_paths import KEY, Drawings
@@ -31,7 +31,7 @@ class Drawer:
     """
 
     drawings: Drawings
-    field: Field
+    field: ReceptiveField
     views: Mapping[str, Any]
 
     def check(self, predictor: Predictor) -> None:

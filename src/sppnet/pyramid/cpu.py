@@ -1,7 +1,8 @@
-"""Maximum pooling on the CPU by `native.c`, which is compiled where there is a C compiler, once per machine and user.
+"""Max pooling on a CPU: compiles `native.c` once per user and kind of processor, and calls it through ctypes.
 
-One pass over the map serves all levels, whatever its memory format. Results are those of `plain`, bit for bit; work is
-shared out by image, so the number of threads (torch's, of the OpenMP that torch has loaded) changes nothing.
+One pass over the map pools all levels, in any memory format. Values and gradients equal those of `reference.py` bit for
+bit. Threads (torch's number, of the OpenMP runtime that torch has loaded) share the work by image, so their number does
+not change the result.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ FLAGS = ("-O3", "-shared", "-fPIC", "-fno-trapping-math", "-fno-strict-aliasing"
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 MAX_LEVELS = 64  # as in native.c
 MAX_CELLS = 2**31 - 1
-SMALL = 2**15  # elements of a map below which a second thread costs more than it saves
+SMALL = 2**15  # elements in the maps below which a second thread costs more than it saves
 
 
 class Plan(ctypes.Structure):
-    """What `native.c` must know of a map and its pyramid; steps are in elements."""
+    """The struct `Plan` of `native.c`: shape and strides (in elements) of the map, and the levels of the pyramid."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("channels", "height", "width")),
@@ -43,19 +44,23 @@ class Plan(ctypes.Structure):
 
 
 def can_pool(x: Tensor, bins: Sequence[int]) -> bool:
-    """Whether `forward` takes this map; compiles the library on the first call."""
-    fits = x.device.type == "cpu" and x.dtype in TYPES and len(bins) <= MAX_LEVELS
-    return fits and x.shape[2] * x.shape[3] <= MAX_CELLS and library() is not None
+    """Whether `forward` supports `x` and `bins`. Compiles the library on the first call."""
+    supported = x.device.type == "cpu" and x.dtype in TYPES and len(bins) <= MAX_LEVELS
+    return supported and x.shape[2] * x.shape[3] <= MAX_CELLS and load_library() is not None
 
 
 def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: bool) -> tuple[Tensor, Tensor]:
-    """Windows of `x` pooled to `(R, C * M)`, and the row-major cell of each maximum in its map (int32, or empty).
+    """Max-pool windows of `x` to `(R, C * M)`, and find the cell of each maximum.
 
     Args:
-        x: maps `(N, C, H, W)`, of any strides.
-        windows: int32 `(R, 5)` on the CPU, within the maps; None for every map as a whole.
-        bins: the levels.
-        with_cells: whether the cells are wanted.
+        x: maps `(N, C, H, W)`, with any strides.
+        windows: int32 `(R, 5)` on the CPU, inside the maps; None pools every map as a whole.
+        bins: number of bins along one side, per level.
+        with_cells: whether to find the cells.
+
+    Returns:
+        The maxima, and the row-major index in its map of each maximum's cell, int32 `(R, C * M)`; `(R, 0)` without
+        `with_cells`.
     """
     count, channels, height, width = x.shape
     if windows is not None:
@@ -64,51 +69,55 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
     plan = _plan(x.shape, x.stride(), tuple(bins))
     out = x.new_empty(count, channels * plan.bins)
     cells = torch.empty(count, channels * plan.bins if with_cells else 0, dtype=torch.int32)
-    pool = getattr(library(), f"forward_{TYPES[x.dtype]}")
-    threads = _threads(count * channels * height * width, count)
-    boxes, where = (None if found is None else found.data_ptr() for found in (windows, cells if with_cells else None))
-    if pool(plan, x.data_ptr(), boxes, count, threads, out.data_ptr(), where):
-        raise MemoryError(f"no memory for pooling maps of {height}x{width} cells over {bins}")
+    kernel = getattr(load_library(), f"forward_{TYPES[x.dtype]}")
+    threads = _count_threads(count * channels * height * width, count)
+    window_pointer = None if windows is None else windows.data_ptr()
+    cell_pointer = cells.data_ptr() if with_cells else None
+    if kernel(plan, x.data_ptr(), window_pointer, count, threads, out.data_ptr(), cell_pointer):
+        raise MemoryError(f"no memory to pool maps of {height}x{width} cells to bins={bins}")
     return out, cells
 
 
 def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[int], out: Tensor) -> Tensor:
-    """Fill `out` `(N, C, H, W)`, dense and contiguous or channels-last, with the gradient of the maps.
+    """Fill `out` with the gradient of the maps.
 
     Args:
-        grad: of what was pooled, `(R, C * M)`.
+        grad: gradient of the maxima, `(R, C * M)`.
         cells: from `forward`.
-        images: int64 `(R,)`, the image of each row, not decreasing; None if row r is of image r.
-        bins: the levels.
-        out: of the dtype of `grad`; every element is written.
+        images: int64 `(R,)`, the image of each window, ascending; None if window r is all of image r.
+        bins: number of bins along one side, per level.
+        out: `(N, C, H, W)`, contiguous or channels-last, in the dtype of `grad`. Every element is written.
     """
     grad, count = grad.contiguous(), len(out)
-    rows = torch.arange(count + 1) if images is None else torch.searchsorted(images, torch.arange(count + 1))
-    scatter = getattr(library(), f"backward_{TYPES[out.dtype]}")
-    threads = _threads(out.numel(), count)
-    addresses = (grad.data_ptr(), cells.data_ptr(), rows.data_ptr())
-    if scatter(_plan(out.shape, out.stride(), tuple(bins)), *addresses, count, threads, out.data_ptr()):
+    first_windows = torch.arange(count + 1)  # of each image
+    if images is not None:
+        first_windows = torch.searchsorted(images, first_windows)
+    kernel = getattr(load_library(), f"backward_{TYPES[out.dtype]}")
+    threads = _count_threads(out.numel(), count)
+    pointers = (grad.data_ptr(), cells.data_ptr(), first_windows.data_ptr())
+    if kernel(_plan(out.shape, out.stride(), tuple(bins)), *pointers, count, threads, out.data_ptr()):
         raise MemoryError(f"no memory for the gradient of maps of {out.shape[2]}x{out.shape[3]} cells")
     return out
 
 
-def levels_in_order(bins: Sequence[int]) -> list[tuple[int, int]]:
-    """(level, the level it is merged from or -1), as positions in `bins`, each after the one that it needs.
+def order_levels(bins: Sequence[int]) -> list[tuple[int, int]]:
+    """The order in which to pool the levels: pairs (level, parent) of positions in `bins`, parents first.
 
-    Where n divides m, a bin of level n is exactly k x k bins of level m (k = m / n): floor(i L / n) = floor(ik L / m).
+    A level is merged from the bins of its parent, or read from the map if its parent is -1. Where n divides m, a bin of
+    level n is exactly k x k bins of level m, with k = m / n, because floor(i L / n) = floor(i k L / m).
     """
     order = sorted(range(len(bins)), key=lambda level: -bins[level])
     pairs = []
     for step, level in enumerate(order):
-        finer = [other for other in order[:step] if bins[other] % bins[level] == 0]
-        pairs.append((level, min(finer, key=lambda other: bins[other], default=-1)))
+        parents = [finer for finer in order[:step] if bins[finer] % bins[level] == 0]
+        pairs.append((level, min(parents, key=lambda parent: bins[parent], default=-1)))
     return pairs
 
 
 @functools.lru_cache(maxsize=256)
 def _plan(shape: tuple[int, ...], strides: tuple[int, ...], bins: tuple[int, ...]) -> Plan:
     plan = Plan(*shape[1:], *strides, len(bins), sum(n * n for n in bins))
-    for step, (level, parent) in enumerate(levels_in_order(bins)):
+    for step, (level, parent) in enumerate(order_levels(bins)):
         plan.order[step], plan.parent[level] = level, parent
     start = 0
     for level, n in enumerate(bins):
@@ -117,14 +126,13 @@ def _plan(shape: tuple[int, ...], strides: tuple[int, ...], bins: tuple[int, ...
     return plan
 
 
-def _threads(elements: int, portions: int) -> int:
-    """Those of torch, but no more than there are portions, and one for little work."""
-    return 1 if elements < SMALL else max(1, min(torch.get_num_threads(), portions))
+def _count_threads(elements: int, images: int) -> int:
+    return 1 if elements < SMALL else max(1, min(torch.get_num_threads(), images))
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled library, or None (the log says why) where it cannot be had."""
+def load_library() -> ctypes.CDLL | None:
+    """The library compiled from `native.c`, or None where it cannot be compiled or loaded."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         log.info("no C compiler: the pyramid is pooled by torch's own operations")
@@ -135,7 +143,7 @@ def library() -> ctypes.CDLL | None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sppnet"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return _load(folder / f"pool-{key}.so", compiler)
-    except (OSError, RuntimeError):  # no home, a full disk, one that may not hold programs
+    except (OSError, RuntimeError):  # no home directory, a full disk, a file system mounted noexec
         with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix="sppnet-") as folder_name:
             return _load(Path(folder_name) / "pool.so", compiler)
     return None
@@ -144,31 +152,28 @@ def library() -> ctypes.CDLL | None:
 def _load(path: Path, compiler: str) -> ctypes.CDLL | None:
     if not path.exists() and not _compile(path, compiler):
         return None
-    loaded = ctypes.CDLL(str(path))
-    address, number = ctypes.c_void_p, ctypes.c_int64
-    for kind in TYPES.values():
-        getattr(loaded, f"forward_{kind}").argtypes = [
-            *(ctypes.POINTER(Plan), address, address, number, number, address, address)
-        ]
-        getattr(loaded, f"backward_{kind}").argtypes = [
-            *(ctypes.POINTER(Plan), address, address, address, number, number, address)
-        ]
-    return loaded
+    library = ctypes.CDLL(str(path))
+    plan, pointer, integer = ctypes.POINTER(Plan), ctypes.c_void_p, ctypes.c_int64
+    for dtype in TYPES.values():
+        forward_kernel, backward_kernel = (getattr(library, f"{name}_{dtype}") for name in ("forward", "backward"))
+        forward_kernel.argtypes = [plan, pointer, pointer, integer, integer, pointer, pointer]
+        backward_kernel.argtypes = [plan, pointer, pointer, pointer, integer, integer, pointer]
+    return library
 
 
 def _compile(path: Path, compiler: str) -> bool:
-    """Make the library at `path`: whole or not at all, whoever else makes it at the same time."""
+    """Compile the library to `path`, atomically: several processes may do so at the same time."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
     try:
-        # some compilers know no native machine, others no OpenMP (then one thread pools)
-        for more in (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ()):
-            command = [*compiler.split(), *FLAGS, *more, "-o", name, str(SOURCE)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
+        # some compilers lack -march=native, others OpenMP (then a single thread pools)
+        for options in (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ()):
+            command = [*compiler.split(), *FLAGS, *options, "-o", name, str(SOURCE)]
+            process = subprocess.run(command, capture_output=True, text=True, check=False)
+            if process.returncode == 0:
                 os.fsync(handle)  # or a power cut may leave a file of zeros under the final name
                 Path(name).replace(path)
                 return True
-        log.warning("%s cannot compile %s (%s)", compiler, SOURCE.name, done.stderr.strip().partition("\n")[0])
+        log.warning("%s cannot compile %s (%s)", compiler, SOURCE.name, process.stderr.strip().partition("\n")[0])
         return False
     finally:
         os.close(handle)
@@ -176,7 +181,7 @@ def _compile(path: Path, compiler: str) -> bool:
 
 
 def _machine() -> str:
-    """What `-march=native` depends on: a home directory may be shared by machines that differ."""
+    """The processor's features, on which `-march=native` depends: different machines may share a home directory."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

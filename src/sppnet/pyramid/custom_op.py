@@ -1,6 +1,7 @@
-"""The maximum over a pyramid as an operator of torch, with its gradient: `torch.compile` takes it as one node.
+"""The torch operator `sppnet::pyramid_max`: max pooling over a pyramid with its gradient, by the fastest kernel.
 
-So a network is compiled once for maps of every size (`adaptive_max_pool2d` is specialised for each).
+`torch.compile` sees one node, so it builds one graph for maps of every size. It would specialise
+`adaptive_max_pool2d` for each size.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 from . import cpu, reference
 
 
-def maxima(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str = "adaptive") -> Tensor:
-    """`pyramid_max` of `x` without the cells, which are found only where a gradient may be asked for."""
+def pool_max(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str = "adaptive") -> Tensor:
+    """The maxima of `pyramid_max`. Finds the cells only if `x` needs a gradient."""
     values: Tensor = pyramid_max(x, windows, bins, rule, torch.is_grad_enabled() and x.requires_grad)[0]
     return values
 
@@ -26,9 +27,11 @@ def maxima(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str = "
 def pyramid_max(
     x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str, with_cells: bool
 ) -> tuple[Tensor, Tensor]:
-    """Maxima `(R, C * M)` of `x` `(N, C, H, W)` over `windows` (int32 `(R, 5)`; None: each map as a whole).
+    """Max-pool `windows` (int32 `(R, 5)`; None: each map as a whole) of `x` `(N, C, H, W)` to `(R, C * M)`.
 
-    And the row-major cells of their maps that they come from, int32; none unless `with_cells`, as gradients need them.
+    Returns:
+        The maxima, and the row-major index in its map of each maximum's cell, int32, which the gradient needs; `(R, 0)`
+        without `with_cells`.
     """
     x = x.detach()
     if rule == "adaptive" and cpu.can_pool(x, bins):
@@ -37,18 +40,17 @@ def pyramid_max(
         from . import triton_kernels
 
         return triton_kernels.forward(x, windows, bins, with_cells)
-    assert windows is None, "windows are pooled one by one where there is no kernel for them"
-    cells = reference.max_cells(x, bins, rule)
-    return reference.take(x, cells, bins), cells.to(torch.int32) if with_cells else cells.new_empty(
-        (len(x), 0), dtype=torch.int32
-    )
+    assert windows is None, "without a kernel, reference.pool_windows pools windows"
+    cells = reference.argmax_cells(x, bins, rule)
+    kept_cells = cells if with_cells else cells.new_empty(len(x), 0)
+    return reference.take(x, cells, bins), kept_cells.to(torch.int32)
 
 
 @torch.library.custom_op("sppnet::pyramid_max_backward", mutates_args=())
 def pyramid_max_backward(
     grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[int], shape: Sequence[int], channels_last: bool
 ) -> Tensor:
-    """Gradient of maps of `shape` (N, C, H, W), from that of the maxima; `images` (int64 `(R,)`): those of the rows."""
+    """Gradient of maps of `shape` (N, C, H, W) from `grad`, that of the maxima. For `images` see `cpu.backward`."""
     out = _empty(grad, shape, channels_last)
     if cpu.can_pool(out, bins):
         return cpu.backward(grad, cells, images, bins, out)
@@ -60,7 +62,7 @@ def pyramid_max_backward(
 
 
 def has_kernel(x: Tensor, bins: Sequence[int]) -> bool:
-    """Whether something faster than torch's own operations pools maps like `x`."""
+    """Whether a kernel faster than torch's own operations supports maps like `x`."""
     return cpu.can_pool(x, bins) or _on_gpu(x, bins)
 
 
@@ -93,34 +95,33 @@ def _(grad: Tensor, _cells: Tensor, _images: Any, _bins: Any, shape: Sequence[in
     return _empty(grad, shape, channels_last)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, windows, ctx.bins, _, with_cells = inputs
     assert with_cells or not x.requires_grad, "without cells there is no gradient"
-    ctx.shape, ctx.channels_last = x.shape, is_channels_last(x)
+    ctx.shape, ctx.channels_last = x.shape, _is_channels_last(x)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], None if windows is None else windows[:, 0].long())
 
 
-def _gradient(ctx: Any, grad: Tensor, _cells: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _cells: Tensor) -> tuple[Tensor | None, ...]:
     cells, images = ctx.saved_tensors
     return pyramid_max_backward(grad, cells, images, ctx.bins, ctx.shape, ctx.channels_last), None, None, None, None
 
 
-def _keep_for_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     del output
     _, cells, images, ctx.bins, _, _ = inputs
     ctx.save_for_backward(cells, images)
 
 
-def _second_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     cells, images = ctx.saved_tensors
     return reference.take(grad, cells, ctx.bins, images), None, None, None, None, None
 
 
-pyramid_max.register_autograd(_gradient, setup_context=_keep)
-pyramid_max_backward.register_autograd(_second_gradient, setup_context=_keep_for_second)
+pyramid_max.register_autograd(_backward, setup_context=_save_for_backward)
+pyramid_max_backward.register_autograd(_double_backward, setup_context=_save_for_double_backward)
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a cell lie side by side in memory."""
+def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -1,4 +1,4 @@
-/* Vectors of sixteen channels: loading them, and writing what was found of them channel by channel; see native.c. */
+/* Vectors of 16 channels for native.c: loads, and stores that write the pooled bins channel by channel. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -49,7 +49,8 @@ static inline uint16_t round_bf16(float x) { /* to nearest even, as torch does *
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Cells){__VA_ARGS__})
 #endif
 
-/* Turn rows into columns. Each stage rotates the bits of (row, lane) by one: four of eight change the two over. */
+/* Transpose a 16 x 16 matrix. Each stage rotates the 8 bits of the index (row, lane) by one; four stages swap row and
+   lane. */
 static inline void transpose(Cells x[LANES]) {
   for (int stage = 0; stage < 4; stage++) {
     Cells y[LANES];
@@ -62,8 +63,9 @@ static inline void transpose(Cells x[LANES]) {
   }
 }
 
-/* Write `bins` bins of LANES channels, `apart` vectors from bin to bin, to rows of k elements: of bfloat16 (`narrow`) the
-   upper halves, of all else what is there plus `add`. Whole vectors are stored, whatever `bins` is. */
+/* Write `bins` bins of LANES channels to rows of k elements; consecutive bins are `apart` vectors apart in `from`. With
+   `narrow` (bfloat16) the upper halves are written, otherwise the 32-bit values plus `add`. Always stores whole vectors,
+   even for fewer than LANES bins. */
 static inline __attribute__((always_inline)) void put_vectors(const Cells *from, int64_t apart, int64_t bins, int64_t k,
                                                               int32_t add, const int narrow, char *to) {
   Cells x[LANES];
@@ -78,8 +80,9 @@ static inline __attribute__((always_inline)) void put_vectors(const Cells *from,
   }
 }
 
-/* Write a level's k bins of `count` <= LANES channels, channel by channel. A vector of fewer bins than LANES runs into the
-   next channel, which is written after it; so the level's last channels (`last`) end with single elements. */
+/* Write the k bins of a level for `count` <= LANES channels, channel by channel. A vector that holds fewer than LANES bins
+   overruns into the next channel, which is written later; the level's last channels (`last`) therefore store the remainder
+   element by element. */
 static inline __attribute__((always_inline)) void put(const Cells *from, int64_t apart, int64_t k, int64_t count, int last,
                                                       int32_t add, const int narrow, char *to) {
   const int size = narrow ? 2 : 4;
@@ -87,7 +90,7 @@ static inline __attribute__((always_inline)) void put(const Cells *from, int64_t
   if (count == LANES && !last && k - whole >= LANES / 2) {
     put_vectors(from + whole * apart, apart, k - whole, k, add, narrow, to + whole * size);
   } else {
-    const int32_t *flat = (const int32_t *)from; /* picking elements of vectors is slow */
+    const int32_t *flat = (const int32_t *)from; /* indexing into vectors is slow */
     for (int64_t l = 0; l < count; l++) {
       for (int64_t b = whole; b < k; b++) {
         const int32_t x = flat[b * apart * LANES + l];

@@ -1,31 +1,31 @@
-/* Maximum pooling of windows over pyramids of bins, and its gradient; called by native.py through ctypes.
+/* Max pooling of windows over a pyramid of bins, and its gradient. cpu.py compiles this file and calls it by ctypes.
 
-   Sixteen channels go through at once, as one vector. A level whose number of bins divides an earlier level's is
-   merged from that one's bins (the edges floor and ceil compose), so most pyramids read the map once. Everything is
-   as adaptive_max_pool2d has it, bit for bit: the first (row-major) of equal cells wins, and the last of several NaN.
+   The loops handle 16 channels at once, as one vector. A level whose side divides the side of a finer level is merged
+   from that level's bins (floor and ceil of the edges compose), so most pyramids read the map once. Results equal those
+   of adaptive_max_pool2d bit for bit: the first (row-major) of equal cells wins, and the last of several NaN.
 
-   The body is compiled once for each type of element, by including this file from itself. */
+   The file includes itself once per element type; the part below #else is compiled for each. */
 
 #ifndef ELEMENT
 
 #include "lanes.h"
 
-#define BLOCKS 16 /* most vectors of channels that are pooled together */
+#define BLOCKS 16 /* maximum number of vectors of channels pooled together */
 #define MAX_LEVELS 64
 
 typedef struct {
   int64_t channels, height, width;
-  int64_t image_step, channel_step, row_step, col_step; /* of the map, in elements */
-  int64_t levels, bins;                                  /* bins: of all levels together */
-  int64_t side[MAX_LEVELS], parent[MAX_LEVELS];          /* parent: the level it is merged from, or -1 */
-  int64_t order[MAX_LEVELS], start[MAX_LEVELS];          /* order of computing; first bin of each level */
+  int64_t image_step, channel_step, row_step, col_step; /* strides of the map, in elements */
+  int64_t levels, bins;                                  /* bins: total over all levels */
+  int64_t side[MAX_LEVELS], parent[MAX_LEVELS];          /* parent: the level to merge from, or -1: read the map */
+  int64_t order[MAX_LEVELS], start[MAX_LEVELS];          /* levels with parents first; first bin of each level */
 } Plan;
 
 typedef struct {
   int64_t image, left, top, width, height;
 } Window;
 
-/* Window r; without windows, all of map r. */
+/* Window r, or the whole of map r if windows is NULL. */
 static inline Window window(const Plan *plan, const int32_t *windows, int64_t r) {
   if (!windows) return (Window){r, 0, 0, plan->width, plan->height};
   const int32_t *w = windows + 5 * r;
@@ -65,7 +65,7 @@ static inline NAME(Values) NAME(pick)(NAME(Mask) take, NAME(Values) a, NAME(Valu
   return (NAME(Values))(((NAME(Mask))a & take) | ((NAME(Mask))b & ~take));
 }
 
-/* The largest values, and their cells, of a bin [top, bottom) x [left, right); x holds LANES channels of each cell. */
+/* Maxima and their cells over a bin [top, bottom) x [left, right), for the LANES channels at x. */
 static void NAME(scan)(const ELEMENT *x, int64_t row_step, int64_t col_step, int64_t width, int64_t top, int64_t bottom,
                        int64_t left, int64_t right, NAME(Values) *best_out, Cells *cell_out) {
   NAME(Values) best = NAME(load)(x + top * row_step + left * col_step);
@@ -82,7 +82,7 @@ static void NAME(scan)(const ELEMENT *x, int64_t row_step, int64_t col_step, int
   *best_out = best, *cell_out = cell;
 }
 
-/* As scan, of `n` vectors side by side and without the cells. */
+/* Like scan, but for `n` adjacent vectors, and without the cells. */
 static inline __attribute__((always_inline)) void NAME(scan_values)(const int n, const ELEMENT *x, int64_t row_step,
                                                                      int64_t col_step, int64_t top, int64_t bottom,
                                                                      int64_t left, int64_t right,
@@ -100,7 +100,8 @@ static inline __attribute__((always_inline)) void NAME(scan_values)(const int n,
   for (int v = 0; v < n; v++) best_out[v] = best[v];
 }
 
-/* One bin from the k x k bins, `side` to a row and `blocks` apart, of a finer level that make it up. */
+/* Merge one bin from the k x k bins of a finer level that it consists of. That level has `side` bins in a row, and
+   consecutive bins are `blocks` vectors apart. */
 static void NAME(merge)(const NAME(Values) *best_in, const Cells *cell_in, int64_t side, int64_t k, int64_t blocks,
                         NAME(Values) *best_out, Cells *cell_out, int cells) {
   NAME(Values) best = best_in[0];
@@ -123,7 +124,7 @@ static void NAME(merge)(const NAME(Values) *best_in, const Cells *cell_in, int64
   *best_out = best, *cell_out = cell;
 }
 
-/* Pool one window of LANES * blocks channels, side by side at x, into best and cell, bin by bin. */
+/* Pool one window of LANES * blocks channels, which are adjacent in memory at x, into best and cell, bin by bin. */
 static void NAME(pyramid)(const Plan *plan, const ELEMENT *x, int64_t row_step, int64_t col_step, int64_t height,
                           int64_t width, int64_t blocks, NAME(Values) *best, Cells *cell, int cells) {
   for (int64_t step = 0; step < plan->levels; step++) {
@@ -179,7 +180,7 @@ static int NAME(forward_part)(const Plan *plan, const ELEMENT *x, const int32_t 
       count = blocks * LANES;
       if (blocks) {
         NAME(pyramid)(plan, here, plan->row_step, plan->col_step, w.height, w.width, blocks, best, cell, cells != NULL);
-      } else { /* lay the channels side by side */
+      } else { /* copy up to LANES channels into a tile where they are adjacent */
         count = C - c < LANES ? C - c : LANES, blocks = 1;
         for (int64_t l = 0; l < count; l++) {
           const ELEMENT *from = here + l * plan->channel_step;
@@ -209,7 +210,7 @@ static int NAME(forward_part)(const Plan *plan, const ELEMENT *x, const int32_t 
 static int NAME(backward_part)(const Plan *plan, const ELEMENT *grad, const int32_t *cells, const int64_t *rows,
                                int64_t first, int64_t last, ELEMENT *out) {
   const int64_t C = plan->channels, M = plan->bins, area = plan->height * plan->width;
-  const int apart = plan->channel_step != 1; /* each channel's cells lie together */
+  const int apart = plan->channel_step != 1; /* contiguous: the cells of a channel are adjacent */
   const int64_t most = C < 4 * LANES ? C : 4 * LANES, step = apart ? 1 : most, lane_step = apart ? area : 1;
   WIDE *tile = malloc((area + 1) * most * sizeof(WIDE));
   if (!tile) return 1;
@@ -238,9 +239,9 @@ static int NAME(backward_part)(const Plan *plan, const ELEMENT *grad, const int3
   return 0;
 }
 
-/* Pool `count` windows of (image, left, top, right, bottom), or if windows is NULL the first `count` maps, on `threads`
-   threads. out, cells: (windows, channels * bins); cells, the row-major number of each maximum in its map, may be NULL.
-   Returns 0, or 1 if there is no memory. */
+/* Pool `count` windows (image, left, top, right, bottom), or the first `count` maps if windows is NULL, by `threads`
+   threads. out and cells have shape (count, channels * bins). cells receives the row-major index of each maximum in its
+   map and may be NULL. Returns 0, or 1 if out of memory. */
 int NAME(forward)(const Plan *plan, const ELEMENT *x, const int32_t *windows, int64_t count, int64_t threads,
                   ELEMENT *out, int32_t *cells) {
   int failed = 0;
@@ -250,9 +251,9 @@ int NAME(forward)(const Plan *plan, const ELEMENT *x, const int32_t *windows, in
   return failed;
 }
 
-/* Gradient `out` (contiguous or channels-last, as channel_step says) of the maps of `count` images, from that of what was
-   pooled; every element is written. Windows must be in the order of their images, rows[i] to rows[i + 1] those of image i.
-   Sums run in the order of windows and bins, and are rounded once. */
+/* Write the gradient of the maps of `count` images to `out` (contiguous or channels-last, see channel_step), every element
+   of it. `grad` is the gradient of the maxima. Windows are sorted by image; rows[i] to rows[i + 1] are those of image i.
+   Sums run in the order of windows and bins and are rounded once. Returns 0, or 1 if out of memory. */
 int NAME(backward)(const Plan *plan, const ELEMENT *grad, const int32_t *cells, const int64_t *rows, int64_t count,
                    int64_t threads, ELEMENT *out) {
   int failed = 0;

@@ -1,4 +1,4 @@
-"""The pyramid in torch's own operations: the reference for every faster way, and what runs where there is none."""
+"""Pools a pyramid by torch's own operations: the reference for the kernels, and the fallback where there is none."""
 
 from __future__ import annotations
 
@@ -7,84 +7,85 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .bins import ONNX, Edges, bin_edges, exporter
+from .bins import ONNX, Edges, active_exporter, bin_edges
 
-CROP_VALUES = 2**26  # `pool_windows` cuts out at most this many values at once (256 MiB in float32)
+CROP_VALUES = 2**26  # `pool_windows` crops at most this many values at once (256 MiB in float32)
 
 
 def pool_maps(x: Tensor, bins: Sequence[int], pool: str, rule: str) -> Tensor:
-    """`x` `(N, C, H, W)` pooled to `(N, C * M)`."""
+    """Pool `x` `(N, C, H, W)` to `(N, C * M)`."""
     if pool == "avg":
         return torch.cat([_average(x, n, rule).flatten(1) for n in bins], 1)
-    return take(x, max_cells(x.detach(), bins, rule), bins)
+    return take(x, argmax_cells(x.detach(), bins, rule), bins)
 
 
 def pool_windows(x: Tensor, boxes: Tensor, bins: Sequence[int], pool: str) -> Tensor:
-    """Windows `boxes` `(R, 5)` (int64, on the CPU, checked) of `x` pooled to `(R, C * M)`, as if cut out."""
-    # Windows of one shape share their bin edges, so each distinct shape is pooled as one batch.
-    sizes, shape_of, counts = torch.unique(boxes[:, 3:] - boxes[:, 1:3], dim=0, return_inverse=True, return_counts=True)
-    order = shape_of.argsort()
+    """Pool the windows `boxes` `(R, 5)` (int64, on the CPU, from `check_windows`) of `x` to `(R, C * M)`."""
+    # Windows of the same shape have the same bin edges and are pooled as one batch.
+    shapes, shape_index, counts = torch.unique(
+        boxes[:, 3:] - boxes[:, 1:3], dim=0, return_inverse=True, return_counts=True
+    )
+    order = shape_index.argsort()
     pooled = []
-    for (width, height), same in zip(sizes.tolist(), order.split(counts.tolist()), strict=True):
-        for part in same.split(max(1, CROP_VALUES // (x.shape[1] * height * width))):
-            pooled.append(pool_maps(_crops(x, boxes[part], height, width), bins, pool, "adaptive"))
+    for (width, height), same_shape in zip(shapes.tolist(), order.split(counts.tolist()), strict=True):
+        for part in same_shape.split(max(1, CROP_VALUES // (x.shape[1] * height * width))):
+            pooled.append(pool_maps(_crop(x, boxes[part], height, width), bins, pool, "adaptive"))
     return torch.cat(pooled)[order.argsort()]
 
 
-def max_cells(x: Tensor, bins: Sequence[int], rule: str) -> Tensor:
-    """Row-major index, in its map, of the first largest cell of each bin: `(N, C * M)`, laid out as what is pooled."""
+def argmax_cells(x: Tensor, bins: Sequence[int], rule: str) -> Tensor:
+    """Row-major index, in its map, of the first largest cell of each bin: `(N, C * M)`, in the layout of the output."""
     return torch.cat([_first_maxima(x, n, rule).flatten(1) for n in bins], 1)
 
 
 def take(x: Tensor, cells: Tensor, bins: Sequence[int], images: Tensor | None = None) -> Tensor:
-    """The values of `x` `(N, C, H, W)` at `cells` `(R, C * M)`, row r from image `images[r]` (by default r)."""
-    # Every way of finding the maxima can share this gather, and so one gradient. Its backward has a deterministic CUDA
-    # kernel, which adaptive_max_pool2d's own backward lacks, and it is one scatter for all levels.
-    channels, counts = x.shape[1], [n * n for n in bins]
-    levels = torch.split(cells.long(), [channels * count for count in counts], 1)
-    wanted = torch.cat(
-        [level.reshape(level.shape[0], channels, count) for level, count in zip(levels, counts, strict=True)], 2
-    )
+    """The values of `x` `(N, C, H, W)` at `cells` `(R, C * M)`; row r belongs to image `images[r]`, by default r."""
+    # One gather for all rules, so all have the same gradient: one scatter for all levels. Its CUDA kernel can be
+    # deterministic; the backward of adaptive_max_pool2d cannot.
     planes = x.flatten(2) if images is None else x.flatten(2)[images]
-    found = torch.split(planes.gather(2, wanted), counts, 2)
-    return torch.cat([level.flatten(1) for level in found], 1)
+    values = planes.gather(2, _by_plane(cells.long(), x.shape[1], bins))
+    return torch.cat([level.flatten(1) for level in torch.split(values, [n * n for n in bins], 2)], 1)
 
 
 def scatter(grad: Tensor, cells: Tensor, bins: Sequence[int], out: Tensor) -> Tensor:
-    """Fill `out` `(N, C, H, W)` with the sums of `grad` by `cells` (both `(N, C * M)`): the gradient of `take`."""
-    channels, counts = out.shape[1], [n * n for n in bins]
-
-    def by_plane(flat: Tensor) -> Tensor:
-        levels = torch.split(flat, [channels * count for count in counts], 1)
-        return torch.cat([part.reshape(len(part), channels, k) for part, k in zip(levels, counts, strict=True)], 2)
-
+    """Fill `out` `(N, C, H, W)` with `grad` summed at `cells` (both `(N, C * M)`): the gradient of `take`."""
+    channels = out.shape[1]
     total = torch.zeros_like(out, memory_format=torch.contiguous_format).flatten(2)
-    return out.copy_(total.scatter_add_(2, by_plane(cells.long()), by_plane(grad)).view_as(out))
+    total.scatter_add_(2, _by_plane(cells.long(), channels, bins), _by_plane(grad, channels, bins))
+    return out.copy_(total.view_as(out))
 
 
 def average_by_product(x: Tensor, bins: Sequence[int]) -> Tensor:
-    """Means over adaptive bins as products with matrices of shares: for `torch.compile`, one graph for every size.
+    """Average-pool adaptive bins as two matrix products: under `torch.compile`, one graph for maps of every size.
 
-    Unlike the other ways, one NaN or infinity in a plane reaches all of its bins.
+    Unlike in `pool_maps`, a NaN or infinity reaches every bin of its plane.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     levels = []
     for n in bins:
         rows, cols = (_shares(side, n, wide) for side in x.shape[2:])
-        with torch.autocast(x.device.type, enabled=False):  # or the shares would be rounded to half precision
+        with torch.autocast(x.device.type, enabled=False):  # autocast would round the shares to half precision
             levels.append((rows @ wide @ cols.T).flatten(1))
     return torch.cat(levels, 1).to(x.dtype)
 
 
 def _shares(length: int, n: int, like: Tensor) -> Tensor:
-    """The share `(n, length)` that each cell has in the mean of each bin."""
+    """Matrix `(n, length)` of each cell's share in the mean of each bin."""
     bin_, cell = torch.arange(n, device=like.device)[:, None], torch.arange(length, device=like.device)
     inside = (cell >= bin_ * length // n) & (cell < ((bin_ + 1) * length + n - 1) // n)
     return inside.to(like.dtype) / inside.sum(1, keepdim=True)
 
 
-def _crops(x: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Cut out `boxes` `(G, 5)`, all of one size: `(G, C, height, width)`."""
+def _by_plane(flat: Tensor, channels: int, bins: Sequence[int]) -> Tensor:
+    """`(R, C * M)`, ordered by level, to `(R, C, M)`."""
+    counts = [n * n for n in bins]
+    levels = torch.split(flat, [channels * count for count in counts], 1)
+    by_level = [level.reshape(level.shape[0], channels, k) for level, k in zip(levels, counts, strict=True)]
+    return torch.cat(by_level, 2)
+
+
+def _crop(x: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Crop `boxes` `(B, 5)` of `height` x `width` cells: `(B, C, height, width)`."""
     image, left, top = boxes[:, :3].unbind(1)
     rows = top[:, None] + torch.arange(height)
     cols = left[:, None] + torch.arange(width)
@@ -94,11 +95,12 @@ def _crops(x: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 
 def _first_maxima(x: Tensor, n: int, rule: str) -> Tensor:
     """Row-major index, in its map, of the first largest cell of each bin: `(N, C, n, n)`."""
-    if rule == "adaptive" and exporter() != ONNX:  # in which it would be for maps of one size; slices are for all
+    # In ONNX adaptive_max_pool2d would fit one size of map; slices fit all.
+    if rule == "adaptive" and active_exporter() != ONNX:
         indices: Tensor = nn.functional.adaptive_max_pool2d(x, n, return_indices=True)[1]
         return indices
     rows, cols = bin_edges(x.shape[2], n, rule), bin_edges(x.shape[3], n, rule)
-    # First within each row of a bin, then over its rows; max(dim) returns the first of equal cells.
+    # First along the rows of a bin, then down its columns; max(dim) returns the first of equal cells.
     in_row = [x[..., start:end].max(-1) for start, end in cols]
     values = torch.stack([best.values for best in in_row], -1)
     col = torch.stack([best.indices + start for best, (start, _) in zip(in_row, cols, strict=True)], -1)
@@ -109,13 +111,14 @@ def _first_maxima(x: Tensor, n: int, rule: str) -> Tensor:
 def _average(x: Tensor, n: int, rule: str) -> Tensor:
     """Mean over the real cells of each bin: `(N, C, n, n)`."""
     deterministic = x.is_cuda and torch.are_deterministic_algorithms_enabled()
-    if rule == "adaptive" and not deterministic and exporter() != ONNX:  # its CUDA backward adds with atomics
+    # The CUDA backward of adaptive_avg_pool2d adds with atomics.
+    if rule == "adaptive" and not deterministic and active_exporter() != ONNX:
         return nn.functional.adaptive_avg_pool2d(x, n)
     return _average_of_slices(x, bin_edges(x.shape[2], n, rule), bin_edges(x.shape[3], n, rule))
 
 
 def _average_of_slices(x: Tensor, rows: Edges, cols: Edges) -> Tensor:
-    """Mean over rectangles, first along rows, then along columns; deterministic on every device."""
-    wide = torch.promote_types(x.dtype, torch.float32)  # half precision would round twice
+    """Mean over each rectangle of `rows` x `cols`; the backward is deterministic on every device."""
+    wide = torch.promote_types(x.dtype, torch.float32)  # in half precision two means would round twice
     by_col = torch.stack([x[..., start:end].mean(-1, dtype=wide) for start, end in cols], -1)
     return torch.stack([by_col[:, :, start:end].mean(2) for start, end in rows], 2).to(x.dtype)

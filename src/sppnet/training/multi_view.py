@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sppnet.data.views import Views, Window
 from sppnet.models.network import SPPNet
-from sppnet.models.receptive_field import Field, receptive_field
+from sppnet.models.receptive_field import ReceptiveField, receptive_field
 from sppnet.pyramid import SpatialPyramidPool2d, pool_windows
 
 
@@ -34,7 +34,7 @@ class Scorer:
 
     def __init__(self, network: SPPNet, views: Views, size: int) -> None:
         self.network, self.views, self.size = network, views, size
-        self.field: Field | None = None
+        self.field: ReceptiveField | None = None
         if views.source == "map":
             self.field = receptive_field(network.backbone)
             self.bins, self.pool, self.kernel = _window_pooling(network.head)
@@ -94,7 +94,7 @@ def average_views(logits_NVK: Tensor, sigmoid: bool) -> Tensor:
     return logits_NVK.cpu().double().sigmoid().mean(1).logit(eps=1e-15).to(logits_NVK.device, torch.float32)
 
 
-def map_windows(windows: Sequence[Window], field: Field, height: int, width: int) -> list[Window]:
+def map_windows(windows: Sequence[Window], field: ReceptiveField, height: int, width: int) -> list[Window]:
     """Convert windows from pixels to cells of a feature map of `height` x `width` cells, as for `pool_windows`."""
     in_cells = []
     for window in windows:

@@ -46,7 +46,7 @@ def check_fit(cfg: Mapping[str, Any]) -> None:
         whole_images = whole_images or views.full is not None
     sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # not only the ends of a range
     from_map = views is not None and views.source == "map"
-    check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole_images, follow=from_map)
+    check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole_images, pools_windows=from_map)
 
 
 def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:

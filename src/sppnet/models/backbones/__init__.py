@@ -1,7 +1,7 @@
-"""Convolutional trunks: modules that map images (N, 3, H, W) to a feature map (N, C, h, w).
+"""Backbones: modules that map images (N, 3, H, W) to a feature map (N, C, h, w).
 
-A backbone of your own is any `torch.nn.Module` of that kind, named by `backbone._target_`; its channels, stride and
-smallest input are found by running it on shapes (`probe`), so there is nothing to register.
+Your own backbone is any such `torch.nn.Module`, named by `backbone._target_`. `probe` finds its channels, stride and
+smallest input by running it on the meta device, so there is nothing to register.
 """
 
 from sppnet.models.backbones.blog import Blog

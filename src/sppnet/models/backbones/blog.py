@@ -1,4 +1,4 @@
-"""The network of the blog posts from which many people know the layer."""
+"""The backbone of the blog posts that made the pooling layer popular: four 4x4 convolutions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import nn
 class Blog(nn.Module):
     """Four 4x4 convolutions of 64, 128, 256 and 512 filters, stride 2 then 1; total stride 2, 512 channels.
 
-    Batch normalisation after all but the first, as in DCGAN, from which the shapes come, and leaky ReLU of slope 0.2.
-    With the pyramid 4-2-1 the pooled vector has 512 * 21 = 10,752 values. The smallest input that leaves a map is 8.
+    The shapes are DCGAN's: batch normalisation after all but the first convolution, and leaky ReLU of slope 0.2. With
+    the pyramid 4-2-1 the pooled vector has 512 * 21 = 10,752 values. The smallest input is 8 pixels.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Blog(nn.Module):
         self.conv4 = _conv(256, 512)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map (N, 512, H // 2 - 3, W // 2 - 3) of `images` (N, 3, H, W)."""
+        """Feature map (N, 512, H // 2 - 3, W // 2 - 3) of `images` (N, 3, H, W)."""
         out: torch.Tensor = self.conv4(self.conv3(self.conv2(self.conv1(images))))
         return out
 

@@ -1,6 +1,6 @@
-"""The paper's four networks (Table 1) up to their last convolution and its ReLU; the pooling after it is the head's.
+"""The paper's four networks (Table 1) up to the ReLU after their last convolution. The head does the last pooling.
 
-What Table 1 leaves open (paddings, normalisation, initialisation) is decided in `docs/decisions/0011`.
+Table 1 does not specify padding, normalisation and initialisation; `docs/decisions/0011` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 class WithinChannelNorm(nn.Module):
     """Local response normalisation over a `size` x `size` neighbourhood of the same channel.
 
-    `x / (1 + alpha * mean(x^2))^beta`, Caffe's WITHIN_CHANNEL: zeros beyond the border count in the mean.
+    `x / (1 + alpha * mean(x^2))^beta`, Caffe's WITHIN_CHANNEL. The zeros of the padding count in the mean.
     `torch.nn.LocalResponseNorm` sums across channels instead.
     """
 
@@ -24,23 +24,23 @@ class WithinChannelNorm(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise `x` (N, C, H, W); the shape stays."""
+        """Normalise `x` (N, C, H, W)."""
         power = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
         return x / (1 + self.alpha * power) ** self.beta
 
     def extra_repr(self) -> str:
-        """The three settings, for `print(module)`."""
+        """Show the arguments in `print(module)`."""
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
 
 
 class ZF5(nn.Module):
-    """Five convolutions, of Zeiler and Fergus; total stride 16, 256 channels.
+    """ZF-5, the five convolutions of Zeiler and Fergus; total stride 16, 256 channels.
 
-    The map is 13x13 at an input of 224 and 10x10 at 180, as in the paper (section 2.3): that takes a padding of 1 in
-    conv1, none in conv2 and pooling that rounds up, all as the authors released. Normalisation is within channels, as
-    released (the paper does not say).
+    The map is 13x13 at an input of 224 and 10x10 at 180, as in the paper (section 2.3). That requires a padding of 1 in
+    conv1, none in conv2, and pooling that rounds up. These, normalisation within channels and the initialisation are as
+    in the authors' released model.
 
-    Weights start as Gaussian with deviation 0.01; biases are 1 in conv2, conv4 and conv5 and else 0, as released.
+    Initialisation: Gaussian weights of standard deviation 0.01; biases 1 in conv2, conv4 and conv5, else 0.
     """
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ class ZF5(nn.Module):
         self.conv5 = nn.Conv2d(384, 256, 3, padding=1)
         self.norm = WithinChannelNorm()
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        _start(self, biases={"conv2": 1.0, "conv4": 1.0, "conv5": 1.0})
+        _initialise(self, biases={"conv2": 1.0, "conv4": 1.0, "conv5": 1.0})
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map (N, 256, h, w) of `images` (N, 3, H, W)."""
+        """Feature map (N, 256, h, w) of `images` (N, 3, H, W)."""
         x = self.pool(self.norm(F.relu(self.conv1(images))))
         x = self.pool(self.norm(F.relu(self.conv2(x))))
         return F.relu(self.conv5(F.relu(self.conv4(F.relu(self.conv3(x))))))
@@ -64,9 +64,9 @@ class ZF5(nn.Module):
 class Convnet5(nn.Module):
     """Convnet*-5: AlexNet with its poolings after conv2 and conv3; total stride 16, 256 channels.
 
-    Maps of 13x13 at an input of 224 and 10x10 at 180 (section 2.3). Filters are not split into groups. Normalisation
-    and initialisation are AlexNet's (Krizhevsky et al., 2012): across 5 channels, Gaussian weights of deviation 0.01,
-    biases 1 in conv2, conv4 and conv5 and else 0.
+    The map is 13x13 at an input of 224 and 10x10 at 180 (section 2.3). Convolutions have one group. Normalisation and
+    initialisation are AlexNet's (Krizhevsky et al., 2012): across 5 channels; Gaussian weights of standard deviation
+    0.01; biases 1 in conv2, conv4 and conv5, else 0.
     """
 
     def __init__(self) -> None:
@@ -78,10 +78,10 @@ class Convnet5(nn.Module):
         self.conv5 = nn.Conv2d(384, 256, 3, padding=1)
         self.norm = _across_channels()
         self.pool = nn.MaxPool2d(3, stride=2)
-        _start(self, biases={"conv2": 1.0, "conv4": 1.0, "conv5": 1.0})
+        _initialise(self, biases={"conv2": 1.0, "conv4": 1.0, "conv5": 1.0})
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map (N, 256, h, w) of `images` (N, 3, H, W)."""
+        """Feature map (N, 256, h, w) of `images` (N, 3, H, W)."""
         x = self.norm(F.relu(self.conv1(images)))
         x = self.pool(self.norm(F.relu(self.conv2(x))))
         x = self.pool(F.relu(self.conv3(x)))
@@ -91,9 +91,9 @@ class Convnet5(nn.Module):
 class Overfeat(nn.Module):
     """Overfeat-5 and Overfeat-7: five or seven convolutions; total stride 12, 512 channels.
 
-    The maps of Table 1 at an input of 224: 36x36, then 18x18 to the end (14x14 at 180). Normalisation and
+    Maps as in Table 1: at an input of 224, 36x36 and then 18x18 to the end (14x14 at 180). Normalisation and
     initialisation are those of CNN-S (Chatfield et al., 2014), whose modifications the paper follows: across 5
-    channels, Gaussian weights of deviation 0.01, biases 0.
+    channels; Gaussian weights of standard deviation 0.01; biases 0.
 
     Args:
         convolutions: 5 or 7.
@@ -102,7 +102,7 @@ class Overfeat(nn.Module):
     def __init__(self, convolutions: int) -> None:
         super().__init__()
         if convolutions not in (5, 7):
-            raise ValueError(f"convolutions={convolutions}: the paper has 5 and 7")
+            raise ValueError(f"convolutions={convolutions} must be 5 or 7")
         self.conv1 = nn.Conv2d(3, 96, 7, stride=2)
         self.pool1 = nn.MaxPool2d(3, stride=3)
         self.norm = _across_channels()
@@ -111,10 +111,10 @@ class Overfeat(nn.Module):
         self.last = [f"conv{i}" for i in range(3, convolutions + 1)]
         for inputs, name in zip([256, 512, 512, 512, 512], self.last, strict=False):
             self.add_module(name, nn.Conv2d(inputs, 512, 3, padding=1))
-        _start(self, biases={})
+        _initialise(self, biases={})
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map (N, 512, h, w) of `images` (N, 3, H, W)."""
+        """Feature map (N, 512, h, w) of `images` (N, 3, H, W)."""
         x: torch.Tensor = self.norm(self.pool1(F.relu(self.conv1(images))))
         x = self.pool2(F.relu(self.conv2(x)))
         for name in self.last:
@@ -123,12 +123,12 @@ class Overfeat(nn.Module):
 
 
 def _across_channels() -> nn.LocalResponseNorm:
-    """AlexNet's normalisation, and CNN-S's: `x / (2 + 1e-4 * sum of 5 channels' squares)^0.75`."""
-    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)  # torch divides alpha by the 5
+    """The normalisation of AlexNet and CNN-S: `x / (2 + 1e-4 * (sum of the squares of 5 channels))^0.75`."""
+    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)  # torch divides alpha by 5
 
 
-def _start(trunk: nn.Module, biases: Mapping[str, float]) -> None:
-    """Gaussian weights of deviation 0.01; biases by the convolution's name, 0 if it is not there."""
+def _initialise(trunk: nn.Module, biases: Mapping[str, float]) -> None:
+    """Gaussian weights of standard deviation 0.01; `biases` by the name of the convolution, 0 by default."""
     for name, layer in trunk.named_children():
         if isinstance(layer, nn.Conv2d):
             assert layer.bias is not None

@@ -1,4 +1,4 @@
-"""A trunk for small pictures on a laptop's CPU: the default run."""
+"""A small backbone for small images on a CPU: the default."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from sppnet.errors import UserError
 class Tiny(nn.Module):
     """Four 3x3 convolutions with batch normalisation; total stride 4, `2 * width` channels.
 
-    A 48-pixel input gives a 12x12 map and a 40-pixel one 10x10: close to the 13x13 and 10x10 of the paper's ZF-5,
-    so the paper's pyramids mean the same here. The stride comes first because most of the time goes into the
-    first, large maps.
+    The map is 12x12 at an input of 48 pixels and 10x10 at 40: close to the 13x13 and 10x10 of the paper's ZF-5, so the
+    paper's pyramids apply. The strides are in the first layers, where the maps are large and most time is spent.
     """
 
     def __init__(self, width: int = 32) -> None:
         if not isinstance(width, int) or width < 1:
-            raise UserError(f"backbone.width={width!r} is not a positive whole number")
+            raise UserError(f"backbone.width={width!r} must be a positive integer")
         super().__init__()
         self.conv1 = _conv(3, width, stride=2)
         self.conv2 = _conv(width, 2 * width, stride=2)
@@ -26,7 +25,7 @@ class Tiny(nn.Module):
         self.conv4 = _conv(2 * width, 2 * width)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map (N, 2 * width, ceil(H / 4), ceil(W / 4)) of `images` (N, 3, H, W)."""
+        """Feature map (N, 2 * width, ceil(H / 4), ceil(W / 4)) of `images` (N, 3, H, W)."""
         out: torch.Tensor = self.conv4(self.conv3(self.conv2(self.conv1(images))))
         return out
 

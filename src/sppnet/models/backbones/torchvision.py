@@ -1,4 +1,4 @@
-"""Trunks of torchvision's classification networks, cut where the paper puts the pyramid."""
+"""Backbones cut out of torchvision's classification networks, before the last pooling that the pyramid replaces."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from sppnet.errors import UserError
 from sppnet.models.probe import FIRST, SECOND, grows, meta_copy, run_on_meta
 from sppnet.storage.tensors import check_download
 
-CUT_KEYS = "cut_keys"  # in the trunk's `meta`: what a whole network's state dict holds besides the trunk's keys
+CUT_KEYS = "cut_keys"  # key of the trunk's `meta`: the state dict keys of the whole network that the trunk lacks
 
 
 def torchvision_trunk(arch: str, weights: str | None = None, **options: Any) -> nn.Module:
-    """The trunk of torchvision's network `arch`; its state dict keeps torchvision's keys.
+    """Build the trunk of torchvision's network `arch`. Its state dict has torchvision's keys.
 
-    The cut lies before the classifier, before global pooling, and before a last max pooling (alexnet, vgg), because
-    pyramid pooling *replaces the last pooling layer* (section 2.2). It is found by running the network on shapes.
+    The cut is before the classifier, before global pooling, and before a last max pooling (alexnet, vgg), because
+    pyramid pooling *replaces the last pooling layer* (section 2.2). Two runs on the meta device find it.
 
     Args:
         arch: a name of `torchvision.models.list_models(module=torchvision.models)`.
-        weights: the name of torchvision's weights (`DEFAULT`, `IMAGENET1K_V1` ...), downloaded if not in its cache.
+        weights: a torchvision name of weights (`DEFAULT`, `IMAGENET1K_V1` ...), downloaded if not in torch's cache.
         **options: arguments of torchvision's constructor.
 
     Raises:
-        UserError: unknown network, weights or option; a failed download; a network that takes one input size only
-            (vit, maxvit), with its own reason.
+        UserError: unknown network, weights or option; a failed download; a network that takes a single input size
+            (vit, maxvit), with its own message.
     """
-    known = models.list_models(module=models)
-    if arch not in known:
-        near = ", ".join(difflib.get_close_matches(str(arch), known, n=4)) or "resnet18, vgg16, densenet121 and others"
-        raise UserError(f"backbone.name={arch} is no classification network of torchvision; there is {near}")
-    entry = None if weights is None else _fetch(arch, weights)
+    names = models.list_models(module=models)
+    if arch not in names:
+        similar = ", ".join(difflib.get_close_matches(str(arch), names, n=4))
+        similar = similar or "resnet18, vgg16, densenet121 and others"
+        raise UserError(f"backbone.name={arch} is no classification network of torchvision; there is {similar}")
+    entry = None if weights is None else _download(arch, weights)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of inception and googlenet, on how they initialise
+            warnings.simplefilter("ignore", FutureWarning)  # inception and googlenet warn about their initialisation
             model = models.get_model(arch, weights=entry, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"backbone: torchvision's {arch} refuses an argument: {error}") from error
@@ -49,15 +50,15 @@ def torchvision_trunk(arch: str, weights: str | None = None, **options: Any) -> 
 
 
 def find_weights(arch: str, weights: str) -> models.WeightsEnum:
-    """Torchvision's entry for weights called `weights`, unless there is none (UserError, with the names)."""
+    """Torchvision's weights of `arch` with the name `weights`, or a UserError that lists the names."""
     names = models.get_model_weights(arch).__members__
     if weights not in names:
         raise UserError(f"backbone.weights={weights} is neither a file nor one of {arch}'s {', '.join(names)}")
     return names[weights]
 
 
-def _fetch(arch: str, weights: str) -> models.WeightsEnum:
-    """Bring the weights into torchvision's cache and look at them as tensors only, before it loads them its own way."""
+def _download(arch: str, weights: str) -> models.WeightsEnum:
+    """Download weights to torch's cache, and load them with `weights_only` before torchvision unpickles them."""
     entry = find_weights(arch, weights)
     cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
     if cached.exists():
@@ -73,15 +74,15 @@ def _fetch(arch: str, weights: str) -> models.WeightsEnum:
 
 
 class _Tracer(fx.Tracer):
-    """Records the network's own forward and sequences; blocks stay whole, and so keep what differs in training."""
+    """Traces into the network and its `Sequential`s only: blocks stay modules, so training mode still affects them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del module_qualified_name
         return not isinstance(m, nn.Sequential)
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph and keeps each node's value."""
+class _ValueKeeper(fx.Interpreter):
+    """Runs a graph and keeps the value of each node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -100,28 +101,32 @@ def _cut(model: nn.Module, arch: str) -> nn.Module:
     except UserError as error:
         raise UserError(f"backbone.name={arch} does not take images of any size ({error})") from error
     graph = _Tracer().trace(shadow)
-    last = _last_map(fx.GraphModule(shadow, graph), arch)
+    last = _input_of_last_pooling(fx.GraphModule(shadow, graph), arch)
     for node in reversed(list(graph.nodes)):
         if node is last:
             break
         graph.erase_node(node)
     graph.output(last)
-    trunk = fx.GraphModule(model, graph, class_name=arch)  # takes over the modules that the graph still names
+    trunk = fx.GraphModule(model, graph, class_name=arch)  # keeps the modules that the graph still uses
     trunk.meta[CUT_KEYS] = frozenset(model.state_dict()) - frozenset(trunk.state_dict())
     return trunk
 
 
-def _last_map(whole: fx.GraphModule, arch: str) -> fx.Node:
-    """The node whose value goes into the last pooling: walks back from the classifier, the last layer with weights."""
-    runs = [_Shapes(whole) for _ in range(2)]
+def _input_of_last_pooling(whole: fx.GraphModule, arch: str) -> fx.Node:
+    """The node whose output goes into the last pooling.
+
+    Walks back from the classifier, the last module with parameters, to a node whose value grows with the image and that
+    is no pooling or dropout.
+    """
+    runs = [_ValueKeeper(whole) for _ in range(2)]
     for run, size in zip(runs, (FIRST, SECOND), strict=True):
         run.run(torch.empty(1, 3, size, size, device="meta"))
     modules = {n: whole.get_submodule(str(n.target)) for n in whole.graph.nodes if n.op == "call_module"}
     node = [n for n, module in modules.items() if any(True for _ in module.parameters())][-1].args[0]
     while isinstance(node, fx.Node):
         small, large = (run.values[node] for run in runs)
-        pooling = isinstance(modules.get(node), nn.Dropout | nn.MaxPool2d | nn.AvgPool2d)
-        if isinstance(small, torch.Tensor) and grows(small, large) and not pooling:
+        skipped = isinstance(modules.get(node), nn.Dropout | nn.MaxPool2d | nn.AvgPool2d)
+        if isinstance(small, torch.Tensor) and grows(small, large) and not skipped:
             return node
         node = node.args[0] if node.args else None
     raise UserError(f"backbone.name={arch} has no feature map that grows with the image")
