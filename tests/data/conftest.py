@@ -25,25 +25,25 @@ def _make_tree(root: Path, counts: Mapping[str, int]) -> Path:
 
 @pytest.fixture
 def paint() -> Callable[..., None]:
-    """paint(path, width, height): writes a picture of noise; the suffix says the format."""
+    """paint(path, width, height, seed=0): write an image of noise; the suffix selects the format."""
     return _paint
 
 
 @pytest.fixture
 def make_tree() -> Callable[..., Path]:
-    """make_tree(root, {name: count}): a folder per class with so many small pictures of different shapes; its root."""
+    """make_tree(root, {name: count}): write a folder per class with `count` small images of many shapes."""
     return _make_tree
 
 
 @pytest.fixture
 def config() -> Callable[..., dict[str, Any]]:
-    """The plain config of a file of conf/data, with changes."""
+    """config(name, **changes): the config conf/data/NAME.yaml as a plain dict, with changes."""
 
     def load(name: str, **changes: Any) -> dict[str, Any]:
         cfg: dict[str, Any] = {}
         for file in ("folder", name) if name != "digits" else (name,):
-            found = yaml.safe_load((ROOT / "conf" / "data" / f"{file}.yaml").read_text())
-            for key, value in found.items():
+            node = yaml.safe_load((ROOT / "conf" / "data" / f"{file}.yaml").read_text())
+            for key, value in node.items():
                 cfg[key] = cfg[key] | value if isinstance(cfg.get(key), dict) else value
         cfg.pop("defaults", None)
         return cfg | {"workers": 0} | changes

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppnet.data.aspect_buckets import MAX_ASPECT, Bucket, shape_buckets, square_bucket
-from sppnet.data.batch_samplers import EvalBatches, Item, TrainBatches, balanced_cuts
+from sppnet.data.batch_samplers import EvalBatchSampler, Item, TrainBatchSampler, balanced_cuts
 from sppnet.data.size_schedules import Alternating, Single, SizeSchedule, Uniform, Weighted
 
 SCHEDULES: list[SizeSchedule] = [
@@ -19,8 +19,8 @@ SCHEDULES: list[SizeSchedule] = [
 schedules = st.sampled_from(SCHEDULES)
 
 
-def some_buckets(samples: int, world: int, full: bool) -> list[Bucket]:
-    members = np.arange(samples, dtype=np.int64) * 3 + 1  # positions of a part are not 0 to n - 1
+def make_buckets(samples: int, world: int, full: bool) -> list[Bucket]:
+    members = np.arange(samples, dtype=np.int64) * 3 + 1  # the indices of a part are not 0 to n - 1
     if not full:
         return square_bucket(members)
     shapes = np.random.default_rng(samples).integers(20, 60, (3 * samples + 2, 2))
@@ -30,7 +30,7 @@ def some_buckets(samples: int, world: int, full: bool) -> list[Bucket]:
 def all_ranks(
     buckets: Sequence[Bucket], schedule: SizeSchedule, batch: int, world: int, taken: int
 ) -> list[list[list[Item]]]:
-    return [list(TrainBatches(buckets, schedule, batch, 5, rank, world, lambda: taken)) for rank in range(world)]
+    return [list(TrainBatchSampler(buckets, schedule, batch, 5, rank, world, lambda: taken)) for rank in range(world)]
 
 
 @settings(max_examples=120, deadline=None)
@@ -38,37 +38,37 @@ def all_ranks(
 def test_an_epoch_shows_each_sample_once_and_ranks_agree_on_every_shape(
     samples: int, batch: int, world: int, full: bool, schedule: SizeSchedule, epoch: int
 ) -> None:
-    buckets = some_buckets(samples, world, full)
-    length = len(TrainBatches(buckets, schedule, batch, 5, 0, world))
+    buckets = make_buckets(samples, world, full)
+    length = len(TrainBatchSampler(buckets, schedule, batch, 5, 0, world))
     ranks = all_ranks(buckets, schedule, batch, world, epoch * length)
     for step in zip(*ranks, strict=True):  # strict: as many batches on every rank
         assert len({len(items) for items in step}) == 1
         assert len({item.shapes for items in step for item in items}) == 1
         assert step[0]
-    seen = Counter(item.index for rank in ranks for items in rank for item in items)
-    assert set(seen.values()) == {1}
-    assert len(seen) == sum(len(bucket.members) // world * world for bucket in buckets)
-    assert seen.keys() <= {index for bucket in buckets for index in bucket.members.tolist()}
+    counts = Counter(item.index for rank in ranks for items in rank for item in items)
+    assert set(counts.values()) == {1}
+    assert len(counts) == sum(len(bucket.members) // world * world for bucket in buckets)
+    assert counts.keys() <= {index for bucket in buckets for index in bucket.members.tolist()}
     assert len(ranks[0]) == length  # whatever the epoch
     assert all(item.valid and item.epoch == epoch for rank in ranks for items in rank for item in items)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(4, 120), st.integers(1, 30), st.booleans(), schedules, st.integers(0, 400))
-def test_a_resumed_run_gets_exactly_the_tail(
+def test_a_resumed_run_gets_exactly_the_remaining_batches(
     samples: int, batch: int, full: bool, schedule: SizeSchedule, taken: int
 ) -> None:
-    buckets = some_buckets(samples, 1, full)
-    length = len(TrainBatches(buckets, schedule, batch, 5))
+    buckets = make_buckets(samples, 1, full)
+    length = len(TrainBatchSampler(buckets, schedule, batch, 5))
     epoch, start = divmod(taken, length)
     (whole,) = all_ranks(buckets, schedule, batch, 1, epoch * length)
     (rest,) = all_ranks(buckets, schedule, batch, 1, taken)
     assert rest == whole[start:]
 
 
-def test_the_place_in_the_epoch_is_read_when_the_iterator_is_made() -> None:
+def test_the_position_in_the_epoch_is_read_when_the_iterator_is_created() -> None:
     taken = 3
-    batches = TrainBatches(square_bucket(np.arange(100)), SCHEDULES[0], 10, 0, taken=lambda: taken)
+    batches = TrainBatchSampler(square_bucket(np.arange(100)), SCHEDULES[0], 10, 0, taken=lambda: taken)
     iterator = iter(batches)
     taken = 9
     assert len(list(iterator)) == 7
@@ -76,24 +76,24 @@ def test_the_place_in_the_epoch_is_read_when_the_iterator_is_made() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(4, 200), st.integers(1, 40), st.booleans(), schedules)
-def test_no_batch_is_above_its_memory_and_none_is_left_tiny(
+def test_no_batch_exceeds_its_memory_and_batch_sizes_are_even(
     samples: int, batch: int, full: bool, schedule: SizeSchedule
 ) -> None:
-    buckets = some_buckets(samples, 1, full)
-    (plan,) = all_ranks(buckets, schedule, batch, 1, 0)
-    for items in plan:
+    buckets = make_buckets(samples, 1, full)
+    (batches,) = all_ranks(buckets, schedule, batch, 1, 0)
+    for items in batches:
         ((height, width),) = items[0].shapes
         pixels = height * width
         base = schedule.train[0] if isinstance(schedule, Weighted) else min(height, width)
-        assert len(items) == 1 or len(items) * pixels <= batch * base**2 * 1.05  # rounding of the longer side
+        assert len(items) == 1 or len(items) * pixels <= batch * base**2 * 1.05  # 5 %: the longer side is rounded
     if not full and not isinstance(schedule, Weighted):
-        counts = {len(items) for items in plan}
+        counts = {len(items) for items in batches}
         assert max(counts) - min(counts) <= 1
 
 
 def test_order_depends_on_the_seed_and_on_the_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        batches = TrainBatches(square_bucket(np.arange(64)), SCHEDULES[0], 8, seed, taken=lambda: 8 * epoch)
+        batches = TrainBatchSampler(square_bucket(np.arange(64)), SCHEDULES[0], 8, seed, taken=lambda: 8 * epoch)
         return [item.index for items in batches for item in items]
 
     assert order(0, 0) == order(0, 0)
@@ -103,9 +103,9 @@ def test_order_depends_on_the_seed_and_on_the_epoch() -> None:
 @settings(max_examples=120, deadline=None)
 @given(st.integers(1, 150), st.integers(1, 40), st.integers(1, 5), st.booleans())
 def test_evaluation_counts_every_image_once_over_all_ranks(samples: int, batch: int, world: int, full: bool) -> None:
-    buckets = some_buckets(samples, 1, full)
-    ranks = [list(EvalBatches(buckets, 48, [48], batch, rank, world)) for rank in range(world)]
-    assert {len(rank) for rank in ranks} == {len(EvalBatches(buckets, 48, [48], batch, 0, world))}
+    buckets = make_buckets(samples, 1, full)
+    ranks = [list(EvalBatchSampler(buckets, 48, [48], batch, rank, world)) for rank in range(world)]
+    assert {len(rank) for rank in ranks} == {len(EvalBatchSampler(buckets, 48, [48], batch, 0, world))}
     for step in zip(*ranks, strict=True):
         assert len({len(items) for items in step}) == 1
         assert len({item.shapes for items in step for item in items}) == 1
@@ -145,7 +145,7 @@ def test_no_image_makes_an_input_longer_than_the_cap(step: float) -> None:
     assert sorted(np.concatenate([bucket.members for bucket in buckets])) == list(range(6))
     assert all(max(bucket.shape(224)) <= MAX_ASPECT * 224 for bucket in buckets)
     (wide,) = (bucket for bucket in buckets if 0 in bucket.members)
-    assert 3 in wide.members  # one squeezed shape, not one for each
+    assert 3 in wide.members  # all long images share one squeezed shape
     assert wide.shape(224) == (224, MAX_ASPECT * 224)
 
 
@@ -153,7 +153,7 @@ STEP = 0.25
 
 
 def steps(aspect: float) -> float:
-    """Where an aspect lies, in steps of rounding: landscape above 0, portrait below."""
+    """An aspect on a linear scale of rounding steps: landscape above 0, portrait below."""
     return (aspect - 1 if aspect >= 1 else 1 - 1 / aspect) / STEP
 
 
@@ -162,22 +162,22 @@ def steps(aspect: float) -> float:
 def test_a_rare_shape_joins_another_at_most_two_steps_away_or_stays(sides: list[tuple[int, int]], few: int) -> None:
     shapes, members = np.array(sides), np.arange(len(sides))
     own = {i: bucket.aspect for bucket in shape_buckets(members, shapes, STEP) for i in bucket.members.tolist()}
-    buckets = shape_buckets(members, shapes, STEP, few=few)
+    buckets = shape_buckets(members, shapes, STEP, merge_below=few)
     assert sorted(np.concatenate([bucket.members for bucket in buckets])) == members.tolist()
     for bucket in buckets:
         moved = [i for i in bucket.members.tolist() if own[i] != bucket.aspect]
-        assert len(moved) == bucket.joined
+        assert len(moved) == bucket.stretched
         assert all(abs(steps(own[i]) - steps(bucket.aspect)) <= 2 + 1e-6 for i in moved)
-        if len(bucket.members) < few:  # it could join none
+        if len(bucket.members) < few:  # no other bucket is near enough
             away = [b.aspect for b in buckets if b is not bucket]
             assert all(any(abs(steps(own[i]) - steps(a)) > 2 for i in bucket.members.tolist()) for a in away)
 
 
 def test_a_lone_square_joins_a_portrait_and_a_panorama_stays_alone() -> None:
     shapes = np.array([(40, 40)] + [(50, 40)] * 30 + [(40, 50)] * 20 + [(20, 80)])
-    buckets = shape_buckets(np.arange(52), shapes, 0.125, few=8)
-    assert [(round(b.aspect, 3), len(b.members), b.joined) for b in buckets] == [
-        (0.8, 31, 1),  # as near as the landscapes
+    buckets = shape_buckets(np.arange(52), shapes, 0.125, merge_below=8)
+    assert [(round(b.aspect, 3), len(b.members), b.stretched) for b in buckets] == [
+        (0.8, 31, 1),  # the portraits are as near as the landscapes
         (1.25, 20, 0),
         (4.0, 1, 0),
     ]
@@ -195,51 +195,51 @@ def test_no_batch_is_of_one_image_where_the_network_needs_two(
     shapes = np.random.default_rng(samples).integers(20, 60, (samples, 2))
     buckets = shape_buckets(members, shapes, 0.25, 2 * world) if full else square_bucket(members)
 
-    def plan(taken: int, pairs: set[int]) -> TrainBatches:
-        return TrainBatches(buckets, schedule, batch, 5, 0, world, lambda: taken, pairs)
+    def sampler(taken: int, pairs: set[int]) -> TrainBatchSampler:
+        return TrainBatchSampler(buckets, schedule, batch, 5, 0, world, lambda: taken, pairs)
 
-    length = len(plan(0, pairs))
-    batches = list(plan(epoch * length, pairs))
+    length = len(sampler(0, pairs))
+    batches = list(sampler(epoch * length, pairs))
     assert len(batches) == length
     assert all(len(items) >= 2 for items in batches if items[0].size in pairs)
-    seen = [item.index for items in batches for item in items]
-    assert len(seen) == len(set(seen)) == plan(0, pairs).images == plan(0, set()).images
-    usual = list(plan(epoch * len(plan(0, set())), set()))
+    indices = [item.index for items in batches for item in items]
+    assert len(indices) == len(set(indices)) == sampler(0, pairs).images == sampler(0, set()).images
+    usual = list(sampler(epoch * len(sampler(0, set())), set()))
     if all(len(items) > 1 for items in usual) and not isinstance(schedule, Weighted):
         assert batches == usual
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 3), st.booleans(), st.integers(1, 6))
-def test_an_evaluation_cut_short_sees_a_seeded_mixture(
+def test_a_limited_evaluation_uses_a_seeded_mixture(
     samples: int, batch: int, world: int, full: bool, limit: int
 ) -> None:
-    buckets = some_buckets(samples, 1, full)
+    buckets = make_buckets(samples, 1, full)
 
-    def seen(limit: int | None, seed: int = 0) -> list[list[list[Item]]]:
-        ranks = [list(EvalBatches(buckets, 48, [48], batch, rank, world, limit, seed)) for rank in range(world)]
+    def batches_of_ranks(limit: int | None, seed: int = 0) -> list[list[list[Item]]]:
+        ranks = [list(EvalBatchSampler(buckets, 48, [48], batch, rank, world, limit, seed)) for rank in range(world)]
         for step in zip(*ranks, strict=True):
             assert len({len(items) for items in step}) == 1
             assert len({item.shapes for items in step for item in items}) == 1
         return ranks
 
-    whole = seen(None)
+    whole = batches_of_ranks(None)
     if limit >= len(whole[0]):
-        assert seen(limit) == whole
+        assert batches_of_ranks(limit) == whole
         return
-    cut = seen(limit)
-    assert cut == seen(limit)
+    cut = batches_of_ranks(limit)
+    assert cut == batches_of_ranks(limit)
     assert [len(rank) for rank in cut] == [limit] * world
     counted = Counter(item.index for rank in cut for items in rank for item in items if item.valid)
     assert set(counted.values()) == {1}
-    if 25 < len(counted) < samples / 2:  # sorted by class, the first would be the first class alone
+    if 25 < len(counted) < samples / 2:  # taken in order, they would all be of the first classes
         assert max(counted) > 3 * samples / 2
-        assert seen(limit, seed=1) != cut
+        assert batches_of_ranks(limit, seed=1) != cut
 
 
-@pytest.mark.parametrize("least", [1, 2, 5, 50])
-def test_a_rare_shape_joins_its_neighbour_so_that_every_rank_gets_some(least: int) -> None:
+@pytest.mark.parametrize("minimum", [1, 2, 5, 50])
+def test_a_rare_shape_joins_its_neighbour_so_that_every_rank_gets_some(minimum: int) -> None:
     shapes = np.array([(40, 40)] * 30 + [(40, 80)] * 6 + [(40, 400)] + [(90, 40)] * 3)
-    buckets = shape_buckets(np.arange(40), shapes, 0.125, least)
+    buckets = shape_buckets(np.arange(40), shapes, 0.125, minimum)
     assert sorted(np.concatenate([bucket.members for bucket in buckets])) == list(range(40))
-    assert all(len(bucket.members) >= least for bucket in buckets) or len(buckets) == 1
+    assert all(len(bucket.members) >= minimum for bucket in buckets) or len(buckets) == 1

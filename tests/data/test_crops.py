@@ -16,32 +16,32 @@ def regions(fit: str = "crop", flip: bool = True, color: float = 0.1, **crop: An
 
 @pytest.mark.parametrize("kind", ["paper", "random_resized"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_region_lies_in_the_image_and_holds_something(kind: str, shape: tuple[int, int]) -> None:
+def test_every_region_lies_in_the_image_and_is_not_empty(kind: str, shape: tuple[int, int]) -> None:
     width, height = shape
     image = Image.new("RGB", shape)
-    draw = regions(kind=kind)
+    train_regions = regions(kind=kind)
     for index in range(300):
-        left, top, right, bottom = draw(index, 0)(width, height).box
+        left, top, right, bottom = train_regions(index, 0)(width, height).box
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
-        assert render(image, draw(index, 0)(width, height), 8, 8).shape == (3, 8, 8)
+        assert render(image, train_regions(index, 0)(width, height), 8, 8).shape == (3, 8, 8)
 
 
 def test_the_smaller_input_is_the_same_region_resized_not_a_smaller_crop() -> None:
     gradient = np.linspace(0, 255, 300)[None, :, None] * np.ones((200, 1, 3))
     image = Image.fromarray(gradient.astype(np.uint8))
     for index in range(20):
-        region = regions()(index, 3)(300, 200)  # knows nothing of the size
+        region = regions()(index, 3)(300, 200)  # does not depend on the input size
         large, small = (render(image, region, size, size).astype(float) for size in (224, 180))
         assert abs(large.mean() - small.mean()) < 0.5
-        for side in (0, -1):  # both show the region from edge to edge
+        for side in (0, -1):  # both cover the region from edge to edge
             assert abs(large[..., side].mean() - small[..., side].mean()) < 1.5
 
 
 def test_a_region_depends_on_seed_epoch_and_image_only() -> None:
-    draw = regions()
-    assert draw(4, 2)(300, 200) == regions()(4, 2)(300, 200)
-    assert len({draw(index, epoch)(300, 200).box for index in range(10) for epoch in range(10)}) == 100
+    train_regions = regions()
+    assert train_regions(4, 2)(300, 200) == regions()(4, 2)(300, 200)
+    assert len({train_regions(index, epoch)(300, 200).box for index in range(10) for epoch in range(10)}) == 100
 
 
 def test_switching_mirroring_or_colour_off_leaves_the_boxes_alone() -> None:
@@ -104,7 +104,7 @@ def test_colour_offsets_have_the_spread_that_alexnet_gives_them() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (8, 8)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_pixels_are_the_callers_own_at_every_size(shape: tuple[int, int], flip: bool) -> None:
+def test_pixels_are_a_writable_copy_at_every_size(shape: tuple[int, int], flip: bool) -> None:
     for image in (Image.new("RGB", (9, 5), "red"), Image.new("RGB", (1, 1))):
         pixels = render(image, Region((0, 0, image.width, image.height), flip), *shape)
         assert pixels.flags.writeable

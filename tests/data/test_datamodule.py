@@ -15,15 +15,15 @@ Load = Callable[..., dict[str, Any]]
 
 
 class Recorder(L.LightningModule):
-    """Learns nothing to speak of and writes down what it is given."""
+    """Trains with a negligible learning rate and records the (size, indices) of its batches."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(3, 10)
-        self.seen: list[tuple[int, list[int]]] = []
+        self.batches: list[tuple[int, list[int]]] = []
 
     def training_step(self, batch: Any) -> torch.Tensor:
-        self.seen.append((batch["size"], batch["index"].tolist()))
+        self.batches.append((batch["size"], batch["index"].tolist()))
         x: torch.Tensor = self.layer(batch["image"].float().mean((2, 3)))
         return x.mean()
 
@@ -32,7 +32,7 @@ class Recorder(L.LightningModule):
 
 
 def data_module(cfg: dict[str, Any], folder: Path) -> DataModule:
-    """Of two sizes, one epoch each."""
+    """With two training sizes, which alternate by epoch."""
     sizes = {"_target_": "sppnet.data.Alternating", "train": [24, 20], "val": [24], "test": [24]}
     views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
     return DataModule(load_splits(cfg), build_sizes(sizes), cfg, views, 0, folder)
@@ -56,11 +56,11 @@ def fit(
     )
     module = Recorder()
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    return module.seen
+    return module.batches
 
 
 @pytest.mark.parametrize(("limit", "fit_mode"), [(None, "crop"), (4, "full")])
-def test_lightning_resumes_at_the_very_batch(config: Load, tmp_path: Path, limit: int | None, fit_mode: str) -> None:
+def test_lightning_resumes_at_the_next_batch(config: Load, tmp_path: Path, limit: int | None, fit_mode: str) -> None:
     cfg = config("digits", batch_size=256, fit=fit_mode)
     whole = fit(cfg, tmp_path, limit)
     sizes = [size for size, _ in whole]
@@ -72,9 +72,7 @@ def test_lightning_resumes_at_the_very_batch(config: Load, tmp_path: Path, limit
 
 
 @pytest.mark.parametrize("fit_mode", ["crop", "full"])
-def test_where_batches_need_two_images_there_are_enough_or_it_is_said(
-    config: Load, tmp_path: Path, fit_mode: str
-) -> None:
+def test_batches_that_need_two_images_get_them_or_are_refused(config: Load, tmp_path: Path, fit_mode: str) -> None:
     cfg = config("digits", batch_size=3, fit=fit_mode, split={"val": 0.82, "test": 0.15, "seed": 0})
     data = data_module(cfg, tmp_path)
     assert len(data.sets.train) == 55
@@ -84,11 +82,11 @@ def test_where_batches_need_two_images_there_are_enough_or_it_is_said(
         data.train_batches(world=28)
 
 
-@pytest.mark.parametrize(("world", "batch_size", "joined"), [(1, 8, 0), (1, 9, 2), (2, 8, 4)])
-def test_rare_shapes_are_stretched_to_the_next_in_training_alone_and_counted(
-    config: Load, paint: Callable[..., None], tmp_path: Path, capsys: Any, world: int, batch_size: int, joined: int
+@pytest.mark.parametrize(("world", "batch_size", "stretched"), [(1, 8, 0), (1, 9, 2), (2, 8, 4)])
+def test_rare_shapes_are_stretched_in_training_only_and_counted(
+    config: Load, paint: Callable[..., None], tmp_path: Path, capsys: Any, world: int, batch_size: int, stretched: int
 ) -> None:
-    """Fewer than a quarter of a batch of each process; a panorama is near nothing, and joins only if it must."""
+    """Too rare: less than a quarter of a batch per rank. No shape is near the panorama, which joins only if it must."""
     shapes = [(40, 40)] * 20 + [(45, 40)] * 2 + [(40, 45)] * 3 + [(120, 40)]
     for number, (width, height) in enumerate(shapes):
         for part, name in (("train", "a"), ("train", "b"), ("val", "a"), ("test", "a")):
@@ -96,12 +94,12 @@ def test_rare_shapes_are_stretched_to_the_next_in_training_alone_and_counted(
                 paint(tmp_path / "set" / part / name / f"{number}.png", width, height, number)
     cfg = config("folder", root=str(tmp_path / "set"), fit="full", batch_size=batch_size)
     data = data_module(cfg, tmp_path / "cache")
-    data.say_joined(world)
-    said = capsys.readouterr().err
-    assert (f"sppnet: data.fit=full: {joined} of 26 training images" in said) == bool(joined)
-    assert said.count("\n") == bool(joined)
+    data.notice_stretched(world)
+    output = capsys.readouterr().err
+    assert (f"sppnet: data.fit=full: {stretched} of 26 training images" in output) == bool(stretched)
+    assert output.count("\n") == bool(stretched)
     buckets = {bucket.aspect: len(bucket.members) for bucket in data.train_batches(world=world).buckets}
     assert buckets.pop(3.0, world) == 1 or world == 2
     assert sum(buckets.values()) >= 25
-    shown = [item.shapes[0] for items in data.val_dataloader()[0].batch_sampler for item in items]  # type: ignore
-    assert {(24, 24), (24, 27), (27, 24), (24, 72)} == set(shown)
+    val_shapes = [item.shapes[0] for items in data.val_dataloader()[0].batch_sampler for item in items]  # type: ignore
+    assert {(24, 24), (24, 27), (27, 24), (24, 72)} == set(val_shapes)

@@ -22,10 +22,9 @@ def data_module(cfg: dict[str, Any], cache: Path, sets: Splits | None = None, **
     return DataModule(sets or load_splits(cfg), build_sizes(sizes), cfg, VIEWS | views, 0, cache)
 
 
-def same(one: Any, other: Any) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(one[key], other[key]) if isinstance(one[key], torch.Tensor) else one[key] == other[key]
-        for key in one
+def same(a: Any, b: Any) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key] for key in a
     )
 
 
@@ -35,20 +34,20 @@ def test_workers_change_nothing(config: Load, tmp_path: Path, fit: str) -> None:
         data_module(config("digits", fit=fit, flip=True, color=0.1, workers=workers), tmp_path).train_dataloader()
         for workers in (0, 2)
     ]
-    for epoch in range(2):  # the second with workers that have been kept
+    for epoch in range(2):  # the second with persistent workers
         for loader in loaders:
             taken = epoch * len(loader)
             loader.batch_sampler.taken = lambda n=taken: n  # type: ignore[union-attr]
         pairs = list(zip(*loaders, strict=True))
-        assert all(same(one, other) for one, other in pairs)
-        assert {one["size"] for one, _ in pairs} == {(32, 24)[epoch]}
+        assert all(same(a, b) for a, b in pairs)
+        assert {batch["size"] for batch, _ in pairs} == {(32, 24)[epoch]}
 
 
 @pytest.mark.parametrize("fit", ["crop", "full"])
-def test_a_training_batch_is_what_the_classifier_is_promised(config: Load, tmp_path: Path, fit: str) -> None:
+def test_a_training_batch_has_the_documented_types_and_shapes(config: Load, tmp_path: Path, fit: str) -> None:
     cfg = config("digits", fit=fit, color=0.1)
     data = data_module(cfg, tmp_path)
-    seen = []
+    indices = []
     for batch in data.train_dataloader():
         n = len(batch["index"])
         assert batch["image"].dtype == torch.uint8
@@ -63,8 +62,8 @@ def test_a_training_batch_is_what_the_classifier_is_promised(config: Load, tmp_p
         assert (batch["offset"].dtype, batch["offset"].shape) == (torch.float32, (n, 3))
         assert batch["offset"].abs().min() > 0
         assert batch["bad"] == []
-        seen += batch["index"].tolist()
-    assert sorted(seen) == data.sets.train.tolist()
+        indices += batch["index"].tolist()
+    assert sorted(indices) == data.sets.train.tolist()
 
 
 @pytest.mark.parametrize(("fit", "squares"), [("center", True), ("warp", True), ("full", False)])
@@ -127,9 +126,7 @@ def test_a_file_that_is_skipped_is_left_out_and_listed(
     assert sorted([*good, 3, 19]) == list(range(24))
 
 
-def test_a_batch_of_nothing_but_bad_files_keeps_one_blank_invalid_image(
-    config: Load, damaged: Path, tmp_path: Path
-) -> None:
+def test_a_batch_of_bad_files_only_becomes_one_blank_invalid_image(config: Load, damaged: Path, tmp_path: Path) -> None:
     cfg = config("folder", root=str(damaged), bad_files="skip", batch_size=1)
     data = data_module(cfg, tmp_path)
     batches = [*data.train_dataloader(), *data.val_dataloader()[0], *data.test_dataloader()[0]]
@@ -143,10 +140,8 @@ def test_a_batch_of_nothing_but_bad_files_keeps_one_blank_invalid_image(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_of_two_training_images_never_one_alone_is_left(
-    config: Load, damaged: Path, tmp_path: Path, workers: int
-) -> None:
-    """Batch normalisation may not be able to train on it; the second counts for nothing."""
+def test_a_single_readable_training_image_is_doubled(config: Load, damaged: Path, tmp_path: Path, workers: int) -> None:
+    """Batch normalisation may be unable to train on a single image; the copy is invalid."""
     data = data_module(config("folder", root=str(damaged), bad_files="skip", batch_size=2, workers=workers), tmp_path)
     broken = [batch for batch in data.train_dataloader() if batch["bad"]]
     assert broken
@@ -160,7 +155,7 @@ def test_of_two_training_images_never_one_alone_is_left(
 
 
 class Tags(ImageSet):
-    """A multi-label set."""
+    """A multi-label data set."""
 
     classes = ("a", "b", "c")
     multilabel = True
@@ -175,17 +170,17 @@ class Tags(ImageSet):
         return Image.new("RGB", (30, 40 + index))
 
 
-def test_targets_of_a_multi_label_set_are_rows_of_zeros_and_ones(config: Load, tmp_path: Path) -> None:
+def test_targets_of_a_multi_label_data_set_are_zeros_and_ones(config: Load, tmp_path: Path) -> None:
     parts = (np.arange(40), np.arange(4), np.arange(4))
     data = data_module(config("digits", fit="full"), tmp_path, Splits(Tags(), *parts))
     for batch in data.train_dataloader():
         assert batch["target"].dtype == torch.float32
-        for index, row in zip(batch["index"].tolist(), batch["target"].tolist(), strict=True):
-            assert tuple(np.flatnonzero(row)) == Tags().label(index)
+        for index, target in zip(batch["index"].tolist(), batch["target"].tolist(), strict=True):
+            assert tuple(np.flatnonzero(target)) == Tags().label(index)
 
 
 class Silent(Tags):
-    """A set that does not say why an image cannot be read."""
+    """A data set whose DataError has no message."""
 
     def read(self, index: int) -> Image.Image:
         if index == 7:
@@ -193,7 +188,7 @@ class Silent(Tags):
         return super().read(index)
 
 
-def test_an_image_that_fails_without_a_word_is_left_out_all_the_same(config: Load, tmp_path: Path) -> None:
+def test_an_image_that_fails_without_a_message_is_left_out(config: Load, tmp_path: Path) -> None:
     parts = (np.arange(40), np.arange(4), np.arange(4))
     batches = list(data_module(config("digits"), tmp_path, Splits(Silent(), *parts)).val_dataloader()[0])
     assert sum(len(batch["index"]) for batch in batches) == 4
@@ -209,7 +204,7 @@ def test_an_image_that_fails_without_a_word_is_left_out_all_the_same(config: Loa
 def test_real_photographs_come_in_batches(config: Load, tmp_path: Path, fit: str) -> None:
     root = Path(os.environ.get("SPPNET_DATA", "missing"), "caltech20")
     if not root.is_dir():
-        pytest.skip("SPPNET_DATA holds no caltech20: real photographs are not tested here")
+        pytest.skip("SPPNET_DATA holds no caltech20: real photographs are not tested")
     data = data_module(config("folder", root=str(root), fit=fit), tmp_path)
     assert [len(data.sets.train), len(data.sets.val), len(data.sets.test)] == [840, 180, 180]
     batches = list(data.val_dataloader()[0])

@@ -1,4 +1,4 @@
-"""What a crop is: which pixels, resized by whom, and the same kept in a file as read anew."""
+"""The pixels of a crop for each reader, and that cached images give the same pixels as the originals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,16 @@ from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.image_files import Folder
 from sppnet.data.decode import DataError, decode
 from sppnet.data.image_cache import read_index
-from sppnet.data.readers import Whole, decoded, resize, shorter, source_of, whole_box
+from sppnet.data.readers import (
+    PixelReader,
+    Reader,
+    SubpixelReader,
+    build_reader,
+    decode_pixels,
+    resize,
+    resized_shape,
+    round_box,
+)
 from sppnet.errors import UserError
 
 Load = Callable[..., dict[str, Any]]
@@ -42,15 +51,15 @@ VIEWS = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of 12 real photographs of many shapes: parts of two that come with scikit-learn."""
+    """Two classes of 12 JPEGs of many shapes, cut out of scikit-learn's two sample photographs."""
     root = tmp_path_factory.mktemp("photographs")
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for name in ("china", "flower"):
         whole = Image.fromarray(load_sample_image(f"{name}.jpg"))
         (root / name).mkdir()
         for number in range(12):
-            width, height = draw.integers(150, 420, 2).tolist()
-            left, top = draw.integers(0, whole.width - width), draw.integers(0, whole.height - height)
+            width, height = generator.integers(150, 420, 2).tolist()
+            left, top = generator.integers(0, whole.width - width), generator.integers(0, whole.height - height)
             part = whole.crop((left, top, left + width, top + height))
             part.save(root / name / f"{number:02d}.jpg", quality=90, progressive=number % 3 == 0)
     return root
@@ -62,7 +71,7 @@ def data_module(cfg: dict[str, Any], cache: Path) -> DataModule:
 
 
 def batches(cfg: dict[str, Any], cache: Path) -> list[dict[str, Any]]:
-    """Two epochs of training, at two sizes, and the validation."""
+    """The batches of two training epochs, which have different sizes, and of the validation."""
     data = data_module(cfg, cache)
     train = data.train_dataloader()
     first = list(train)
@@ -70,65 +79,65 @@ def batches(cfg: dict[str, Any], cache: Path) -> list[dict[str, Any]]:
     return [*first, *train, *data.val_dataloader()[0]]
 
 
-def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
-    return len(one) == len(other) and all(
+def same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> bool:
+    return len(first) == len(second) and all(
         torch.equal(a["image"], b["image"]) and torch.equal(a["index"], b["index"]) and a["bad"] == b["bad"]
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(first, second, strict=True)
     )
 
 
-def kept_file(cache: Path) -> Path:
+def cache_file(cache: Path) -> Path:
     [path] = cache.glob("photographs-*.bin")
     return path
 
 
-def saved(image: Image.Image, path: Path, **how: Any) -> Path:
-    image.save(path, **how)
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
+    image.save(path, **options)
     return path
 
 
 def test_every_jpeg_is_decoded_to_the_bits_of_pillow(tmp_path: Path) -> None:
     photograph = Image.fromarray(load_sample_image("china.jpg"))
-    turned = Image.Exif()
-    turned[0x0112] = 6
+    exif = Image.Exif()
+    exif[0x0112] = 6
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    for name, image, how in (
+    for name, image, options in (
         ("plain", photograph, {}),
         ("fine", photograph, {"quality": 95, "subsampling": 0}),
         ("odd", photograph.crop((0, 0, 333, 217)), {"subsampling": 2}),
         ("progressive", photograph, {"progressive": True}),
         ("grey", photograph.convert("L"), {}),
         ("cmyk", photograph.convert("CMYK"), {}),
-        ("turned", photograph, {"exif": turned}),
-        ("profiled", photograph, {"exif": turned, "icc_profile": bytes(200_000)}),
+        ("turned", photograph, {"exif": exif}),
+        ("profiled", photograph, {"exif": exif, "icc_profile": bytes(200_000)}),
         ("tagged", photograph, {"xmp": XMP}),
         ("png", photograph, {"format": "PNG"}),  # whatever the suffix says
     ):
-        saved(image, tmp_path / "a" / f"{name}.jpg", **how)
+        saved(image, tmp_path / "a" / f"{name}.jpg", **options)
     saved(photograph, tmp_path / "b" / "x.png")
     images = Folder(str(tmp_path))
     assert len(images) == 11
     for index in range(len(images)):
-        assert np.array_equal(decoded(images, index), np.asarray(decode(images.path(index)))), images.name(index)
+        assert np.array_equal(decode_pixels(images, index), np.asarray(decode(images.path(index)))), images.name(index)
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.7, 0.99])
-def test_a_jpeg_that_is_cut_short_is_refused_as_ever(tmp_path: Path, cut: float) -> None:
+def test_a_truncated_jpeg_is_refused(tmp_path: Path, cut: float) -> None:
     buffer = io.BytesIO()
     Image.fromarray(load_sample_image("china.jpg")).save(buffer, "JPEG")
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.jpg").write_bytes(buffer.getvalue()[: int(cut * len(buffer.getvalue()))])
     with pytest.raises(DataError, match=r"x\.jpg"):
-        Whole(Folder(str(tmp_path)), "torch").read(0)
+        PixelReader(Folder(str(tmp_path)), "torch").read(0)
 
 
 @given(st.integers(1, 600), st.integers(1, 600), *[st.floats(0, 1)] * 2, *[st.floats(0.01, 1)] * 2)
-def test_whole_boxes_lie_inside_and_are_the_nearest(w: int, h: int, x: float, y: float, a: float, b: float) -> None:
+def test_rounded_boxes_lie_inside_and_are_the_nearest(w: int, h: int, x: float, y: float, a: float, b: float) -> None:
     wide, high = a * w, b * h
     left, top = x * (w - wide), y * (h - high)
-    box = whole_box((left, top, left + wide, top + high), w, h)
+    box = round_box((left, top, left + wide, top + high), w, h)
     assert 0 <= box[0] < box[2] <= w
     assert 0 <= box[1] < box[3] <= h
     assert abs(box[2] - box[0] - wide) <= max(0.5, 1 - wide) + 1e-6
@@ -136,8 +145,8 @@ def test_whole_boxes_lie_inside_and_are_the_nearest(w: int, h: int, x: float, y:
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(8, 512))
-def test_the_shorter_side_becomes_what_is_asked_for(height: int, width: int, side: int) -> None:
-    h, w = shorter(height, width, side)
+def test_resized_shapes_have_the_shorter_side_and_keep_the_aspect_ratio(height: int, width: int, side: int) -> None:
+    h, w = resized_shape(height, width, side)
     assert min(h, w) == side
     longer = min(max(height, width), 16 * min(height, width))
     assert abs(max(h, w) - longer * side / min(height, width)) <= 0.5
@@ -146,35 +155,35 @@ def test_the_shorter_side_becomes_what_is_asked_for(height: int, width: int, sid
 @pytest.mark.parametrize("resampler", ["pillow", "torch"])
 def test_a_crop_of_the_size_of_the_batch_is_a_copy_of_the_resized_photograph(photographs: Path, resampler: str) -> None:
     images = Folder(str(photographs))
-    source = Whole(images, resampler, 128)
+    reader = PixelReader(images, resampler, 128)
     regions = TrainRegions(0, "crop", {"kind": "paper", "positions": "random", "ratio": 0.875}, True, 0.0)
-    seen = set()
+    flips = set()
     for index in range(len(images)):
-        pixels = source.read(index)
+        pixels = reader.read(index)
         height, width, _ = pixels.shape
-        whole = resize(torch.from_numpy(decoded(images, index)), height, width, resampler)
-        region = regions(index, 0)(*source.size(pixels))
+        whole = resize(torch.from_numpy(decode_pixels(images, index)), height, width, resampler)
+        region = regions(index, 0)(*reader.size(pixels))
         out = torch.empty(3, 112, 112, dtype=torch.uint8)
-        source.draw(pixels, region, out)
-        left, top, right, bottom = whole_box(region.box, *source.size(pixels))
+        reader.fill(pixels, region, out)
+        left, top, right, bottom = round_box(region.box, *reader.size(pixels))
         assert (right - left, bottom - top) == (112, 112)
-        cut = whole[:, top:bottom, left:right]
-        assert torch.equal(out, cut.flip(2) if region.flip else cut)
-        seen.add(region.flip)
-    assert seen == {True, False}
+        crop = whole[:, top:bottom, left:right]
+        assert torch.equal(out, crop.flip(2) if region.flip else crop)
+        flips.add(region.flip)
+    assert flips == {True, False}
 
 
 def test_the_two_resamplers_differ_by_a_level_in_few_pixels(photographs: Path) -> None:
     images = Folder(str(photographs))
     differ = []
     for index in range(len(images)):
-        pixels = torch.from_numpy(decoded(images, index))
+        pixels = torch.from_numpy(decode_pixels(images, index))
         for height, width in ((112, 112), (90, 140), (300, 500)):
-            one, other = (resize(pixels, height, width, resampler).int() for resampler in ("pillow", "torch"))
-            assert (one - other).abs().max() <= 2
-            assert ((one - other).abs() > 1).float().mean() < 1e-4
-            differ.append(float((one != other).float().mean()))
-    assert 0 < np.mean(differ) < 0.05  # nearly the same, and not the same: two names, two identities
+            pillow, by_torch = (resize(pixels, height, width, resampler).int() for resampler in ("pillow", "torch"))
+            assert (pillow - by_torch).abs().max() <= 2
+            assert ((pillow - by_torch).abs() > 1).float().mean() < 1e-4
+            differ.append(float((pillow != by_torch).float().mean()))
+    assert 0 < np.mean(differ) < 0.05  # not equal, so the resampler is part of a run's identity
 
 
 @pytest.mark.parametrize("resampler", ["pillow", "torch"])
@@ -185,40 +194,42 @@ def test_whole_pixels_are_within_a_level_of_the_default_where_the_box_is_whole(
     region = Region((10.0, 20.0, 138.0, 148.0), True)
     for index in range(len(images)):
         outs = []
-        for source in (source_of(images, {}, "crop"), Whole(images, resampler)):
+        readers: tuple[Reader, ...] = (SubpixelReader(images), PixelReader(images, resampler))
+        for reader in readers:
             outs.append(torch.empty(3, 64, 64, dtype=torch.uint8))
-            source.draw(source.read(index), region, outs[-1])
-        inside = (outs[0].int() - outs[1].int()).abs()[:, 2:-2, 2:-2]  # at its edge Pillow sees beyond the box
+            reader.fill(reader.read(index), region, outs[-1])
+        # without the edge, where Pillow also uses pixels outside the box
+        inside = (outs[0].int() - outs[1].int()).abs()[:, 2:-2, 2:-2]
         assert inside.max() <= 1
 
 
-def test_whole_images_never_come_from_a_shorter_side(photographs: Path) -> None:
+def test_only_crops_are_taken_from_images_with_a_short_side(photographs: Path) -> None:
     images = Folder(str(photographs))
     for trained, fit, side in (
         *(("crop", fit, 64) for fit in ("crop", "center")),
         *(("crop", fit, None) for fit in ("full", "windows", "warp")),
         *(("full", fit, None) for fit in ("full", "windows", "warp", "center")),
     ):
-        source = source_of(images, {"fit": trained, "resampler": "torch", "short_side": 64}, fit)
-        assert isinstance(source, Whole)
-        assert source.short_side == side
+        reader = build_reader(images, {"fit": trained, "resampler": "torch", "short_side": 64}, fit)
+        assert isinstance(reader, PixelReader)
+        assert reader.short_side == side
 
 
 @pytest.mark.parametrize("resampler", ["pillow", "torch"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kept_photographs_give_the_same_batches(
+def test_cached_images_give_the_same_batches(
     config: Load, photographs: Path, tmp_path: Path, resampler: str, workers: int
 ) -> None:
     cfg = config("folder", root=str(photographs), short_side=80, resampler=resampler, workers=workers, batch_size=8)
     expected = batches(cfg, tmp_path)
     assert not list(tmp_path.glob("photographs-*"))
     assert same(batches(cfg | {"cache": True}, tmp_path), expected)
-    stamp = kept_file(tmp_path).stat().st_mtime_ns
+    stamp = cache_file(tmp_path).stat().st_mtime_ns
     assert same(batches(cfg | {"cache": True}, tmp_path), expected)
-    assert kept_file(tmp_path).stat().st_mtime_ns == stamp
+    assert cache_file(tmp_path).stat().st_mtime_ns == stamp
 
 
-def test_another_side_a_changed_photograph_or_resampler_makes_another_file(
+def test_another_side_resampler_or_changed_image_makes_another_file(
     config: Load, photographs: Path, tmp_path: Path
 ) -> None:
     cfg = config("folder", root=str(photographs), short_side=80, cache=True)
@@ -232,42 +243,42 @@ def test_another_side_a_changed_photograph_or_resampler_makes_another_file(
 
 
 @pytest.fixture
-def kept(config: Load, photographs: Path, tmp_path: Path) -> tuple[dict[str, Any], Path]:
-    """A configuration and the cache folder with the file that belongs to it."""
+def cached(config: Load, photographs: Path, tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """A config with `data.cache=true`, and the cache folder with its file."""
     cfg = config("folder", root=str(photographs), short_side=80, cache=True, batch_size=8)
     data_module(cfg, tmp_path).prepare_data()
     return cfg, tmp_path
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_flipped_byte_is_found_said_and_mended(
-    kept: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str], workers: int
+def test_a_flipped_byte_is_reported_and_repaired(
+    cached: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str], workers: int
 ) -> None:
-    cfg, cache = kept
+    cfg, cache = cached
     expected = batches(cfg, cache)
-    path = kept_file(cache)
+    path = cache_file(cache)
     good = path.read_bytes()
     table = read_index(path)
     assert table is not None
-    train = data_module(cfg, cache).sets.train[0]
-    at = int(table[train, 0]) + 1234
+    index = data_module(cfg, cache).sets.train[0]
+    at = int(table[index, 0]) + 1234
     path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
     capfd.readouterr()
     assert same(batches(cfg | {"workers": workers}, cache), expected)
-    said = capfd.readouterr().err
-    assert "damaged" in said
-    assert load_splits(cfg).images.name(int(train)) in said
+    output = capfd.readouterr().err
+    assert "damaged" in output
+    assert load_splits(cfg).images.name(int(index)) in output
     assert path.read_bytes() == good
     assert same(batches(cfg | {"workers": workers}, cache), expected)
     assert "damaged" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["index", "header", "end", "empty"])
-def test_a_file_whose_index_is_damaged_is_built_anew_and_said(
-    kept: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str], damage: str
+def test_a_damaged_file_is_reported_and_built_again(
+    cached: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    cfg, cache = kept
-    path = kept_file(cache)
+    cfg, cache = cached
+    path = cache_file(cache)
     good = path.read_bytes()
     spoiled = {"index": good[:100] + bytes([good[100] ^ 1]) + good[101:], "header": b"x" + good[1:], "end": good[:-1]}
     path.write_bytes(spoiled.get(damage, b""))
@@ -293,27 +304,27 @@ data.prepare_data()
 def builder(cfg: dict[str, Any], cache: Path, **more: Any) -> subprocess.Popen[str]:
     cache.mkdir(exist_ok=True)
     (cache / "cfg.yaml").write_text(yaml.safe_dump(cfg))
-    words = [sys.executable, "-c", BUILD, str(cache / "cfg.yaml"), str(cache)]
-    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, **more)
+    command = [sys.executable, "-c", BUILD, str(cache / "cfg.yaml"), str(cache)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **more)
 
 
 @pytest.mark.slow
-def test_of_two_builders_at_once_one_builds_and_both_go_on(config: Load, photographs: Path, tmp_path: Path) -> None:
+def test_of_several_builders_one_builds_and_all_succeed(config: Load, photographs: Path, tmp_path: Path) -> None:
     cfg = config("folder", root=str(photographs), short_side=900, cache=True)
     builders = [builder(cfg, tmp_path) for _ in range(3)]
-    said = [process.communicate()[1] for process in builders]
-    assert [process.returncode for process in builders] == [0] * 3, said
-    assert sum("keeping 24 photographs" in each for each in said) == 1
+    outputs = [process.communicate()[1] for process in builders]
+    assert [process.returncode for process in builders] == [0] * 3, outputs
+    assert sum("caching 24 images" in output for output in outputs) == 1
     assert not list(tmp_path.glob("*.tmp"))
-    assert read_index(kept_file(tmp_path)) is not None
+    assert read_index(cache_file(tmp_path)) is not None
 
 
 @pytest.mark.slow
-def test_what_a_killed_builder_leaves_is_never_used_and_goes(config: Load, photographs: Path, tmp_path: Path) -> None:
+def test_the_file_of_a_killed_builder_is_not_used_but_removed(config: Load, photographs: Path, tmp_path: Path) -> None:
     cfg = config("folder", root=str(photographs), short_side=2000, cache=True)
     process = builder(cfg, tmp_path)
     deadline = time.monotonic() + 60
-    while not (found := list(tmp_path.glob("*.tmp"))) or found[0].stat().st_size < 2**20:
+    while not (files := list(tmp_path.glob("*.tmp"))) or files[0].stat().st_size < 2**20:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
@@ -322,39 +333,39 @@ def test_what_a_killed_builder_leaves_is_never_used_and_goes(config: Load, photo
     assert not list(tmp_path.glob("photographs-*.bin"))
     assert list(tmp_path.glob("*.tmp"))
     again = builder(cfg, tmp_path)
-    assert again.communicate()[1].count("keeping 24") == 1
+    assert again.communicate()[1].count("caching 24") == 1
     assert not list(tmp_path.glob("*.tmp"))
-    assert read_index(kept_file(tmp_path)) is not None
+    assert read_index(cache_file(tmp_path)) is not None
 
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_building_leaves_nothing(config: Load, photographs: Path, tmp_path: Path) -> None:
     cfg = config("folder", root=str(photographs), short_side=900, cache=True)
-    limit = 20 * 2**20  # bytes of a file: what a disk does when it is full, without one
+    limit = 20 * 2**20  # bytes per file; stands for a full disk
     process = builder(cfg, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert "OSError" in process.communicate()[1]
     assert process.returncode == 1
     assert not [*tmp_path.glob("photographs-*.bin"), *tmp_path.glob("*.tmp")]
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_read(
+def test_a_disk_that_is_too_small_is_reported_before_images_are_read(
     config: Load, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
     cfg = config("folder", root=str(photographs), short_side=200, cache=True)
-    with pytest.raises(UserError, match=r"24 photographs of folder .* take 4 MiB, and paths.cache=.* has 0 MiB free"):
+    with pytest.raises(UserError, match=r"24 images of folder .* take 4 MiB, and paths.cache=.* has 0 MiB free"):
         data_module(cfg, tmp_path).prepare_data()
     assert not list(tmp_path.glob("photographs-*.bin"))
 
 
-def test_a_cache_that_cannot_be_written_is_said(config: Load, photographs: Path, tmp_path: Path) -> None:
+def test_a_cache_folder_that_is_not_writable_is_an_error(config: Load, photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     cfg = config("folder", root=str(photographs), short_side=81, cache=True)
     with pytest.raises(UserError, match=r"^data\.cache=true: paths\.cache=.*cache cannot be written to: "):
         data_module(cfg, tmp_path / "cache").prepare_data()
 
 
-def test_a_photograph_that_cannot_be_read_is_skipped_or_stops_the_building(
+def test_an_image_that_cannot_be_read_is_skipped_or_stops_the_build(
     config: Load, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = shutil.copytree(photographs, tmp_path / "copy")
@@ -368,47 +379,47 @@ def test_a_photograph_that_cannot_be_read_is_skipped_or_stops_the_building(
     assert not list(tmp_path.glob("photographs-*.bin"))
     skipping = cfg | {"bad_files": "skip"}
     capsys.readouterr()
-    kept, read = batches(skipping | {"cache": True}, tmp_path), batches(skipping, tmp_path)
-    assert same(kept, read)
+    cached, read = batches(skipping | {"cache": True}, tmp_path), batches(skipping, tmp_path)
+    assert same(cached, read)
     assert any("china/03.jpg" in batch["bad"] for batch in read)
-    assert "1 JPEG file makes the decoder warn." in capsys.readouterr().err  # as the file is built
+    assert "1 JPEG file makes the decoder warn." in capsys.readouterr().err  # while the cache is built
 
 
-def test_a_set_that_cannot_tell_whether_it_changed_is_not_kept(config: Load, tmp_path: Path) -> None:
+def test_a_data_set_without_a_state_is_not_cached(config: Load, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="digits cannot tell whether its images have changed"):
         data_module(config("digits", short_side=32, cache=True), tmp_path).prepare_data()
 
 
 class Boxed(Folder):
-    """A set that shows a part of each file."""
+    """A data set that crops each file."""
 
     def read(self, index: int) -> Image.Image:
         return super().read(index).crop((0, 0, 50, 50))
 
 
-def test_a_set_that_reads_in_a_way_of_its_own_is_read_by_it(photographs: Path) -> None:
-    assert Whole(Boxed(str(photographs)), "torch").read(0).shape == (50, 50, 3)
+def test_an_overridden_read_is_used(photographs: Path) -> None:
+    assert PixelReader(Boxed(str(photographs)), "torch").read(0).shape == (50, 50, 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
-def test_pictures_of_a_set_of_ones_own_become_rgb(photographs: Path, mode: str) -> None:
+def test_images_of_an_overridden_read_become_rgb(photographs: Path, mode: str) -> None:
     class Converted(Boxed):
         def read(self, index: int) -> Image.Image:
             return super().read(index).convert(mode)
 
     images = Converted(str(photographs))
-    assert Whole(images, "torch").read(0).shape == (50, 50, 3)
-    assert source_of(images, {"fit": "crop"}, "crop").read(0).mode == "RGB"
+    assert PixelReader(images, "torch").read(0).shape == (50, 50, 3)
+    assert build_reader(images, {"fit": "crop", "resampler": "pillow"}, "crop").read(0).mode == "RGB"
 
 
-def test_a_file_that_goes_away_is_said_and_its_photographs_are_read_anew(
-    kept: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str]
+def test_a_file_that_is_removed_is_reported_and_the_originals_are_read(
+    cached: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    cfg, cache = kept
+    cfg, cache = cached
     expected = batches(cfg, cache)
     data = data_module(cfg | {"bad_files": "skip"}, cache)
     loader: Any = data.train_dataloader()
-    kept_file(cache).unlink()
+    cache_file(cache).unlink()
     capfd.readouterr()
     assert same(list(loader), expected[: len(loader)])
     assert capfd.readouterr().err.count("removed while it was in use") == 1

@@ -1,4 +1,4 @@
-"""Which images of another set a trained network is tested on."""
+"""Which images of another data set a trained network is tested on."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ CLASSES = ["ant", "bee", "cat"]
 
 
 def folder(root: Path, *names: str, count: int = 4) -> Path:
-    """Files that look like pictures from outside in each of the folders `names`."""
+    """Write `count` files with an image suffix, but no image, in each of the folders `names`."""
     for name in names:
         (root / name).mkdir(parents=True)
         for i in range(count):
@@ -26,30 +26,30 @@ def folder(root: Path, *names: str, count: int = 4) -> Path:
 
 @pytest.fixture
 def trained(tmp_path: Path, config: Load) -> dict[str, Any]:
-    """What a checkpoint says of the data it was trained on."""
+    """What a checkpoint stores about its training data, and under `test` the names of the run's test images."""
     cfg = config(
         "folder", root=str(folder(tmp_path / "trained", *CLASSES)), split={"val": 0.25, "test": 0.5, "seed": 0}
     )
     images = build_images(cfg)
-    about = {"classes": CLASSES, "multilabel": False, "fingerprint": images.fingerprint()}
-    return about | {"config": {"data": cfg}, "test": names(load_splits(cfg, images))}
+    stored = {"classes": CLASSES, "multilabel": False, "fingerprint": images.fingerprint()}
+    return stored | {"config": {"data": cfg}, "test": names(load_splits(cfg, images))}
 
 
 def names(sets: Splits) -> list[str]:
     return [sets.images.name(i) for i in sets.test.tolist()]
 
 
-def scored(trained: dict[str, Any], root: Path, typed: bool = True, **keys: Any) -> tuple[Splits, list[str]]:
+def load(trained: dict[str, Any], root: Path, chosen: bool = True, **keys: Any) -> tuple[Splits, list[str]]:
     cfg = trained["config"]["data"] | {"root": str(root)} | keys
-    return load_tested(cfg, build_images(cfg), trained, typed)
+    return load_tested(cfg, build_images(cfg), trained, chosen)
 
 
 def test_of_other_data_all_images_are_tested(trained: dict[str, Any], tmp_path: Path) -> None:
-    sets, notices = scored(trained, folder(tmp_path / "new", *CLASSES, count=5))
+    sets, notices = load(trained, folder(tmp_path / "new", *CLASSES, count=5))
     assert len(sets.test) == 15
     assert [len(sets.train), len(sets.val)] == [0, 0]
     assert [f"data.root={tmp_path / 'new'} is not the set that was trained on" in line for line in notices] == [True]
-    _, notices = scored(trained, tmp_path / "new", split={"val": 0.25, "test": 0.5, "seed": 1})
+    _, notices = load(trained, tmp_path / "new", split={"val": 0.25, "test": 0.5, "seed": 1})
     assert "data.split has no effect" in notices[1]
 
 
@@ -58,48 +58,48 @@ def test_of_other_data_with_parts_the_test_part_is_tested(
     trained: dict[str, Any], tmp_path: Path, parts: list[str]
 ) -> None:
     new = folder(tmp_path / "new", *(f"{part}/{name}" for part in parts for name in CLASSES))
-    split = {"val": 0.25, "test": 0.5, "seed": 0, "fold": 1}  # of the run: it says nothing of parts that are there
-    sets, notices = scored(trained, new, split=split)
+    split = {"val": 0.25, "test": 0.5, "seed": 0, "fold": 1}  # the run's; it has no effect on official parts
+    sets, notices = load(trained, new, split=split)
     assert names(sets) == [f"{parts[-1]}/{name}/{i}.png" for name in CLASSES for i in range(4)]
     assert ("has no test/" in "".join(notices)) == (parts[-1] == "val")
 
 
 def test_the_data_trained_on_keep_their_split_wherever_they_lie(trained: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "trained", tmp_path / "copy")
-    (tmp_path / "copy" / "dog").mkdir()  # a class without images is none to be tested on
+    (tmp_path / "copy" / "dog").mkdir()  # a class without images is ignored
     (tmp_path / "copy" / "ant" / "notes.txt").touch()
-    sets, notices = scored(trained, tmp_path / "copy")
+    sets, notices = load(trained, tmp_path / "copy")
     assert names(sets) == trained["test"]
     assert len(sets.test) == 6
     assert len(notices) == 1
     assert "1 .txt" in notices[0]
     with pytest.raises(UserError, match="images trained on"):
-        scored(trained, tmp_path / "copy", split={"val": 0.25, "test": 0.5, "seed": 1})
+        load(trained, tmp_path / "copy", split={"val": 0.25, "test": 0.5, "seed": 1})
 
 
-def test_a_set_with_a_test_part_of_its_own_needs_no_split_of_the_run(config: Load, tmp_path: Path) -> None:
+def test_an_official_test_part_does_not_depend_on_the_split_of_the_run(config: Load, tmp_path: Path) -> None:
     for part in ("train", "test"):
         folder(tmp_path / "parts" / part, *CLASSES)
     cfg = config("folder", root=str(tmp_path / "parts"))
     images = build_images(cfg)
     trained = {"classes": images.classes, "multilabel": False, "fingerprint": images.fingerprint()}
-    trained["config"] = {"data": cfg | {"split": {**cfg["split"], "val": 0.01}}}  # as data=imagenet has it
+    trained["config"] = {"data": cfg | {"split": {**cfg["split"], "val": 0.01}}}  # like conf/data/imagenet.yaml
     sets, notices = load_tested(cfg, images, trained, True)
     assert {sets.images.name(i).split("/")[0] for i in sets.test.tolist()} == {"test"}
     assert "data.split has no effect" in notices[-1]
 
 
-def test_data_that_changed_are_tested_only_if_they_were_asked_for(trained: dict[str, Any], tmp_path: Path) -> None:
+def test_data_that_changed_are_tested_only_if_they_were_chosen(trained: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "trained" / "ant" / "new.png").touch()
     with pytest.raises(UserError, match=r"data\.root=.*/trained has changed since the network was trained"):
-        scored(trained, tmp_path / "trained", typed=False)
-    assert len(scored(trained, tmp_path / "trained")[0].test) == 13
+        load(trained, tmp_path / "trained", chosen=False)
+    assert len(load(trained, tmp_path / "trained")[0].test) == 13
 
 
-def test_classes_are_matched_by_name_and_the_others_are_told(trained: dict[str, Any], tmp_path: Path) -> None:
+def test_classes_are_matched_by_name_and_the_others_are_listed(trained: dict[str, Any], tmp_path: Path) -> None:
     folder(tmp_path / "new", "aardvark", "cat", "yak", count=3)
     (tmp_path / "new" / "bee").mkdir()
-    sets, notices = scored(trained, folder(tmp_path / "new", "ant", count=2))
+    sets, notices = load(trained, folder(tmp_path / "new", "ant", count=2))
     assert {sets.images.name(i): sets.images.label(i) for i in sets.test.tolist()} == {
         **{f"ant/{i}.png": 0 for i in range(2)},
         **{f"cat/{i}.png": 2 for i in range(3)},
@@ -109,22 +109,24 @@ def test_classes_are_matched_by_name_and_the_others_are_told(trained: dict[str, 
     assert "has no images of 1 of the network's 3 classes: bee" in notices[2]
 
 
-def test_one_class_is_enough_to_be_tested_on(trained: dict[str, Any], tmp_path: Path) -> None:
-    sets, _ = scored(trained, folder(tmp_path / "new", "cat"))
+def test_one_class_is_enough_for_a_test(trained: dict[str, Any], tmp_path: Path) -> None:
+    sets, _ = load(trained, folder(tmp_path / "new", "cat"))
     assert [sets.images.label(i) for i in sets.test.tolist()] == [2] * 4
 
 
 @pytest.mark.parametrize(
-    ("folders", "says"),
+    ("folders", "message"),
     [
         (["dog", "yak"], "none of the 3 classes that the network was trained on (ant, bee, cat); its own are dog, yak"),
         (["train/ant", "train/bee"], "no images in a test part (its parts: train)"),
     ],
 )
-def test_nothing_to_test_on_is_one_line(trained: dict[str, Any], tmp_path: Path, folders: list[str], says: str) -> None:
+def test_nothing_to_test_on_is_an_error(
+    trained: dict[str, Any], tmp_path: Path, folders: list[str], message: str
+) -> None:
     with pytest.raises(UserError) as caught:
-        scored(trained, folder(tmp_path / "new", *folders))
-    assert says in str(caught.value)
+        load(trained, folder(tmp_path / "new", *folders))
+    assert message in str(caught.value)
 
 
 def test_imagenet_without_its_training_images_can_be_tested_on(
@@ -138,7 +140,7 @@ def test_imagenet_without_its_training_images_can_be_tested_on(
 
 
 class Several(ImageSet):
-    """Images with several labels, of which a network may know some."""
+    """A multi-label data set, some of whose classes the network may not know."""
 
     multilabel = True
     classes: Sequence[str] = ("yak", "cat", "ant")
@@ -153,7 +155,7 @@ class Several(ImageSet):
         return Image.new("RGB", (8, 8))
 
 
-def test_of_several_labels_those_remain_that_the_network_knows(
+def test_several_labels_are_reduced_to_those_that_the_network_knows(
     trained: dict[str, Any], config: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPPNET_ALLOW", __name__)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppnet.data import build_sizes
-from sppnet.data.size_schedules import Alternating, Single, Uniform, Weighted, level_batch, rng
+from sppnet.data.size_schedules import Alternating, Single, Uniform, Weighted, equal_memory_batch_size, rng
 from sppnet.errors import UserError
 
 WEIGHTS = st.lists(st.sampled_from([0.1, 0.2, 0.25, 1 / 3, 0.5, 1, 2, 7]), min_size=1, max_size=4)
@@ -33,9 +33,9 @@ def test_uniform_draws_every_size_both_ends_included_and_equally_often() -> None
 
 
 def test_uniform_depends_on_seed_and_epoch_alone() -> None:
-    one, other = (Uniform([180, 224], [224], [224]) for _ in range(2))
-    assert [one.size_at(3, e) for e in range(50)] == [other.size_at(3, e) for e in reversed(range(50))][::-1]
-    assert [one.size_at(3, e) for e in range(50)] != [one.size_at(4, e) for e in range(50)]
+    first, second = (Uniform([180, 224], [224], [224]) for _ in range(2))
+    assert [first.size_at(3, e) for e in range(50)] == [second.size_at(3, e) for e in reversed(range(50))][::-1]
+    assert [first.size_at(3, e) for e in range(50)] != [first.size_at(4, e) for e in range(50)]
 
 
 @settings(max_examples=150, deadline=None)
@@ -60,12 +60,15 @@ def test_weighted_takes_the_fewest_batches_that_suffice_for_every_draw(
     weights: list[float], samples: int, nominal: int
 ) -> None:
     schedule = weighted(weights)
-    room = [schedule.batch_size(size, nominal) for size in schedule.train]
+    capacities = [schedule.batch_size(size, nominal) for size in schedule.train]
     fewer = schedule.batches(samples, nominal) - 1
     draws = [Fraction(k, 997) for k in range(997)]
-    totals = [sum(n * r for n, r in zip(schedule._counts(fewer, u), room, strict=True)) for u in draws]
-    assert fewer == 0 or schedule._least_room(fewer, room) < samples
-    assert schedule._least_room(fewer, room) <= min(totals)
+    totals = [
+        sum(count * capacity for count, capacity in zip(schedule._counts(fewer, u), capacities, strict=True))
+        for u in draws
+    ]
+    assert fewer == 0 or schedule._smallest_capacity(fewer, capacities) < samples
+    assert schedule._smallest_capacity(fewer, capacities) <= min(totals)
 
 
 def test_weighted_sizes_come_in_a_new_order_each_epoch() -> None:
@@ -75,8 +78,8 @@ def test_weighted_sizes_come_in_a_new_order_each_epoch() -> None:
 
 
 @pytest.mark.parametrize("size", range(16, 400, 7))
-def test_a_level_batch_takes_no_more_memory_than_the_nominal_one(size: int) -> None:
-    batch = level_batch(64, size, 224)
+def test_an_equal_memory_batch_takes_no_more_memory_than_the_nominal_one(size: int) -> None:
+    batch = equal_memory_batch_size(64, size, 224)
     assert batch == 1 or batch * size**2 <= 64 * 224**2 < (batch + 1) * size**2
 
 
@@ -87,7 +90,7 @@ def test_streams_depend_on_every_part_of_the_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "says"),
+    ("name", "values", "message"),
     [
         ("Single", {"train": [224, 180]}, "one size"),
         ("Single", {"train": []}, "sizes.train=[]"),
@@ -105,11 +108,11 @@ def test_streams_depend_on_every_part_of_the_key() -> None:
         ("Weighted", {"train": [224]}, "weights"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused_in_one_line(name: str, values: dict[str, Any], says: str) -> None:
+def test_an_invalid_schedule_is_refused_in_one_line(name: str, values: dict[str, Any], message: str) -> None:
     node = {"_target_": f"sppnet.data.{name}", "val": [224], "test": [224]} | values
     with pytest.raises(UserError) as caught:
         build_sizes(node)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("sizes")
     assert "\n" not in str(caught.value)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.commands import checkpoint_app
-from sppnet.data import ImageSet, images_of, load_tested
+from sppnet.data import ImageSet, build_images_from_config, load_tested
 from sppnet.data.build import OWN_KEYS
 from sppnet.errors import notice
 from sppnet.runs.from_checkpoint import HARDWARE, TrainedNetwork
@@ -33,7 +33,7 @@ def test(trained: TrainedNetwork) -> None:
     for key in trained.typed_keys:
         if key.startswith(TRAINING_ONLY):
             print(f"sppnet: warning: {key} has no effect on a test", file=sys.stderr)
-    images = images_of(cfg)
+    images = build_images_from_config(cfg)
     test_hash = digest(eval_identity(cfg, trained.name, images))
     result = run.result(test_hash) if run and not cfg["force"] else None
     if result is not None and _checked_duplicates(result, cfg):

@@ -13,7 +13,7 @@ from typing import Any
 
 from sppnet.commands import checkpoint_app, hydra_app
 from sppnet.config.compose import Job
-from sppnet.data import ImageSet, images_of
+from sppnet.data import ImageSet, build_images_from_config
 from sppnet.errors import UserError, notice
 from sppnet.runs.from_checkpoint import TrainedNetwork, load_stored_config
 from sppnet.runs.identity import digest
@@ -46,7 +46,7 @@ def _transfer_trained(trained: TrainedNetwork) -> None:
 
 def transfer(task: Task, typed: Sequence[str]) -> None:
     """Print the task's row, computed unless it is stored, among all rows that it can be compared with."""
-    images = images_of(task.cfg)
+    images = build_images_from_config(task.cfg)
     warn_idle(task, images, typed)
     identity = task.identity(images)
     protocol = check_protocol(task, images)  # of a stored row, too: `data.duplicates` is not part of its identity

@@ -1,7 +1,8 @@
-"""Batch plans: which images go into which batch at which size, on every rank, as pure functions of (seed, epoch).
+"""Batch samplers: which images form each batch, and at which size, on every rank.
 
-Lightning tells a batch sampler neither the epoch nor where to resume, and it cannot shard one it does not know. So the
-plan needs nothing but numbers that every process has, and a resumed run finds its place by arithmetic.
+Lightning tells a batch sampler neither the epoch nor the position to resume from, and it cannot shard a custom batch
+sampler over ranks. So the batches are pure functions of (seed, epoch), and a resumed run computes its position from
+the number of batches taken so far.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from sppnet.data.splits import IntArray
 
 
 class Item(NamedTuple):
-    """What a worker has to know of one image of a batch; nothing else, so that workers need no state.
+    """One image of a batch: all that a worker needs to load it, so that workers hold no state.
 
     Attributes:
-        index: its position in the set.
+        index: index of the image in the data set.
         size: the schedule's size, in pixels.
-        shapes: (height, width) at which it is wanted; several if a test looks at several scales.
+        shapes: (height, width) of the result; several for tests at several scales.
         epoch: counted from 0.
-        valid: False for an image that only fills up a batch.
+        valid: False for an image that only pads the batch.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
@@ -36,25 +37,26 @@ class Item(NamedTuple):
     valid: bool
 
 
-class TrainBatches(Sampler[list[Item]]):
+class TrainBatchSampler(Sampler[list[Item]]):
     """The training batches of this rank.
 
-    In every epoch each rank gets n // world images of every bucket (all n, each once, with one process), in the same
-    number of batches, of which the k-th has the same size and number of images on every rank.
+    In every epoch each rank gets n // world of the n images of each bucket; with one process that is every image once.
+    All ranks have the same number of batches, and the k-th batches of all ranks have the same size and number of
+    images.
 
     Args:
         buckets: groups of images that may share a batch, each with at least `world` members.
         schedule: gives the sizes.
-        batch_size: images in a square batch per rank (`data.batch_size`).
+        batch_size: images per rank in a square batch (`data.batch_size`).
         seed: the run's seed.
-        rank: this process.
+        rank: of this process.
         world: number of processes.
-        taken: batches that the run has taken since its first step; asked when an epoch's iterator is made.
-        pairs: sizes at which a batch needs two images (see `sppnet.training.preflight.sizes_for_pairs`). Where
-            rounding would leave one, it goes into another batch, which is then one image above its room.
+        taken: returns the number of batches taken since the run's first step; called once per epoch, in `__iter__`.
+        pairs: sizes at which a batch needs two images (see `sppnet.training.preflight.sizes_for_pairs`). An image that
+            rounding would leave alone joins another batch, which may then exceed its batch size by one.
 
     Attributes:
-        images: how many this rank gets in every epoch.
+        images: number of images per epoch on this rank.
     """
 
     def __init__(
@@ -84,45 +86,50 @@ class TrainBatches(Sampler[list[Item]]):
         return sum(self.counts)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        # not a generator itself: the position must be read now, not when a worker asks for the first batch
+        # not a generator function: `taken` must be read now, not when a worker asks for the first batch
         epoch, start = divmod(self.taken(), len(self))
-        plan = self._plan(epoch)
+        batches = self._epoch_batches(epoch)
         return (
             [Item(index, min(shape), (shape,), epoch, True) for index in members.tolist()]
-            for shape, members in plan[start:]
+            for shape, members in batches[start:]
         )
 
-    def _plan(self, epoch: int) -> list[tuple[tuple[int, int], IntArray]]:
-        """(height, width) and this rank's images of each of the epoch's batches."""
-        plan = []
+    def _epoch_batches(self, epoch: int) -> list[tuple[tuple[int, int], IntArray]]:
+        """(height, width) and this rank's image indices, for each batch of the epoch."""
+        batches = []
         for bucket, nominal, count in zip(self.buckets, self.nominal, self.counts, strict=True):
             stream = f"{bucket.aspect:.6f}"
             order = rng(self.seed, epoch, "order", stream).permutation(bucket.members)
-            mine = order[self.rank :: self.world][: len(order) // self.world]
+            rank_order = order[self.rank :: self.world][: len(order) // self.world]
             sizes = self.schedule.epoch_sizes(self.seed, epoch, count, stream)
-            room = [self.schedule.batch_size(size, nominal) for size in sizes]
-            least = [2 if size in self.pairs else 1 for size in sizes] if self.pairs else None
-            cuts = balanced_cuts(len(mine), room, least)
-            plan += [(bucket.shape(s), part) for s, part in zip(sizes, np.split(mine, cuts[:-1]), strict=True)]
-        return [plan[k] for k in rng(self.seed, epoch, "batches").permutation(len(plan))]
+            capacities = [self.schedule.batch_size(size, nominal) for size in sizes]
+            minimums = [2 if size in self.pairs else 1 for size in sizes] if self.pairs else None
+            ends = balanced_cuts(len(rank_order), capacities, minimums)
+            batches += [
+                (bucket.shape(size), members)
+                for size, members in zip(sizes, np.split(rank_order, ends[:-1]), strict=True)
+            ]
+        return [batches[k] for k in rng(self.seed, epoch, "batches").permutation(len(batches))]
 
 
-class EvalBatches(Sampler[list[Item]]):
-    """The evaluation batches of this rank, in order of shape.
+class EvalBatchSampler(Sampler[list[Item]]):
+    """The evaluation batches of this rank, sorted by shape.
 
-    Over all ranks every image comes once; where a bucket's images do not divide among the ranks, some repeat its first
-    one, marked invalid. The k-th batches of all ranks have the same shape and number of images.
+    Over all ranks every image occurs once as a valid item. If the images of a bucket do not divide evenly among the
+    ranks, its first image pads the other ranks, with `valid` False. The k-th batches of all ranks have the same shape
+    and number of images.
 
     Args:
         buckets: groups of images that may share a batch.
         size: the schedule's size, in pixels.
-        scales: shorter sides at which every image is wanted, in pixels.
-        batch_size: most images in a square batch per rank.
-        rank: this process.
+        scales: shorter sides in pixels; every image is loaded at each of them.
+        batch_size: maximum number of images per rank in a square batch.
+        rank: of this process.
         world: number of processes.
-        limit: batches that will be taken. If there are more, those come first that a seeded draw picks, in proportion
-            to their images, each a mixture of its bucket: what is cut short sees all classes and common shapes.
-        seed: of that draw.
+        limit: number of batches that will be used; None for all. With a limit below the number of batches, each batch
+            is a random sample of its bucket, and the batches are drawn with probabilities proportional to their number
+            of images, so that a limited evaluation covers all classes and the common shapes.
+        seed: of these draws.
     """
 
     def __init__(
@@ -149,35 +156,37 @@ class EvalBatches(Sampler[list[Item]]):
         if self.limit is None or self.limit >= len(self):
             return self._batches(None)
         batches = list(self._batches(rng(self.seed, "limited", "members")))
-        shares = np.array([len(batch) for batch in batches])
-        draw = rng(self.seed, "limited", "batches")
-        return iter([batches[k] for k in draw.choice(len(batches), self.limit, replace=False, p=shares / shares.sum())])
+        counts = np.array([len(batch) for batch in batches])
+        generator = rng(self.seed, "limited", "batches")
+        chosen = generator.choice(len(batches), self.limit, replace=False, p=counts / counts.sum())
+        return iter([batches[k] for k in chosen])
 
-    def _batches(self, order: np.random.Generator | None) -> Iterator[list[Item]]:
-        """All batches; the images of each bucket as they are sorted, or in a drawn order."""
+    def _batches(self, shuffle: np.random.Generator | None) -> Iterator[list[Item]]:
+        """All batches; each bucket in sorted order, or shuffled if a generator is given."""
         for bucket, nominal in zip(self.buckets, self.nominal, strict=True):
-            members = (bucket.members if order is None else order.permutation(bucket.members)).tolist()
+            members = (bucket.members if shuffle is None else shuffle.permutation(bucket.members)).tolist()
             shapes = tuple(bucket.shape(scale) for scale in self.scales)
             share = -(-len(members) // self.world)
-            padded = [(i, True) for i in members] + [(members[0], False)] * (share * self.world - len(members))
-            mine = padded[self.rank :: self.world]
+            padded = [(index, True) for index in members] + [(members[0], False)] * (share * self.world - len(members))
+            rank_members = padded[self.rank :: self.world]
             ends = balanced_cuts(share, [nominal] * -(-share // nominal))
             for start, end in zip([0, *ends], ends, strict=False):
-                yield [Item(index, self.size, shapes, 0, valid) for index, valid in mine[start:end]]
+                yield [Item(index, self.size, shapes, 0, valid) for index, valid in rank_members[start:end]]
 
 
-def balanced_cuts(samples: int, room: Sequence[int], least: Sequence[int] | None = None) -> list[int]:
-    """Where each of `len(room)` batches ends when `samples` fill them evenly.
+def balanced_cuts(samples: int, capacities: Sequence[int], minimums: Sequence[int] | None = None) -> list[int]:
+    """The end positions of `len(capacities)` batches that `samples` fill evenly.
 
-    Every batch gets its least, and of the others a share proportional to the room it has left. Without `least` that is
-    one sample, and none is above its room; with it all get more room if they need it.
+    Each batch gets its minimum, and a share of the remaining samples in proportion to its spare capacity. Without
+    `minimums` every minimum is 1 and no batch exceeds its capacity. With `minimums` all capacities grow alike if they
+    are too small for all samples.
     """
-    if least is None:
-        assert len(room) <= samples <= sum(room)
-        least = [1] * len(room)
-    room = [max(pair) for pair in zip(room, least, strict=True)]
-    more = max(0, -(-(samples - sum(room)) // len(room)))
-    spare = list(accumulate(r + more - low for r, low in zip(room, least, strict=True)))
-    rest = samples - sum(least)
+    if minimums is None:
+        assert len(capacities) <= samples <= sum(capacities)
+        minimums = [1] * len(capacities)
+    capacities = [max(pair) for pair in zip(capacities, minimums, strict=True)]
+    extra = max(0, -(-(samples - sum(capacities)) // len(capacities)))
+    spare = list(accumulate(room + extra - least for room, least in zip(capacities, minimums, strict=True)))
+    rest = samples - sum(minimums)
     assert rest >= 0
-    return [k + (s * rest // spare[-1] if rest else 0) for k, s in zip(accumulate(least), spare, strict=True)]
+    return [k + (s * rest // spare[-1] if rest else 0) for k, s in zip(accumulate(minimums), spare, strict=True)]

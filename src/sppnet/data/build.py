@@ -1,4 +1,10 @@
-"""From the config to data objects: what `_target_` names, and the parts of the set. Imports no torch."""
+"""From the config to the size schedule, the data set, and its train, val and test parts. Imports no torch.
+
+- `build_images_from_config` builds the data set of a whole configuration and sets its cache folder.
+- `build_images` builds the data set of the `data` config alone.
+- `load_splits` builds the data set if needed, checks its labels, and returns its `Splits`.
+- `make_splits` returns the `Splits` of a data set without checking the labels.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +26,12 @@ OWN_KEYS = frozenset({
     "name", "fit", "batch_size", "workers", "split", "crop", "flip", "color", "aspect_step", "bad_files",
     "mean", "std", "short_side", "resampler", "cache", "duplicates",
 })  # fmt: skip
-"""Keys of `data` that are the template's; all others are arguments of the class that `_target_` names."""
+"""Keys of `data` that the template uses itself; all others are arguments of the class named in `_target_`."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set and the positions of its images in each part (`val` may be the test part itself)."""
+    """A data set and the image indices of its parts; `val` may equal `test`."""
 
     images: ImageSet
     train: IntArray
@@ -33,16 +39,16 @@ class Splits:
     test: IntArray
 
     def parts(self) -> dict[str, IntArray]:
-        """Positions by the name of the part."""
+        """Image indices by the name of the part."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def trainval(self) -> IntArray:
-        """Positions of all images outside the test part, sorted."""
+        """Indices of all images outside the test part, sorted."""
         return np.setdiff1d(np.union1d(self.train, self.val), self.test)
 
 
 def build_sizes(cfg: Mapping[str, Any]) -> SizeSchedule:
-    """The schedule that `sizes` describes.
+    """The size schedule of the config's `sizes`.
 
     Raises:
         UserError: its class or its sizes are not allowed.
@@ -50,33 +56,38 @@ def build_sizes(cfg: Mapping[str, Any]) -> SizeSchedule:
     try:
         return instantiate(cfg, SizeSchedule, "sizes")  # type: ignore[type-abstract]
     except UserError as error:
-        if type(error.__cause__) is ValueError:  # sizes.py can be copied elsewhere: it knows no UserError, but the key
+        # size_schedules.py knows no UserError, as it can be copied alone; its ValueErrors begin with the key
+        if type(error.__cause__) is ValueError:
             raise UserError(f"sizes.{error.__cause__}") from None
         raise
 
 
-def images_of(cfg: Mapping[str, Any]) -> ImageSet:
-    """The data set of a whole configuration, as `build_images`; what it works out is kept in `paths.cache`."""
+def build_images_from_config(cfg: Mapping[str, Any]) -> ImageSet:
+    """Build the data set of a whole configuration, with `paths.cache` as its cache folder.
+
+    Raises:
+        UserError: as `build_images`.
+    """
     images = build_images(cfg["data"])
     images.keep_in(Path(cfg["paths"]["cache"]).expanduser(), cfg["trainer"]["progress"])
     return images
 
 
 def build_images(cfg: Mapping[str, Any]) -> ImageSet:
-    """The data set that `data` describes: its files are listed, no picture is read.
+    """Build the data set of the config's `data`: its files are listed, but no image is read.
 
-    Every call lists them anew, as only that shows whether one has changed; where the same set is needed twice, keep it
-    (its `fingerprint()` is kept with it, and `load_splits` takes it).
+    Each call lists the files again, since only a listing shows whether one has changed. Where the data set is needed
+    twice, reuse the object: it stores its `fingerprint()`, and `load_splits` accepts it.
 
     Raises:
-        UserError: the class is not allowed, or something is wrong with the files.
+        UserError: the class is not allowed, or there is a problem with the files.
     """
     arguments = {key: value for key, value in cfg.items() if key not in OWN_KEYS}
     return instantiate(arguments, ImageSet, "data")  # type: ignore[type-abstract]
 
 
 def fingerprint(cfg: Mapping[str, Any]) -> str:
-    """What `data` is, as 64 hexadecimal digits: the same for the same data at another path.
+    """The data set's fingerprint, 64 hexadecimal digits: the same for the same data at another path.
 
     Raises:
         UserError: as `build_images`.
@@ -85,14 +96,14 @@ def fingerprint(cfg: Mapping[str, Any]) -> str:
 
 
 def load_splits(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Splits:
-    """The data set with its training, validation and test parts; no picture is read.
+    """Build the data set of the config's `data`, check all labels, and divide it into its parts; no image is read.
 
     Args:
         cfg: the config's `data`, plain.
-        images: what `build_images(cfg)` returned, to spare a second listing of the files.
+        images: the result of `build_images(cfg)`, to avoid listing the files again.
 
     Raises:
-        UserError: as `build_images`; also no `split`, one class only, a label that is no class, a part without images.
+        UserError: as `build_images`, `check_labels` and `make_splits`.
     """
     images = build_images(cfg) if images is None else images
     check_labels(cfg, images)
@@ -100,15 +111,15 @@ def load_splits(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Split
 
 
 def make_splits(cfg: Mapping[str, Any], images: ImageSet) -> Splits:
-    """`images` in the parts that `cfg` describes.
+    """Divide `images` into their official parts, or into those that `cfg["split"]` describes; labels are not checked.
 
     Raises:
-        UserError: `cfg` has no `split`, a class has too few images for it, or a part has none.
+        UserError: `cfg` has no `split`, a class has too few images for it, or a part is empty.
     """
     split = cfg.get("split")
     if not isinstance(split, Mapping) or not {"val", "test", "seed"} <= split.keys():
-        found = f"={split} is not allowed" if "split" in cfg else " is missing"
-        raise UserError(f"data.split{found}; it takes shares and a seed, such as {{val: 0.15, test: 0.15, seed: 0}}")
+        problem = f"={split} is not allowed" if "split" in cfg else " is missing"
+        raise UserError(f"data.split{problem}; it takes shares and a seed, such as {{val: 0.15, test: 0.15, seed: 0}}")
     parts = make_parts(images, split["val"], split["test"], split["seed"], split.get("fold"))
     for part, members in parts.items():
         if not len(members):
@@ -117,44 +128,46 @@ def make_splits(cfg: Mapping[str, Any], images: ImageSet) -> Splits:
 
 
 def check_labels(cfg: Mapping[str, Any], images: ImageSet) -> None:
-    """Check that `images`, which `cfg` describes, can be trained on, and every label is one or more of several classes.
+    """Check that `images`, the data set of `cfg`, can be trained on, and that its labels and official parts are valid.
 
     Raises:
-        UserError: they cannot, there is one class only, or a label that is none.
+        UserError: as `check_training` and `check_each_label`.
     """
     check_training(cfg, images)
     check_each_label(cfg, images)
 
 
 def check_training(cfg: Mapping[str, Any], images: ImageSet) -> None:
-    """Check that `images`, which `cfg` describes, have parts and classes to train on; no label is asked for.
+    """Check that `images`, the data set of `cfg`, have a training part and at least two classes; reads no label.
 
     Raises:
-        UserError: they have not.
+        UserError: the data set can only be used for testing, or has one class.
     """
-    if why := images.untrainable():
-        raise UserError(why)
+    if problem := images.untrainable():
+        raise UserError(problem)
     if len(images.classes) < 2 and not images.multilabel:
-        raise UserError(f"data={cfg['name']} has one class only ({', '.join(images.classes)}); two are needed")
+        raise UserError(f"data={cfg['name']} has one class only ({', '.join(images.classes)}); at least two are needed")
 
 
 def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
-    """Check that every label of `images`, which `cfg` describes, is one or more of its classes, and its own parts.
+    """Check the class names, the official parts and every label of `images`, the data set of `cfg`.
 
     Raises:
-        UserError: one is not, two classes have one name, or an image is trained on and in another part.
+        UserError: a label is no class, two classes have one name, or an image of `train` is also in another part.
     """
-    if twice := [name for name, count in Counter(map(str, images.classes)).items() if count > 1]:
-        raise UserError(f"data={cfg['name']} has two classes called {twice[0]}")
+    if repeated := [name for name, count in Counter(map(str, images.classes)).items() if count > 1]:
+        raise UserError(f"data={cfg['name']} has two classes called {repeated[0]}")
     _check_parts(cfg, images)
-    count, whole = len(images.classes), (int, np.integer)
+    count, integer_types = len(images.classes), (int, np.integer)
     for i in range(len(images)):
         label = images.label(i)
         if type(label) is int and 0 <= label < count and not images.multilabel:
-            continue  # nearly all of a million
+            continue  # the fast path: a data set may have a million labels
         if isinstance(label, tuple) != images.multilabel:
-            raise UserError(f"data={cfg['name']}: label({i}) is {label!r}: a tuple if and only if multilabel is set")
-        if not all(isinstance(c, whole) and type(c) is not bool and 0 <= c < count for c in all_labels(label)):
+            raise UserError(
+                f"data={cfg['name']}: label({i}) is {label!r}; it must be a tuple if and only if multilabel is set"
+            )
+        if not all(isinstance(c, integer_types) and type(c) is not bool and 0 <= c < count for c in all_labels(label)):
             raise UserError(
                 f"data={cfg['name']}: label({i}) is {label!r}, but there are {count} classes, and labels are whole"
                 " numbers from 0 on"
@@ -162,24 +175,24 @@ def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
 
 
 def _check_parts(cfg: Mapping[str, Any], images: ImageSet) -> None:
-    """Check that a set's own parts are of different images, and what is trained on is in no other."""
-    trained = np.zeros(len(images), dtype=bool)
-    for part, given in sorted((images.split() or {}).items(), key=lambda item: item[0] != "train"):
+    """Check that each official part holds distinct indices, and that no index of `train` is in another part."""
+    is_trained = np.zeros(len(images), dtype=bool)
+    for part, indices in sorted((images.split() or {}).items(), key=lambda item: item[0] != "train"):
         try:
-            members = np.asarray(given) if len(given) else np.arange(0)
-        except (TypeError, ValueError):  # a generator; lists of several lengths
+            members = np.asarray(indices) if len(indices) else np.arange(0)
+        except (TypeError, ValueError):  # a generator, or lists of different lengths
             members = np.asarray(None)
-        whole = members.ndim == 1 and members.dtype.kind in "iu"
-        if not whole or ((members < 0) | (members >= len(images))).any() or (np.bincount(members) > 1).any():
+        is_list = members.ndim == 1 and members.dtype.kind in "iu"
+        if not is_list or ((members < 0) | (members >= len(images))).any() or (np.bincount(members) > 1).any():
             raise UserError(
-                f"data={cfg['name']}: its part {part!r} must be different positions, whole numbers from 0 to"
+                f"data={cfg['name']}: its part {part!r} must hold distinct indices, whole numbers from 0 to"
                 f" {len(images) - 1}"
             )
-        shared = members[trained[members]]
+        shared = members[is_trained[members]]
         if len(shared):
             raise UserError(
-                f"data={cfg['name']}: {len(shared)} images are in its parts 'train' and {part!r} alike (such as"
+                f"data={cfg['name']}: {len(shared)} images are in both its parts 'train' and {part!r} (such as"
                 f" {images.name(int(shared[0]))})"
             )
         if part == "train":
-            trained[members] = True
+            is_trained[members] = True

@@ -1,4 +1,4 @@
-"""The shapes of a set's images: read once, from the files' headers, and kept."""
+"""The heights and widths of a data set's images: read once from the files' headers and cached."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ ShapeArray = npt.NDArray[np.int32]
 def load_shapes(images: ImageSet, cache: Path, skip: bool = False) -> ShapeArray:
     """(height, width) of every image, int32 of shape (len(images), 2).
 
-    Kept in `cache` under the digest of `images.state()`, so a file that changes is read again. The file appears whole
-    or not at all: processes that build it at the same time all end with the same one.
+    The shapes are cached in a file named after `images.state()`, so a file that changes is read again. The cache file
+    appears complete or not at all; processes that build it at the same time end with the same content.
 
     Args:
-        images: the set.
-        cache: folder for the index; made if needed. One that cannot be written costs a reading per run, no more.
+        images: the data set.
+        cache: `paths.cache`; created if needed. If it is not writable, every run reads the shapes again.
         skip: give an image whose header cannot be read the shape (0, 0) instead of raising.
 
     Raises:
-        DataError: a header cannot be read, and `skip` is false.
+        DataError: a header cannot be read, and `skip` is False.
     """
     state = images.state()
     path = None if state is None else cache / f"shapes-{digest([state])[:32]}.npy"
@@ -37,10 +37,10 @@ def load_shapes(images: ImageSet, cache: Path, skip: bool = False) -> ShapeArray
     if shapes is None:
         if path is not None:
             log.info("reading the shapes of %d images, once", len(images))
-        shapes = _read(images)
-        if path is not None and (skip or shapes.all()):  # what is refused leaves nothing behind
-            _keep(shapes, path)
-    for index in np.flatnonzero(shapes[:, 0] == 0).tolist():  # again, as a network drive may have failed for once
+        shapes = _read_all(images)
+        if path is not None and (skip or shapes.all()):  # a data set that is refused leaves no cache file
+            _save(shapes, path)
+    for index in np.flatnonzero(shapes[:, 0] == 0).tolist():  # try again: a network drive may fail temporarily
         try:
             shapes[index] = images.shape(index)
         except DataError as error:
@@ -49,16 +49,16 @@ def load_shapes(images: ImageSet, cache: Path, skip: bool = False) -> ShapeArray
     return shapes
 
 
-def _read(images: ImageSet) -> ShapeArray:
-    def one(index: int) -> tuple[int, int]:
+def _read_all(images: ImageSet) -> ShapeArray:
+    def read_shape(index: int) -> tuple[int, int]:
         try:
             return images.shape(index)
         except DataError:
             return 0, 0
 
-    with ThreadPoolExecutor(8) as pool:  # the time goes into waiting for files
-        found = list(pool.map(one, range(len(images))))
-    return np.asarray(found, dtype=np.int32).reshape(len(images), 2)
+    with ThreadPoolExecutor(8) as pool:  # threads suffice: nearly all of the time is spent waiting for files
+        shapes = list(pool.map(read_shape, range(len(images))))
+    return np.asarray(shapes, dtype=np.int32).reshape(len(images), 2)
 
 
 def _load(path: Path, count: int) -> ShapeArray | None:
@@ -70,10 +70,10 @@ def _load(path: Path, count: int) -> ShapeArray | None:
     return shapes if fits else None
 
 
-def _keep(shapes: ShapeArray, path: Path) -> None:
+def _save(shapes: ShapeArray, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "wb") as file:
             np.save(file, shapes)
     except OSError as error:
-        log.warning("the shapes of the images cannot be kept in %s (%s)", path.parent, error.strerror)
+        log.warning("the shapes of the images cannot be cached in %s (%s)", path.parent, error.strerror)

@@ -1,4 +1,4 @@
-"""From the items of a plan to batches of tensors: what runs in the worker processes, and the loader around them."""
+"""The data loader: worker processes load the items of a batch sampler and collate them into a `Batch` of tensors."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, NamedTuple, TypedDict, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sppnet.data.batch_samplers import EvalBatches, Item, TrainBatches
-from sppnet.data.crops import Cut
+from sppnet.data.batch_samplers import EvalBatchSampler, Item, TrainBatchSampler
+from sppnet.data.crops import RegionFunction
 from sppnet.data.datasets.base import ImageSet, Label
 from sppnet.data.decode import DataError
 from sppnet.data.jpeg import take_remarks
-from sppnet.data.readers import Direct, Source
+from sppnet.data.readers import Reader, SubpixelReader
 
 
 class Batch(TypedDict):
     """One batch; all its images have one shape.
 
     Keys:
-        image: uint8 (N, 3, h, w), RGB, laid out as decoders do it: colours innermost.
-        more: the same images at further scales, in the order of the views' `scales`; empty but for tests at several.
-        target: class numbers, int64 (N,); in a multi-label set float32 (N, K) of 0 and 1.
-        index: int64 (N,), positions in the set.
-        valid: bool (N,), False for an image that only fills up the batch and counts for nothing.
+        image: uint8 (N, 3, h, w), RGB, in channels-last memory format, like decoded images.
+        more: the same images at further scales, in the order of the views' `scales`; empty unless a test has several.
+        target: class indices, int64 (N,); in a multi-label data set float32 (N, K) of 0 and 1.
+        index: int64 (N,), indices in the data set.
+        valid: bool (N,), False for an image that only pads the batch and must not count.
         offset: float32 (N, 3), to be added to RGB in [0, 1] before normalisation.
-        size: the schedule's size: the shorter side, in pixels; of views cut out of larger images, that of the views.
+        size: the schedule's size: the shorter side in pixels; with windows, the side of a window.
         bad: names of the images that could not be read and were left out.
         remarks: harmless warnings of the decoder, by file (see `sppnet.data.jpeg`).
     """
@@ -43,11 +43,11 @@ class Batch(TypedDict):
     remarks: dict[str, str]
 
 
-SMALL = frozenset({"target", "index", "valid", "offset"})
+SMALL_TENSORS = frozenset({"target", "index", "valid", "offset"})
 
 
 class Sample(NamedTuple):
-    """One image of a batch, or (with a `problem`) what kept it from being read."""
+    """One image of a batch, without its pixels; `problem` says why it could not be read and is empty if it was."""
 
     item: Item
     target: Label
@@ -55,9 +55,14 @@ class Sample(NamedTuple):
     problem: str = ""
 
 
-class Drawn(NamedTuple):
-    """The samples of a batch; the images of those that could be read, in order, at each of the batch's shapes; and
-    harmless warnings of the decoder, by file."""
+class UncollatedBatch(NamedTuple):
+    """What `BatchDataset` loads for a batch.
+
+    Attributes:
+        samples: one per item, in order.
+        images: one tensor (N, 3, h, w) per shape, of the N samples without a problem, in order.
+        remarks: harmless warnings of the decoder, by file.
+    """
 
     samples: list[Sample]
     images: list[torch.Tensor]
@@ -65,45 +70,48 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Samples(Dataset[Drawn]):
-    """Reads, cuts out and resizes the images of a batch of `Item`s; for loaders with a batch sampler.
+class BatchDataset(Dataset[UncollatedBatch]):
+    """Reads, crops and resizes all images of a batch; for data loaders with a batch sampler of `Item`s.
 
     Attributes:
-        images: the set.
-        regions: what is cut out of an image, by its index and the epoch.
-        source: how it is read and resized; None for the default.
+        images: the data set.
+        regions: (index, epoch) -> the region of an image.
+        reader: None for the default, `SubpixelReader`.
     """
 
     images: ImageSet
-    regions: Callable[[int, int], Cut]
-    source: Source | None = None
+    regions: Callable[[int, int], RegionFunction]
+    reader: Reader | None = None
 
-    def __getitems__(self, items: Sequence[Item]) -> Drawn:
-        # each image is drawn to its place in the batch, which a worker lays where the main process can read it
-        images = [_room(len(items), *shape) for shape in items[0].shapes]
-        cuts = [self.regions(item.index, item.epoch) for item in items]
+    def __getitems__(self, items: Sequence[Item]) -> UncollatedBatch:
+        # images are resized straight into the batch tensor, which a worker allocates in shared memory
+        images = [_empty_batch(len(items), *shape) for shape in items[0].shapes]
+        region_functions = [self.regions(item.index, item.epoch) for item in items]
         samples: list[Sample] = []
-        row = 0
-        for item, cut in zip(items, cuts, strict=True):
-            samples.append(self._draw(item, cut, [scale[row] for scale in images]))
-            row += not samples[-1].problem
-        return Drawn(samples, [scale[:row] for scale in images], take_remarks())
+        count = 0
+        for item, region_function in zip(items, region_functions, strict=True):
+            samples.append(self._load(item, region_function, [batch[count] for batch in images]))
+            count += not samples[-1].problem
+        return UncollatedBatch(samples, [batch[:count] for batch in images], take_remarks())
 
-    def _draw(self, item: Item, cut: Cut, outs: list[torch.Tensor]) -> Sample:
-        source = self.source or Direct(self.images)
+    def _load(self, item: Item, region_function: RegionFunction, outs: list[torch.Tensor]) -> Sample:
+        reader = self.reader or SubpixelReader(self.images)
         target = self.images.label(item.index)
         try:
-            pixels = source.read(item.index)
-        except DataError as error:  # kept as text: a traceback from a worker would bury the one line that helps
+            pixels = reader.read(item.index)
+        except DataError as error:  # stored as text: a traceback from a worker would bury the one line that helps
             return Sample(item, target, problem=str(error) or f"{self.images.name(item.index)} cannot be read")
-        region = cut(*source.size(pixels))
+        region = region_function(*reader.size(pixels))
         for out in outs:
-            source.draw(pixels, region, out)
+            reader.fill(pixels, region, out)
         return Sample(item, target, region.offset)
 
 
-def _room(count: int, height: int, width: int) -> torch.Tensor:
-    """An uninitialised batch of `count` images; in a worker in shared memory, as `default_collate` has it."""
+def _empty_batch(count: int, height: int, width: int) -> torch.Tensor:
+    """An uninitialised uint8 (count, 3, height, width), channels last; in a worker in shared memory.
+
+    `default_collate` allocates shared memory in a worker too: the tensor then reaches the main process without a copy.
+    """
     size = count * height * width * 3
     if get_worker_info() is None:
         flat = torch.empty(size, dtype=torch.uint8)
@@ -114,36 +122,36 @@ def _room(count: int, height: int, width: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Collate:
-    """Makes a `Batch` of what was drawn, leaving out the images that could not be read.
+class Collator:
+    """Collates an `UncollatedBatch` into a `Batch`, without the images that could not be read.
 
-    If none is left, one black image with `valid` False is, so that processes that train together stay in step.
+    If none could be read, the batch is one black image with `valid` False, so that ranks stay in step.
 
     Attributes:
-        images: the set.
-        skip: whether images that cannot be read are left out, or raised.
-        pairs: an image that is left alone of several is there twice, once with `valid` False: batch normalisation may
-            not be able to train on it alone.
+        images: the data set.
+        skip: whether images that cannot be read are left out (`data.bad_files=skip`) or are an error.
+        pairs: whether to double an image that is the only readable one of several, with `valid` False for the copy:
+            batch normalisation may be unable to train on a single image.
     """
 
     images: ImageSet
     skip: bool
     pairs: bool = False
 
-    def __call__(self, drawn: Drawn) -> Batch | DataError:
-        """A batch, or the error to raise in the main process (see `Loader`)."""
-        good = [sample for sample in drawn.samples if not sample.problem]
-        bad = [sample for sample in drawn.samples if sample.problem]
+    def __call__(self, uncollated: UncollatedBatch) -> Batch | DataError:
+        """A batch, or the error that `Loader` raises in the main process."""
+        good = [sample for sample in uncollated.samples if not sample.problem]
+        bad = [sample for sample in uncollated.samples if sample.problem]
         if bad and not self.skip:
             return DataError(f"{bad[0].problem}; data.bad_files=skip leaves such files out")
-        image, *more = drawn.images
+        image, *more = uncollated.images
         if not good:
             item = bad[0].item._replace(valid=False)
             good = [bad[0]._replace(item=item)]
-            image, *more = (_room(1, *shape).zero_() for shape in item.shapes)
-        if self.pairs and len(good) == 1 < len(drawn.samples):
+            image, *more = (_empty_batch(1, *shape).zero_() for shape in item.shapes)
+        if self.pairs and len(good) == 1 < len(uncollated.samples):
             good.append(good[0]._replace(item=good[0].item._replace(valid=False)))
-            image, *more = (_room(2, *x.shape[2:]).copy_(x) for x in (image, *more))
+            image, *more = (_empty_batch(2, *x.shape[2:]).copy_(x) for x in (image, *more))
         return Batch(
             image=image,
             more=more,
@@ -153,76 +161,77 @@ class Collate:
             offset=torch.tensor([sample.offset for sample in good], dtype=torch.float32),
             size=good[0].item.size,
             bad=[self.images.name(sample.item.index) for sample in bad if sample.item.valid],
-            remarks=drawn.remarks,
+            remarks=uncollated.remarks,
         )
 
     def _targets(self, labels: Sequence[Label]) -> torch.Tensor:
         if not self.images.multilabel:
             return torch.tensor(labels)
         target_NK = torch.zeros(len(labels), len(self.images.classes))
-        for row, label in enumerate(labels):
+        for n, label in enumerate(labels):
             assert isinstance(label, tuple)
-            target_NK[row, list(label)] = 1
+            target_NK[n, list(label)] = 1
         return target_NK
 
 
 @dataclass(frozen=True)
-class _Light:
-    """A `Collate` whose batches travel light.
+class _NumpyCollator:
+    """A `Collator` that returns the small tensors as NumPy arrays.
 
-    torch opens a file for every tensor that goes from process to process; for the four small ones of a batch that takes
-    longer than to draw sixteen kept photographs. So they travel as arrays.
+    torch opens a file for every tensor that a worker sends. For the four small tensors of a batch that takes longer
+    than loading sixteen cached images.
     """
 
-    collate: Collate
+    collator: Collator
 
-    def __call__(self, drawn: Drawn) -> dict[str, Any] | DataError:
-        batch = self.collate(drawn)
+    def __call__(self, uncollated: UncollatedBatch) -> dict[str, Any] | DataError:
+        batch = self.collator(uncollated)
         if isinstance(batch, DataError):
             return batch
-        return {key: value.numpy() if key in SMALL else value for key, value in batch.items()}  # type: ignore[attr-defined]
+        return {key: value.numpy() if key in SMALL_TENSORS else value for key, value in batch.items()}  # type: ignore[attr-defined]
 
 
 class Loader(DataLoader[Any]):
-    """A `DataLoader` of `Batch`es that raises what workers found, as one line, and has a state for Lightning.
+    """A `DataLoader` of `Batch`es that raises a worker's `DataError` without the worker's traceback.
 
-    The state is empty, as the batch sampler finds its place by arithmetic; without the two methods Lightning warns
-    that the loader cannot be resumed.
+    `state_dict` and `load_state_dict` exist because Lightning otherwise warns that the loader cannot be resumed. The
+    state is empty: the batch sampler computes its position.
     """
 
     def __init__(
         self,
-        samples: Samples,
-        batches: TrainBatches | EvalBatches,
+        dataset: BatchDataset,
+        batches: TrainBatchSampler | EvalBatchSampler,
         skip: bool,
         workers: int,
         pin: bool,
         persistent: bool = False,
     ) -> None:
+        collator = Collator(dataset.images, skip, pairs=isinstance(batches, TrainBatchSampler))
         super().__init__(
-            samples,
+            dataset,
             batch_sampler=batches,
-            collate_fn=_Light(Collate(samples.images, skip, isinstance(batches, TrainBatches))),  # type: ignore[arg-type]  # no list: __getitems__
+            collate_fn=_NumpyCollator(collator),  # type: ignore[arg-type]  # `__getitems__` returns no list
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=persistent and workers > 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # the inner iterator is made now, and with it the place in the epoch
-        return _checked(super().__iter__(), self.pin_memory)
+        # not a generator function: the inner iterator must be created now, as it reads the position in the epoch
+        return _to_batches(super().__iter__(), self.pin_memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do."""
+        pass
 
 
-def _checked(batches: Iterator[dict[str, Any] | DataError], pin: bool) -> Iterator[Batch]:
-    for batch in batches:
+def _to_batches(collated: Iterator[dict[str, Any] | DataError], pin: bool) -> Iterator[Batch]:
+    """Undo `_NumpyCollator` and raise the errors of workers."""
+    for batch in collated:
         if isinstance(batch, DataError):
             raise batch
-        small = {key: torch.from_numpy(batch[key]) for key in SMALL}
+        small = {key: torch.from_numpy(batch[key]) for key in SMALL_TENSORS}
         yield cast("Batch", batch | ({key: x.pin_memory() for key, x in small.items()} if pin else small))

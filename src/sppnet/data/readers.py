@@ -1,12 +1,12 @@
-"""From an image of a set to the pixels that regions are cut from, and from a region to a part of a batch.
+"""Readers: from an image of a data set to pixels, and from a region of them to one image of a batch.
 
-Three protocols, each a part of a run's identity, for they differ in pixels:
+The three protocols differ in their pixels, so the protocol is part of a run's identity:
 
-- `Direct`: a region in fractions of a pixel of the original, resized by Pillow in one step. The default.
-- `Whole`, `resampler: torch`: whole pixels, resized by torch; about half of the time.
-- `Whole` with `short_side: S`: every image is resized to a shorter side of S first, as the paper does (256, section
-  3.1.1), and regions are whole pixels of that. A crop of the batch's own size is then a copy. What is cut from can be
-  kept (`sppnet.data.image_cache`) from one epoch, and one run, to the next.
+- `SubpixelReader`: boxes in fractions of a pixel of the original, resized by Pillow in one step. The default.
+- `PixelReader` with `resampler: torch`: boxes in whole pixels of the original, resized by torch; twice as fast.
+- `PixelReader` with `short_side: S`: every image is first resized to a shorter side of S (the paper: 256, section
+  3.1.1), and boxes are whole pixels of the resized image. A crop of the batch's own size is then a copy. The resized
+  images can be cached across epochs and runs (`sppnet.data.image_cache`).
 """
 
 from __future__ import annotations
@@ -25,38 +25,37 @@ from sppnet.data.crops import Region, render
 from sppnet.data.datasets.base import ImageSet, read_rgb
 from sppnet.data.datasets.image_files import Files
 from sppnet.data.decode import decode_array
-from sppnet.data.relabelling import Renumbered
+from sppnet.data.relabelling import RelabelledImages
 
-MAX_LENGTH = 16  # longer side over the shorter: one of 3000 x 1 pixels would else become 768,000 x 256
-RESAMPLERS = ("pillow", "torch")
+MAX_LENGTH = 16  # longer side over the shorter: at a shorter side of 256, 3000 x 1 pixels would become 768,000 x 256
 
 
-class Source(ABC):
-    """Gives the pixels of images, and draws regions of them."""
+class Reader(ABC):
+    """Reads the pixels of an image and fills one image of a batch with a region of them."""
 
     @abstractmethod
     def read(self, index: int) -> Any:
-        """Image `index`, as `size` and `draw` take it.
+        """The pixels of image `index`, in the type that `size` and `fill` take.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the image cannot be read.
         """
 
     @abstractmethod
     def size(self, pixels: Any) -> tuple[int, int]:
-        """(width, height), the frame of `Region`s."""
+        """(width, height) of the coordinates that a `Region` refers to."""
 
     @abstractmethod
-    def draw(self, pixels: Any, region: Region, out: Tensor) -> None:
-        """Fill `out`, uint8 `(3, h, w)`, with the region; its colour offset is left to the network's side.
+    def fill(self, pixels: Any, region: Region, out: Tensor) -> None:
+        """Resize the region into `out`, uint8 (3, h, w). The colour offset is not applied; the network adds it.
 
-        It is fastest where `out` is laid out as `(h, w, 3)`, as decoded pixels are.
+        It is fastest if the memory of `out` is laid out as (h, w, 3), like decoded pixels.
         """
 
 
 @dataclass(frozen=True)
-class Direct(Source):
-    """Regions in fractions of a pixel of the original."""
+class SubpixelReader(Reader):
+    """Takes boxes in fractions of a pixel of the original image."""
 
     images: ImageSet
 
@@ -66,104 +65,109 @@ class Direct(Source):
     def size(self, pixels: Image.Image) -> tuple[int, int]:
         return pixels.size
 
-    def draw(self, pixels: Image.Image, region: Region, out: Tensor) -> None:
+    def fill(self, pixels: Image.Image, region: Region, out: Tensor) -> None:
         out.copy_(torch.from_numpy(render(pixels, region, *out.shape[1:])))
 
 
 @dataclass(frozen=True)
-class Whole(Source):
-    """Regions in whole pixels of the original, or of what it becomes at a shorter side of `short_side` pixels.
+class PixelReader(Reader):
+    """Takes boxes in whole pixels of the original image, or of the image resized to `short_side`.
 
     Attributes:
-        images: the set.
-        resampler: who resizes, `pillow` or `torch`; both bilinear with antialiasing.
-        short_side: None for the original.
-        kept: gives what `make` does, or None where it has nothing.
+        images: the data set.
+        resampler: `pillow` or `torch`; both are bilinear with antialiasing.
+        short_side: shorter side in pixels that images are resized to; None for the original.
+        cache: returns the same pixels as `read_original`, from a cache; None without one.
     """
 
     images: ImageSet
     resampler: str
     short_side: int | None = None
-    kept: Callable[[int], Tensor] | None = None
+    cache: Callable[[int], Tensor] | None = None
 
     def read(self, index: int) -> Tensor:
-        """uint8 `(h, w, 3)`."""
-        return self.make(index) if self.kept is None else self.kept(index)
+        """uint8 (h, w, 3)."""
+        return self.read_original(index) if self.cache is None else self.cache(index)
 
-    def make(self, index: int) -> Tensor:
-        """As `read`, from the image itself."""
-        pixels = torch.from_numpy(decoded(self.images, index))
+    def read_original(self, index: int) -> Tensor:
+        """Like `read`, but bypasses the cache."""
+        pixels = torch.from_numpy(decode_pixels(self.images, index))
         if self.short_side is None:
             return pixels
         height, width, _ = pixels.shape
-        return resize(pixels, *shorter(height, width, self.short_side), self.resampler).permute(1, 2, 0).contiguous()
+        shape = resized_shape(height, width, self.short_side)
+        return resize(pixels, *shape, self.resampler).permute(1, 2, 0).contiguous()
 
     def size(self, pixels: Tensor) -> tuple[int, int]:
         return pixels.shape[1], pixels.shape[0]
 
-    def draw(self, pixels: Tensor, region: Region, out: Tensor) -> None:
-        left, top, right, bottom = whole_box(region.box, *self.size(pixels))
-        cut = pixels[top:bottom, left:right]
+    def fill(self, pixels: Tensor, region: Region, out: Tensor) -> None:
+        left, top, right, bottom = round_box(region.box, *self.size(pixels))
+        crop = pixels[top:bottom, left:right]
         _, height, width = out.shape
-        same = cut.shape[:2] == (height, width)
-        out.copy_(cut.permute(2, 0, 1) if same else resize(cut, height, width, self.resampler))
+        same = crop.shape[:2] == (height, width)
+        out.copy_(crop.permute(2, 0, 1) if same else resize(crop, height, width, self.resampler))
         if region.flip:
             out.copy_(out.flip(2))
 
 
-def source_of(
-    images: ImageSet, data: Mapping[str, Any], fit: str, kept: Callable[[Whole], Callable[[int], Tensor]] | None = None
-) -> Source:
-    """What the configuration `data` says `images` are read by, for regions of `fit`.
+def build_reader(
+    images: ImageSet,
+    data: Mapping[str, Any],
+    fit: str,
+    open_cache: Callable[[PixelReader], Callable[[int], Tensor]] | None = None,
+) -> Reader:
+    """The reader that the `data` config selects for regions of `fit`.
 
-    Whole images and windows of larger ones (`full`, `windows`, `warp`) are always resized straight from the original,
-    and so is everything of a run that is trained on whole images (`data.fit=full`).
+    `short_side` applies to crops only (`crop`, `center`), and only in a run that trains on crops. Everything else is
+    resized straight from the original: whole images and windows (`full`, `windows`, `warp`), and all regions of a run
+    with `data.fit=full`.
 
     Args:
-        images: the set.
-        data: `fit`, `resampler` and `short_side`; a run older than the last two has the first protocol.
-        fit: of what is cut out; `crop` in training.
-        kept: makes a reader of what is kept of a `Whole` with a shorter side; None where nothing is.
+        images: the data set.
+        data: the config's `data`, plain.
+        fit: `crop` in training, else `views.fit`.
+        open_cache: builds or opens the cache of a reader with a `short_side`; None reads every image anew.
     """
-    if isinstance(images, Renumbered):
-        images = images.images  # whose class says how its pixels are read
-    resampler, side = data.get("resampler", "pillow"), data.get("short_side")
+    if isinstance(images, RelabelledImages):
+        images = images.images  # `decode_pixels` depends on the class of the original data set
+    resampler, side = data["resampler"], data.get("short_side")
     if side is not None and data["fit"] == "crop" and fit in ("crop", "center"):
-        made = Whole(images, resampler, side)
-        return made if kept is None else Whole(images, resampler, side, kept(made))
-    return Direct(images) if resampler == "pillow" else Whole(images, resampler)
+        reader = PixelReader(images, resampler, side)
+        return reader if open_cache is None else PixelReader(images, resampler, side, open_cache(reader))
+    return SubpixelReader(images) if resampler == "pillow" else PixelReader(images, resampler)
 
 
-def shorter(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) after resizing to a shorter side of `side`; the aspect ratio is kept to the nearest pixel.
+def resized_shape(height: int, width: int, side: int) -> tuple[int, int]:
+    """(height, width) after resizing to a shorter side of `side`, with the aspect ratio kept to the nearest pixel.
 
-    What is longer than `MAX_LENGTH` times the shorter side is squeezed to that.
+    A longer side of more than `MAX_LENGTH` times the shorter one is squeezed to that.
     """
-    least = min(height, width)
-    height, width = min(height, MAX_LENGTH * least), min(width, MAX_LENGTH * least)
-    return max(1, (height * side + least // 2) // least), max(1, (width * side + least // 2) // least)
+    short = min(height, width)
+    height, width = min(height, MAX_LENGTH * short), min(width, MAX_LENGTH * short)
+    return max(1, (height * side + short // 2) // short), max(1, (width * side + short // 2) // short)
 
 
-def whole_box(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
-    """The nearest box of whole pixels, at least one each way; its size depends on the size of `box` alone."""
+def round_box(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
+    """The nearest box of whole pixels inside the image, at least 1 x 1; boxes of equal size stay of equal size."""
     left, top, right, bottom = box
-    w, h = (min(max(1, round(side)), room) for side, room in ((right - left, width), (bottom - top, height)))
+    w, h = (min(max(1, round(side)), limit) for side, limit in ((right - left, width), (bottom - top, height)))
     x, y = min(round(left), width - w), min(round(top), height - h)
     return x, y, x + w, y + h
 
 
 def resize(pixels: Tensor, height: int, width: int, resampler: str) -> Tensor:
-    """uint8 `(h, w, 3)` -> uint8 `(3, height, width)`: bilinear with antialiasing, rounded to 8 bits."""
+    """Resize uint8 (h, w, 3) to uint8 (3, height, width): bilinear with antialiasing, rounded to 8 bits."""
     if resampler == "pillow":
-        resized = Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-    planes = pixels[None].permute(0, 3, 1, 2)  # in this order: torch then sees the layout, and takes half of the time
-    found: Tensor = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)[0]
-    return found
+        image = Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    planes = pixels[None].permute(0, 3, 1, 2)  # index first, then permute: torch recognises the layout, twice as fast
+    resized: Tensor = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)[0]
+    return resized
 
 
-def decoded(images: ImageSet, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The pixels of `images.read(index)`, uint8 `(h, w, 3)`."""
-    if isinstance(images, Files) and type(images).read is Files.read:  # not of a class that reads in a way of its own
+def decode_pixels(images: ImageSet, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The pixels of `images.read(index)` as uint8 (h, w, 3)."""
+    if isinstance(images, Files) and type(images).read is Files.read:  # not if a subclass overrides `read`
         return decode_array(images.path(index))
     return np.array(read_rgb(images, index))

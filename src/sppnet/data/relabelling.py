@@ -1,4 +1,4 @@
-"""Which images of a set a trained network is tested on, and which of its classes they have. Imports no torch."""
+"""The images that a trained network is tested on, with labels that index the network's classes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from sppnet.data.splits import all_labels
 from sppnet.errors import UserError
 
 
-class Renumbered(ImageSet):
-    """`images` with the classes of a network, in its order; they are matched by name.
+class RelabelledImages(ImageSet):
+    """A data set whose labels are mapped, by class name, to the class indices of a network.
 
-    Of an image with several labels those remain that the network knows; the only label of an image must be one.
+    Of an image with several labels, labels unknown to the network are dropped. `label` of a single-label image whose
+    class is unknown raises KeyError.
+
+    Attributes:
+        images: the original data set.
+        class_map: class index of the network by class index of `images`, for the classes that both have.
     """
 
     def __init__(self, images: ImageSet, classes: Sequence[str]) -> None:
         self.images, self.classes, self.multilabel = images, list(classes), images.multilabel
-        known = {name: number for number, name in enumerate(classes)}
-        self.numbers = {label: known[name] for label, name in enumerate(images.classes) if name in known}
+        indices = {name: index for index, name in enumerate(classes)}
+        self.class_map = {label: indices[name] for label, name in enumerate(images.classes) if name in indices}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -32,8 +37,8 @@ class Renumbered(ImageSet):
     def label(self, index: int) -> Label:
         label = self.images.label(index)
         if isinstance(label, tuple):
-            return tuple(sorted(self.numbers[one] for one in label if one in self.numbers))
-        return self.numbers[label]
+            return tuple(sorted(self.class_map[c] for c in label if c in self.class_map))
+        return self.class_map[label]
 
     def read(self, index: int) -> Image.Image:
         return self.images.read(index)
@@ -54,21 +59,23 @@ class Renumbered(ImageSet):
 def load_tested(
     cfg: Mapping[str, Any], images: ImageSet, trained: Mapping[str, Any], chosen: bool
 ) -> tuple[Splits, list[str]]:
-    """The images to test a network on, as the test part, and what a user would not expect of them, a line each.
+    """The images to test a network on, as the test part, and a list of one-line notices for the user.
 
-    On the data that were trained on, wherever they lie, it is the run's own test part; of other data it is their test
-    part, or all images of a set without parts.
+    If `images` are the data that the network was trained on, wherever the files lie, these are the run's own test
+    images. For other data they are the test part, or all images if the data set has no parts.
 
     Args:
         cfg: the config's `data`, plain.
-        images: what `build_images(cfg)` returned.
-        trained: `classes`, `multilabel`, `fingerprint` and `config` as a checkpoint holds them.
-        chosen: whether the user chose the data; if not, they are meant to be those that were trained on.
+        images: the result of `build_images(cfg)`.
+        trained: `classes`, `multilabel`, `fingerprint` and `config`, as stored in a checkpoint.
+        chosen: whether the user selected the data on the command line. If not, they are expected to be the data that
+            the network was trained on.
 
     Raises:
-        UserError: another split than the run's would test on images trained on, or there is nothing to test on.
+        UserError: `cfg` splits the training data differently from the run, so training images would be tested; or
+            there is nothing to test on.
     """
-    classes, where = list(trained["classes"]), _where(cfg)
+    classes, setting = list(trained["classes"]), _setting(cfg)
     if images.fingerprint() == trained["fingerprint"] and list(images.classes) == classes:
         split, notices = trained["config"]["data"]["split"], list(images.notices())
         if cfg["split"] != split:
@@ -76,74 +83,84 @@ def load_tested(
                 raise UserError(
                     "data.split is taken from the run: another split of its data would test on images trained on"
                 )
-            notices.append(f"{where} has a test part of its own, on which data.split has no effect")
+            notices.append(f"data.split has no effect on {setting}, which has its own test part")
         return make_splits({**cfg, "split": split}, images), notices
     if images.multilabel != trained["multilabel"]:
-        has, knows = ("several labels", "one") if images.multilabel else ("one label", "several")
-        raise UserError(f"{where}: its images have {has} each, and the network was trained on images of {knows}")
+        own, networks = ("several labels", "one label") if images.multilabel else ("one label", "several labels")
+        raise UserError(f"{setting}: its images have {own} each, but the network was trained on images with {networks}")
     check_each_label(cfg, images)
-    members, notices = _members(where, images, chosen)
-    before = trained["config"]["data"]
-    if cfg["name"] == before["name"] and cfg["split"] != before["split"]:  # else it is the default of the other set
+    members, notices = _test_members(setting, images, chosen)
+    trained_data = trained["config"]["data"]
+    # with another data set, a different data.split is that data set's default, not the user's choice
+    if cfg["name"] == trained_data["name"] and cfg["split"] != trained_data["split"]:
         notices.append(
-            f"warning: data.split has no effect on a test of {where}, as the network was trained on other data"
+            f"warning: data.split has no effect on a test of {setting}, as the network was trained on other data"
         )
-    found = Renumbered(images, classes)
-    members, unknown = _known(where, found, members)
+    relabelled = RelabelledImages(images, classes)
+    members, class_notices = _members_of_known_classes(setting, relabelled, members)
     none = np.arange(0)
-    return Splits(found, none, none, np.asarray(members, dtype=np.int64)), [*images.notices(), *notices, *unknown]
+    test = np.asarray(members, dtype=np.int64)
+    return Splits(relabelled, none, none, test), [*images.notices(), *notices, *class_notices]
 
 
-def _members(where: str, images: ImageSet, chosen: bool) -> tuple[list[int], list[str]]:
-    """The test part of data that were not trained on, or all of it."""
-    says = f"{where} is not the set that was trained on"
-    own = images.split()
-    if own is None and not chosen:
+def _test_members(setting: str, images: ImageSet, chosen: bool) -> tuple[list[int], list[str]]:
+    """The test part, or all images without parts, of data that the network was not trained on; and the notices."""
+    prefix = f"{setting} is not the set that was trained on"
+    parts = images.split()
+    if parts is None and not chosen:
         raise UserError(
-            f"{where} has changed since the network was trained, so that it is not known which of its images were"
-            f" trained on; to test on all of them nevertheless, type {where}"
+            f"{setting} has changed since the network was trained, so it is unknown which of its images were trained"
+            f" on; to test on all of them nevertheless, type {setting}"
         )
-    if own is None:
+    if parts is None:
         members = list(range(len(images)))
-        return members, [f"{says}, and has no parts: all of it is tested; make sure that none of it was trained on"]
-    if not len(own.get("test", ())):
-        raise UserError(f"{where} has no images in a test part (its parts: {', '.join(own)})")
-    members = sorted(own["test"])
-    return members, [f"{says}: its test part is tested; make sure that none of it was trained on"]
+        return members, [
+            f"{prefix}, and has no parts: all its images are tested; make sure that none of them was trained on"
+        ]
+    if not len(parts.get("test", ())):
+        raise UserError(f"{setting} has no images in a test part (its parts: {', '.join(parts)})")
+    members = sorted(parts["test"])
+    return members, [f"{prefix}: its test part is tested; make sure that none of it was trained on"]
 
 
-def _known(where: str, images: Renumbered, members: Sequence[int]) -> tuple[list[int], list[str]]:
-    """Of `members` those of a class that the network knows, and what is to be said of the classes."""
+def _members_of_known_classes(
+    setting: str, images: RelabelledImages, members: Sequence[int]
+) -> tuple[list[int], list[str]]:
+    """The members with a class that the network knows, and notices about classes that only one of the two has.
+
+    In a multi-label data set all members remain, since an image without any class is a valid negative.
+    """
     names, original = images.classes, images.images
-    known, unknown, seen = [], Counter[str](), set[int]()
+    remaining, unknown, present = [], Counter[str](), set[int]()
     for index in members:
         labels = all_labels(original.label(index))
-        unknown.update(original.classes[label] for label in labels if label not in images.numbers)
-        seen |= {images.numbers[label] for label in labels if label in images.numbers}
-        if images.multilabel or labels[0] in images.numbers:
-            known.append(index)
-    if not seen:
+        unknown.update(original.classes[label] for label in labels if label not in images.class_map)
+        present |= {images.class_map[label] for label in labels if label in images.class_map}
+        if images.multilabel or labels[0] in images.class_map:
+            remaining.append(index)
+    if not present:
         raise UserError(
-            f"{where} has none of the {len(names)} classes that the network was trained on ({_few(names)}); its own are"
-            f" {_few(original.classes)}"
+            f"{setting} has none of the {len(names)} classes that the network was trained on ({_abridged(names)}); its"
+            f" own are {_abridged(original.classes)}"
         )
     notices = []
     if unknown:
-        what = "labels" if images.multilabel else "images"
+        noun = "labels" if images.multilabel else "images"
         notices.append(
-            f"{where}: {unknown.total()} {what} of {len(unknown)} class(es) that the network does not know are left"
-            f" out: {_few(sorted(unknown))}"
+            f"{setting}: {unknown.total()} {noun} of {len(unknown)} class(es) that the network does not know are left"
+            f" out: {_abridged(sorted(unknown))}"
         )
-    if lacking := [name for number, name in enumerate(names) if number not in seen]:
+    if missing := [name for index, name in enumerate(names) if index not in present]:
         notices.append(
-            f"{where} has no images of {len(lacking)} of the network's {len(names)} classes: {_few(lacking)}"
+            f"{setting} has no images of {len(missing)} of the network's {len(names)} classes: {_abridged(missing)}"
         )
-    return known, notices
+    return remaining, notices
 
 
-def _where(cfg: Mapping[str, Any]) -> str:
+def _setting(cfg: Mapping[str, Any]) -> str:
+    """The override that selects the data, for messages."""
     return f"data.root={cfg['root']}" if cfg.get("root") else f"data={cfg['name']}"
 
 
-def _few(names: Sequence[str]) -> str:
+def _abridged(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

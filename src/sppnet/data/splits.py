@@ -1,4 +1,4 @@
-"""Training, validation and test parts: a set's own, or a seeded, stratified split."""
+"""The train, val and test parts of a data set: its official ones, or a seeded, stratified split."""
 
 from __future__ import annotations
 
@@ -16,46 +16,48 @@ IntArray = npt.NDArray[np.int64]
 
 
 def make_parts(images: ImageSet, val: float, test: float, seed: int, fold: int | None = None) -> dict[str, IntArray]:
-    """The positions of the images in `train`, `val` and `test`, each sorted.
+    """The image indices of the parts `train`, `val` and `test`, each sorted.
 
-    A set's own parts are kept. Without a part `val`, that share of the training images (of every class) is taken for
-    it; `val=0` validates on the test part instead.
+    Official parts are kept. If the data set has no part `val`, the share `val` of its training images (per class)
+    becomes the validation part; with `val=0` the test part is used for validation.
 
     Args:
-        images: the set.
+        images: the data set.
         val: share of each class for validation, 0 <= val < 1.
-        test: share of each class for testing, used where the set has no parts of its own, 0 < test < 1.
-        seed: seed of the split, apart from the run's seed so that runs are compared on the same images.
-        fold: which of the `round(1 / test)` test parts that together are all images (cross-validation); None: one of
-            its own.
+        test: share of each class for testing if the data set has no official parts, 0 < test < 1.
+        seed: of the split. It is not the run's seed, so that runs are compared on the same images.
+        fold: cross-validation: which of `round(1 / test)` disjoint test parts, which together cover all images; None
+            for a single split.
 
     Raises:
-        UserError: a class has too few images for a split, or there is no such fold.
+        UserError: a class has too few images, or there is no such fold.
     """
     folds = round(1 / test)
     if fold is not None and not 0 <= fold < folds:
-        raise UserError(f"data.split.fold={fold} is not allowed; data.split.test={test} makes folds 0 to {folds - 1}")
+        raise UserError(f"data.split.fold={fold} is not allowed; data.split.test={test} gives folds 0 to {folds - 1}")
     labels = [images.label(i) for i in range(len(images))]
-    own = images.split()
-    if own is not None and not {"train", "test"} <= own.keys():
-        raise UserError(f"data: the set's own parts are {', '.join(own)}; it takes train and test, and perhaps val")
-    if own is not None and fold is not None:
-        raise UserError(f"data.split.fold={fold} is not allowed: the set has a test part of its own")
-    if own is None:
-        which = None if fold is None else (fold, folds)
-        shares = stratified(labels, range(len(labels)), {"test": test, "val": val}, images.classes, seed, which)
+    official = images.split()
+    if official is not None and not {"train", "test"} <= official.keys():
+        raise UserError(
+            f"data: the data set's own parts are {', '.join(official)}; they must be train and test, and optionally val"
+        )
+    if official is not None and fold is not None:
+        raise UserError(f"data.split.fold={fold} is not allowed: the data set has a test part of its own")
+    if official is None:
+        fold_of = None if fold is None else (fold, folds)
+        parts = stratified_split(labels, range(len(labels)), {"test": test, "val": val}, images.classes, seed, fold_of)
     else:
-        shares = {part: np.sort(np.asarray(own[part], dtype=np.int64)) for part in own}
-        if "val" not in own:
-            test_part = shares["test"]
-            shares = stratified(labels, shares["train"].tolist(), {"val": val}, images.classes, seed)
-            shares["test"] = test_part
-    if not len(shares["val"]):
-        shares["val"] = shares["test"]
-    return {part: shares[part] for part in ("train", "val", "test")}
+        parts = {part: np.sort(np.asarray(official[part], dtype=np.int64)) for part in official}
+        if "val" not in official:
+            test_part = parts["test"]
+            parts = stratified_split(labels, parts["train"].tolist(), {"val": val}, images.classes, seed)
+            parts["test"] = test_part
+    if not len(parts["val"]):
+        parts["val"] = parts["test"]
+    return {part: parts[part] for part in ("train", "val", "test")}
 
 
-def stratified(
+def stratified_split(
     labels: Sequence[Label],
     members: Sequence[int],
     shares: dict[str, float],
@@ -63,38 +65,46 @@ def stratified(
     seed: int,
     fold: tuple[int, int] | None = None,
 ) -> dict[str, IntArray]:
-    """Split `members` by class: each of `shares` gets its share of every class (at least one), `train` the rest.
+    """Split `members` class by class; a multi-label image counts as its rarest class.
 
-    With `fold`, (number, of how many), the first of `shares` gets that fold of every class.
+    Each class is shuffled by its own generator, so adding a class does not change the split of the others.
 
-    Each class is drawn by itself, so adding a class leaves the others' split alone. In a multi-label set an image goes
-    by the rarest of its classes.
+    Args:
+        labels: of all images of the data set.
+        members: indices of the images to split.
+        shares: by part, its share of every class (at least one image unless the share is 0). `train` gets the rest.
+        classes: class names.
+        seed: of the split.
+        fold: (k, number of folds): the first part of `shares` gets fold k of every class instead of its share.
+
+    Raises:
+        UserError: a class has too few images to leave one for `train`.
     """
-    found: dict[int, list[int]] = {}
+    strata: dict[int, list[int]] = {}
     counts: Counter[int] = Counter(c for i in members for c in all_labels(labels[i]))
     for i in members:
-        found.setdefault(min(all_labels(labels[i]), key=lambda c: (counts[c], c), default=-1), []).append(i)
+        strata.setdefault(min(all_labels(labels[i]), key=lambda c: (counts[c], c), default=-1), []).append(i)
     parts: dict[str, list[int]] = {part: [] for part in (*shares, "train")}
-    for stratum, images in sorted(found.items()):
+    for stratum, images in sorted(strata.items()):
         name = classes[stratum] if stratum >= 0 else "none"
         order = rng("split", seed, name).permutation(np.sort(images)).tolist()
-        takes = {part: max(1, round(share * len(order))) if share else 0 for part, share in shares.items()}
+        sizes = {part: max(1, round(share * len(order))) if share else 0 for part, share in shares.items()}
         if fold is not None:
-            first, end = (number * len(order) // fold[1] for number in (fold[0], fold[0] + 1))
+            first, end = (k * len(order) // fold[1] for k in (fold[0], fold[0] + 1))
             order = order[first:] + order[:first]
-            takes[next(iter(shares))] = end - first
-        if sum(takes.values()) >= len(order):
-            wanted = " and ".join(f"{n} for {part}" for part, n in takes.items())
+            sizes[next(iter(shares))] = end - first
+        if sum(sizes.values()) >= len(order):
+            needs = " and ".join(f"{size} for {part}" for part, size in sizes.items())
             raise UserError(
-                f"data.split: class {name} has {len(order)} image(s), of which {wanted} would leave none to train on"
+                f"data.split: class {name} has {len(order)} image(s), of which {needs} would leave none to train on"
             )
-        for part, take in takes.items():
-            parts[part] += order[:take]
-            order = order[take:]
+        for part, size in sizes.items():
+            parts[part] += order[:size]
+            order = order[size:]
         parts["train"] += order
     return {part: np.sort(np.asarray(chosen, dtype=np.int64)) for part, chosen in parts.items()}
 
 
 def all_labels(label: Label) -> tuple[int, ...]:
-    """The classes of an image, multi-label set or not."""
+    """The classes of an image as a tuple, whether the data set is multi-label or not."""
     return label if isinstance(label, tuple) else (label,)

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sppnet.data import DataError, Splits, build_sizes
-from sppnet.data.batch_samplers import EvalBatches, Item
+from sppnet.data.batch_samplers import EvalBatchSampler, Item
 from sppnet.data.crops import EvalRegions
 from sppnet.data.datamodule import eval_batch_size, eval_buckets
 from sppnet.data.datasets.unlabelled import InputFiles, UnlabelledImages
 from sppnet.data.image_shapes import ShapeArray
-from sppnet.data.loader import Batch, Collate, Drawn, Samples
-from sppnet.data.readers import source_of
+from sppnet.data.loader import Batch, BatchDataset, Collator, UncollatedBatch
+from sppnet.data.readers import build_reader
 from sppnet.data.views import Views
 from sppnet.training.inference import load_classifier, place_on_device
 
@@ -128,25 +128,25 @@ class Predictor:
 
     def _batches(self) -> Iterable[PictureBatch]:
         regions = EvalRegions(self.cfg["views"]["fit"], self.cfg["views"]["ratio"])
-        source = source_of(self.pictures, self.cfg["data"], regions.fit)
+        source = build_reader(self.pictures, self.cfg["data"], regions.fit)
         workers = self.cfg["data"]["workers"] if len(self.pictures) > FEW else 0
         return DataLoader(
-            _Looks(self.pictures, Samples(self.pictures, regions, source)),
+            _Looks(self.pictures, BatchDataset(self.pictures, regions, source)),
             batch_sampler=_Windows(self.pictures, self.cfg),
-            collate_fn=_Together(Collate(self.pictures, skip=True)),  # type: ignore[arg-type]  # no list: __getitems__
+            collate_fn=_Together(Collator(self.pictures, skip=True)),  # type: ignore[arg-type]  # no list: __getitems__
             num_workers=workers,
             pin_memory=self.fabric.device.type == "cuda",
         )
 
 
 @dataclass(frozen=True)
-class _Looks(Dataset[Drawn]):
+class _Looks(Dataset[UncollatedBatch]):
     """What a test reads of pictures, and the pictures' own shapes."""
 
     pictures: UnlabelledImages
-    samples: Samples
+    samples: BatchDataset
 
-    def __getitems__(self, items: Sequence[Item]) -> tuple[Drawn, list[tuple[int, int]]]:
+    def __getitems__(self, items: Sequence[Item]) -> tuple[UncollatedBatch, list[tuple[int, int]]]:
         drawn = self.samples.__getitems__(items)
         return drawn, [self.pictures.shape(sample.item.index) for sample in drawn.samples if not sample.problem]
 
@@ -155,9 +155,9 @@ class _Looks(Dataset[Drawn]):
 class _Together:
     """A test's batch with `shapes`, those of the pictures, and `problems`, why each of the others is left out."""
 
-    collate: Collate
+    collate: Collator
 
-    def __call__(self, looks: tuple[Drawn, list[tuple[int, int]]]) -> PictureBatch:
+    def __call__(self, looks: tuple[UncollatedBatch, list[tuple[int, int]]]) -> PictureBatch:
         drawn, shapes = looks
         batch = self.collate(drawn)
         assert not isinstance(batch, DataError)
@@ -184,7 +184,7 @@ class _Windows(Sampler[list[Item]]):
             members = np.arange(min(self.window, len(self.pictures) - start))
             shapes = partial(self._shapes, range(start, start + len(members)))
             buckets = eval_buckets(members, self.views["fit"], shapes, self.views["aspect_step"])
-            batches = EvalBatches(buckets, self.size, self.sides, self.batch_size)
+            batches = EvalBatchSampler(buckets, self.size, self.sides, self.batch_size)
             for batch in sorted(batches, key=lambda batch: batch[0].index):  # so that the first can be shown soon
                 yield [item._replace(index=start + item.index) for item in batch]
 

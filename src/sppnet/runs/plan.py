@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.config import schema
-from sppnet.data import ImageSet, build_sizes, images_of, load_splits
+from sppnet.data import ImageSet, build_images_from_config, build_sizes, load_splits
 from sppnet.data.build import check_training
 from sppnet.data.duplicates import describe_duplicates
 from sppnet.runs.identity import digest, eval_identity, run_identity
@@ -56,7 +56,7 @@ def plan_run(cfg: dict[str, Any]) -> PlannedRun:
         UserError: a key, a value, the data set or the weights file is invalid.
     """
     validate(cfg)
-    images = images_of(cfg)
+    images = build_images_from_config(cfg)
     check_training(cfg["data"], images)
     identity = run_identity(cfg, images)
     backbone = str(cfg["backbone"].get("name") or "net")

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from sppnet.config.instantiate import instantiate
-from sppnet.data import ImageSet, Splits, build_sizes, images_of, load_splits
+from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
 from sppnet.errors import RunFailed, UserError
@@ -75,7 +75,7 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
         UserError: the data set, the weights or a callback is invalid.
     """
     set_threads_and_filter_warnings(cfg)
-    sets = load_splits(cfg["data"], images_of(cfg) if images is None else images)
+    sets = load_splits(cfg["data"], build_images_from_config(cfg) if images is None else images)
     if len(sets.train) < world_size(cfg):
         raise UserError(f"{len(sets.train)} training images are too few for {world_size(cfg)} processes")
     notices = describe_duplicates(cfg["data"], sets.images, sets.parts())
@@ -113,7 +113,7 @@ def fit(prepared: PreparedRun, run: Run) -> tuple[dict[str, Any], dict[str, Any]
     callbacks = [*own_callbacks, *prepared.callbacks, early_end, checkpoints]
     trainer = make_trainer(cfg, callbacks, loggers, run.path)
     if trainer.is_global_zero:
-        data.say_joined(trainer.world_size)
+        data.notice_stretched(trainer.world_size)
     resume_from = checkpoint_to_resume(run)
     if resume_from is None:
         metrics_file.truncate(0)

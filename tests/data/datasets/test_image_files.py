@@ -276,11 +276,11 @@ def test_a_missing_or_wrong_split_gives_an_example(config: Load, split: Any) -> 
         (Named, "two classes called one"),
         (Spoken, r"label\(0\) is 'down'.*whole numbers"),
         (Yes, r"label\(0\) is False.*whole numbers"),
-        (Leaking, r"2 images are in its parts 'train' and 'test' alike \(such as 10\)"),
-        (Masked, r"part 'train' must be different positions"),
-        (Indexed, r"part 'train' must be different positions"),
-        (Uneven, r"part 'train' must be different positions"),
-        (Beyond, r"part 'test' must be different positions, whole numbers from 0 to 19"),
+        (Leaking, r"2 images are in both its parts 'train' and 'test' \(such as 10\)"),
+        (Masked, r"part 'train' must hold distinct indices"),
+        (Indexed, r"part 'train' must hold distinct indices"),
+        (Uneven, r"part 'train' must hold distinct indices"),
+        (Beyond, r"part 'test' must hold distinct indices, whole numbers from 0 to 19"),
     ],
 )
 def test_an_inconsistent_data_set_is_refused(
