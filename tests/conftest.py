@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from calling import OF_A_STUDY, SWEEP, Called, Caller, command
+from calling import OF_A_STUDY, SMALL, SWEEP, Called, Caller, command
 from sppnet import cli
 from sppnet.runs.provenance import COMMAND
 
@@ -84,3 +85,17 @@ def study(sppnet: Caller, tmp_path: Path, tmp_path_factory: pytest.TempPathFacto
     assert swept.out.count("(was done)") == 6
     shutil.copytree(tmp_path, trained)
     return sppnet
+
+
+@pytest.fixture
+def trained(sppnet: Caller, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Called:
+    """The run of `SMALL` and what its training printed; trained once, every test has a copy."""
+    kept = tmp_path_factory.getbasetemp() / "run_of_small"
+    if not kept.exists():
+        done = sppnet("train", *SMALL)
+        assert done.code == 0, done.err
+        shutil.copytree(tmp_path, kept)
+        (kept / "printed.json").write_text(json.dumps([done.code, done.out, done.err]))
+        return done
+    shutil.copytree(kept / "runs", tmp_path / "runs")
+    return Called(*json.loads((kept / "printed.json").read_text()))

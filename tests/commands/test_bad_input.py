@@ -47,6 +47,7 @@ NAMES_AND_VALUES = [
     ),  # not the reference
     (["train", "data.root=new\nline"], [r"'data.root=new\nline' has a line end"]),
     (["train", "data.root=caf\udce9"], [r"b'data.root=caf\xe9' is not valid UTF-8"]),
+    (["train", "launch=slurm", "+hydra.launcher.node=2"], ["unknown key hydra.launcher.node", "partition", "options"]),
     (["train", "-m", "launch=processes", "hydra.launcher.n=two"], ["hydra.launcher.n=two is not allowed", "Integer"]),
     (["train", "study=a/b"], ["study=a/b", "letters"]),
     (["train", "trainer.max_epochs=ten"], ["trainer.max_epochs=ten", "must be an integer of at least 1"]),
@@ -415,8 +416,8 @@ def test_a_foreign_file_is_refused_in_one_line_without_an_error_number(
     assert not [str(warning.message) for warning in recwarn if "torch.load" in str(warning.message)]
 
 
-def test_checkpoints_that_are_damaged_or_of_another_network(sppnet: Caller, tmp_path: Path) -> None:
-    run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
+def test_checkpoints_that_are_damaged_or_of_another_network(sppnet: Caller, trained: Called, tmp_path: Path) -> None:
+    run = trained.run
     whole = (run / "checkpoints/best.ckpt").read_bytes()
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut/net.pt").write_bytes(whole[: len(whole) // 2])
@@ -453,8 +454,8 @@ def test_more_processes_than_images(sppnet: Caller, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_a_data_set_with_other_classes(sppnet: Caller, tmp_path: Path) -> None:
-    run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
+def test_a_data_set_with_other_classes(sppnet: Caller, trained: Called, tmp_path: Path) -> None:
+    run = trained.run
     for name in "abcdef":
         write_image(tmp_path / f"pets/cat/{name}.png")
         write_image(tmp_path / f"pets/dog/{name}.png")

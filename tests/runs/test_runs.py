@@ -202,7 +202,7 @@ def fill(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_is_a_failure_from_which_the_run_resumes(spawn: Caller, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_a_failure_from_which_the_run_resumes(sppnet: Caller, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = sys.platform == "linux" and os.geteuid() == 0
@@ -224,10 +224,10 @@ def test_a_disk_that_fills_up_is_a_failure_from_which_the_run_resumes(spawn: Cal
         assert content
         assert not list(disk.rglob("*.tmp"))
         (disk / "filler").unlink()
-        resumed = spawn(*words, "paths.runs=disk/runs", "trainer.progress=lines")
+        resumed = sppnet(*words, "paths.runs=disk/runs", "trainer.progress=lines")
         assert resumed.code == 0, resumed.err
         assert "resumed at step" in resumed.out
-        whole = spawn(*words)
+        whole = sppnet(*words)
         assert same_weights(tmp_path / whole.run / "checkpoints/last.ckpt", checkpoints[0])
     finally:
         subprocess.run(["umount", str(disk)], check=True)

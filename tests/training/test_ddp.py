@@ -73,14 +73,16 @@ def test_two_processes_inside_a_sweep(spawn: Caller, tmp_path: Path) -> None:
         assert_promises(run, left_over=6)  # at most one of each of the six shapes
 
 
-def test_a_test_of_two_processes_that_is_cut_short_is_not_made_by_one(spawn: Caller, tmp_path: Path) -> None:
+def test_a_test_of_two_processes_that_is_cut_short_is_not_made_by_one(
+    spawn: Caller, sppnet: Caller, tmp_path: Path
+) -> None:
     words = (*TWO, "trainer.max_epochs=1", "trainer.limit_batches=1")
     done = spawn("train", *words)
     assert done.code == 0, done.err
-    refused = spawn("train", *words, "views=full")
+    refused = sppnet("train", *words, "views=full")
     assert refused.code == 2
     assert f"type sppnet test checkpoint={done.run}" in refused.err
-    tested = spawn("test", f"checkpoint={done.run}", "views=full")
+    tested = sppnet("test", f"checkpoint={done.run}", "views=full")
     assert 2 * tested.figure("images") <= done.figure("images")
     assert len(list((tmp_path / done.run / "tests").iterdir())) == 2
 

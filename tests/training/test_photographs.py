@@ -27,7 +27,7 @@ def test_a_trained_trunk_tells_photographs_apart_on_whole_images(sppnet: Caller)
     trunk = ("backbone=alexnet", f"backbone.weights={WEIGHTS.resolve()}", "backbone.freeze=true")
     whole = ("data.fit=full", "views=full", "sizes.train=[224,180]")
     words = ("data=folder", f"data.root={PHOTOS.resolve()}", *trunk, *whole)
-    done = sppnet("train", *words, "trainer.max_epochs=2", "trainer.progress=none")
+    done = sppnet("train", *words, "trainer.max_epochs=2", "trainer.progress=none", "trainer.threads=1")
     assert done.code == 0, done.err
     assert done.figure("test/top1") > 0.8  # chance is 0.05
 
@@ -45,7 +45,7 @@ def test_whole_photographs_tell_more_than_their_centres(sppnet: Caller) -> None:
     )
     accuracy = {}
     for view in ("center", "full"):
-        done = sppnet("transfer", *words, f"views={view}", "splits=5", "trainer.progress=none")
+        done = sppnet("transfer", *words, f"views={view}", "splits=5", "trainer.progress=none", "trainer.threads=1")
         assert done.code == 0, done.err
         accuracy[view] = done.figure("transfer/accuracy")
     assert accuracy["full"] > accuracy["center"] > 0.9  # chance is 0.05
@@ -55,7 +55,7 @@ def test_whole_photographs_tell_more_than_their_centres(sppnet: Caller) -> None:
 @pytest.mark.slow
 def test_a_small_network_learns_photographs_from_nothing(sppnet: Caller) -> None:
     words = ("data=folder", f"data.root={PHOTOS.resolve()}", "sizes.train=[64,48]", "trainer.max_epochs=4")
-    done = sppnet("train", *words, "trainer.progress=none")
+    done = sppnet("train", *words, "trainer.progress=none", "trainer.threads=1")
     assert done.code == 0, done.err
     losses = [record["train/loss"] for record in records(done.run) if "train/loss" in record]
     assert losses[-1] < losses[0]

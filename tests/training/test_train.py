@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from calling import SMALL, Caller, flip, records, same_weights, weights
+from calling import SMALL, Called, Caller, flip, records, same_weights, weights
 from sppnet import cli
 from sppnet.config.compose import compose_config
 from sppnet.data import build_sizes, load_splits
@@ -64,8 +64,8 @@ def test_a_batch_has_one_size_and_epochs_alternate(sppnet: Caller) -> None:
     assert [next(iter(keys)).split("/")[1] for keys in by_size] == ["24", "20", "24"]
 
 
-def test_the_same_run_is_not_done_twice_and_force_does_it_again(sppnet: Caller) -> None:
-    first = sppnet("train", *SMALL)
+def test_the_same_run_is_not_done_twice_and_force_does_it_again(sppnet: Caller, trained: Called) -> None:
+    first = trained
     stamp = (first.run / "checkpoints/best.ckpt").stat().st_mtime_ns
     again = sppnet("train", *SMALL, "trainer.log_every_n_steps=7", "data.workers=1")
     assert again.code == 0
@@ -80,8 +80,8 @@ def test_the_same_run_is_not_done_twice_and_force_does_it_again(sppnet: Caller) 
 
 
 def test_a_fast_kernel_trains_the_same_weights_by_the_same_losses(sppnet: Caller, tmp_path: Path) -> None:
-    wide = ("backbone.width=16", "head.bins=[4,2,1]", "sizes=alternating", "trainer.threads=2")
-    for more in (wide, (*wide, "trainer.channels_last=true")):
+    wide = ("backbone.width=16", "head.bins=[4,2,1]", "sizes=alternating")
+    for more in ((*wide, "trainer.threads=2"), (*wide, "trainer.channels_last=true")):
         fast = sppnet("train", *SMALL, *more).run
         plain = sppnet("train", *SMALL, *more, "head.kernel=plain", f"paths.runs={tmp_path}").run
         assert fast.name == plain.name  # the same run: the kernel changes no result
@@ -121,8 +121,8 @@ def test_cached_images_train_the_same_weights(sppnet: Caller, tmp_path: Path) ->
         assert same_weights(run / "checkpoints/last.ckpt", plain / "checkpoints/last.ckpt")
 
 
-def test_other_test_sizes_share_the_training(sppnet: Caller) -> None:
-    first = sppnet("train", *SMALL)
+def test_other_test_sizes_share_the_training(sppnet: Caller, trained: Called) -> None:
+    first = trained
     stamp = (first.run / "checkpoints/last.ckpt").stat().st_mtime_ns
     other = sppnet("train", *SMALL, "sizes.test=[32,24]", "views=full")
     assert other.code == 0
@@ -131,8 +131,7 @@ def test_other_test_sizes_share_the_training(sppnet: Caller) -> None:
     assert len(list((first.run / "tests").glob("*.json"))) == 2
 
 
-def test_test_gives_the_training_figure_and_one_per_size(sppnet: Caller) -> None:
-    trained = sppnet("train", *SMALL)
+def test_test_gives_the_training_figure_and_one_per_size(sppnet: Caller, trained: Called) -> None:
     for checkpoint in (trained.run, trained.run / "checkpoints/best.ckpt"):
         tested = sppnet("test", f"checkpoint={checkpoint}")
         assert tested.code == 0, tested.err
@@ -149,8 +148,7 @@ def test_test_gives_the_training_figure_and_one_per_size(sppnet: Caller) -> None
     assert whole.figure("test/top5") != trained.figure("test/top5")
 
 
-def test_a_lone_checkpoint_file_carries_its_configuration(sppnet: Caller, tmp_path: Path) -> None:
-    trained = sppnet("train", *SMALL)
+def test_a_lone_checkpoint_file_carries_its_configuration(sppnet: Caller, trained: Called, tmp_path: Path) -> None:
     lone = tmp_path / "elsewhere" / "net.ckpt"
     lone.parent.mkdir()
     lone.write_bytes((trained.run / "checkpoints/best.ckpt").read_bytes())
@@ -192,8 +190,7 @@ def test_label_smoothing_does_not_count_in_what_is_reported(sppnet: Caller) -> N
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_a_moved_run_is_found_done_and_tests_the_same(sppnet: Caller, tmp_path: Path) -> None:
-    trained = sppnet("train", *SMALL)
+def test_a_moved_run_is_found_done_and_tests_the_same(sppnet: Caller, trained: Called, tmp_path: Path) -> None:
     moved = tmp_path / "archive" / trained.run.relative_to("runs")
     moved.parent.mkdir(parents=True)
     trained.run.rename(moved)
@@ -205,8 +202,7 @@ def test_a_moved_run_is_found_done_and_tests_the_same(sppnet: Caller, tmp_path: 
 @pytest.mark.parametrize(
     "change", ["backbone.freeze=true", "head=gap", "seed=1", "sizes.train=[20]", "trainer.max_epochs=9"]
 )
-def test_a_test_refuses_to_change_what_was_trained(sppnet: Caller, change: str) -> None:
-    trained = sppnet("train", *SMALL, "trainer.max_epochs=1")
+def test_a_test_refuses_to_change_what_was_trained(sppnet: Caller, trained: Called, change: str) -> None:
     tested = sppnet("test", f"checkpoint={trained.run}", change)
     assert tested.code == 2
     assert "a test takes it from its checkpoint" in tested.err
@@ -226,7 +222,11 @@ def test_a_test_refuses_to_change_what_was_trained(sppnet: Caller, change: str) 
 def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
     done = sppnet("train", *SMALL, *options)
     assert done.code == 0, done.err
-    assert 0 <= done.figure("test/top1") <= 1
+    assert records(done.run)[-1]["step"] == (4 if "trainer.accumulate=2" in options else 8)
+    [tested] = [json.loads(path.read_text()) for path in (done.run / "tests").iterdir()]
+    hits = tested["metrics"]["test/top1"] * tested["images"]
+    assert hits == pytest.approx(round(hits), abs=1e-3)  # of so many images
+    assert done.figure("test/top1") == pytest.approx(hits / tested["images"], abs=1e-4)
     assert ("the test split is also the validation split" in done.err) == ("data.split.val=0" in options)
     for option, pattern in (("logger=wandb", "wandb/offline-run-*"), ("logger=tensorboard", "tensorboard/events*")):
         assert bool(list(done.run.glob(pattern))) == (option in options)
@@ -353,8 +353,10 @@ def digits_as_files(root: Path, classes: int = 10) -> None:
             digits.read(index).save(path)
 
 
-def test_images_are_normalised_as_in_training_whatever_set_is_tested(sppnet: Caller, tmp_path: Path) -> None:
-    run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
+def test_images_are_normalised_as_in_training_whatever_set_is_tested(
+    sppnet: Caller, trained: Called, tmp_path: Path
+) -> None:
+    run = trained.run
     digits_as_files(tmp_path / "files")
     (tmp_path / "files/0").rename(tmp_path / "files/00")  # a class that the network does not know, first in the order
     other = (f"checkpoint={run}", "data=folder", "data.root=files", "data.workers=0", "trainer.limit_batches=null")
@@ -378,8 +380,8 @@ def test_images_are_normalised_as_in_training_whatever_set_is_tested(sppnet: Cal
     assert "data.mean" in refused.err
 
 
-def test_a_test_never_sees_images_that_were_trained_on(sppnet: Caller) -> None:
-    run = sppnet("train", *SMALL, "trainer.max_epochs=1").run
+def test_a_test_never_sees_images_that_were_trained_on(sppnet: Caller, trained: Called) -> None:
+    run = trained.run
     refused = sppnet("test", f"checkpoint={run}", "data.split.seed=1")
     assert refused.code == 2
     assert "images trained on" in refused.err

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from calling import SMALL, Caller, records
-from sppnet.training.callbacks import EpochBar
 
 STOP = "+callbacks.stop._target_=lightning.pytorch.callbacks"
 EARLY = (*SMALL, "trainer.max_epochs=30", f"{STOP}.EarlyStopping", "+callbacks.stop.patience=1")
@@ -71,10 +68,3 @@ def test_a_stop_counts_epochs_from_one_and_a_callback_may_follow_what_another_lo
     assert done.code == 1
     assert done.out.splitlines()[-1].startswith("epoch 2/30")
     assert "stopped by SIGTERM after epoch 2" in done.err
-
-
-@pytest.mark.parametrize(("epoch", "epochs"), [(0, 12), (11, 12)])
-def test_the_bar_counts_epochs_from_one(epoch: int, epochs: int) -> None:
-    bar = EpochBar()
-    bar._trainer = type("T", (), {"max_epochs": epochs, "sanity_checking": False})()
-    assert bar._get_train_description(epoch).split() == ["Epoch", f"{epoch + 1}/{epochs}"]
