@@ -1,4 +1,4 @@
-"""What bins add to a class's score: exact for a linear head, first order else; and where they lie on the picture."""
+"""What bins add to a logit: exact for a linear head, else first order; and where they lie on the image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,8 +17,7 @@ from sppnet.errors import UserError
 from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet
 from sppnet.models.receptive_field import ReceptiveField
-from sppnet.prediction.attribution import check_pooling, explain, grids
-from sppnet.prediction.panel import spans
+from sppnet.prediction.attribution import attribute_logit, cell_edges, check_pooling, find_grids
 from sppnet.pyramid import SpatialPyramidPool2d
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -35,10 +35,10 @@ ANY_SHAPE = ("max", "avg", "gap")
 
 def network(head: str, hidden: list[int], side: int = 6) -> SPPNet:
     torch.manual_seed(0)
-    made = build_head({**HEADS[head], "hidden": hidden, "dropout": 0.5}, 3, 4, side)
-    for parameter in made.parameters():
+    layers = build_head({**HEADS[head], "hidden": hidden, "dropout": 0.5}, 3, 4, side)
+    for parameter in layers.parameters():
         nn.init.normal_(parameter)
-    return SPPNet(nn.Identity(), made).double().eval()
+    return SPPNet(nn.Identity(), layers).double().eval()
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -48,20 +48,20 @@ def test_the_bins_of_a_linear_head_and_the_bias_make_the_logit(head: str, data: 
     image = torch.randn(1, 3, data.draw(sides), data.draw(sides), dtype=torch.float64)
     net = network(head, [])
     label = data.draw(st.integers(0, 3))
-    evidence = explain(net, image, label)
-    assert evidence.logit == pytest.approx(net(image)[0, label].item(), abs=1e-12)
+    attribution = attribute_logit(net, image, label)
+    assert attribution.logit == pytest.approx(net(image)[0, label].item(), abs=1e-12)
     last = net.head[-1]
     assert isinstance(last, nn.Linear)
-    assert evidence.rest == pytest.approx(last.bias[label].item(), abs=1e-10)
+    assert attribution.rest == pytest.approx(last.bias[label].item(), abs=1e-10)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_hidden_layers_leave_what_a_bin_adds_true_to_first_order(head: str) -> None:
     net, image, step = network(head, [5, 5]), torch.rand(1, 3, 6, 6, dtype=torch.float64), 1e-6
-    evidence = explain(net, image, 2)
+    attribution = attribute_logit(net, image, 2)
     pooled = net.head[0](image)
     start = 0
-    for level in evidence.levels:
+    for level in attribution.levels:
         if level.grid.pool == "cells":
             continue
         rows, cols = level.bins.shape
@@ -77,7 +77,7 @@ def test_hidden_layers_leave_what_a_bin_adds_true_to_first_order(head: str) -> N
 @pytest.mark.parametrize("head", HEADS)
 def test_what_a_bin_adds_comes_from_its_cells(head: str) -> None:
     net, image = network(head, []), torch.randn(1, 3, 6, 6, dtype=torch.float64)
-    for level in explain(net, image, 1).levels:
+    for level in attribute_logit(net, image, 1).levels:
         for i, (top, bottom) in enumerate(level.grid.rows):
             for j, (left, right) in enumerate(level.grid.cols):
                 row, col = level.winners[i, j].tolist()
@@ -86,7 +86,7 @@ def test_what_a_bin_adds_comes_from_its_cells(head: str) -> None:
 
 
 class Strange(SpatialPyramidPool2d):
-    """A pooling of somebody's own."""
+    """A user's own pooling."""
 
 
 class Strongest(nn.Module):
@@ -126,33 +126,36 @@ def test_the_cell_that_matters_wins() -> None:
     assert isinstance(last, nn.Linear)
     nn.init.ones_(last.weight)
     image[0, :, 7, 1] = 5.0
-    for level in explain(net, image, 0).levels:
-        won = [tuple(cell) for cell in level.winners.flatten(0, 1).tolist() if cell[0] >= 0]
-        assert set(won) == {(7, 1)}
-        assert float(level.bins.sum()) == pytest.approx(15.0 * len(won))
+    for level in attribute_logit(net, image, 0).levels:
+        winners = [tuple(cell) for cell in level.winners.flatten(0, 1).tolist() if cell[0] >= 0]
+        assert set(winners) == {(7, 1)}
+        assert float(level.bins.sum()) == pytest.approx(15.0 * len(winners))
 
 
-def test_an_inference_tensor_can_be_explained() -> None:
+def test_inference_tensors_are_accepted() -> None:
     net = network("max", [5])
     with torch.inference_mode():
-        evidence = explain(net, torch.rand(1, 3, 6, 6, dtype=torch.float64), 0)
-    assert len(evidence.levels) == 3
+        attribution = attribute_logit(net, torch.rand(1, 3, 6, 6, dtype=torch.float64), 0)
+    assert len(attribution.levels) == 3
 
 
 def test_bins_lie_where_their_cells_look() -> None:
     field = ReceptiveField(16, Fraction(15))  # 13 cells of 224 pixels, centred at 15, 31, ..., 207
-    [level_2] = [g for g in grids(network("max", []).head[0], 13, 13) if len(g.rows) == 2]
+    [level_2] = [g for g in find_grids(network("max", []).head[0], 13, 13) if len(g.rows) == 2]
     assert level_2.rows == [(0, 7), (6, 13)]
-    assert spans(level_2.rows, field, 224) == [(7.5, 119.5), (103.5, 215.5)]
-    assert spans([(0, 13)], ReceptiveField(32, Fraction(0)), 400) == [(0.0, 400.0)]  # clipped to the picture
+    assert cell_edges(13, field, 224)[np.array(level_2.rows)].tolist() == [[7.5, 119.5], [103.5, 215.5]]
+    assert cell_edges(13, ReceptiveField(32, Fraction(0)), 400)[[0, 13]].tolist() == [
+        0.0,
+        400.0,
+    ]  # clipped to the image
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 32), st.integers(0, 40))
 def test_bins_cover_the_centres_of_their_cells(length: int, n: int, stride: int, offset: int) -> None:
     field, pixels = ReceptiveField(stride, Fraction(offset, 2)), stride * length + 40
     edges = [(i * length // n, -(-(i + 1) * length // n)) for i in range(n)]
-    found = spans(edges, field, pixels)
-    for (start, end), (left, right) in zip(edges, found, strict=True):
+    extents = cell_edges(length, field, pixels)[np.array(edges)]
+    for (start, end), (left, right) in zip(edges, extents, strict=True):
         assert 0 <= left < right <= pixels
         assert all(left <= field.centre(cell) + 0.5 <= right for cell in range(start, end))
-    assert all(a[1] >= b[0] for a, b in pairwise(found))  # no gap between neighbours
+    assert all(a[1] >= b[0] for a, b in pairwise(extents))  # no gap between neighbours

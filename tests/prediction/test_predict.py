@@ -1,4 +1,4 @@
-"""`sppnet predict`: pictures of any kind and shape, the scores of a test, what is written, and what is not."""
+"""`sppnet predict`: images of any kind and shape, the scores of a test, what is written, and what is not."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ROOT = option_files.root()
 CLASSES = {str(digit) for digit in range(10)}
 
 
-def train(home: Path, *words: str) -> Path:
-    """A run of seconds, trained in `home`."""
+def train(home: Path, *overrides: str) -> Path:
+    """Train a run in `home`, which takes seconds."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(home)
-        patch.setattr(sys, "argv", ["sppnet", "train", *SMALL, *words])
+        patch.setattr(sys, "argv", ["sppnet", "train", *SMALL, *overrides])
         assert cli.dispatch() == 0
         torch.use_deterministic_algorithms(False)
     return next((home / "runs/default").iterdir())
@@ -40,90 +40,90 @@ def train(home: Path, *words: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = ("backbone.width=16", "head.hidden=[32]", "trainer.limit_batches=null", "trainer.max_epochs=3")
-    return train(tmp_path_factory.mktemp("spp"), "head.bins=[3,2,1]", *more)  # trained enough for scores to differ
+    return train(tmp_path_factory.mktemp("spp"), "head.bins=[3,2,1]", *more)  # long enough for scores to differ
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Pictures of ten kinds and shapes, two of them in folders, and what is no picture."""
-    where = tmp_path / "pictures"
-    (where / "deep/er").mkdir(parents=True)
+    """Images of ten kinds and shapes, three of them in subfolders, and files that are no images."""
+    folder = tmp_path / "pictures"
+    (folder / "deep/er").mkdir(parents=True)
     colours = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     image = Image.fromarray(colours)
-    image.resize((1, 1)).save(where / "dot.png")
-    image.resize((5, 700)).save(where / "tall.png")
-    image.resize((700, 5)).save(where / "wide.bmp")
-    image.convert("CMYK").save(where / "cmyk.jpg")
-    image.convert("L").save(where / "grey.JPG")
-    image.convert("P").save(where / "palette.gif")
-    Image.fromarray(colours[..., 0].astype(np.uint16) * 257).save(where / "deep/sixteen.png")
-    image.convert("RGBA").save(where / "deep/er/clear.png")
-    image.rotate(30, expand=True).save(where / "deep/er/dot.png")
+    image.resize((1, 1)).save(folder / "dot.png")
+    image.resize((5, 700)).save(folder / "tall.png")
+    image.resize((700, 5)).save(folder / "wide.bmp")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("L").save(folder / "grey.JPG")
+    image.convert("P").save(folder / "palette.gif")
+    Image.fromarray(colours[..., 0].astype(np.uint16) * 257).save(folder / "deep/sixteen.png")
+    image.convert("RGBA").save(folder / "deep/er/clear.png")
+    image.rotate(30, expand=True).save(folder / "deep/er/dot.png")
     turned = Image.Exif()
     turned[0x0112] = 6
-    image.save(where / "turned.jpg", exif=turned)
-    (where / "broken.jpg").write_bytes((where / "cmyk.jpg").read_bytes()[:300])
-    (where / "text.png").write_text("I am a picture")
-    (where / "notes.txt").write_text("I am none")
-    image.save(where / ".hidden.png")
-    return where
+    image.save(folder / "turned.jpg", exif=turned)
+    (folder / "broken.jpg").write_bytes((folder / "cmyk.jpg").read_bytes()[:300])
+    (folder / "text.png").write_text("I am an image")
+    (folder / "notes.txt").write_text("I am none")
+    image.save(folder / ".hidden.png")
+    return folder
 
 
 def rows(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_pictures_of_any_kind_and_shape(sppnet: Caller, run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_images_of_any_kind_and_shape(sppnet: Caller, run: Path, pictures: Path, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     done = sppnet("predict", f"checkpoint={run}", "input=pictures", "output=made.jsonl", "top=3")
     assert done.code == 0, done.err
-    made = rows((tmp_path / "made.jsonl").read_text())
-    names = [row["file"] for row in made]
+    predictions = rows((tmp_path / "made.jsonl").read_text())
+    names = [row["file"] for row in predictions]
     assert names == sorted(names)
     assert set(names) == {str(p.relative_to(tmp_path)) for p in pictures.rglob("*") if p.is_file()} - {
         *(f"pictures/{name}" for name in ("broken.jpg", "text.png", "notes.txt", ".hidden.png"))
     }
-    for row in made:
+    for row in predictions:
         assert set(row) == {"file", "size", "classes"}
-        probabilities = [found["probability"] for found in row["classes"]]
+        probabilities = [entry["probability"] for entry in row["classes"]]
         assert len(probabilities) == 3
         assert probabilities == sorted(probabilities, reverse=True)
-        assert probabilities[0] > 1 / len(CLASSES)
-        assert sum(probabilities) <= 1 + 1e-6  # of ten classes, three
-        assert {found["class"] for found in row["classes"]} < CLASSES
-    sizes = {row["file"]: tuple(row["size"]) for row in made}
+        assert all(0 <= p <= 1 for p in probabilities)
+        assert {entry["class"] for entry in row["classes"]} < CLASSES
+    sizes = {row["file"]: tuple(row["size"]) for row in predictions}
     assert sizes["pictures/turned.jpg"] == (60, 90)
     assert sizes["pictures/tall.png"] == (5, 700)
     table = [line.split("\t") for line in done.out.splitlines()]
     assert [line[0] for line in table] == names
-    assert [line[3] for line in table] == [row["classes"][0]["class"] for row in made]
-    said = done.err.splitlines()
-    assert len(said) == 5
-    assert "1 .txt" in said[0]
-    assert "broken.jpg" in said[1]
-    assert "text.png" in said[2]
-    assert "2 of 12 images could not be read" in said[3]
-    assert said[4] == "sppnet: predictions: made.jsonl"
+    assert [line[3] for line in table] == [row["classes"][0]["class"] for row in predictions]
+    messages = done.err.splitlines()
+    assert len(messages) == 5
+    assert "1 .txt" in messages[0]
+    assert "broken.jpg" in messages[1]
+    assert "text.png" in messages[2]
+    assert "2 of 12 images could not be read" in messages[3]
+    assert messages[4] == "sppnet: predictions: made.jsonl"
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "made.jsonl"}
 
 
 def test_workers_and_windows_change_neither_order_nor_scores(sppnet: Caller, run: Path, pictures: Path) -> None:
-    for number in range(12):  # enough for workers to be started
+    for number in range(12):  # enough to start workers
         shutil.copy(pictures / "grey.JPG", pictures / f"deep/{number}.jpg")
-    found = []
-    for words in (["data.batch_size=1"], ["data.batch_size=5", "data.workers=2"], ["trainer.progress=bar"]):
-        done = sppnet("predict", f"checkpoint={run}", "input=pictures", "output=-", "top=99", *words)
+    outputs = []
+    for overrides in (["data.batch_size=1"], ["data.batch_size=5", "data.workers=2"], ["trainer.progress=bar"]):
+        done = sppnet("predict", f"checkpoint={run}", "input=pictures", "output=-", "top=99", *overrides)
         assert done.code == 0, done.err
-        found.append(rows(done.out))
-    assert len(found[0]) == 22
-    assert all(len(row["classes"]) == 10 for row in found[0])
-    for other in found[1:]:
-        assert [row["file"] for row in other] == [row["file"] for row in found[0]]
-        for one, two in zip(found[0], other, strict=True):
-            assert scores(one) == pytest.approx(scores(two), abs=1e-6)
+        outputs.append(rows(done.out))
+    first, *others = outputs
+    assert len(first) == 22
+    assert all(len(row["classes"]) == 10 for row in first)
+    for output in others:
+        assert [row["file"] for row in output] == [row["file"] for row in first]
+        for expected, row in zip(first, output, strict=True):
+            assert scores(row) == pytest.approx(scores(expected), abs=1e-6)
 
 
-def test_a_worker_opens_no_file_for_every_picture(run: Path, tmp_path: Path) -> None:
+def test_a_worker_does_not_keep_a_file_open_per_image(run: Path, tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     for number in range(200):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"many/{number}.png")
@@ -136,7 +136,7 @@ def test_a_worker_opens_no_file_for_every_picture(run: Path, tmp_path: Path) -> 
 
 
 def scores(row: dict[str, Any]) -> dict[str, float]:
-    return {found["class"]: found["probability"] for found in row["classes"]}
+    return {entry["class"]: entry["probability"] for entry in row["classes"]}
 
 
 def test_scores_are_those_of_a_test(sppnet: Caller, run: Path, tmp_path: Path) -> None:
@@ -156,19 +156,19 @@ def test_scores_are_those_of_a_test(sppnet: Caller, run: Path, tmp_path: Path) -
         assert tested.code == 0, tested.err
         [record] = [json.loads(path.read_text()) for path in (own / "tests").iterdir()]
         if views == "full":
-            words = words[:2]  # what is predicted with unless one says otherwise
-        made = rows(sppnet("predict", *words, "input=files/test", "output=-", "top=10").out)
-        assert len(made) == record["images"]
-        right = np.array([scores(row)[row["file"].split("/")[2]] for row in made])
+            words = words[:2]  # the default of predict
+        predictions = rows(sppnet("predict", *words, "input=files/test", "output=-", "top=10").out)
+        assert len(predictions) == record["images"]
+        right = np.array([scores(row)[row["file"].split("/")[2]] for row in predictions])
         assert np.std(right) > 0.05
         assert -np.log(right).mean() == pytest.approx(record["metrics"]["test/loss"], abs=1e-6)
-        hits = [row["classes"][0]["class"] == row["file"].split("/")[2] for row in made]
+        hits = [row["classes"][0]["class"] == row["file"].split("/")[2] for row in predictions]
         assert np.mean(hits) == pytest.approx(record["metrics"]["test/top1"], abs=1e-6)
 
 
 def test_one_file_and_a_lone_checkpoint(sppnet: Caller, run: Path, pictures: Path, tmp_path: Path) -> None:
     shutil.copy(run / "checkpoints/best.ckpt", tmp_path / "net.ckpt")
-    (pictures / "grey.JPG").rename(tmp_path / "grey")  # a file that is named is read whatever it is called
+    (pictures / "grey.JPG").rename(tmp_path / "grey")  # a file given by name is read whatever its suffix
     done = sppnet("predict", "checkpoint=net.ckpt", "input=grey", "sizes.test=[28]", "views=multi_full", "top=1")
     assert done.code == 0, done.err
     name, width, height, label, probability = done.out.strip().split("\t")
@@ -205,21 +205,21 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", f"checkpoint={'x' * 256}"], ["checkpoint=xxx", "File name too long"]),
     (["input=pictures", "output=empty"], ["output=empty", "folder"]),
     (["input=pictures", "draw=pictures/grey.JPG"], ["draw=pictures/grey.JPG", "file"]),
-    (["input=pictures", "output=pictures/grey.JPG"], ["output=pictures/grey.JPG", "one of the pictures"]),
+    (["input=pictures", "output=pictures/grey.JPG"], ["output=pictures/grey.JPG", "one of the images"]),
     (["input=pictures", "draw=pictures/drawn"], ["draw=pictures/drawn", "input=pictures"]),
-    (["input=pictures/grey.JPG", "draw=pictures"], ["draw=pictures", "holds the picture"]),
+    (["input=pictures/grey.JPG", "draw=pictures"], ["draw=pictures", "folder of the image"]),
     (["input=.", "draw=drawn"], ["draw=drawn", "elsewhere"]),
-    (["input=pictures", "output=kept.jsonl"], ["output=kept.jsonl is there", "force=true"]),
+    (["input=pictures", "output=kept.jsonl"], ["output=kept.jsonl exists", "force=true"]),
     (["input=pictures", "output=/dev/null", "force=true"], ["output=/dev/null", "no regular file"]),
-    (["input=pictures", "draw=x.png"], ["draw=x.png", "13 pictures", "folder"]),
+    (["input=pictures", "draw=x.png"], ["draw=x.png", "13 images", "folder"]),
     (["input=pictures/dot.png", "draw=x.jpg"], ["draw=x.jpg", "draw=x.png"]),
-    (["input=pictures/dot.png", "draw=pictures/cmyk.png"], ["pictures/cmyk.png is there", "force=true"]),
+    (["input=pictures/dot.png", "draw=pictures/cmyk.png"], ["pictures/cmyk.png exists", "force=true"]),
     (
         ["input=pictures/dot.png", "draw=pictures/dot.png", "force=true"],
-        ["draw=pictures/dot.png", "the picture itself"],
+        ["draw=pictures/dot.png", "the image itself"],
     ),
     (["input=pictures/dot.png", "draw=x.png", "output=x.png"], ["output=x.png", "draw=x.png"]),
-    (["input=pictures", "draw=kept"], ["kept/deep/er/dot.png.png is there", "force=true"]),
+    (["input=pictures", "draw=kept"], ["kept/deep/er/dot.png.png exists", "force=true"]),
     (["input=pictures", "draw=true", "views=ten"], ["draw", "views=ten", "full"]),
     (["input=pictures", "sizes.test=[24,32]"], ["sizes.test=[24, 32]", "one size"]),
     (["input=pictures", "sizes.test=[0]"], ["sizes.test=[0]"]),
@@ -230,9 +230,9 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(("overrides", "parts"), MISTAKES, ids=lambda v: " ".join(v))
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    sppnet: Caller, run: Path, pictures: Path, tmp_path: Path, words: list[str], said: list[str]
+    sppnet: Caller, run: Path, pictures: Path, tmp_path: Path, overrides: list[str], parts: list[str]
 ) -> None:
     (tmp_path / "empty/.git").mkdir(parents=True)
     (tmp_path / "empty/README").write_text("")
@@ -241,10 +241,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     shutil.copy(pictures / "cmyk.jpg", tmp_path / "kept/deep/er/dot.png.png")
     shutil.copy(pictures / "dot.png", pictures / "cmyk.png")
     before = set(tmp_path.rglob("*"))
-    done = sppnet("predict", f"checkpoint={run}", *words)
+    done = sppnet("predict", f"checkpoint={run}", *overrides)
     assert done.code == 2, (done.out, done.err)
     [line] = done.err.strip().splitlines()
-    assert all(word in line for word in said), line
+    assert all(part in line for part in parts), line
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -257,24 +257,24 @@ HEADS = {
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_predicts_and_draws(
+def test_every_head_predicts_and_plots(
     sppnet: Caller, run: Path, pictures: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, head: str
 ) -> None:
     net = run if head == "spp" else train(tmp_path_factory.mktemp(head), *HEADS[head], "trainer.max_epochs=1")
-    some = "pictures" if head == "spp" else "pictures/deep"
-    done = sppnet("predict", f"checkpoint={net}", f"input={some}", "draw=true", "output=-", "top=10")
+    folder = "pictures" if head == "spp" else "pictures/deep"
+    done = sppnet("predict", f"checkpoint={net}", f"input={folder}", "draw=true", "output=-", "top=10")
     assert done.code == 0, done.err
-    made = rows(done.out)
-    sums = [sum(scores(row).values()) for row in made]
+    predictions = rows(done.out)
+    sums = [sum(scores(row).values()) for row in predictions]
     if head == "gap":
         assert max(sums) > 1.5  # classes do not share one probability
     else:
         assert sums == pytest.approx([1] * len(sums), abs=1e-5)
-    where = net.parent / "predictions" / net.name
-    assert done.err.splitlines()[-1] == f"sppnet: drawings: {where}"
-    drawn = {path.relative_to(where).as_posix(): path for path in where.rglob("*.*")}
-    assert set(drawn) == {row["file"].removeprefix(f"{some}/") + ".png" for row in made}
-    for path in drawn.values():
+    plots = net.parent / "predictions" / net.name
+    assert done.err.splitlines()[-1] == f"sppnet: plots: {plots}"
+    plot_by_name = {path.relative_to(plots).as_posix(): path for path in plots.rglob("*.*")}
+    assert set(plot_by_name) == {row["file"].removeprefix(f"{folder}/") + ".png" for row in predictions}
+    for path in plot_by_name.values():
         with Image.open(path) as image:
             assert 600 <= image.width <= 1400
             assert 300 <= image.height <= 2000
@@ -284,7 +284,7 @@ def test_every_head_predicts_and_draws(
         assert lively.mean() > 0.02, path
 
 
-def test_drawings_lie_where_git_ignores_them_and_replace_none_but_their_own(
+def test_plots_lie_where_git_ignores_them_and_replace_only_their_own(
     sppnet: Caller, run: Path, pictures: Path, tmp_path: Path
 ) -> None:
     shutil.copy(ROOT / ".gitignore", tmp_path)
@@ -293,37 +293,37 @@ def test_drawings_lie_where_git_ignores_them_and_replace_none_but_their_own(
     for name in ("net", "other"):
         shutil.copytree(run, f"runs/default/{name}")
     shutil.copy(run / "checkpoints/best.ckpt", "runs/lone.ckpt")
-    one = "input=pictures/dot.png"
+    dot = "input=pictures/dot.png"
     for checkpoint, place in (("default/net", "default/predictions/net"), ("lone.ckpt", "predictions/lone")):
-        done = sppnet("predict", f"checkpoint=runs/{checkpoint}", one, "draw=true")
+        done = sppnet("predict", f"checkpoint=runs/{checkpoint}", dot, "draw=true")
         assert done.code == 0, done.err
-        assert done.err.splitlines() == [f"sppnet: drawings: runs/{place}"]
+        assert done.err.splitlines() == [f"sppnet: plots: runs/{place}"]
         assert Path("runs", place, "dot.png.png").is_file()
     assert subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout == b""
-    for words in (["draw=a/x.png"], ["draw=a/x.png", "views=warp"]):  # of the same network and picture
-        assert sppnet("predict", "checkpoint=runs/default/net", one, *words).code == 0
+    for words in (["draw=a/x.png"], ["draw=a/x.png", "views=warp"]):  # the same network and image
+        assert sppnet("predict", "checkpoint=runs/default/net", dot, *words).code == 0
         assert Path("a/x.png").is_file()
     first = Path("a/x.png").read_bytes()
     for checkpoint, picture in (("other", "dot.png"), ("net", "wide.bmp")):
         words = [f"checkpoint=runs/default/{checkpoint}", f"input=pictures/{picture}", "draw=a/x.png"]
         refused = sppnet("predict", *words)
         assert (refused.code, refused.out) == (2, "")
-        assert "a/x.png is there, and no drawing of the same picture by this network" in refused.err
+        assert "a/x.png exists and is no plot of the same image by this network" in refused.err
         assert Path("a/x.png").read_bytes() == first
     assert sppnet("predict", *words, "force=true").code == 0
     assert Path("a/x.png").read_bytes() != first
 
 
-def test_a_file_of_lines_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_a_file_of_lines_is_complete_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "made.jsonl"
 
-    def stopped_half_way() -> None:
+    def fail_half_way() -> None:
         with JsonLines(str(path)) as lines:
             lines.write("a.jpg", (3, 4), [("cat", 0.5)])
             raise RuntimeError(path.exists())
 
     with pytest.raises(RuntimeError, match="False"):
-        stopped_half_way()
+        fail_half_way()
     assert not list(tmp_path.iterdir())
     with JsonLines(str(path)) as lines:
         lines.write('odd "näme"\n.jpg', (3, 4), [("cat", 0.123456789)])
@@ -331,14 +331,14 @@ def test_a_file_of_lines_is_whole_or_not_there(tmp_path: Path) -> None:
         {"file": 'odd "näme"\n.jpg', "size": [4, 3], "classes": [{"class": "cat", "probability": 0.12345679}]}
     ]
     assert list(tmp_path.iterdir()) == [path]
-    (tmp_path / "latest.jsonl").symlink_to(path)  # a link stays one: what it leads to is replaced
+    (tmp_path / "latest.jsonl").symlink_to(path)  # the target of a link is replaced, not the link
     with JsonLines(str(tmp_path / "latest.jsonl")) as lines:
         lines.write("b.jpg", (3, 4), [("cat", 0.5)])
     assert (tmp_path / "latest.jsonl").is_symlink()
     assert [row["file"] for row in rows(path.read_text(encoding="utf-8"))] == ["b.jpg"]
 
 
-def test_a_name_that_is_no_utf8_is_passed_over(sppnet: Caller, run: Path, pictures: Path) -> None:
+def test_a_name_that_is_no_utf8_is_skipped(sppnet: Caller, run: Path, pictures: Path) -> None:
     try:
         os.rename(pictures / "dot.png", os.fsencode(pictures) + b"/d\xfft.png")  # noqa: PTH104
     except OSError:
@@ -352,13 +352,13 @@ def test_a_name_that_is_no_utf8_is_passed_over(sppnet: Caller, run: Path, pictur
 NAMES = ["n" * 245 + ".png", "n" * 251 + ".png", "n" * 250 + "m.png", "größe/日本 1.png"]
 
 
-def test_no_name_is_too_long_or_lacks_a_character(
+def test_names_may_have_any_length_and_any_character(
     run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, trained = tmp_path / "given", tmp_path / "trained.ckpt"
-    (given / "größe").mkdir(parents=True)
+    folder, trained = tmp_path / "given", tmp_path / "trained.ckpt"
+    (folder / "größe").mkdir(parents=True)
     for name in NAMES:
-        shutil.copy(pictures / "turned.jpg", given / name)
+        shutil.copy(pictures / "turned.jpg", folder / name)
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     checkpoint["sppnet"]["classes"] = [f"größe {label}" for label in sorted(CLASSES)]
     torch.save(checkpoint, trained)
@@ -394,10 +394,10 @@ def test_lines_for_a_program_are_json_whatever_the_terminal(monkeypatch: pytest.
         lines.write("größe.jpg", (3, 4), [("größe", 0.5)])
     printed = output.getvalue().decode("latin-1")
     assert [row["file"] for row in rows(printed)] == ["größe/日本.jpg", "größe.jpg"]
-    assert '"größe.jpg"' in printed  # nothing is escaped in vain
+    assert '"größe.jpg"' in printed  # escapes only where needed
 
 
-def test_what_was_typed_is_judged_before_torch_is_imported(run: Path, pictures: Path) -> None:
+def test_overrides_are_checked_before_torch_is_imported(run: Path, pictures: Path) -> None:
     ask = "import sys; from sppnet.cli import dispatch; print(dispatch(), 'torch' in sys.modules)"
     for words in (["input=no/such"], [f"input={pictures}", "output=no/such/file"], [f"input={pictures}", "top=0"]):
         line = [sys.executable, "-c", ask, "predict", f"checkpoint={run}", *words]
@@ -406,8 +406,8 @@ def test_what_was_typed_is_judged_before_torch_is_imported(run: Path, pictures: 
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_ends_it_quietly(run: Path, pictures: Path) -> None:
-    (pictures / "notes.txt").unlink()  # which a line would be about
+def test_it_ends_quietly_when_the_reader_of_a_pipe_leaves(run: Path, pictures: Path) -> None:
+    (pictures / "notes.txt").unlink()  # a message would name it
     for number in range(3000):  # far more than a pipe holds
         os.link(pictures / "grey.JPG", pictures / f"{number}.jpg")
     words = command("predict", f"checkpoint={run}", f"input={pictures}", "trainer.progress=none")
@@ -416,6 +416,6 @@ def test_a_reader_that_leaves_ends_it_quietly(run: Path, pictures: Path) -> None
     assert process.stderr is not None
     assert process.stdout.readline()
     process.stdout.close()
-    said = process.stderr.read()
+    errors = process.stderr.read()
     assert process.wait() == 141
-    assert not said
+    assert not errors

@@ -21,7 +21,7 @@ from sppnet.data import build_images
 from sppnet.runs.identity import run_identity
 from sppnet.studies.study import read_header, study_command
 from sppnet.training.preflight import check_job
-from sppnet.transfer.extractor import check as check_features
+from sppnet.transfer.extractor import check_extraction
 from sppnet.transfer.task import make_task
 
 STUDIES = sorted((option_files.root() / "experiments").glob("*.yaml"))
@@ -59,7 +59,7 @@ def test_every_row_of_a_study_is_a_job_that_can_start(study: str, name: str) -> 
     cfg = compose_row(study, name)
     if study_command(study) == "transfer":
         del cfg["checkpoint"]
-        check_features(make_task(cfg, None))
+        check_extraction(make_task(cfg, None))
     else:
         schema.check(cfg)
         check_job(cfg)

@@ -1,4 +1,4 @@
-"""Average precision against examples worked out by hand, and against its definition on random ones."""
+"""Average precision against examples by hand, and against its definition on random ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sppnet.transfer.average_precision import average_precision
 
 
 def ap(hits: str, ignored: str = "") -> tuple[float, float]:
-    """Of images ranked in this order: 1 relevant, 0 not; `ignored` marks those left out."""
+    """Average precision of images in this order: 1 relevant, 0 not; 1 in `ignored` leaves an image out."""
     relevant = np.array([hit == "1" for hit in hits], dtype=bool)
     marks = np.array([mark == "1" for mark in ignored.ljust(len(hits), "0")], dtype=bool)
     return average_precision(-np.arange(len(hits), dtype=float), relevant, marks)
 
 
 @pytest.mark.parametrize(
-    ("hits", "eleven", "every"),
+    ("hits", "eleven", "all_points"),
     [
         ("1", 1.0, 1.0),
         ("1100", 1.0, 1.0),
@@ -34,8 +34,8 @@ def ap(hits: str, ignored: str = "") -> tuple[float, float]:
         ("0001", 0.25, 0.25),
     ],
 )
-def test_examples_worked_out_by_hand(hits: str, eleven: float, every: float) -> None:
-    assert ap(hits) == pytest.approx((eleven, every), abs=1e-12)
+def test_examples_by_hand(hits: str, eleven: float, all_points: float) -> None:
+    assert ap(hits) == pytest.approx((eleven, all_points), abs=1e-12)
 
 
 def test_an_image_with_difficult_objects_alone_counts_neither_for_nor_against() -> None:
@@ -60,8 +60,8 @@ def test_recall_is_compared_in_whole_numbers() -> None:
     assert ap(hits)[0] == pytest.approx((4 * 1 + 7 * 10 / 70) / 11, abs=1e-12)
 
 
-def test_what_is_not_of_one_set_or_no_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="not of one set"):
+def test_different_lengths_and_nan_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ in length"):
         average_precision(np.zeros(3), np.array([True]))
     with pytest.raises(ValueError, match="not a number"):
         average_precision(np.array([0.0, np.nan]), np.array([True, False]))
@@ -73,14 +73,14 @@ def test_it_is_what_the_official_evaluation_computes(rows: list[tuple[int, bool,
     scores, relevant, ignored = (np.array(column) for column in zip(*rows, strict=True))
     truth = np.where(ignored, 0, np.where(relevant, 1, -1))[np.argsort(-scores, kind="stable")]
     positives = int((truth > 0).sum())
-    found = average_precision(scores.astype(float), relevant, ignored)
+    precisions = average_precision(scores.astype(float), relevant, ignored)
     if not positives:
-        assert math.isnan(found[0])
+        assert math.isnan(precisions[0])
         return
     hits, misses = np.cumsum(truth > 0), np.cumsum(truth < 0)
-    seen = hits + misses > 0
-    recall, precision = hits[seen] / positives, hits[seen] / (hits + misses)[seen]
+    counted = hits + misses > 0
+    recall, precision = hits[counted] / positives, hits[counted] / (hits + misses)[counted]
     points = [max(precision[recall >= tenth / 10 - 1e-9], default=0.0) for tenth in range(11)]
-    assert found[0] == pytest.approx(sum(points) / 11, abs=1e-12)
+    assert precisions[0] == pytest.approx(sum(points) / 11, abs=1e-12)
     heights = np.maximum.accumulate(precision[::-1])[::-1]
-    assert found[1] == pytest.approx(float(np.sum(np.diff(recall, prepend=0.0) * heights)), abs=1e-12)
+    assert precisions[1] == pytest.approx(float(np.sum(np.diff(recall, prepend=0.0) * heights)), abs=1e-12)

@@ -36,7 +36,7 @@ GIVEN = ("data=folder", "data.root=pets", *QUICK, *SPLITS, "backbone.width=4", "
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """Eight pictures of each of three classes, in many shapes, and `tiny.pth`, the weights of a narrow trunk."""
+    """Eight images of each of three classes, in many shapes, and `tiny.pth`, the weights of a narrow backbone."""
     draw = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         for number in range(8):
@@ -49,23 +49,23 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def rows(where: str = "runs/default") -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(Path(where, "transfer").glob("*.json"))]
+def rows(study: str = "runs/default") -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(Path(study, "transfer").glob("*.json"))]
 
 
-def cached(where: str = "runs/.cache") -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in Path(where).glob("features-*.npy")}
+def cached(cache: str = "runs/.cache") -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in Path(cache).glob("features-*.npy")}
 
 
-def features(length: int, where: str = "runs/.cache") -> npt.NDArray[np.float32]:
-    [found] = [x for name in cached(where) if (x := np.load(Path(where, name))).shape[1] == length]
-    return np.asarray(found)
+def features(length: int, cache: str = "runs/.cache") -> npt.NDArray[np.float32]:
+    [features_ND] = [x for name in cached(cache) if (x := np.load(Path(cache, name))).shape[1] == length]
+    return np.asarray(features_ND)
 
 
 def inputs(pets: Path, fit: str, size: int = 32) -> list[torch.Tensor]:
-    """Every picture as the network should see it, each a batch of its own."""
+    """The network's input for every image, as batches of one."""
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    made = []
+    batches = []
     for path in sorted(path for path in pets.rglob("*") if path.suffix in SUFFIXES):
         image = Image.open(path)
         width, height = image.size
@@ -73,11 +73,11 @@ def inputs(pets: Path, fit: str, size: int = 32) -> list[torch.Tensor]:
         shape = {True: (size, round(size * ratio)), False: (round(size * ratio), size)}[width > height]
         region = EvalRegions(fit, 0.875).region(width, height)
         x = torch.from_numpy(render(image, region, *(shape if fit == "full" else (size, size))))
-        made.append(((x / 255 - mean) / std)[None])
-    return made
+        batches.append(((x / 255 - mean) / std)[None])
+    return batches
 
 
-def test_a_row_says_all_and_is_computed_once(sppnet: Caller, pets: Path) -> None:
+def test_a_row_is_complete_and_computed_once(sppnet: Caller, pets: Path) -> None:
     done = sppnet("transfer", *GIVEN, "head.bins=[2,1]")
     assert done.code == 0, done.err
     [row] = rows()
@@ -130,9 +130,9 @@ def test_features_are_those_of_a_plain_forward_pass(sppnet: Caller, pets: Path, 
     } | ({} if fit == "full" else {"conv": maps})
     for vectors in expected.values():
         plain = F.normalize(torch.cat([x.flatten(1) for x in vectors]))
-        kept = features(plain.shape[1])
-        np.testing.assert_allclose(kept, plain.numpy(), atol=2e-6)
-        np.testing.assert_allclose(np.linalg.norm(kept, axis=1), 1, atol=1e-6)
+        stored = features(plain.shape[1])
+        np.testing.assert_allclose(stored, plain.numpy(), atol=2e-6)
+        np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1, atol=1e-6)
 
 
 def test_a_checkpoint_gives_its_fully_connected_layers(sppnet: Caller, pets: Path) -> None:
@@ -155,19 +155,23 @@ def test_a_checkpoint_gives_its_fully_connected_layers(sppnet: Caller, pets: Pat
     stamps = cached("kept")
     assert sppnet("transfer", *from_run, "layer=fc1", "paths.cache=kept").code == 0
     assert cached("kept") == stamps
-    other = sppnet("transfer", *from_run, "layer=spp", "head.bins=[3]", "study=other")
-    assert other.code == 0, other.err
+    pyramid = sppnet("transfer", *from_run, "layer=spp", "head.bins=[3]", "study=other")
+    assert pyramid.code == 0, pyramid.err
     assert rows("runs/other")[0]["row"]["length"] == 9 * 8
-    for key, said in (("head.bins=[3]", "head.bins=[3]"), ("seed=5", "seed=5"), ("data.mean=[0,0,0]", "data.mean")):
-        refused = sppnet("transfer", *from_run, "layer=fc1", key)
-        assert (refused.code, said in refused.err) == (2, True), refused.err
+    for override, message in (
+        ("head.bins=[3]", "head.bins=[3]"),
+        ("seed=5", "seed=5"),
+        ("data.mean=[0,0,0]", "data.mean"),
+    ):
+        refused = sppnet("transfer", *from_run, "layer=fc1", override)
+        assert (refused.code, message in refused.err) == (2, True), refused.err
     lone = pets.parent / "lone.ckpt"
     lone.write_bytes((run / "checkpoints/best.ckpt").read_bytes())
     same = sppnet("transfer", *from_run[1:], f"checkpoint={lone}", "layer=fc2")
     assert "exists" in same.out, same.err  # the same weights
 
 
-def test_a_damaged_file_of_features_is_computed_again_and_so_is_a_changed_picture(sppnet: Caller, pets: Path) -> None:
+def test_features_of_a_damaged_file_or_a_changed_image_are_computed_again(sppnet: Caller, pets: Path) -> None:
     sppnet("transfer", *GIVEN)
     before = {path: path.read_bytes() for path in Path("runs/.cache").glob("features-*")}
     for (path, good), damage in zip(before.items(), ("a bit", "cut", "empty"), strict=True):
@@ -181,7 +185,7 @@ def test_a_damaged_file_of_features_is_computed_again_and_so_is_a_changed_pictur
     sppnet("transfer", *GIVEN)
     assert len(cached()) == 6
     shutil.copy(pets / "cat/1.png", pets / "cat/1 copy.png")
-    for _ in range(2):  # of a row that is there, too
+    for _ in range(2):  # also when the row exists
         assert "1 of 25 images is in the data set a second time" in sppnet("transfer", *GIVEN).err
     assert sppnet("transfer", *GIVEN, "data.duplicates=error").code == 2
 
@@ -195,12 +199,12 @@ def test_caltech101_in_its_own_layout(sppnet: Caller, pets: Path) -> None:
     assert done.code == 0, done.err
     [row] = rows()
     assert set(row["splits"][0]["per_class"]) == {"BACKGROUND_Google", "cat", "dog"}
-    assert "accuracy_std" not in row["figures"]  # of one split there is none
+    assert "accuracy_std" not in row["figures"]  # one split has none
     assert sppnet("transfer", *words, "splits=1", "svm.C=2").out.endswith("(one split: no intervals)\n")
 
 
-def test_a_folders_own_parts_say_who_trains_and_who_is_tested(sppnet: Caller, pets: Path, tmp_path: Path) -> None:
-    """Colours change places in the test part, so that who trains on it is found out."""
+def test_a_folders_own_parts_are_the_train_and_test_images(sppnet: Caller, pets: Path, tmp_path: Path) -> None:
+    """Colours are swapped in the test part, so that training on it shows."""
     swapped = {"cat": "dog", "dog": "emu", "emu": "cat"}
     for name in COLOURS:
         for number in range(8):
@@ -214,7 +218,7 @@ def test_a_folders_own_parts_say_who_trains_and_who_is_tested(sppnet: Caller, pe
     protocol = "folder: the set's own parts, 15 images to train on (train and val), 9 to test on"
     assert done.out.splitlines()[0] == protocol
     assert done.out.count(protocol) == 2  # before the work, and above the table
-    assert done.figure("transfer/accuracy") == 0  # nothing of the test part was trained on
+    assert done.figure("transfer/accuracy") == 0  # no test image was trained on
     assert "per_class.train has no effect with the set's own parts" in done.err
     [row] = rows()
     assert (len(row["splits"]), row["seed"], row["images"]) == (1, None, 24)
@@ -237,7 +241,7 @@ def test_a_folders_own_parts_say_who_trains_and_who_is_tested(sppnet: Caller, pe
     assert last["splits"][0]["per_class"] == {"cat": None, "dog": 0.0, "emu": 1.0}
 
 
-def test_a_network_is_not_said_to_be_trained_on_the_test_part_of_its_own_set(sppnet: Caller, pets: Path) -> None:
+def test_no_warning_of_test_images_in_training_with_the_sets_own_parts(sppnet: Caller, pets: Path) -> None:
     for path in sorted(pets.rglob("*.png")):
         part = pets.parent / "parts" / ("test" if path.stem in "67" else "train") / path.parent.name
         part.mkdir(parents=True, exist_ok=True)
@@ -251,8 +255,8 @@ def test_a_network_is_not_said_to_be_trained_on_the_test_part_of_its_own_set(spp
     assert "trained on images of data=folder that are tested here" in drawn.err
 
 
-def test_the_same_features_are_said_to_be_the_same(sppnet: Caller, pets: Path) -> None:
-    for path in pets.rglob("*.png"):  # of squares, the whole picture is the warped one
+def test_equal_features_are_reported(sppnet: Caller, pets: Path) -> None:
+    for path in pets.rglob("*.png"):  # a square image is the same whole and warped
         Image.open(path).resize((40, 40)).save(path)
     for words in (["views=warp"], ["views=full"], ["views=full", "svm.C=2"]):
         done = sppnet("transfer", *GIVEN, "layer=gap", *words)
@@ -264,34 +268,34 @@ def test_the_same_features_are_said_to_be_the_same(sppnet: Caller, pets: Path) -
     assert "the same features" in done.out
 
 
-def test_files_in_the_making_vanish_or_are_whole(tmp_path: Path) -> None:
+def test_a_file_of_features_is_complete_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "cache/features-x.npy"
 
-    def stopped() -> None:
+    def write_and_stop() -> None:
         with feature_file.writing({"a": path}, 3) as files:
             files["a"].put([1], np.ones((1, 4), dtype=np.float32))
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
-        stopped()
+        write_and_stop()
     assert not list(tmp_path.iterdir())
     with (
-        feature_file.writing({"a": path}, 3) as one,
-        feature_file.writing({"a": path}, 3) as other,
+        feature_file.writing({"a": path}, 3) as first,
+        feature_file.writing({"a": path}, 3) as second,
     ):  # two jobs at a time
-        for files in (one, other):
+        for files in (first, second):
             files["a"].put([2, 0], np.arange(8, dtype=np.float32).reshape(2, 4))
-    found = feature_file.load(path, 3)
-    assert found is not None
-    np.testing.assert_array_equal(found, [[4, 5, 6, 7], [np.nan] * 4, [0, 1, 2, 3]])
+    features_ND = feature_file.load(path, 3)
+    assert features_ND is not None
+    np.testing.assert_array_equal(features_ND, [[4, 5, 6, 7], [np.nan] * 4, [0, 1, 2, 3]])
     assert feature_file.load(path, 4) is None
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def test_splits_are_seeded_disjoint_and_by_class() -> None:
     labels = [0] * 20 + [1] * 7 + [2] * 9
-    wanted = {"count": 4, "train": 5, "test": 6, "seed": 3}
-    splits = draw_splits(labels, range(36), ["a", "b", "c"], wanted)
+    settings = {"count": 4, "train": 5, "test": 6, "seed": 3}
+    splits = draw_splits(labels, range(36), ["a", "b", "c"], settings)
     for train, test in splits:
         assert not set(train.tolist()) & set(test.tolist())
         assert [[labels[i] for i in part.tolist()].count(c) for part in (train, test) for c in range(3)] == [
@@ -299,15 +303,15 @@ def test_splits_are_seeded_disjoint_and_by_class() -> None:
             *(6, 2, 4),
         ]
     assert len({tuple(split.train.tolist()) for split in splits}) == 4
-    again = draw_splits(labels, range(36), ["a", "b", "c"], wanted | {"count": 2})
+    again = draw_splits(labels, range(36), ["a", "b", "c"], settings | {"count": 2})
     assert [s.train.tolist() for s in again] == [s.train.tolist() for s in splits[:2]]
-    other = draw_splits(labels, range(36), ["a", "b", "c"], wanted | {"seed": 4})
-    assert [s.train.tolist() for s in other] != [s.train.tolist() for s in splits]
-    fewer = draw_splits(labels[:27], range(27), ["a", "b"], wanted)  # a class less leaves the others' draw alone
+    reseeded = draw_splits(labels, range(36), ["a", "b", "c"], settings | {"seed": 4})
+    assert [s.train.tolist() for s in reseeded] != [s.train.tolist() for s in splits]
+    fewer = draw_splits(labels[:27], range(27), ["a", "b"], settings)  # without a class, the draw of the others stays
     assert all(set(a.train.tolist()) < set(b.train.tolist()) for a, b in zip(fewer, splits, strict=True))
 
 
-def test_the_svm_is_scikit_learns_on_the_features_as_they_are() -> None:
+def test_the_svm_equals_scikit_learns_on_the_plain_features() -> None:
     draw = np.random.default_rng(0)
     labels = np.arange(60) % 3
     x = draw.standard_normal((60, 400)) + 0.2 * draw.standard_normal((3, 400))[labels]
@@ -319,20 +323,20 @@ def test_the_svm_is_scikit_learns_on_the_features_as_they_are() -> None:
     assert train.shape == (30, 30)
     turned = LinearSVC(C=2, dual=False, tol=1e-8).fit(train, labels[:30])
     np.testing.assert_allclose(turned.decision_function(test), plain.decision_function(x[30:]), atol=1e-4)
-    found = accuracies(x, labels, split, 3, 2.0)
-    assert found["overall"] == (plain.predict(x[30:]) == labels[30:]).mean()
-    assert found["converged"]
+    result = accuracies(x, labels, split, 3, 2.0)
+    assert result["overall"] == (plain.predict(x[30:]) == labels[30:]).mean()
+    assert result["converged"]
 
 
 def test_the_interval_of_a_paired_difference() -> None:
-    gap = spread([0.5 - 0.4, 0.7 - 0.5, 0.9 - 0.6])
-    assert gap is not None
+    difference = spread([0.5 - 0.4, 0.7 - 0.5, 0.9 - 0.6])
+    assert difference is not None
     half = 4.302653 * 0.1 / 3**0.5  # Student's t for two degrees of freedom, deviation 0.1
-    assert (gap.mean, gap.half) == pytest.approx((0.2, half), abs=1e-6)
+    assert (difference.mean, difference.half) == pytest.approx((0.2, half), abs=1e-6)
     assert spread([0.5]) == Spread(1, 0.5, None, None)
 
 
-def test_pictures_that_cannot_be_read_are_named_or_left_out(sppnet: Caller, pets: Path) -> None:
+def test_unreadable_images_are_named_or_left_out(sppnet: Caller, pets: Path) -> None:
     for number in (0, 1):
         (pets / f"cat/{number}.png").write_bytes(b"no picture")
     refused = sppnet("transfer", *GIVEN)
@@ -344,8 +348,8 @@ def test_pictures_that_cannot_be_read_are_named_or_left_out(sppnet: Caller, pets
     assert skipped.code == 0, skipped.err
     assert rows()[0]["bad_files"] == ["cat/0.png", "cat/1.png"]
     assert skipped.err.count("left out") == 3  # each, and how many
-    assert "in the data set a second time" not in skipped.err  # two files without a picture are no picture twice
-    again = sppnet("transfer", *GIVEN, "views=full", "layer=gap")  # not out of what was kept then
+    assert "in the data set a second time" not in skipped.err  # two unreadable files are no duplicates
+    again = sppnet("transfer", *GIVEN, "views=full", "layer=gap")  # stored features with gaps are not used
     assert again.code == 2
     assert "cannot be read" in again.err
     (pets / "cat/2.png").write_bytes(b"no picture")
@@ -355,9 +359,11 @@ def test_pictures_that_cannot_be_read_are_named_or_left_out(sppnet: Caller, pets
     assert "cat (4)" in few.err
 
 
-def test_a_set_of_several_labels_is_ranked_on_its_own_parts(sppnet: Caller, tmp_path: Path) -> None:
-    """A small VOC 2007: red is a cat, blue a dog, half of each both. The first picture of the test part is as red as
-    can be, and its only cat is marked difficult; so is the cat of a blue picture of trainval."""
+def test_a_multi_label_set_is_ranked_on_its_own_parts(sppnet: Caller, tmp_path: Path) -> None:
+    """A small VOC 2007: red is a cat, blue a dog, green a person.
+
+    The first test image is red, and its only cat is marked difficult; so is the cat of a blue image of trainval.
+    """
     base = tmp_path / "voc/VOCdevkit/VOC2007"
     for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
         (base / folder).mkdir(parents=True)
@@ -365,12 +371,12 @@ def test_a_set_of_several_labels_is_ranked_on_its_own_parts(sppnet: Caller, tmp_
     kinds: list[tuple[tuple[int, ...], list[tuple[str, int]]]] = [
         (red, [("cat", 0)]), (blue, [("dog", 0)]), (green, [("person", 0)])
     ]  # fmt: skip
-    pictures = [*kinds * 6, (blue, [("dog", 0), ("cat", 1)]), (red, [("cat", 1)]), *kinds * 3]
-    for number, (colour, objects) in enumerate(pictures):
+    annotated = [*kinds * 6, (blue, [("dog", 0), ("cat", 1)]), (red, [("cat", 1)]), *kinds * 3]
+    for number, (colour, objects) in enumerate(annotated):
         Image.new("RGB", (40 + number, 50), colour).save(base / f"JPEGImages/{number:06d}.jpg", quality=95)
         text = "".join(f"<object><name>{n}</name><difficult>{d}</difficult></object>" for n, d in objects)
         (base / f"Annotations/{number:06d}.xml").write_text(f"<annotation>{text}</annotation>")
-    for part, numbers in {"trainval": range(19), "test": range(19, len(pictures))}.items():
+    for part, numbers in {"trainval": range(19), "test": range(19, len(annotated))}.items():
         (base / f"ImageSets/Main/{part}.txt").write_text("".join(f"{i:06d}\n" for i in numbers))
     words = (*QUICK, "data=voc2007", "data.root=voc", "backbone.width=4", "layer=gap")
     done = sppnet("transfer", *words)
@@ -383,11 +389,11 @@ def test_a_set_of_several_labels_is_ranked_on_its_own_parts(sppnet: Caller, tmp_
     assert row["seed"] is None
     annotation = base / "Annotations/000019.xml"
     annotation.write_text(annotation.read_text().replace(">1<", ">0<").replace("cat", "bus"))
-    other = sppnet("transfer", *words, "splits=3")
-    assert "warning: splits has no effect" in other.err
-    found = next(row for row in rows() if row["hash"] in other.out)["splits"][0]["per_class"]
-    assert found["cat"] < 1  # it counts against the cats now
-    assert found["dog"] == 1
+    changed = sppnet("transfer", *words, "splits=3")
+    assert "warning: splits has no effect" in changed.err
+    per_class = next(row for row in rows() if row["hash"] in changed.out)["splits"][0]["per_class"]
+    assert per_class["cat"] < 1  # the image counts against the cats now
+    assert per_class["dog"] == 1
 
 
 NAMES_AND_VALUES = [
@@ -418,24 +424,24 @@ NAMES_AND_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), NAMES_AND_VALUES, ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(("overrides", "parts"), NAMES_AND_VALUES, ids=lambda v: " ".join(v))
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    sppnet: Caller, tmp_path: Path, words: list[str], said: list[str]
+    sppnet: Caller, tmp_path: Path, overrides: list[str], parts: list[str]
 ) -> None:
-    refused = sppnet("transfer", *words)
+    refused = sppnet("transfer", *overrides)
     assert refused.code == 2, refused.err or refused.out
     [line] = refused.err.splitlines()
-    assert all(word in line for word in said), line
+    assert all(part in line for part in parts), line
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_without_such_a_layer_and_several_sizes(sppnet: Caller) -> None:
     run = sppnet("train", *SMALL, "sizes.test=[24,32]", "trainer.max_epochs=1").run
     before = sorted(Path("runs").rglob("*"))
-    for words, said in ((["layer=fc2", "sizes.test=[24]"], "layers fc1 (head"), ([], "sizes.test=[24, 32]")):
-        refused = sppnet("transfer", f"checkpoint={run}", *words)
+    for overrides, message in ((["layer=fc2", "sizes.test=[24]"], "layers fc1 (head"), ([], "sizes.test=[24, 32]")):
+        refused = sppnet("transfer", f"checkpoint={run}", *overrides)
         assert refused.code == 2
-        assert said in refused.err
+        assert message in refused.err
     assert sorted(Path("runs").rglob("*")) == before
 
 

@@ -15,13 +15,14 @@ from sppnet.data.datasets.unlabelled import InputFiles, find_images
 from sppnet.data.jpeg import notice_remarks
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.prediction.output import JsonLines, Table
-from sppnet.prediction.output_paths import Drawings, check_output, drawings
+from sppnet.prediction.output_paths import PlotPaths, build_plot_paths, check_output
 from sppnet.progress import meter
 from sppnet.runs.from_checkpoint import HARDWARE, TrainedNetwork
 from sppnet.runs.plan import validate
 
 if TYPE_CHECKING:
-    from sppnet.prediction.plot_files import Drawer
+    from sppnet.prediction.plot_files import PlotWriter
+    from sppnet.prediction.predictor import Predictor
 
 OWN = {"input": TEXT, "output": or_null(TEXT), "top": whole(1), "draw": either(FLAG, TEXT)}
 NOT_FOR_PREDICTION = {"trainer.limit_batches"}  # limits training and tests; prediction takes every image
@@ -47,19 +48,19 @@ def predict(trained: TrainedNetwork) -> None:
     cfg = _prediction_config(trained.cfg, trained.typed_keys)
     validate(cfg)
     images = find_images(own["input"])
-    drawn = drawings(trained, cfg, own["draw"], images)
-    check_output(own["output"], images, trained, drawn, cfg["force"])
+    plots = build_plot_paths(trained, cfg, own["draw"], images)
+    check_output(own["output"], images, trained, plots, cfg["force"])
     from sppnet.training.preflight import check_job  # imports torch
 
     check_job(cfg)
-    drawer = _build_drawer(cfg, drawn) if drawn else None
+    plot_writer = _build_plot_writer(cfg, plots) if plots else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half-written files are removed
     with JsonLines(own["output"]) as lines:
-        _predict(cfg, trained, images, own["top"], lines, drawer)
+        _predict(cfg, trained, images, own["top"], lines, plot_writer)
     if lines.path is not None:
         notice(f"predictions: {lines.path}")
-    if drawer is not None:
-        notice(f"drawings: {drawer.drawings.place}")
+    if plots is not None:
+        notice(f"plots: {plots.place}")
 
 
 def _predict(
@@ -68,7 +69,7 @@ def _predict(
     images: InputFiles,
     top: int,
     lines: JsonLines,
-    drawer: Drawer | None,
+    plot_writer: PlotWriter | None,
 ) -> None:
     from sppnet.prediction.predictor import Predictor
     from sppnet.runs.from_checkpoint import read_checkpoint
@@ -78,9 +79,9 @@ def _predict(
         notice(images.not_read)
     set_threads_and_filter_warnings(cfg)
     predictor = Predictor(cfg, read_checkpoint(trained.weights), trained.weights, images)
-    if drawer is not None:
-        drawer.check(predictor)
-    table = Table([predictor.pictures.name(i) for i in range(len(predictor.pictures))], predictor.classes)
+    if plot_writer is not None:
+        _check_pooling(cfg, predictor)
+    table = Table([predictor.images.name(i) for i in range(len(predictor.images))], predictor.classes)
     failed = 0
     with meter("predict", cfg["trainer"]["progress"], len(images.names)) as tick:
         for prediction in predictor:
@@ -93,8 +94,8 @@ def _predict(
                 lines.write(prediction.name, prediction.shape, probabilities)
                 if not lines.instead_of_table:
                     table.write(prediction.name, prediction.shape, probabilities)
-                if drawer is not None:
-                    drawer.draw(predictor, prediction, best, images.names[prediction.index])
+                if plot_writer is not None:
+                    plot_writer.write(predictor, prediction, best, images.names[prediction.index])
             tick(1)
     notice_remarks(predictor.remarks)
     if failed == len(images.names):
@@ -125,8 +126,8 @@ def _prediction_config(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[s
     }
 
 
-def _build_drawer(cfg: Mapping[str, Any], drawn: Drawings) -> Drawer:
-    """Build what draws the predictions; it needs the receptive field of the backbone.
+def _build_plot_writer(cfg: Mapping[str, Any], plots: PlotPaths) -> PlotWriter:
+    """Build what plots the predictions; it needs the receptive field of the backbone.
 
     Raises:
         UserError: the receptive field is unknown, or the network sees an image in several views.
@@ -139,11 +140,23 @@ def _build_drawer(cfg: Mapping[str, Any], drawn: Drawings) -> Drawer:
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import on_meta
     from sppnet.models.receptive_field import receptive_field
-    from sppnet.prediction.plot_files import Drawer  # imports Lightning
+    from sppnet.prediction.plot_files import PlotWriter  # imports Lightning
 
     try:
         with on_meta():
             field = receptive_field(build_backbone(cfg["backbone"]))
     except UserError as error:
-        raise UserError(f"draw={drawn.place}: {re.sub('; use .*', '', str(error))}") from None
-    return Drawer(drawn, field, cfg["views"])
+        raise UserError(f"draw={plots.place}: {re.sub('; use .*', '', str(error))}") from None
+    return PlotWriter(plots, field)
+
+
+def _check_pooling(cfg: Mapping[str, Any], predictor: Predictor) -> None:
+    """Raise UserError unless the bins of the network's pooling are known."""
+    from sppnet.models.network import build_backbone
+    from sppnet.models.probe import map_size, on_meta
+    from sppnet.prediction.attribution import check_pooling
+
+    size = cfg["sizes"]["test"][0]
+    with on_meta():
+        side = min(map_size(build_backbone(cfg["backbone"]), size, size))
+    check_pooling(predictor.classifier.network.head[0], side)

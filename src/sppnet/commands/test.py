@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def test(trained: TrainedNetwork) -> None:
-    """Print the test metrics of a checkpoint; those of a run are kept in `RUN/tests` and read from there next time."""
+    """Print the test metrics of a checkpoint. Those of a run are kept in `RUN/tests` and read from there next time."""
     run = trained.run
     cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # as in `score_run`
     validate(cfg)

@@ -19,9 +19,9 @@ from sppnet.runs.from_checkpoint import TrainedNetwork, load_stored_config
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import provenance
 from sppnet.storage.files import read_json, write_json
-from sppnet.transfer.comparison import comparable, lines
+from sppnet.transfer.comparison import format_rows, load_comparable_rows
 from sppnet.transfer.protocols import check_protocol, evaluate
-from sppnet.transfer.task import FORMAT, MAY_CHANGE, OWN, Task, make_task, refuse_idle, warn_idle
+from sppnet.transfer.task import FORMAT, MAY_CHANGE, OWN, Task, make_task, refuse_ineffective, warn_ineffective
 
 
 def main(words: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ def _transfer_backbone(job: Job) -> None:
     """Evaluate `backbone` with `backbone.weights`, without a run."""
     if (checkpoint := job.cfg.pop("checkpoint")) is not None:
         raise UserError(f"checkpoint={checkpoint} must be typed: its run is read before the configuration is composed")
-    refuse_idle(job.overrides)
+    refuse_ineffective(job.overrides)
     transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])
 
 
@@ -47,7 +47,7 @@ def _transfer_trained(trained: TrainedNetwork) -> None:
 def transfer(task: Task, typed: Sequence[str]) -> None:
     """Print the task's row, computed unless it is stored, among all rows that it can be compared with."""
     images = build_images_from_config(task.cfg)
-    warn_idle(task, images, typed)
+    warn_ineffective(task, images, typed)
     identity = task.identity(images)
     protocol = check_protocol(task, images)  # of a stored row, too: `data.duplicates` is not part of its identity
     for line in images.notices():
@@ -60,21 +60,21 @@ def transfer(task: Task, typed: Sequence[str]) -> None:
     else:
         row = _compute(task, images, protocol) | {"identity": identity, "hash": file.stem}
         _write(file, row)
-    print(*lines(row, comparable(folder, row)), sep="\n")
+    print(*format_rows(row, load_comparable_rows(folder, row)), sep="\n")
 
 
 def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
     """Extract the features, fit the SVMs and return the row."""
     from sppnet.transfer import features as feature_files  # imports torch
-    from sppnet.transfer.extractor import check
+    from sppnet.transfer.extractor import check_extraction
 
-    check(task)
+    check_extraction(task)
     _warn_of_meaningless_figures(task, images)
     print(f"{task.cfg['data']['name']}: {protocol}", flush=True)
     began = time.monotonic()
-    features = feature_files.features_of(task, images)
+    features = feature_files.load_features(task, images)
     extracted = time.monotonic()
-    unreadable = feature_files.unreadable(features)
+    unreadable = feature_files.find_unreadable(features)
     bad_files = [images.name(index) for index in unreadable]
     for name in bad_files:
         notice(f"{name} could not be read and was left out")
@@ -83,11 +83,11 @@ def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
     outcome = evaluate(task, images, features, unreadable)
     fitted, origin = time.monotonic(), provenance()
     return {
-        "row": _describe(task, features.shape[1]) | {"protocol": outcome.says},
+        "row": _describe(task, features.shape[1]) | {"protocol": outcome.protocol},
         "figures": outcome.figures,
         "splits": outcome.splits,
         "compare": digest({**task.protocol(images), "bad_files": bad_files, "format": FORMAT}),
-        "features": feature_files.content_of(task, images),
+        "features": feature_files.features_digest(task, images),
         "images": len(images),
         "bad_files": bad_files,
         "seed": None if images.multilabel or task.own_parts(images) else task.splits["seed"],
@@ -126,11 +126,11 @@ def _warn_of_meaningless_figures(task: Task, images: ImageSet) -> None:
         if task.cfg["backbone"].get("weights") is None:
             notice("warning: backbone.weights is null: these are features of random weights")
         return
-    from sppnet.transfer.extractor import checkpoint  # imports torch
+    from sppnet.transfer.extractor import load_checkpoint_metadata  # imports torch
 
     same_split = task.cfg["data"]["split"] == load_stored_config(task.trained.checkpoint)[0]["data"]["split"]
     own_parts = task.own_parts(images) is not None or (images.multilabel and same_split)
-    if checkpoint(task.trained)["fingerprint"] == images.fingerprint() and not own_parts:
+    if load_checkpoint_metadata(task.trained)["fingerprint"] == images.fingerprint() and not own_parts:
         name = task.cfg["data"]["name"]
         notice(f"warning: the network was trained on images of data={name} that are tested here")
 
@@ -140,5 +140,5 @@ def _write(file: Path, row: Mapping[str, Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, row)
     except OSError as error:
-        print(*lines(row, [row]), sep="\n")  # or the computed row would be lost
+        print(*format_rows(row, [row]), sep="\n")  # or the computed row would be lost
         raise UserError(f"paths.runs: {file.parent} cannot be written to: {error.strerror}") from None

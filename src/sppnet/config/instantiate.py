@@ -117,7 +117,7 @@ def _source_file(name: str) -> Path:
 
 
 def _import_target(name: str, slot: str) -> Any:
-    """Import `name`; what it names must be defined below an allowed prefix, too (`sppnet.x.os.system` is not)."""
+    """Import `name`. The object must also be defined under an allowed prefix (`sppnet.x.os.system` is not)."""
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:end])

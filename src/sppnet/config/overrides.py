@@ -155,7 +155,7 @@ def quote_names(word: str) -> str:
 
 
 def _misread(part: str, key: str) -> bool:
-    """Whether Hydra reads `part` as a number or a boolean, although `key` takes strings (`draw` also booleans)."""
+    """Whether Hydra reads `part` as a number or a boolean although `key` takes strings (`draw` takes booleans too)."""
     value = OverridesParser.create().parse_override(f"x={part}").value()
     return isinstance(value, int | float) and not (isinstance(value, bool) and key == "draw")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-Condition = Mapping[str, tuple[str, ...]]  # for each key, the values of which it must have one
+Condition = Mapping[str, tuple[str, ...]]  # for each key, the values it may have
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,6 @@ def shape_buckets(
 
 
 def _distance(a: float, b: float, step: float) -> float:
-    """The distance of two aspects in rounding steps, measured through the square between landscape and portrait."""
+    """The distance between two aspect ratios in rounding steps; from landscape to portrait it counts via the square."""
     positions = [aspect - 1 if aspect >= 1 else 1 - 1 / aspect for aspect in (a, b)]
     return round(abs(positions[0] - positions[1]) / step, 6)

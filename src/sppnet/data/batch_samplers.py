@@ -52,8 +52,8 @@ class TrainBatchSampler(Sampler[list[Item]]):
         rank: of this process.
         world: number of processes.
         taken: returns the number of batches taken since the run's first step; called once per epoch, in `__iter__`.
-        pairs: sizes at which a batch needs two images (see `sppnet.training.preflight.sizes_for_pairs`). An image that
-            rounding would leave alone joins another batch, which may then exceed its batch size by one.
+        pairs: sizes at which a batch needs at least two images (see `sppnet.training.preflight.sizes_for_pairs`). An
+            image that rounding would leave on its own joins another batch, which may then exceed its batch size by one.
 
     Attributes:
         images: number of images per epoch on this rank.

@@ -104,7 +104,8 @@ def load_tested(
 
 
 def _test_members(setting: str, images: ImageSet, chosen: bool) -> tuple[list[int], list[str]]:
-    """The test part, or all images without parts, of data that the network was not trained on; and the notices."""
+    """The images to score in a data set that the network was not trained on: its test part, or all images if it has no
+    parts; and notices."""
     prefix = f"{setting} is not the set that was trained on"
     parts = images.split()
     if parts is None and not chosen:

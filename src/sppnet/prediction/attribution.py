@@ -1,29 +1,36 @@
-"""Which bins of the pyramid speak for a class: gradient of its logit x activation of the pooled vector, per bin.
+"""Attribution of a logit to the bins of the pyramid: gradient x activation of the pooled vector, summed per bin.
 
-The layer after the pooling is linear. Where it is the last one, a bin's contribution is exactly what it adds to the
-logit: all contributions and the bias sum up to it. With hidden layers it is the same for the linear piece of the
-network that the image lies on (ReLU), so first order in any change of the image. The zero point is a bin that holds
-nothing: a vector of zeros, what is left of a map on which no channel fires.
+The layer after the pooling is linear. If it is the last layer, the bins and the bias add up to the logit exactly. With
+hidden layers (ReLU) they do so on the linear piece of the network around the image: attribution is first order in any
+change of the image. The baseline is an empty bin, a vector of zeros, as on a feature map where no channel fires.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from sppnet.errors import UserError
 from sppnet.models.network import SPPNet
+from sppnet.models.receptive_field import ReceptiveField
 from sppnet.pyramid import Edges, SpatialPyramidPool2d, bin_edges
 
+FloatArray = npt.NDArray[np.floating]
 POOLS: dict[type, str] = {nn.MaxPool2d: "max", nn.AvgPool2d: "avg"}
-REFUSED = "draw shows what each bin of a pooling adds to a score"
+REFUSED = "draw plots what each bin of a pooling adds to a score"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One grid of bins over a map: the edges of its rows and columns in cells, and how a bin is pooled."""
+    """A grid of bins on a feature map: edges of its rows and columns in cells, and the kind of pooling.
+
+    `pool` is `max`, `avg`, or `cells` for global average pooling, whose bins are the cells.
+    """
 
     rows: Edges
     cols: Edges
@@ -32,28 +39,40 @@ class Grid:
 
 @dataclass(frozen=True)
 class Level:
-    """What the bins of one grid say.
+    """The attribution to the bins of one grid.
 
     Attributes:
         grid: the bins.
-        bins: what each adds to the logit, float64 (rows, cols).
-        winners: int64 (rows, cols, 2), row and column of the cell of the map that adds most in its bin; -1 where no
-            cell adds anything. Of a maximum only the cells that some channel's maximum lies in add anything.
+        bins: what each bin adds to the logit, float64 (rows, cols).
+        winners: row and column of the cell that adds most in each bin, int64 (rows, cols, 2); -1 where no cell adds
+            anything. With max pooling, only cells that hold the maximum of a channel add anything.
     """
 
     grid: Grid
     bins: Tensor
     winners: Tensor
 
+    @property
+    def name(self) -> str:
+        """Rows x columns and the kind of bins, such as `6 x 6 overlapping bins`."""
+        overlaps = any(a[1] > b[0] for edges in (self.grid.rows, self.grid.cols) for a, b in pairwise(edges))
+        kind = "cell" if self.grid.pool == "cells" else "overlapping bin" if overlaps else "bin"
+        return f"{' x '.join(map(str, self.bins.shape))} {kind}{'s' if self.bins.numel() > 1 else ''}"
+
+    @property
+    def summary(self) -> str:
+        """The cells under the bins and the sum of the bins, such as `over 13 x 13 cells, sum +4.05`."""
+        cells = f"over {self.grid.rows[-1][1]} x {self.grid.cols[-1][1]} cells, " if self.grid.pool != "cells" else ""
+        return f"{cells}sum {self.bins.sum().item():+z.2f}"
+
 
 @dataclass(frozen=True)
 class Attribution:
-    """How the logit of a class comes about.
+    """The logit of a class, split into what the bins add and the rest.
 
     Attributes:
-        logit: of the class.
-        levels: one for each level of the pyramid; for `gap` one whose bins are the cells of the map.
-        rest: what no bin adds, the biases: `logit` less all bins.
+        logit: the logit.
+        levels: one per level of the pyramid; for `gap` one, whose bins are the cells of the feature map.
     """
 
     logit: float
@@ -61,43 +80,43 @@ class Attribution:
 
     @property
     def rest(self) -> float:
-        """The biases."""
+        """What no bin adds, the biases: the logit minus all bins."""
         return self.logit - float(sum(level.bins.sum() for level in self.levels))
 
 
-def explain(network: SPPNet, image: Tensor, label: int) -> Attribution:
-    """The evidence for class `label` in one image.
+def attribute_logit(network: SPPNet, image: Tensor, label: int) -> Attribution:
+    """Attribute the logit of class `label` to the bins.
 
     Args:
         network: in evaluation mode.
         image: (1, 3, H, W), normalised.
-        label: number of the class.
+        label: the class number.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        map_CHW = network.backbone(image.clone()).detach()[0]  # a copy, as inference tensors take no gradient
+        map_CHW = network.backbone(image.clone()).detach()[0]  # a copy: inference tensors take no gradient
         pooled = network.head[0](map_CHW[None]).detach().requires_grad_()
         logit = network.head[1:](pooled)[0, label]
         (gradient,) = torch.autograd.grad(logit, pooled)
     map_CHW, gradient = map_CHW.cpu().double(), gradient[0].cpu().double()
     levels, start = [], 0
-    for grid in grids(network.head[0], *map_CHW.shape[1:]):
-        if grid.pool == "cells":  # gap: every cell has the channel's gradient, and an equal share of it
+    for grid in find_grids(network.head[0], *map_CHW.shape[1:]):
+        if grid.pool == "cells":  # every cell has an equal share of its channel's gradient
             shares = map_CHW * gradient[:, None, None] / map_CHW[0].numel()
-            levels.append(_of_cells(grid, shares.sum(0)))
+            levels.append(_cell_level(grid, shares.sum(0)))
             continue
         end = start + len(map_CHW) * len(grid.rows) * len(grid.cols)
-        levels.append(_of_bins(grid, map_CHW, gradient[start:end].reshape(len(map_CHW), len(grid.rows), -1)))
+        levels.append(_bin_level(grid, map_CHW, gradient[start:end].reshape(len(map_CHW), len(grid.rows), -1)))
         start = end
     return Attribution(logit.item(), levels)
 
 
-def grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
-    """The bins of a head's first stage over a map of `height` x `width` cells, in the order of its output.
+def find_grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
+    """Find the bins of a head's pooling on a map of `height` x `width` cells, in the order of its output.
 
     Raises:
-        UserError: it is a pooling whose bins are not known.
+        UserError: the bins of this pooling are unknown.
     """
-    # a type and not isinstance alone: what a subclass pools, nobody here knows
+    # The exact type, because a subclass may pool anything; isinstance is for mypy.
     if isinstance(pool, SpatialPyramidPool2d) and type(pool) is SpatialPyramidPool2d:
         return [Grid(bin_edges(height, n, pool.rule), bin_edges(width, n, pool.rule), pool.pool) for n in pool.bins]
     stages = list(pool) if isinstance(pool, nn.Sequential) and type(pool) is nn.Sequential else [pool]
@@ -112,29 +131,38 @@ def grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
         return [cells]
     if isinstance(first, nn.AdaptiveAvgPool2d) and first.output_size in (1, (1, 1)) and rest == [nn.Flatten]:
         return [Grid(cells.rows, cells.cols, "cells")]
-    raise UserError(f"{REFUSED}, and those of {type(pool).__name__} are not known; draw=false predicts")
+    raise UserError(f"{REFUSED}; the bins of {type(pool).__name__} are unknown; draw=false predicts without plots")
+
+
+def cell_edges(cells: int, field: ReceptiveField, length: float) -> FloatArray:
+    """The `cells + 1` edges of the cells along one axis, in pixels of the network's input (0 to `length`).
+
+    A cell covers half a stride on either side of its receptive field's centre, although it sees its whole field.
+    """
+    first = float(field.offset) + 0.5 - field.stride / 2  # the centre of pixel i is at i + 0.5
+    edges: FloatArray = np.clip(first + field.stride * np.arange(cells + 1), 0, length)
+    return edges
 
 
 def check_pooling(pool: nn.Module, side: int) -> None:
-    """Check that the bins of `grids` are what `pool` makes of a map of `side` x `side` cells.
+    """Check that pooling the bins of `find_grids` by hand gives the output of `pool` on `side` x `side` cells.
 
     Raises:
-        UserError: they are not known, or make something else.
+        UserError: the bins are unknown, or the outputs differ.
     """
     map_CHW = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0))
-    parts = [_pooled(map_CHW, grid) for grid in grids(pool, side, side)]
+    parts = [_pool_grid(map_CHW, grid) for grid in find_grids(pool, side, side)]
     with torch.inference_mode():
-        made = pool(map_CHW[None])[0]
+        pooled = pool(map_CHW[None])[0]
     expected = torch.cat(parts)
-    if made.shape != expected.shape or not torch.allclose(made, expected, atol=1e-5):
+    if pooled.shape != expected.shape or not torch.allclose(pooled, expected, atol=1e-5):
         raise UserError(
-            f"{REFUSED}, and {type(pool).__name__} makes of them something else than a maximum or mean, so that they"
-            " would not add up; draw=false predicts"
+            f"{REFUSED}; {type(pool).__name__} computes neither the maximum nor the mean of its bins, so they would not"
+            " add up; draw=false predicts without plots"
         )
 
 
-def _pooled(map_CHW: Tensor, grid: Grid) -> Tensor:
-    """What a pooling makes of a map if its bins are `grid`, in its order."""
+def _pool_grid(map_CHW: Tensor, grid: Grid) -> Tensor:
     if grid.pool == "cells":
         return map_CHW.mean((1, 2))
     bins = [map_CHW[:, top:bottom, left:right].flatten(1) for top, bottom in grid.rows for left, right in grid.cols]
@@ -145,21 +173,20 @@ def _windows(length: int, window: int, stride: int) -> Edges:
     return [(start, start + window) for start in range(0, length - window + 1, stride)]
 
 
-def _of_cells(grid: Grid, cells_HW: Tensor) -> Level:
-    """Bins that are the cells of the map."""
+def _cell_level(grid: Grid, cells_HW: Tensor) -> Level:
     rows, cols = torch.meshgrid(torch.arange(len(grid.rows)), torch.arange(len(grid.cols)), indexing="ij")
     winners = torch.stack([rows, cols], 2)
     winners[cells_HW <= 0] = -1
     return Level(grid, cells_HW, winners)
 
 
-def _of_bins(grid: Grid, map_CHW: Tensor, gradient_Cnm: Tensor) -> Level:
-    """Sum activation x gradient in each bin, over the channels, and find the cell it comes from."""
+def _bin_level(grid: Grid, map_CHW: Tensor, gradient_Cnm: Tensor) -> Level:
+    """Sum activation x gradient over the channels of each bin, and find the cell that adds most."""
     bins = torch.zeros(len(grid.rows), len(grid.cols), dtype=torch.float64)
     winners = torch.full((*bins.shape, 2), -1)
     for i, (top, bottom) in enumerate(grid.rows):
         for j, (left, right) in enumerate(grid.cols):
-            cells = _cells(map_CHW[:, top:bottom, left:right], gradient_Cnm[:, i, j], grid.pool)
+            cells = _attribute_cells(map_CHW[:, top:bottom, left:right], gradient_Cnm[:, i, j], grid.pool)
             bins[i, j] = cells.sum()
             best = int(cells.argmax())
             if cells.flatten()[best] > 0:
@@ -167,10 +194,10 @@ def _of_bins(grid: Grid, map_CHW: Tensor, gradient_Cnm: Tensor) -> Level:
     return Level(grid, bins, winners)
 
 
-def _cells(part_Chw: Tensor, gradient_C: Tensor, pool: str) -> Tensor:
-    """What each cell of one bin adds: (h, w)."""
+def _attribute_cells(part_Chw: Tensor, gradient_C: Tensor, pool: str) -> Tensor:
+    """What each cell of one bin adds, (h, w)."""
     if pool == "avg":
         return (part_Chw * gradient_C[:, None, None]).sum(0) / part_Chw[0].numel()
-    highest, at = part_Chw.flatten(1).max(1)
-    added = torch.zeros(part_Chw[0].numel(), dtype=part_Chw.dtype).index_add(0, at, highest * gradient_C)
+    maximum_C, cell_C = part_Chw.flatten(1).max(1)
+    added = torch.zeros(part_Chw[0].numel(), dtype=part_Chw.dtype).index_add(0, cell_C, maximum_C * gradient_C)
     return added.reshape(part_Chw.shape[1:])

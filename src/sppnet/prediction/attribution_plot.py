@@ -1,179 +1,147 @@
-"""Draws what the bins of a pyramid say of a picture, as a PNG that explains itself. Needs Pillow and numpy alone."""
+"""Plots what each bin of a pyramid adds to the logit of a class, over the image, with a legend."""
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Sequence
-from itertools import pairwise
-from math import sqrt
-from typing import NamedTuple
+from math import ceil, sqrt
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
-from PIL import Image, ImageDraw
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from PIL import Image
 
 from sppnet.data.crops import Box
 from sppnet.models.receptive_field import ReceptiveField
-from sppnet.prediction.attribution import Attribution, Level
-from sppnet.prediction.panel import FAINT, FOR, INK, PAPER, blend, draw_level, font, pools
+from sppnet.prediction.attribution import Attribution, FloatArray, Level, cell_edges
 
-SIDE, LONGEST = 270, 540  # a panel has the area of a square of SIDE pixels, and no side beyond LONGEST
-MARGIN, GAP, WIDEST = 18, 20, 1310  # pixels around and between panels; of all panels of a row together
-TEXT_WIDTH = 260
-
-
-class Look(NamedTuple):
-    """What the network saw of a picture.
-
-    Attributes:
-        box: the part of it, in its own pixels: left, top, right, bottom.
-        height: of the network's input.
-        width: of the network's input.
-    """
-
-    box: Box
-    height: int
-    width: int
+FOR, AGAINST, INK, FAINT, TRACK = "#e85d04", "#1d4ed8", "#1c1c1c", "#686868", "#e2e2e2"  # safe for colour-blind eyes
+# The exponent makes small contributions visible; at 0.85 the image still shows through.
+SHADES = ListedColormap([to_rgba(FOR if v > 0 else AGAINST, 0.85 * abs(v) ** 0.7) for v in np.linspace(-1, 1, 255)])
+STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 12, "text.color": INK, "text.parse_math": False}  # "$" is text
+# Pixels. A panel has the area of a square of SIDE and no side above LONGEST; a column is at least NARROWEST wide.
+SIDE, LONGEST, NARROWEST, WIDEST, MARGIN, GAP, HEADER, CLASS, BAR = 270, 540, 210, 1384, 18, 20, 44, 33, 260
+OUTLINE = [withStroke(linewidth=4, foreground="white")]
+UNITS = {"max": "bin (the maximum of its cells)", "avg": "bin (the mean of its cells)", "cells": "cell"}
 
 
-def draw(
-    picture: Image.Image,
-    title: str,
-    look: Look,
-    best: Sequence[tuple[str, float]],
-    evidence: Attribution,
+def plot_attribution(
+    image: Image.Image,
+    name: str,
+    box: Box,
+    view: Any,
+    classes: Sequence[Any],
+    attribution: Attribution,
     field: ReceptiveField,
 ) -> Image.Image:
-    """The picture, its likeliest classes, and a panel for each level of the pyramid.
+    """Plot an RGB image, its likeliest classes (10 at most), a panel per level of the pyramid, and a legend.
 
-    Args:
-        picture: RGB.
-        title: its name.
-        look: what the network saw of it.
-        best: classes and probabilities, the likeliest first; the evidence is that for the first one.
-        evidence: what the bins say.
-        field: where the map's cells look.
+    The network sees `box` of the image, resized to `view` (width, height). `classes` are names and probabilities; the
+    attribution is of the first.
     """
-    scale = panel_scale(look)
-    size = (max(1, round(look.width * scale)), max(1, round(look.height * scale)))
-    limit = max(1e-9, *(float(level.bins.abs().max()) for level in evidence.levels))
-    panels = [_whole(picture, look, size), _answer(best, max(size[1], _answer_height(best)))]
-    titles = [
-        (_fit(title, max(size[0], 150), 15), f"{picture.width} x {picture.height} pixels"),
-        ("The network's answer", f"the likeliest {len(best)} classes" if len(best) > 1 else ""),
-    ]
-    for level in evidence.levels:
-        panels.append(
-            draw_level(picture.resize(size, Image.Resampling.BILINEAR, box=look.box), level, field, scale, limit)
-        )
-        titles.append((_name(level), f"together {_number(float(level.bins.sum()))}"))
-    return _page(panels, titles, _legend(evidence, best[0][0], limit))
+    levels, classes, panel, whole = attribution.levels, classes[:10], _panel_size(*view), _panel_size(*image.size)
+    column = max(NARROWEST, panel[0], whole[0]) + GAP
+    row, extra = HEADER + panel[1] + GAP, max(0, whole[1] - panel[1], CLASS * len(classes) - panel[1])
+    rows = ceil((len(levels) + 2) / (WIDEST // column))
+    columns = ceil((len(levels) + 2) / rows)
+    tops = [MARGIN + HEADER + i * row + (i > 0) * extra for i in range(rows + 1)]
+    places = [(MARGIN + i % columns * column, tops[i // columns]) for i in range(len(levels) + 2)]
+    width, bottom = columns * column - GAP + 2 * MARGIN, tops[-1] - HEADER
+    frame = "" if box == (0, 0, *image.size) else ", frame: the part seen"
+    titles = [(name, f"{image.width} x {image.height} pixels{frame}"), ("Prediction", "the likeliest classes")]
+    titles += [(level.name, level.summary) for level in levels]
+    legend = "\n".join(textwrap.fill(line, (width - 316) // 7) for line in _explain(attribution, classes[0][0]))
+    paper = Image.new("RGB", (width, bottom + 18 * max(3, legend.count("\n") + 1) + MARGIN), "white")
+    paper.paste(image.resize(whole), places[0])
+    part = image.resize(panel, Image.Resampling.BILINEAR, box=box).convert("L").point(lambda v: 140 + 0.45 * v)
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # scripts that DejaVu lacks show as boxes
+        figure = Figure(figsize=(width / 72, paper.height / 72), dpi=72)  # a point is a pixel
+        canvas, page = FigureCanvasAgg(figure), figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(paper.height, 0))
+        page.set_axis_off()
+        for (x, y), (title, subtitle) in zip(places, titles, strict=True):
+            page.text(x, y - 40, _one_line(title, column // 10), size=14, va="top")
+            page.text(x, y - 20, subtitle, color=FAINT, va="top")
+        if frame:
+            xs, ys = (places[0][i] + np.array(box[i::2]) * whole[i] / image.size[i] for i in (0, 1))
+            page.plot(xs[[0, 1, 1, 0, 0]], ys[[0, 0, 1, 1, 0]], color=INK, linewidth=2, path_effects=OUTLINE)
+        _list_classes(page, classes, *places[1], min(column - GAP, BAR))
+        limit = max(1e-9, *(level.bins.abs().max().item() for level in levels))
+        for (x, y), level in zip(places[2:], levels, strict=True):
+            paper.paste(part, (x, y))
+            x_edges = x + panel[0] / view[0] * cell_edges(level.grid.cols[-1][1], field, view[0])
+            y_edges = y + panel[1] / view[1] * cell_edges(level.grid.rows[-1][1], field, view[1])
+            _plot_level(page, level, x_edges, y_edges, limit)
+        page.imshow(paper, extent=(0, width, paper.height, 0), aspect="auto", interpolation="nearest")
+        page.barh(bottom + 27, BAR, 14, left=MARGIN, color=TRACK)
+        bar = np.linspace(-1, 1, BAR)
+        page.pcolormesh(MARGIN + np.arange(BAR + 1), (bottom + 20, bottom + 34), bar[None], cmap=SHADES)
+        page.text(MARGIN, bottom, f"speaks against it\n\n{-limit:.3g}", va="top", linespacing=1.5)
+        page.text(MARGIN + BAR, bottom, f"speaks for it\n\n{limit:+.3g}", va="top", ha="right", linespacing=1.5)
+        page.text(MARGIN + BAR + GAP, bottom, legend, va="top", linespacing=1.5)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
 
 
-def panel_scale(look: Look) -> float:
-    """Pixels of a panel for one of the network's input."""
-    return min(SIDE / sqrt(look.width * look.height), LONGEST / max(look.width, look.height))
+def _panel_size(width: int, height: int) -> tuple[int, int]:
+    scale = min(SIDE / sqrt(width * height), LONGEST / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _name(level: Level) -> str:
-    rows, cols = level.bins.shape
-    return f"{rows} x {cols} {'cells' if level.grid.pool == 'cells' else 'bins' if rows > 1 else 'bin'}"
+def _list_classes(page: Axes, classes: Sequence[tuple[str, float]], x: float, y: float, width: float) -> None:
+    for top, (label, share) in zip(y + CLASS * np.arange(len(classes)), classes, strict=True):
+        page.barh(top + 24, [width, width * share], 7, left=x, color=[TRACK, FOR if top == y else FAINT])
+        percent = "< 0.1 %" if share < 0.001 else "> 99.9 %" if 0.999 < share < 1 else f"{100 * share:.1f} %"
+        page.text(x, top + 2, _one_line(label, (width - 60) // 8), va="top")
+        page.text(x + width, top + 2, percent, va="top", ha="right")
 
 
-def _whole(picture: Image.Image, look: Look, size: tuple[int, int]) -> Image.Image:
-    """The picture as it is, as large as a panel allows, with a frame around what the network saw of it."""
-    scale = min(size[0] / picture.width, size[1] / picture.height)
-    if look.box != (0.0, 0.0, float(picture.width), float(picture.height)):
-        scale = min(SIDE / sqrt(picture.width * picture.height), LONGEST / max(picture.size))
-    shown = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    if look.box != (0.0, 0.0, float(picture.width), float(picture.height)):
-        left, top, right, bottom = (edge * scale for edge in look.box)
-        pen = ImageDraw.Draw(shown)
-        pen.rectangle((left, top, right - 1, bottom - 1), outline=INK, width=3)
-        pen.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline=PAPER)
-    return shown
+def _plot_level(page: Axes, level: Level, x_edges: FloatArray, y_edges: FloatArray, limit: float) -> None:
+    """Shade the bins, dot the cells that add most, and number the bins if there is room for all numbers."""
+    bins, rows, cols = level.bins.numpy(), y_edges[np.array(level.grid.rows)], x_edges[np.array(level.grid.cols)]
+    total, count = np.zeros((2, len(y_edges) - 1, len(x_edges) - 1))
+    for (i, j), value in np.ndenumerate(bins):
+        cells = slice(*level.grid.rows[i]), slice(*level.grid.cols[j])
+        total[cells] += value
+        count[cells] += 1
+    page.pcolormesh(x_edges, y_edges, total / np.maximum(count, 1), cmap=SHADES, vmin=-limit, vmax=limit)
+    if bins.size == total.size:  # each bin is a cell
+        return
+    page.hlines(np.unique(rows), x_edges[0], x_edges[-1], INK, linewidth=1, alpha=0.45)
+    page.vlines(np.unique(cols), y_edges[0], y_edges[-1], INK, linewidth=1, alpha=0.45)
+    won = level.winners[level.winners[..., 0] >= 0].numpy()
+    dots = np.stack([(x_edges[:-1] + x_edges[1:])[won[:, 1]], (y_edges[:-1] + y_edges[1:])[won[:, 0]]], 1) / 2
+    page.plot(*dots.T, "o", markersize=8, markerfacecolor="white", markeredgecolor=INK, markeredgewidth=1)
+    for axis in (rows, cols):  # a number stands where no other bin lies
+        axis[1:, 0], axis[:-1, 1] = np.maximum(axis[1:, 0], axis[:-1, 1]), np.minimum(axis[1:, 0], axis[:-1, 1])
+    half = np.array([4 * max(len(f"{value:+z.2f}") for value in bins.flat), 9])  # half the size of a number
+    if np.diff(cols).min() < 2 * half[0] or np.diff(rows).min() < 2.6 * half[1]:
+        return
+    for (i, j), value in np.ndenumerate(bins):
+        xs, ys = np.array([cols[j], rows[i]]) + np.outer(half, (1, -1))
+        spots = [(x, y) for x in (xs.mean(), *xs) for y in (ys.mean(), *ys)]
+        clear = [np.abs((dots - spot) / (half + 5)).max(1).min(initial=1) for spot in spots]  # 1: touches no dot
+        page.text(*spots[int(np.argmax(clear))], f"{value:+z.2f}", ha="center", va="center", path_effects=OUTLINE)
 
 
-def _answer_height(best: Sequence[tuple[str, float]]) -> int:
-    return 34 * min(len(best), 10)
+def _explain(attribution: Attribution, label: str) -> list[str]:
+    levels, unit = attribution.levels, UNITS[attribution.levels[0].grid.pool]
+    lines = [f"Colour: what a {unit} adds to the score (logit) of '{_one_line(label, 40)}'."]
+    if unit != "cell":
+        lines.append("White dot: the cell of the feature map that adds most in its bin.")
+    if any("overlap" in level.name for level in levels):
+        lines.append("Overlapping bins share the cells between close lines; the colour there is their mean.")
+    lines.append("Grey margin: cells at the border see it, but no cell is centred there.")
+    sums = " ".join(f"{level.bins.sum().item():+z.2f} ({' x '.join(map(str, level.bins.shape))})" for level in levels)
+    return [*lines, f"Score: {sums} {attribution.rest:+z.2f} (biases) = {attribution.logit:+z.2f}."]
 
 
-def _answer(best: Sequence[tuple[str, float]], height: int) -> Image.Image:
-    """The likeliest classes with a bar each."""
-    panel = Image.new("RGB", (TEXT_WIDTH, height), PAPER)
-    pen = ImageDraw.Draw(panel)
-    for row, (label, probability) in enumerate(best[: max(1, height // 34)]):
-        y = 34 * row
-        pen.rectangle((0, y + 19, TEXT_WIDTH - 1, y + 25), fill=(232, 232, 232))
-        if probability * TEXT_WIDTH >= 1:
-            pen.rectangle((0, y + 19, probability * TEXT_WIDTH - 1, y + 25), fill=FOR if row == 0 else FAINT)
-        pen.text((0, y), _fit(label, TEXT_WIDTH - 70, 14), INK, font(14))
-        pen.text((TEXT_WIDTH - 1, y), _percent(probability), INK, font(14), anchor="ra")
-    return panel
-
-
-def _percent(share: float) -> str:
-    return "< 0.1 %" if share < 0.001 else "> 99.9 %" if 0.999 < share < 1 else f"{100 * share:.1f} %"
-
-
-def _legend(evidence: Attribution, label: str, limit: float) -> Image.Image:
-    """What colours, numbers and dots mean, and how the score comes about."""
-    pieces = _explanation(evidence, label)
-    wide = max(font(13).getlength(piece) for piece in pieces)
-    panel = Image.new("RGB", (round(TEXT_WIDTH + GAP + wide), max(56, 21 * len(pieces))), PAPER)
-    pen = ImageDraw.Draw(panel)
-    ramp = np.linspace(-limit, limit, TEXT_WIDTH, dtype=np.float32)[None, :, None].repeat(14, 0)
-    panel.paste(Image.fromarray(blend(np.full(ramp.shape, 225, np.float32), ramp, limit)), (0, 20))
-    pen.text((0, 0), "speaks against it", INK, font(13))
-    pen.text((TEXT_WIDTH - 1, 0), "speaks for it", INK, font(13), anchor="ra")
-    for x, anchor, value in ((0, "la", -limit), (TEXT_WIDTH // 2, "ma", 0.0), (TEXT_WIDTH - 1, "ra", limit)):
-        pen.text((x, 38), f"{value:+.2f}" if value else "0", FAINT, font(13), anchor=anchor)
-    for row, piece in enumerate(pieces):
-        pen.text((TEXT_WIDTH + GAP, 21 * row), piece, INK, font(13))
-    return panel
-
-
-def _explanation(evidence: Attribution, label: str) -> list[str]:
-    levels, grids = evidence.levels, [level.grid for level in evidence.levels]
-    kept = {"max": "one number per bin: the strongest", "avg": "one number per bin: the mean", "cells": "the mean"}
-    made = [f"Of each channel of its feature map the network keeps {kept[grids[0].pool]}."]
-    what = "Colour: what a cell adds" if grids[0].pool == "cells" else "Colour and number: what a bin adds"
-    made.append(f"{what} to the score (logit) of '{_fit(label, 240, 13)}'.")
-    if any(pools(grid) for grid in grids):
-        made.append("White dot: the cell of the feature map that adds the most in its bin.")
-    if any(a[1] > b[0] for grid in grids for edges in (grid.rows, grid.cols) for a, b in pairwise(edges)):
-        made.append("Between two lines side by side: cells that neighbouring bins share.")
-    parts = [(float(level.bins.sum()), _name(level).rpartition(" ")[0]) for level in levels]
-    terms = [f"{_number(value)} ({name})" for value, name in [*parts, (evidence.rest, "biases")]]
-    return [*made, f"Score: {' '.join(terms)} = {_number(evidence.logit)}."]
-
-
-def _number(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"  # never -0.00
-
-
-def _page(panels: Sequence[Image.Image], titles: Sequence[tuple[str, str]], legend: Image.Image) -> Image.Image:
-    """Panels in rows of equally many, each below its title, the legend below them all."""
-    head, count = 42, len(panels)
-    for rows in range(1, count + 1):
-        across = -(-count // rows)
-        widths = [max(130, *(panel.width for panel in panels[col::across])) for col in range(across)]
-        if sum(widths) + GAP * (across - 1) <= WIDEST:
-            break
-    wide = max(legend.width, sum(widths) + GAP * (across - 1))
-    heights = [head + GAP + max(p.height for p in panels[i : i + across]) for i in range(0, count, across)]
-    page = Image.new("RGB", (wide + 2 * MARGIN, sum(heights) + legend.height + 2 * MARGIN), PAPER)
-    pen = ImageDraw.Draw(page)
-    for number, (panel, (title, below)) in enumerate(zip(panels, titles, strict=True)):
-        x = MARGIN + sum(widths[: number % across]) + GAP * (number % across)
-        y = MARGIN + sum(heights[: number // across])
-        pen.text((x, y), title, INK, font(15))
-        pen.text((x, y + 20), below, FAINT, font(13))
-        page.paste(panel, (x, y + head))
-    page.paste(legend, (MARGIN, MARGIN + sum(heights)))
-    return page
-
-
-def _fit(text: str, width: int, size: int) -> str:
-    """`text`, its beginning left out if it is wider than `width` pixels."""
-    while len(text) > 4 and font(size).getlength(text) > width:
-        text = "..." + text[4:]
-    return text
+def _one_line(text: str, most: float) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= most else f"{text[: int(most) - 1]}…"

@@ -1,4 +1,4 @@
-"""How predictions are shown and written: a table and JSON lines."""
+"""Output of predictions: a table and JSON lines."""
 
 from __future__ import annotations
 
@@ -12,45 +12,42 @@ from typing import IO, Any
 
 from sppnet.storage.files import atomic_write
 
-Named = Sequence[tuple[str, float]]  # classes and their probabilities, the likeliest first
+ClassProbabilities = Sequence[tuple[str, float]]  # the likeliest class first
 
 
 class Table:
-    """The table on standard output, a line per picture as soon as it is predicted.
+    """The table on standard output; each image's line is printed as soon as it is predicted.
 
-    On a terminal the columns are aligned; on a pipe they are separated by tabs: path, width, height, then class and
-    probability, as many times as classes are shown. In names, tabs, line ends and what the encoding of the output lacks
-    are escaped as in JSON.
+    Columns are aligned on a terminal and separated by tabs on a pipe: path, width, height, then class and probability
+    for each class listed. Tabs, line ends and characters that the output's encoding lacks are escaped as in JSON.
 
     Args:
-        names: of all pictures.
-        classes: of the network.
+        names: names of all images.
+        classes: class names of the network.
     """
 
     def __init__(self, names: Sequence[str], classes: Sequence[str]) -> None:
         self.aligned = sys.stdout.isatty()
-        self.name_width = min(48, max(len(_plain(name)) for name in names))
+        self.name_width = min(48, max(len(_escape(name)) for name in names))
         self.class_width = min(24, max(len(name) for name in classes))
 
-    def write(self, name: str, shape: tuple[int, int], classes: Named) -> None:
-        """Print the line of one picture of `shape` (height, width)."""
+    def write(self, name: str, shape: tuple[int, int], classes: ClassProbabilities) -> None:
+        """Print the line of an image of `shape` (height, width)."""
         height, width = shape
         if self.aligned:
-            shown = "  ".join(f"{_plain(label):<{self.class_width}} {p:.4f}" for label, p in classes)
-            line = f"{_plain(name):<{self.name_width}}  {f'{width}x{height}':>9}  {shown}"
+            shown = "  ".join(f"{_escape(label):<{self.class_width}} {p:.4f}" for label, p in classes)
+            line = f"{_escape(name):<{self.name_width}}  {f'{width}x{height}':>9}  {shown}"
         else:
-            pairs = [part for label, p in classes for part in (_plain(label), f"{p:.6f}")]
-            line = "\t".join([_plain(name), str(width), str(height), *pairs])
+            pairs = [part for label, p in classes for part in (_escape(label), f"{p:.6f}")]
+            line = "\t".join([_escape(name), str(width), str(height), *pairs])
         say(line)
 
 
 class JsonLines:
-    """`output`: one JSON object per picture, `file`, `size` ([width, height]) and `classes` (`class`, `probability`).
-
-    The file is written atomically. `-` prints every line on standard output as soon as it is known.
+    """A JSON object per image: `file`, `size` ([width, height]) and `classes` (`class`, `probability`).
 
     Args:
-        output: a file, `-`, or None for nothing.
+        output: a file, which is written atomically; `-` prints each line as soon as it is known; None writes nothing.
     """
 
     def __init__(self, output: str | None) -> None:
@@ -65,40 +62,41 @@ class JsonLines:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def write(self, name: str, shape: tuple[int, int], classes: Named) -> None:
-        """Add the line of one picture of `shape` (height, width)."""
+    def write(self, name: str, shape: tuple[int, int], classes: ClassProbabilities) -> None:
+        """Write the line of an image of `shape` (height, width)."""
         height, width = shape
         pairs = [{"class": label, "probability": round(p, 8)} for label, p in classes]
         line = {"file": name, "size": [width, height], "classes": pairs}
         if self.instead_of_table:
-            say(_json(line))
+            say(_dump(line))
         elif self.path is not None:
-            if self._file is None:  # not before there is a line to write: a mistake leaves nothing behind
-                self._file = self._stack.enter_context(atomic_write(self.path.resolve()))  # of a link, its target
+            if self._file is None:  # opened with the first line, so that a failed command leaves no file
+                self._file = self._stack.enter_context(
+                    atomic_write(self.path.resolve())
+                )  # replaces the target of a link, not the link
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def say(line: str) -> None:
-    """Print `line` at once; where nobody reads any more (`| head`), end quietly as other programs do."""
+    """Print `line` and flush; if the reader of a pipe has left (`| head`), exit quietly."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would stumble at its end
-        raise SystemExit(141) from None  # 128 + SIGPIPE, what a shell says of a program that this signal has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout when it exits
+        raise SystemExit(141) from None  # 128 + SIGPIPE, as a shell reports it
 
 
-def _plain(name: str) -> str:
-    """A name in one line and one column, in characters that the output has."""
-    return name if name.isprintable() and _has(name) else _json(name)[1:-1]
+def _escape(name: str) -> str:
+    """Escape `name` unless it is printable in the output's encoding."""
+    return name if name.isprintable() and _encodable(name) else _dump(name)[1:-1]
 
 
-def _json(value: Any) -> str:
+def _dump(value: Any) -> str:
     line = json.dumps(value, ensure_ascii=False)
-    return line if _has(line) else json.dumps(value)
+    return line if _encodable(line) else json.dumps(value)
 
 
-def _has(text: str) -> bool:
-    """Whether the encoding of standard output has all characters of `text`."""
+def _encodable(text: str) -> bool:
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Where predictions and drawings go, and what they may replace: nothing that is not theirs. Imports no torch."""
+"""Paths of predictions and plots, and which existing files they may replace. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from sppnet.data.datasets.unlabelled import InputFiles
 from sppnet.errors import UserError
 from sppnet.runs.from_checkpoint import TrainedNetwork
 
-KEY = "sppnet"  # of the text in a drawing that says of which picture and network it is
+KEY = "sppnet"  # PNG text of a plot that holds the digest of its image and network
 
 
 @dataclass(frozen=True)
-class Drawings:
-    """Where drawings go.
+class PlotPaths:
+    """Paths of the plots.
 
     Attributes:
-        place: a folder, or the file of the only one.
-        single: whether it is a file.
-        root: the folder that names of pictures are relative to.
-        network: what tells the network from all others.
-        longest: most bytes in a file's name there; -1: any number.
+        place: a folder, or the file of the only plot.
+        single: whether `place` is a file.
+        root: the folder that image names are relative to.
+        network: identifies the network.
+        longest: most bytes that a file name may have in that folder; -1: no limit.
     """
 
     place: Path
@@ -39,20 +39,20 @@ class Drawings:
     longest: int
 
     def path(self, name: str) -> Path:
-        """The file of the drawing of a picture; a name that is too long with the suffix ends in a digest instead."""
+        """The file of an image's plot; a name that the suffix makes too long ends in a digest."""
         if self.single:
             return self.place
-        path = self.place / f"{name}.png"  # a.jpg and a.png are two pictures
-        return path.with_name(_fitting(path.name, self.longest))
+        path = self.place / f"{name}.png"  # keeps the suffix: a.jpg and a.png are two images
+        return path.with_name(_limit_bytes(path.name, self.longest))
 
     def origin(self, name: str) -> str:
-        """Of which picture and network a drawing is, as a digest that gives no path away."""
+        """Digest of the image's path and the network; it reveals neither."""
         return hashlib.sha256(
             f"{self.network}\0{(self.root / name).resolve()}".encode(errors="surrogateescape")
         ).hexdigest()
 
-    def replaces(self, name: str) -> Path | None:
-        """The file that a drawing would replace, if that is no drawing of the same picture by the same network."""
+    def find_conflict(self, name: str) -> Path | None:
+        """The existing file at the plot's path, unless it is a plot of the same image and network."""
         path = self.path(name)
         if not os.path.lexists(path):
             return None
@@ -64,70 +64,72 @@ class Drawings:
         return None if same else path
 
 
-def drawings(trained: TrainedNetwork, cfg: Mapping[str, Any], draw: bool | str, found: InputFiles) -> Drawings | None:
-    """Where drawings go, made nothing of yet; None for no drawings.
+def build_plot_paths(
+    trained: TrainedNetwork, cfg: Mapping[str, Any], draw: bool | str, images: InputFiles
+) -> PlotPaths | None:
+    """Where the plots go; creates nothing. None for `draw=False`.
 
     Raises:
-        UserError: they cannot go there, or would replace what is none of theirs.
+        UserError: plots cannot be written there, or would replace other files.
     """
     if draw is False:
         return None
-    path = _default(trained, cfg) if draw is True else Path(draw).expanduser()
-    single = path.suffix.lower() == ".png" and len(found.names) == 1 and not path.is_dir()
+    path = _default_folder(trained, cfg) if draw is True else Path(draw).expanduser()
+    single = path.suffix.lower() == ".png" and len(images.names) == 1 and not path.is_dir()
     if single:
-        _check_file(path, found)
+        _check_file(path, images)
     else:
-        _check_folder(path, found)
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
-    if not os.access(there, os.W_OK):
-        raise UserError(f"draw={path}: {there} cannot be written to; draw=FOLDER names another place")
+        _check_folder(path, images)
+    parent = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"draw={path}: {parent} is not writable; draw=FOLDER names another folder")
     network = trained.run.path.resolve().name if trained.run and trained.name == "best" else trained.name
-    made = Drawings(path, single, found.root, network, os.pathconf(there, "PC_NAME_MAX"))
-    others = [] if cfg["force"] else [old for name in found.names if (old := made.replaces(name))]
-    if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    plots = PlotPaths(path, single, images.root, network, os.pathconf(parent, "PC_NAME_MAX"))
+    conflicts = [] if cfg["force"] else [file for name in images.names if (file := plots.find_conflict(name))]
+    if conflicts:
+        more = f" and {len(conflicts) - 1} more" if len(conflicts) > 1 else ""
         raise UserError(
-            f"draw={path}: {others[0]}{more} is there, and no drawing of the same picture by this network; force=true"
-            " replaces, draw=FOLDER names another place"
+            f"draw={path}: {conflicts[0]}{more} exists and is no plot of the same image by this network; force=true"
+            " replaces it, draw=FOLDER names another folder"
         )
-    return made
+    return plots
 
 
 def check_output(
-    output: str | None, found: InputFiles, trained: TrainedNetwork, drawn: Drawings | None, force: bool
+    output: str | None, images: InputFiles, trained: TrainedNetwork, plots: PlotPaths | None, force: bool
 ) -> None:
-    """Raise UserError unless `output` can be written, and would replace nothing that is there."""
+    """Raise UserError unless `output` can be written and replaces no existing file (or `force` is set)."""
     if output in (None, "-"):
         return
     path = Path(str(output)).expanduser()
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):  # the latter is told below
+    except (FileNotFoundError, NotADirectoryError):  # a missing folder is reported below
         pass
-    except OSError as error:  # a link to itself, forbidden, or a name too long
+    except OSError as error:  # a link to itself, no permission, or a name that is too long
         raise UserError(f"output={output}: {error.strerror}") from None
     if path.is_dir():
-        raise UserError(f"output={output} is a folder; it takes a file, such as output={output}/predictions.jsonl")
-    pictures = (found.root / name for name in found.names)
-    if path.exists() and path.resolve() in {trained.weights.resolve(), *(picture.resolve() for picture in pictures)}:
-        raise UserError(f"output={output} is itself one of the pictures, or the checkpoint; name another file")
+        raise UserError(f"output={output} is a folder; it must be a file, such as output={output}/predictions.jsonl")
+    files = (images.root / name for name in images.names)
+    if path.exists() and path.resolve() in {trained.weights.resolve(), *(file.resolve() for file in files)}:
+        raise UserError(f"output={output} is one of the images or the checkpoint; name another file")
     if path.exists() and not path.is_file():
-        raise UserError(f"output={output} is no regular file; it takes a file, or - for standard output")
+        raise UserError(f"output={output} is no regular file; it must be a file, or - for standard output")
     if trained.run is not None and path.resolve().is_relative_to(trained.run.path.resolve()):
-        raise UserError(f"output={output} lies in the run directory, whose files are the run's own; name another file")
-    if drawn is not None and path.resolve() in {drawn.path(name).resolve() for name in found.names}:
-        raise UserError(f"output={output} is the file of a drawing, too (draw={drawn.place}); name another file")
+        raise UserError(f"output={output} lies in the run directory; name a file elsewhere")
+    if plots is not None and path.resolve() in {plots.path(name).resolve() for name in images.names}:
+        raise UserError(f"output={output} is also the file of a plot (draw={plots.place}); name another file")
     folder = path.resolve().parent if path.is_symlink() else path.parent
     if not folder.is_dir():
-        raise UserError(f"output={output}: there is no folder {folder}")
+        raise UserError(f"output={output}: no folder {folder}")
     if not os.access(folder, os.W_OK):
-        raise UserError(f"output={output}: the folder {folder} cannot be written to")
+        raise UserError(f"output={output}: the folder {folder} is not writable")
     if path.exists() and not force:
-        raise UserError(f"output={output} is there already; force=true replaces it")
+        raise UserError(f"output={output} exists; force=true replaces it")
 
 
-def _default(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
-    """Beside the run, where git ignores what runs leave: RUNS/STUDY/predictions/RUN."""
+def _default_folder(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
+    """Beside the run, in a folder that git ignores: RUNS/STUDY/predictions/RUN."""
     if trained.run is None:
         return Path(cfg["paths"]["runs"]).expanduser() / "predictions" / trained.checkpoint.stem
     run = trained.run.path
@@ -135,38 +137,40 @@ def _default(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
     return run.parent / "predictions" / run.name
 
 
-def _fitting(name: str, most: int) -> str:
-    """A file name of at most `most` bytes: `name`, or its beginning, a digest of it and its suffix."""
+def _limit_bytes(name: str, most: int) -> str:
+    """`name`, or if it has more than `most` bytes: its beginning, a digest of it, and its suffix."""
     if most < 0 or len(os.fsencode(name)) <= most:
         return name
     stem, suffix = os.path.splitext(name)  # noqa: PTH122  (a name, not a path)
     end = f"-{digest([name])[:12]}{suffix}"
-    begin = os.fsencode(stem)[: most - len(os.fsencode(end))].decode("utf-8", "ignore")  # no half a character
+    begin = os.fsencode(stem)[: most - len(os.fsencode(end))].decode(
+        "utf-8", "ignore"
+    )  # drops a character that is cut in half
     return begin + end
 
 
-def _check_file(path: Path, found: InputFiles) -> None:
-    resolved, root = path.resolve(), found.root.resolve()
-    if any(resolved == (root / name).resolve() for name in found.names):
-        raise UserError(f"draw={path} is the picture itself; name another file")
-    if found.folder and resolved.is_relative_to(root):
+def _check_file(path: Path, images: InputFiles) -> None:
+    resolved, root = path.resolve(), images.root.resolve()
+    if any(resolved == (root / name).resolve() for name in images.names):
+        raise UserError(f"draw={path} is the image itself; name another file")
+    if images.folder and resolved.is_relative_to(root):
         raise UserError(
-            f"draw={path} lies in input={found.root}: the drawing would be taken for a picture the next time; name a"
+            f"draw={path} lies in input={images.root}: the next predict would read the plot as an image; name a"
             " file elsewhere"
         )
 
 
-def _check_folder(path: Path, found: InputFiles) -> None:
-    count = f"{len(found.names)} pictures are" if len(found.names) > 1 else "a picture is"
+def _check_folder(path: Path, images: InputFiles) -> None:
+    count = f"{len(images.names)} images are" if len(images.names) > 1 else "an image is"
     if path.exists() and not path.is_dir():
-        raise UserError(f"draw={path} is a file, and {count} drawn; it takes true, false or a folder")
+        raise UserError(f"draw={path} is a file, and {count} plotted; it must be true, false or a folder")
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        kind = "it takes a folder" if len(found.names) > 1 else f"a drawing is a PNG, draw={path.with_suffix('.png')}"
-        raise UserError(f"draw={path} is called like a file, and {count} drawn; {kind}")
-    if found.folder and path.resolve().is_relative_to(found.root.resolve()):
+        kind = "it must be a folder" if len(images.names) > 1 else f"a plot is a PNG, draw={path.with_suffix('.png')}"
+        raise UserError(f"draw={path} has the suffix of an image file, and {count} plotted; {kind}")
+    if images.folder and path.resolve().is_relative_to(images.root.resolve()):
         raise UserError(
-            f"draw={path} lies in input={found.root}: drawings would be taken for pictures the next time; name a"
+            f"draw={path} lies in input={images.root}: the next predict would read the plots as images; name a"
             " folder elsewhere, draw=FOLDER"
         )
-    if not found.folder and path.resolve() == found.root.resolve():
-        raise UserError(f"draw={path} holds the picture, and perhaps others that a drawing would replace; name another")
+    if not images.folder and path.resolve() == images.root.resolve():
+        raise UserError(f"draw={path} is the folder of the image, where plots may replace other images; name another")

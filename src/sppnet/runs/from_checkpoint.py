@@ -109,7 +109,7 @@ def _changed_code(backbone: Any, checkpoint: Path, run: Run | None) -> dict[str,
     for target in changed:
         notice(
             f"the file of backbone._target_={target} has changed since checkpoint={checkpoint} was trained; its weights"
-            " may not fit the code as it is now"
+            " might not fit the current code"
         )
     return changed
 
@@ -215,7 +215,7 @@ def refuse_changes(stored: Mapping[str, Any], cfg: Mapping[str, Any], may_change
         if not any(key == may or key.startswith(f"{may}.") for may in may_change) or key in NORMALISATION:
             raise UserError(
                 f"{key}={format_value(new)} is not allowed: a {command} takes it from its checkpoint, where it is"
-                f" {format_value(old)}; what may change is {', '.join(may_change)}"
+                f" {format_value(old)}; only these may change: {', '.join(may_change)}"
             )
 
 

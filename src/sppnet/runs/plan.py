@@ -43,7 +43,7 @@ def validate(cfg: Mapping[str, Any]) -> None:
     """Check every key and value of a configuration, and its size schedule.
 
     Raises:
-        UserError: the first key that is wrong, its value, and what is allowed.
+        UserError: a key or value is not allowed; the message names the first, its value, and what is allowed.
     """
     schema.check(cfg)
     build_sizes(cfg["sizes"])

@@ -68,7 +68,7 @@ def _is_study(folder: Path) -> bool:
 def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> list[Study]:
     """Load the studies of a folder as they were started.
 
-    The study's file, with the `typed` overrides, decides how it is shown; `report` does if there is no file. Points
+    How a study is shown is decided by its file with the `typed` overrides or, if there is no file, by `report`. Points
     that the file does not define (it has changed, or other overrides were typed) become a separate study `NAME_typed`.
     """
     by_file: dict[str | None, list[SweepPoint]] = {}

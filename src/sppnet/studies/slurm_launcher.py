@@ -57,7 +57,7 @@ class SlurmSweep(Sweep):
                     self._submit(shape, self._drop_queued(members[first : first + MAX_ARRAY_JOBS]))
 
     def _check(self, group: list[SweepJob]) -> list[SweepJob]:
-        """The jobs that can start: refuses a wrong job now, before it waits in the queue."""
+        """The jobs that can start. An invalid job is refused here, not after it has waited in the queue."""
         if self.command != "train":
             return group
         from sppnet.training.preflight import check_fit  # imports torch

@@ -95,8 +95,8 @@ def identifying_overrides(overrides: Iterable[str], shared: Collection[str]) -> 
 
     Args:
         overrides: all overrides of the point's job.
-        shared: overrides that every job of the sweep has. Of these, the keys in `NOT_IDENTIFYING` are dropped; of the
-            swept ones, only the keys in `NEVER_IDENTIFYING`.
+        shared: overrides that every job of the sweep has. A shared override is left out if its key is in
+            `NOT_IDENTIFYING`; an override that is swept, only if its key is in `NEVER_IDENTIFYING`.
     """
 
     def identifies(override: str) -> bool:

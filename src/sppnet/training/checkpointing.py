@@ -1,4 +1,4 @@
-"""Writes checkpoints atomically, at moments from which a run resumes exactly, and acts on stop signals."""
+"""Writes checkpoints atomically, at points from which a run can resume exactly, and handles stop signals."""
 
 from __future__ import annotations
 

@@ -193,8 +193,8 @@ class Classifier(L.LightningModule):
         if not (torch.isfinite(logits).all(1) | ~batch["valid"]).all():
             raise RunFailed(
                 f"the network's scores (input size {batch['size']}) are not finite: its weights have diverged, or its"
-                f" values overflow at trainer.precision={self.cfg['trainer']['precision']}; train with a lower optim.lr"
-                " or trainer.gradient_clip"
+                f" values overflow at trainer.precision={self.cfg['trainer']['precision']}; train with a lower"
+                " optim.lr, or set trainer.gradient_clip"
             )
         return logits
 

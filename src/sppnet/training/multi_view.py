@@ -43,7 +43,7 @@ class Scorer:
         self.seconds: dict[int, float] = {}  # scale -> seconds for all images so far
 
     def __call__(self, scales: Sequence[Tensor]) -> list[Tensor]:
-        """Logits (N, V, K) of the V views at each scale.
+        """For each scale, the logits (N, V, K) of its V views.
 
         Args:
             scales: normalised images (N, 3, h, w), one tensor per scale of the protocol.

@@ -1,4 +1,4 @@
-"""All rows of a study that can be compared, and how sure it is that one is better than another."""
+"""The table of a study's comparable rows, with confidence intervals of their differences."""
 
 from __future__ import annotations
 
@@ -12,85 +12,82 @@ from sppnet.statistics import spread
 from sppnet.storage.files import read_json
 
 
-def comparable(folder: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows in `folder` with the images and splits of `row`, the best one first."""
-    found = (read_json(path) for path in sorted(folder.glob("*.json")))
-    same = [one for one in found if isinstance(one, dict) and one.get("compare") == row["compare"]]
-    return sorted(same, key=lambda one: (-_score(one), one["hash"]))
+def load_comparable_rows(folder: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Load the rows in `folder` that have the images and splits of `row`, the best first."""
+    stored = (read_json(path) for path in sorted(folder.glob("*.json")))
+    rows = [other for other in stored if isinstance(other, dict) and other.get("compare") == row["compare"]]
+    return sorted(rows, key=lambda other: (-_score(other), other["hash"]))
 
 
-def lines(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What is printed: the figures of `row`, the table of `rows`, the intervals of every pair."""
+def format_rows(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Lines to print: the figures of `row`, the table of `rows`, and the interval of each pair's difference."""
     yield "  ".join(f"transfer/{name} {value:.4f}" for name, value in row["figures"].items())
     yield ""
     yield from _table(rows)
-    several = len(row["splits"]) > 1
-    if len(rows) > 1 and several:
+    if len(rows) > 1 and len(row["splits"]) > 1:
         yield ""
         yield f"difference of the mean accuracies over {len(row['splits'])} paired splits and its 95 % interval, in %"
-        for (i, one), (j, other) in combinations(enumerate(rows, start=1), 2):
-            gap = spread([a - b for a, b in zip(_per_split(one), _per_split(other), strict=True)])
-            assert gap is not None
-            assert gap.half is not None
-            low, high = gap.mean - gap.half, gap.mean + gap.half
-            verdict = _verdict(one, other, low, high)
-            yield f"  {i} - {j}   {100 * gap.mean:+6.2f}  [{100 * low:+.2f}, {100 * high:+.2f}]{verdict}"
+        for (i, a), (j, b) in combinations(enumerate(rows, start=1), 2):
+            difference = spread([x - y for x, y in zip(_split_accuracies(a), _split_accuracies(b), strict=True)])
+            assert difference is not None
+            assert difference.half is not None
+            low, high = difference.mean - difference.half, difference.mean + difference.half
+            verdict = _verdict(a, b, low, high)
+            yield f"  {i} - {j}   {100 * difference.mean:+6.2f}  [{100 * low:+.2f}, {100 * high:+.2f}]{verdict}"
     elif len(rows) > 1:
         yield "(one split: no intervals)"
-        for (i, one), (j, other) in combinations(enumerate(rows, start=1), 2):
-            if _same_features(one, other):
+        for (i, a), (j, b) in combinations(enumerate(rows, start=1), 2):
+            if _same_features(a, b):
                 yield f"  {i} - {j}   the same features"
 
 
-def _verdict(one: Mapping[str, Any], other: Mapping[str, Any], low: float, high: float) -> str:
-    """What is to be said of a difference beside its interval."""
-    if _same_features(one, other):
+def _verdict(a: Mapping[str, Any], b: Mapping[str, Any], low: float, high: float) -> str:
+    if _same_features(a, b):
         return "  (the same features)"
-    if _per_split(one) == _per_split(other):
+    if _split_accuracies(a) == _split_accuracies(b):
         return "  (the same in every split)"
-    if math.isclose(low, high, abs_tol=1e-12):  # which says nothing of the spread
+    if math.isclose(low, high, abs_tol=1e-12):  # no spread, so no interval
         return "  (as much in every split)"
     return "" if low > 0 or high < 0 else "  (may be none)"
 
 
-def _same_features(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two rows are of the same numbers, as of two views of square pictures, and of the same C."""
-    same_features = one.get("features") is not None and one.get("features") == other.get("features")
-    return same_features and one["row"]["C"] == other["row"]["C"]
+def _same_features(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two rows have equal features, as two views of square images do, and the same C."""
+    return bool(a["features"] == b["features"] and a["row"]["C"] == b["row"]["C"])
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     multilabel = "map" in rows[0]["figures"]
     heads = ("mAP, 11 points", "all points") if multilabel else ("per class", "overall")
-    cells = [["", "network", "layer", "view", "px", "length", "C", *(f"{head} %" for head in heads), "row"]]
-    for number, one in enumerate(rows, start=1):
-        what = one["row"]
+    lines = [["", "network", "layer", "view", "px", "length", "C", *(f"{head} %" for head in heads), "row"]]
+    for number, row in enumerate(rows, start=1):
+        columns = row["row"]
         figures = (
-            [f"{100 * one['figures'][name]:.2f}" for name in ("map", "map_all")]
+            [f"{100 * row['figures'][name]:.2f}" for name in ("map", "map_all")]
             if multilabel
-            else [_with_deviation(one["figures"], name) for name in ("accuracy", "overall")]
+            else [_with_deviation(row["figures"], name) for name in ("accuracy", "overall")]
         )
-        named = [str(what[key]) for key in ("network", "layer", "view", "size", "length")]
-        named[2] += "".join(f" {key}={value}" for key, value in _apart(one, rows))
-        cells.append([str(number), *named, f"{what['C']:g}", *figures, one["hash"]])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        names = [str(columns[key]) for key in ("network", "layer", "view", "size", "length")]
+        names[2] += "".join(f" {key}={value}" for key, value in _distinguishing_settings(row, rows))
+        lines.append([str(number), *names, f"{columns['C']:g}", *figures, row["hash"]])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     yield f"{rows[0]['row']['data']}: {rows[0]['row']['protocol']}"
-    for line in cells:
+    for line in lines:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def _apart(one: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """What tells a row from those that are called the same: settings that have no column."""
-    alike = [other["identity"] for other in rows if _named(other) == _named(one)]
-    for section in ({"view", "mean", "std", "precision"} & one["identity"].keys()) if len(alike) > 1 else ():
-        values = one["identity"][section]
+def _distinguishing_settings(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Settings without a column of their own that distinguish `row` from rows with equal columns."""
+    alike = [other["identity"] for other in rows if _columns(other) == _columns(row)]
+    for section in ({"view", "mean", "std", "precision"} & row["identity"].keys()) if len(alike) > 1 else ():
+        values = row["identity"][section]
         for key, value in values.items() if isinstance(values, Mapping) else [(section, values)]:
-            others = [other[section][key] if isinstance(values, Mapping) else other[section] for other in alike]
-            if any(other != value for other in others):
+            alternatives = [other[section][key] if isinstance(values, Mapping) else other[section] for other in alike]
+            if any(alternative != value for alternative in alternatives):
                 yield key, value
 
 
-def _named(row: Mapping[str, Any]) -> list[Any]:
+def _columns(row: Mapping[str, Any]) -> list[Any]:
     return [row["row"][key] for key in ("network", "layer", "view", "size", "length", "C")]
 
 
@@ -99,7 +96,7 @@ def _with_deviation(figures: Mapping[str, float], name: str) -> str:
     return f"{100 * figures[name]:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
 
-def _per_split(row: Mapping[str, Any]) -> list[float]:
+def _split_accuracies(row: Mapping[str, Any]) -> list[float]:
     return [float(split["accuracy"]) for split in row["splits"]]
 
 

@@ -1,4 +1,4 @@
-"""From images to features: the trunk and the part of the head that a row is about, on the device it runs on."""
+"""From images to features: the backbone and the layers of the head that a row uses, on one device."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sppnet.transfer.task import Task
 
 
 class Extractor(nn.Module):
-    """uint8 images (N, 3, H, W) -> one (N, D) float32 for each layer, every row of length 1.
+    """uint8 images (N, 3, H, W) -> float32 (N, D) per layer, each vector of L2 norm 1.
 
     Args:
-        normalise: uint8 images -> images as the backbone takes them.
-        backbone: images -> map (N, C, h, w).
-        head: of a trained network; only its fully connected layers need it.
-        layers: their descriptions (`Task.describe`). `conv` is the map as it is, flattened; `fc1` and `fc2` are what
-            comes out of the ReLU.
+        normalise: uint8 images -> the backbone's input.
+        backbone: images -> feature map (N, C, h, w).
+        head: the head of a trained network; needed for its fully connected layers only.
+        layers: descriptions from `Task.describe`. `conv` is the flattened feature map; `fc1` and `fc2` are the outputs
+            of the ReLU.
     """
 
     def __init__(
@@ -38,15 +38,14 @@ class Extractor(nn.Module):
         super().__init__()
         self.normalise = normalise
         self.backbone, self.head = backbone, head
-        self.layers = nn.ModuleList([self._stage(layer) for layer in layers])
+        self.layers = nn.ModuleList([self._build_layer(layer) for layer in layers])
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of `images`, in the order of the layers."""
-        maps = self.backbone(self.normalise(images))
-        return [F.normalize(stage(maps).flatten(1).float()) for stage in self.layers]
+        maps_NCHW = self.backbone(self.normalise(images))
+        return [F.normalize(layer(maps_NCHW).flatten(1).float()) for layer in self.layers]
 
-    def _stage(self, layer: Mapping[str, Any]) -> nn.Module:
+    def _build_layer(self, layer: Mapping[str, Any]) -> nn.Module:
         if layer["kind"] == "pyramid":
             return SpatialPyramidPool2d(layer["bins"], layer["pool"], layer["rule"])
         if layer["kind"] == "fc":
@@ -55,15 +54,15 @@ class Extractor(nn.Module):
         return nn.AdaptiveAvgPool2d(1) if layer["kind"] == "gap" else nn.Identity()
 
 
-def check(task: Task) -> None:
-    """Check that hardware, network and size fit together; reads no data and no weights.
+def check_extraction(task: Task) -> None:
+    """Check that hardware, network and size fit together, without reading data or weights.
 
     Raises:
-        UserError: one line on what does not fit.
+        UserError: they do not.
     """
     cfg, layer = task.cfg, task.layer
     check_hardware({**cfg["trainer"], "devices": 1, "num_nodes": 1}, 1)
-    # what a trained head is matters to its own layers only
+    # the trained head matters only to its own fully connected layers
     head: dict[str, Any] = {"name": "gap", "bins": [1], "hidden": []}
     sizes: dict[str, Any] = {"train": [], "val": [], "test": [task.size]}
     if layer["kind"] == "fc":
@@ -74,17 +73,17 @@ def check(task: Task) -> None:
     check_network(backbone, head, sizes, whole_images=cfg["views"]["fit"] == "full")
 
 
-def checkpoint(trained: TrainedNetwork) -> dict[str, Any]:
-    """What a checkpoint says of its run: `config`, `classes`, `fingerprint` of its data."""
-    found: dict[str, Any] = read_checkpoint(trained.weights)["sppnet"]
-    return found
+def load_checkpoint_metadata(trained: TrainedNetwork) -> dict[str, Any]:
+    """The run's `config`, `classes` and the `fingerprint` of its data set, from the checkpoint."""
+    metadata: dict[str, Any] = read_checkpoint(trained.weights)["sppnet"]
+    return metadata
 
 
 class Runner:
-    """Runs the `Extractor` of `task` for some of its layers, on the device and at the precision of `trainer`.
+    """Runs the `Extractor` of `task` for the layers `names`, on the device and at the precision of `trainer`.
 
     Raises:
-        UserError: the weights are not as they must be.
+        UserError: the weights do not fit the network.
     """
 
     def __init__(self, task: Task, names: list[str]) -> None:
@@ -92,7 +91,7 @@ class Runner:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Features (n, D) of 8-bit images (n, 3, h, w), one for each layer, on the CPU."""
+        """uint8 images (N, 3, H, W) -> features (N, D) per layer, on the CPU."""
         with self.fabric.autocast():
             return [features.cpu() for features in self.extractor(self.fabric.to_device(images))]
 
@@ -113,13 +112,15 @@ def _build(task: Task, names: list[str]) -> Extractor:
 
 
 def _trained_network(task: Task, trained: TrainedNetwork) -> SPPNet:
-    found, cfg = read_checkpoint(trained.weights), task.cfg
-    made = found["sppnet"]
-    # the head is the checkpoint's: cfg's may have another pyramid, for layer=spp
-    head, side = made["config"]["head"], cfg["sizes"]["train"][0]
-    network = build_network({**cfg["backbone"], "weights": None}, head, len(made["classes"]), side)
+    checkpoint, cfg = read_checkpoint(trained.weights), task.cfg
+    metadata = checkpoint["sppnet"]
+    # the head of the checkpoint: that of cfg may have another pyramid, for layer=spp
+    head, side = metadata["config"]["head"], cfg["sizes"]["train"][0]
+    network = build_network({**cfg["backbone"], "weights": None}, head, len(metadata["classes"]), side)
     try:
-        network.load_state_dict({key.removeprefix("network."): value for key, value in found["state_dict"].items()})
+        network.load_state_dict(
+            {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+        )
     except RuntimeError as error:
         raise UserError(f"checkpoint={trained.checkpoint} is of another network: {error}") from None
     return network

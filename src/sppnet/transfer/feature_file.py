@@ -1,6 +1,6 @@
-"""Files of features: written row by row, whole or not there at all, mapped into memory, known to be undamaged.
+"""Files of features: written row by row and atomically, verified and memory-mapped when read.
 
-A file is a `.npy` of float32 (N, D) with the SHA-256 of its bytes behind it, which `numpy.load` does not mind.
+A file is a `.npy` of float32 (N, D), followed by the SHA-256 of its bytes, which `numpy.load` ignores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHUNK = 2**22
 
 
 class Rows:
-    """A file in the making; used within `writing`."""
+    """A file that is being written, see `writing`."""
 
     def __init__(self, file: IO[bytes], count: int) -> None:
         self.file, self.count = file, count
@@ -32,8 +32,10 @@ class Rows:
         self.missing = set(range(count))
 
     def put(self, indices: list[int], rows: Array) -> None:
-        """Write `rows` (n, D) at the positions `indices`. Plain writes: on a full disk a mapped file would end the
-        process."""
+        """Write `rows` (n, D) at the positions `indices`.
+
+        Plain writes, because a memory-mapped file kills the process when the disk is full.
+        """
         if not self.width:
             self.width = rows.shape[1]
             header = {"descr": "<f4", "fortran_order": False, "shape": (self.count, self.width)}
@@ -45,7 +47,7 @@ class Rows:
         self.missing.difference_update(indices)
 
     def finish(self) -> None:
-        """Fill rows that nobody wrote with NaN and seal the file."""
+        """Fill missing rows with NaN and append the digest."""
         for index in sorted(self.missing):
             self.put([index], np.full((1, self.width), np.nan, dtype=np.float32))
         self.file.flush()
@@ -55,17 +57,16 @@ class Rows:
 
 @contextlib.contextmanager
 def writing(paths: dict[str, Path], count: int) -> Iterator[dict[str, Rows]]:
-    """Files of `count` rows that get their `paths` when all are finished, and vanish if anything goes wrong, SIGTERM
-    included.
+    """Open files of `count` rows. All get their `paths` at the end; on any error, SIGTERM included, none remains.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder is not writable.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ValueError):  # not in the main thread: somebody else's handlers stay
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
-        new = [folder for path in paths.values() for folder in path.parents if not folder.exists()]
-        stack.callback(_remove_empty, dict.fromkeys(new))
+        new_folders = [folder for path in paths.values() for folder in path.parents if not folder.exists()]
+        stack.callback(_remove_empty, dict.fromkeys(new_folders))
         rows: dict[str, Rows] = {}
         for name, path in paths.items():
             try:
@@ -79,34 +80,34 @@ def writing(paths: dict[str, Path], count: int) -> Iterator[dict[str, Rows]]:
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    """Take away those of `folders` in which nothing is, the innermost first."""
+    """Remove the empty ones of `folders`, innermost first."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def load(path: Path, count: int) -> Array | None:
-    """The features in `path`, on disk; None where there is no file of `count` rows, or a damaged one."""
+    """Memory-map the features in `path`; None if the file is missing, damaged or has not `count` rows."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END) - SEAL
             if size < 0 or _digest(file, size) != file.read(SEAL):
                 return None
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        features_ND = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return found if found.ndim == 2 and len(found) == count else None
+    return features_ND if features_ND.ndim == 2 and len(features_ND) == count else None
 
 
 def seal(path: Path) -> str:
-    """What tells the features in a file from all others: the digest behind them."""
+    """The digest at the end of a file of features."""
     with path.open("rb") as file:
         file.seek(-SEAL, os.SEEK_END)
         return file.read().hex()
 
 
 def _digest(file: IO[bytes], size: int) -> bytes:
-    """SHA-256 of the first `size` bytes; the file stands behind them then."""
+    """SHA-256 of the first `size` bytes; leaves the file position behind them."""
     total = hashlib.sha256()
     file.seek(0)
     while size > 0:

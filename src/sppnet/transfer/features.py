@@ -1,4 +1,4 @@
-"""Features of every image of a set: one pass through the network, kept on disk for all splits and later rows."""
+"""Features of all images of a data set: one pass through the network, stored on disk for all splits and later rows."""
 
 from __future__ import annotations
 
@@ -23,60 +23,60 @@ from sppnet.transfer.extractor import Runner
 from sppnet.transfer.svm import Array
 from sppnet.transfer.task import PYRAMID, Task
 
-ROOM = 224  # pixels; batches of `data.batch_size` images up to this side, of fewer above
+ROOM = 224  # pixels; images of a greater side come in batches smaller than `data.batch_size`
 
 
-def features_of(task: Task, images: ImageSet) -> Array:
-    """(N, D) float32 of all images, on disk; rows of NaN are images that could not be read.
+def load_features(task: Task, images: ImageSet) -> Array:
+    """Load or compute the features of all images, float32 (N, D), memory-mapped; NaN rows are unreadable images.
 
-    A pass over the images makes the features of all pooled and fully connected layers there are, as pooling costs
-    little beside the convolutions; `conv`, the largest by far, only where it is asked for.
+    One pass computes all pooled and fully connected layers, because pooling is cheap beside the convolutions. `conv`,
+    by far the largest layer, is computed on request only.
 
     Raises:
-        UserError: a file of weights is not as it must be; an image cannot be read, and `data.bad_files` is `error`.
+        UserError: the weights do not fit; an image cannot be read, and `data.bad_files` is `error`.
         RunFailed: a feature is not finite.
     """
-    paths = {name: _path(task, images, name) for name in _worthwhile(task)}
+    paths = {name: _path(task, images, name) for name in _layers_to_compute(task)}
     path = paths[task.own["layer"]]
-    kept = feature_file.load(path, len(images))
-    if kept is None or (unreadable(kept) and not task.skip):  # an error is found again, and raised
-        wanted = {p: name for name, p in paths.items() if p == path or not p.exists()}  # pool and spp may be one
-        _pass(task, images, {name: p for p, name in wanted.items()})
-        kept = feature_file.load(path, len(images))
-    assert kept is not None
-    return kept
+    features_ND = feature_file.load(path, len(images))
+    if features_ND is None or (find_unreadable(features_ND) and not task.skip):  # a new pass raises the error
+        missing = {p: name for name, p in paths.items() if p == path or not p.exists()}  # pool and spp may be equal
+        _compute(task, images, {name: p for p, name in missing.items()})
+        features_ND = feature_file.load(path, len(images))
+    assert features_ND is not None
+    return features_ND
 
 
-def unreadable(features_ND: Array) -> list[int]:
+def find_unreadable(features_ND: Array) -> list[int]:
     """Positions of the images that could not be read."""
-    found: list[int] = np.flatnonzero(np.isnan(features_ND[:, 0])).tolist()
-    return found
+    indices: list[int] = np.flatnonzero(np.isnan(features_ND[:, 0])).tolist()
+    return indices
 
 
-def content_of(task: Task, images: ImageSet) -> str:
-    """What tells the features of `features_of`, which are there, from all others: two views may be the same pixels."""
+def features_digest(task: Task, images: ImageSet) -> str:
+    """Digest of the stored features' content, because two views may give the same pixels."""
     return feature_file.seal(_path(task, images, task.own["layer"]))
 
 
 def _path(task: Task, images: ImageSet, layer: str) -> Path:
-    named = task.features(images, task.describe(layer)) | {"state": images.state()}
-    key = digest([json.dumps(named, sort_keys=True)])[:32]
+    identity = task.features(images, task.describe(layer)) | {"state": images.state()}
+    key = digest([json.dumps(identity, sort_keys=True)])[:32]
     return Path(task.cfg["paths"]["cache"]).expanduser() / f"features-{key}.npy"
 
 
-def _worthwhile(task: Task) -> list[str]:
-    """The layer that is asked for and those that cost little more and cannot fail."""
-    head, asked = task.cfg["head"], task.own["layer"]
+def _layers_to_compute(task: Task) -> list[str]:
+    """The requested layer, and the layers that cost little more and cannot fail."""
+    head, requested = task.cfg["head"], task.own["layer"]
     names = ["pool", "gap"]
     if head.get("rule", "adaptive") == "adaptive":
         names.append("spp")
         if task.trained is not None and head["name"] != "flatten" and _pyramid_is_trained(task, task.trained):
             names += [f"fc{i}" for i in range(1, min(2, len(head["hidden"])) + 1)]
-    return list(dict.fromkeys([asked, *names]))
+    return list(dict.fromkeys([requested, *names]))
 
 
-def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
-    """Compute the layers of `paths` for all images and keep them."""
+def _compute(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
+    """Compute the layers of `paths` for all images and write them."""
     settings = task.cfg["trainer"]
     set_threads_and_filter_warnings(task.cfg)
     run = Runner(task, list(paths))
@@ -92,20 +92,21 @@ def _pass(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
             if not keep.any():
                 continue
             indices = batch["index"][keep].tolist()
-            for (name, rows), found in zip(files.items(), run(batch["image"][keep]), strict=True):
-                odd = (~torch.isfinite(found)).any(1).nonzero().flatten().tolist()
-                if odd:
-                    raise RunFailed(f"layer={name} of {images.name(indices[odd[0]])} has values that are not finite")
-                rows.put(indices, found.numpy())
+            for (name, rows), features_ND in zip(files.items(), run(batch["image"][keep]), strict=True):
+                infinite = (~torch.isfinite(features_ND)).any(1).nonzero().flatten().tolist()
+                if infinite:
+                    file = images.name(indices[infinite[0]])
+                    raise RunFailed(f"layer={name} of {file} has values that are not finite")
+                rows.put(indices, features_ND.numpy())
         if not any(rows.width for rows in files.values()):
-            raise UserError(f"data={task.cfg['data']['name']}: not one of its {len(images)} images can be read")
+            raise UserError(f"data={task.cfg['data']['name']}: none of its {len(images)} images can be read")
     notice_remarks(remarks)
 
 
 def _pyramid_is_trained(task: Task, trained: TrainedNetwork) -> bool:
-    """Whether the pyramid is the checkpoint's, as its fully connected layers need."""
-    before, now = load_stored_config(trained.checkpoint)[0]["head"], task.cfg["head"]
-    return all(before.get(key.partition(".")[2]) == now.get(key.partition(".")[2]) for key in PYRAMID)
+    """Whether the pyramid is that of the checkpoint, which the fully connected layers need."""
+    stored, head = load_stored_config(trained.checkpoint)[0]["head"], task.cfg["head"]
+    return all(stored.get(key.partition(".")[2]) == head.get(key.partition(".")[2]) for key in PYRAMID)
 
 
 def _loader(task: Task, images: ImageSet) -> Loader:

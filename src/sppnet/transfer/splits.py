@@ -1,4 +1,4 @@
-"""Random splits of a whole data set, class by class (paper, section 3.3: 30 to train and at most 50 to test on)."""
+"""Random splits of a data set, class by class (section 3.3: 30 images to train on and at most 50 to test on)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sppnet.errors import UserError
 
 
 class Split(NamedTuple):
-    """Positions of the images in the set, sorted; no image is in both."""
+    """Sorted indices of images; no image is in both parts."""
 
     train: IntArray
     test: IntArray
@@ -22,12 +22,12 @@ class Split(NamedTuple):
 def draw_splits(
     labels: Sequence[int], members: Sequence[int], classes: Sequence[str], splits: Mapping[str, int]
 ) -> list[Split]:
-    """Seeded splits of `members`, each class drawn by itself, so that another class more leaves its draw alone.
+    """Draw seeded splits of `members`. Each class is drawn by itself, so further classes do not change its draw.
 
     Args:
-        labels: the class of every image of the set.
-        members: positions of the images to draw from.
-        classes: names of the classes.
+        labels: the class of each image of the data set.
+        members: indices of the images to draw from.
+        classes: class names.
         splits: `count` of splits, images of each class to `train` on, the most to `test` on, `seed`.
 
     Raises:
@@ -37,11 +37,11 @@ def draw_splits(
     for index in sorted(members):
         by_class[labels[index]].append(index)
     least = splits["train"] + 1
-    if few := [f"{classes[c]} ({len(found)})" for c, found in by_class.items() if len(found) < least]:
+    if few := [f"{classes[c]} ({len(indices)})" for c, indices in by_class.items() if len(indices) < least]:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         raise UserError(
-            f"per_class.train={splits['train']} leaves nothing to test on of the class(es) {', '.join(few[:5])}{more};"
-            " their numbers of images are in brackets"
+            f"per_class.train={splits['train']} leaves nothing to test on in {', '.join(few[:5])}{more}; numbers of"
+            " images are in brackets"
         )
     return [_draw(by_class, classes, splits, number) for number in range(splits["count"])]
 

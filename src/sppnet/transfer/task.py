@@ -1,4 +1,4 @@
-"""The keys of `sppnet transfer`, what they mean together, and what names a row. Imports no torch."""
+"""The keys of `sppnet transfer`, their checks, and the identity of a row. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ RULES: dict[str, Rule] = {
     "per_class.test": whole(1),
     "split_seed": whole(0),
 }
-PAPERS_SPLITS = 10  # of Caltech-101
+PAPERS_SPLITS = 10  # for Caltech-101
 SPLITS = ("splits", "per_class.train", "per_class.test", "split_seed")
 OWN = tuple(dict.fromkeys(key.partition(".")[0] for key in RULES))
-TRAINING = ("trainer.limit_batches",)  # of a run; features are of every image
+TRAINING = ("trainer.limit_batches",)  # has no effect here: features are of every image
 PYRAMID = ("head.bins", "head.pool", "head.rule")
 MAY_CHANGE = (
     *("data", "sizes.test", "views", "paths", "debug", "force", "study", *PYRAMID),
     *(key for key in HARDWARE if key not in TRAINING),
 )
 GIVEN = (*MAY_CHANGE, *OWN, "checkpoint", "backbone", "pyramid", "seed", "experiments", "launch", "hydra")
-FORMAT = 2  # raised when the code changes the features, or the figures, of the same settings
+FORMAT = 2  # raise it when a change of the code changes the features or figures of the same settings
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row: a layer of a network, seen through one view, and the protocol of its SVM.
+    """One row: a layer of a network, a view of the images, and the protocol of the SVM.
 
     Attributes:
         cfg: a valid configuration, without the command's own keys.
         own: the command's own keys.
-        trained: the checkpoint; None for a network that is given by `backbone`.
+        trained: the checkpoint; None if `backbone` gives the network.
     """
 
     cfg: dict[str, Any]
@@ -54,21 +54,21 @@ class Task:
 
     @property
     def size(self) -> int:
-        """Side of the square input or shorter side of the whole image, in pixels."""
+        """Shorter side of the network's input, in pixels."""
         return int(self.cfg["sizes"]["test"][0])
 
     @property
     def skip(self) -> bool:
-        """Whether images that cannot be read are left out."""
+        """Whether unreadable images are left out."""
         return bool(self.cfg["data"]["bad_files"] == "skip")
 
     @property
     def layer(self) -> dict[str, Any]:
-        """What is computed, see `layer`."""
+        """The description of the row's layer."""
         return self.describe(self.own["layer"])
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What a layer is, as plain data: two of the same description have the same features."""
+        """Describe a layer as plain data; equal descriptions give equal features."""
         head = self.cfg["head"]
         if name == "pool":
             return {"kind": "pyramid", "bins": [self.own["pool_to"]], "pool": "max", "rule": "adaptive"}
@@ -78,7 +78,7 @@ class Task:
         return {"kind": "fc", "number": int(name[2:])} if name.startswith("fc") else {"kind": name}
 
     def source(self) -> dict[str, Any]:
-        """The network by content: what its weights and its trunk are."""
+        """Identify the network by the content of its weights and code."""
         code = own_class_digests(self.cfg["backbone"])
         own = {"code": code} if code else {}
         if self.trained is not None:
@@ -90,13 +90,13 @@ class Task:
     def features(self, images: ImageSet, layer: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that determines the features of `layer`."""
         views, data = self.cfg["views"], self.cfg["data"]
-        seen = {"center": ("fit", "ratio"), "warp": ("fit",), "full": ("fit", "aspect_step")}[views["fit"]]
+        view_keys = {"center": ("fit", "ratio"), "warp": ("fit",), "full": ("fit", "aspect_step")}[views["fit"]]
         return {
             "format": FORMAT,
             "images": images.fingerprint(),
             "network": self.source(),
             "layer": dict(layer),
-            "view": {key: views[key] for key in seen} | {"size": self.size},
+            "view": {key: views[key] for key in view_keys} | {"size": self.size},
             "mean": data["mean"],
             "std": data["std"],
             "precision": self.cfg["trainer"]["precision"],
@@ -105,30 +105,30 @@ class Task:
 
     @property
     def splits(self) -> dict[str, int]:
-        """The random splits of a single-label set, as `draw_splits` takes them."""
+        """The random splits of a single-label data set, as arguments of `draw_splits`."""
         return {"count": self.own["splits"] or PAPERS_SPLITS, **self.own["per_class"], "seed": self.own["split_seed"]}
 
     def own_parts(self, images: ImageSet) -> Mapping[str, Sequence[int]] | None:
-        """The set's own parts if they say who trains and who is tested: it has some, and no random splits were typed.
+        """The data set's own train and test parts; None if it has no parts or random splits were typed.
 
         Raises:
-            UserError: one of the two is missing.
+            UserError: the data set has only one of the two.
         """
         parts = images.split() if images.multilabel or self.own["splits"] is None else None
         if parts is not None and not (parts.get("train") and parts.get("test")):
             raise UserError(
-                f"data={self.cfg['data']['name']}: of its own parts it has {', '.join(parts)}; transfer takes train and"
-                f" test, or splits={PAPERS_SPLITS} for random splits of all its images"
+                f"data={self.cfg['data']['name']}: its own parts are {', '.join(parts)}; transfer needs train and test,"
+                f" or splits={PAPERS_SPLITS} for random splits of all its images"
             )
         return parts
 
     def identity(self, images: ImageSet) -> dict[str, Any]:
         """Everything that determines the figures of this row."""
-        how = {"protocol": self.protocol(images), "C": float(self.own["svm"]["C"]), "skip": self.skip}
-        return self.features(images, self.layer) | how
+        evaluation = {"protocol": self.protocol(images), "C": float(self.own["svm"]["C"]), "skip": self.skip}
+        return self.features(images, self.layer) | evaluation
 
     def protocol(self, images: ImageSet) -> dict[str, Any]:
-        """Who trains and who is tested: rows of the same protocol can be compared."""
+        """Identify the splits; rows of the same protocol can be compared."""
         own = self.own_parts(images) is not None
         if not images.multilabel:
             return {"data": images.fingerprint()} | ({"parts": "own"} if own else {"splits": self.splits})
@@ -138,69 +138,69 @@ class Task:
 
 
 def make_task(cfg: dict[str, Any], trained: TrainedNetwork | None) -> Task:
-    """The row that a composed configuration asks for.
+    """Build the task of a composed configuration, without torch.
 
     Raises:
-        UserError: a value is not allowed, or two do not fit together; torch is needed for neither.
+        UserError: a value is not allowed, or two values do not fit together.
     """
     own = schema.take_own_keys(cfg, RULES)
     validate(cfg)
     views, layer, sizes = cfg["views"], own["layer"], cfg["sizes"]["test"]
     if views["fit"] == "windows":
-        raise UserError(f"views={views['name']} is several views, features are of one; use center, warp or full")
+        raise UserError(f"views={views['name']} has several views, but features are of one; use center, warp or full")
     if len(sizes) != 1:
-        raise UserError(f"sizes.test={sizes}: features are taken at one size; sizes.test=[{sizes[0]}], say")
+        raise UserError(f"sizes.test={sizes}: features are of one size, such as sizes.test=[{sizes[0]}]")
     if layer == "conv" and views["fit"] == "full":
-        raise UserError("layer=conv has another length for every shape of map; with views=full use spp, pool or gap")
+        raise UserError(
+            "layer=conv has a different length for each shape of image; with views=full use spp, pool or gap"
+        )
     if layer.startswith("fc"):
         _check_hidden(cfg, layer, trained)
     return Task(cfg, own, trained)
 
 
-def refuse_idle(overrides: list[str]) -> None:
-    """Refuse what was typed for training a network, where one is given that is not trained.
+def refuse_ineffective(overrides: list[str]) -> None:
+    """Refuse overrides for training: without a checkpoint no trained run is involved.
 
     Raises:
         UserError: one of `overrides` has no effect.
     """
-    for word in overrides:
-        key = word.partition("=")[0].lstrip("+~")
-        if not any(key == may or key.startswith((f"{may}.", f"{may}/")) for may in GIVEN):
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if not any(key == allowed or key.startswith((f"{allowed}.", f"{allowed}/")) for allowed in GIVEN):
             raise UserError(f"{key} has no effect on features: without a checkpoint nothing is trained")
 
 
-def warn_idle(task: Task, images: ImageSet, typed: Sequence[str]) -> None:
-    """Say which of the `typed` keys have no effect on the features, or on who trains."""
-    layer, given, own = task.own["layer"], task.trained is None, task.own_parts(images) is not None
-    idle = dict.fromkeys(("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "features")
+def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None:
+    """Warn of `typed` keys that have no effect on the features or the splits."""
+    layer, untrained, own = task.own["layer"], task.trained is None, task.own_parts(images) is not None
+    reasons = dict.fromkeys(("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "features")
     if layer != "pool":
-        idle["pool_to"] = f"layer={layer}"
-    if layer != "spp" and (given or not layer.startswith("fc")):
-        idle |= dict.fromkeys(("pyramid", "head"), f"layer={layer}")
-    if given and task.cfg["backbone"].get("weights") is not None:
-        idle["seed"] = "given weights"
+        reasons["pool_to"] = f"layer={layer}"
+    if layer != "spp" and (untrained or not layer.startswith("fc")):
+        reasons |= dict.fromkeys(("pyramid", "head"), f"layer={layer}")
+    if untrained and task.cfg["backbone"].get("weights") is not None:
+        reasons["seed"] = "given weights"
     if images.multilabel:
-        idle |= dict.fromkeys(SPLITS, "images of several labels, whose own parts are used")
+        reasons |= dict.fromkeys(SPLITS, "images of several labels, whose own parts are used")
     elif own:
-        idle |= dict.fromkeys(SPLITS[1:], "the set's own parts (splits=N draws random ones)")
+        reasons |= dict.fromkeys(SPLITS[1:], "the set's own parts (splits=N draws random ones)")
     if own:
-        idle["data.split"] = "the set's own parts"
+        reasons["data.split"] = "the set's own parts"
     elif not images.multilabel:
-        idle["data.split"] = "random splits of all images (splits, per_class, split_seed)"
+        reasons["data.split"] = "random splits of all images (splits, per_class, split_seed)"
     for key in typed:
-        for name, why in idle.items():
+        for name, reason in reasons.items():
             if key == name or key.startswith(f"{name}."):
-                notice(f"warning: {key} has no effect with {why}")
+                notice(f"warning: {key} has no effect with {reason}")
 
 
 def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: TrainedNetwork | None) -> None:
     if trained is None:
-        raise UserError(
-            f"layer={layer} is part of a trained head, which a given backbone lacks; it takes checkpoint=RUN"
-        )
+        raise UserError(f"layer={layer} is part of a trained head and needs checkpoint=RUN")
     hidden = cfg["head"]["hidden"]
     if int(layer[2:]) > len(hidden):
-        there = ", ".join(f"fc{i}" for i in range(1, len(hidden) + 1)) or "none"
-        raise UserError(f"layer={layer}: the head has the fully connected layers {there} (head.hidden={hidden})")
+        layers = ", ".join(f"fc{i}" for i in range(1, len(hidden) + 1)) or "none"
+        raise UserError(f"layer={layer}: the head has the fully connected layers {layers} (head.hidden={hidden})")
     trained_with = load_stored_config(trained.checkpoint)[0]
     refuse_changes(trained_with, cfg, [key for key in MAY_CHANGE if key not in PYRAMID], f"transfer of {layer}")

@@ -15,10 +15,11 @@ from sppnet.errors import UserError
 def list_class_folders(base: Path) -> Listing:
     """List `base`/CLASS/.../IMAGE, or `base`/PART/CLASS/.../IMAGE if its folders are named like parts.
 
-    Without a test folder, the validation folder is the test part.
+    Without a test folder, the validation folder serves as the test part.
 
     Raises:
-        UserError: as `list_tree`; also if two folders hold one part, or folders with images stand beside the parts.
+        UserError: as `list_tree`; also if two folders stand for the same part, or other folders with images
+            are beside the parts.
     """
     subfolders = list_subfolders(base)
     folder_by_part = _match_parts(base, subfolders)

@@ -29,7 +29,7 @@ BLOCK = FULL // 8
 TICK = 2 * 10**9  # ns; a file changed this shortly before it was read may change again without its times showing it
 DAY = 86_400 * 10**9  # ns; a file server's clock may run ahead of ours
 THREADS = 16  # reading waits for files, on a network drive at least
-AT_ONCE = 64  # files per task of a thread
+AT_ONCE = 64  # files per task of the thread pool
 SAVE_EVERY = 10.0  # seconds of reading that a kill may lose
 MANY, MANY_BYTES = 1000, 2**27
 """Numbers of files or bytes from which digests are cached and their reading is announced. Fewer are read in an instant,
