@@ -89,7 +89,7 @@ def test_each_row_of_the_table_of_speeds_is_what_the_bench_wrote_under_its_name(
     shown: set[str] = set()
     for line in table.splitlines()[2:]:
         name, measured, aim, how = (cell.strip() for cell in line.split("|")[1:5])
-        words = [match.expand(text) for said, text in SAYS.items() if (match := re.search(said, name))]
+        words = [match.expand(text) for pattern, text in SAYS.items() if (match := re.search(pattern, name))]
         wrote = {f"{row['what']} | {row['against']}": row for row in kept["rows"]}
         wrote = {key: row for key, row in wrote.items() if words and all(word in key for word in words)}
         assert len(wrote) == 1 + ("trunk and head" in name), (name, words, list(wrote))

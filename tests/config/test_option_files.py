@@ -93,8 +93,8 @@ FULL = [words for words in combinations((112, 128), "data.batch_size=4", "traine
 
 def test_among_the_full_networks_is_each_pair_of_option_files() -> None:
     every = combinations((112, 128))
-    for one, two in ((0, 1), (0, 2), (1, 2)):
-        assert {(words[one], words[two]) for words in FULL} == {(words[one], words[two]) for words in every}
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert {(words[first], words[second]) for words in FULL} == {(words[first], words[second]) for words in every}
 
 
 @pytest.mark.slow

@@ -191,13 +191,13 @@ def test_the_papers_cells_train_two_steps_on_a_tree_like_imagenets(sppnet: Calle
     trained = {"paper_table2": 12, "paper_variants": 2, "paper_table3": 0, "paper_table4": 0}  # there: in table 2
     assert sorted(trained) == sorted(PAPER)
     for study, count in trained.items():
-        there = len(list(tmp_path.rglob("metrics.jsonl")))
+        runs = len(list(tmp_path.rglob("metrics.jsonl")))
         typed = (f"experiments={study}", "data.root=photos", "head.hidden=[8]")
         for cell in listed_rows(study).values():
             done = sppnet("train", *cell["set"], *typed, *TWO_STEPS, "hydra.mode=RUN")  # as a launcher starts it
             assert done.code == 0, done.err
             assert any(record["step"] == 2 for record in records(done.run))
-        assert len(list(tmp_path.rglob("metrics.jsonl"))) == there + count
+        assert len(list(tmp_path.rglob("metrics.jsonl"))) == runs + count
         swept = sppnet("train", "-m", *typed, *TWO_STEPS)
         assert swept.code == 0, swept.err
         assert swept.out.count("(was done)") == len(listed_rows(study))

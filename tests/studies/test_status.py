@@ -37,8 +37,8 @@ def result(run: Run, **record: Any) -> None:
 
 
 def standing(run: Run) -> tuple[str, str]:
-    found = run_status(run, TEST)
-    return found.state, found.reason
+    status = run_status(run, TEST)
+    return status.state, status.reason
 
 
 @pytest.fixture(autouse=True)
@@ -134,25 +134,25 @@ OF_A_JOB = [  # what status.json says, what squeue says of the job; the state, w
 ]
 
 
-@pytest.mark.parametrize(("state", "job", "expected", "said"), OF_A_JOB)
+@pytest.mark.parametrize(("state", "job", "expected", "message"), OF_A_JOB)
 def test_what_slurm_says_of_the_job_decides(
-    tmp_path: Path, slurm: Path, state: str, job: str, expected: str, said: str
+    tmp_path: Path, slurm: Path, state: str, job: str, expected: str, message: str
 ) -> None:
     run = write(tmp_path / "run", state, "waits", **JOB)
     says(slurm, QUEUE.format(job))
-    found, reason = standing(run)
-    assert found == expected
-    assert reason.endswith(said)
+    status, reason = standing(run)
+    assert status == expected
+    assert reason.endswith(message)
 
 
 @pytest.mark.parametrize(
-    ("sacct", "said"), [("12_3|OUT_OF_MEMORY\n", "OUT_OF_MEMORY (12_3)"), ("", "unknown to SLURM by now (12_3)")]
+    ("sacct", "message"), [("12_3|OUT_OF_MEMORY\n", "OUT_OF_MEMORY (12_3)"), ("", "unknown to SLURM by now (12_3)")]
 )
 def test_a_job_that_the_queue_has_forgotten_is_looked_up_in_the_books(
-    tmp_path: Path, slurm: Path, sacct: str, said: str
+    tmp_path: Path, slurm: Path, sacct: str, message: str
 ) -> None:
     says(slurm, "12_2|RUNNING|None\n", sacct)
-    assert standing(write(tmp_path / "run", "queued", **JOB)) == ("lost", f"its SLURM job is {said}")
+    assert standing(write(tmp_path / "run", "queued", **JOB)) == ("lost", f"its SLURM job is {message}")
 
 
 @pytest.mark.parametrize("state", ["queued", "preempted"])

@@ -85,8 +85,8 @@ def test_a_sweep_of_tests_prints_every_result(sppnet: Caller, spawn: Caller) -> 
 
 @pytest.mark.slow
 def test_four_jobs_four_processes_four_directories(spawn: Caller, sppnet: Caller, tmp_path: Path) -> None:
-    one = [word for word in ONE_EPOCH if not word.startswith("head.bins")]
-    words = ["train", "-m", *one, "pyramid=l1_1,l4_6_3_2_1", "seed=0,1"]
+    without_bins = [word for word in ONE_EPOCH if not word.startswith("head.bins")]
+    words = ["train", "-m", *without_bins, "pyramid=l1_1,l4_6_3_2_1", "seed=0,1"]
     swept = spawn(*words)
     assert swept.code == 0, swept.err
     starts = [json.loads(path.read_text()) for path in tmp_path.rglob("status.json")]

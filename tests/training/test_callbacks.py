@@ -133,16 +133,16 @@ def test_without_a_list_files_are_counted_alone(train: Train, tmp_path: Path) ->
 def test_what_the_decoder_warns_of_is_said_after_an_epoch_that_has_new_ones(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[int] = []
+    printed: list[int] = []
 
     def count(trainer: L.Trainer) -> None:
-        said.append(capsys.readouterr().err.count(" the decoder warn. "))
+        printed.append(capsys.readouterr().err.count(" the decoder warn. "))
 
     steps = [batch(remarks=["a.jpg"]), batch(remarks=["a.jpg"])]
     data = Batches(steps, [batch(remarks=["b.jpg"])], [])
-    later = At(epoch=lambda trainer: data.train.__setitem__(0, batch(remarks=["c.jpg"])) if len(said) == 2 else None)
+    later = At(epoch=lambda trainer: data.train.__setitem__(0, batch(remarks=["c.jpg"])) if len(printed) == 2 else None)
     train(BadFiles(None), At(epoch=count), later, epochs=4, data=data)
-    assert said == [1, 0, 1, 0]
+    assert printed == [1, 0, 1, 0]
 
 
 # StatusFile
@@ -158,7 +158,7 @@ def test_the_status_says_how_far_a_run_is_at_its_start_and_its_end(train: Train,
     keys = ("state", "reason", "step", "steps", "epoch", "epochs", "bad_files", "slurm")
     assert [seen[0][key] for key in keys] == ["running", None, 0, 6, 0, 2, 0, None]
     assert [run.status[key] for key in keys] == ["running", None, 6, 6, 2, 2, 2, None]
-    assert {one["step"] for one in seen} == {0}  # not at every step: this took less than five seconds
+    assert {status["step"] for status in seen} == {0}  # not at every step: this took less than five seconds
     assert 0 < run.status["seconds"] <= round(status.seconds, 1) + 0.1
 
 
@@ -237,10 +237,10 @@ def test_the_bar_counts_epochs_from_one_and_shows_our_figures(train: Train) -> N
 
 
 def test_a_terminal_gets_a_bar_and_a_file_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {kind: [type(one) for one in progress_display(kind)] for kind in ("none", "bar", "lines", "auto")}
+    kinds = {kind: [type(callback) for callback in progress_display(kind)] for kind in ("none", "bar", "lines", "auto")}
     assert kinds == {"none": [], "bar": [EpochBar], "lines": [EpochLines], "auto": [EpochLines]}
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert [type(one) for one in progress_display("auto")] == [EpochBar]
+    assert [type(callback) for callback in progress_display("auto")] == [EpochBar]
 
 
 # EarlyEnd
@@ -268,9 +268,9 @@ def test_an_end_that_is_early_is_said_and_kept(
     callback, expected = STOPS[kind]
     early = EarlyEnd()
     trainer = train(callback, early, Checkpoints(tmp_path, None, early), epochs=4)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert early.reason == (expected or None)
-    assert (expected in said) is (early.reason is not None or not said)
+    assert (expected in printed) is (early.reason is not None or not printed)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["EarlyEnd"]
     assert saved == {"why": early.reason}
     steps = trainer.global_step

@@ -81,7 +81,7 @@ def test_a_test_of_two_processes_that_is_cut_short_is_not_made_by_one(
     assert done.code == 0, done.err
     refused = sppnet("train", *words, "views=full")
     assert refused.code == 2
-    assert f"type sppnet test checkpoint={done.run}" in refused.err
+    assert f"use sppnet test checkpoint={done.run}" in refused.err
     tested = sppnet("test", f"checkpoint={done.run}", "views=full")
     assert 2 * tested.figure("images") <= done.figure("images")
     assert len(list((tmp_path / done.run / "tests").iterdir())) == 2

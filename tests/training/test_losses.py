@@ -30,10 +30,10 @@ def classifier(kind: str, multilabel: bool) -> Classifier:
     return Classifier(net, cfg | {"loss": {"kind": kind}}, ["cat", "dog", "owl"], multilabel)
 
 
-def losses(made: Classifier, targets: list[Any], smoothing: float) -> list[float]:
-    target = torch.tensor(targets, dtype=torch.float32 if made.multilabel else torch.int64)
-    found: list[float] = made.losses(torch.tensor(SCORES), target, smoothing).tolist()
-    return found
+def losses(trained: Classifier, targets: list[Any], smoothing: float) -> list[float]:
+    target = torch.tensor(targets, dtype=torch.float32 if trained.multilabel else torch.int64)
+    values: list[float] = trained.losses(torch.tensor(SCORES), target, smoothing).tolist()
+    return values
 
 
 def softmax(scores: list[float], label: int, smoothing: float) -> float:

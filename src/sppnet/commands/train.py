@@ -92,7 +92,7 @@ def _train(planned: PlannedRun, job: Job) -> None:
         if cfg["force"]:
             run.clear()
         if planned.result is not None:
-            return  # another process has finished the run while this one waited for the lock
+            return  # another process has finished the run in the meantime
         for line in planned.images.notices():
             notice(line)
         print(f"{run.path}{' resumes from its last checkpoint' if run.has_checkpoint else ''}", flush=True)

@@ -21,6 +21,8 @@ from sppnet.data.crops import Box
 from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import Attribution, FloatArray, Level, cell_edges
 
+Size = tuple[int, int]
+Classes = Sequence[tuple[str, float]]
 FOR, AGAINST, INK, FAINT, TRACK = "#e85d04", "#1d4ed8", "#1c1c1c", "#686868", "#e2e2e2"  # safe for colour-blind eyes
 # The exponent makes small contributions visible; at 0.85 the image still shows through.
 SHADES = ListedColormap([to_rgba(FOR if v > 0 else AGAINST, 0.85 * abs(v) ** 0.7) for v in np.linspace(-1, 1, 255)])
@@ -35,8 +37,8 @@ def plot_attribution(
     image: Image.Image,
     name: str,
     box: Box,
-    view: Any,
-    classes: Sequence[Any],
+    view: Size,
+    classes: Classes,
     attribution: Attribution,
     field: ReceptiveField,
 ) -> Image.Image:
@@ -79,7 +81,6 @@ def plot_attribution(
             y_edges = y + panel[1] / view[1] * cell_edges(level.grid.rows[-1][1], field, view[1])
             _plot_level(page, level, x_edges, y_edges, limit)
         page.imshow(paper, extent=(0, width, paper.height, 0), aspect="auto", interpolation="nearest")
-        page.barh(bottom + 27, BAR, 14, left=MARGIN, color=TRACK)
         bar = np.linspace(-1, 1, BAR)
         page.pcolormesh(MARGIN + np.arange(BAR + 1), (bottom + 20, bottom + 34), bar[None], cmap=SHADES)
         page.text(MARGIN, bottom, f"speaks against it\n\n{-limit:.3g}", va="top", linespacing=1.5)
@@ -89,12 +90,12 @@ def plot_attribution(
         return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
 
 
-def _panel_size(width: int, height: int) -> tuple[int, int]:
+def _panel_size(width: int, height: int) -> Size:
     scale = min(SIDE / sqrt(width * height), LONGEST / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _list_classes(page: Axes, classes: Sequence[tuple[str, float]], x: float, y: float, width: float) -> None:
+def _list_classes(page: Axes, classes: Classes, x: float, y: float, width: float) -> None:
     for top, (label, share) in zip(y + CLASS * np.arange(len(classes)), classes, strict=True):
         page.barh(top + 24, [width, width * share], 7, left=x, color=[TRACK, FOR if top == y else FAINT])
         percent = "< 0.1 %" if share < 0.001 else "> 99.9 %" if 0.999 < share < 1 else f"{100 * share:.1f} %"

@@ -143,10 +143,8 @@ def _limit_bytes(name: str, most: int) -> str:
         return name
     stem, suffix = os.path.splitext(name)  # noqa: PTH122  (a name, not a path)
     end = f"-{digest([name])[:12]}{suffix}"
-    begin = os.fsencode(stem)[: most - len(os.fsencode(end))].decode(
-        "utf-8", "ignore"
-    )  # drops a character that is cut in half
-    return begin + end
+    # "ignore" drops a character that is cut in half
+    return os.fsencode(stem)[: most - len(os.fsencode(end))].decode("utf-8", "ignore") + end
 
 
 def _check_file(path: Path, images: InputFiles) -> None:

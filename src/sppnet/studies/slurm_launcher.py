@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from sppnet.errors import RunFailed, UserError
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import COMMAND, code_state
 from sppnet.runs.run_directory import Run
-from sppnet.slurm.job import WARNING
 from sppnet.slurm.queue import NUMBER_FILE, clear_cached_states, job_number, run_slurm_command
+from sppnet.slurm.sbatch_script import build_script
 from sppnet.storage.files import file_lock, write_json, write_text
 from sppnet.studies.sweep import Sweep, SweepJob
 
@@ -84,7 +82,9 @@ class SlurmSweep(Sweep):
             return
         folder = self._create_folder(groups[0][0])
         script = folder / "job.sh"
-        write_text(script, self._script(folder, shape, groups))
+        commands = [[self.command_line(group, job) for job in group] for group in groups]
+        environment = {COMMAND: os.environ.get(COMMAND, "")}
+        write_text(script, build_script(folder, self.sbatch_options, shape, commands, environment))
         runs = [str(group[0].plan.run.path.absolute()) if group[0].plan else None for group in groups]
         commit = code_state()
         write_json(folder / "submission.json", {"runs": runs, "code": commit, "code_digest": digest(commit)})
@@ -116,44 +116,6 @@ class SlurmSweep(Sweep):
                 folder.mkdir(parents=True)
                 return folder
         raise AssertionError
-
-    def _script(self, folder: Path, shape: tuple[int, int], groups: list[list[SweepJob]]) -> str:
-        nodes, tasks = shape
-        options = self.sbatch_options
-        directives = {
-            "job-name": f"sppnet-{folder.parent.parent.name}",
-            "array": f"0-{len(groups) - 1}" + (f"%{options['parallel']}" if options["parallel"] else ""),
-            "output": f"{folder}/%a.log",
-            "open-mode": "append",
-            "signal": f"USR2@{options['warning']}",
-            "nodes": nodes,
-            "ntasks-per-node": tasks,
-            "cpus-per-task": options["cpus"],
-            "gpus-per-task": options["gpus"] or None,
-            "mem": options["memory"],
-            **{key: options[key] for key in ("partition", "account", "qos", "time")},
-            **options["options"],
-        }
-        directives = {key: value for key, value in directives.items() if value is not None and value is not False}
-        lines = ["#!/bin/bash", *(_directive(key, value) for key, value in directives.items())]
-        lines += ["#SBATCH --requeue", "", f"cd {shlex.quote(str(Path.cwd()))} || exit", *options["setup"]]
-        lines += [f"export SPPNET_SUBMISSION={shlex.quote(str(folder))} SPPNET_JOB_LOG=1", "status=0"]
-        # set here because sites differ in what sbatch passes on from the environment
-        lines += [f"export {COMMAND}={shlex.quote(os.environ.get(COMMAND, ''))}"]
-        lines += ['run() { srun --kill-on-bad-exit=1 "$@" || status=$?; }', "case $SLURM_ARRAY_TASK_ID in"]
-        for index, group in enumerate(groups):
-            lines += [f"{index})", *(f"  run {shlex.join(self.command_line(group, job))}" for job in group), "  ;;"]
-        lines += ["esac", f"if [ $status -eq {128 + WARNING} ]; then  # warned before the program could listen"]
-        lines += ["  scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "fi", "exit $status"]
-        return "\n".join(lines) + "\n"
-
-
-def _directive(key: str, value: object) -> str:
-    """A `#SBATCH` line in sbatch's syntax: True is a flag without a value, a value with blanks is quoted."""
-    if value is True:
-        return f"#SBATCH --{key}"
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'#SBATCH --{key}="{text}"' if re.search(r"[\s\"'\\#]", text) else f"#SBATCH --{key}={text}"
 
 
 def _shape(job: SweepJob) -> tuple[int, int]:

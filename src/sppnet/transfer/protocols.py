@@ -104,9 +104,8 @@ def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
     data = task.cfg["data"]
     if (own := task.own_parts(images)) is not None:
         check_labels(data, images)
-        train = np.setdiff1d(
-            [*own["train"], *own.get("val", [])], own["test"]
-        )  # a data set may validate on its test part
+        # a data set may validate on its test part
+        train = np.setdiff1d([*own["train"], *own.get("val", [])], own["test"])
         split = Split(*(np.setdiff1d(np.asarray(part, dtype=np.int64), bad) for part in (train, own["test"])))
         if (not images.multilabel and len(set(_labels(images)[split.train].tolist())) < 2) or not len(split.test):
             raise UserError(
@@ -130,10 +129,8 @@ def _describe(task: Task, images: ImageSet, splits: Sequence[Split]) -> str:
         return f"a split by data.split, {train} images to train on, {test} to test on"
     s, own = task.splits, images.split()
     ignored = f", whose own parts ({', '.join(sorted(own, key=PARTS.index))}) do not count" if own else ""
-    splits_text = f"{s['count']} random splits" if s["count"] > 1 else "1 random split"
-    return (
-        f"{splits_text} of all images{ignored}: {s['train']} of each class to train on, at most {s['test']} to test on"
-    )
+    count = f"{s['count']} random splits" if s["count"] > 1 else "1 random split"
+    return f"{count} of all images{ignored}: {s['train']} of each class to train on, at most {s['test']} to test on"
 
 
 def _labels(images: ImageSet) -> IntArray:
