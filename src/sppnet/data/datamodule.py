@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from sppnet.data.aspect_buckets import Bucket, shape_buckets, square_bucket
@@ -43,6 +44,7 @@ class DataModule(LightningDataModule):
     Attributes:
         pairs: training sizes at which a batch needs two images (`sppnet.training.preflight.sizes_for_pairs`); set it
             before the training loader is made.
+        device: of the batches where there is no Trainer; memory is pinned for a GPU.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class DataModule(LightningDataModule):
         self.seed, self.cache, self.progress = seed, cache, progress
         self.skip = cfg_data["bad_files"] == "skip"
         self.pairs: Collection[int] = ()
+        self.device = torch.device("cpu")
         self._shapes: ShapeArray | None = None
         # training buckets by (world, minimum), since grouping a million images takes seconds
         self._buckets: dict[tuple[int, int], list[Bucket]] = {}
@@ -169,8 +172,8 @@ class DataModule(LightningDataModule):
     def _loader(
         self, dataset: BatchDataset, batches: TrainBatchSampler | EvalBatchSampler, persistent: bool = False
     ) -> Loader:
-        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return Loader(dataset, batches, self.skip, self.cfg["workers"], pin, persistent)
+        device = self.device if self.trainer is None else self.trainer.strategy.root_device
+        return Loader(dataset, batches, self.skip, self.cfg["workers"], device.type == "cuda", persistent)
 
     def _reader(self, fit: str) -> Reader:
         return build_reader(self.sets.images, self.cfg, fit, self._open_cache if self.cfg.get("cache") else None)

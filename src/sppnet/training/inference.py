@@ -13,6 +13,7 @@ from torch import nn
 
 from sppnet.data import Splits
 from sppnet.errors import UserError
+from sppnet.models.network import SPPNet, build_network
 from sppnet.training.lit_module import Classifier
 from sppnet.training.trainer import build_classifier
 
@@ -56,8 +57,31 @@ def load_classifier(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets:
     assert list(sets.images.classes) == list(checkpoint["sppnet"]["classes"])
     backbone = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
     classifier = build_classifier({**cfg, "backbone": backbone}, sets)
+    _load_state(classifier, checkpoint["state_dict"], path)
+    return classifier
+
+
+def load_network(checkpoint: Mapping[str, Any], backbone: Mapping[str, Any], size: int, path: Path) -> SPPNet:
+    """Build the network of a checkpoint, without the data and the training around it, and load its weights.
+
+    Args:
+        checkpoint: content of the checkpoint file; the head is the one it was trained with.
+        backbone: configuration of the backbone.
+        size: side of the training images, in pixels.
+        path: the checkpoint file, for messages.
+
+    Raises:
+        UserError: the weights do not fit the network.
+    """
+    metadata = checkpoint["sppnet"]
+    network = build_network({**backbone, "weights": None}, metadata["config"]["head"], len(metadata["classes"]), size)
+    weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    _load_state(network, weights, path)
+    return network
+
+
+def _load_state(module: nn.Module, state_dict: Mapping[str, Any], path: Path) -> None:
     try:
-        classifier.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(state_dict)
     except RuntimeError as error:
         raise UserError(f"checkpoint={path} is of another network: {error}") from None
-    return classifier

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.data import build_sizes
-from sppnet.errors import UserError
 from sppnet.models.fit_check import check_network
-from sppnet.models.network import SPPNet, build_backbone, build_network
+from sppnet.models.network import build_backbone
 from sppnet.models.normalise import Normalise
 from sppnet.pyramid import SpatialPyramidPool2d
 from sppnet.runs.from_checkpoint import TrainedNetwork, read_checkpoint
-from sppnet.training.inference import place_on_device
+from sppnet.training.inference import load_network, place_on_device
 from sppnet.training.preflight import check_hardware
 from sppnet.transfer.task import Task
 
@@ -104,23 +103,10 @@ def _build(task: Task, names: list[str]) -> Extractor:
         torch.manual_seed(cfg["seed"])
         extractor = Extractor(normalise, build_backbone(cfg["backbone"]), None, layers)
     else:
-        network = _trained_network(task, task.trained)
+        # the head of the checkpoint: that of cfg may have another pyramid, for layer=spp
+        checkpoint = read_checkpoint(task.trained.weights)
+        network = load_network(checkpoint, cfg["backbone"], cfg["sizes"]["train"][0], task.trained.checkpoint)
         extractor = Extractor(normalise, network.backbone, network.head, layers)
     if cfg["trainer"]["compile"]:
         extractor.compile(dynamic=True)
     return extractor
-
-
-def _trained_network(task: Task, trained: TrainedNetwork) -> SPPNet:
-    checkpoint, cfg = read_checkpoint(trained.weights), task.cfg
-    metadata = checkpoint["sppnet"]
-    # the head of the checkpoint: that of cfg may have another pyramid, for layer=spp
-    head, side = metadata["config"]["head"], cfg["sizes"]["train"][0]
-    network = build_network({**cfg["backbone"], "weights": None}, head, len(metadata["classes"]), side)
-    try:
-        network.load_state_dict(
-            {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
-        )
-    except RuntimeError as error:
-        raise UserError(f"checkpoint={trained.checkpoint} is of another network: {error}") from None
-    return network

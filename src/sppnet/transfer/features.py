@@ -85,7 +85,7 @@ def _compute(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
         feature_file.writing(paths, len(images)) as files,
         meter("transfer", settings["progress"], len(images)) as tick,
     ):
-        for batch in _loader(task, images):
+        for batch in _loader(task, images, run.fabric.device):
             tick(len(batch["index"]) + len(batch["bad"]))
             remarks |= batch["remarks"]
             keep = batch["valid"]
@@ -109,9 +109,11 @@ def _pyramid_is_trained(task: Task, trained: TrainedNetwork) -> bool:
     return all(stored.get(key.partition(".")[2]) == head.get(key.partition(".")[2]) for key in PYRAMID)
 
 
-def _loader(task: Task, images: ImageSet) -> Loader:
+def _loader(task: Task, images: ImageSet, device: torch.device) -> Loader:
     data, cache = {**task.cfg["data"], "cache": False}, Path(task.cfg["paths"]["cache"]).expanduser()
     none, sizes = np.arange(0), Single([ROOM], [ROOM], [task.size])
     sets = Splits(images, none, none, np.arange(len(images)))
-    [loader] = DataModule(sets, sizes, data, task.cfg["views"], task.cfg["seed"], cache).test_dataloader()
+    data_module = DataModule(sets, sizes, data, task.cfg["views"], task.cfg["seed"], cache)
+    data_module.device = device
+    [loader] = data_module.test_dataloader()
     return loader
