@@ -17,6 +17,7 @@ import yaml
 from sppnet.config import compose
 from sppnet.config.compose import Job
 from sppnet.config.instantiate import check_target
+from sppnet.config.merge import differences, merge
 from sppnet.config.schema import check_layout, format_value
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_class_digests
@@ -185,69 +186,15 @@ def load_stored_config(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
     return content["config"], content["overrides"]
 
 
-def merge(
-    stored: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], typed_keys: Sequence[str]
-) -> dict[str, Any]:
-    """Apply to `stored` every difference between `before` and `after`, and every typed key.
-
-    The normalisation (`data.mean`, `data.std`) belongs to the network: it stays as stored, whatever the data set,
-    unless it was typed.
-    """
-    merged = {
-        key: _merge(stored[key], before.get(key), after.get(key)) if key in stored else after[key]
-        for key in {**stored, **after}
-    }
-    for key in typed_keys:
-        _copy_node(merged, after, key.split("."))
-    for key in ("mean", "std"):
-        if f"data.{key}" not in typed_keys:
-            merged["data"] = {**merged["data"], key: stored["data"][key]}
-    return merged
-
-
 def refuse_changes(stored: Mapping[str, Any], cfg: Mapping[str, Any], may_change: Sequence[str], command: str) -> None:
     """Compare a command's configuration with the stored one.
 
     Raises:
         UserError: they differ in a key outside `may_change`.
     """
-    for key, old, new in _differences(stored, cfg):
+    for key, old, new in differences(stored, cfg):
         if not any(key == may or key.startswith(f"{may}.") for may in may_change) or key in NORMALISATION:
             raise UserError(
                 f"{key}={format_value(new)} is not allowed: a {command} takes it from its checkpoint, where it is"
                 f" {format_value(old)}; only these may change: {', '.join(may_change)}"
             )
-
-
-def _copy_node(target: dict[str, Any], source: Any, path: list[str]) -> None:
-    """Copy the node at `path` from `source`; a group that is not a key of its own (`pyramid`) has no such node."""
-    node: Any = target
-    for part in path[:-1]:
-        if not isinstance(source, dict) or part not in source or not isinstance(node.get(part), dict):
-            return
-        node[part] = dict(node[part])
-        node, source = node[part], source[part]
-    if isinstance(source, dict) and path[-1] in source:
-        node[path[-1]] = source[path[-1]]
-
-
-def _merge(stored: Any, before: Any, after: Any) -> Any:
-    if before == after:
-        return stored
-    if not (isinstance(stored, dict) and isinstance(before, dict) and isinstance(after, dict)):
-        return after
-    keys = [key for key in {**stored, **after} if key in after or before.get(key) == after.get(key)]
-    return {key: _merge(stored.get(key), before.get(key), after.get(key)) for key in keys}
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """(key, old value, new value) of every leaf that differs."""
-    if old == new:
-        return []
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [(key, old, new)]
-    return [
-        difference
-        for name in {**old, **new}
-        for difference in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
-    ]

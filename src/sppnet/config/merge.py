@@ -1,0 +1,60 @@
+"""Puts what overrides change over the configuration that a run stored, and compares two configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def merge(
+    stored: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], typed_keys: Sequence[str]
+) -> dict[str, Any]:
+    """Apply to `stored` every difference between `before` and `after`, and every typed key.
+
+    The normalisation (`data.mean`, `data.std`) belongs to the network: it stays as stored, whatever the data set,
+    unless it was typed.
+    """
+    merged = {
+        key: _merge(stored[key], before.get(key), after.get(key)) if key in stored else after[key]
+        for key in {**stored, **after}
+    }
+    for key in typed_keys:
+        _copy_node(merged, after, key.split("."))
+    for key in ("mean", "std"):
+        if f"data.{key}" not in typed_keys:
+            merged["data"] = {**merged["data"], key: stored["data"][key]}
+    return merged
+
+
+def _copy_node(target: dict[str, Any], source: Any, path: list[str]) -> None:
+    """Copy the node at `path` from `source`; a group that is not a key of its own (`pyramid`) has no such node."""
+    node: Any = target
+    for part in path[:-1]:
+        if not isinstance(source, dict) or part not in source or not isinstance(node.get(part), dict):
+            return
+        node[part] = dict(node[part])
+        node, source = node[part], source[part]
+    if isinstance(source, dict) and path[-1] in source:
+        node[path[-1]] = source[path[-1]]
+
+
+def _merge(stored: Any, before: Any, after: Any) -> Any:
+    if before == after:
+        return stored
+    if not (isinstance(stored, dict) and isinstance(before, dict) and isinstance(after, dict)):
+        return after
+    keys = [key for key in {**stored, **after} if key in after or before.get(key) == after.get(key)]
+    return {key: _merge(stored.get(key), before.get(key), after.get(key)) for key in keys}
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) of every leaf that differs."""
+    if old == new:
+        return []
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [(key, old, new)]
+    return [
+        difference
+        for name in {**old, **new}
+        for difference in differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+    ]
