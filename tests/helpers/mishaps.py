@@ -13,11 +13,14 @@ PLUG = ("+callbacks.mishaps._target_=mishaps.Mishaps", "allow=mishaps")
 
 
 class Mishaps(Callback):
-    """The file `slow` adds 0.25 s to each step; `raise-SEED` or `raise-rank-N` makes the next step fail."""
+    """The file `slow` makes each step wait; `raise-SEED` or `raise-rank-N` makes a step after the tenth fail.
+
+    While `slow` exists, 160 steps take five minutes, so no run ends before a test has stopped it.
+    """
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if Path("slow").exists():
-            time.sleep(0.25)
+            time.sleep(0.25 if trainer.global_step < 10 else 2)
         names = (f"raise-{pl_module.cfg['seed']}", f"raise-rank-{trainer.global_rank}")
         if trainer.global_step >= 10 and any(Path(name).exists() for name in names):
             raise RuntimeError("a mishap after step 10")
