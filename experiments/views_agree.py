@@ -1,8 +1,8 @@
-"""Compares views pooled from the feature map with the same views cropped in pixels, over the test parts of runs.
+"""Compares views pooled from the feature map with the same views cropped from the image, on runs' test images.
 
-`python experiments/views_agree.py RUN [RUN ...]`: give all runs of a cross-validation (`data.split.fold`), so that
-every image is scored by a network that was not trained on it. Prints a Markdown table; `--keep` also writes it, and a
-CSV with a line per run, to `experiments/results/views_agree*`.
+Usage: `python experiments/views_agree.py RUN [RUN ...]`. Give all runs of a cross-validation (`data.split.fold`), so
+that every image is scored by a network that was not trained on it. The script prints a Markdown table. `--keep` also
+writes the table, and a CSV file with a line per run, to `experiments/results/views_agree*`.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from sppnet.training.multi_view import Scorer
 from sppnet.training.trainer import build_data, set_threads_and_filter_warnings
 
 RESULTS = Path(__file__).parent / "results"
-NOT_RUNS = ("report", "predictions", "transfer")  # other folders in the folder of a study
+NOT_RUNS = ("report", "predictions", "transfer")  # folders of a study that are not run directories
 PROVENANCE_COLUMNS = ("commit", "machine", "time")
 
 
 @dataclass
 class Scores:
-    """Softmax scores of one run's test images, (N, V, K) for V views and K classes, and the true classes (N,)."""
+    """Softmax scores (N, V, K) of a run's N test images in V views for K classes, and the true classes (N,)."""
 
     from_map: np.ndarray
     from_pixels: np.ndarray
     target: np.ndarray
-    seconds: tuple[float, float]  # per image, from the map and from pixels
+    seconds: tuple[float, float]  # per image: from the map, and from pixels
     seed: int | None = None
 
     def is_correct(self, scores: np.ndarray) -> np.ndarray:
-        """Whether the average over the views is correct, for each image (N,)."""
+        """Whether the class with the highest mean score over the views is correct, for each image (N,)."""
         correct: np.ndarray = scores.mean(1).argmax(1) == self.target
         return correct
 
 
 @torch.no_grad()
 def score_run(run: Path, threads: int | None) -> Scores:
-    """Score the test part of a run with the views of its configuration, from the feature map and from pixels."""
+    """Score a run's test images in the views of its configuration, once from the feature map and once from pixels."""
     cfg = yaml.safe_load((run / "config.yaml").read_text())
     if threads:
         cfg["trainer"]["threads"] = threads
@@ -74,12 +74,12 @@ def score_run(run: Path, threads: int | None) -> Scores:
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:
-    """Mean of paired differences over images and half of its 95 % interval (normal approximation), in points."""
+    """Mean of paired differences over images, and half its 95 % interval (normal approximation), in points."""
     return 100 * differences.mean(), 100 * 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
 
 
 def markdown_table(runs: list[Scores]) -> list[str]:
-    """The lines of the table: the average of all views, then each view."""
+    """The lines of the table: first the average of all views, then each view."""
     of_map, of_pixels, target = (
         np.concatenate([getattr(run, name) for run in runs]) for name in ("from_map", "from_pixels", "target")
     )
@@ -98,7 +98,7 @@ def markdown_table(runs: list[Scores]) -> list[str]:
 
 
 def provenance_columns() -> tuple[str, str, str]:
-    """Commit, machine and time, for a line of the CSV."""
+    """The commit, machine and time, for a line of the CSV file."""
     this_machine = machine()
     return (
         str(code_state()["commit"])[:10],
@@ -117,7 +117,7 @@ def main() -> None:
     arguments.runs = [run for run in arguments.runs if run.name not in NOT_RUNS]
     for path in arguments.runs:
         if not (path / "checkpoints/best.ckpt").is_file():
-            parser.error(f"{path} is not the directory of a run that is done")
+            parser.error(f"{path} is not the directory of a finished run")
     runs: list[Scores] = []
     for path in arguments.runs:
         runs.append(score_run(path, arguments.threads))
@@ -125,7 +125,7 @@ def main() -> None:
     images = sum(len(run.target) for run in runs)
     per_image = [np.mean([run.seconds[source] for run in runs]) for source in (0, 1)]
     lines = [
-        f"{images} images out of fold; ±: half the 95 % interval of the paired difference over images.",
+        f"{images} out-of-fold images; ± is half the 95 % interval of the paired difference over images.",
         f"Seconds per image: {per_image[0]:.4f} from the map, {per_image[1]:.4f} from pixels"
         f" ({per_image[1] / per_image[0]:.1f} times as long).",
         "",

@@ -82,7 +82,7 @@ def study(sppnet: Caller, tmp_path: Path, tmp_path_factory: pytest.TempPathFacto
             assert sppnet("train", *OF_A_STUDY, f"head={head}", f"seed={seed}").code == 0
     swept = sppnet(*SWEEP)
     assert swept.code == 0, swept.out
-    assert swept.out.count("(was done)") == 6
+    assert swept.out.count("(already done)") == 6
     shutil.copytree(tmp_path, trained)
     return sppnet
 

@@ -13,7 +13,7 @@ __all__ = ["SpatialPyramidPool2d", "__version__", "pool_windows", "spatial_pyram
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pooling layer on first use: the command line must start without torch."""
+    """Import the pooling layer on first use, so that the command line starts without importing torch."""
     if name in {"SpatialPyramidPool2d", "pool_windows", "spatial_pyramid_pool2d"}:
         return getattr(import_module("sppnet.pyramid"), name)
     raise AttributeError(f"module 'sppnet' has no attribute {name!r}")

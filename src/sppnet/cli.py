@@ -1,8 +1,8 @@
-"""`sppnet COMMAND [overrides]`: run a command and report its failure in one line.
+"""`sppnet COMMAND [overrides]`: run a command and report any failure in one line.
 
-Nothing heavy is imported before the command is known.
+Heavy modules are imported only after the command is known.
 
-Exit codes: 0 done, 1 failed, 2 the user's mistake (one line on standard error, nothing left behind).
+Exit codes: 0 for success, 1 for a failure, 2 for a user error (one line on standard error, nothing left behind).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from sppnet.runs import provenance
 
 COMMANDS = {
     "train": "train a network, resume an interrupted run, or show the result of a finished one",
-    "test": "test a trained network, at its own sizes and views or at others",
+    "test": "test a trained network, at the run's sizes and views or at different ones",
     "predict": "classify your own images, of any size and shape, with a trained network",
-    "status": "the state of the runs of a study, and why failed ones failed",
-    "report": "the table and the figure of a study, from its run directories",
-    "bench": "the speed on this machine, against the usual alternatives",
-    "models": "feature map sizes, parameters and multiply-adds of every backbone",
-    "transfer": "a linear SVM on features of a trained or pretrained network, on another data set",
+    "status": "show the state of a study's runs, and why failed runs failed",
+    "report": "write the table and figure of a study from its run directories",
+    "bench": "measure the speed on this machine against the usual alternatives",
+    "models": "print feature map sizes, parameters and multiply-adds of every backbone",
+    "transfer": "fit a linear SVM to features of a trained or pretrained network, on a different data set",
 }
-HIDDEN_COMMANDS = {"rank"}  # a further process of a run on several devices, started by the first
+HIDDEN_COMMANDS = {"rank"}  # an additional process of a run on several devices, started by the first process
 TRACEBACK_OVERRIDES = {"debug=traceback", "debug=fast", "debug.traceback=true"}
 USAGE = """sppnet COMMAND [KEY=VALUE ...] [-m]
 
 {commands}
 
-sppnet COMMAND --help     the keys and groups of a command
+sppnet COMMAND --help     the keys and groups of the command
 sppnet COMMAND --cfg job  the configuration that the command would run with
 sppnet COMMAND -m ...     a sweep: KEY=A,B runs one job per value
 """
@@ -51,9 +51,9 @@ def main() -> None:
 def dispatch() -> int:
     """Run the command that `sys.argv` names and return the exit code."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller (`>&-`); the next opened file would take its descriptor
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`): the next file opened would get its descriptor
             setattr(sys, name, Path(os.devnull).open("w", errors="backslashreplace"))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that the terminal's encoding lacks must stop nothing
+    if isinstance(sys.stdout, io.TextIOWrapper):  # printing a name that the terminal cannot encode must not fail
         sys.stdout.reconfigure(errors="backslashreplace")
     if _complete():
         return 0
@@ -72,18 +72,21 @@ def dispatch() -> int:
     try:
         Path.cwd()
     except OSError as error:
-        print(f"sppnet: the working directory no longer exists ({error.strerror}); cd to another", file=sys.stderr)
+        print(
+            f"sppnet: the working directory no longer exists ({error.strerror}); cd to another directory",
+            file=sys.stderr,
+        )
         return 2
     return _run(command, words[1:])
 
 
 def _run(command: str, words: list[str]) -> int:
-    """Run `command` and turn what it raises into a line on standard error and an exit code."""
+    """Run `command` and turn any exception into a line on standard error and an exit code."""
     if "SPPNET_SUBMISSION" in os.environ:
-        from sppnet.slurm import job  # before any other import, which may take seconds in which a signal can come
+        from sppnet.slurm import job  # first, because a signal may arrive during the slow imports
 
         job.install_signal_handlers()
-    errors.show_traceback = bool(TRACEBACK_OVERRIDES & set(words))  # until the configuration is composed
+    errors.show_traceback = bool(TRACEBACK_OVERRIDES & set(words))  # until `debug.traceback` is known
     try:
         from sppnet.runs import ranks
 
@@ -96,7 +99,7 @@ def _run(command: str, words: list[str]) -> int:
             traceback.print_exc()
         print(f"sppnet {command}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of the output has closed it (`| head`)
+    except BrokenPipeError:  # the reader has closed the pipe (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except KeyboardInterrupt:
@@ -105,7 +108,7 @@ def _run(command: str, words: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
-        # One line is enough for a RunFailed, a full disk or a lost mount. Anything else is a defect.
+        # One line is enough for a RunFailed, a full disk or a lost mount. Anything else is a bug and needs a traceback.
         if errors.show_traceback or not isinstance(error, RunFailed | OSError):
             traceback.print_exc()
         name = "" if isinstance(error, RunFailed) else f"{type(error).__name__}: "
@@ -118,7 +121,7 @@ def _run(command: str, words: list[str]) -> int:
 def _hydra_errors_as_user_errors() -> Iterator[None]:
     """Turn any error raised inside Hydra, OmegaConf or ANTLR into a UserError.
 
-    What a user types can also raise their AssertionErrors and AttributeErrors.
+    User input can also trigger AssertionErrors and AttributeErrors in these libraries.
     """
     try:
         yield
@@ -126,14 +129,15 @@ def _hydra_errors_as_user_errors() -> Iterator[None]:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in {"hydra", "omegaconf", "antlr4"}:
             raise
-        hint = "; with PYTHONOPTIMIZE or python -O its grammar does not work, unset it" if sys.flags.optimize else ""
+        hint = "; its grammar does not work with python -O or PYTHONOPTIMIZE" if sys.flags.optimize else ""
         raise UserError(f"Hydra cannot read this: {error}{hint}") from error
 
 
 def _allow_packages(words: list[str]) -> list[str]:
-    """Take `allow=PACKAGE` off the command line and let `_target_` name classes of that package.
+    """Remove `allow=PACKAGE` from the command line and let `_target_` name classes of that package.
 
-    It is not a key of the configuration: a config file must not allow packages (see `sppnet.config.instantiate`).
+    `allow` is not a configuration key, because a configuration file must not be able to allow packages (see
+    `sppnet.config.instantiate`).
 
     Raises:
         UserError: the value is not a package name or a list of package names.
@@ -144,17 +148,17 @@ def _allow_packages(words: list[str]) -> list[str]:
         match = re.fullmatch(r"\[(.*)\]|([^\[\]]*)", word.partition("=")[2].strip())
         names = [name.strip(" '\"") for name in (match[1] or match[2] or "").split(",")] if match else [""]
         if not all(part.isidentifier() for name in names for part in name.rstrip(".").split(".")):
-            raise UserError(f"{word} is not allowed: must be package names, such as allow=mine or allow=mine,yours")
+            raise UserError(f"{word} is not allowed: must list package names, such as allow=mine or allow=mine,yours")
         packages += names
     if packages:
         os.environ["SPPNET_ALLOW"] = ",".join(filter(None, [os.environ.get("SPPNET_ALLOW", ""), *packages]))
     if os.environ.get("SPPNET_ALLOW"):
-        sys.path.insert(0, str(Path.cwd()))  # the console script does not put the working directory on the path
+        sys.path.insert(0, str(Path.cwd()))  # the console script leaves the working directory out of sys.path
     return [word for word in words if word not in typed]
 
 
 def _complete() -> bool:
-    """Answer a shell's request for completions (`-sc`); Hydra's shell script passes the line in COMP_LINE."""
+    """Answer a shell's request for completions (`-sc`); Hydra's shell script passes the command line in COMP_LINE."""
     if sys.argv[1:2] != ["-sc"]:
         return False
     command = "train"

@@ -2,23 +2,23 @@
 
 import sys
 
-show_traceback = False  # `debug.traceback`: print the traceback of a UserError and a RunFailed as well
+show_traceback = False  # set by `debug.traceback`; if true, UserError and RunFailed are printed with a traceback
 
 
 class UserError(ValueError):
-    """A mistake of the user's. The message is one line: what is wrong, where, and what is allowed.
+    """A mistake by the user. The message is one line that says what is wrong, where, and what is allowed.
 
-    The command line prints that line and exits with code 2; the command has left nothing behind.
+    The command line prints that line and exits with code 2. The failed command leaves no files behind.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(" ".join(text.split()))
 
 
-class RunFailed(Exception):  # noqa: N818  (reads as what happened)
-    """A run that has begun cannot continue, for a reason that fits in one line (exit code 1)."""
+class RunFailed(Exception):  # noqa: N818  (the name says what happened)
+    """A command that has started its work cannot continue; the message gives the reason in one line (exit code 1)."""
 
 
 def notice(text: str) -> None:
-    """Print one line on standard error: a fact that the user may not expect and that stops nothing."""
+    """Print one line on standard error: a fact that the user may not expect, but that does not stop the command."""
     print(f"sppnet: {' '.join(text.split())}", file=sys.stderr, flush=True)

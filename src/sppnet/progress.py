@@ -1,4 +1,4 @@
-"""Progress over images, on standard error: a bar on a terminal, lines elsewhere."""
+"""Shows on standard error how many images are done, as a bar on a terminal and as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-LINES_EVERY = 10.0  # seconds
+LINES_EVERY = 10.0  # seconds between two lines
 
 
 @contextlib.contextmanager
 def meter(command: str, kind: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show the progress of `sppnet COMMAND`; yields a function that adds to the number of images done.
+    """Show the progress of `sppnet COMMAND`. Yield a function that adds to the number of images done.
 
     Args:
-        command: the name to begin a line with.
-        kind: `trainer.progress`: `none`, `bar`, `lines`, or `auto` (a bar on a terminal, lines elsewhere).
-        total: the number of images; for a single image nothing is shown.
+        command: the name at the beginning of each line.
+        kind: the value of `trainer.progress`: `none`, `bar`, `lines`, or `auto` (a bar on a terminal, lines elsewhere).
+        total: the number of images; nothing is shown for a single image.
     """
     if kind == "none" or total < 2:
         yield lambda _: None
@@ -45,6 +45,6 @@ def _print_lines(command: str, total: int) -> Callable[[int], None]:
         if now - printed >= LINES_EVERY:
             printed = now
             rate = done / (now - began)
-            print(f"sppnet {command}: {done} of {total} images, {rate:.1f} a second", file=sys.stderr, flush=True)
+            print(f"sppnet {command}: {done} of {total} images, {rate:.1f} per second", file=sys.stderr, flush=True)
 
     return tick

@@ -1,4 +1,4 @@
-"""Statistics of a table: Student's intervals over seeds, paired t-tests between rows, Holm's correction."""
+"""Statistics for result tables: Student's t intervals over seeds, paired t-tests between rows, Holm's correction."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]  # scipy.stats takes two seconds to import
+from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]  # importing scipy.stats takes two seconds
 
 CONFIDENCE = 0.95
-MIN_PAIRS = 3  # the paired t-test needs at least three pairs; with fewer, no row is called better than another
+MIN_PAIRS = 3  # the smallest number of pairs that is tested; with fewer, no row is called better than another
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Spread:
 
     Attributes:
         n: the number of values.
-        mean: their mean.
+        mean: the mean of the values.
         deviation: the sample standard deviation (`n - 1` degrees of freedom); None for a single value.
-        half: half the width of Student's 95 % confidence interval of the mean,
+        half: half the width of Student's 95 % confidence interval for the mean,
             `t(0.975, n - 1) * deviation / sqrt(n)`; None for a single value.
     """
 
@@ -36,8 +36,9 @@ class Difference:
     """A row minus a baseline row, paired by seed.
 
     Attributes:
-        spread: mean and variation of the paired differences.
-        p: two-sided p-value of the paired t-test with Holm's correction; None below `MIN_PAIRS` pairs.
+        spread: the mean and variation of the paired differences.
+        p: the two-sided p-value of the paired t-test with Holm's correction; None if there are fewer than `MIN_PAIRS`
+            pairs.
     """
 
     spread: Spread
@@ -45,7 +46,7 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Compute mean, sample standard deviation and Student's 95 % interval of `values`.
+    """Compute the mean, sample standard deviation and Student's 95 % confidence interval of `values`.
 
     Args:
         values: one value per seed (or per split).
@@ -64,14 +65,15 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def differences(values: Mapping[str, Mapping[int, float]], base: str) -> dict[str, Difference | None]:
-    """Compare every other row with a baseline by a paired t-test, corrected by Holm's method over all rows.
+    """Compare each of the other rows with the baseline row in a paired t-test; Holm's correction covers all tests.
 
     Args:
-        values: for each row, a metric by seed.
+        values: the metric of each row for each seed.
         base: the baseline row.
 
     Returns:
-        For each row but `base`, its difference to `base` over the seeds that both have; None if they share no seed.
+        For each row except `base`, its difference from `base` over the seeds that both have; None if there are no such
+        seeds.
     """
     spreads: dict[str, Spread | None] = {}
     p_values: dict[str, float] = {}
@@ -93,11 +95,11 @@ def best(values: Mapping[str, Mapping[int, float]], lower: bool) -> str | None:
     """Find the row that is significantly better than every other row.
 
     Args:
-        values: for each row, a metric by seed.
+        values: the metric of each row for each seed.
         lower: whether lower values are better.
 
     Returns:
-        The row with the best mean, if its corrected p-value against every other row is below 5 %; else None.
+        The row with the best mean if its corrected p-value against every other row is less than 0.05; otherwise None.
     """
     first = leader(values, lower)
     if first is None or len(values) < 2:
@@ -107,14 +109,14 @@ def best(values: Mapping[str, Mapping[int, float]], lower: bool) -> str | None:
 
 
 def leader(values: Mapping[str, Mapping[int, float]], lower: bool) -> str | None:
-    """Find the row with the best mean, significant or not.
+    """Find the row with the best mean, whether or not it is significantly better than the others.
 
     Args:
-        values: for each row, a metric by seed.
+        values: the metric of each row for each seed.
         lower: whether lower values are better.
 
     Returns:
-        The row; None if no row has values. Rows whose mean is NaN are ignored.
+        The row, or None if no row has values. Rows whose mean is NaN are ignored.
     """
     means = {name: float(np.mean(list(by_seed.values()))) for name, by_seed in values.items() if by_seed}
     means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
@@ -124,13 +126,13 @@ def leader(values: Mapping[str, Mapping[int, float]], lower: bool) -> str | None
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
     """Adjust p-values by Holm's step-down correction, which bounds the family-wise error rate.
 
-    The k-th smallest of m p-values is multiplied by `m - k + 1`, capped at 1 and kept monotonic.
+    The k-th smallest of m p-values is multiplied by `m - k + 1`. The results are capped at 1 and made monotonic.
 
     Args:
-        ps: p-values by name.
+        ps: the p-value of each test, by name.
 
     Returns:
-        Adjusted p-values by name.
+        The adjusted p-value of each test, by name.
     """
     adjusted: dict[str, float] = {}
     largest = 0.0
@@ -143,8 +145,8 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 def _paired_p(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p-value of the paired t-test.
 
-    If all differences are equal, t is infinite and p would be 0 for any number of pairs. A small test set, where few
-    values are possible, makes this likely, so the two-sided sign test is used instead.
+    If all differences are equal, t is infinite and p would be 0 for any number of pairs. In this case, which is
+    likely on a small test set because only a few values are possible, the two-sided sign test is used instead.
     """
     gaps = np.subtract(a, b)
     if np.allclose(gaps, gaps[0], atol=1e-12):

@@ -46,7 +46,7 @@ def test_every_group_is_measured_and_written_with_machine_versions_and_commit(sp
 def test_mistakes_are_one_line(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for overrides, message in (
-        (["output=file", "only=[compile]"], "file cannot be written to; output=FOLDER writes elsewhere"),
+        (["output=file", "only=[compile]"], "file cannot be written to; choose another folder with output=FOLDER"),
         (["only=[speed]"], "only=['speed'] is not allowed"),
         (["threads=0"], "threads=0"),
         (["photographs=nowhere"], "photographs=nowhere must be a folder"),

@@ -45,7 +45,7 @@ NAMES_AND_VALUES = [
         ["train", "sizes.test=${.val}", "seed=-1"],
         ["seed=-1 is not allowed"],
     ),  # not the reference
-    (["train", "data.root=new\nline"], [r"'data.root=new\nline' has a line end"]),
+    (["train", "data.root=new\nline"], [r"'data.root=new\nline' contains a line break"]),
     (["train", "data.root=caf\udce9"], [r"b'data.root=caf\xe9' is not valid UTF-8"]),
     (["train", "launch=slurm", "+hydra.launcher.node=2"], ["unknown key hydra.launcher.node", "partition", "options"]),
     (["train", "-m", "launch=processes", "hydra.launcher.n=two"], ["hydra.launcher.n=two is not allowed", "Integer"]),
@@ -56,13 +56,13 @@ NAMES_AND_VALUES = [
     (["train", "head.bins=[0]"], ["head.bins=[0]", "from 1 to 1024"]),
     (["train", "head.bins=[2.5]"], ["head.bins=[2.5]", "integers"]),
     (["train", "head.bins=[1000000]"], ["head.bins=[1000000]", "from 1 to 1024"]),
-    (["train", "optim.lr=-1"], ["optim.lr=-1", "must be a number above 0"]),
+    (["train", "optim.lr=-1"], ["optim.lr=-1", "must be a number greater than 0"]),
     (["train", "sizes.train=[]"], ["sizes.train=[]"]),
     (["train", "sizes.test=[32,32]"], ["sizes.test", "32"]),
     (["train", "data.fit=stretch"], ["data.fit=stretch", "crop", "full"]),
     (["train", "data.split.val=0.6", "data.split.test=0.5"], ["data.split.val"]),
     (["train", "backbone=torchvision"], ["backbone.name must be given"]),
-    (["train", "optim.lr='0.1'"], ["optim.lr='0.1' is a quoted string", "a number above 0, without quotes"]),
+    (["train", "optim.lr='0.1'"], ["optim.lr='0.1' is a quoted string", "a number greater than 0, without quotes"]),
     (["train", "force='true'"], ["force='true' is a quoted string", "true or false"]),
     (["train", "sizes.train='[24]'"], ["sizes.train='[24]' is a quoted string", "list of integers"]),
     (["train", "optim.lr=fast"], ["optim.lr=fast is not allowed"]),
@@ -97,7 +97,7 @@ NAMES_AND_VALUES = [
     (["train", "sizes=null"], ["sizes=null", "alternating"]),
     (["train", "optim=null"], ["optim=null", "adamw"]),
     (["train", "pyramid=[4,2,1]"], ["pyramid=[4,2,1]", "l3_4_2_1"]),
-    (["train", "data.root=photos"], ["data.root", "data=folder has it"]),
+    (["train", "data.root=photos"], ["data.root", "it exists with data=folder"]),
     (["train", "seed=x(1)"], ["seed=x(1)", "quote values"]),
     (["train", "-cn", "base"], ["--config-name"]),
     (["train", "data=folder", "data.root=~/no/such(1)"], ["~/no/such(1) does not exist"]),
@@ -106,9 +106,9 @@ NAMES_AND_VALUES = [
     (["test", "checkpoint="], ["checkpoint= is empty"]),
     (["train", "backbone=true"], ["backbone/true", "zf5"]),
     (["train", "sizes=single", "sizes.train=[48,40]"], ["sizes.train=[48, 40]", "one size"]),
-    (["train", "optim.lr=1e400"], ["optim.lr=inf", "above 0"]),
+    (["train", "optim.lr=1e400"], ["optim.lr=inf", "greater than 0"]),
     (["train", "seed=1", "--info", "fly"], ["--info", "invalid choice"]),
-    (["train", "views=fly"], ["there are center, full, multi, multi_full, ten, warp"]),
+    (["train", "views=fly"], ["available options are center, full, multi, multi_full, ten, warp"]),
     (["train", "backbone.weights=no/such.pth"], ["backbone.weights=no/such.pth", "no such file"]),
     (["train", "backbone._target_=os.system"], ["os.system", "sppnet.*", "SPPNET_ALLOW"]),
     (["train", "optim._target_=torch.load"], ["torch.load", "not allowed"]),
@@ -153,14 +153,14 @@ FIT = [
     (["views=ten", "views.scales=[256,257]"], ["[256, 257]", "[55, 55]", "sizes.test=48", "differ"]),
     (["backbone=zf5", "sizes=single", "sizes.train=[20]"], ["20", "the smallest size that works is"]),
     (["head.rule=sliding", "sizes=single", "sizes.train=[40]"], ["40", "10"]),
-    (["backbone=torchvision", "backbone.name=vit_b_16"], ["vit_b_16", "any size", "224"]),
+    (["backbone=torchvision", "backbone.name=vit_b_16"], ["vit_b_16", "every size", "224"]),
     (["backbone=torchvision", "backbone.name=resnet1"], ["resnet1"]),
     (["backbone=resnet18", "backbone.weights=FLY"], ["FLY"]),
     (["head.bins=[128]", "head.hidden=[1000000]"], ["GiB"]),
     (["optim._target_=torch.nn.Linear"], ["torch.nn.Linear", "Optimizer"]),
     (["head=flatten"], ["flatten", "sizes.train=[48, 40]"]),
     (["head=flatten", "sizes=single", "views=full"], ["flatten", "whole images"]),
-    (["backbone.width=100000000"], ["backbone", "more memory than there is"]),
+    (["backbone.width=100000000"], ["backbone", "more memory than is available"]),
     (["+backbone.foo=1"], ["backbone", "foo"]),
     (["+data.foo=1"], ["data", "foo"]),
     (["+sizes.foo=1"], ["sizes", "foo"]),
@@ -183,7 +183,7 @@ def test_a_batch_of_one_on_which_batch_normalisation_cannot_train(sppnet: Caller
     words = ("train", *SMALL, "data.batch_size=1", "trainer.limit_batches=2")
     small = ("sizes=single", "sizes.train=[4]")
     refused = sppnet(*words, *small)
-    assert_one_line(refused, "data.batch_size=1:", "of 4 pixels", "data.batch_size=2 or more", "sizes.train")
+    assert_one_line(refused, "data.batch_size=1:", "at size 4", "data.batch_size=2 or more", "sizes.train")
     assert not list(tmp_path.iterdir())
     assert sppnet(*words, *small, "backbone.freeze=true").code == 0
     assert sppnet(*words, "sizes.train=[5,8]").code == 0
@@ -209,7 +209,7 @@ CALLBACKS = [
     ),
     (
         [STOPPING, "+callbacks.stop.monitor=val/loss", "+callbacks.a=${callbacks.stop}"],
-        ["callbacks.stop and callbacks.a have the same key in a checkpoint", "'val/loss'"],
+        ["callbacks.stop and callbacks.a have the same state_key", "'val/loss'"],
     ),
     (
         ["+callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{0:2}}"],
@@ -217,7 +217,7 @@ CALLBACKS = [
     ),
     (
         ["allow=stop_at", "+callbacks.x._target_=stop_at.StatusFile"],
-        ["same key in a checkpoint, StatusFile; rename"],
+        ["the same state_key as one of sppnet's own callbacks, StatusFile; rename"],
     ),
 ]
 
@@ -267,7 +267,7 @@ def test_a_number_of_processes_in_the_environment_that_is_not_the_runs(
     from sppnet.runs import ranks
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert_one_line(sppnet("train", *SMALL), "WORLD_SIZE=2", "trainer.devices=1", "unset it")
+    assert_one_line(sppnet("train", *SMALL), "WORLD_SIZE=2", "trainer.devices=1", "unset WORLD_SIZE")
     assert not list(tmp_path.iterdir())
     cfg = {"trainer": {"devices": 2, "num_nodes": 1}}
     ranks.check_world_size(cfg)  # 2 processes, as WORLD_SIZE says
@@ -276,7 +276,7 @@ def test_a_number_of_processes_in_the_environment_that_is_not_the_runs(
     monkeypatch.setenv("WORLD_SIZE", "5")
     ranks.check_world_size(cfg)  # in a job of ours, srun decides
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
-    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS=3 .* make 2: leave nodes and tasks"):
+    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS=3 .* require 2 process\(es\): let launch=slurm set"):
         ranks.check_world_size(cfg)
 
 
@@ -411,7 +411,7 @@ def test_a_foreign_file_is_refused_in_one_line_without_an_error_number(
             archive.writestr(f"a/{name}", "3")
     for name in ("junk", "script"):
         called = sppnet("test", f"checkpoint={name}")
-        assert_one_line(called, f"checkpoint={name} cannot be read, is damaged or not a tensor file")
+        assert_one_line(called, f"checkpoint={name} cannot be read; it is damaged or not a tensor file")
         assert not called.err.strip()[-1].isdigit()
     assert not [str(warning.message) for warning in recwarn if "torch.load" in str(warning.message)]
 
@@ -425,7 +425,7 @@ def test_checkpoints_that_are_damaged_or_of_another_network(sppnet: Caller, trai
     loaded = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     loaded["sppnet"]["config"]["backbone"]["width"] = 8
     torch.save(loaded, tmp_path / "cut/other.pt")
-    assert_one_line(sppnet("test", "checkpoint=cut/other.pt"), "another network")
+    assert_one_line(sppnet("test", "checkpoint=cut/other.pt"), "different network")
     loaded["sppnet"]["config"]["backbone"]["_target_"] = "os.system"
     torch.save(loaded, tmp_path / "cut/evil.pt")
     assert_one_line(sppnet("test", "checkpoint=cut/evil.pt"), "os.system", "not allowed")

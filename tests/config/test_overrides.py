@@ -73,12 +73,12 @@ def test_a_number_for_a_name_in_a_file_is_refused_since_it_is_not_as_it_was_type
     (tmp_path / "own/debug/mine.yaml").write_text("# @package _global_\ndebug: {traceback: false}\nstudy: 2024_05\n")
     called = sppnet("train", "--config-dir", "own", "debug=mine")
     assert (called.code, called.err.count("\n")) == (2, 1)
-    assert "study=202405 is a number to YAML" in called.err
+    assert "study=202405 is a number in YAML" in called.err
     text = "# @package _global_\ndebug: {traceback: false}\nhydra: {sweeper: {params: {name: '2024_05,2024_06'}}}\n"
     (tmp_path / "own/debug/mine.yaml").write_text(text)
     called = sppnet("train", "-m", "--config-dir", "own", "debug=mine")
     assert (called.code, called.err.count("\n")) == (2, 1)
-    assert "name='202405'" in called.err
+    assert "hydra.sweeper.params must give name a string; put the value in quotes" in called.err
     with pytest.raises(UserError, match="name=true is a boolean"):
         schema.check_values(compose.compose_config("train", ["name=true"]))
 

@@ -97,7 +97,7 @@ def test_pixels_made_up_by_the_decoder_are_damage(tmp_path: Path, kind: str) -> 
     data, reason = DAMAGED[kind]
     (tmp_path / "x.jpg").write_bytes(data)
     for read in READERS:
-        with pytest.raises(DataError, match=rf"x\.jpg: .*{reason}"):
+        with pytest.raises(DataError, match=rf"x\.jpg .*{reason}"):
             read(tmp_path / "x.jpg")
     assert not take_remarks()
 
@@ -191,7 +191,7 @@ def test_the_checksums_of_a_png_are_verified_for_pixels_not_for_comments(tmp_pat
     assert np.array_equal(decode_array(path), np.asarray(PHOTO))
     path.write_bytes(data[:-13] + bytes([data[-13] ^ 1]) + data[-12:])
     for read in READERS:
-        with pytest.raises(DataError, match=r"x\.png: is damaged .*checksum"):
+        with pytest.raises(DataError, match=r"x\.png is damaged .*checksum"):
             read(path)
 
 

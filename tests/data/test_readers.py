@@ -353,7 +353,7 @@ def test_a_disk_that_is_too_small_is_reported_before_images_are_read(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
     cfg = config("folder", root=str(photographs), short_side=200, cache=True)
-    with pytest.raises(UserError, match=r"24 images of folder .* take 4 MiB, and paths.cache=.* has 0 MiB free"):
+    with pytest.raises(UserError, match=r"24 images of folder .* take 4 MiB, but paths.cache=.* has only 0 MiB free"):
         data_module(cfg, tmp_path).prepare_data()
     assert not list(tmp_path.glob("photographs-*.bin"))
 
@@ -361,7 +361,7 @@ def test_a_disk_that_is_too_small_is_reported_before_images_are_read(
 def test_a_cache_folder_that_is_not_writable_is_an_error(config: Load, photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     cfg = config("folder", root=str(photographs), short_side=81, cache=True)
-    with pytest.raises(UserError, match=r"^data\.cache=true: paths\.cache=.*cache cannot be written to: "):
+    with pytest.raises(UserError, match=r"^data\.cache=true: paths\.cache=.*cache is not writable: "):
         data_module(cfg, tmp_path / "cache").prepare_data()
 
 
@@ -382,11 +382,11 @@ def test_an_image_that_cannot_be_read_is_skipped_or_stops_the_build(
     cached, read = batches(skipping | {"cache": True}, tmp_path), batches(skipping, tmp_path)
     assert same(cached, read)
     assert any("china/03.jpg" in batch["bad"] for batch in read)
-    assert "1 JPEG file makes the decoder warn." in capsys.readouterr().err  # while the cache is built
+    assert "1 JPEG file causes decoder warnings" in capsys.readouterr().err  # while the cache is built
 
 
 def test_a_data_set_without_a_state_is_not_cached(config: Load, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="digits cannot tell whether its images have changed"):
+    with pytest.raises(UserError, match="the images of digits cannot be cached"):
         data_module(config("digits", short_side=32, cache=True), tmp_path).prepare_data()
 
 

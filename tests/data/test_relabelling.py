@@ -48,7 +48,7 @@ def test_of_other_data_all_images_are_tested(trained: dict[str, Any], tmp_path: 
     sets, notices = load(trained, folder(tmp_path / "new", *CLASSES, count=5))
     assert len(sets.test) == 15
     assert [len(sets.train), len(sets.val)] == [0, 0]
-    assert [f"data.root={tmp_path / 'new'} is not the set that was trained on" in line for line in notices] == [True]
+    assert [f"data.root={tmp_path / 'new'} is not the data set that the net" in line for line in notices] == [True]
     _, notices = load(trained, tmp_path / "new", split={"val": 0.25, "test": 0.5, "seed": 1})
     assert "data.split has no effect" in notices[1]
 
@@ -73,7 +73,7 @@ def test_the_data_trained_on_keep_their_split_wherever_they_lie(trained: dict[st
     assert len(sets.test) == 6
     assert len(notices) == 1
     assert "1 .txt" in notices[0]
-    with pytest.raises(UserError, match="images trained on"):
+    with pytest.raises(UserError, match="would test on training images"):
         load(trained, tmp_path / "copy", split={"val": 0.25, "test": 0.5, "seed": 1})
 
 
@@ -105,8 +105,8 @@ def test_classes_are_matched_by_name_and_the_others_are_listed(trained: dict[str
         **{f"cat/{i}.png": 2 for i in range(3)},
     }
     assert list(sets.images.classes) == CLASSES
-    assert "6 images of 2 class(es) that the network does not know are left out: aardvark, yak" in notices[1]
-    assert "has no images of 1 of the network's 3 classes: bee" in notices[2]
+    assert "6 images of 2 class(es) that the network does not know are left out (aardvark, yak)" in notices[1]
+    assert "has no images of 1 of the network's 3 classes (bee)" in notices[2]
 
 
 def test_one_class_is_enough_for_a_test(trained: dict[str, Any], tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_one_class_is_enough_for_a_test(trained: dict[str, Any], tmp_path: Path)
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["dog", "yak"], "none of the 3 classes that the network was trained on (ant, bee, cat); its own are dog, yak"),
-        (["train/ant", "train/bee"], "no images in a test part (its parts: train)"),
+        (["dog", "yak"], "none of the 3 classes that the network was trained on (ant, bee, cat); its own classes are"),
+        (["train/ant", "train/bee"], "no test images (its parts: train)"),
     ],
 )
 def test_nothing_to_test_on_is_an_error(
@@ -164,4 +164,4 @@ def test_several_labels_are_reduced_to_those_that_the_network_knows(
         load_tested(cfg, build_images(cfg), trained, True)
     sets, notices = load_tested(cfg, build_images(cfg), trained | {"multilabel": True}, True)
     assert [sets.images.label(i) for i in sets.test.tolist()] == [(0, 2), (), (0,)]
-    assert "2 labels of 1 class(es) that the network does not know are left out: yak" in notices[1]
+    assert "2 labels of 1 class(es) that the network does not know are left out (yak)" in notices[1]

@@ -19,14 +19,13 @@ class Killed(Exception):  # noqa: N818
 
 
 class StopAt(Callback):
-    """Raise (`STOP_BY=raise`) or send the signal `STOP_BY` at the point `STOP_AT`, such as `batch 5` or `test`."""
+    """Raise (`STOP_BY=raise`) or send the signal `STOP_BY` at the point `STOP_AT`.
 
-    def __init__(self) -> None:
-        self.batches = 0
+    A point is `batch N` (counted from 1 over all epochs), `validation of EPOCH`, `end of EPOCH` or `test`.
+    """
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.batches += 1
-        self._stop_if_at(f"batch {self.batches}")
+        self._stop_if_at(f"batch {trainer.fit_loop.epoch_loop.total_batch_idx + 1}")
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
         self._stop_if_at(f"validation of {trainer.current_epoch}")

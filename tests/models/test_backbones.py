@@ -93,7 +93,7 @@ class _Logits(nn.Sequential):
     [
         (_Logits(), r"must be a map .* not \(1, 4\) at 224x224"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(6)), r"\(1, 4, 6, 6\) at 224x224"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 4)), "does not take images of any size .*3104x3104"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 4)), "does not accept images of every size .*3104x3104"),
         (nn.Conv2d(3, 4, 3, stride=(2, 1)), "stride must be an integer"),
         (nn.Upsample(scale_factor=2), "stride must be an integer"),
     ],
@@ -107,7 +107,7 @@ def test_a_module_that_is_no_backbone_is_refused_with_the_reason(backbone: nn.Mo
 def _check_trunk(name: str) -> None:
     with on_meta():
         if name in ONE_SIZE:
-            with pytest.raises(UserError, match=rf"{name} does not take images of any size .*(size|height)"):
+            with pytest.raises(UserError, match=rf"{name} does not accept images of every size .*(size|height)"):
                 torchvision_trunk(name)
             return
         backbone = torchvision_trunk(name)
@@ -191,10 +191,10 @@ def test_a_trunk_can_be_copied_and_pickled() -> None:
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [
-        ("resnet19", {}, "backbone.name=resnet19 is no classification network of torchvision; there is .*resnet18"),
-        ("fasterrcnn_resnet50_fpn", {}, "is no classification network"),
-        ("resnet18", {"depth": 3}, "resnet18 refuses an argument: .*depth"),
-        ("resnet18", {"weights": "IMAGENET22K"}, "neither a file nor one of resnet18's IMAGENET1K_V1, DEFAULT"),
+        ("resnet19", {}, "backbone.name=resnet19 is not a torchvision classification network; available: .*resnet18"),
+        ("fasterrcnn_resnet50_fpn", {}, "is not a torchvision classification network"),
+        ("resnet18", {"depth": 3}, "resnet18 rejects an argument: .*depth"),
+        ("resnet18", {"weights": "IMAGENET22K"}, "nor one of resnet18's weights: IMAGENET1K_V1, DEFAULT"),
     ],
 )
 def test_an_unknown_name_is_one_line_with_the_alternatives(arch: str, options: dict[str, Any], message: str) -> None:

@@ -168,7 +168,7 @@ def test_a_users_own_module_needs_nothing_but_its_name() -> None:
     _, head = _tiny()
     check_network(cfg, head, _sizes([32, 5]))
     assert build_network(cfg, head, classes=4)(torch.randn(1, 3, 20, 31)).shape == (1, 4)
-    with pytest.raises(UserError, match=r"sizes\.train: 4 leaves no map .* smallest size that works is 5$"):
+    with pytest.raises(UserError, match=r"sizes\.train: size 4 gives no feature map .* smallest size that works is 5$"):
         check_network(cfg, head, _sizes([32, 4]))
 
 
@@ -185,25 +185,25 @@ Case = tuple[list[str], dict[str, Any], dict[str, list[int]], bool, str]
 TINY = ["+backbone=tiny", "+head=spp"]
 MISTAKES: dict[str, Case] = {
     "no map": (["+backbone=alexnet", "+head=spp"], {}, _sizes([224], [63, 30]), False,
-               r"^sizes\.val: 30 leaves no map \(.*\); the smallest size that works is 31$"),
+               r"^sizes\.val: size 30 gives no feature map \(.*\); the smallest size that works is 31$"),
     "flatten, two sizes": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48, 40]), False,
                            r"head=flatten takes one square input size, not sizes\.train=\[48, 40\], sizes\.val=\[48\]"),
     "flatten, tested at another": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48], [40]), False,
                                    r"not sizes\.train=\[48\], sizes\.val=\[40\]"),
     "flatten, whole images": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48]), True, "not whole images"),
     "flatten, finer than the map": (["+backbone=tiny", "+head=flatten"], {"pool_to": 13}, _sizes([48]), False,
-                                    r"head\.pool_to=13 exceeds the 12x12 cells of the map; null"),
+                                    r"head\.pool_to=13 exceeds the side of the 12x12 feature map; head\.pool_to=null"),
     "sliding at 10 cells": (["+backbone=zf5", "+head=spp"], {"rule": "sliding"}, _sizes([224, 180]), False,
-                            r"sizes\.train: 180 makes a 10x10 map: .*\b6\b"),
+                            r"sizes\.train: size 180 gives a 10x10 feature map: .*\b6\b"),
     "padded at 10 cells": (TINY, {"rule": "padded", "bins": [7]}, _sizes([40]), False,
-                           r"sizes\.train: 40 makes a 10x10 map: .*\b7\b"),
-    "sliding, whole images": (TINY, {"rule": "sliding"}, _sizes([48]), True, r"head\.rule=sliding cannot .* adaptive"),
+                           r"sizes\.train: size 40 gives a 10x10 feature map: .*\b7\b"),
+    "sliding, whole images": (TINY, {"rule": "sliding"}, _sizes([48]), True, r"head\.rule=sliding cannot .*adaptive"),
     "no bins": (TINY, {"bins": []}, _sizes([48]), False, r"head\.bins=\[\]"),
     "too many bins": (TINY, {"bins": [1024], "hidden": [2**20]}, _sizes([48]), False,
                       r"head\.bins=\[1024\] and head\.hidden=\[1048576\]: the network would have \d+ GiB of weights"),
     "unknown head": (TINY, {"name": "roi"}, _sizes([48]), False, r"head\.name=roi is not one of spp, flatten, gap"),
     "one size only": (["+backbone=torchvision", "backbone.name=vit_b_16", "+head=spp"], {}, _sizes([224]), False,
-                      "vit_b_16 does not take images of any size .*Wrong image height"),
+                      "vit_b_16 does not accept images of every size .*Wrong image height"),
     "too wide": ([*TINY, "backbone.width=16777216"], {}, _sizes([48]), False, "Tiny refuses its arguments: .*memory"),
     "unknown argument": ([*TINY, "+backbone.depth=3"], {}, _sizes([48]), False, "backbone: .*depth"),
     "refused argument": ([*TINY, "backbone._target_=torch.nn.Conv2d", "~backbone.width", "+backbone.in_channels=3",
@@ -211,7 +211,7 @@ MISTAKES: dict[str, Case] = {
                          _sizes([48]), False, "torch.nn.Conv2d refuses its arguments: out_channels must be divisible"),
     "no weights": ([*TINY, "backbone.weights=none.pth"], {}, _sizes([48]), False, "backbone.weights=none.pth: no such"),
     "no such weights": (["+backbone=resnet18", "backbone.weights=none.pth", "+head=spp"], {}, _sizes([48]), False,
-                        "backbone.weights=none.pth is neither a file nor one of resnet18's IMAGENET1K_V1, DEFAULT"),
+                        "backbone.weights=none.pth is neither a file nor one of resnet18's weights: IMAGENET1K_V1"),
 }  # fmt: skip
 
 

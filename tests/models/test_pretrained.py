@@ -105,8 +105,8 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda path: path, "No such file"),
     "folder": (lambda path: path.parent, "Is a directory"),
     "text": (_text, "is not a tensor file"),
-    "empty": (_empty, "is not a tensor file|cannot be read, is damaged"),
-    "truncated": (_cut_short, "cannot be read, is damaged"),
+    "empty": (_empty, "is not a tensor file|cannot be read; it is damaged"),
+    "truncated": (_cut_short, "cannot be read; it is damaged"),
     "list": (lambda path: _save([torch.zeros(3)], path), "holds a list, not a state dict"),
     "nested": (lambda path: _save({"model": {}, "epoch": 3}, path), "not a state dict of tensors: model, epoch"),
     "key too few": (
@@ -116,7 +116,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "key too many": (lambda path: _save(_changed(extra=torch.zeros(1)), path), "unknown: extra$"),
     "shape": (
         lambda path: _save(_changed(**{"conv1.0.weight": torch.zeros(5, 3, 3, 3)}), path),
-        r"of another shape: conv1\.0\.weight \(5, 3, 3, 3\) for \(2, 3, 3, 3\)$",
+        r"wrong shape: conv1\.0\.weight \(5, 3, 3, 3\) instead of \(2, 3, 3, 3\)$",
     ),
     "integers": (
         lambda path: _save(_changed(**{"conv1.0.weight": torch.ones(2, 3, 3, 3, dtype=torch.int8)}), path),
@@ -168,7 +168,7 @@ def test_a_flipped_bit_changes_no_weight(tmp_path: Path, capfd: pytest.CaptureFi
             assert loaded["c"] == {"lr": 0.1, "names": ["x"]}
     assert refused > len(positions) / 2
     path.write_bytes(content[: directory + 38] + b"\x10" + content[directory + 39 :])  # marks a record as a folder
-    with pytest.raises(UserError, match="differs from its checksum"):
+    with pytest.raises(UserError, match="does not match its checksum"):
         read_tensor_file(path, "checkpoint")
     assert capfd.readouterr().err == ""
 
@@ -210,7 +210,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_failed_download_is_one_line_with_the_address_and_the_alternative(hub: Path) -> None:
-    with pytest.raises(UserError, match=r"IMAGENET1K_V1: https://.*refused.*backbone\.weights=FILE works too"):
+    with pytest.raises(UserError, match=r"IMAGENET1K_V1: https://.*refused.*use backbone\.weights=FILE"):
         torchvision_trunk("squeezenet1_1", weights="IMAGENET1K_V1")
 
 

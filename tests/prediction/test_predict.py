@@ -200,31 +200,34 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=empty"], ["input=empty", "no images"]),
     (["input=pictures/notes"], ["input=pictures/notes", "no such"]),
     ([], ["input must be given"]),
-    (["input=pictures", "output=no/such/made.jsonl"], ["output=no/such/made.jsonl", "no folder no/such"]),
+    (
+        ["input=pictures", "output=no/such/made.jsonl"],
+        ["output=no/such/made.jsonl", "the folder no/such does not exist"],
+    ),
     (["input=pictures", f"output={'x' * 256}"], ["output=xxx", "File name too long"]),
     (["input=pictures", f"checkpoint={'x' * 256}"], ["checkpoint=xxx", "File name too long"]),
     (["input=pictures", "output=empty"], ["output=empty", "folder"]),
     (["input=pictures", "draw=pictures/grey.JPG"], ["draw=pictures/grey.JPG", "file"]),
     (["input=pictures", "output=pictures/grey.JPG"], ["output=pictures/grey.JPG", "one of the images"]),
     (["input=pictures", "draw=pictures/drawn"], ["draw=pictures/drawn", "input=pictures"]),
-    (["input=pictures/grey.JPG", "draw=pictures"], ["draw=pictures", "folder of the image"]),
+    (["input=pictures/grey.JPG", "draw=pictures"], ["draw=pictures", "the image's folder"]),
     (["input=.", "draw=drawn"], ["draw=drawn", "elsewhere"]),
     (["input=pictures", "output=kept.jsonl"], ["output=kept.jsonl exists", "force=true"]),
-    (["input=pictures", "output=/dev/null", "force=true"], ["output=/dev/null", "no regular file"]),
+    (["input=pictures", "output=/dev/null", "force=true"], ["output=/dev/null", "not a regular file"]),
     (["input=pictures", "draw=x.png"], ["draw=x.png", "13 images", "folder"]),
     (["input=pictures/dot.png", "draw=x.jpg"], ["draw=x.jpg", "draw=x.png"]),
-    (["input=pictures/dot.png", "draw=pictures/cmyk.png"], ["pictures/cmyk.png exists", "force=true"]),
+    (["input=pictures/dot.png", "draw=pictures/cmyk.png"], ["by this network: pictures/cmyk.png", "force=true"]),
     (
         ["input=pictures/dot.png", "draw=pictures/dot.png", "force=true"],
         ["draw=pictures/dot.png", "the image itself"],
     ),
     (["input=pictures/dot.png", "draw=x.png", "output=x.png"], ["output=x.png", "draw=x.png"]),
-    (["input=pictures", "draw=kept"], ["kept/deep/er/dot.png.png exists", "force=true"]),
+    (["input=pictures", "draw=kept"], ["by this network: kept/deep/er/dot.png.png", "force=true"]),
     (["input=pictures", "draw=true", "views=ten"], ["draw", "views=ten", "full"]),
     (["input=pictures", "sizes.test=[24,32]"], ["sizes.test=[24, 32]", "one size"]),
     (["input=pictures", "sizes.test=[0]"], ["sizes.test=[0]"]),
     (["input=pictures", "data=folder"], ["data"]),
-    (["input=pictures", "backbone.width=8"], ["backbone.width=8", "a predict takes it from its checkpoint"]),
+    (["input=pictures", "backbone.width=8"], ["backbone.width=8", "and predict can only change"]),
     (["input=pictures", "trainer.limit_batches=3"], ["trainer.limit_batches=3", "views"]),
     (["input=pictures", "backround=1"], ["unknown key backround"]),
 ]
@@ -308,7 +311,7 @@ def test_plots_lie_where_git_ignores_them_and_replace_only_their_own(
         words = [f"checkpoint=runs/default/{checkpoint}", f"input=pictures/{picture}", "draw=a/x.png"]
         refused = sppnet("predict", *words)
         assert (refused.code, refused.out) == (2, "")
-        assert "a/x.png exists and is no plot of the same image by this network" in refused.err
+        assert "not plots of the same images by this network: a/x.png" in refused.err
         assert Path("a/x.png").read_bytes() == first
     assert sppnet("predict", *words, "force=true").code == 0
     assert Path("a/x.png").read_bytes() != first

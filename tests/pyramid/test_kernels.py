@@ -296,7 +296,7 @@ def wrong(before, after):
 for before, after, message in WRONG:
     module = wrong(before, after)
     assert not module.matches_reference(cpu, torch.float32) and not module.matches_reference(cpu, torch.float32)
-    assert message in messages[-1] and "torch.float32 is pooled by torch's own operations" in messages[-1], messages[-1]
+    assert message in messages[-1] and "torch.float32 is pooled with torch's operations" in messages[-1], messages[-1]
 assert len(messages) == len(WRONG)  # each once
 
 state = torch.get_rng_state()

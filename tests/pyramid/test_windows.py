@@ -94,12 +94,12 @@ def test_no_windows_give_no_rows() -> None:
         ([0, 3, 1, 3, 2], "is empty"),
         ([0, 3, 1, 2, 2], "is empty"),
         ([0, 1, 4, 2, 4], "is empty"),
-        ([0, -1, 0, 2, 2], "leaves the map of 5x7 cells"),
-        ([0, 0, -1, 2, 2], "leaves the map"),
-        ([0, 0, 0, 8, 2], "leaves the map"),
-        ([0, 0, 0, 2, 6], "leaves the map"),
-        ([2, 0, 0, 1, 1], "names no image: there are 2"),
-        ([-1, 0, 0, 1, 1], "names no image"),
+        ([0, -1, 0, 2, 2], "extends beyond the 5x7 map"),
+        ([0, 0, -1, 2, 2], "extends beyond the 5x7 map"),
+        ([0, 0, 0, 8, 2], "extends beyond the 5x7 map"),
+        ([0, 0, 0, 2, 6], "extends beyond the 5x7 map"),
+        ([2, 0, 0, 1, 1], "has an invalid image index: there are 2 images"),
+        ([-1, 0, 0, 1, 1], "has an invalid image index"),
     ],
 )
 def test_an_invalid_window_is_refused_by_its_row(window: list[int], reason: str) -> None:

@@ -42,7 +42,7 @@ def page(sppnet: Caller, tmp_path: Path) -> Path:
             for seed in range(3):
                 assert sppnet("train", *ONE_EPOCH, f"study={study}", f"{key}={value}", f"seed={seed}").code == 0
         swept = sppnet("train", "-m", *ONE_EPOCH, f"study={study}", f"{key}={','.join(values)}", "seed=0,1,2")
-        assert swept.out.count("(was done)") == 6
+        assert swept.out.count("(already done)") == 6
     shutil.rmtree(next(Path("runs/heads").glob("*-gap-*")))
     done = sppnet("report", "html=true")
     assert done.code == 0, done.err

@@ -86,7 +86,7 @@ def test_only_missing_runs_are_shown_and_run_again(study: Caller) -> None:
     assert "6 runs: 5 done, 1 missing" in shown
     again = study(*SWEEP)
     assert again.code == 0, again.out
-    assert again.out.count("(was done)") == 5
+    assert again.out.count("(already done)") == 5
     assert stamps.items() <= {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")}.items()
     assert "6 runs: 6 done" in study("status").out
 
@@ -103,7 +103,7 @@ def test_states_reasons_and_what_retry_starts(study: Caller) -> None:
         (runs[number] / "status.json").write_text(json.dumps(status | {"state": state, "reason": reason}))
     shown = study("status", "study=mine").out
     assert "3 done, 1 failed, 1 lost, 1 preempted" in shown
-    for reason in ("the loss is nan", "stopped by SIGTERM", "no longer holds it: killed"):
+    for reason in ("the loss is nan", "stopped by SIGTERM", "was killed, or the machine is down"):
         assert reason in shown
     skipped = study(*SWEEP, "retry=none")
     assert skipped.code == 0, skipped.out
@@ -166,7 +166,7 @@ def test_runs_of_another_format_are_separate_rows_and_reported(study: Caller) ->
                 record.write_text(record.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
     done = study("report", "study=mine", "report.compare=spp", "output=out")
     assert done.code == 0, done.err
-    assert "versions of sppnet that train differently (format 1 and 2), so none is marked" in done.err
+    assert "versions of sppnet that train differently (format 1 and 2), so no row is marked" in done.err
     with Path("out/mine.csv").open() as file:
         rows = {line["setting"]: line["test/top1 n"] for line in csv.DictReader(file)}
     assert rows == {"spp [format 1]": "1", "spp": "2", "gap [format 1]": "1", "gap": "2"}
@@ -216,13 +216,13 @@ def test_a_study_that_was_never_started_is_all_missing(sppnet: Caller) -> None:
     assert not Path("runs").exists()
     refused = sppnet("report", "experiments=pooling")
     assert (refused.code, refused.out) == (2, "")
-    assert "nothing of pooling is done yet" in refused.err
+    assert "no run of pooling is done yet" in refused.err
     assert not Path("experiments").exists()
 
 
 MISTAKES: list[tuple[list[str], str]] = [
-    (["report"], "paths.runs=runs holds no studies"),
-    (["status", "study=fly"], "study=fly: there is no such folder in runs"),
+    (["report"], "paths.runs=runs contains no studies"),
+    (["status", "study=fly"], "study=fly: there is no such study in runs"),
     (["status", "watch=maybe"], "watch=maybe is not allowed"),
     (["report", "experiments=fly"], "experiments/fly"),
     (["report", "report.figure=pie"], "rows, bins, sizes"),
@@ -317,7 +317,7 @@ def test_a_report_replaces_nothing_of_other_runs(study: Caller, tmp_path: Path) 
     assert read_tree(tmp_path) == before  # nor was the second study written
     assert study("report", "study=mine", "output=out", "force=true").code == 0
     only_page = study("report", "study=mine", "output=out", "html=true")
-    assert (only_page.code, "out/index.html is of other runs" in only_page.err) == (2, True)
+    assert (only_page.code, "out/index.html comes from different runs" in only_page.err) == (2, True)
     Path("out/second.md").write_text("Of my own")
     assert study("report", "study=second", "output=out").code == 2
     assert Path("out/second.md").read_text() == "Of my own"
@@ -354,7 +354,7 @@ def test_evidence_is_written_for_a_study_run_as_filed(study: Caller) -> None:
     before = read_tree(evidence)
     beside = report(filed)
     assert beside.code == 0, beside.err
-    assert "of other runs; force=true replaces" in beside.err
+    assert "from different runs; force=true replaces" in beside.err
     assert "written: runs/mine/report/heads_runs.csv" in beside.out
     assert read_tree(evidence) == before
     assert study("report", "study=mine", "force=true").code == 0

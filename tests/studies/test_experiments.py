@@ -129,7 +129,7 @@ def test_rows_are_picked_and_what_is_typed_wins(spawn: Caller, sppnet: Caller, t
     refused = sppnet(*arguments, "hydra.sweeper.only=zf6")
     assert (refused.code, refused.out) == (2, "")
     [line] = refused.err.strip().splitlines()
-    assert line.startswith("sppnet train: hydra.sweeper.only=zf6 is not allowed; rows are zf5_no_spp, zf5_single")
+    assert line.startswith("sppnet train: hydra.sweeper.only=zf6 is not allowed: must be one of zf5_no_spp, zf5_single")
     # the typed network and size make these three rows equal, so they are one job
     swept = spawn(*arguments, "hydra.sweeper.only=[zf5_single,zf5_multi,overfeat7_multi]", "trainer.max_epochs=1")
     assert swept.code == 0, swept.err
@@ -148,13 +148,13 @@ def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(sppnet: Cal
     for fold in (0, 1):
         assert sppnet("train", *SMALL, *overrides, "data.split.test=0.5", f"data.split.fold={fold}").code == 0
     swept = sppnet("train", "-m", *SMALL, *overrides, "data.split.test=0.5", "data.split.fold=0,1")
-    assert swept.out.count("(was done)") == 2  # the sweep's study.json lies beside the runs
+    assert swept.out.count("(already done)") == 2  # the sweep's study.json lies beside the runs
     command = f"{sys.executable} {option_files.root() / 'experiments/views_agree.py'} runs/default/*"
     wrong = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "study.json is not the directory of a run that is done" in wrong.stderr
+    assert "study.json is not the directory of a finished run" in wrong.stderr
     done = subprocess.run(f"{command}/", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("40 images out of fold")
+    assert done.stdout.startswith("40 out-of-fold images")
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "±" in line][1:]
     assert [row[0] for row in table] == ["average of all", *(f"view {n}" for n in range(1, 11))]
     apart = [float(row[1]) for row in table]
@@ -200,7 +200,7 @@ def test_the_papers_cells_train_two_steps_on_a_tree_like_imagenets(sppnet: Calle
         assert len(list(tmp_path.rglob("metrics.jsonl"))) == runs + count
         swept = sppnet("train", "-m", *typed, *TWO_STEPS)
         assert swept.code == 0, swept.err
-        assert swept.out.count("(was done)") == len(listed_rows(study))
+        assert swept.out.count("(already done)") == len(listed_rows(study))
     assert sppnet("report").code == 0
     for study in trained:
         with (tmp_path / f"runs/paper/report/{study}.csv").open() as file:

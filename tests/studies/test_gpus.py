@@ -122,7 +122,10 @@ def test_gpus_requested_by_index_are_reserved_for_their_job(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("visible", "n", "seen", "message"),
     [
-        ("0,1", 3, {"0", "1"}, "hydra.launcher.n=3: up to 3 jobs at a time share the 2 GPU(s) here"),
+        (
+            *("0,1", 3, {"0", "1"}),
+            "hydra.launcher.n=3: up to 3 jobs at a time share 2 GPU(s); each new job goes to the least busy",
+        ),
         ("0,1", 2, {"0", "1"}, ""),
         ("0,1", 1, {"0,1"}, ""),  # launch=local is this
         ("", None, {""}, ""),

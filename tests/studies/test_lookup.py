@@ -63,7 +63,7 @@ def test_the_same_runs_under_other_overrides_are_one_row(study: Caller) -> None:
 def test_any_swept_key_makes_points(sppnet: Caller) -> None:
     for name in ("a", "b"):
         assert sppnet("train", *OF_A_STUDY, f"name={name}").code == 0
-    assert sppnet("train", "-m", *OF_A_STUDY, "name=a,b").out.count("(was done)") == 2
+    assert sppnet("train", "-m", *OF_A_STUDY, "name=a,b").out.count("(already done)") == 2
     assert "2 runs: 2 done" in sppnet("status").out
 
 
@@ -75,7 +75,7 @@ def test_runs_are_read_without_checkpoints_and_provenance(study: Caller) -> None
     assert done.code == 0, done.err
     assert sum(int(line["test/top1 n"]) for line in table("mine").values()) == 6
     assert "6 runs: 6 done" in study("status").out
-    assert study(*SWEEP).out.count("(was done)") == 6
+    assert study(*SWEEP).out.count("(already done)") == 6
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"metrics": null, "identity": {}}', '{"metrics": {"test/to'])
@@ -86,7 +86,7 @@ def test_an_incomplete_record_counts_as_missing(study: Caller, text: str) -> Non
     (gap / "provenance.json").write_text('{"identity": {}, "starts": []}')
     done = study("report", "study=mine")
     assert done.code == 0, done.err
-    assert "missing: spp, seed 0: missing (trained; this test of it is missing)" in done.out
+    assert "missing: spp, seed 0: missing (trained, but this test is missing)" in done.out
     assert "6 runs: 5 done, 1 missing" in study("status").out
     assert study("test", f"checkpoint={spp}").code == 0
     assert "6 runs: 6 done" in study("status").out
@@ -97,7 +97,7 @@ def test_rows_with_different_test_sizes_share_a_column(study: Caller) -> None:
     for seed in range(3):
         assert study("train", *OF_A_STUDY, "head=spp", f"seed={seed}", "sizes.test=[20]").code == 0
     swept = study("train", "-m", *OF_A_STUDY, "head=spp", "sizes.test=[20]", "seed=0,1,2")
-    assert swept.out.count("(was done)") == 3
+    assert swept.out.count("(already done)") == 3
     done = study("report", "study=mine")
     assert done.code == 0, done.err
     lines = table("mine")
@@ -118,8 +118,8 @@ def test_a_size_that_only_some_rows_are_tested_at(study: Caller) -> None:
 
 
 WRONG = {
-    "report study=mine report.compare=ssp": "report.compare=ssp is not allowed; rows are spp, gap",
-    "report study=mine report.metrics=[top2]": "report.metrics=top2 is not allowed; it takes class_accuracy, loss",
+    "report study=mine report.compare=ssp": "report.compare=ssp is not allowed: must be one of spp, gap",
+    "report study=mine report.metrics=[top2]": "report.metrics=top2 is not allowed: must be one of class_accuracy",
     "report study=mine head=gap": "head=gap has no effect without experiments=NAME",
     "status seed=4": "seed=4 has no effect without experiments=NAME",
 }
@@ -140,13 +140,13 @@ def test_a_damaged_plan_is_an_error(study: Caller, text: str) -> None:
     for arguments in (("report",), ("status",), SWEEP):
         refused = study(*arguments)
         assert refused.code == 2
-        assert "study.json cannot be read as the plan of a study" in refused.err
+        assert "study.json is not a valid study plan" in refused.err
     assert Path("runs/mine/study.json").read_text() == text
 
 
 def test_runs_beside_a_plan_are_counted(study: Caller) -> None:
     assert study("train", *OF_A_STUDY, "seed=9").code == 0
-    assert "6 runs: 6 done; 1 further run(s) that the study does not plan" in study("status").out
+    assert "6 runs: 6 done; 1 more run(s) that are not in the study's plan" in study("status").out
 
 
 @pytest.mark.parametrize("name", ["paper_table2", "caltech_transfer", "views_agree"])
@@ -156,7 +156,7 @@ def test_a_study_is_shown_without_its_data(sppnet: Caller, name: str) -> None:
     assert name in shown.out
     refused = sppnet("report", f"experiments={name}")
     assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1)
-    assert f"nothing of {name} is done yet" in refused.err
+    assert f"no run of {name} is done yet" in refused.err
 
 
 def test_a_study_can_be_shown_in_part(sppnet: Caller) -> None:
@@ -171,7 +171,7 @@ def test_a_study_can_be_shown_in_part(sppnet: Caller) -> None:
 def test_a_sweep_is_of_one_study(sppnet: Caller) -> None:
     refused = sppnet("train", "-m", "experiments=heads,pooling")
     assert refused.code == 2
-    assert "a sweep is of one study" in refused.err
+    assert "a sweep can run only one study" in refused.err
     assert not Path("runs").exists()
 
 

@@ -74,7 +74,7 @@ def test_a_run_is_done_with_its_test_and_missing_without(tmp_path: Path) -> None
     assert standing(run) == ("lost", "its best.ckpt is gone")
     (run.path / "checkpoints").mkdir()
     run.best.touch()
-    assert standing(run) == ("missing", "trained; this test of it is missing")
+    assert standing(run) == ("missing", "trained, but this test is missing")
     result(run)
     assert standing(run) == ("done", "")
     assert run_status(run, TEST).result == RESULT
@@ -88,7 +88,7 @@ def test_what_is_to_be_said_of_a_run_that_is_done(tmp_path: Path) -> None:
     result(run, identity={"format": FORMAT - 1})
     state, reason = standing(run)
     assert state == "done"
-    assert reason.startswith(f"training ended after epoch 2 of 9; of format {FORMAT - 1}, from a version")
+    assert reason.startswith(f"training ended after epoch 2 of 9; results of format {FORMAT - 1}, from a version")
 
 
 @pytest.mark.parametrize("state", ["failed", "preempted", "queued"])
@@ -107,7 +107,7 @@ def test_a_run_runs_while_its_directory_is_held_and_is_lost_after(tmp_path: Path
     running = run_status(run, TEST)
     holder.communicate(b"\n")
     assert (running.state, running.reason, running.speed, running.seconds_left) == ("running", "", 2.0, 5.0)
-    assert standing(run) == ("lost", "process 7 on here no longer holds it: killed, or the machine is down")
+    assert standing(run) == ("lost", "process 7 on here was killed, or the machine is down")
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "preempted"])
@@ -146,7 +146,7 @@ def test_what_slurm_says_of_the_job_decides(
 
 
 @pytest.mark.parametrize(
-    ("sacct", "message"), [("12_3|OUT_OF_MEMORY\n", "OUT_OF_MEMORY (12_3)"), ("", "unknown to SLURM by now (12_3)")]
+    ("sacct", "message"), [("12_3|OUT_OF_MEMORY\n", "OUT_OF_MEMORY (12_3)"), ("", "no longer known to SLURM (12_3)")]
 )
 def test_a_job_that_the_queue_has_forgotten_is_looked_up_in_the_books(
     tmp_path: Path, slurm: Path, sacct: str, message: str

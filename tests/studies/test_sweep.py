@@ -52,7 +52,7 @@ def test_a_failed_job_stops_no_other_and_no_job_is_repeated(spawn: Caller, tmp_p
     )  # one of two at a time: half of the cores each
     again = spawn("train", "-m", *ONE_EPOCH, "optim.lr=0.01")
     assert again.code == 0, again.err
-    assert "(was done)" in again.out
+    assert "(already done)" in again.out
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_four_jobs_four_processes_four_directories(spawn: Caller, sppnet: Caller
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     again = sppnet(*words)
     assert again.code == 0
-    assert again.out.count("(was done)") == 4
+    assert again.out.count("(already done)") == 4
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
 
 

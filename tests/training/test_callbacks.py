@@ -136,7 +136,7 @@ def test_what_the_decoder_warns_of_is_said_after_an_epoch_that_has_new_ones(
     printed: list[int] = []
 
     def count(trainer: L.Trainer) -> None:
-        printed.append(capsys.readouterr().err.count(" the decoder warn. "))
+        printed.append(capsys.readouterr().err.count(" decoder warnings "))
 
     steps = [batch(remarks=["a.jpg"]), batch(remarks=["a.jpg"])]
     data = Batches(steps, [batch(remarks=["b.jpg"])], [])

@@ -109,9 +109,7 @@ def test_one_pass_serves_all_pooled_layers_splits_and_constants(sppnet: Caller, 
         assert cached() == stamps
     table = sppnet("transfer", *GIVEN, "views=warp", "layer=conv").out
     assert len(cached()) == 3 + 4
-    assert (
-        table.count("(the same in every split)") == 6
-    )  # of four rows, all perfect; that of two splits is not compared
+    assert table.count("(equal in every split)") == 6  # of four rows, all perfect; that of two splits is not compared
     assert all(f" {layer} " in table for layer in ("spp 6, 3, 2, 1", "pool 6", "gap", "conv"))
 
 
@@ -141,7 +139,7 @@ def test_a_checkpoint_gives_its_fully_connected_layers(sppnet: Caller, pets: Pat
     from_run = (f"checkpoint={run}", *SPLITS, "sizes.test=[32]", "views=full")
     done = sppnet("transfer", *from_run, "layer=fc2", "paths.cache=kept")
     assert done.code == 0, done.err
-    assert "trained on images of data=folder" in done.err
+    assert "trained on some of the test images of data=folder" in done.err
     state = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     cfg = state["sppnet"]["config"]
     network = build_network(cfg["backbone"], cfg["head"], 3, 24).eval()
@@ -215,17 +213,17 @@ def test_a_folders_own_parts_are_the_train_and_test_images(sppnet: Caller, pets:
     words = ("data=folder", "data.root=parts", *QUICK, *GIVEN[-2:])
     done = sppnet("transfer", *words, "per_class.train=4")
     assert done.code == 0, done.err
-    protocol = "folder: the set's own parts, 15 images to train on (train and val), 9 to test on"
+    protocol = "folder: the data set's own parts, 15 images to train on (train and val), 9 to test on"
     assert done.out.splitlines()[0] == protocol
     assert done.out.count(protocol) == 2  # before the work, and above the table
     assert done.figure("transfer/accuracy") == 0  # no test image was trained on
-    assert "per_class.train has no effect with the set's own parts" in done.err
+    assert "per_class.train has no effect with the data set's own parts" in done.err
     [row] = rows()
     assert (len(row["splits"]), row["seed"], row["images"]) == (1, None, 24)
     stamps = cached()
     drawn = sppnet("transfer", *words, "splits=3", "per_class.train=5", "per_class.test=2")
     assert drawn.code == 0, drawn.err
-    assert "3 random splits of all images, whose own parts (train, val, test) do not count" in drawn.out
+    assert "3 random splits of all images, ignoring the data set's own parts (train, val, test)" in drawn.out
     assert drawn.figure("transfer/accuracy") > 0
     assert len(rows()) == 2
     assert "difference" not in drawn.out  # other images are tested
@@ -235,8 +233,8 @@ def test_a_folders_own_parts_are_the_train_and_test_images(sppnet: Caller, pets:
         path.write_bytes(b"no picture")
     lacking = sppnet("transfer", *words, "data.bad_files=skip")
     assert lacking.code == 0, lacking.err
-    assert "not in the test part: cat" in lacking.err
-    assert "always wrong, tested and not in the train part: dog" in lacking.err
+    assert "not in the test part and are left out of the mean: cat" in lacking.err
+    assert "lack training images, so they are always misclassified: dog" in lacking.err
     [last] = [row for row in rows() if row["bad_files"]]
     assert last["splits"][0]["per_class"] == {"cat": None, "dog": 0.0, "emu": 1.0}
 
@@ -250,9 +248,9 @@ def test_no_warning_of_test_images_in_training_with_the_sets_own_parts(sppnet: C
     run = sppnet("train", *SMALL, *words).run
     done = sppnet("transfer", f"checkpoint={run}", "sizes.test=[32]")
     assert done.code == 0, done.err
-    assert "trained on images" not in done.err
+    assert "trained on some" not in done.err
     drawn = sppnet("transfer", f"checkpoint={run}", "sizes.test=[32]", *SPLITS)
-    assert "trained on images of data=folder that are tested here" in drawn.err
+    assert "trained on some of the test images of data=folder" in drawn.err
 
 
 def test_equal_features_are_reported(sppnet: Caller, pets: Path) -> None:
@@ -262,7 +260,7 @@ def test_equal_features_are_reported(sppnet: Caller, pets: Path) -> None:
         done = sppnet("transfer", *GIVEN, "layer=gap", *words)
         assert done.code == 0, done.err
     assert done.out.count("(the same features)") == 1
-    assert "may be none" not in done.out
+    assert "may be zero" not in done.out
     for words in (["views=warp"], ["views=full"]):
         done = sppnet("transfer", *GIVEN, "layer=gap", *words, "splits=1", "study=one")
     assert "the same features" in done.out
@@ -385,7 +383,7 @@ def test_a_multi_label_set_is_ranked_on_its_own_parts(sppnet: Caller, tmp_path: 
     [row] = rows()
     assert done.figure("transfer/map") == done.figure("transfer/map_all") == 1.0
     assert {name for name, value in row["splits"][0]["per_class"].items() if value == 1} == {"cat", "dog", "person"}
-    assert row["row"]["protocol"] == "the set's own parts, 19 images to train on (train), 10 to test on"
+    assert row["row"]["protocol"] == "the data set's own parts, 19 images to train on (train), 10 to test on"
     assert row["seed"] is None
     annotation = base / "Annotations/000019.xml"
     annotation.write_text(annotation.read_text().replace(">1<", ">0<").replace("cat", "bus"))
@@ -400,7 +398,7 @@ NAMES_AND_VALUES = [
     (["layer=fly"], ["layer=fly", "conv, pool, spp"]),
     (["layer=fc1"], ["layer=fc1", "checkpoint"]),
     (["pool_to=0"], ["pool_to=0", "from 1 to"]),
-    (["svm.C=0"], ["svm.C=0", "above 0"]),
+    (["svm.C=0"], ["svm.C=0", "greater than 0"]),
     (["svm=5"], ["svm=5", "mapping"]),
     (["+svm.loss=hinge"], ["svm.loss", "svm has C"]),
     (["~svm.C"], ["svm.C is missing"]),
@@ -414,11 +412,11 @@ NAMES_AND_VALUES = [
     (["optim.lr=1"], ["optim.lr has no effect"]),
     (["sizes.train=[40]"], ["sizes.train has no effect"]),
     (["trainer.limit_batches=3"], ["trainer.limit_batches has no effect"]),
-    (["per_class.train=200"], ["per_class.train=200", "nothing to test on"]),
+    (["per_class.train=200"], ["per_class.train=200", "no test images for"]),
     (["data=folder", "data.root=no/such"], ["no/such"]),
     (["checkpoint=no/such"], ["no/such", "no such file"]),
     (["backbone.weights=no/such.pth"], ["backbone.weights=no/such.pth"]),
-    (["backbone=zf5", "sizes.test=[20]"], ["sizes.test: 20", "the smallest size that works is"]),
+    (["backbone=zf5", "sizes.test=[20]"], ["sizes.test: size 20", "the smallest size that works is"]),
     (["head.rule=sliding", "views=full"], ["head.rule=sliding", "whole images"]),
     (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], ["16-mixed"]),
 ]
@@ -438,7 +436,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 def test_a_run_without_such_a_layer_and_several_sizes(sppnet: Caller) -> None:
     run = sppnet("train", *SMALL, "sizes.test=[24,32]", "trainer.max_epochs=1").run
     before = sorted(Path("runs").rglob("*"))
-    for overrides, message in ((["layer=fc2", "sizes.test=[24]"], "layers fc1 (head"), ([], "sizes.test=[24, 32]")):
+    for overrides, message in (
+        (["layer=fc2", "sizes.test=[24]"], "hidden layers: fc1 (head"),
+        ([], "sizes.test=[24, 32]"),
+    ):
         refused = sppnet("transfer", f"checkpoint={run}", *overrides)
         assert refused.code == 2
         assert message in refused.err

@@ -10,7 +10,7 @@ from sppnet.studies.hydra_launcher import SweepLauncher
 
 @dataclass
 class ProcessesLauncherConf:
-    """Options of the local launcher; `n` is the number of jobs at a time."""
+    """Options of the local launcher; `n` is the number of jobs that run at a time."""
 
     _target_: str = "hydra_plugins.sppnet.launchers.ProcessesLauncher"
     n: int | None = None
@@ -35,7 +35,7 @@ class ProcessesLauncher(SweepLauncher):
 
 
 class SlurmLauncher(SweepLauncher):
-    """Submits `sppnet COMMAND OVERRIDES` for each job and ends; `sppnet status` shows the jobs."""
+    """Submits `sppnet COMMAND OVERRIDES` for each job without waiting for it; `sppnet status` shows the jobs."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options

@@ -1,6 +1,7 @@
-"""`hydra/sweeper=sppnet_rows`: a sweep over listed rows, each a list of overrides, times the axes of `params`.
+"""`hydra/sweeper=sppnet_rows`: a sweep that runs each listed row (a list of overrides) at every grid point of `params`.
 
-The rows of a published table are seldom a full grid: a network without a pyramid, for example, has one training size.
+The rows of a published table rarely form a full grid. For example, a network without a pyramid has only one training
+size.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ class RowsSweeperConf(BasicSweeperConf):
     """Options of the sweeper.
 
     Attributes:
-        rows: by name, each with `set` (a list of overrides) and optional data such as the published values (`paper`).
-        only: the name or names of the rows to run; empty runs all.
+        rows: the rows by name. Each has `set` (a list of overrides) and optional data such as the published values
+            (`paper`).
+        only: the name or names of the rows to run; if empty, all rows run.
     """
 
     _target_: str = "hydra_plugins.sppnet.row_sweeper.RowsSweeper"
@@ -30,7 +32,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="sppnet_rows", node=Row
 
 
 class RowsSweeper(BasicSweeper):
-    """Runs every listed row at every point of the axes; typed overrides replace those of a row or an axis."""
+    """Runs every listed row at every point of the axes. Overrides typed by the user replace those of rows and axes."""
 
     def __init__(
         self,
@@ -43,7 +45,7 @@ class RowsSweeper(BasicSweeper):
         self.rows, self.only = rows, only
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Launch all jobs; rows that become equal under the typed `arguments` are one job."""
+        """Launch all jobs. Rows that the typed `arguments` make identical become one job."""
         from sppnet.config.overrides import expand
 
         assert self.hydra_context is not None

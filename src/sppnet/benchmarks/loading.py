@@ -22,25 +22,26 @@ from sppnet.data import build_sizes, jpeg, load_splits
 from sppnet.data.datamodule import DataModule
 
 SIZES = (224, 180)
-BATCH = 16  # small enough that each of several workers gets several batches
-SCALED = {  # photographs scaled to other sizes: width, height, count
+BATCH = 16  # small enough that every worker gets several batches
+SCALED = {  # name: width, height and number of scaled photographs
     "500x375": (500, 375, 128),
     "2000x1500": (2000, 1500, 128),
 }
 SCALED_QUICK = {"500x375": (500, 375, 16)}
 
+# torchvision's defaults
 RESIZED = {
     "kind": "random_resized",
     "scale": [0.08, 1.0],
     "aspect": [3 / 4, 4 / 3],
     "ratio": 0.875,
-}  # torchvision's defaults
+}
 DECODING = {"resampler": "torch", "crop": RESIZED}
 CACHED = {"resampler": "torch", "short_side": 256, "cache": True}
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `loading`: on one core, and in a DataLoader with workers."""
+    """Yield the rows of the group `loading`: on one core, and in a DataLoader with workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -78,7 +79,7 @@ def _rows(setting: Setting, workers: int, kind: str, target: float, data_keys: M
 def _time_pair(
     setting: Setting, root: Path, size: int, workers: int, data_keys: Mapping[str, Any]
 ) -> tuple[float, float]:
-    """Seconds per photograph of sppnet and of torchvision. Epochs take turns; the first of each does not count."""
+    """Return the seconds per photograph, ours and theirs. Epochs alternate; the first epoch of each is a warm-up."""
     steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps.append(transforms.Normalize([0.5] * 3, [0.25] * 3))
     theirs = DataLoader(
@@ -107,12 +108,12 @@ def _time_pair(
 
 
 def _time_decoding(root: Path) -> float:
-    """Seconds per photograph of the JPEG decoder alone: the limit for any loader that uses it."""
+    """Return the seconds per photograph for the JPEG decoder alone: no loader that uses it can be faster."""
     paths = sorted(root.rglob("*.jpg"))
     files = {}
     for path in paths[:: -(-len(paths) // 256)]:
         with contextlib.suppress(jpeg.DamagedError):
-            if jpeg.decode(path.read_bytes(), str(path)) is not None:  # some .jpg files are not JPEG
+            if jpeg.decode(path.read_bytes(), str(path)) is not None:  # not every .jpg file is a JPEG
                 files[str(path)] = path.read_bytes()
 
     def decode() -> None:
@@ -130,7 +131,7 @@ def _time_epoch(batches: Iterable[Any], photographs: int) -> float:
 
 
 def _write_scaled_photographs(setting: Setting) -> dict[str, Path]:
-    """Write real photographs scaled to the sizes of `SCALED`; returns their folders by name."""
+    """Write real photographs scaled to the sizes in `SCALED`, and return their folders by name."""
     originals = sorted(path for root in setting.photographs.values() for path in root.rglob("*.jpg"))[::5]
     roots = {}
     for name, (width, height, count) in (SCALED_QUICK if setting.quick else SCALED).items():

@@ -1,4 +1,4 @@
-"""Times two calls in turns (`compare`), and defines a row of the benchmark's table (`Row`) and its settings."""
+"""Times two calls alternately (`compare`), and defines the benchmark's settings (`Setting`) and table rows (`Row`)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Row:
     """One row of the table. The field names are the keys of the JSON file.
 
     Attributes:
-        group: name of the group, as in `only`.
+        group: name of the group, as in the option `only`.
         what: what is measured.
         against: the alternative.
-        ours: time of sppnet, in `unit`.
-        theirs: time of the alternative; NaN if there is only a target.
-        value: the number compared with the target: theirs / ours, unless `what` says otherwise.
-        target: bound on `value`.
+        ours: sppnet's time, in `unit`.
+        theirs: the alternative's time, in `unit`; NaN if there is only a target.
+        value: the number that is compared with the target; theirs / ours unless `what` says otherwise.
+        target: the bound on `value`.
         most: whether the target is an upper bound; otherwise it is a lower bound.
-        limit: a note: spread, physical limit, or worst case.
+        limit: a note on the spread, the physical limit or the worst case.
         detail: further results as plain data.
-        unit: of `ours` and `theirs`.
+        unit: the unit of `ours` and `theirs`.
     """
 
     group: str
@@ -53,11 +53,11 @@ class Setting:
     """Device, data and extent of the measurements.
 
     Attributes:
-        device: torch's device.
-        threads: torch's threads on the CPU, and workers of loaders.
-        photographs: folders of CLASS/IMAGE.jpg, by the name that the table gives them.
+        device: the torch device.
+        threads: number of torch's CPU threads, and of data loader workers.
+        photographs: folders of CLASS/IMAGE.jpg, by their name in the table.
         scratch: folder for temporary files.
-        quick: measure as little as possible, to test that the benchmarks run.
+        quick: whether to measure as little as possible, to test that the benchmarks run.
     """
 
     device: torch.device
@@ -69,7 +69,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of two calls; `ratio` is the median of theirs / ours over pairs of neighbouring calls."""
+    """Median seconds of two calls; `ratio` is the median of theirs / ours over pairs of consecutive calls."""
 
     ours: float
     theirs: float
@@ -79,9 +79,9 @@ class Timing:
 def compare(
     ours: Callable[[], object], theirs: Callable[[], object], seconds: float = 0.5, least: int = 5, device: str = "cpu"
 ) -> Timing:
-    """Call both once to warm up, then in turns for about `seconds`, at least `least` times each.
+    """Call both once to warm up, then alternately for about `seconds`, but at least `least` times each.
 
-    Turns make the ratio robust: other load on the machine slows neighbouring calls alike.
+    Alternating makes the ratio robust, because other load on the machine slows consecutive calls equally.
     """
     ours(), theirs()
     pairs: list[tuple[float, float]] = []
@@ -94,7 +94,7 @@ def compare(
 
 
 def time_call(call: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of one call, including the GPU's work."""
+    """Return the seconds that one call takes, including the GPU's work."""
     if device == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()

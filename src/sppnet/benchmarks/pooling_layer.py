@@ -1,4 +1,4 @@
-"""Times the pyramid pooling layer against torch's adaptive pooling, one call per level (group `layer`)."""
+"""Times the pyramid pooling layer against torch's adaptive pooling, called once per level (group `layer`)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Pool = Callable[[Tensor], Tensor]
 
 
 def pool_adaptive(x: Tensor, bins: Sequence[int]) -> Tensor:
-    """The usual code: adaptive max pooling per level, flattened and concatenated."""
+    """Pool with the usual code: adaptive max pooling per level, flattened and concatenated."""
     return torch.cat([F.adaptive_max_pool2d(x, n).flatten(1) for n in bins], 1)
 
 
 def pool_strided(x: Tensor, bins: Sequence[int]) -> Tensor:
-    """The code of many copies of the layer: kernel = stride, with padding on both sides.
+    """Pool the way many implementations of the layer do: kernel = stride, with padding on both sides.
 
     Raises:
         RuntimeError: the padding would exceed half of the kernel, so torch cannot pool a map of this size.
@@ -40,7 +40,7 @@ def pool_strided(x: Tensor, bins: Sequence[int]) -> Tensor:
 
 
 def forward_and_backward(pool: Pool, x: Tensor) -> Callable[[], None]:
-    """A function that runs forward and backward of `pool`, with a random gradient of its output."""
+    """Return a function that runs `pool` forward and backward, with a random gradient of its output."""
     leaf = x.detach().requires_grad_()
     grad = torch.rand_like(pool(leaf.detach()))
 
@@ -52,7 +52,7 @@ def forward_and_backward(pool: Pool, x: Tensor) -> Callable[[], None]:
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `layer`."""
+    """Yield the rows of the group `layer`."""
     device = setting.device.type
     times = _time_cases(setting)
     has_kernel = custom_op.has_kernel(torch.empty(1, 1, 2, 2, device=setting.device), (2,))
@@ -81,9 +81,9 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 
 def _time_cases(setting: Setting) -> dict[str, dict[str, Timing]]:
-    """Time the layer against each alternative, by shape, dtype, memory format and bins."""
+    """Time the layer against each alternative, for each shape, dtype, memory format and pyramid."""
     device = setting.device.type
-    seconds = 0.3 if device == "cpu" else 0.05  # on a GPU enough for hundreds of calls
+    seconds = 0.3 if device == "cpu" else 0.05  # on a GPU, this is enough for hundreds of calls
     maps = SMALL if setting.quick else [*MAPS, LARGE] if device == "cuda" else MAPS
     alternatives = {"adaptive": pool_adaptive, "strided": pool_strided}
     times: dict[str, dict[str, Timing]] = {"adaptive": {}, "strided": {}, "amax": {}}
@@ -127,7 +127,7 @@ def _row(what: str, against: str, times: dict[str, Timing], target: float, kerne
 
 
 def _bandwidth(setting: Setting) -> Iterator[Row]:
-    """Memory bandwidth of a forward, against that of a copy, on a map larger than a GPU's cache (64 MB)."""
+    """Compare the memory bandwidth of a forward pass with that of a copy. The map exceeds a GPU's cache (64 MB)."""
     bins = BINS[0]
     for layout, memory_format in FORMATS.items():
         x = torch.rand(LARGE, device=setting.device).contiguous(memory_format=memory_format)

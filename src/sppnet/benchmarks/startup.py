@@ -1,4 +1,4 @@
-"""Times the start of the program (group `start`), and a sweep against single runs (group `sweep`)."""
+"""Times the start of the program (group `start`), and compares a sweep with single runs (group `sweep`)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from sppnet.benchmarks.measurement import Row, Setting
 from sppnet.errors import RunFailed
 
 ROUNDS = 3
-JOBS, SINGLE = 8, 3  # jobs of the sweep; single runs that are timed and scaled up to as many
+JOBS, SINGLE = 8, 3  # jobs in the sweep; single runs to time, scaled up to that number of jobs
 SPPNET = (sys.executable, "-P", "-m", "sppnet.cli")
+# about 10 s of training
 SHORT_RUN = (
     "trainer.threads=1",
     "trainer.max_epochs=4",
     "trainer.progress=none",
     "force=true",
-)  # about 10 s of training
+)
 HYDRA = """
 import hydra
 @hydra.main(version_base="1.3", config_path=None)
@@ -48,7 +49,7 @@ trainer.fit(Module(), torch.utils.data.DataLoader(data, 32))
 
 
 def measure_startup(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `start`."""
+    """Yield the rows of the group `start`."""
     rounds = 1 if setting.quick else ROUNDS
     folder = setting.scratch / "starts"
     folder.mkdir(exist_ok=True)
@@ -72,7 +73,7 @@ def measure_startup(setting: Setting) -> Iterator[Row]:
 
 
 def measure_sweep(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `sweep`."""
+    """Yield the rows of the group `sweep`."""
     folder = setting.scratch / "sweep"
     folder.mkdir(exist_ok=True)
     jobs, single = (2, 1) if setting.quick else (JOBS, SINGLE)
@@ -108,7 +109,10 @@ def _time_process(command: Sequence[str], folder: Path) -> float:
 
 
 def _time_until_file(command: Sequence[str], folder: Path, pattern: str) -> float:
-    """Seconds until a file that matches `pattern` has content (`stepped`: until it exists)."""
+    """Start `command`, and return the seconds until a file that matches `pattern` has content.
+
+    The file `stepped` only has to exist.
+    """
     shutil.rmtree(folder / "runs", ignore_errors=True)
     (folder / "stepped").unlink(missing_ok=True)
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Measures training throughput on cached photographs: images a second, and the share of time spent waiting for data."""
+"""Measures training throughput on cached photographs: images per second, and the time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ STEPS = 60
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `throughput`; without a GPU only those of `quick`."""
+    """Yield the rows of the group `throughput`. Without a GPU, there are none unless `quick` is set."""
     if setting.device.type != "cuda" and not setting.quick:
-        notice("bench: the group throughput needs a GPU and is left out")
+        notice("bench: the group throughput needs a GPU and is skipped")
         return
     for name, overrides in (CASES_QUICK if setting.quick else CASES).items():
         cfg = _compose(setting, overrides)
@@ -65,9 +65,9 @@ def _compose(setting: Setting, overrides: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _build_data(cfg: dict[str, Any], sets: Splits, steps: int) -> tuple[DataModule, DataModule, int]:
-    """Data that loads photographs, data that repeats one batch as often, and their number of steps: at least `steps`.
+    """Return a data module that loads photographs, another that repeats one batch, and the number of steps for each.
 
-    Sets `cfg["trainer"]["max_epochs"]` accordingly.
+    There are at least `steps` steps, rounded up to complete epochs. Sets `cfg["trainer"]["max_epochs"]` accordingly.
     """
     loaded = build_data(cfg, sets)
     batches = loaded.train_dataloader()
@@ -78,6 +78,6 @@ def _build_data(cfg: dict[str, Any], sets: Splits, steps: int) -> tuple[DataModu
 
 
 def _seconds_per_step(clock: StepClock) -> float:
-    """Mean seconds of a step, without the first two of the run, and without the validations between epochs."""
+    """Return the mean seconds per step, without the first two steps and without the validation between epochs."""
     steps = list(zip(clock.times[2:], clock.times[3:], clock.epochs[2:], clock.epochs[3:], strict=False))
     return statistics.fmean(after - before for before, after, epoch, next_ in steps if epoch == next_)

@@ -28,14 +28,14 @@ from sppnet.training.user_callbacks import EarlyEnd
 
 ROUNDS = 3
 PAPER = ("backbone=zf5", "head.hidden=[4096,4096]", "sizes=single", "sizes.train=[224]", "data.batch_size=16")
-CASES = {  # name: overrides, steps per round, upper bound of the ratio
+CASES = {  # name: overrides, steps per round, upper bound on the ratio
     "zf5 at 224, 16 photographs": (PAPER, 5, 1.05),
     "tiny, the default run": ((), 100, 1.25),
 }
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `step`."""
+    """Yield the rows of the group `step`."""
     gpu = setting.device.type == "cuda"
     rounds = 1 if setting.quick else ROUNDS
     for name, (overrides, steps, target) in list(CASES.items())[setting.quick :]:
@@ -68,27 +68,27 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 
 class StepClock(Callback):
-    """Records when each training step began, and in which epoch."""
+    """Records the time at which each training step begins, and its epoch."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.epochs: list[int] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        # The time at which the GPU has finished the previous step.
+        # Wait until the GPU has finished the previous step.
         torch.cuda.synchronize() if torch.cuda.is_available() else None
         self.times.append(time.perf_counter())
         self.epochs.append(trainer.current_epoch)
 
 
 class FixedBatches(DataModule):
-    """A data module that trains on batches in memory, and validates each size on the first of them."""
+    """A data module that trains on batches in memory, and validates each size on the first batch."""
 
     batches: list[Any]
 
     @classmethod
     def replace(cls, data: DataModule, batches: list[Any]) -> FixedBatches:
-        """A copy of `data` with `batches` instead of its loaders."""
+        """Return a copy of `data` that serves `batches` instead of loading data."""
         fixed = cls(data.sets, data.schedule, data.cfg, data.views, data.seed, data.cache)
         fixed.batches = batches
         return fixed
@@ -105,7 +105,7 @@ def _time_trainer(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting
 
 
 def train(cfg: dict[str, Any], sets: Splits, data: DataModule, setting: Setting) -> StepClock:
-    """Train with all default callbacks of a run, and return when its steps began."""
+    """Train with all default callbacks of a run, and return the clock with the times of its steps."""
     run = Run(setting.scratch / f"run{time.monotonic_ns()}")
     run.path.mkdir(parents=True)
     metrics_file, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), StepClock()
@@ -117,12 +117,12 @@ def train(cfg: dict[str, Any], sets: Splits, data: DataModule, setting: Setting)
 
 
 def _time_bare_loop(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting: Setting) -> float:
-    torch.use_deterministic_algorithms(False)  # torch's default; the Trainer has set it
+    torch.use_deterministic_algorithms(False)  # torch's default, which the Trainer has changed
     classifier = build_classifier(cfg, sets).to(setting.device).train()
     network, mean, std = classifier.network, classifier.normalise.mean, classifier.normalise.std
     optimizer = build_optimizer(cfg["optim"], list(network.parameters()))
     autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg["trainer"]["precision"] == "bf16-mixed")
-    pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # contiguous, as from ToTensor
+    pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # as ToTensor returns them
     times = []
     for pair in pairs:
         torch.cuda.synchronize() if torch.cuda.is_available() else None
@@ -137,5 +137,8 @@ def _time_bare_loop(cfg: dict[str, Any], sets: Splits, batches: list[Any], setti
 
 
 def _seconds_per_step(times: list[float]) -> float:
-    """Mean seconds of a step, without the first (warm-up). Slow steps, such as those that save a checkpoint, count."""
+    """Return the mean seconds per step, without the first step (warm-up).
+
+    Slow steps, such as those that save checkpoints, are included.
+    """
     return (times[-1] - times[1]) / (len(times) - 2)

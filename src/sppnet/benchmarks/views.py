@@ -1,4 +1,4 @@
-"""Times a test in many views: pooled from one feature map per scale, against crops of the image (group `views`)."""
+"""Times multi-view testing: views pooled from one feature map per scale, against crops of the image (group `views`)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sppnet.models.network import SPPNet
 from sppnet.training.multi_view import Scorer
 
 SIZE, ASPECT = 224, 4 / 3
-BATCHES = (1, 4)  # photographs per batch; each alternative runs with the faster one
+BATCHES = (1, 4)  # photographs per batch; `map` and `image` each use whichever is faster
 
 
 @torch.no_grad()
 def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `views`."""
+    """Yield the rows of the group `views`."""
     network = build_paper_network(setting.quick).to(setting.device)
     for name in ("ten", "multi"):
         cfg = compose_config("train", [f"views={name}"])["views"]
@@ -61,7 +61,7 @@ def _scorer(network: SPPNet, cfg: dict[str, Any], source: str) -> Scorer:
 
 
 def _photographs(scorer: Scorer, count: int, setting: Setting) -> list[Tensor]:
-    """One batch of random photographs per scale."""
+    """Return one batch of random photographs per scale."""
     sides = scorer.views.sides(SIZE)
     return [torch.rand(count, 3, side, round(side * ASPECT), device=setting.device) for side in sides]
 
@@ -76,7 +76,7 @@ def _best_batch_size(scorer: Scorer, setting: Setting) -> int:
 
 
 def _multiply_adds(scorer: Scorer) -> float:
-    """Multiply-adds for one photograph."""
+    """Return the number of multiply-adds for one photograph."""
     backbone, total = copy.deepcopy(scorer.network.backbone).to("meta"), 0.0
     for side in scorer.views.sides(SIZE):
         height, width = side, round(side * ASPECT)
@@ -84,7 +84,6 @@ def _multiply_adds(scorer: Scorer) -> float:
         shape = (1, 3, height, width) if scorer.field is not None else (windows, 3, SIZE, SIZE)
         with FlopCounterMode(display=False) as counter:
             backbone(torch.empty(shape, device="meta"))
-        total += 2 * (
-            counter.get_total_flops() / 2 + windows * count_head_multiply_adds(scorer.network)
-        )  # plain and mirrored
+        # twice, because each view is scored both plain and mirrored
+        total += 2 * (counter.get_total_flops() / 2 + windows * count_head_multiply_adds(scorer.network))
     return total

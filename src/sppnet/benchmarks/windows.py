@@ -1,7 +1,7 @@
 """Times 2,000 windows of one photograph: pooled from one feature map, against R-CNN's crops (group `windows`).
 
-As in section 4 of the paper, the shorter side of the image is 688 pixels. The ratio of multiply-adds is the speedup
-that would be possible.
+As in section 4 of the paper, the shorter side of the image is 688 pixels. The speedup is compared with the ratio of
+multiply-adds.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from sppnet.training.multi_view import map_windows
 
 BINS = (6, 3, 2, 1)
 COUNT = 2000
-SHORT, LONG = 688, 917  # 4:3
-SAMPLE = 32  # crops that are timed; the time is scaled up to all windows
+SHORT, LONG = 688, 917  # sides of the photograph in pixels, an aspect ratio of 4:3
+SAMPLE = 32  # number of crops that are timed; their time is scaled up to all windows
 
 
 def build_paper_network(quick: bool = False) -> SPPNet:
-    """ZF-5 with 50 bins and two fully connected layers of 4,096 units; with `quick` a tiny one."""
+    """Build ZF-5 with 50 bins and two fully connected layers of 4,096 units, or a tiny network if `quick`."""
     overrides = ["backbone=tiny", "head.hidden=[64]"] if quick else ["backbone=zf5", "head.hidden=[4096,4096]"]
     cfg = compose_config("train", [*overrides, "head.bins=[6,3,2,1]"])
     return build_network(cfg["backbone"], cfg["head"], 20).eval()
 
 
 def random_windows(height: int, width: int, count: int = COUNT) -> list[Window]:
-    """Windows of any size from 40 pixels up and any aspect ratio, like region proposals. Always the same."""
+    """Return random windows with sides of at least 40 pixels, like region proposals.
+
+    Every call returns the same windows.
+    """
     generator = torch.Generator().manual_seed(0)
     sides = 40 + torch.rand(count, 2, generator=generator) ** 2 * (torch.tensor([height, width]) - 40)
     corners = torch.rand(count, 2, generator=generator) * (torch.tensor([height, width]) - sides)
@@ -47,7 +50,7 @@ def random_windows(height: int, width: int, count: int = COUNT) -> list[Window]:
 
 @torch.no_grad()
 def measure(setting: Setting) -> Iterator[Row]:
-    """Rows of the group `windows`."""
+    """Yield the rows of the group `windows`."""
     device = setting.device.type
     network = build_paper_network(setting.quick).to(setting.device)
     height, width, count = (300, 400, 64) if setting.quick else (SHORT, LONG, COUNT)
@@ -61,7 +64,8 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 
 def _compare_pooling(maps: Tensor, boxes: Tensor, device: str) -> Row:
-    # Right and bottom of roi_pool are inclusive. Its bins equal the adaptive rule's except for the rounding of edges.
+    # roi_pool treats right and bottom as inclusive. Its bins equal those of the adaptive rule, apart from the rounding
+    # of their edges.
     inclusive = torch.cat([boxes[:, :3], boxes[:, 3:] - 1], 1).to(maps)
 
     def level_by_level() -> Tensor:
@@ -110,7 +114,7 @@ def _compare_networks(
 
 
 def _multiply_adds(network: SPPNet, image: Tensor, windows: int, fc: bool) -> float:
-    """Multiply-adds of the convolutions for `image` and, with `fc`, of the fully connected layers for all windows."""
+    """Return the multiply-adds of the convolutions on `image` and, if `fc`, of the head's layers for all windows."""
     with FlopCounterMode(display=False) as counter:
         copy.deepcopy(network.backbone).to("meta")(image.to("meta"))
     convolutions = float(counter.get_total_flops()) / 2
@@ -118,5 +122,5 @@ def _multiply_adds(network: SPPNet, image: Tensor, windows: int, fc: bool) -> fl
 
 
 def count_head_multiply_adds(network: SPPNet) -> float:
-    """Multiply-adds of the fully connected layers per window."""
+    """Return the multiply-adds of the fully connected layers per window."""
     return float(sum(m.in_features * m.out_features for m in network.head.modules() if isinstance(m, nn.Linear)))

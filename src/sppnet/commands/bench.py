@@ -1,4 +1,4 @@
-"""`sppnet bench`: the speed of sppnet on this machine, against the usual alternatives."""
+"""`sppnet bench`: measure the speed of sppnet on this machine against the usual alternatives."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from sppnet.runs.provenance import code_state, machine, packages
 if TYPE_CHECKING:
     from sppnet.benchmarks.measurement import Row, Setting
 
-GROUPS = {  # name: module and function of sppnet.benchmarks, what is measured
+GROUPS = {  # group name: module and function in sppnet.benchmarks, and what they measure
     "layer": ("pooling_layer", "measure", "the pyramid pooling layer"),
     "loading": ("loading", "measure", "from JPEG to a batch of crops"),
-    "views": ("views", "measure", "a test in ten and in 96 views"),
+    "views": ("views", "measure", "a test with ten views and with 96"),
     "windows": ("windows", "measure", "2,000 windows of one photograph"),
     "step": ("training_step", "measure", "a training step under the Trainer"),
-    "throughput": ("throughput", "measure", "images a second on a GPU"),
+    "throughput": ("throughput", "measure", "images per second on a GPU"),
     "compile": ("compiled", "measure", "several sizes under torch.compile"),
     "start": ("startup", "measure_startup", "the time to the first training step"),
     "sweep": ("startup", "measure_sweep", "a sweep on one machine"),
@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def bench(job: Job) -> None:
-    """Measure, print the table, and write it to the folder `output`.
+    """Run the benchmarks, print their table and write it to the folder `output`.
 
     Raises:
         UserError: a value is not allowed, the accelerator or the photographs are missing, or `output` is not writable.
@@ -66,10 +66,10 @@ def bench(job: Job) -> None:
     cfg = dict(job.cfg)
     own = schema.take_own_keys(cfg, RULES)
     if cfg:
-        raise UserError(f"unknown key {next(iter(cfg))}; sppnet bench has {', '.join(RULES)}")
+        raise UserError(f"unknown key {next(iter(cfg))}; the keys of sppnet bench are {', '.join(RULES)}")
     output = None if own["output"] is None else Path(own["output"]).expanduser()
     if output is not None:
-        check_writable(output)  # before minutes of measuring
+        check_writable(output)  # fail before minutes of measuring
     import torch
 
     gpu = torch.cuda.is_available()
@@ -89,7 +89,7 @@ def bench(job: Job) -> None:
             for row in _measure(group, setting):
                 rows.append(row)
                 print(f"sppnet bench: {row.what}: {_format_value(row)}", file=sys.stderr, flush=True)
-                if output is not None:  # after every row: an interrupted measurement keeps what it has
+                if output is not None:  # after every row, so that an interrupted benchmark keeps its rows
                     _write(output, f"{name}.partial", rows, own["threads"], time.monotonic() - began, device.type)
         seconds = time.monotonic() - began
         if output is not None and rows:  # only a complete result replaces an older one
@@ -108,19 +108,23 @@ def _measure(group: str, setting: Setting) -> Iterator[Row]:
 
 
 def _photographs(typed: str | None, scratch: Path) -> dict[str, Path]:
-    """The folder of photographs, by its name: the typed one, `$SPPNET_DATA/caltech20`, or scikit-learn's two images."""
+    """Return the folder of photographs, keyed by its name.
+
+    It is the folder that the user typed, else `$SPPNET_DATA/caltech20`, else one with crops of scikit-learn's two
+    photographs.
+    """
     default = Path(os.environ.get("SPPNET_DATA", ""), "caltech20")
     if typed is None and not (os.environ.get("SPPNET_DATA") and default.is_dir()):
         from sppnet.benchmarks.loading import write_sample_photographs
 
         print(
-            "sppnet bench: no photographs (photographs=FOLDER); using crops of the two that come with scikit-learn",
+            "sppnet bench: photographs=FOLDER is not set; using crops of the two photographs in scikit-learn",
             file=sys.stderr,
         )
         return {"scikit-learn": write_sample_photographs(scratch / "two")}
     folder = default if typed is None else Path(typed).expanduser()
     if not folder.is_dir() or not any(folder.glob("*/*.jpg")):
-        raise UserError(f"photographs={folder} must be a folder of CLASS/IMAGE.jpg")
+        raise UserError(f"photographs={folder} must be a folder of CLASS/IMAGE.jpg files")
     return {folder.name: folder.resolve()}
 
 
@@ -159,7 +163,7 @@ def _build_table(rows: Sequence[Row]) -> Table:
 
 
 def _describe_machine(device: str, threads: int, seconds: float) -> str:
-    """One line below the table: machine, package versions, commit, date and duration."""
+    """Return the line below the table: machine, package versions, commit, date and duration."""
     here, versions = machine(), packages()
     card = f", {', '.join(here['gpus'])}" if device == "cuda" else ""
     installed = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
@@ -173,7 +177,7 @@ def _describe_machine(device: str, threads: int, seconds: float) -> str:
 
 
 def _write(folder: Path, name: str, rows: Sequence[Row], threads: int, seconds: float, device: str) -> None:
-    """Write `NAME.json` with every detail, and `NAME.md` with the table."""
+    """Write `NAME.json` with all details and `NAME.md` with the table."""
     folder.mkdir(parents=True, exist_ok=True)
     versions = {package: packages().get(package) for package in PACKAGES}
     record: dict[str, Any] = {

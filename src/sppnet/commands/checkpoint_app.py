@@ -1,8 +1,8 @@
-"""Compose a command's configuration over that of a trained run (`checkpoint=RUN_DIR_OR_FILE`).
+"""Compose a command's configuration on top of a trained run's configuration (`checkpoint=RUN_DIR_OR_FILE`).
 
-The run's overrides are replayed before the typed ones, so that `views=full` or `data=folder` mean what they mean in
-training. `sppnet.runs.from_checkpoint` then applies what the typed overrides change to the configuration that the run
-stored.
+The run's overrides are replayed before the typed ones, so that `views=full` or `data=folder` mean the same as in
+training. `sppnet.runs.from_checkpoint` then applies the changes from the typed overrides to the configuration that
+the run stored.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def run(
     own: Sequence[str],
     may_change: Sequence[str],
 ) -> None:
-    """Compose `conf/COMMAND.yaml` over the run that `checkpoint=` names and call `run_command` with the network.
+    """Compose `conf/COMMAND.yaml` on top of the run that `checkpoint=` names, and call `run_command` with its network.
 
     Args:
         command: the name of the command and of its primary configuration file.
         words: the command line after the command.
         run_command: the body of the command.
-        own: top-level keys that only the command has; `run_command` checks their values.
-        may_change: keys and sections in which the command may differ from the run.
+        own: top-level keys that only this command has; `run_command` checks their values.
+        may_change: keys and sections that the command may change.
 
     Raises:
-        UserError: the checkpoint does not exist or is not one of sppnet's, or a key outside `may_change` differs.
+        UserError: the checkpoint does not exist or was not written by sppnet, or a key outside `may_change` differs.
     """
     words = hydra_app.normalise(command, words)
     checkpoint = named_checkpoint(words)
@@ -48,8 +48,8 @@ def run(
 
 
 def named_checkpoint(words: Sequence[str]) -> str | None:
-    """The value of `checkpoint=` on a command line.
+    """Return the value of `checkpoint=` on a command line.
 
-    None if there is none, if it is `null`, or if a sweep gives several (each job of the sweep then has its own).
+    None if the key is missing or `null`, or if a sweep gives several values (each job of the sweep then has its own).
     """
     return overrides.last_value("checkpoint", words)

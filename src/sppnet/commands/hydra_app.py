@@ -1,8 +1,8 @@
-"""Compose a command's configuration with Hydra and run the command on it, as a plain, resolved dict.
+"""Compose a command's configuration with Hydra and call the command with it as a plain, resolved dict.
 
-Hydra only composes; the job runs after `hydra.main` has returned. Hydra's error handling (several lines, exit code 1)
-and Lightning's detection of Hydra (which would restart ranks with a changed command line) then do not apply to it.
-Nothing here imports torch.
+Hydra only composes; the job runs after `hydra.main` has returned. So Hydra does not report the job's errors in its own
+format (several lines, exit code 1), and Lightning does not detect Hydra, which would make it launch the other ranks
+with a different command line. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from sppnet.errors import UserError
 from sppnet.studies.slurm_launcher import SlurmSweep
 from sppnet.studies.sweep import SweepJob
 
-SWEEPABLE = ("train", "transfer")  # the commands that a study runs as a sweep
+SWEEPABLE = ("train", "transfer")  # the commands that a study can run as a sweep
 
 
 @functools.cache
 def _scratch_directory() -> str:
-    """A directory for a sweep's multirun.yaml, which Hydra insists on writing; removed when the process ends."""
+    """Create a directory for the multirun.yaml that Hydra always writes for a sweep; it is removed at exit."""
     path = tempfile.mkdtemp(prefix="sppnet-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
@@ -48,10 +48,10 @@ OmegaConf.register_new_resolver("sppnet.scratch", _scratch_directory, replace=Tr
 
 
 def normalise(command: str, words: Sequence[str]) -> list[str]:
-    """Rewrite a command line for Hydra and use its `--config-dir` from now on.
+    """Rewrite a command line for Hydra and make its `--config-dir` the current one.
 
     Raises:
-        UserError: an unknown option, or a word that is not an override.
+        UserError: an option is unknown, or a word is not an override.
     """
     option_files.use_config_dir(words)
     return overrides.normalise(command, words)
@@ -59,15 +59,15 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Composed:
-    """What Hydra composed for one job.
+    """A configuration that Hydra composed for one job.
 
     Attributes:
         cfg: the configuration, not yet resolved.
-        task_overrides: the overrides of the job, those replayed from a run first.
+        task_overrides: the job's overrides, starting with those replayed from a run.
         sweeper_overrides: the overrides of `hydra.sweeper`.
         in_sweep: whether the job belongs to a sweep.
-        slurm_options: the launcher's options if the job is to be submitted to SLURM on its own; None otherwise.
-        problem: the problem with a study that was typed without `-m`; empty if there is none.
+        slurm_options: the launcher's options if this is a single job for SLURM; None otherwise.
+        problem: the error message if a study was typed without `-m`; empty otherwise.
     """
 
     cfg: DictConfig
@@ -79,23 +79,23 @@ class _Composed:
 
 
 def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], replayed: int = 0) -> None:
-    """Compose `conf/COMMAND.yaml` with the command line and call `run_command` on the result (or sweep, under `-m`).
+    """Compose `conf/COMMAND.yaml` with the command line and call `run_command` with the result, or sweep with `-m`.
 
     Args:
         command: the name of the command and of its primary configuration file.
         words: the command line after the command.
         run_command: the body of the command.
-        replayed: how many of the overrides come from a run. The user did not type them and is not warned of them.
+        replayed: how many of the overrides come from a run. The user did not type them, so they cause no warnings.
 
     Raises:
-        UserError: an option, a key or a value that Hydra does not accept, as one line.
+        UserError: Hydra does not accept an option, a key or a value. The message is one line.
     """
     words = normalise(command, words)
     composed: list[_Composed] = []
 
     def task(cfg: DictConfig) -> None:
         composed.append(_describe(command, words, replayed, cfg))
-        # Only a launcher that is not ours (joblib) calls this function for a job of a sweep, in its worker.
+        # Only a third-party launcher (joblib) calls this function for a job of a sweep, in a worker process.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             option_files.use_config_dir(words)
             start()
@@ -104,15 +104,15 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], 
         while composed:
             _start(command, replayed, composed.pop(), run_command)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through; `sppnet.cli` prints them
-    sys.argv[1:] = words  # where Hydra reads the command line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra pass on exceptions, which `sppnet.cli` prints
+    sys.argv[1:] = words  # Hydra reads the command line from there
     try:
         hydra.main(version_base="1.3", config_path=str(option_files.root() / "conf"), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(compose.explain(error, command)) from error
-    except UserError:  # a ValueError, too, but raised by one of our launchers
+    except UserError:  # raised by our launchers; a subclass of ValueError
         raise
-    except (ValueError, TypeError) as error:  # Hydra's reaction to a list or a number where a group needs a name
+    except (ValueError, TypeError) as error:  # raised by Hydra if a group gets a list or number, not a name
         if problem := option_files.unnamed_option(words):
             raise UserError(problem) from error
         raise
@@ -136,7 +136,7 @@ def _describe(command: str, words: Sequence[str], replayed: int, cfg: DictConfig
 
 
 def _start(command: str, replayed: int, composed: _Composed, run_command: Callable[[Job], None]) -> None:
-    """Submit the job to SLURM if its launcher says so; otherwise run it here."""
+    """Submit the job if its launcher is the SLURM launcher; otherwise run it here."""
     typed = composed.task_overrides[replayed:]
     if composed.problem:
         raise UserError(composed.problem)
@@ -151,10 +151,10 @@ def _start(command: str, replayed: int, composed: _Composed, run_command: Callab
 
 
 def _resolved(node: Any) -> list[str]:
-    """The overrides of `node` with their interpolations resolved.
+    """Return the overrides in `node` with their interpolations resolved.
 
-    An override whose interpolation cannot be resolved here stays as it is: `${.val}` is relative to its own key, and
-    `to_plain` refuses what leads nowhere.
+    An override whose interpolation cannot be resolved here is kept as it is: `${.val}` is relative to its own key, and
+    `to_plain` reports interpolations of missing keys.
     """
     words = OmegaConf.to_container(node, resolve=False)
     assert isinstance(words, list)
@@ -165,13 +165,13 @@ def _resolved(node: Any) -> list[str]:
 
 
 def _set_show_traceback(cfg: DictConfig, typed: list[str] | None) -> None:
-    """Obey `debug.traceback`; in a command that starts from a run, only if the user typed it (`typed` is not None)."""
+    """Apply `debug.traceback`; in a command that starts from a run (`typed` is not None), only if the user typed it."""
     if typed is None or any(word.lstrip("+").startswith(("debug", "experiments=")) for word in typed):
         errors.show_traceback = OmegaConf.select(cfg, "debug.traceback") is True
 
 
 def _slurm_options() -> dict[str, Any] | None:
-    """The options of the SLURM launcher, which also takes a single job; None with any other launcher."""
+    """Return the options of the SLURM launcher, which also accepts a single job; None for any other launcher."""
     launcher = HydraConfig.get().launcher
     if not str(launcher.get("_target_", "")).endswith(".SlurmLauncher"):
         return None
@@ -179,18 +179,18 @@ def _slurm_options() -> dict[str, Any] | None:
 
 
 def _missing_multirun(typed: list[str]) -> str:
-    """The problem with a sweep that was typed without `-m`: it would train one network and vary nothing."""
+    """Return the error message for a sweep typed without `-m`, which would train one network and vary nothing."""
     sweeper = HydraConfig.get().sweeper
     study = next((word for word in typed if word.startswith("experiments=")), None)
     rows, axes = sweeper.get("rows"), sweeper.get("params")
     if not study or not (rows or axes):
         return ""
-    one_row = f"; hydra.sweeper.only=[{next(iter(rows))}] selects a row of it" if rows else ""
+    one_row = f"; hydra.sweeper.only=[{next(iter(rows))}] selects a single row" if rows else ""
     return f"{study} is a sweep: start it with -m{one_row}"
 
 
 def _warn_of_keys_without_effect(cfg: dict[str, Any], typed: list[str], more: dict[str, str]) -> None:
-    """Warn of typed values that have no effect; defaults may have none, as `optim.schedule.factor` does."""
+    """Warn about typed values without effect. Defaults without effect (as of `optim.schedule.factor`) are fine."""
     keys = {word.lstrip("+").partition("=")[0] for word in typed}
     for key, setting in (schema.keys_without_effect(cfg) | more).items():
         if key in keys:

@@ -1,4 +1,4 @@
-"""`sppnet models`: feature map sizes, parameters and multiply-adds of every backbone."""
+"""`sppnet models`: print feature map sizes, parameters and multiply-adds of every backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def models(job: Job) -> None:
-    """Print a row for every option of the group `backbone`.
+    """Print one row per option of the group `backbone`.
 
     Raises:
         UserError: a size is not allowed, or is too small for a backbone.
@@ -58,7 +58,9 @@ def _rows(sizes: Sequence[int]) -> Iterator[list[str]]:
                     height, width = map_size(trunk, size, size)
                 except UserError:
                     least = smallest_input(trunk)
-                    raise UserError(f"sizes.test: {size} is too small for {name}; the smallest is {least}") from None
+                    raise UserError(
+                        f"sizes.test: {size} is too small for {name}; the smallest size is {least}"
+                    ) from None
                 with FlopCounterMode(display=False) as counter:
                     trunk(torch.empty(1, 3, size, size, device="meta"))
                 columns += [f"{height}x{width}", f"{counter.get_total_flops() / 2e9:.2f}"]

@@ -1,4 +1,4 @@
-"""`sppnet predict checkpoint=RUN_DIR_OR_FILE input=FILE_OR_FOLDER`: the likeliest classes of images of any size."""
+"""`sppnet predict checkpoint=RUN_DIR_OR_FILE input=FILE_OR_FOLDER`: classify images of any size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sppnet.prediction.predictor import Predictor
 
 OWN = {"input": TEXT, "output": or_null(TEXT), "top": whole(1), "draw": either(FLAG, TEXT)}
-NOT_FOR_PREDICTION = {"trainer.limit_batches"}  # limits training and tests; prediction takes every image
+NOT_FOR_PREDICTION = {"trainer.limit_batches"}  # limits training and tests; prediction uses every image
 LOADING = ("data.batch_size", "data.workers")
 MAY_CHANGE = (
     *("views", "sizes.test", *LOADING, "debug", "force"),
@@ -38,10 +38,10 @@ def main(words: Sequence[str]) -> None:
 
 
 def predict(trained: TrainedNetwork) -> None:
-    """Print the likeliest classes of every image; write them to `output` and draw them to `draw`.
+    """Print the likeliest classes of every image, write them to `output` and save plots to `draw`.
 
     Raises:
-        UserError: a wrong value; nothing was written.
+        UserError: a value is not allowed; nothing was written.
         RunFailed: no image could be read.
     """
     own = schema.take_own_keys(trained.cfg, OWN)
@@ -54,7 +54,7 @@ def predict(trained: TrainedNetwork) -> None:
 
     check_job(cfg)
     plot_writer = _build_plot_writer(cfg, plots) if plots else None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half-written files are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises, so that half-written files are removed
     with JsonLines(own["output"]) as lines:
         _predict(cfg, trained, images, own["top"], lines, plot_writer)
     if lines.path is not None:
@@ -105,7 +105,7 @@ def _predict(
 
 
 def _prediction_config(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
-    """The configuration to predict with: one device, one size, and whole images unless views were typed."""
+    """Return the configuration for prediction: one device, one size, and whole images unless `views` was typed."""
     sizes = cfg["sizes"]["test"]
     if "sizes.test" in typed and isinstance(sizes, list) and len(sizes) > 1:
         raise UserError(f"sizes.test={sizes} is not allowed: predict takes one size, such as [{sizes[0]}]")
@@ -127,14 +127,14 @@ def _prediction_config(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[s
 
 
 def _build_plot_writer(cfg: Mapping[str, Any], plots: PlotPaths) -> PlotWriter:
-    """Build what plots the predictions; it needs the receptive field of the backbone.
+    """Build the plot writer, which needs the backbone's receptive field.
 
     Raises:
-        UserError: the receptive field is unknown, or the network sees an image in several views.
+        UserError: the receptive field is unknown, or the network sees several views of each image.
     """
     if cfg["views"]["fit"] == "windows":
         raise UserError(
-            f"draw needs a single view of each image, and views={cfg['views']['name']} has several; use views=full,"
+            f"draw needs a single view of each image, but views={cfg['views']['name']} has several; use views=full,"
             " center or warp"
         )
     from sppnet.models.network import build_backbone
@@ -151,7 +151,7 @@ def _build_plot_writer(cfg: Mapping[str, Any], plots: PlotPaths) -> PlotWriter:
 
 
 def _check_pooling(cfg: Mapping[str, Any], predictor: Predictor) -> None:
-    """Raise UserError unless the bins of the network's pooling are known."""
+    """Raise UserError if the bins of the network's pooling are unknown or do not add up to its output."""
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import map_size, on_meta
     from sppnet.prediction.attribution import check_pooling

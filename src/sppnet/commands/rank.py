@@ -1,8 +1,8 @@
-"""The further processes of a run on several devices; they take no lock and write no status.
+"""The additional processes of a run on several devices; they take no lock and write no status.
 
-Lightning starts `sppnet rank RUN_DIR` for every further process of a machine. It takes the configuration from the run
-directory and ends when the first process ends. SLURM starts the tasks of a job alike (`sppnet train`); all but the
-first call `join`.
+On each machine, Lightning starts `sppnet rank RUN_DIR` for every process after the first. That process reads the
+configuration from the run directory and ends when the first process ends. SLURM starts all tasks of a job with the
+same command (`sppnet train`), and every task except the first calls `join`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from sppnet.slurm import job
 from sppnet.storage.files import write_text
 
 PR_SET_PDEATHSIG = 1
-POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0  # how often, and how long, a task waits for the first task of its job
+POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0  # a task's polling interval and limit when it waits for the first task
 
 
 def main(words: Sequence[str]) -> None:
-    """Train as a further process of the run in the directory `words[0]`."""
+    """Train as an additional process of the run in the directory `words[0]`."""
     if len(words) != 1 or "LOCAL_RANK" not in os.environ:
         raise UserError("`sppnet rank` is started by `sppnet train trainer.devices=N`, not by hand")
-    if sys.platform == "linux":  # or this process would wait in a collective for ever if the first one is killed
+    if sys.platform == "linux":  # otherwise a collective would wait forever if the first process were killed
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     run = Run(Path(words[0]))
@@ -49,10 +49,10 @@ def main(words: Sequence[str]) -> None:
 
 
 def join(planned: PlannedRun, overrides: list[str]) -> None:
-    """Train as a further task of a SLURM job, once the job's first task holds the run directory.
+    """Train as an additional task of a SLURM job, once the job's first task holds the run directory.
 
     Raises:
-        RunFailed: the first task does not begin within `WAIT_SECONDS`.
+        RunFailed: the first task does not start within `WAIT_SECONDS`.
     """
     run, slurm_job = planned.run, slurm_fields()["slurm"]
     for _ in range(int(WAIT_SECONDS / POLL_SECONDS)):
@@ -60,10 +60,10 @@ def join(planned: PlannedRun, overrides: list[str]) -> None:
         if status.get("state") == "running" and status.get("slurm") == slurm_job:
             break
         if planned.result is not None and not planned.cfg["force"]:
-            return  # the run is done; the first task finds the same
+            return  # the run is done; the first task returns, too
         time.sleep(POLL_SECONDS)
     else:
-        raise RunFailed(f"task {job.rank()}: the job's first task has not begun within {WAIT_SECONDS:.0f} s")
+        raise RunFailed(f"task {job.rank()}: the job's first task did not start within {WAIT_SECONDS:.0f} s")
     from sppnet.training.checkpointing import Preempted
     from sppnet.training.trainer import fit, prepare
 

@@ -1,4 +1,4 @@
-"""`sppnet report [experiments=NAME | study=NAME]`: table and figure of one study, or of all, from run directories."""
+"""`sppnet report [experiments=NAME | study=NAME]`: write the table and figure of one study or of all."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Report:
     """The report of one study, before it is written.
 
     Attributes:
-        summary: the numbers.
-        figure: an SVG; None if there is nothing to draw.
+        summary: the table as text.
+        figure: the figure as SVG; None if there is nothing to draw.
         runs: the folder of the study's runs.
-        folder: where the report goes.
-        files: the content of each file by its name.
+        folder: the folder that the report is written to.
+        files: the content of each file, by file name.
     """
 
     summary: Summary
@@ -55,10 +55,10 @@ def main(words: Sequence[str]) -> None:
 
 
 def report(job: Job) -> None:
-    """Print each study's table and write it with its figure; LaTeX and an HTML page with `latex=true`, `html=true`.
+    """Print each study's table and write it with its figure; `latex=true` adds LaTeX, `html=true` an HTML page.
 
     Raises:
-        UserError: no run is done, files of other runs would be replaced, or a folder cannot be written to.
+        UserError: no run is done, files from different runs would be replaced, or a folder cannot be written to.
     """
     own = schema.take_own_keys(job.cfg, OWN)
     schema.take_own_keys({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
@@ -92,7 +92,7 @@ def report(job: Job) -> None:
 
 
 def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) -> list[Report]:
-    """The reports of all studies; nothing is written yet."""
+    """Build the reports of all studies without writing anything."""
     from sppnet.report.collect import build_tables
     from sppnet.report.figures import draw_svg  # imports matplotlib
     from sppnet.report.summary import Summary
@@ -103,20 +103,23 @@ def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) 
     names = Counter(table.name for _, table in study_tables)
     reports = []
     for study, table in study_tables:
-        # an experiments file may have been started in several folders
+        # the same experiments file may have been run in several folders
         name = f"{study.folder.name}_{table.name}" if names[table.name] > 1 else table.name
         summary = Summary(replace(table, name=name))
         folder = Path(own["output"]).expanduser() if own["output"] else default_folder(study)
         if not own["output"] and folder == RESULTS and not own["force"] and find_foreign_file(folder, summary.table):
             folder = study.folder / "report"
-            notice(f"{RESULTS} already has a report on {name} of other runs; force=true replaces it")
+            notice(f"{RESULTS} already has a report on {name} from different runs; force=true replaces it")
         figure = draw_svg(summary.table)
         reports.append(Report(summary, figure, study.folder, folder, _files(summary, figure, own["latex"])))
     return reports
 
 
 def _page_path(reports: Sequence[Report], output: str | None, runs: Path) -> Path:
-    """The path of the page of all studies: in `output`, or beside the report if all reports are of one folder."""
+    """Return the path of the HTML page: in `output`, else in a `report` folder.
+
+    That folder is in the folder of the runs if all reports share it, and in `runs` otherwise.
+    """
     if output:
         return Path(output).expanduser() / "index.html"
     folders = {report.runs for report in reports}
@@ -127,7 +130,7 @@ def _check_targets(reports: Sequence[Report], index: Path | None, own: Mapping[s
     """Check every target before anything is written.
 
     Raises:
-        UserError: a file of other runs would be replaced, or a folder cannot be written to.
+        UserError: a file from different runs would be replaced, or a folder cannot be written to.
     """
     for folder in dict.fromkeys([*(report.folder for report in reports), *([index.parent] if index else [])]):
         check_writable(folder)
@@ -142,24 +145,24 @@ def _check_targets(reports: Sequence[Report], index: Path | None, own: Mapping[s
     if index and is_foreign_page(index, [report.summary.table for report in reports], default):
         foreign.append(index)
     if foreign:
-        verb = "are" if len(foreign) > 1 else "is"
+        verb = "come" if len(foreign) > 1 else "comes"
         raise UserError(
-            f"{', '.join(map(str, foreign[:5]))} {verb} of other runs, so nothing was written; force=true replaces,"
-            " output=FOLDER writes elsewhere"
+            f"{', '.join(map(str, foreign[:5]))} {verb} from different runs, so nothing was written; force=true"
+            " replaces existing files, output=FOLDER writes elsewhere"
         )
 
 
 def _in_own_folder(report: Report, default: bool) -> bool:
-    """Whether a report goes to its study's `report` folder, where it may replace the last report."""
+    """Whether a report goes to its study's `report` folder, where it may replace an earlier report."""
     return default and report.folder == report.runs / "report"
 
 
 def _files(summary: Summary, figure: str | None, tex: bool) -> dict[str, str]:
-    """The content of each file of a report, by the file's name."""
+    """Return the content of each file of a report, by file name."""
     from sppnet.report.table_formats import latex, markdown, runs_csv, settings_csv
 
     name = summary.table.name
-    # NAME_runs.csv first: it tells which runs the other files are of if writing is interrupted
+    # NAME_runs.csv first: if writing is interrupted, it still records which runs the files belong to
     files = {f"{name}_runs.csv": runs_csv(summary), f"{name}.csv": settings_csv(summary)}
     if figure:
         files[f"{name}.svg"] = figure
@@ -169,7 +172,7 @@ def _files(summary: Summary, figure: str | None, tex: bool) -> dict[str, str]:
 
 
 def _show(summary: Summary) -> None:
-    """Print the table, and what is missing from it."""
+    """Print the table, and the results that are missing from it."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -178,15 +181,15 @@ def _show(summary: Summary) -> None:
     table = Table(title=Text(summary.table.name), title_justify="left", title_style="bold", box=box.SIMPLE)
     head, *rows = summary.main()
     for text in head:
-        table.add_column(Text(text), overflow="fold")  # a narrow terminal cuts nothing off
+        table.add_column(Text(text), overflow="fold")  # a narrow terminal wraps cells instead of cutting them off
     for i, row in enumerate(rows, start=1):
-        # Text, or rich would read a name such as `spp [eb2d09e622]` as markup
+        # Text, because rich would parse a name such as `spp [eb2d09e622]` as markup
         table.add_row(*(Text(cell, "bold" if summary.marked(i, j) else "") for j, cell in enumerate(row)))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 500
     Console(width=width, highlight=False).print(table)
     results = [result for row in summary.table.rows for result in row.results.values()]
     if summary.table.mixed:
-        notice(f"{summary.table.name}: {summary.table.mixed}, so none is marked as better than another")
+        notice(f"{summary.table.name}: {summary.table.mixed}, so no row is marked as better than another")
     elif formats := {format_mismatch(result.provenance.get("format")) for result in results} - {""}:
         notice(f"{summary.table.name}: its rows are {', '.join(formats)}")
     for line in summary.missing():
@@ -196,4 +199,4 @@ def _show(summary: Summary) -> None:
 def _nothing_done(studies: list[Study]) -> str:
     names = ", ".join(study.name for study in studies)
     has_others = any(study.points and any(study.folder.glob("*/summary.json")) for study in studies)
-    return f"nothing of {names} is done yet{'; its folder has runs outside its plan' if has_others else ''}"
+    return f"no run of {names} is done yet{'; the folder has runs that are not in the plan' if has_others else ''}"

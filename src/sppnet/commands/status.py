@@ -1,4 +1,4 @@
-"""`sppnet status [experiments=NAME | study=NAME]`: the state of every run of a study, read from the run directories."""
+"""`sppnet status [experiments=NAME | study=NAME]`: show the state of a study's runs, read from their directories."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from sppnet.studies.lookup import find_studies
 from sppnet.studies.status import RunStatus, run_status
 from sppnet.studies.study import Study, SweepPoint
 
-REFRESH_SECONDS = 3.0  # of watch=true
+REFRESH_SECONDS = 3.0  # refresh interval of watch=true
 COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "lost": "red", "preempted": "yellow"}
 OWN = ("watch",)
-LONG_TABLE = 60  # above this number of runs, the table leaves out those that are done or missing
+LONG_TABLE = 60  # with more runs than this, the table omits those that are done or missing
 
 
 def main(words: Sequence[str]) -> None:
@@ -36,10 +36,10 @@ def main(words: Sequence[str]) -> None:
 
 
 def status(job: Job) -> None:
-    """Print a table of each study; with `watch=true`, refresh it until Ctrl-C.
+    """Print a table for each study; with `watch=true`, refresh the tables until Ctrl-C.
 
     Raises:
-        UserError: there is no such study.
+        UserError: the study does not exist.
     """
     own = schema.take_own_keys(job.cfg, {"watch": FLAG})
     schema.take_own_keys({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
@@ -60,7 +60,7 @@ def _render(studies: list[Study]) -> RenderableType:
 
 
 def _render_study(study: Study) -> Iterator[RenderableType]:
-    """The study's line, and its table of runs if that has rows."""
+    """Yield the study's headline, then the table of its runs unless it has no rows."""
     unplanned = _unplanned_runs(study)
     # a study without a plan consists of the runs in its folder
     points, extra = (list(study.points), len(unplanned)) if study.points else (unplanned, 0)
@@ -84,7 +84,7 @@ def _render_study(study: Study) -> Iterator[RenderableType]:
 def _headline(study: Study, statuses: Sequence[tuple[SweepPoint, RunStatus]], extra: int) -> Text:
     counts = Counter[str](run.state for _, run in statuses)
     by_state = ", ".join(f"{counts[state]} {state}" for state in (*COLOURS, "missing") if counts[state]) or "none"
-    beside = f"; {extra} further run(s) that the study does not plan" if extra else ""
+    beside = f"; {extra} more run(s) that are not in the study's plan" if extra else ""
     features = len(list((study.folder / "transfer").glob("*.json")))
     transfer = f"; {features} transfer result(s)" if features else ""
     return Text.assemble(
@@ -93,13 +93,13 @@ def _headline(study: Study, statuses: Sequence[tuple[SweepPoint, RunStatus]], ex
 
 
 def _result(run: RunStatus) -> str:
-    """The first test metric, which is the one that best.ckpt follows."""
+    """Return the first test metric, which also selects best.ckpt."""
     metrics = (run.result or {}).get("metrics") or {}
     return next((f"{name.removeprefix('test/')} {value:.4f}" for name, value in metrics.items()), "")
 
 
 def _progress(run: RunStatus) -> tuple[str, str, str]:
-    """The columns step, steps/s and ends."""
+    """Return the cells of the columns step, steps/s and ends."""
     step, steps = run.status.get("step"), run.status.get("steps")
     if step is None or run.state in {"missing", "done"}:
         return "", "", ""
@@ -108,7 +108,7 @@ def _progress(run: RunStatus) -> tuple[str, str, str]:
 
 
 def _unplanned_runs(study: Study) -> list[SweepPoint]:
-    """The runs in the study's folder that its plan lacks, each with its first test."""
+    """Return the runs in the study's folder that are not in its plan, each with its first test."""
     planned = {point.run for point in study.points}
     unplanned = []
     for path in sorted(study.folder.glob("*/status.json")):

@@ -1,4 +1,4 @@
-"""`sppnet test checkpoint=RUN_DIR_OR_FILE`: test a trained network under its run's configuration and what is typed."""
+"""`sppnet test checkpoint=RUN_DIR_OR_FILE`: test a trained network with its run's configuration and overrides."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def main(words: Sequence[str]) -> None:
 
 
 def test(trained: TrainedNetwork) -> None:
-    """Print the test metrics of a checkpoint. Those of a run are kept in `RUN/tests` and read from there next time."""
+    """Print a checkpoint's test metrics. For a run, they are stored in `RUN/tests`, where later calls read them."""
     run = trained.run
-    cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # as in `score_run`
+    cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # as `score_run` does
     validate(cfg)
     for key in trained.typed_keys:
         if key.startswith(TRAINING_ONLY):
@@ -42,7 +42,7 @@ def test(trained: TrainedNetwork) -> None:
         print_result(run, result)
         return
     result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed_keys))
-    print_result(run, result)  # before it is written: the directory may be another user's and read-only
+    print_result(run, result)  # before writing, which fails if the directory is another user's and read-only
     if run:
         file = run.test_file(test_hash)
         file.parent.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def _checked_duplicates(result: Mapping[str, Any], cfg: Mapping[str, Any]) -> bo
 
 
 def _chose_data(typed: Iterable[str]) -> bool:
-    """Whether the user typed which data to test on."""
+    """Whether the user chose the data to test on."""
     own = {f"data.{key}" for key in OWN_KEYS}
     return any(key == "data" or (key.startswith("data.") and ".".join(key.split(".")[:2]) not in own) for key in typed)
 
@@ -69,7 +69,7 @@ def score_run(
     Args:
         cfg: the configuration to test with.
         weights: the checkpoint file.
-        name: what the record calls the weights.
+        name: the name of the weights in the record.
         images: the data set.
         chosen: whether the user chose the data (see `load_tested`).
     """

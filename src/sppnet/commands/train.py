@@ -1,7 +1,7 @@
-"""`sppnet train`: train the run that the configuration names, resume it, or show its result.
+"""`sppnet train`: train the run that the configuration describes, resume it, or show its result.
 
-The checks come in the order of their cost: names and values (no torch), the run's identity and whether its result
-exists, the network against its image sizes (torch, no Lightning). Then: lock, data, training, test.
+The cheapest checks come first: names and values (without torch), the run's identity and whether its result exists, and
+whether the network accepts its image sizes (with torch, without Lightning). Then come data, lock, training and test.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def train(job: Job) -> None:
-    """Train, resume or test the run of `job`; print the run directory and the test result last."""
+    """Train, resume or test the run that `job` describes, then print the run directory and the test result."""
     if slurm_job.restarts():
         job.cfg["force"] = False
     planned = plan_run(job.cfg)
@@ -57,27 +57,27 @@ def train(job: Job) -> None:
 
 
 def _test(planned: PlannedRun) -> None:
-    """Test a trained run at other sizes or with other views.
+    """Test a trained run at different sizes or with different views.
 
     Raises:
-        UserError: `trainer.limit_batches` would select other images here than in a run on several processes.
+        UserError: `trainer.limit_batches` would select different images than in a run on several processes.
     """
     from sppnet.commands.test import score_run
 
     if planned.cfg["trainer"]["limit_batches"] and world_size(planned.cfg) > 1:
         raise UserError(
-            f"{planned.run.path} was trained by several processes, and under trainer.limit_batches a single process"
-            f" tests other images; for other views or sizes use sppnet test checkpoint={planned.run.path}"
+            f"{planned.run.path} was trained by several processes, and with trainer.limit_batches a single process"
+            f" tests different images; for other views or sizes, use sppnet test checkpoint={planned.run.path}"
         )
     slurm_job.requeue_on_warning()
-    print(f"{planned.run.path} is trained; testing it with other views or sizes", flush=True)
+    print(f"{planned.run.path} is trained; testing it with different views or sizes", flush=True)
     result = score_run(planned.cfg, planned.run.best, "best", planned.images)
-    print_result(planned.run, result)  # before it is written: the directory may be another user's and read-only
+    print_result(planned.run, result)  # before writing, which fails if the directory is another user's and read-only
     write_json(planned.run.test_file(planned.test), result)
 
 
 def _train(planned: PlannedRun, job: Job) -> None:
-    """Check the network, lock the run directory, train from the run's last checkpoint, test."""
+    """Check the network, lock the run directory, train from the last checkpoint if there is one, and test."""
     run, cfg = planned.run, planned.cfg
     from sppnet.training.preflight import check_job  # imports torch
 
@@ -92,7 +92,7 @@ def _train(planned: PlannedRun, job: Job) -> None:
         if cfg["force"]:
             run.clear()
         if planned.result is not None:
-            return  # another process has finished the run in the meantime
+            return  # another process finished the run in the meantime
         for line in planned.images.notices():
             notice(line)
         print(f"{run.path}{' resumes from its last checkpoint' if run.has_checkpoint else ''}", flush=True)
@@ -108,11 +108,11 @@ def _train(planned: PlannedRun, job: Job) -> None:
 
 @contextlib.contextmanager
 def _status_file(run: Run) -> Iterator[None]:
-    """Write `running`, and how the work ended if it ended early, to `status.json`."""
+    """Write `running` to `status.json`, and the state and reason if the run ends early."""
     from sppnet.training.checkpointing import Preempted
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt  # during training `Checkpoints` handles the signal; at other times nothing is to save
+        raise KeyboardInterrupt  # during training, `Checkpoints` handles the signal; otherwise nothing needs saving
 
     previous_handler = signal.signal(signal.SIGTERM, interrupt)
     run.write_status("running", **slurm_fields())
@@ -126,7 +126,7 @@ def _status_file(run: Run) -> Iterator[None]:
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full
             run.write_status("failed", _last_line(error))
-        if isinstance(error, UserError):  # an unreadable file, say; the run has begun, so the exit code is 1
+        if isinstance(error, UserError):  # such as an unreadable file; the run has begun, so the exit code is 1
             raise RunFailed(str(error)) from None
         raise
     finally:
@@ -134,14 +134,14 @@ def _status_file(run: Run) -> Iterator[None]:
 
 
 def _write_preempted(run: Run, preempted: Preempted) -> str:
-    """Write the status of a stopped run and requeue its SLURM job if its time limit stopped it; return the message."""
+    """Write the status of a stopped run, requeue its SLURM job if the time limit stopped it, and return the message."""
     message = str(preempted)
     if preempted.number == slurm_job.WARNING and slurm_job.inside_slurm():
         run.write_status("queued", f"{preempted}; queued again")
         refusal = slurm_job.requeue()
         if refusal is None:
             return f"{preempted}; queued again"
-        message = f"{preempted}; SLURM does not queue it again: {refusal}"
+        message = f"{preempted}; SLURM refuses to queue it again: {refusal}"
     run.write_status("preempted", message)
     return f"{message}; the same command resumes it"
 
@@ -152,7 +152,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def _log_to_file(run: Run) -> None:
-    """Redirect the output of a sweep's job to its `log.txt`, as the launcher asks; the terminal shows the summary."""
+    """Redirect a sweep job's output to `log.txt` if the launcher asks for it; the terminal shows only the summary."""
     if os.environ.pop("SPPNET_JOB_LOG", None):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""`sppnet transfer`: a linear SVM on features of a network; prints one row of a study's comparison of features.
+"""`sppnet transfer`: fit a linear SVM to a network's features and add a row to the study's comparison of features.
 
-The checks come in the order of their cost: names and values (no torch), whether the row exists, the network against
-its image size. Then: features, SVM.
+The cheapest checks come first: names and values (without torch), whether the row exists, and whether the network
+accepts its image size. Then come the features and the SVM.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sppnet.transfer.task import FORMAT, MAY_CHANGE, OWN, Task, make_task, refus
 
 
 def main(words: Sequence[str]) -> None:
-    """Compose `conf/transfer.yaml`, over the trained run if `checkpoint=` names one."""
+    """Compose `conf/transfer.yaml`, on top of the trained run if `checkpoint=` names one."""
     if checkpoint_app.named_checkpoint(hydra_app.normalise("transfer", words)) is None:
         hydra_app.run("transfer", words, _transfer_backbone)
     else:
@@ -35,7 +35,10 @@ def main(words: Sequence[str]) -> None:
 def _transfer_backbone(job: Job) -> None:
     """Evaluate `backbone` with `backbone.weights`, without a run."""
     if (checkpoint := job.cfg.pop("checkpoint")) is not None:
-        raise UserError(f"checkpoint={checkpoint} must be typed: its run is read before the configuration is composed")
+        raise UserError(
+            f"checkpoint={checkpoint} must be given on the command line: the run is read before the configuration is"
+            " composed"
+        )
     refuse_ineffective(job.overrides)
     transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])
 
@@ -45,11 +48,11 @@ def _transfer_trained(trained: TrainedNetwork) -> None:
 
 
 def transfer(task: Task, typed: Sequence[str]) -> None:
-    """Print the task's row, computed unless it is stored, among all rows that it can be compared with."""
+    """Print the task's row with all comparable rows; compute it unless it is stored."""
     images = build_images_from_config(task.cfg)
     warn_ineffective(task, images, typed)
     identity = task.identity(images)
-    protocol = check_protocol(task, images)  # of a stored row, too: `data.duplicates` is not part of its identity
+    protocol = check_protocol(task, images)  # for a stored row, too: `data.duplicates` is not part of its identity
     for line in images.notices():
         notice(line)
     folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"
@@ -101,7 +104,7 @@ def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
 
 
 def _describe(task: Task, length: int) -> dict[str, Any]:
-    """The columns of the printed table that name the row."""
+    """Return the columns of the printed table that identify the row."""
     layer, cfg = task.own["layer"], task.cfg
     bins = task.layer.get("bins")
     network = cfg["backbone"].get("name") or "net"
@@ -121,10 +124,10 @@ def _describe(task: Task, length: int) -> dict[str, Any]:
 
 
 def _warn_of_meaningless_figures(task: Task, images: ImageSet) -> None:
-    """Warn of random weights, and of test images that the network was trained on."""
+    """Warn about random weights, and about test images that the network was trained on."""
     if task.trained is None:
         if task.cfg["backbone"].get("weights") is None:
-            notice("warning: backbone.weights is null: these are features of random weights")
+            notice("warning: backbone.weights is null, so these are features of random weights")
         return
     from sppnet.transfer.extractor import load_checkpoint_metadata  # imports torch
 
@@ -132,7 +135,7 @@ def _warn_of_meaningless_figures(task: Task, images: ImageSet) -> None:
     own_parts = task.own_parts(images) is not None or (images.multilabel and same_split)
     if load_checkpoint_metadata(task.trained)["fingerprint"] == images.fingerprint() and not own_parts:
         name = task.cfg["data"]["name"]
-        notice(f"warning: the network was trained on images of data={name} that are tested here")
+        notice(f"warning: the network was trained on some of the test images of data={name}")
 
 
 def _write(file: Path, row: Mapping[str, Any]) -> None:
@@ -140,5 +143,5 @@ def _write(file: Path, row: Mapping[str, Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, row)
     except OSError as error:
-        print(*format_rows(row, [row]), sep="\n")  # or the computed row would be lost
+        print(*format_rows(row, [row]), sep="\n")  # otherwise the computed row would be lost
         raise UserError(f"paths.runs: {file.parent} cannot be written to: {error.strerror}") from None

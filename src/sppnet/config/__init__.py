@@ -1,6 +1,6 @@
-"""From option files and overrides to a checked configuration. Nothing here imports torch.
+"""Turn option files and overrides into a checked configuration. Nothing here imports torch.
 
-`option_files` finds the files under `conf/`, `overrides` prepares the command line for Hydra, `compose` turns overrides
-into a configuration, `schema` checks its names and values with the rules of `validators`, and `instantiate` builds the
-classes that it names.
+`option_files` finds the files under `conf/`, `overrides` prepares the command line for Hydra, and `compose` turns
+overrides into a configuration. `schema` checks its keys and values with the rules in `validators`, and `instantiate`
+builds objects of the classes that it names. `merge` applies overrides to the stored configuration of a run.
 """

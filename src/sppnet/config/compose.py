@@ -1,4 +1,4 @@
-"""Compose configurations from overrides, without a command line, and put Hydra's errors into one line.
+"""Compose configurations from overrides, without a command line, and explain Hydra's errors in one line.
 
 Nothing here imports torch.
 """
@@ -27,7 +27,7 @@ def compose_config(command: str, overrides: list[str]) -> dict[str, Any]:
     """Compose the configuration of `command` as plain data; mandatory values may be missing.
 
     Raises:
-        UserError: the overrides do not compose.
+        UserError: the overrides cannot be composed.
     """
     try:
         return _to_dict(_compose(command, overrides))
@@ -36,9 +36,10 @@ def compose_config(command: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def drop_missing_options(command: str, overrides: list[str]) -> list[str]:
-    """Drop the overrides of each group (and of its keys) whose option file is missing.
+    """Drop the overrides of each group whose option file is missing, and the overrides of the group's keys.
 
-    A user's backbone is missing if `--config-dir` was not typed, for example; its run stores what it was.
+    For example, the option file of a user's own backbone is missing if `--config-dir` was not typed. Dropping these
+    overrides is harmless, because the run stores the configuration of its backbone.
     """
     while True:
         try:
@@ -62,7 +63,7 @@ def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob],
         The jobs, the rows of the sweep (see `hydra_plugins.sppnet.row_sweeper`) and the section `report`.
 
     Raises:
-        UserError: the overrides do not compose.
+        UserError: the overrides cannot be composed.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -100,7 +101,7 @@ def _searchpath() -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of a Hydra error, without the lines on where it arose."""
+    """Return the message of a Hydra error as one line, without the lines that say where the error occurred."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [
         line for line in lines if not line.startswith(("object_type=", "full_key:", "reference_type=", "See http"))
@@ -108,7 +109,7 @@ def one_line(error: BaseException) -> str:
     options = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
     text = " ".join(lines[:options]) or type(error).__name__
     if lines[options + 1 :]:
-        text += f"; there are {', '.join(lines[options + 1 :])}"
+        text += f"; available options are {', '.join(lines[options + 1 :])}"
     key = getattr(error, "full_key", None)
     return f"{key}: {text}" if key and str(key) not in text else text
 
@@ -126,24 +127,24 @@ def explain(error: BaseException, command: str) -> str:
         return f"{error.override} cannot be parsed; quote values with special characters: \"{name}='{value}'\""
     text = re.sub(r"^In '[^']*': ", "", one_line(error))
     if "No match in the defaults list" in text:
-        return f"unknown group {text.split(chr(39))[1]}; groups are {', '.join(option_files.group_names())}"
+        return f"unknown group {text.split(chr(39))[1]}; available groups are {', '.join(option_files.group_names())}"
     if text.startswith("Error merging override") and cause is not None:
         return f"{text.removeprefix('Error merging override ')} is not allowed: {one_line(cause)}"
     return text.split("Config search path:")[0].rstrip(" ,")
 
 
 def _unknown_key(key: str, command: str) -> str:
-    """Explain that `key` does not exist, with its neighbours in the configuration without overrides."""
+    """Explain that `key` does not exist, and list the keys of its section in the configuration without overrides."""
     if key.startswith("hydra."):
-        return f"unknown key {key}; a new key is added with +{key}=VALUE"
+        return f"unknown key {key}; add a new key with +{key}=VALUE"
     if (name := key.removeprefix("callbacks.")) != key:
         new = f"+callbacks.{name.split('.')[0]}"
-        return f"unknown key {key}; each key of a new callback takes a +: {new}._target_=CLASS {new}.KEY=VALUE"
+        return f"unknown key {key}; put + before each key of a new callback: {new}._target_=CLASS {new}.KEY=VALUE"
     node: Any = _compose(command, [])
     section = ""
     for part in key.split("."):
         if not isinstance(node, DictConfig):
-            return f"unknown key {key}; {section} is a plain value"
+            return f"unknown key {key}; {section} is a value, not a section"
         if part not in node:
             names = sorted({str(name) for name in node} | set(() if section else option_files.group_names()))
             near = get_close_matches(part, names, n=1)
@@ -153,16 +154,16 @@ def _unknown_key(key: str, command: str) -> str:
                 for path in option_files.options(section)
                 if re.search(rf"(?m)^{re.escape(part)}:", path.read_text())
             ]
-            hint += f"{section}={others[0]} has it; " if section and others else ""
+            hint += f"it exists with {section}={others[0]}; " if section and others else ""
             has = f"{section or 'the top level'} has {', '.join(names) or 'no keys'}"
             return f"unknown key {key}; {hint}{has}{_hint_to_add(key, section)}"
         node, section = node[part], f"{section}.{part}".lstrip(".")
-    return f"unknown key {key} in this combination of options (a new key is added with +{key}=VALUE)"
+    return f"unknown key {key} in this combination of options (add a new key with +{key}=VALUE)"
 
 
 def _hint_to_add(key: str, section: str) -> str:
-    """How to add a key to a section whose class may take arguments that the section lacks."""
-    return f"; another argument of its class is added with +{key}=VALUE" if section in schema.TARGETS else ""
+    """Say how to add a key to a section whose class may take arguments that the section does not list."""
+    return f"; add another argument of its class with +{key}=VALUE" if section in schema.TARGETS else ""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Job:
     Attributes:
         cfg: the resolved configuration, as plain data.
         overrides: the overrides that were typed for the job.
-        sweeper: the overrides of `hydra.sweeper`. They describe the study, not the job.
+        sweeper: the overrides of `hydra.sweeper`, which describe the study and not the job.
     """
 
     cfg: dict[str, Any]
@@ -184,7 +185,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     """Resolve `cfg` into plain dicts and lists, without the section `hydra`.
 
     Raises:
-        UserError: a mandatory value is missing or an interpolation leads nowhere.
+        UserError: a mandatory value is missing or an interpolation cannot be resolved.
     """
     keys = [str(key) for key in cfg if key != "hydra"]
     own = OmegaConf.masked_copy(cfg, keys)
@@ -193,7 +194,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
-        # the cause is often a wrong value (sizes.train=[]) that another key refers to, so report that first
+        # Often the cause is a wrong value that another key refers to (sizes.train=[]), so report wrong values first.
         schema.check_values(OmegaConf.to_container(own, resolve=False))
         raise UserError(one_line(error)) from None
     assert isinstance(resolved, dict)

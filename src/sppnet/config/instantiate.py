@@ -1,9 +1,10 @@
-"""Build the classes that a config file names (`_target_`), after checking the name.
+"""Check the class names in a configuration (`_target_`), and build objects of these classes.
 
-People pass config files around, so a name in one must not be able to run arbitrary code. A name is accepted if it lies
-below an allowed prefix, is a class of the type that the slot takes (or a function annotated to return one), and does
-not load or download anything. Users allow their own package on the command line (`allow=mypackage`) or in the
-environment (`SPPNET_ALLOW=mypackage`); a config file cannot.
+People share config files, so a name in a config file must not be able to run arbitrary code. A name is accepted if it
+starts with an allowed prefix and refers either to a class of the type that its slot takes, or to a function whose
+return annotation is such a class. Functions that load or download files are refused. Users allow their own package on
+the command line (`allow=mypackage`) or in the environment (`SPPNET_ALLOW=mypackage`); a config file cannot allow a
+package.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any, TypeVar
 from sppnet.errors import UserError
 
 ALLOWED = ("sppnet.", "torch.nn.", "torch.optim.", "torchvision.", "lightning.", "torchmetrics.")
-# sppnet's own classes are named from these packages: the modules behind them may move, a stored configuration may not.
+# Configurations name sppnet's own classes as members of these packages (sppnet.data.NAME), so that stored
+# configurations stay valid when the modules behind the packages move.
 PUBLIC_PACKAGES = ("sppnet.data", "sppnet.models")
 REFUSED = ("torch.hub", "torch.jit", "torch.load", "torchvision.datasets.utils", "lightning.fabric.utilities.cloud_io")
 T = TypeVar("T")
@@ -33,34 +35,36 @@ def allowed_prefixes() -> tuple[str, ...]:
 
 
 def check_target(name: object, slot: str) -> str:
-    """Return `name` if a config may name it in `slot`. Judges the text alone and imports nothing.
+    """Return `name` if a config may use it in `slot`. Only the text is checked; nothing is imported.
 
     Raises:
-        UserError: it is not a dotted public name below an allowed prefix, or it is a known loader.
+        UserError: `name` is not a dotted public name with an allowed prefix, or it starts with a prefix in `REFUSED`.
     """
     allowed = allowed_prefixes()
     if not isinstance(name, str) or not all(p.isidentifier() and not p.startswith("_") for p in name.split(".")):
         raise UserError(f"{slot}._target_={name!r} is not the dotted name of a public class")
     if not name.startswith(allowed) or name.startswith(REFUSED):
         raise UserError(
-            f"{slot}._target_={name} is not allowed; allowed are names below {', '.join(p + '*' for p in allowed)}"
+            f"{slot}._target_={name} is not allowed; the name must match one of {', '.join(p + '*' for p in allowed)}"
             " (allow your own package with allow=PACKAGE on the command line or SPPNET_ALLOW=PACKAGE)"
         )
     if name.startswith("sppnet.") and name.rpartition(".")[0] not in PUBLIC_PACKAGES:
         public = " and ".join(f"{package}.NAME" for package in PUBLIC_PACKAGES)
-        raise UserError(f"{slot}._target_={name} is not a public name; those of sppnet are {public}")
+        raise UserError(f"{slot}._target_={name} is not a public name; sppnet's public names are {public}")
     return name
 
 
 def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, **kwargs: Any) -> T:
-    """Build what `node` describes: `_target_` names a class or an annotated function, the other keys are its arguments.
+    """Build the object that `node` describes.
+
+    `_target_` names a class or an annotated function, and the other keys are its arguments.
 
     Args:
-        node: plain mapping with `_target_`; nested mappings are passed on as they are, not built.
-        kind: the type of the result.
-        slot: the config key, for messages.
+        node: a plain mapping with `_target_`. Nested mappings are passed on unchanged, not built.
+        kind: the required type of the result.
+        slot: the config key of `node`, used in messages.
         *args: positional arguments.
-        **kwargs: further arguments; they replace those of `node`.
+        **kwargs: keyword arguments, which override the arguments in `node`.
 
     Raises:
         UserError: the name is not allowed, does not exist or is not of `kind`, or the class refuses the arguments.
@@ -68,7 +72,9 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
     name = check_target(node.get("_target_"), slot)
     target = _import_target(name, slot)
     if not _returns(target, kind):
-        raise UserError(f"{slot}._target_={name} is no {kind.__name__} (nor a function annotated to return one)")
+        raise UserError(
+            f"{slot}._target_={name} is neither a subclass of {kind.__name__} nor a function annotated to return one"
+        )
     arguments = {key: value for key, value in node.items() if key != "_target_"} | kwargs
     try:
         inspect.signature(target).bind(*args, **arguments)
@@ -80,18 +86,18 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
         raise
     except Exception as error:  # a user's class may raise anything
         out_of_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        problem = "they ask for more memory than there is" if out_of_memory else str(error) or type(error).__name__
+        problem = "they need more memory than is available" if out_of_memory else str(error) or type(error).__name__
         raise UserError(f"{slot}: {name} refuses its arguments: {problem}") from error
     if not isinstance(instance, kind):
-        raise UserError(f"{slot}._target_={name} returned a {type(instance).__name__}, not a {kind.__name__}")
+        raise UserError(f"{slot}._target_={name} returned {type(instance).__name__} instead of {kind.__name__}")
     return instance
 
 
 def user_source_files(node: Any) -> dict[str, Path]:
-    """The source file of each user class that a `_target_` in `node` names.
+    """Return the source file of each user class that a `_target_` in `node` names, by the name of the class.
 
     Raises:
-        UserError: a module does not exist.
+        UserError: the module of a class does not exist.
     """
     if not isinstance(node, Mapping):
         return {}
@@ -112,12 +118,15 @@ def _source_file(name: str) -> Path:
         if spec is not None and spec.origin is not None:
             return Path(spec.origin)
     raise UserError(
-        f"_target_={name} does not exist: there is no module {parts[0]} (the working directory is searched, too)"
+        f"_target_={name} does not exist: there is no module {parts[0]} (the working directory is also searched)"
     )
 
 
 def _import_target(name: str, slot: str) -> Any:
-    """Import `name`. The object must also be defined under an allowed prefix (`sppnet.x.os.system` is not)."""
+    """Import `name`, and check that the object it refers to is defined under an allowed prefix.
+
+    For example, `sppnet.x.os.system` is refused, because the object is defined outside sppnet.
+    """
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:end])
@@ -139,7 +148,7 @@ def _import_target(name: str, slot: str) -> Any:
 
 
 def _returns(target: Any, kind: type) -> bool:
-    """Whether `target` is a subclass of `kind` or a function annotated to return one."""
+    """Whether `target` is a subclass of `kind`, or a function whose return annotation is such a class."""
     if inspect.isclass(target):
         return issubclass(target, kind)
     if not inspect.isfunction(target):

@@ -1,4 +1,4 @@
-"""Puts what overrides change over the configuration that a run stored, and compares two configurations."""
+"""Apply the changes that overrides make to the stored configuration of a run, and compare two configurations."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 def merge(
     stored: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], typed_keys: Sequence[str]
 ) -> dict[str, Any]:
-    """Apply to `stored` every difference between `before` and `after`, and every typed key.
+    """Apply to `stored` every difference between `before` and `after`, and the value of every typed key.
 
-    The normalisation (`data.mean`, `data.std`) belongs to the network: it stays as stored, whatever the data set,
-    unless it was typed.
+    `before` is composed from the run's overrides, and `after` from the run's overrides followed by the typed ones.
+
+    The normalisation (`data.mean`, `data.std`) belongs to the network. Unless it was typed, it stays as stored, even
+    for a different data set.
     """
     merged = {
         key: _merge(stored[key], before.get(key), after.get(key)) if key in stored else after[key]
@@ -27,7 +29,10 @@ def merge(
 
 
 def _copy_node(target: dict[str, Any], source: Any, path: list[str]) -> None:
-    """Copy the node at `path` from `source`; a group that is not a key of its own (`pyramid`) has no such node."""
+    """Copy the node at `path` from `source` to `target`.
+
+    Nothing is copied for a group such as `pyramid`, which is not itself a key and so has no node.
+    """
     node: Any = target
     for part in path[:-1]:
         if not isinstance(source, dict) or part not in source or not isinstance(node.get(part), dict):
@@ -48,7 +53,7 @@ def _merge(stored: Any, before: Any, after: Any) -> Any:
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """(key, old value, new value) of every leaf that differs."""
+    """Return (key, old value, new value) for every leaf that differs."""
     if old == new:
         return []
     if not (isinstance(old, dict) and isinstance(new, dict)):

@@ -13,12 +13,12 @@ _config_dir: Path | None = None
 
 
 def root() -> Path:
-    """The folder that holds `conf/` and `experiments/`: the installed package, or the root of a checkout."""
+    """Return the folder that holds `conf/` and `experiments/`: the installed package, or the root of a checkout."""
     return PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 
 
 def unnamed_option(overrides: Sequence[str]) -> str:
-    """The problem with the first override that gives a group no name of an option, which Hydra does not explain."""
+    """Explain the first override whose value is no option of its group (for example, a list); "" if there is none."""
     allowed = {group: sorted(path.stem for path in options(group)) for group in group_names()}
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
@@ -28,7 +28,7 @@ def unnamed_option(overrides: Sequence[str]) -> str:
 
 
 def use_config_dir(words: Sequence[str]) -> None:
-    """Search the folder that `--config-dir` names on this command line from now on; none if it names none."""
+    """From now on, also search the folder that `--config-dir` in `words` names; without the option, only `conf/`."""
     global _config_dir
     _config_dir = None
     for word, following in itertools.pairwise([*words, ""]):
@@ -39,17 +39,17 @@ def use_config_dir(words: Sequence[str]) -> None:
 
 
 def config_dir() -> Path | None:
-    """The folder that `--config-dir` named."""
+    """Return the folder that `--config-dir` named; None without that option."""
     return _config_dir
 
 
 def folders() -> list[Path]:
-    """The folders that hold groups: `conf/` and that of `--config-dir`."""
+    """Return the folders that hold groups: `conf/`, and the folder of `--config-dir`."""
     return [root() / "conf", *filter(None, [config_dir()])]
 
 
 def options(group: str) -> list[Path]:
-    """The option files of a group."""
+    """Return the option files of a group."""
     places = [root()] if group == "experiments" else folders()
     return [path for place in places for path in (place / group).glob("*.yaml")]
 
@@ -60,7 +60,7 @@ def group_names() -> list[str]:
 
 
 def digest() -> str:
-    """A digest of every configuration file: while it stays the same, overrides compose to the same configuration."""
+    """Return a digest of all configuration files. Unless it changes, the same overrides give the same configuration."""
     places = [*(folder / name for folder in folders() for name in ("", *group_names())), root() / "experiments"]
     files = sorted({path for place in places for path in place.glob("*.yaml")})
     total = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Prepare a command line for Hydra: options, overrides `KEY=VALUE`, and the names and paths among their values.
+"""Prepare a command line for Hydra: check its options and overrides (`KEY=VALUE`), and quote names and paths.
 
 A "word" is one argument of the command line as the shell passes it. Nothing here imports torch.
 """
@@ -23,7 +23,7 @@ from sppnet.config import option_files
 from sppnet.config.schema import RULES
 from sppnet.errors import UserError
 
-# The keys whose value is a string, whatever it looks like.
+# The keys whose value is always a string, even if it looks like a number.
 TEXTS = {key for key, rule in RULES.items() if rule.text} | {
     *("checkpoint", "input", "output", "draw", "photographs", "hydra.sweeper.only"),
     *(f"hydra.launcher.{name}" for name in ("partition", "account", "qos")),
@@ -32,13 +32,13 @@ PATHS = frozenset({
     *("checkpoint", "input", "output", "draw", "photographs"),
     *("data.root", "paths.runs", "paths.cache", "backbone.weights"),
 })  # fmt: skip
-# The sweep functions of Hydra that may contain strings.
+# Hydra's sweep functions whose arguments may be strings.
 TEXT_FUNCTIONS = ("choice(", "shuffle(", "sort(")
-# A quoted string, an escaped character, or a run of characters without a special one of Hydra's grammar.
+# A quoted string, an escaped character, or a sequence of characters that are not special in Hydra's grammar.
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s,\[\](){}'"\\]+""")
 UNAVAILABLE_OPTIONS = {
-    "experimental_rerun": "--experimental-rerun is not available; type the run's command again",
-    "config_name": "--config-name is not available: each command has its own; add your files with --config-dir DIR",
+    "experimental_rerun": "--experimental-rerun is not available; repeat the command of the run",
+    "config_name": "--config-name is not available, as the command sets it; add your files with --config-dir DIR",
     "config_path": "--config-path is not available; add your files with --config-dir DIR",
 }
 
@@ -46,19 +46,19 @@ UNAVAILABLE_OPTIONS = {
 def normalise(command: str, words: Sequence[str]) -> list[str]:
     """Rewrite a command line so that Hydra reads it as the user means it. Idempotent.
 
-    Options come before overrides (Hydra's parser refuses `a=1 -m b=2`). Strings that its grammar cannot parse
-    (`~/photos`, `runs/a(1)`) or reads as numbers (`study=2024_05`) are quoted.
+    Options are moved before the overrides, because Hydra's parser refuses `a=1 -m b=2`. Strings that Hydra's grammar
+    cannot parse (`~/photos`, `runs/a(1)`) or would read as numbers (`study=2024_05`) are quoted.
 
     Args:
         command: the name of the command.
-        words: the command line after the command.
+        words: the arguments that follow the command's name.
 
     Raises:
-        UserError: an unknown or unavailable option, or a word that is not an override.
+        UserError: an option is unknown or unavailable, or a word is not an override.
     """
     if command == "train":
         _check_storable(words)
-    # the value of --info is optional, so a bare --info would take the override after it for its value
+    # The value of --info is optional, so a bare --info would take the next override as its value.
     bare = {"--info", "-i"}
     options = [
         "--info=all" if word in bare and (not following or "=" in following) else word
@@ -84,13 +84,15 @@ def _check_storable(words: Iterable[str]) -> None:
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{os.fsencode(word)!r} is not valid UTF-8, as a run's files must be; rename it") from None
+            raise UserError(
+                f"{os.fsencode(word)!r} is not valid UTF-8, so a run cannot store it; rename the file"
+            ) from None
         if "".join(word.splitlines()) != word:
-            raise UserError(f"{word!r} has a line end, but a run stores one override per line; rename the file")
+            raise UserError(f"{word!r} contains a line break, but a run stores one override per line; rename the file")
 
 
 def last_value(key: str, words: Sequence[str]) -> str | None:
-    """The last value of `key` on a command line, without quotes; None for null, for a sweep, or if there is none."""
+    """Return the last value of `key` on a command line, without quotes; None if it is null, a sweep or absent."""
     typed = [word for word in _parse(words).overrides if word.partition("=")[0].lstrip("+") == key]
     if not typed:
         return None
@@ -100,7 +102,7 @@ def last_value(key: str, words: Sequence[str]) -> str | None:
 
 
 def override_problem(command: str, word: str) -> str:
-    """The problem with a word that is not KEY=VALUE, with a suggestion; empty if there is none."""
+    """Explain why a word is not an override, and suggest one; "" if the word is an override."""
     key, equals, _ = word.partition("=")
     if word.startswith("~") or (equals and key.lstrip("+") and not ("/" in key and Path(word).exists())):
         return ""
@@ -109,7 +111,7 @@ def override_problem(command: str, word: str) -> str:
 
 
 def _suggest(command: str, word: str) -> list[str]:
-    """The overrides that a user may have meant by a bare `word`."""
+    """Suggest the overrides that a user may have meant by a bare `word`."""
     path = Path(word).expanduser()
     options = [
         f"{group}={word}"
@@ -131,10 +133,10 @@ def _suggest(command: str, word: str) -> list[str]:
 
 
 def quote_names(word: str) -> str:
-    """Quote the names in an override that Hydra's grammar would read as something else (2024_05 as 202405)."""
+    """Quote the names in an override that Hydra's grammar would misread (it would read 2024_05 as 202405)."""
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
-    # a list is not the name of an option; Hydra reports it
+    # A list is not the name of an option; it stays unquoted, so that Hydra reports the mistake.
     is_group = name.partition("@")[0] in option_files.group_names() and not value.startswith("[")
     if not equals or not value or name.startswith("~") or not (name in TEXTS or is_group):
         return word
@@ -161,7 +163,7 @@ def _misread(part: str, key: str) -> bool:
 
 
 def parse_value(word: str) -> object:
-    """The value of an override as Hydra reads it, without quotes and escapes."""
+    """Return the value of an override as Hydra reads it, without quotes and escapes."""
     return OverridesParser.create().parse_override(word).value()
 
 
@@ -169,7 +171,7 @@ def _parse(words: Sequence[str]) -> Namespace:
     parser = get_args_parser()
 
     def refuse(message: str) -> None:
-        raise UserError(f"{message}; --hydra-help lists the options, keys are typed as KEY=VALUE")
+        raise UserError(f"{message}; see --hydra-help for the options, and set keys with KEY=VALUE")
 
     parser.error = refuse  # type: ignore[assignment, method-assign]
     return parser.parse_intermixed_args(list(words))
@@ -189,22 +191,25 @@ def expand(
     typed: Sequence[str],
     loader: ConfigLoader,
 ) -> list[ExpandedJob]:
-    """Expand a sweep: every row at every point of the axes. Equal jobs are merged under the name of their first row.
+    """Expand a sweep into a job for each combination of a row and a point of the axes.
+
+    Equal jobs are merged under the name of the first row.
 
     Args:
-        rows: the row's overrides (the list `set`) by its name; empty for a plain grid.
-        only: the name or names of the rows to expand; empty for all.
-        params: the axes: the values of each key, as Hydra's `hydra.sweeper.params`.
-        typed: overrides that take precedence over those of rows and axes.
+        rows: a mapping from the name of each row to its settings, with its overrides in the list `set`; empty for a
+            plain grid.
+        only: the name or names of the rows to expand; empty for all rows.
+        params: the axes, as a mapping from each key to its values (the form of `hydra.sweeper.params`).
+        typed: overrides that take precedence over the overrides of rows and axes.
         loader: Hydra's config loader, which knows the groups.
 
     Raises:
-        HydraException: an unknown row, or an override that cannot be parsed.
+        HydraException: a row is unknown, or an override cannot be parsed.
     """
     selected = [only] if isinstance(only, str) else list(only)
     for name in selected:
         if name not in rows:
-            raise HydraException(f"hydra.sweeper.only={name} is not allowed; rows are {', '.join(rows)}")
+            raise HydraException(f"hydra.sweeper.only={name} is not allowed: must be one of {', '.join(rows)}")
     parser = OverridesParser.create(config_loader=loader)
     axes = [
         quote_names(f"{key}={value}") if isinstance(value, str) else f"{key}={value}"

@@ -1,4 +1,4 @@
-"""Check every name and value of a composed configuration, before torch is imported.
+"""Check every key and value of a composed configuration before torch is imported.
 
 `RULES` is the table of all keys. `sppnet.models.fit_check` checks the image sizes against the network, and
 `sppnet.data.datasets.listing` checks the files of the data set.
@@ -37,9 +37,11 @@ from sppnet.config.validators import (
 from sppnet.config.validators import format_value as format_value
 from sppnet.errors import UserError
 
-LAYOUT = 1  # raised when keys are renamed or moved; stored in every run and checkpoint
-MAX_LEVEL = 1024  # as in sppnet.pyramid, which imports torch; sppnet.models.network checks the memory
-SIDES = list_of(whole(1, 8192))  # the size schedule checks the rest (`build_sizes`)
+LAYOUT = 1  # increased when keys are renamed or moved; stored in every run and checkpoint
+# The same limit as in sppnet.pyramid, which cannot be imported here because it imports torch. The memory that the bins
+# need is checked in sppnet.models.fit_check.
+MAX_LEVEL = 1024
+SIDES = list_of(whole(1, 8192))  # `build_sizes` checks the further limits of each size schedule
 
 SPP, GRID = {"head.name": ("spp",)}, {"head.name": ("flatten",)}
 PLATEAU, COSINE = {"optim.schedule.kind": ("plateau",)}, {"optim.schedule.kind": ("cosine",)}
@@ -115,7 +117,7 @@ RULES: dict[str, Rule] = {
     "data.split.fold": or_null(whole(0)),
     "data.crop.kind": only(CROP, choice("paper", "random_resized")),
     "data.crop.positions": only(SQUARE, choice("random", "fixed")),
-    "data.crop.ratio": only(CROP, RATIO),  # also the ratio of validation crops, for either kind
+    "data.crop.ratio": only(CROP, RATIO),  # validation crops use it with either data.crop.kind
     "data.crop.scale": only(RESIZED, interval(1)),
     "data.crop.aspect": only(RESIZED, interval(1000)),
     "views.name": LABEL,
@@ -137,7 +139,7 @@ RULES: dict[str, Rule] = {
     "report.figure": choice("rows", "bins", "sizes"),
     "report.compare": or_null(TEXT),
 }
-# The keys of a section without a `_target_` are those in RULES; any other would have no effect, so it is refused.
+# A section without a `_target_` may have only the keys in RULES. Other keys would have no effect, so they are refused.
 TARGETS = ("data", "sizes", "backbone", "optim")
 CLOSED = (
     *("report", "loss", "paths", "head", "views", "trainer", "logger", "debug"),
@@ -148,10 +150,10 @@ SECTIONS = ("callbacks", *TARGETS, *CLOSED, *OPTIONAL_SECTIONS)
 
 
 def check(cfg: Mapping[str, Any]) -> None:
-    """Check every name and value of a resolved configuration.
+    """Check every key and value of a resolved configuration.
 
     Raises:
-        UserError: the first wrong key, its value, and what is allowed.
+        UserError: a key or value is wrong; the message names the first one and what is allowed.
     """
     for section in SECTIONS:
         present, node = _lookup(cfg, section)
@@ -173,15 +175,15 @@ def check(cfg: Mapping[str, Any]) -> None:
         raise UserError(f"data.split.val={split['val']} and data.split.test={split['test']} leave nothing to train on")
     data = cfg["data"]
     if data["fit"] == "crop" and data.get("cache") and data.get("short_side") is None:
-        raise UserError("data.cache=true needs data.short_side, such as data.short_side=256")
+        raise UserError("data.cache=true requires data.short_side; set data.short_side=256, for example")
 
 
 def check_layout(layout: object, where: str) -> None:
-    """Refuse a stored configuration whose keys have other names than those of this version.
+    """Refuse a stored configuration whose layout (the names of its keys) differs from this version's.
 
     Args:
         layout: the layout that the run or the checkpoint stores; None if it stores none.
-        where: the name of the run or the checkpoint, for the message.
+        where: the name of the run or the checkpoint, used in the message.
 
     Raises:
         UserError: `layout` is not `LAYOUT`.
@@ -189,13 +191,13 @@ def check_layout(layout: object, where: str) -> None:
     if layout != LAYOUT:
         stored = "without a configuration layout" if layout is None else f"with configuration layout {layout!r}"
         raise UserError(
-            f"{where} was written {stored}; this version of sppnet reads layout {LAYOUT} (see CHANGELOG.md): use the"
-            " version that wrote it, or train the run again"
+            f"{where} was written {stored}, but this version of sppnet reads layout {LAYOUT} (see CHANGELOG.md); use"
+            " the version that wrote it, or train the run again"
         )
 
 
 def check_values(cfg: object) -> None:
-    """Check each value by itself; skip those that are still interpolations."""
+    """Check each value on its own and refuse missing keys. Interpolations and values still to be given (`???`) pass."""
     for key, rule in RULES.items():
         present, value = _lookup(cfg, key)
         if present and not rule.accepts(value) and not re.search(r"\$\{|^\?\?\?$", str(value)):
@@ -206,12 +208,12 @@ def check_values(cfg: object) -> None:
 
 
 def take_own_keys(cfg: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
-    """Remove from `cfg` the keys that only one command has (such as `checkpoint`), check and return them.
+    """Remove the keys that only one command has (such as `checkpoint`) from `cfg`, check them, and return them.
 
-    A key may be in a section (`svm.C`); the section then has no keys but those of `rules`.
+    A key may be in a section (`svm.C`). Such a section may have only the keys in `rules`.
 
     Raises:
-        UserError: the first wrong value, and what is allowed.
+        UserError: a key or value is wrong; the message names the first one and what is allowed.
     """
     taken = {key: cfg.pop(key, None) for key in dict.fromkeys(key.partition(".")[0] for key in rules)}
     for key, rule in rules.items():
@@ -235,12 +237,12 @@ def _check_section(section: str, node: object, rules: Mapping[str, Rule]) -> Non
 
 
 def keys_without_effect(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """The keys of `cfg` that have no effect, each with the setting that causes it (`head.name=gap`)."""
+    """Map each key of `cfg` that has no effect to the setting that disables it (such as `head.name=gap`)."""
     return {key: setting for key, rule in RULES.items() if _lookup(cfg, key)[0] and (setting := _overruling(cfg, rule))}
 
 
 def _overruling(cfg: object, rule: Rule) -> str:
-    """The setting under which the key of `rule` has no effect; empty if it has one."""
+    """Return the setting that disables the key of `rule`; "" if the key has an effect."""
     values = {key: _lookup(cfg, key)[1] for key in rule.only}
     return next((f"{key}={format_value(value)}" for key, value in values.items() if value not in rule.only[key]), "")
 
@@ -264,7 +266,7 @@ def _lookup(cfg: object, key: str) -> tuple[bool, Any]:
 
 
 TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
-SLURM_OPTIONS: dict[str, Rule] = {  # of launch=slurm; conf/launch/slurm.yaml has the defaults
+SLURM_OPTIONS: dict[str, Rule] = {  # options of launch=slurm; conf/launch/slurm.yaml has the defaults
     "partition": or_null(TEXT),
     "account": or_null(TEXT),
     "qos": or_null(TEXT),
@@ -290,8 +292,8 @@ def check_slurm_options(options: Mapping[str, Any]) -> dict[str, Any]:
     plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in options.items()}
     if unknown := [key for key in plain if key not in SLURM_OPTIONS]:
         raise UserError(
-            f"unknown key hydra.launcher.{unknown[0]}; hydra.launcher has {', '.join(SLURM_OPTIONS)} (other sbatch"
-            " options go to hydra.launcher.options)"
+            f"unknown key hydra.launcher.{unknown[0]}; hydra.launcher has {', '.join(SLURM_OPTIONS)} (set"
+            " other sbatch options in hydra.launcher.options)"
         )
     for key, rule in SLURM_OPTIONS.items():
         if key not in plain:

@@ -1,6 +1,6 @@
-"""Rules for single values of a configuration: what a key accepts, and the words for it in error messages.
+"""Rules for single configuration values: which values a key accepts, and how error messages describe them.
 
-`sppnet.config.schema` composes the table of all keys from them.
+`sppnet.config.schema` builds the table of all keys from these rules.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-Condition = Mapping[str, tuple[str, ...]]  # for each key, the values it may have
+Condition = Mapping[str, tuple[str, ...]]  # for each key, the values that satisfy the condition
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The values of one key.
+    """The rule for the value of one key.
 
     Attributes:
-        accepts: whether a value is allowed.
-        expected: the allowed values, as in "must be ...".
-        plural: the same for the items of a list.
-        required: whether the key must always be present; if not, it must be present only where `only` holds.
-        only: the condition under which the key has an effect; empty if it always has.
-        text: whether the value is a string or a list of strings; `2024` typed for it is the string "2024".
+        accepts: a function that returns whether a value is allowed.
+        expected: a description of the allowed values that completes "must be ...".
+        plural: the same description in the plural, for the items of a list.
+        required: whether the key is always required. If not, it is required only if `only` is non-empty and holds.
+        only: the condition under which the key has an effect; empty if it always has an effect.
+        text: whether the value is a string or a list of strings, so that a typed `2024` means the string "2024".
     """
 
     accepts: Callable[[Any], bool]
@@ -39,7 +39,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # no nan, no inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # no NaN, no infinity
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Rule:
@@ -53,7 +53,7 @@ def real(test: Callable[[float], bool], expected: str) -> Rule:
 
 def choice(*names: str) -> Rule:
     listed = ", ".join(names)
-    return Rule(lambda v: v in names, f"one of {listed}", f"values out of {listed}")
+    return Rule(lambda v: v in names, f"one of {listed}", f"values from {listed}")
 
 
 def list_of(rule: Rule, least: int = 1, distinct: bool = False) -> Rule:
@@ -71,7 +71,7 @@ def list_of(rule: Rule, least: int = 1, distinct: bool = False) -> Rule:
 
 def interval(high: float) -> Rule:
     accepts = list_of(real(lambda v: 0 < v <= high, "")).accepts
-    expected = f"two numbers above 0 and at most {high}, in ascending order"
+    expected = f"two numbers greater than 0 and at most {high}, in ascending order"
     return Rule(lambda v: accepts(v) and len(v) == 2 and v[0] <= v[1], expected)
 
 
@@ -101,24 +101,24 @@ FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 TEXT = Rule(lambda v: isinstance(v, str) and bool(v.strip()), "a non-empty string", "non-empty strings", text=True)
 LABEL = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", v) is not None and len(v.encode()) <= 100,
-    "a name of at most 100 letters, digits and . _ + = -, as it names a directory",
+    "a name of at most 100 letters, digits and . _ + = -, because it names a directory",
     "names of at most 100 letters, digits and . _ + = -",
     text=True,
 )
-POSITIVE = real(lambda v: v > 0, "a number above 0")
+POSITIVE = real(lambda v: v > 0, "a number greater than 0")
 NOT_NEGATIVE = real(lambda v: v >= 0, "a number of at least 0")
-SHARE = real(lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
-INSIDE = real(lambda v: 0 < v < 1, "a number above 0 and below 1")
-RATIO = real(lambda v: 0 < v <= 1, "a number above 0 and at most 1")
-# A string that YAML would read as something else without its quotes.
+SHARE = real(lambda v: 0 <= v < 1, "a number of at least 0 and less than 1")
+INSIDE = real(lambda v: 0 < v < 1, "a number greater than 0 and less than 1")
+RATIO = real(lambda v: 0 < v <= 1, "a number greater than 0 and at most 1")
+# A string that YAML would read as something else if it were not quoted.
 LITERAL = re.compile(r"\s*([-+]?[\d._]+(e[-+]?\d+)?|true|false|null|\[.*\])\s*", re.I | re.S)
 
 
 def refusal(key: str, value: object, rule: Rule) -> str:
-    """Why `rule` refuses `value`; names the type where that is the problem, since `"0.1"` and `0.1` look alike."""
+    """Explain why `rule` refuses `value`. A wrong type is named, because `"0.1"` and `0.1` look alike."""
     if rule.text and isinstance(value, int | float):
         kind = "boolean" if isinstance(value, bool) else "number"
-        return f"{key}={format_value(value)} is a {kind} to YAML: must be {rule.expected}; quote it in the file"
+        return f"{key}={format_value(value)} is a {kind} in YAML, but must be {rule.expected}; quote it in the file"
     items = value if isinstance(value, list) else [value]
     strings = [] if rule.text else [item for item in items if isinstance(item, str)]
     if any(re.fullmatch(r"[-+]?0[\d_]+", string) for string in strings):  # Hydra reads 007 as a string
@@ -129,7 +129,7 @@ def refusal(key: str, value: object, rule: Rule) -> str:
 
 
 def format_value(value: object) -> str:
-    """`value` as YAML spells it."""
+    """Format `value` as YAML writes it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else f"{value}"

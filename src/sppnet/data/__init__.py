@@ -1,21 +1,22 @@
-"""Data sets, and batches of images of any size. All images of a batch have one shape. Importing this needs no torch.
+"""Data sets, and batches of images of any size. All images in a batch have the same shape. Does not import torch.
 
-The way of an image from its file to the network:
+The path of an image from its file to the network:
 
 1. `datasets/`: a data set lists its files and labels (`ImageSet`; `build.py` builds it from the config). `splits.py`
-   divides it into train, val and test parts; `duplicates.py` reports files that are in two of them.
-2. `size_schedules.py` gives each batch its size. `aspect_buckets.py` groups images that can share a batch;
-   `image_shapes.py` caches the heights and widths that it needs.
-3. `batch_samplers.py` combines both: which images form each batch, at which shape, on every rank.
-4. `crops.py` chooses the region of each image. For tests, `views.py` lists the scales and windows.
-5. `decode.py`, with `jpeg.py`, `png.py` and `orientation.py`, decodes a file to RGB pixels.
-6. `readers.py` resizes the region into the batch. `image_cache.py` caches images that are resized beforehand.
-7. `loader.py` does steps 4 to 6 in worker processes and collates a `Batch`. `datamodule.py` makes the loaders for
-   Lightning.
+   divides it into train, val and test parts. `duplicates.py` reports identical files in different parts or classes.
+2. `size_schedules.py` chooses the size of each batch. `aspect_buckets.py` groups images that can share a batch, using
+   the heights and widths that `image_shapes.py` caches.
+3. `batch_samplers.py` decides which images form each batch, and at which shape, on every rank.
+4. `crops.py` chooses the region of each image. For tests, `views.py` lists the scales and windows to score.
+5. `decode.py` decodes a file to RGB pixels, with the help of `jpeg.py`, `png.py` and `orientation.py`.
+6. `readers.py` resizes the region into the batch. `image_cache.py` caches images that are resized in advance.
+7. `loader.py` runs steps 4 to 6 in worker processes and collates the results into a `Batch`. `datamodule.py` builds
+   the loaders for Lightning.
 
-`relabelling.py` prepares another data set for testing a trained network: it maps the labels to the network's classes.
+`relabelling.py` selects the images that a trained network is tested on. If they come from a different data set, it maps
+their labels to the network's classes.
 
-Configurations name the classes of this package by their public names (`sppnet.data.Folder`), never by their files.
+Configs refer to the classes of this package by their public names (`sppnet.data.Folder`), not by their modules.
 """
 
 from sppnet.data.build import Splits, build_images, build_images_from_config, build_sizes, fingerprint, load_splits

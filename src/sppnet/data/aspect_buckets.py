@@ -14,22 +14,23 @@ import numpy.typing as npt
 from sppnet.data.splits import IntArray
 
 MAX_ASPECT = 4.0
-"""The maximum ratio of the longer to the shorter side of a batch. Longer images are squeezed to it: at size 224, an
-image of 3000 x 1 pixels would otherwise need an input of 224 x 672,000."""
+"""The maximum ratio of an input's longer side to its shorter side. Images with a larger ratio are squeezed to this one:
+at size 224, an image of 3000 x 1 pixels would otherwise need an input of 672,000 x 224 pixels."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Images that are resized to one shape.
+    """A group of images that are resized to the same shape.
 
-    The bucket fixes the aspect ratio, not the scale, so the buckets (and the number of batches) do not depend on the
-    size of a batch.
+    A bucket fixes the aspect ratio but not the scale, so the buckets and the number of batches do not depend on the
+    input size.
 
     Attributes:
-        aspect: width over height. The longer side over the shorter is a multiple of the rounding step, from 1 to
-            `MAX_ASPECT`.
-        members: indices of the images, sorted.
-        stretched: number of members that have another rounded aspect ratio and are stretched to this one.
+        aspect: width / height. The ratio of the longer side to the shorter is rounded to a multiple of the step and is
+            between 1 and `MAX_ASPECT`.
+        members: sorted indices of the images.
+        stretched: number of members that come from merged buckets. Their own rounded aspect ratio differs from
+            `aspect`, so they are stretched.
     """
 
     aspect: float
@@ -37,40 +38,41 @@ class Bucket:
     stretched: int = 0
 
     def shape(self, size: int) -> tuple[int, int]:
-        """(height, width) in pixels of a batch whose shorter side is `size`."""
+        """The (height, width) in pixels of a batch whose shorter side is `size`."""
         long = round(size * self.ratio)
         return (size, long) if self.aspect >= 1 else (long, size)
 
     @property
     def ratio(self) -> float:
-        """The longer side over the shorter."""
+        """The ratio of the longer side to the shorter."""
         return max(self.aspect, 1 / self.aspect)
 
     def batch_size(self, square: int) -> int:
-        """Images per batch that need at most the memory of `square` square images; at least 1."""
+        """The largest batch size (at least 1) that needs no more memory than square images at batch size `square`."""
         return max(1, int(square / self.ratio))
 
 
 def square_bucket(members: IntArray) -> list[Bucket]:
-    """One bucket of square images."""
+    """A single bucket that holds all `members`, for square inputs."""
     return [Bucket(1.0, members)]
 
 
 def shape_buckets(
     members: IntArray, shapes: npt.NDArray[np.integer], step: float, minimum: int = 1, merge_below: float = 0
 ) -> list[Bucket]:
-    """Group images by their aspect ratio, rounded to a multiple of `step`; sorted by aspect.
+    """Group images into buckets by rounded aspect ratio. The buckets are sorted by aspect ratio.
 
-    A bucket with too few images is merged into its nearest neighbour, smallest buckets first.
+    Starting with the smallest, each bucket with too few images is merged into its nearest neighbour.
 
     Args:
         members: indices of the images to group.
-        shapes: (height, width) of every image of the data set; (0, 0), for an unknown shape, counts as square.
-        step: rounding of the longer side over the shorter. The relative distortion is at most half of it, except for
-            images beyond `MAX_ASPECT` and images of merged buckets.
-        minimum: buckets with fewer images are merged at any distance. Set to the number of ranks, it ensures that
-            every image can be trained on, however rare its shape.
-        merge_below: buckets with fewer images are merged if that moves no image by more than two steps.
+        shapes: (height, width) of every image in the data set. An unknown shape is (0, 0) and counts as square.
+        step: step to which the ratio of the longer side to the shorter is rounded. The relative distortion is at most
+            half a step, except for images beyond `MAX_ASPECT` and images in merged buckets.
+        minimum: buckets with fewer images are always merged, however far away their nearest neighbour is. If this is
+            the number of ranks, every image can be used for training, however rare its shape.
+        merge_below: buckets with fewer images are merged if that changes no image's rounded aspect ratio by more than
+            two steps.
     """
     groups: dict[float, list[int]] = {}
     for index in members.tolist():
@@ -78,7 +80,7 @@ def shape_buckets(
         ratio = min(MAX_ASPECT, max(1.0, round(max(height, width) / min(height, width) / step) * step))
         groups.setdefault(ratio if width > height else 1 / ratio, []).append(index)
     own = {aspect: len(group) for aspect, group in groups.items()}
-    spans = {aspect: (aspect, aspect) for aspect in groups}  # smallest and largest original aspect in each bucket
+    spans = {aspect: (aspect, aspect) for aspect in groups}  # smallest and largest original aspect ratio per bucket
     for aspect in sorted(groups, key=lambda a: (len(groups[a]), a)):
         candidates = [a for a in groups if a != aspect and all(_distance(a, end, step) <= 2 for end in spans[aspect])]
         if len(groups[aspect]) < minimum:
@@ -95,6 +97,6 @@ def shape_buckets(
 
 
 def _distance(a: float, b: float, step: float) -> float:
-    """The distance between two aspect ratios in rounding steps; from landscape to portrait it counts via the square."""
+    """The number of steps between two aspect ratios. Between landscape and portrait, the steps lead through 1:1."""
     positions = [aspect - 1 if aspect >= 1 else 1 - 1 / aspect for aspect in (a, b)]
     return round(abs(positions[0] - positions[1]) / step, 6)

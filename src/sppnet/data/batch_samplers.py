@@ -1,8 +1,8 @@
 """Batch samplers: which images form each batch, and at which size, on every rank.
 
-Lightning tells a batch sampler neither the epoch nor the position to resume from, and it cannot shard a custom batch
-sampler over ranks. So the batches are pure functions of (seed, epoch), and a resumed run computes its position from
-the number of batches taken so far.
+Lightning does not tell a batch sampler the epoch or the position to resume from, and it cannot shard a custom batch
+sampler across ranks. Therefore, every rank computes its batches as a pure function of (seed, epoch), and a resumed run
+computes its position from the number of batches taken so far.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from sppnet.data.splits import IntArray
 
 
 class Item(NamedTuple):
-    """One image of a batch: all that a worker needs to load it, so that workers hold no state.
+    """Everything that a worker needs to load one image of a batch, so that workers keep no state.
 
     Attributes:
         index: index of the image in the data set.
-        size: the schedule's size, in pixels.
-        shapes: (height, width) of the result; several for tests at several scales.
-        epoch: counted from 0.
-        valid: False for an image that only pads the batch.
+        size: the size from the schedule, in pixels.
+        shapes: each (height, width) to which the image is resized; more than one only in a test at several scales.
+        epoch: the epoch, counted from 0.
+        valid: whether the image counts; False if it only pads the batch.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
     size: int
     shapes: tuple[tuple[int, int], ...]
     epoch: int
@@ -40,20 +40,21 @@ class Item(NamedTuple):
 class TrainBatchSampler(Sampler[list[Item]]):
     """The training batches of this rank.
 
-    In every epoch each rank gets n // world of the n images of each bucket; with one process that is every image once.
-    All ranks have the same number of batches, and the k-th batches of all ranks have the same size and number of
-    images.
+    In every epoch, each rank gets n // world of the n images in each bucket. A single process gets every image once.
+    All ranks have the same number of batches, and the k-th batch has the same size and number of images on every rank.
 
     Args:
         buckets: groups of images that may share a batch, each with at least `world` members.
-        schedule: gives the sizes.
-        batch_size: images per rank in a square batch (`data.batch_size`).
+        schedule: the size schedule.
+        batch_size: number of images per rank in a batch of square images (`data.batch_size`).
         seed: the run's seed.
-        rank: of this process.
+        rank: rank of this process.
         world: number of processes.
-        taken: returns the number of batches taken since the run's first step; called once per epoch, in `__iter__`.
+        taken: function that returns the number of batches taken since the run's first step. It is called once per
+            epoch, in `__iter__`.
         pairs: sizes at which a batch needs at least two images (see `sppnet.training.preflight.sizes_for_pairs`). An
-            image that rounding would leave on its own joins another batch, which may then exceed its batch size by one.
+            image that would otherwise be alone in a batch joins a different batch, which may then hold one image more
+            than its batch size.
 
     Attributes:
         images: number of images per epoch on this rank.
@@ -86,7 +87,7 @@ class TrainBatchSampler(Sampler[list[Item]]):
         return sum(self.counts)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        # not a generator function: `taken` must be read now, not when a worker asks for the first batch
+        # Do not turn this into a generator function: `taken` must be called now, not when the first batch is requested.
         epoch, start = divmod(self.taken(), len(self))
         batches = self._epoch_batches(epoch)
         return (
@@ -95,7 +96,7 @@ class TrainBatchSampler(Sampler[list[Item]]):
         )
 
     def _epoch_batches(self, epoch: int) -> list[tuple[tuple[int, int], IntArray]]:
-        """(height, width) and this rank's image indices, for each batch of the epoch."""
+        """The (height, width) and this rank's image indices for each batch of the epoch."""
         batches = []
         for bucket, nominal, count in zip(self.buckets, self.nominal, self.counts, strict=True):
             stream = f"{bucket.aspect:.6f}"
@@ -115,21 +116,21 @@ class TrainBatchSampler(Sampler[list[Item]]):
 class EvalBatchSampler(Sampler[list[Item]]):
     """The evaluation batches of this rank, sorted by shape.
 
-    Over all ranks every image occurs once as a valid item. If the images of a bucket do not divide evenly among the
-    ranks, its first image pads the other ranks, with `valid` False. The k-th batches of all ranks have the same shape
-    and number of images.
+    Across all ranks, every image occurs exactly once as a valid item. If the images of a bucket do not divide evenly
+    among the ranks, copies of one of them, with `valid` set to False, pad the ranks that have fewer. The k-th batch has
+    the same shape and number of images on every rank.
 
     Args:
         buckets: groups of images that may share a batch.
-        size: the schedule's size, in pixels.
-        scales: shorter sides in pixels; every image is loaded at each of them.
-        batch_size: maximum number of images per rank in a square batch.
-        rank: of this process.
+        size: the size from the schedule, in pixels.
+        scales: shorter sides, in pixels, at which every image is loaded.
+        batch_size: maximum number of images per rank in a batch of square images.
+        rank: rank of this process.
         world: number of processes.
-        limit: number of batches that will be used; None for all. With a limit below the number of batches, each batch
-            is a random sample of its bucket, and the batches are drawn with probabilities proportional to their number
-            of images, so that a limited evaluation covers all classes and the common shapes.
-        seed: of these draws.
+        limit: number of batches that will be used; None for all. If it is less than the number of batches, each batch
+            is a random sample of its bucket, and batches are drawn with probabilities proportional to their number of
+            images, so that a limited evaluation covers all classes and the common shapes.
+        seed: seed of these random draws.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class EvalBatchSampler(Sampler[list[Item]]):
         return iter([batches[k] for k in chosen])
 
     def _batches(self, shuffle: np.random.Generator | None) -> Iterator[list[Item]]:
-        """All batches; each bucket in sorted order, or shuffled if a generator is given."""
+        """Yield all batches. The images of each bucket are in sorted order, or shuffled if a generator is given."""
         for bucket, nominal in zip(self.buckets, self.nominal, strict=True):
             members = (bucket.members if shuffle is None else shuffle.permutation(bucket.members)).tolist()
             shapes = tuple(bucket.shape(scale) for scale in self.scales)
@@ -175,11 +176,11 @@ class EvalBatchSampler(Sampler[list[Item]]):
 
 
 def balanced_cuts(samples: int, capacities: Sequence[int], minimums: Sequence[int] | None = None) -> list[int]:
-    """The end positions of `len(capacities)` batches that `samples` fill evenly.
+    """The end positions of `len(capacities)` batches when `samples` are divided evenly among them.
 
-    Each batch gets its minimum, and a share of the remaining samples in proportion to its spare capacity. Without
-    `minimums` every minimum is 1 and no batch exceeds its capacity. With `minimums` all capacities grow alike if they
-    are too small for all samples.
+    Each batch gets its minimum plus a share of the remaining samples in proportion to its spare capacity. Without
+    `minimums`, every minimum is 1 and no batch exceeds its capacity. With `minimums`, if the capacities are too small
+    for all samples, they all grow by the same amount.
     """
     if minimums is None:
         assert len(capacities) <= samples <= sum(capacities)

@@ -1,7 +1,7 @@
-"""From the config to the size schedule, the data set, and its train, val and test parts. Imports no torch.
+"""Builds the size schedule, the data set and its train, val and test parts from the config. Does not import torch.
 
-- `build_images_from_config` builds the data set of a whole configuration and sets its cache folder.
-- `build_images` builds the data set of the `data` config alone.
+- `build_images_from_config` builds the data set of a complete config and sets its cache folder.
+- `build_images` builds the data set from the `data` part of the config.
 - `load_splits` builds the data set if needed, checks its labels, and returns its `Splits`.
 - `make_splits` returns the `Splits` of a data set without checking the labels.
 """
@@ -26,7 +26,7 @@ OWN_KEYS = frozenset({
     "name", "fit", "batch_size", "workers", "split", "crop", "flip", "color", "aspect_step", "bad_files",
     "mean", "std", "short_side", "resampler", "cache", "duplicates",
 })  # fmt: skip
-"""Keys of `data` that the template uses itself; all others are arguments of the class named in `_target_`."""
+"""Keys of `data` that the template uses itself; all others are passed to the class named in `_target_`."""
 
 
 @dataclass(frozen=True)
@@ -39,34 +39,34 @@ class Splits:
     test: IntArray
 
     def parts(self) -> dict[str, IntArray]:
-        """Image indices by the name of the part."""
+        """The image indices of each part, keyed by the part's name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def trainval(self) -> IntArray:
-        """Indices of all images outside the test part, sorted."""
+        """The sorted indices of all train and val images that are not in the test part."""
         return np.setdiff1d(np.union1d(self.train, self.val), self.test)
 
 
 def build_sizes(cfg: Mapping[str, Any]) -> SizeSchedule:
-    """The size schedule of the config's `sizes`.
+    """Build the size schedule that the config's `sizes` describes.
 
     Raises:
-        UserError: its class or its sizes are not allowed.
+        UserError: the class or the sizes are not allowed.
     """
     try:
         return instantiate(cfg, SizeSchedule, "sizes")  # type: ignore[type-abstract]
     except UserError as error:
-        # size_schedules.py knows no UserError, as it can be copied alone; its ValueErrors begin with the key
+        # size_schedules.py is self-contained and cannot raise UserError; its ValueError messages start with the key
         if type(error.__cause__) is ValueError:
             raise UserError(f"sizes.{error.__cause__}") from None
         raise
 
 
 def build_images_from_config(cfg: Mapping[str, Any]) -> ImageSet:
-    """Build the data set of a whole configuration, with `paths.cache` as its cache folder.
+    """Build the data set of a complete config, with `paths.cache` as its cache folder.
 
     Raises:
-        UserError: as `build_images`.
+        UserError: see `build_images`.
     """
     images = build_images(cfg["data"])
     images.keep_in(Path(cfg["paths"]["cache"]).expanduser(), cfg["trainer"]["progress"])
@@ -74,10 +74,10 @@ def build_images_from_config(cfg: Mapping[str, Any]) -> ImageSet:
 
 
 def build_images(cfg: Mapping[str, Any]) -> ImageSet:
-    """Build the data set of the config's `data`: its files are listed, but no image is read.
+    """Build the data set that the config's `data` describes. This lists its files but does not read any image.
 
-    Each call lists the files again, since only a listing shows whether one has changed. Where the data set is needed
-    twice, reuse the object: it stores its `fingerprint()`, and `load_splits` accepts it.
+    Each call lists the files again, since only a new listing shows whether a file has changed. To use the data set
+    twice, keep the object: it stores its `fingerprint()`, and `load_splits` accepts it.
 
     Raises:
         UserError: the class is not allowed, or there is a problem with the files.
@@ -87,23 +87,25 @@ def build_images(cfg: Mapping[str, Any]) -> ImageSet:
 
 
 def fingerprint(cfg: Mapping[str, Any]) -> str:
-    """The data set's fingerprint, 64 hexadecimal digits: the same for the same data at another path.
+    """The data set's fingerprint: 64 hexadecimal digits that do not depend on where the data are stored.
 
     Raises:
-        UserError: as `build_images`.
+        UserError: see `build_images`.
     """
     return build_images(cfg).fingerprint()
 
 
 def load_splits(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Splits:
-    """Build the data set of the config's `data`, check all labels, and divide it into its parts; no image is read.
+    """Build the data set that the config's `data` describes, check all labels, and divide it into parts.
+
+    No image is read.
 
     Args:
-        cfg: the config's `data`, plain.
-        images: the result of `build_images(cfg)`, to avoid listing the files again.
+        cfg: the config's `data`, as a plain dict.
+        images: the result of `build_images(cfg)`, if available, so that the files are not listed again.
 
     Raises:
-        UserError: as `build_images`, `check_labels` and `make_splits`.
+        UserError: see `build_images`, `check_labels` and `make_splits`.
     """
     images = build_images(cfg) if images is None else images
     check_labels(cfg, images)
@@ -111,10 +113,10 @@ def load_splits(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Split
 
 
 def make_splits(cfg: Mapping[str, Any], images: ImageSet) -> Splits:
-    """Divide `images` into their official parts, or into those that `cfg["split"]` describes; labels are not checked.
+    """Divide `images` into the official parts or as `cfg["split"]` describes, without checking the labels.
 
     Raises:
-        UserError: `cfg` has no `split`, a class has too few images for it, or a part is empty.
+        UserError: `cfg` has no valid `split`, a class has too few images for it, or a part is empty.
     """
     split = cfg.get("split")
     if not isinstance(split, Mapping) or not {"val", "test", "seed"} <= split.keys():
@@ -123,37 +125,38 @@ def make_splits(cfg: Mapping[str, Any], images: ImageSet) -> Splits:
     parts = make_parts(images, split["val"], split["test"], split["seed"], split.get("fold"))
     for part, members in parts.items():
         if not len(members):
-            raise UserError(f"data={cfg['name']}: its part {part!r} holds no images")
+            raise UserError(f"data={cfg['name']}: the part {part!r} contains no images")
     return Splits(images, **parts)
 
 
 def check_labels(cfg: Mapping[str, Any], images: ImageSet) -> None:
-    """Check that `images`, the data set of `cfg`, can be trained on, and that its labels and official parts are valid.
+    """Check that `images`, built from `cfg`, can be used for training and has valid labels and official parts.
 
     Raises:
-        UserError: as `check_training` and `check_each_label`.
+        UserError: see `check_training` and `check_each_label`.
     """
     check_training(cfg, images)
     check_each_label(cfg, images)
 
 
 def check_training(cfg: Mapping[str, Any], images: ImageSet) -> None:
-    """Check that `images`, the data set of `cfg`, have a training part and at least two classes; reads no label.
+    """Check that `images`, built from `cfg`, has a training part and enough classes. Does not read the labels.
 
     Raises:
-        UserError: the data set can only be used for testing, or has one class.
+        UserError: the data set can only be used for testing, or it is single-label and has fewer than two classes.
     """
     if problem := images.untrainable():
         raise UserError(problem)
     if len(images.classes) < 2 and not images.multilabel:
-        raise UserError(f"data={cfg['name']} has one class only ({', '.join(images.classes)}); at least two are needed")
+        raise UserError(f"data={cfg['name']} has only one class ({', '.join(images.classes)}); at least two are needed")
 
 
 def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
-    """Check the class names, the official parts and every label of `images`, the data set of `cfg`.
+    """Check the class names, the official parts and every label of `images`, built from `cfg`.
 
     Raises:
-        UserError: a label is no class, two classes have one name, or an image of `train` is also in another part.
+        UserError: a label is not a class index, two classes have the same name, or an official part contains invalid
+            indices or overlaps with `train`.
     """
     if repeated := [name for name, count in Counter(map(str, images.classes)).items() if count > 1]:
         raise UserError(f"data={cfg['name']} has two classes called {repeated[0]}")
@@ -169,8 +172,8 @@ def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
             )
         if not all(isinstance(c, integer_types) and type(c) is not bool and 0 <= c < count for c in all_labels(label)):
             raise UserError(
-                f"data={cfg['name']}: label({i}) is {label!r}, but there are {count} classes, and labels are whole"
-                " numbers from 0 on"
+                f"data={cfg['name']}: label({i}) is {label!r}, but labels must be integers counted from 0, and there"
+                f" are {count} classes"
             )
 
 
@@ -180,19 +183,19 @@ def _check_parts(cfg: Mapping[str, Any], images: ImageSet) -> None:
     for part, indices in sorted((images.split() or {}).items(), key=lambda item: item[0] != "train"):
         try:
             members = np.asarray(indices) if len(indices) else np.arange(0)
-        except (TypeError, ValueError):  # a generator, or lists of different lengths
+        except (TypeError, ValueError):  # `indices` is a generator, or contains lists of different lengths
             members = np.asarray(None)
         is_list = members.ndim == 1 and members.dtype.kind in "iu"
         if not is_list or ((members < 0) | (members >= len(images))).any() or (np.bincount(members) > 1).any():
             raise UserError(
-                f"data={cfg['name']}: its part {part!r} must hold distinct indices, whole numbers from 0 to"
-                f" {len(images) - 1}"
+                f"data={cfg['name']}: the part {part!r} must be a list of distinct indices (integers from 0 to"
+                f" {len(images) - 1})"
             )
         shared = members[is_trained[members]]
         if len(shared):
             raise UserError(
-                f"data={cfg['name']}: {len(shared)} images are in both its parts 'train' and {part!r} (such as"
-                f" {images.name(int(shared[0]))})"
+                f"data={cfg['name']}: the parts 'train' and {part!r} must not overlap, but {len(shared)} image(s) are"
+                f" in both (for example {images.name(int(shared[0]))})"
             )
         if part == "train":
             is_trained[members] = True

@@ -1,8 +1,8 @@
-"""Regions: which part of an image becomes the network's input, and its mirroring and colour offset.
+"""Regions: the part of an image that becomes the network's input, whether it is mirrored, and its colour offset.
 
-A region is drawn in floating-point coordinates of the original image, by a generator seeded with (seed, epoch, index),
-and resized straight to the batch's size. So a smaller input shows the same region at a lower resolution, never a
-smaller crop (section 2.3), and the result does not depend on the worker or rank that loads it.
+A region is drawn in floating-point coordinates of the image, using a generator seeded with (seed, epoch, index), and is
+then resized directly to the size of the batch. A smaller input therefore shows the same region at a lower resolution,
+not a smaller crop (section 2.3), and the result does not depend on the worker or rank that loads the image.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from PIL import Image
 
 from sppnet.data.size_schedules import rng
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original image
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the image that the reader returns
 
-# Principal components of the RGB values, in [0, 1], of ImageNet's training images. These constants reproduce AlexNet's
-# colour augmentation (Krizhevsky et al. 2012, section 4.1) since fb.resnet.torch (datasets/imagenet.lua).
+# Principal components of the RGB values in [0, 1] of ImageNet's training images, for AlexNet's colour augmentation
+# (Krizhevsky et al. 2012, section 4.1). These constants have been in common use since fb.resnet.torch
+# (datasets/imagenet.lua).
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
@@ -34,7 +35,7 @@ class Region(NamedTuple):
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-# (width, height) of an image -> its region. Call it once per image: it may draw the box at random.
+# Maps the (width, height) of an image to its region. Call it only once per image, as it may draw the box at random.
 RegionFunction = Callable[[int, int], Region]
 
 
@@ -46,8 +47,8 @@ class TrainRegions:
         seed: the run's seed.
         fit: `crop`, or `full` for the whole image.
         crop: the config's `data.crop`.
-        flip: whether half of the regions are mirrored.
-        color: standard deviation of the coefficients of AlexNet's colour augmentation; 0 turns it off.
+        flip: whether to mirror half of the regions, chosen at random.
+        color: standard deviation of the coefficients in AlexNet's colour augmentation; 0 turns it off.
     """
 
     seed: int
@@ -59,11 +60,11 @@ class TrainRegions:
     def __call__(self, index: int, epoch: int) -> RegionFunction:
         """The region of image `index` in `epoch`, as a function of the image's width and height.
 
-        Call it for all images of a batch before reading the first one: creating a generator takes six times as long
-        between two images, when decoding has emptied the processor's caches.
+        Call this for all images of a batch before reading the first one. Creating a generator right after decoding an
+        image takes six times as long, because decoding leaves the CPU caches cold.
         """
         generator = rng(self.seed, epoch, "region", index)
-        # always drawn, so that the boxes stay the same when mirroring or colour is switched off
+        # drawn even if they are not used, so that turning mirroring or colour off does not change the boxes
         mirrored, alphas = generator.random() < 0.5, generator.standard_normal(3)
         red, green, blue = (EIGENVECTORS @ (self.color * alphas * EIGENVALUES)).tolist()
         flip, offset = self.flip and mirrored, (red, green, blue)
@@ -79,11 +80,11 @@ class TrainRegions:
 
 @dataclass(frozen=True)
 class EvalRegions:
-    """The evaluation region of an image.
+    """Selects the evaluation region of an image.
 
     Attributes:
-        fit: `center` for the central square; anything else for the whole image.
-        ratio: side of the central square over the shorter side of the image.
+        fit: `center` for the central square; any other value for the whole image.
+        ratio: side of the central square / shorter side of the image.
     """
 
     fit: str
@@ -104,9 +105,9 @@ class EvalRegions:
 def paper_crop(generator: np.random.Generator, width: int, height: int, ratio: float, fixed: bool) -> Box:
     """The paper's training crop (section 3.1.1): a square whose side is `ratio` of the image's shorter side.
 
-    The paper's ratio is 224 / 256 = 0.875, and its crops come from the whole image. `fixed` draws one of five
-    positions, the centre and the four corners; otherwise all positions are equally likely. The paper's text names the
-    five positions; AlexNet, whose recipe the paper follows, took random ones.
+    The paper's ratio is 224 / 256 = 0.875, and its crops are taken from the whole image, not from a central square.
+    With `fixed`, the position is drawn from five: the centre and the four corners. Otherwise, all positions are equally
+    likely. The paper mentions the five positions, but AlexNet, whose recipe it follows, used random ones.
     """
     side = ratio * min(width, height)
     x, y = generator.random(2).tolist()
@@ -118,17 +119,17 @@ def paper_crop(generator: np.random.Generator, width: int, height: int, ratio: f
 def random_resized_crop(
     generator: np.random.Generator, width: int, height: int, scale: tuple[float, float], aspect: tuple[float, float]
 ) -> Box:
-    """Inception's training crop: a random area, aspect ratio (log-uniform) and position.
+    """Inception's training crop, with a random area, aspect ratio (log-uniform) and position.
 
-    As in torchvision's `RandomResizedCrop`, after ten failed tries it is the largest central crop whose aspect ratio
-    is within `aspect`.
+    As in torchvision's `RandomResizedCrop`, the fallback after ten failed attempts is the largest central crop whose
+    aspect ratio is within `aspect`.
 
     Args:
-        generator: draws the crop.
-        width: of the image.
-        height: of the image.
-        scale: range of the crop's share of the image's area.
-        aspect: range of the crop's width over its height.
+        generator: random generator that draws the crop.
+        width: width of the image.
+        height: height of the image.
+        scale: range of the crop's area as a fraction of the image's area.
+        aspect: range of the crop's aspect ratio (width / height).
     """
     for _ in range(10):
         area = width * height * generator.uniform(*scale)
@@ -142,21 +143,22 @@ def random_resized_crop(
 
 
 def render(image: Image.Image, region: Region, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Cut the region out of an RGB image and resize it to uint8 (3, height, width); the colour offset is not applied.
+    """Crop the region from an RGB image and resize it to uint8 (3, height, width). The colour offset is not applied.
 
-    Pillow resizes from the original pixels in one step, bilinear with antialiasing. In memory the channels are
-    innermost, as in a `Batch`.
+    Pillow crops and resizes in one step, using bilinear interpolation with antialiasing. The channels are innermost in
+    memory, as in a `Batch`.
     """
     resized = image.resize((width, height), Image.Resampling.BILINEAR, box=region.box)
     if region.flip:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(resized).transpose(2, 0, 1)  # a copy: torch warns of tensors on Pillow's read-only memory
+    return np.array(resized).transpose(2, 0, 1)  # a copy, as torch warns about tensors on read-only memory
 
 
 def _place(width: int, height: int, w: float, h: float, x: float, y: float) -> Box:
-    """A box of `w` x `h` in an image of `width` x `height`; (x, y) in [0, 1] place it between the image's edges.
+    """A box of `w` x `h` pixels in an image of `width` x `height` pixels, at the relative position (x, y).
 
-    The box never exceeds the image, whatever floats round to.
+    (0, 0) is the top left corner of the image and (1, 1) the bottom right corner. The box never extends beyond the
+    image, not even by a rounding error.
     """
     left, top = x * (width - w), y * (height - h)
     return (left, top, min(left + w, float(width)), min(top + h, float(height)))

@@ -1,4 +1,4 @@
-"""The LightningDataModule: loaders for training at the sizes of a schedule, and for evaluation at a list of sizes."""
+"""The LightningDataModule, with loaders for training at scheduled sizes and for evaluation at a list of sizes."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from sppnet.data.splits import IntArray
 from sppnet.data.views import Views
 from sppnet.errors import UserError, notice
 
-WHOLE_IMAGE = ("full", "windows")  # values of `views.fit` that load the whole image with its aspect ratio
+WHOLE_IMAGE = ("full", "windows")  # values of `views.fit` that load the whole image and keep its aspect ratio
 
 
 class DataModule(LightningDataModule):
-    """Batches (see `sppnet.data.loader.Batch`) for a Trainer with `use_distributed_sampler=False`.
+    """Provides batches (see `sppnet.data.loader.Batch`) for a Trainer with `use_distributed_sampler=False`.
 
-    Validation has one loader per size of `sizes.val`, testing one per size of `sizes.test`, in that order.
+    There is one validation loader per size in `sizes.val` and one test loader per size in `sizes.test`, in that order.
 
     Args:
-        sets: the data set and its parts (`sppnet.data.load_splits`).
-        schedule: the sizes (`sppnet.data.build_sizes`).
-        cfg_data: the config's `data`, plain.
-        cfg_views: the config's `views`, plain: which regions of a test image are scored.
+        sets: the data set and its parts, from `sppnet.data.load_splits`.
+        schedule: the size schedule, from `sppnet.data.build_sizes`.
+        cfg_data: the config's `data`, as a plain dict.
+        cfg_views: the config's `views`, as a plain dict; it determines which regions of a test image are scored.
         seed: the run's seed.
-        cache: `paths.cache`, the folder of cached image shapes and, with `data.cache=true`, cached pixels.
-        progress: `trainer.progress`, for building the cache of pixels.
+        cache: `paths.cache`, the folder for cached image shapes and, with `data.cache=true`, cached pixels.
+        progress: `trainer.progress`, the progress display to use while the pixel cache is built.
 
     Attributes:
-        pairs: training sizes at which a batch needs two images (`sppnet.training.preflight.sizes_for_pairs`); set it
-            before the training loader is made.
-        device: of the batches where there is no Trainer; memory is pinned for a GPU.
+        pairs: training sizes at which a batch needs two images (see `sppnet.training.preflight.sizes_for_pairs`). Set
+            it before the training loader is created.
+        device: device on which the batches are used if there is no Trainer. Memory is pinned if it is a GPU.
     """
 
     def __init__(
@@ -64,22 +64,22 @@ class DataModule(LightningDataModule):
         self.pairs: Collection[int] = ()
         self.device = torch.device("cpu")
         self._shapes: ShapeArray | None = None
-        # training buckets by (world, minimum), since grouping a million images takes seconds
+        # training buckets by (world, minimum), stored because grouping a million images takes seconds
         self._buckets: dict[tuple[int, int], list[Bucket]] = {}
 
     def prepare_data(self) -> None:
-        """Cache the images' shapes and pixels where they are used; Lightning calls it in one process per machine."""
+        """Cache the shapes and pixels of the images, if needed. Lightning calls this in one process per machine."""
         if self.cfg["fit"] == "full" or self.views["fit"] in WHOLE_IMAGE:
             self._load_shapes()
         if self.cfg["fit"] == "crop":
             self._reader("crop")
 
     def train_batches(self, rank: int = 0, world: int = 1) -> TrainBatchSampler:
-        """The training batches of one of `world` ranks, from the run's current position.
+        """The training batches of `rank`, one of `world` ranks, starting at the run's current position.
 
-        With whole images (`data.fit=full`), images whose shape fills less than a quarter of a batch are stretched to
-        the next shape, at most two of `data.aspect_step` away. A shape with too few images for a batch on every rank
-        is stretched to the nearest one at any distance. Validation and tests keep each image's own (rounded) shape.
+        With `data.fit=full`, images of a shape that does not fill a quarter of a batch are stretched to the nearest
+        shape within two steps of `data.aspect_step`. If a shape has too few images for a batch on every rank, they are
+        stretched to the nearest shape, however far away. Validation and tests keep each image's own (rounded) shape.
 
         Raises:
             UserError: a batch needs two images (`pairs`), but the batch size is 1 or there are too few images.
@@ -99,10 +99,10 @@ class DataModule(LightningDataModule):
         return TrainBatchSampler(buckets, self.schedule, batch_size, self.seed, rank, world, self._taken, self.pairs)
 
     def images_per_step(self) -> float:
-        """This rank's images per optimizer step: those of a training epoch, readable or not, over its steps.
+        """The mean number of images per optimizer step on this rank, including unreadable images.
 
-        It is the same in every epoch. With `trainer.limit_batches`, whose epochs differ in their images, it assumes
-        batches of average size.
+        The value is the same in every epoch. With `trainer.limit_batches`, where the number of images differs between
+        epochs, it assumes batches of average size.
         """
         assert self.trainer is not None
         batches, accumulate = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
@@ -114,30 +114,30 @@ class DataModule(LightningDataModule):
         return batches.images / len(batches)
 
     def train_dataloader(self) -> Loader:
-        """The training batches of this rank, from the run's current position."""
+        """The loader for the training batches of this rank, starting at the run's current position."""
         batches = self.train_batches(self._rank(), self._world())
         self._train_batches = len(batches)
         regions = TrainRegions(self.seed, self.cfg["fit"], self.cfg["crop"], self.cfg["flip"], self.cfg["color"])
         return self._loader(BatchDataset(self.sets.images, regions, self._reader("crop")), batches, persistent=True)
 
     def notice_stretched(self, world: int) -> None:
-        """Print how many training images are stretched to the shape of another bucket, if any."""
+        """Print how many training images are stretched to the shape of a different bucket, if there are any."""
         stretched = sum(bucket.stretched for bucket in self.train_batches(world=world).buckets)
         if stretched:
             notice(
-                f"data.fit=full: {stretched} of {len(self.sets.train)} training images have shapes too rare for batches"
-                " of their own and are stretched to the nearest shape (see data.aspect_step)"
+                f"data.fit=full: {stretched} of {len(self.sets.train)} training images have shapes that are too rare"
+                " for batches of their own, so they are stretched to the nearest shape (see data.aspect_step)"
             )
 
     def val_dataloader(self) -> list[Loader]:
-        """One loader per size of `sizes.val`: centre crops, or whole images with `data.fit=full`."""
+        """One loader per size in `sizes.val`, with whole images if `data.fit=full` and centre crops otherwise."""
         fit = "full" if self.cfg["fit"] == "full" else "center"
         regions = EvalRegions(fit, self.cfg["crop"]["ratio"])
         scales = {size: [size] for size in self.schedule.val}
         return self._eval_loaders("val", scales, regions, self.cfg["aspect_step"])
 
     def test_dataloader(self) -> list[Loader]:
-        """One loader per size of `sizes.test`, with the regions and scales of `views`."""
+        """One loader per size in `sizes.test`, with the regions and scales that `views` describes."""
         regions = EvalRegions(self.views["fit"], self.views["ratio"])
         views = Views.build(self.views)
         scales = {size: [size] if views is None else views.sides(size) for size in self.schedule.test}
@@ -153,7 +153,7 @@ class DataModule(LightningDataModule):
         dataset = BatchDataset(self.sets.images, regions, self._reader(regions.fit))
         for size, sides in scales.items():
             batch_size = eval_batch_size(self.cfg["batch_size"], sides, max(self.schedule.sizes))
-            # the split's seed, not the run's: limited evaluations of runs on one split then use the same images
+            # not the run's seed, so that limited evaluations of all runs on the same split use the same images
             seed = self.cfg["split"]["seed"]
             batches = EvalBatchSampler(buckets, size, sides, batch_size, self._rank(), self._world(), limit, seed)
             loaders.append(self._loader(dataset, batches))
@@ -161,12 +161,16 @@ class DataModule(LightningDataModule):
 
     def _single_image_message(self, world: int) -> str:
         sizes = ", ".join(map(str, sorted(self.pairs)))
-        problem = f"batch normalisation cannot train on one image of {sizes} pixels, of which it sees a single value"
+        problem = (
+            "batch normalisation needs more than one value per channel, but a single image provides only one"
+            f" at size {sizes}"
+        )
         if self.cfg["batch_size"] == 1:
             return f"data.batch_size=1: {problem}; use data.batch_size=2 or more, or larger sizes in sizes.train"
         return (
-            f"data={self.cfg['name']}: {problem}, and {len(self.sets.train)} training images make no batch of two for"
-            f" each of {world} process(es); use more images, fewer trainer.devices, or larger sizes in sizes.train"
+            f"data={self.cfg['name']}: {problem}, and {len(self.sets.train)} training images are too few for a"
+            f" batch of two on each of {world} process(es); use more images, fewer trainer.devices, or larger sizes in"
+            " sizes.train"
         )
 
     def _loader(
@@ -195,7 +199,7 @@ class DataModule(LightningDataModule):
         return self.trainer.global_rank if self.trainer is not None else 0
 
     def _taken(self) -> int:
-        """Batches taken since the run's first step, counted as if no epoch had been cut by `limit_train_batches`."""
+        """Batches taken since the run's first step, counted as if `limit_train_batches` had not shortened any epoch."""
         if self.trainer is None:
             return 0
         limit, full = self.trainer.limit_train_batches, self._train_batches
@@ -205,19 +209,19 @@ class DataModule(LightningDataModule):
 
 
 def eval_buckets(members: IntArray, fit: str, shapes: Callable[[], ShapeArray], aspect_step: float) -> list[Bucket]:
-    """The buckets of images that can share a batch of an evaluation.
+    """The buckets of images that can share an evaluation batch.
 
     Args:
         members: indices of the images.
-        fit: `views.fit`; images that are loaded whole share a batch by their rounded aspect ratio.
-        shapes: loads the shapes of all images; called only if they are needed.
-        aspect_step: rounding of the aspect ratio.
+        fit: the region of each image, as in `views.fit`. Whole images are grouped by their rounded aspect ratio.
+        shapes: function that loads the shapes of all images. It is called only if they are needed.
+        aspect_step: step to which aspect ratios are rounded.
     """
     return shape_buckets(members, shapes(), aspect_step) if fit in WHOLE_IMAGE else square_bucket(members)
 
 
 def eval_batch_size(nominal: int, sides: Sequence[int], largest: int) -> int:
-    """Images per batch of an evaluation at `sides`, scaled down so that it needs no more memory than training.
+    """The number of images per evaluation batch: `nominal`, or fewer if they would need more memory than in training.
 
     Args:
         nominal: `data.batch_size`.

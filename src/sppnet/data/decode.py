@@ -1,11 +1,13 @@
-"""Decodes an image file of any format that Pillow opens to 8-bit RGB.
+"""Decodes image files of any format that Pillow supports to 8-bit RGB pixels.
 
-- Grey, bilevel, palette, CMYK, YCbCr, HSV and Lab images are converted. Of an animation, the first frame is read.
-- 16-bit grey is scaled to 8 bits, not clipped. Wider integers and floats declare no range: integers within 16 bits are
-  treated as 16-bit, floats within [0, 1] as fractions; all others are stretched from their minimum to their maximum.
-- Transparent images are composited on white, the background that most of them were made for.
-- The EXIF orientation is applied, to the pixels and to the shape.
-- JPEGs are decoded by `sppnet.data.jpeg`, bit for bit as by Pillow; damage that the decoder reports is an error.
+- Grey, bilevel, palette, CMYK, YCbCr, HSV and Lab images are converted. Only the first frame of an animation is read.
+- 16-bit grey is scaled to 8 bits, not clipped. Wider integers and floats do not declare their range, so it is
+  guessed: integers that fit in 16 bits are treated as 16-bit values, and floats in [0, 1] as fractions of the full
+  range. Otherwise, the range from the minimum to the maximum of the image is scaled to 8 bits.
+- Transparent images are composited onto white, the background that most of them were made for.
+- The EXIF orientation is applied to the pixels and to the shape.
+- JPEGs are decoded by `sppnet.data.jpeg`, with exactly the same result as Pillow. Damage that the decoder reports is
+  an error.
 """
 
 from __future__ import annotations
@@ -25,35 +27,35 @@ from sppnet.data.orientation import TURNS, read_orientation
 from sppnet.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
-JPEGS = ("JPEG", "MPO")  # MPO: several concatenated JPEGs, of which the first is read
+JPEGS = ("JPEG", "MPO")  # MPO: concatenated JPEGs, of which only the first is read
 
 
 class DataError(UserError):
-    """An image cannot be read; the message names the image and the reason."""
+    """Raised if an image cannot be read; the message names the image and the reason."""
 
 
 def decode(path: str | Path) -> Image.Image:
-    """Read the image at `path`, upright, in mode RGB.
+    """Read the image at `path` and return it upright, in RGB mode.
 
     Raises:
-        DataError: the file is missing, not an image, damaged or truncated.
+        DataError: the file is missing, is not an image, or is damaged or truncated.
     """
     pixels = _decode(path)
     return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
 
 
 def decode_array(path: str | Path) -> Pixels:
-    """uint8 (H, W, 3): the pixels of `decode(path)`, for a JPEG without a copy.
+    """The pixels of `decode(path)` as uint8 (H, W, 3). This avoids a copy for most JPEGs.
 
     Raises:
-        DataError: as `decode`.
+        DataError: see `decode`.
     """
     pixels = _decode(path)
     return np.array(pixels) if isinstance(pixels, Image.Image) else pixels
 
 
 def read_shape(path: str | Path) -> tuple[int, int]:
-    """(height, width) in pixels of what `decode` returns, from the file's header alone.
+    """The (height, width) in pixels of the image that `decode` returns, without decoding its pixels.
 
     Raises:
         DataError: the header cannot be read.
@@ -64,13 +66,13 @@ def read_shape(path: str | Path) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert `image` to mode RGB by the rules at the top of this file; returns a new image with its pixels loaded."""
+    """Convert `image` to RGB as described at the top of this file. Returns a new image with its pixels loaded."""
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None  # None is for in-place conversions
+        assert converted is not None  # it is None only for in-place conversions
         return converted
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -90,7 +92,10 @@ def _decode(path: str | Path) -> Image.Image | Pixels:
 
 
 def _check_damage(image: Image.Image, path: str) -> Pixels | None:
-    """Raise for damage that Pillow ignores. Returns the pixels, not yet upright, if the check had to decode them."""
+    """Raise an error for damage that Pillow ignores.
+
+    Returns the RGB pixels, not yet turned upright, if the check had to decode them; None otherwise.
+    """
     assert isinstance(image, ImageFile.ImageFile)
     assert image.fp is not None
     position, pixels = image.fp.tell(), None
@@ -108,15 +113,15 @@ def _check_damage(image: Image.Image, path: str) -> Pixels | None:
 @contextlib.contextmanager
 def _readable(path: str | Path) -> Iterator[None]:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (opening a named pipe would wait for a writer)
-            raise OSError("it is not a file")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (opening a named pipe would block)
+            raise OSError("not a regular file")
         yield
     except MemoryError:
         raise
     except (jpeg.DamagedError, png.DamagedError) as error:
-        raise DataError(f"{path}: is damaged or truncated ({error})") from error
-    except Exception as error:  # Pillow's decoders raise exceptions of any kind
-        raise DataError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path} is damaged or truncated ({error})") from error
+    except Exception as error:  # Pillow's decoders can raise any kind of exception
+        raise DataError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
 
 
 def _to_8_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,7 @@
-"""Finds identical image files in two parts of a data set (the test then sees training images) or in two classes."""
+"""Finds identical image files in different parts or classes of a data set.
+
+If copies of a file are in different parts, the network may be tested on training images.
+"""
 
 from __future__ import annotations
 
@@ -18,39 +21,40 @@ from sppnet.errors import UserError
 def describe_duplicates(
     cfg: Mapping[str, Any], images: ImageSet, parts: Mapping[str, IntArray] | None = None
 ) -> list[str]:
-    """One line each about identical files in two parts and in two classes; none if `data.duplicates` is `ignore`.
+    """Return up to two lines that report identical files: those in different parts and those in different classes.
 
-    Files with the same digest are compared in full. Only data sets of image files are searched.
+    Files with the same digest are compared byte by byte. Only data sets of image files are checked. The result is empty
+    if `data.duplicates` is `ignore`.
 
     Args:
-        cfg: the `data` config, as a plain dict.
+        cfg: the config's `data`, as a plain dict.
         images: the data set.
-        parts: image indices of `train`, `val` and `test`; None if every image may come into any part.
+        parts: image indices of `train`, `val` and `test`; None if any image may end up in any part.
 
     Raises:
-        UserError: there are such files and `data.duplicates` is `error`.
+        UserError: there are identical files, and `data.duplicates` is `error`.
     """
     action = cfg["duplicates"]
     if action == "ignore" or not isinstance(images, Files):
         return []
-    filecmp.clear_cache()  # its cache trusts times of change
+    filecmp.clear_cache()  # its cache relies on modification times, so it may miss a change
     part_of = np.full(len(images), "", dtype="<U5")
-    for part, members in (parts or {}).items():  # `test` comes last and wins where val is the test part itself
+    for part, members in (parts or {}).items():  # `test` comes last and overrides `val` if both are the same images
         part_of[members] = part
     groups = list(_find_equal_files(images, part_of.tolist(), anywhere=parts is None))
     facts = (_describe_parts(images, groups, part_of.tolist(), parts), _describe_classes(images, groups))
     lines = [f"data={cfg['name']}: {fact}" for fact in facts if fact]
     if lines and action == "error":
-        raise UserError(f"{lines[0]}; data.duplicates=error refuses that, warn goes on")
-    return [f"{line} (data.duplicates=error refuses that, ignore says nothing)" for line in lines]
+        raise UserError(f"{lines[0]}; use data.duplicates=warn to continue anyway")
+    return [f"{line} (data.duplicates=error makes this an error, data.duplicates=ignore hides it)" for line in lines]
 
 
 def _find_equal_files(images: Files, part_of: Sequence[str], anywhere: bool) -> Iterator[list[int]]:
-    """Groups of images with identical files, in several parts or classes, or anywhere."""
+    """Yield groups of images with identical files. Unless `anywhere`, skip groups that lie in one part and class."""
     halves = np.ascontiguousarray(images.digests).view("<u8")
     _, inverse, counts = np.unique(halves[:, 0], return_inverse=True, return_counts=True)
     candidates: dict[bytes, list[int]] = {}
-    for index in np.flatnonzero((counts[inverse] > 1) & halves.any(1)).tolist():  # zeros: unreadable
+    for index in np.flatnonzero((counts[inverse] > 1) & halves.any(1)).tolist():  # all-zero digest: unreadable
         candidates.setdefault(images.digests[index].tobytes(), []).append(index)
     for members in candidates.values():
         if len(members) > 1 and (anywhere or len({(part_of[i], images.label(i)) for i in members}) > 1):
@@ -73,12 +77,12 @@ def _group_by_content(images: Files, members: Sequence[int]) -> list[list[int]]:
 def _are_equal(images: Files, first: int, second: int) -> bool:
     try:
         return filecmp.cmp(images.path(first), images.path(second), shallow=False)
-    except OSError:  # no longer readable
+    except OSError:  # a file is no longer readable
         return False
 
 
 def _is_image(images: Files, index: int) -> bool:
-    """Whether a file is an image at all: `data.bad_files` handles empty files and saved error pages."""
+    """Whether a file is an image. Empty files and saved HTML error pages are not; `data.bad_files` deals with them."""
     try:
         images.shape(index)
     except DataError:
@@ -91,7 +95,10 @@ def _describe_parts(
 ) -> str:
     if parts is None:
         count = sum(len(group) - 1 for group in groups)
-        copies = f"{_count_of(count, len(images))} in the data set a second time, and may be both trained and tested on"
+        copies = (
+            f"{_count_of(count, len(images))} in the data set a second time and may be used for both training and"
+            " testing"
+        )
         return f"{copies} ({_example(images, groups[0])})" if groups else ""
     clauses, example = [], ""
     for part, sources in (("test", ("train", "val")), ("val", ("train",))):
@@ -104,7 +111,7 @@ def _describe_parts(
                 found_in |= {part_of[index] for index in twins}
                 example = example or _example(images, (members[0], twins[0]))
         if count:
-            clauses.append(f"{_count_of(count, part_of.count(part), part)} in {' or '.join(sorted(found_in))}, too")
+            clauses.append(f"{_count_of(count, part_of.count(part), part)} also in {' or '.join(sorted(found_in))}")
     return f"{', and '.join(clauses)} ({example})" if clauses else ""
 
 
@@ -115,7 +122,7 @@ def _describe_classes(images: Files, groups: Sequence[Sequence[int]]) -> str:
     first = mixed[0][0]
     second = next(index for index in mixed[0] if images.label(index) != images.label(first))
     count = sum(len(group) - 1 for group in mixed)
-    return f"{_count_of(count, len(images))} in another class, too ({_example(images, (first, second))})"
+    return f"{_count_of(count, len(images))} also in a different class ({_example(images, (first, second))})"
 
 
 def _count_of(count: int, total: int, part: str = "") -> str:

@@ -1,9 +1,9 @@
-"""A cache of images resized to `data.short_side`: one memory-mapped file per data set (`data.cache=true`).
+"""A cache of images resized to `data.short_side`, in one memory-mapped file per data set (`data.cache=true`).
 
-The file holds a line of JSON, a table with one int64 entry (offset, height, width, CRC-32) per image, the SHA-256 of
-all that, and the raw pixels (h, w, 3). It appears complete or not at all. Its name is a hash of everything that the
-pixels depend on. Each process checks each image against its checksum once; an image that fails is read from the
-original and repaired, with a message.
+The file contains a line of JSON, a table with four int64 values (offset, height, width, CRC-32) per image, the SHA-256
+of everything before it, and the raw pixels (h, w, 3). It is written atomically. Its name contains a hash of everything
+that the pixels depend on. Each process verifies the checksum of each image once. If it is wrong, the image is read from
+the original file and repaired in the cache, and a message is printed.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ Index = npt.NDArray[np.int64]  # (images, 4): offset, height, width, CRC-32
 
 
 class ImageCache:
-    """Reads images from the file that `build_image_cache` wrote.
+    """Reads images from a cache file that `build_image_cache` wrote.
 
     Args:
-        path: the file.
-        reader: reads the original of an image that is missing or damaged in the file.
+        path: path of the cache file.
+        reader: reader of the original images, for those that are missing or damaged in the cache file.
     """
 
     def __init__(self, path: Path, reader: PixelReader) -> None:
@@ -56,13 +56,13 @@ class ImageCache:
         self._gone = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}  # every process maps the file itself
+        return {**self.__dict__, "_open": None}  # each process maps the file itself
 
     def __call__(self, index: int) -> Tensor:
-        """Pixels of image `index`, uint8 (h, w, 3).
+        """The pixels of image `index` as uint8 (h, w, 3).
 
         Raises:
-            DataError: the image could not be read when the file was built, and still cannot.
+            DataError: the image could not be read when the file was built, and still cannot be read.
         """
         if self._open is None and not self._gone:
             self._open = self._map()
@@ -87,13 +87,13 @@ class ImageCache:
             return None
         with self.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)  # torch's; nothing writes to these tensors
+        warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)  # from torch; nothing writes to the tensors
         return mapped, table, np.zeros(len(table), dtype=np.bool_)
 
     def _repair(self, index: int, offset: int, height: int, width: int) -> Tensor:
         pixels = self.reader.read_original(index)
         name = self.reader.images.name(index)
-        _print(f"{self.path}: the pixels of {name} were damaged; they are replaced from the original image")
+        _print(f"{self.path}: the pixels of {name} were damaged and are restored from the original image")
         if pixels.shape == (height, width, 3):
             with contextlib.suppress(OSError), self.path.open("r+b") as file:
                 os.pwrite(file.fileno(), pixels.numpy().tobytes(), offset)
@@ -103,29 +103,29 @@ class ImageCache:
 def build_image_cache(
     reader: PixelReader, shapes: ShapeArray, folder: Path, name: str, workers: int, progress: str, skip: bool
 ) -> Path:
-    """Write the resized images of `reader` to a file in `folder`, unless the file exists; returns its path.
+    """Write the resized images of `reader` to a cache file in `folder`, unless the file exists, and return its path.
 
     A lock makes other processes wait for the one that builds the file.
 
     Args:
-        reader: a reader with a `short_side`.
+        reader: reader with a `short_side`.
         shapes: (height, width) of the original images.
-        folder: `paths.cache`; created if needed.
-        name: of the data set, for messages.
+        folder: `paths.cache`, created if it does not exist.
+        name: the data set's name, used in messages.
         workers: number of processes that read images.
         progress: `trainer.progress`.
-        skip: whether an image that cannot be read is left out of the file or raises.
+        skip: whether to leave out images that cannot be read instead of raising an error.
 
     Raises:
-        UserError: the data set cannot tell whether its images have changed, `folder` is not writable, or the disk has
+        UserError: changes to the images cannot be detected, `folder` is not writable, or the disk has
             too little free space.
         DataError: an image cannot be read, and `skip` is False.
-        OSError: the disk fills up while the file is written; the file does not appear.
+        OSError: the disk fills up while the file is being written. No incomplete file remains.
     """
     state = reader.images.state()
     if state is None:
         raise UserError(
-            f"data.cache=true: {name} cannot tell whether its images have changed, so they cannot be cached"
+            f"data.cache=true: the images of {name} cannot be cached, as changes to them cannot be detected"
         )
     path = folder / _file_name(reader, state)
     if _is_complete(path):
@@ -134,9 +134,9 @@ def build_image_cache(
         try:
             stack.enter_context(file_lock(path.with_suffix(".lock")))
         except OSError as error:
-            raise UserError(f"data.cache=true: paths.cache={folder} cannot be written to: {error.strerror}") from None
+            raise UserError(f"data.cache=true: paths.cache={folder} is not writable: {error.strerror}") from None
         if path.exists() and not _is_complete(path):
-            _print(f"{path} is damaged and is built again")
+            _print(f"{path} is damaged and will be rebuilt")
             path.unlink()
         if not path.exists():
             _build(path, reader, shapes, name, workers, progress, skip)
@@ -179,7 +179,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _end(table: Index) -> int:
-    """The size in bytes of a file with this table."""
+    """The size in bytes of a cache file with this table."""
     ends = table[:, 0] + table[:, 1] * table[:, 2] * 3
     return int(ends.max()) if len(ends) else 0
 
@@ -193,15 +193,15 @@ def _build(
     start = len(header) + 32 * count + 32
     resized = [resized_shape(int(height), int(width), side) for height, width in shapes if height]
     size = start + sum(height * width * 3 for height, width in resized)
-    remove_temporary(path)  # of a process that was killed while building: this process holds the lock
+    remove_temporary(path)  # left by a killed process; no other process is writing, as this one holds the lock
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise UserError(
-            f"data.cache=true: {count} images of {name} at a shorter side of {side} take {_gib(size)}, and"
-            f" paths.cache={path.parent} has {_gib(free)} free"
+            f"data.cache=true: {count} images of {name} with a shorter side of {side} take {_gib(size)}, but"
+            f" paths.cache={path.parent} has only {_gib(free)} free"
         )
     if progress != "none":
-        print(f"sppnet: caching {count} images at a shorter side of {side} ({_gib(size)}) in {path}", file=sys.stderr)
+        print(f"sppnet: caching {count} images with a shorter side of {side} ({_gib(size)}) in {path}", file=sys.stderr)
     table, remarks = np.zeros((count, 4), dtype=np.int64), dict[str, str]()
     with atomic_write(path, "wb") as file, meter("cache", progress, count) as tick:
         file.seek(start)
@@ -222,13 +222,13 @@ def _build(
 
 
 def _read_all(reader: PixelReader, workers: int) -> Iterator[tuple[Tensor | DataError, dict[str, str]]]:
-    # its own generator: a DataLoader otherwise draws from torch's global one, before the weights are initialised
+    # without its own generator, the DataLoader would draw from torch's global one and so change the initial weights
     generator = torch.Generator()
     yield from DataLoader(_ReaderDataset(reader), batch_size=None, num_workers=workers, generator=generator)
 
 
 class _ReaderDataset(Dataset[Any]):
-    """The resized images, each with the harmless warnings of the decoder; a `DataError` is returned, not raised."""
+    """The resized images, each with the decoder's harmless warnings. A `DataError` is returned, not raised."""
 
     def __init__(self, reader: PixelReader) -> None:
         self.reader = reader

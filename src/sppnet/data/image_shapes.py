@@ -1,4 +1,4 @@
-"""The heights and widths of a data set's images: read once from the files' headers and cached."""
+"""The heights and widths of a data set's images, read once from the file headers and cached."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ShapeArray = npt.NDArray[np.int32]
 
 
 def load_shapes(images: ImageSet, cache: Path, skip: bool = False) -> ShapeArray:
-    """(height, width) of every image, int32 of shape (len(images), 2).
+    """The (height, width) of every image, as int32 of shape (len(images), 2).
 
-    The shapes are cached in a file named after `images.state()`, so a file that changes is read again. The cache file
-    appears complete or not at all; processes that build it at the same time end with the same content.
+    The shapes are cached in a file named after `images.state()`, so they are read again if an image changes. The cache
+    file is written atomically, and processes that write it at the same time write the same content.
 
     Args:
         images: the data set.
-        cache: `paths.cache`; created if needed. If it is not writable, every run reads the shapes again.
-        skip: give an image whose header cannot be read the shape (0, 0) instead of raising.
+        cache: `paths.cache`, created if it does not exist. If it is not writable, every run reads the shapes again.
+        skip: whether to use the shape (0, 0) for an image with an unreadable header instead of raising an error.
 
     Raises:
         DataError: a header cannot be read, and `skip` is False.
@@ -36,9 +36,9 @@ def load_shapes(images: ImageSet, cache: Path, skip: bool = False) -> ShapeArray
     shapes = None if path is None else _load(path, len(images))
     if shapes is None:
         if path is not None:
-            log.info("reading the shapes of %d images, once", len(images))
+            log.info("reading the shapes of %d images to cache them", len(images))
         shapes = _read_all(images)
-        if path is not None and (skip or shapes.all()):  # a data set that is refused leaves no cache file
+        if path is not None and (skip or shapes.all()):  # without `skip`, only a complete list is cached
             _save(shapes, path)
     for index in np.flatnonzero(shapes[:, 0] == 0).tolist():  # try again: a network drive may fail temporarily
         try:
@@ -56,7 +56,7 @@ def _read_all(images: ImageSet) -> ShapeArray:
         except DataError:
             return 0, 0
 
-    with ThreadPoolExecutor(8) as pool:  # threads suffice: nearly all of the time is spent waiting for files
+    with ThreadPoolExecutor(8) as pool:  # threads are enough, as nearly all of the time is spent waiting for files
         shapes = list(pool.map(read_shape, range(len(images))))
     return np.asarray(shapes, dtype=np.int32).reshape(len(images), 2)
 

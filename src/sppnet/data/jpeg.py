@@ -1,11 +1,12 @@
-"""Decodes JPEG files with simplejpeg: libjpeg-turbo with its warnings, which Pillow and torchvision hide.
+"""Decodes JPEG files with simplejpeg, which reports the libjpeg-turbo warnings that Pillow and torchvision hide.
 
-The pixels are bit for bit those of Pillow. The decoder's warnings are of two kinds:
+The pixels are exactly the same as Pillow's. The decoder's warnings are of two kinds:
 
-- The data end early or hold invalid codes: the decoder makes up the pixels from there on. The file is damaged.
-- Stray bytes between segments, unknown revisions: no pixel is made up. `take_remarks` returns these warnings.
+- Damage: the data end early or contain invalid codes, and the decoder makes up all pixels from that point on.
+- Harmless warnings, such as stray bytes between segments or an unknown JFIF revision: the decoder does not make up
+  any pixels. `take_remarks` returns these warnings.
 
-Damage that leaves valid codes goes unnoticed.
+Damage that results in valid codes goes unnoticed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ try:
     import simplejpeg
 
     DECODER = f"simplejpeg {version('simplejpeg')}"
-except ImportError:  # optional (offline machines may lack it): Pillow decodes to the same pixels
+except ImportError:  # optional, as offline machines may lack it; Pillow decodes to the same pixels
     simplejpeg, DECODER = None, "pillow"
     if multiprocessing.parent_process() is None:
         notice("warning: simplejpeg is not installed, so damaged JPEG files go unnoticed")
@@ -33,11 +34,11 @@ STRANGE = (
     "unknown JFIF revision|Unknown Adobe color transform|bad ICC marker|Invalid SOS parameters for sequential JPEG"
 )
 HARMLESS = re.compile(f"extraneous bytes before marker 0x(?!d[0-7])|{STRANGE}")
-# From the first scan on, extraneous bytes are left over from damaged data. Before the end marker (0xd9) they may be,
-# too, but far more often a camera's firmware wrote them after undamaged data.
+# From the first scan on, extraneous bytes come from damaged data. The exception is extraneous bytes before the end
+# marker (0xd9), which far more often come from a camera's firmware that wrote them after undamaged data.
 HARMLESS_IN_SCANS = re.compile(f"extraneous bytes before marker 0xd9|{STRANGE}")
-STANDALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers without a segment, and an escaped 0xFF
-NEEDLESS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and comments
+STANDALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers without a segment; 0xFF 0x00 is an escaped 0xFF
+NEEDLESS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and comment segments
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -45,21 +46,21 @@ _remarks: dict[str, str] = {}
 
 
 class DamagedError(ValueError):
-    """The decoder made up pixels; the message is its warning."""
+    """Raised if the decoder made up pixels; the message is its warning."""
 
 
 def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
-    """uint8 (H, W, 3): the pixels of a JPEG file; None if Pillow has to decode it.
+    """The pixels of a JPEG file as uint8 (H, W, 3), or None if Pillow has to decode it.
 
-    Pillow decodes files with harmless warnings and files of a kind that simplejpeg does not support.
+    Pillow has to decode files that cause harmless warnings and files of a kind that simplejpeg does not support.
 
     Args:
-        data: the whole file.
-        path: of the file, for `take_remarks`.
-        colours: `CMYK` checks a file of four channels; its pixels are not usable.
+        data: content of the file.
+        path: path of the file, for `take_remarks`.
+        colours: `RGB`, or `CMYK` to check a file with four channels, in which case the pixels are not usable.
 
     Raises:
-        DamagedError: pixels are missing.
+        DamagedError: the decoder made up pixels.
     """
     if simplejpeg is None:
         return None
@@ -67,7 +68,7 @@ def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
     if not isinstance(first, str):
         return first
     in_scans: Pixels | str = first
-    if HARMLESS.search(first):  # libjpeg reports only the first warning: remove the cause of a harmless one
+    if HARMLESS.search(first):  # only the first warning is reported, and this one may hide damage: remove its cause
         data = _strip_metadata(data)
         in_scans = _decode_strictly(data, colours)
     if not isinstance(in_scans, str) or HARMLESS_IN_SCANS.search(in_scans):
@@ -78,7 +79,7 @@ def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
 
 
 def take_remarks() -> dict[str, str]:
-    """The harmless warnings since the last call in this process, by file."""
+    """Return the harmless warnings in this process since the last call, by file path."""
     remarks = dict(_remarks)
     _remarks.clear()
     return remarks
@@ -89,12 +90,12 @@ def notice_remarks(remarks: Mapping[str, str]) -> None:
     if not remarks:
         return
     path, count = min(remarks), len(remarks)
-    files = "1 JPEG file makes" if count == 1 else f"{count} JPEG files make"
-    notice(f"{files} the decoder warn. Such files are read, and usually no pixel is wrong: {path} ({remarks[path]})")
+    files = "1 JPEG file causes" if count == 1 else f"{count} JPEG files cause"
+    notice(f"{files} decoder warnings but can still be read, and usually no pixel is wrong: {path} ({remarks[path]})")
 
 
 def _decode_strictly(data: bytes, colours: str) -> Pixels | str:
-    """The pixels, or the text of the first warning or error."""
+    """The pixels, or the text of the decoder's first warning or error."""
     try:
         return _decode(data, colours, strict=True)
     except ValueError as error:
@@ -104,7 +105,7 @@ def _decode_strictly(data: bytes, colours: str) -> Pixels | str:
 def _is_warning(data: bytes, colours: str) -> bool:
     try:
         _decode(data, colours, strict=False)
-    except ValueError:  # an error: simplejpeg does not support the file, or Pillow reports what is wrong
+    except ValueError:  # an error that Pillow will report, or a file that simplejpeg does not support
         return False
     return True
 
@@ -115,7 +116,7 @@ def _decode(data: bytes, colours: str, strict: bool) -> Pixels:
 
 
 def _strip_metadata(data: bytes) -> bytes:
-    """The JPEG file without metadata and stray bytes before its first scan."""
+    """Remove the metadata and the stray bytes before the first scan of a JPEG file."""
     segments, at = [data[:2]], 2
     while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")

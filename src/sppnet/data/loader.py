@@ -18,18 +18,18 @@ from sppnet.data.readers import Reader, SubpixelReader
 
 
 class Batch(TypedDict):
-    """One batch; all its images have one shape.
+    """A batch of images that all have the same shape.
 
     Keys:
         image: uint8 (N, 3, h, w), RGB, in channels-last memory format, like decoded images.
-        more: the same images at further scales, in the order of the views' `scales`; empty unless a test has several.
-        target: class indices, int64 (N,); in a multi-label data set float32 (N, K) of 0 and 1.
-        index: int64 (N,), indices in the data set.
+        more: the same images at the remaining scales, in the order of `views.scales`; empty if there is only one scale.
+        target: class indices, int64 (N,); for a multi-label data set, zeros and ones, float32 (N, K).
+        index: int64 (N,), the image indices in the data set.
         valid: bool (N,), False for an image that only pads the batch and must not count.
-        offset: float32 (N, 3), to be added to RGB in [0, 1] before normalisation.
-        size: the schedule's size: the shorter side in pixels; with windows, the side of a window.
+        offset: float32 (N, 3), the colour offset to add to RGB in [0, 1] before normalisation.
+        size: the size from the schedule, in pixels: the shorter side or, with windows, the side of a window.
         bad: names of the images that could not be read and were left out.
-        remarks: harmless warnings of the decoder, by file (see `sppnet.data.jpeg`).
+        remarks: harmless warnings of the decoder, by file path (see `sppnet.data.jpeg`).
     """
 
     image: torch.Tensor
@@ -47,7 +47,7 @@ SMALL_TENSORS = frozenset({"target", "index", "valid", "offset"})
 
 
 class Sample(NamedTuple):
-    """One image of a batch, without its pixels; `problem` says why it could not be read and is empty if it was."""
+    """One image of a batch, without its pixels. `problem` says why it could not be read, and is empty otherwise."""
 
     item: Item
     target: Label
@@ -56,12 +56,12 @@ class Sample(NamedTuple):
 
 
 class UncollatedBatch(NamedTuple):
-    """What `BatchDataset` loads for a batch.
+    """The images of a batch as loaded by `BatchDataset`, before collation.
 
     Attributes:
-        samples: one per item, in order.
-        images: one tensor (N, 3, h, w) per shape, of the N samples without a problem, in order.
-        remarks: harmless warnings of the decoder, by file.
+        samples: one sample per item, in order.
+        images: one tensor (N, 3, h, w) per shape, with the N images that could be read, in order.
+        remarks: harmless warnings of the decoder, by file path.
     """
 
     samples: list[Sample]
@@ -71,12 +71,12 @@ class UncollatedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchDataset(Dataset[UncollatedBatch]):
-    """Reads, crops and resizes all images of a batch; for data loaders with a batch sampler of `Item`s.
+    """Reads, crops and resizes all images of a batch, for a data loader whose batch sampler yields lists of `Item`s.
 
     Attributes:
         images: the data set.
-        regions: (index, epoch) -> the region of an image.
-        reader: None for the default, `SubpixelReader`.
+        regions: maps the (index, epoch) of an image to the function that selects its region.
+        reader: reader of the pixels; None for a `SubpixelReader`.
     """
 
     images: ImageSet
@@ -84,7 +84,7 @@ class BatchDataset(Dataset[UncollatedBatch]):
     reader: Reader | None = None
 
     def __getitems__(self, items: Sequence[Item]) -> UncollatedBatch:
-        # images are resized straight into the batch tensor, which a worker allocates in shared memory
+        # images are resized directly into the batch tensor, which a worker allocates in shared memory
         images = [_empty_batch(len(items), *shape) for shape in items[0].shapes]
         region_functions = [self.regions(item.index, item.epoch) for item in items]
         samples: list[Sample] = []
@@ -99,7 +99,7 @@ class BatchDataset(Dataset[UncollatedBatch]):
         target = self.images.label(item.index)
         try:
             pixels = reader.read(item.index)
-        except DataError as error:  # stored as text: a traceback from a worker would bury the one line that helps
+        except DataError as error:  # keep only its text: a worker's traceback would hide the one helpful line
             return Sample(item, target, problem=str(error) or f"{self.images.name(item.index)} cannot be read")
         region = region_function(*reader.size(pixels))
         for out in outs:
@@ -108,9 +108,10 @@ class BatchDataset(Dataset[UncollatedBatch]):
 
 
 def _empty_batch(count: int, height: int, width: int) -> torch.Tensor:
-    """An uninitialised uint8 (count, 3, height, width), channels last; in a worker in shared memory.
+    """An uninitialised uint8 tensor (count, 3, height, width) in channels-last format.
 
-    `default_collate` allocates shared memory in a worker too: the tensor then reaches the main process without a copy.
+    In a worker, it is allocated in shared memory, so that it reaches the main process without a copy. torch's
+    `default_collate` does the same.
     """
     size = count * height * width * 3
     if get_worker_info() is None:
@@ -125,13 +126,13 @@ def _empty_batch(count: int, height: int, width: int) -> torch.Tensor:
 class Collator:
     """Collates an `UncollatedBatch` into a `Batch`, without the images that could not be read.
 
-    If none could be read, the batch is one black image with `valid` False, so that ranks stay in step.
+    If none could be read, the batch is a single black image with `valid` False, so that the ranks stay in step.
 
     Attributes:
         images: the data set.
-        skip: whether images that cannot be read are left out (`data.bad_files=skip`) or are an error.
-        pairs: whether to double an image that is the only readable one of several, with `valid` False for the copy:
-            batch normalisation may be unable to train on a single image.
+        skip: whether to leave out images that cannot be read (`data.bad_files=skip`) instead of returning an error.
+        pairs: whether to duplicate an image if it is the only readable one of several, as batch normalisation may be
+            unable to train on a single image. The copy has `valid` False.
     """
 
     images: ImageSet
@@ -139,7 +140,7 @@ class Collator:
     pairs: bool = False
 
     def __call__(self, uncollated: UncollatedBatch) -> Batch | DataError:
-        """A batch, or the error that `Loader` raises in the main process."""
+        """Return the batch, or an error for `Loader` to raise in the main process."""
         good = [sample for sample in uncollated.samples if not sample.problem]
         bad = [sample for sample in uncollated.samples if sample.problem]
         if bad and not self.skip:
@@ -178,8 +179,8 @@ class Collator:
 class _NumpyCollator:
     """A `Collator` that returns the small tensors as NumPy arrays.
 
-    torch opens a file for every tensor that a worker sends. For the four small tensors of a batch that takes longer
-    than loading sixteen cached images.
+    torch opens a file for every tensor that a worker sends. For the four small tensors of a batch, this takes longer
+    than loading 16 cached images.
     """
 
     collator: Collator
@@ -194,8 +195,8 @@ class _NumpyCollator:
 class Loader(DataLoader[Any]):
     """A `DataLoader` of `Batch`es that raises a worker's `DataError` without the worker's traceback.
 
-    `state_dict` and `load_state_dict` exist because Lightning otherwise warns that the loader cannot be resumed. The
-    state is empty: the batch sampler computes its position.
+    `state_dict` and `load_state_dict` exist because Lightning would otherwise warn that the loader cannot be resumed.
+    The state is empty, as the batch sampler computes its position.
     """
 
     def __init__(
@@ -211,14 +212,14 @@ class Loader(DataLoader[Any]):
         super().__init__(
             dataset,
             batch_sampler=batches,
-            collate_fn=_NumpyCollator(collator),  # type: ignore[arg-type]  # `__getitems__` returns no list
+            collate_fn=_NumpyCollator(collator),  # type: ignore[arg-type]  # `__getitems__` does not return a list
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=persistent and workers > 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # not a generator function: the inner iterator must be created now, as it reads the position in the epoch
+        # Do not turn this into a generator function: the inner iterator must read the position in the epoch now.
         return _to_batches(super().__iter__(), self.pin_memory)
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,7 +230,7 @@ class Loader(DataLoader[Any]):
 
 
 def _to_batches(collated: Iterator[dict[str, Any] | DataError], pin: bool) -> Iterator[Batch]:
-    """Undo `_NumpyCollator` and raise the errors of workers."""
+    """Convert the arrays of `_NumpyCollator` back to tensors and raise the errors that workers returned."""
     for batch in collated:
         if isinstance(batch, DataError):
             raise batch

@@ -1,7 +1,8 @@
-"""Reads the EXIF orientation of an image, wherever its file stores it.
+"""Reads the EXIF orientation of an image, wherever the file stores it.
 
-In JPEG, WebP, TIFF and AVIF files Pillow finds it, in EXIF or XMP. A PNG file stores it in an `eXIf` chunk, in XMP, or
-in ImageMagick's text chunk `Raw profile type exif|APP1|xmp`; each of these may follow the pixels.
+In JPEG, WebP, TIFF and AVIF files, Pillow finds it in the EXIF or XMP data. A PNG file stores it in an `eXIf` chunk, in
+XMP, or in a text chunk that ImageMagick wrote (named `Raw profile type exif`, `... APP1` or `... xmp`). Any of these
+chunks may follow the pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from PIL import Image, ImageFile
 
 from sppnet.data import png
 
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height
+ORIENTATION = 0x0112  # EXIF tag; value 1 is upright, values 5 to 8 swap width and height
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,12 +28,12 @@ PROFILES = ("exif", "APP1", "xmp")
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, that is still to be applied; 1 if it is missing or invalid.
+    """The EXIF orientation (1 to 8) that still has to be applied; 1 if it is missing or invalid.
 
-    Call it before the pixels of `image` are loaded; it does not load them.
+    Call this before the pixels of `image` are loaded. It does not load them.
     """
     if image.format == "TIFF":
-        return 1  # Pillow applies it, to the pixels and to the size
+        return 1  # Pillow already applies a TIFF's orientation to its pixels and size
     try:
         if image.format == "PNG":
             return _read_png_orientation(image)
@@ -56,13 +57,13 @@ def _read_png_orientation(image: Image.Image) -> int:
     with Image.open(io.BytesIO(metadata)) as bare:
         for name in PROFILES:
             _unpack(bare, name)
-        return _valid_or_upright(Image.Image.getexif(bare).get(ORIENTATION))  # PngImageFile.getexif would load pixels
+        return _valid_or_upright(Image.Image.getexif(bare).get(ORIENTATION))  # PngImageFile.getexif loads the pixels
 
 
 def _unpack(image: Image.Image, name: str) -> None:
-    """Move a profile of ImageMagick's (a name, a length, hexadecimal bytes) to where Pillow looks for it."""
+    """Move an ImageMagick profile (a name, a length and hexadecimal bytes) to where Pillow looks for it."""
     text = image.info.pop(f"Raw profile type {name}", None)
-    with contextlib.suppress(AttributeError, ValueError):  # missing, or not hexadecimal
+    with contextlib.suppress(AttributeError, ValueError):  # the profile is missing or not hexadecimal
         profile = bytes.fromhex("".join(text.split("\n")[3:]))
         if name == "exif" or profile.startswith(b"Exif\0\0"):
             image.info.setdefault("exif", profile)

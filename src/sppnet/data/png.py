@@ -1,4 +1,4 @@
-"""Reads PNG chunks for what Pillow ignores: the checksums of pixels, and metadata that follow the pixels."""
+"""Reads the PNG data that Pillow ignores: the checksums of the pixels, and metadata after the pixels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class DamagedError(ValueError):
-    """The pixels differ from their checksum."""
+    """Raised if the pixels do not match their checksum."""
 
 
 def verify_pixels(file: IO[bytes]) -> None:
-    """Compare the pixels with their checksums. Pillow checks the other chunks that matter.
+    """Verify the checksums of the pixels. Pillow verifies those of the other relevant chunks.
 
     Raises:
         DamagedError: a checksum is wrong.
@@ -26,11 +26,11 @@ def verify_pixels(file: IO[bytes]) -> None:
         if head[4:] != b"IDAT":
             file.seek(length + 4, io.SEEK_CUR)
         elif zlib.crc32(file.read(length), zlib.crc32(b"IDAT")).to_bytes(4, "big") != file.read(4):
-            raise DamagedError("wrong checksum of pixels")
+            raise DamagedError("the pixels do not match their checksum")
 
 
 def extract_metadata(file: IO[bytes]) -> bytes | None:
-    """A PNG of the header and all metadata of `file`, before and after the pixels; None if it has no metadata."""
+    """A PNG file with the header and all metadata of `file` but no pixels; None if `file` has no metadata."""
     header, chunks = b"", []
     for head, length in _read_heads(file):
         if head[4:] == b"IHDR":
@@ -43,9 +43,9 @@ def extract_metadata(file: IO[bytes]) -> bytes | None:
 
 
 def _read_heads(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """The 8-byte head (length and type) and the length of each chunk, up to the end of the image.
+    """Yield the 8-byte head (length and type) and the length of each chunk, up to the end of the image.
 
-    The caller moves `file` to the end of the chunk before the next iteration.
+    The caller must move `file` to the end of the chunk before the next iteration.
     """
     file.seek(len(SIGNATURE))
     while len(head := file.read(8)) == 8 and head != END[:8]:

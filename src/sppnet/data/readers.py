@@ -1,12 +1,14 @@
-"""Readers: from an image of a data set to pixels, and from a region of them to one image of a batch.
+"""Readers: they read the pixels of an image and resize a region of them into an image of the batch.
 
-The three protocols differ in their pixels, so the protocol is part of a run's identity:
+There are three protocols. They produce different pixels, so the protocol is part of a run's identity:
 
-- `SubpixelReader`: boxes in fractions of a pixel of the original, resized by Pillow in one step. The default.
-- `PixelReader` with `resampler: torch`: boxes in whole pixels of the original, resized by torch; twice as fast.
-- `PixelReader` with `short_side: S`: every image is first resized to a shorter side of S (the paper: 256, section
-  3.1.1), and boxes are whole pixels of the resized image. A crop of the batch's own size is then a copy. The resized
-  images can be cached across epochs and runs (`sppnet.data.image_cache`).
+- `SubpixelReader` (the default): boxes have fractional coordinates in the original image. They are cropped and
+  resized by Pillow in one step.
+- `PixelReader` with `resampler: torch`: boxes have integer coordinates in the original image. They are resized by
+  torch, which is twice as fast.
+- `PixelReader` with `short_side: S`: every image is first resized to a shorter side of S (256 in the paper, section
+  3.1.1), and boxes have integer coordinates in the resized image. A crop that already has the size of the batch is
+  copied as it is. The resized images can be cached across epochs and runs (`sppnet.data.image_cache`).
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ from sppnet.data.datasets.image_files import Files
 from sppnet.data.decode import decode_array
 from sppnet.data.relabelling import RelabelledImages
 
-MAX_LENGTH = 16  # longer side over the shorter: at a shorter side of 256, 3000 x 1 pixels would become 768,000 x 256
+MAX_LENGTH = 16  # maximum ratio of longer to shorter side; otherwise, 3000 x 1 pixels could become 768,000 x 256
 
 
 class Reader(ABC):
-    """Reads the pixels of an image and fills one image of a batch with a region of them."""
+    """Reads the pixels of an image and resizes a region of them into a batch."""
 
     @abstractmethod
     def read(self, index: int) -> Any:
-        """The pixels of image `index`, in the type that `size` and `fill` take.
+        """The pixels of image `index`, in the type that `size` and `fill` expect.
 
         Raises:
             DataError: the image cannot be read.
@@ -43,19 +45,19 @@ class Reader(ABC):
 
     @abstractmethod
     def size(self, pixels: Any) -> tuple[int, int]:
-        """(width, height) of the coordinates that a `Region` refers to."""
+        """The (width, height) of `pixels`, in the coordinates that a `Region` uses."""
 
     @abstractmethod
     def fill(self, pixels: Any, region: Region, out: Tensor) -> None:
         """Resize the region into `out`, uint8 (3, h, w). The colour offset is not applied; the network adds it.
 
-        It is fastest if the memory of `out` is laid out as (h, w, 3), like decoded pixels.
+        This is fastest if the memory of `out` is laid out as (h, w, 3), like decoded pixels.
         """
 
 
 @dataclass(frozen=True)
 class SubpixelReader(Reader):
-    """Takes boxes in fractions of a pixel of the original image."""
+    """Reads boxes with fractional coordinates in the original image."""
 
     images: ImageSet
 
@@ -71,13 +73,13 @@ class SubpixelReader(Reader):
 
 @dataclass(frozen=True)
 class PixelReader(Reader):
-    """Takes boxes in whole pixels of the original image, or of the image resized to `short_side`.
+    """Reads boxes with integer coordinates in the original image, or in the image resized to `short_side`.
 
     Attributes:
         images: the data set.
         resampler: `pillow` or `torch`; both are bilinear with antialiasing.
-        short_side: shorter side in pixels that images are resized to; None for the original.
-        cache: returns the same pixels as `read_original`, from a cache; None without one.
+        short_side: shorter side, in pixels, to which images are resized; None for the original size.
+        cache: function that returns the same pixels as `read_original` from a cache; None if there is no cache.
     """
 
     images: ImageSet
@@ -86,7 +88,7 @@ class PixelReader(Reader):
     cache: Callable[[int], Tensor] | None = None
 
     def read(self, index: int) -> Tensor:
-        """uint8 (h, w, 3)."""
+        """The pixels of image `index` as uint8 (h, w, 3), from the cache if there is one."""
         return self.read_original(index) if self.cache is None else self.cache(index)
 
     def read_original(self, index: int) -> Tensor:
@@ -117,20 +119,20 @@ def build_reader(
     fit: str,
     open_cache: Callable[[PixelReader], Callable[[int], Tensor]] | None = None,
 ) -> Reader:
-    """The reader that the `data` config selects for regions of `fit`.
+    """The reader that the `data` config selects for a given `fit`.
 
-    `short_side` applies to crops only (`crop`, `center`), and only in a run that trains on crops. Everything else is
-    resized straight from the original: whole images and windows (`full`, `windows`, `warp`), and all regions of a run
-    with `data.fit=full`.
+    `short_side` applies only to crops (`crop` and `center`), and only in a run that trains on crops. Everything else is
+    resized directly from the original image: whole images and windows (`full`, `windows` and `warp`), and all regions
+    in a run with `data.fit=full`.
 
     Args:
         images: the data set.
-        data: the config's `data`, plain.
-        fit: `crop` in training, else `views.fit`.
-        open_cache: builds or opens the cache of a reader with a `short_side`; None reads every image anew.
+        data: the config's `data`, as a plain dict.
+        fit: `crop` for training; for evaluation, a value of `views.fit`.
+        open_cache: function that builds or opens the cache of a reader with a `short_side`; None for no cache.
     """
     if isinstance(images, RelabelledImages):
-        images = images.images  # `decode_pixels` depends on the class of the original data set
+        images = images.images  # `decode_pixels` checks the class of the original data set
     resampler, side = data["resampler"], data.get("short_side")
     if side is not None and data["fit"] == "crop" and fit in ("crop", "center"):
         reader = PixelReader(images, resampler, side)
@@ -139,9 +141,9 @@ def build_reader(
 
 
 def resized_shape(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) after resizing to a shorter side of `side`, with the aspect ratio kept to the nearest pixel.
+    """The (height, width) after resizing the shorter side to `side`, with the aspect ratio kept to the nearest pixel.
 
-    A longer side of more than `MAX_LENGTH` times the shorter one is squeezed to that.
+    If the longer side is more than `MAX_LENGTH` times as long as the shorter side, it is squeezed to that limit.
     """
     short = min(height, width)
     height, width = min(height, MAX_LENGTH * short), min(width, MAX_LENGTH * short)
@@ -149,7 +151,10 @@ def resized_shape(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def round_box(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
-    """The nearest box of whole pixels inside the image, at least 1 x 1; boxes of equal size stay of equal size."""
+    """The nearest box with integer coordinates inside the image, at least 1 x 1 pixels.
+
+    Boxes of the same size are rounded to the same size.
+    """
     left, top, right, bottom = box
     w, h = (min(max(1, round(side)), limit) for side, limit in ((right - left, width), (bottom - top, height)))
     x, y = min(round(left), width - w), min(round(top), height - h)
@@ -157,17 +162,18 @@ def round_box(box: tuple[float, float, float, float], width: int, height: int) -
 
 
 def resize(pixels: Tensor, height: int, width: int, resampler: str) -> Tensor:
-    """Resize uint8 (h, w, 3) to uint8 (3, height, width): bilinear with antialiasing, rounded to 8 bits."""
+    """Resize uint8 (h, w, 3) to uint8 (3, height, width), using bilinear interpolation with antialiasing."""
     if resampler == "pillow":
         image = Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    planes = pixels[None].permute(0, 3, 1, 2)  # index first, then permute: torch recognises the layout, twice as fast
+    # Index before permuting: torch then recognises the channels-last layout and is twice as fast.
+    planes = pixels[None].permute(0, 3, 1, 2)
     resized: Tensor = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)[0]
     return resized
 
 
 def decode_pixels(images: ImageSet, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The pixels of `images.read(index)` as uint8 (h, w, 3)."""
-    if isinstance(images, Files) and type(images).read is Files.read:  # not if a subclass overrides `read`
+    if isinstance(images, Files) and type(images).read is Files.read:  # but not if a subclass overrides `read`
         return decode_array(images.path(index))
     return np.array(read_rgb(images, index))

@@ -1,4 +1,4 @@
-"""The images that a trained network is tested on, with labels that index the network's classes. Imports no torch."""
+"""Selects the images to test a trained network on and maps their labels to its classes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sppnet.errors import UserError
 class RelabelledImages(ImageSet):
     """A data set whose labels are mapped, by class name, to the class indices of a network.
 
-    Of an image with several labels, labels unknown to the network are dropped. `label` of a single-label image whose
-    class is unknown raises KeyError.
+    In a multi-label data set, labels that the network does not know are dropped. In a single-label data set, `label`
+    raises KeyError for an image whose class the network does not know.
 
     Attributes:
         images: the original data set.
-        class_map: class index of the network by class index of `images`, for the classes that both have.
+        class_map: maps a class index of `images` to the class index of the network, for the classes that both have.
     """
 
     def __init__(self, images: ImageSet, classes: Sequence[str]) -> None:
@@ -59,21 +59,21 @@ class RelabelledImages(ImageSet):
 def load_tested(
     cfg: Mapping[str, Any], images: ImageSet, trained: Mapping[str, Any], chosen: bool
 ) -> tuple[Splits, list[str]]:
-    """The images to test a network on, as the test part, and a list of one-line notices for the user.
+    """Select the images to test a network on. Returns splits with these as the test part, and one-line notices.
 
-    If `images` are the data that the network was trained on, wherever the files lie, these are the run's own test
-    images. For other data they are the test part, or all images if the data set has no parts.
+    If the network was trained on `images`, even if the files have moved since, these are the test images of the run.
+    Otherwise, they are the test part of `images`, or all images if the data set has no parts.
 
     Args:
-        cfg: the config's `data`, plain.
+        cfg: the config's `data`, as a plain dict.
         images: the result of `build_images(cfg)`.
         trained: `classes`, `multilabel`, `fingerprint` and `config`, as stored in a checkpoint.
-        chosen: whether the user selected the data on the command line. If not, they are expected to be the data that
-            the network was trained on.
+        chosen: whether the user selected the data on the command line. If not, the network should have been trained on
+            these data.
 
     Raises:
-        UserError: `cfg` splits the training data differently from the run, so training images would be tested; or
-            there is nothing to test on.
+        UserError: `cfg` splits the training data differently from the run, so that training images would be used for
+            testing; the labels do not suit the network; or there are no images to test on.
     """
     classes, setting = list(trained["classes"]), _setting(cfg)
     if images.fingerprint() == trained["fingerprint"] and list(images.classes) == classes:
@@ -81,20 +81,20 @@ def load_tested(
         if cfg["split"] != split:
             if not len((images.split() or {}).get("test", ())):
                 raise UserError(
-                    "data.split is taken from the run: another split of its data would test on images trained on"
+                    "data.split must be the same as in training: a different split would test on training images"
                 )
             notices.append(f"data.split has no effect on {setting}, which has its own test part")
         return make_splits({**cfg, "split": split}, images), notices
     if images.multilabel != trained["multilabel"]:
         own, networks = ("several labels", "one label") if images.multilabel else ("one label", "several labels")
-        raise UserError(f"{setting}: its images have {own} each, but the network was trained on images with {networks}")
+        raise UserError(f"{setting} has {own} per image, but the network was trained with {networks} per image")
     check_each_label(cfg, images)
     members, notices = _test_members(setting, images, chosen)
     trained_data = trained["config"]["data"]
-    # with another data set, a different data.split is that data set's default, not the user's choice
+    # only under the same name: each data set has its own default data.split, which is not the user's choice
     if cfg["name"] == trained_data["name"] and cfg["split"] != trained_data["split"]:
         notices.append(
-            f"warning: data.split has no effect on a test of {setting}, as the network was trained on other data"
+            f"warning: data.split has no effect when testing on {setting}, as the network was trained on different data"
         )
     relabelled = RelabelledImages(images, classes)
     members, class_notices = _members_of_known_classes(setting, relabelled, members)
@@ -104,32 +104,35 @@ def load_tested(
 
 
 def _test_members(setting: str, images: ImageSet, chosen: bool) -> tuple[list[int], list[str]]:
-    """The images to score in a data set that the network was not trained on: its test part, or all images if it has no
-    parts; and notices."""
-    prefix = f"{setting} is not the set that was trained on"
+    """Select the test images of a data set that the network was not trained on. Returns their indices and notices.
+
+    They are the test part, or all images if the data set has no parts.
+    """
+    prefix = f"{setting} is not the data set that the network was trained on"
     parts = images.split()
     if parts is None and not chosen:
         raise UserError(
-            f"{setting} has changed since the network was trained, so it is unknown which of its images were trained"
-            f" on; to test on all of them nevertheless, type {setting}"
+            f"{setting} has changed since the network was trained, so it is unknown which of its images were used for"
+            f" training; to test on all of them anyway, add {setting} to the command"
         )
     if parts is None:
         members = list(range(len(images)))
         return members, [
-            f"{prefix}, and has no parts: all its images are tested; make sure that none of them was trained on"
+            f"{prefix}, and it has no parts, so the test uses all images; make sure that none were used for training"
         ]
     if not len(parts.get("test", ())):
-        raise UserError(f"{setting} has no images in a test part (its parts: {', '.join(parts)})")
+        raise UserError(f"{setting} has no test images (its parts: {', '.join(parts)})")
     members = sorted(parts["test"])
-    return members, [f"{prefix}: its test part is tested; make sure that none of it was trained on"]
+    return members, [f"{prefix}; the test uses its test part; make sure that none of it was used for training"]
 
 
 def _members_of_known_classes(
     setting: str, images: RelabelledImages, members: Sequence[int]
 ) -> tuple[list[int], list[str]]:
-    """The members with a class that the network knows, and notices about classes that only one of the two has.
+    """Drop the members whose class the network does not know. Returns the remaining members and notices.
 
-    In a multi-label data set all members remain, since an image without any class is a valid negative.
+    The notices name classes that only the data set or only the network has. In a multi-label data set, all members
+    remain, since an image without any class is a valid negative example.
     """
     names, original = images.classes, images.images
     remaining, unknown, present = [], Counter[str](), set[int]()
@@ -142,24 +145,24 @@ def _members_of_known_classes(
     if not present:
         raise UserError(
             f"{setting} has none of the {len(names)} classes that the network was trained on ({_abridged(names)}); its"
-            f" own are {_abridged(original.classes)}"
+            f" own classes are {_abridged(original.classes)}"
         )
     notices = []
     if unknown:
         noun = "labels" if images.multilabel else "images"
         notices.append(
             f"{setting}: {unknown.total()} {noun} of {len(unknown)} class(es) that the network does not know are left"
-            f" out: {_abridged(sorted(unknown))}"
+            f" out ({_abridged(sorted(unknown))})"
         )
     if missing := [name for index, name in enumerate(names) if index not in present]:
         notices.append(
-            f"{setting} has no images of {len(missing)} of the network's {len(names)} classes: {_abridged(missing)}"
+            f"{setting} has no images of {len(missing)} of the network's {len(names)} classes ({_abridged(missing)})"
         )
     return remaining, notices
 
 
 def _setting(cfg: Mapping[str, Any]) -> str:
-    """The override that selects the data, for messages."""
+    """The command-line override that selects the data, for use in messages."""
     return f"data.root={cfg['root']}" if cfg.get("root") else f"data={cfg['name']}"
 
 

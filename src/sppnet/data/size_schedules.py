@@ -1,8 +1,9 @@
 """Size schedules: the input size of each training batch, as a pure function of (seed, epoch).
 
-All images of a batch have one size; a run uses several sizes (He et al., section 2.3). A size is the side of a square
-input, or the shorter side of an input that keeps its aspect ratio, in pixels. Schedules know nothing of images, torch
-or ranks: every rank computes the same sizes, a resumed run needs no stored state, and this file can be copied alone.
+All images in a batch have the same size, but a run can use several sizes (He et al., section 2.3). A size is the side
+of a square input, or the shorter side of an input that keeps its aspect ratio, in pixels. Schedules do not depend on
+images, torch or ranks: every rank computes the same sizes, a resumed run needs no stored state, and this file can be
+copied into other projects on its own.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import numpy as np
 
 
 def rng(*key: int | str) -> np.random.Generator:
-    """A random generator seeded by `key` alone: the same stream in every process and on every machine."""
+    """A random generator seeded only with `key`. Its stream is the same in every process and on every machine."""
     digest = hashlib.blake2b("\0".join(str(part) for part in key).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def equal_memory_batch_size(nominal: int, size: int, base: int) -> int:
-    """Images per batch at `size` that need at most the memory of `nominal` images at `base`; at least 1."""
+    """The largest number (at least 1) of images of `size` that need no more memory than `nominal` images of `base`."""
     return max(1, nominal * base * base // (size * size))
 
 
@@ -36,7 +37,7 @@ class SizeSchedule(ABC):
         test: test sizes; the first one gives the headline metrics.
 
     Raises:
-        ValueError: a list is empty or holds something other than positive integers, or `val` or `test` lists a size
+        ValueError: a list is empty or contains anything other than positive integers, or `val` or `test` lists a size
             twice.
     """
 
@@ -47,7 +48,7 @@ class SizeSchedule(ABC):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Every size that a training batch may have. The network is checked at these before any data is read."""
+        """Every size that a training batch may have. The network is checked at these sizes before any data are read."""
         return tuple(dict.fromkeys(self.train))
 
     def batch_size(self, size: int, nominal: int) -> int:
@@ -56,10 +57,10 @@ class SizeSchedule(ABC):
         return nominal
 
     def batches(self, samples: int, nominal: int) -> int:
-        """Batches per epoch over `samples` images; the same in every epoch, since Lightning reads it once.
+        """The number of batches per epoch of `samples` images. It must be constant, as Lightning reads it only once.
 
-        An override must return at most `samples`, and enough batches for all samples whichever sizes `epoch_sizes`
-        draws for them.
+        An override must return at most `samples` batches, and enough of them to hold all samples, whichever sizes
+        `epoch_sizes` draws.
         """
         return -(-samples // nominal)
 
@@ -69,10 +70,10 @@ class SizeSchedule(ABC):
 
         Args:
             seed: the run's seed.
-            epoch: counted from 0.
+            epoch: the epoch, counted from 0.
             batches: number of sizes to return, as computed by the method `batches`.
-            stream: name of the bucket of images that is batched. A random schedule includes it in the key of its
-                generator, so that the buckets of an epoch draw independently.
+            stream: name of the bucket whose images are batched. A schedule that draws a size for each batch
+                includes it in the key of its generator, so that the draws for different buckets are independent.
         """
 
 
@@ -96,7 +97,7 @@ class Single(EpochSchedule):
         super().__init__(train, val, test)
         if len(self.train) != 1:
             raise ValueError(
-                f"train={list(train)}: single takes one size (alternating, uniform and weighted take more)"
+                f"train={list(train)}: single takes exactly one size; alternating, uniform and weighted take several"
             )
 
     def size_at(self, seed: int, epoch: int) -> int:
@@ -106,7 +107,7 @@ class Single(EpochSchedule):
 
 
 class Alternating(EpochSchedule):
-    """The sizes in turn, one epoch each (section 2.3: 224 and 180; the paper does not say which comes first)."""
+    """Each epoch uses the next size in turn (224 and 180 in section 2.3, which does not say which comes first)."""
 
     def size_at(self, seed: int, epoch: int) -> int:
         """`train[epoch % n]`."""
@@ -115,7 +116,7 @@ class Alternating(EpochSchedule):
 
 
 class Uniform(EpochSchedule):
-    """Each epoch draws an integer size from `train` = [low, high], both included (section 3.1.2: [180, 224])."""
+    """Each epoch draws an integer size from `train` = [low, high], both included ([180, 224] in section 3.1.2)."""
 
     def __init__(self, train: Sequence[int], val: Sequence[int], test: Sequence[int]) -> None:
         super().__init__(train, val, test)
@@ -133,11 +134,11 @@ class Uniform(EpochSchedule):
 
 
 class Weighted(SizeSchedule):
-    """Each batch has its own size; per epoch, size i gets its share `weights[i] / sum(weights)` of the batches.
+    """Each batch has its own size. In every epoch, size i gets a share `weights[i] / sum(weights)` of the batches.
 
-    The share is exact to within one batch. All batches need about the same memory: at size s a batch holds up to
-    max(1, floor(b * (s0 / s)^2)) images, where s0 is the first of `train` and b is `data.batch_size`. The learning
-    rate is not scaled with the batch.
+    The share is exact to within one batch. All batches need about the same memory: at size s, a batch holds up to
+    max(1, floor(b * (s0 / s)^2)) images, where s0 is the first size in `train` and b is `data.batch_size`. The learning
+    rate is not scaled with the number of images.
     """
 
     def __init__(self, train: Sequence[int], val: Sequence[int], test: Sequence[int], weights: Sequence[float]) -> None:
@@ -145,26 +146,30 @@ class Weighted(SizeSchedule):
         if len(self.sizes) != len(self.train):
             raise ValueError(f"train={list(train)}: a size is listed twice; list it once, with a larger weight")
         if len(weights) != len(self.train) or not all(_is_number(w) and 0 < w < float("inf") for w in weights):
-            raise ValueError(f"weights={list(weights)}: weighted takes one positive number per size of train")
-        # exact fractions: with floats, a cumulative weight off by one bit gives a size one batch too many
+            raise ValueError(f"weights={list(weights)}: weighted takes one positive number per size in train")
+        # exact fractions: with floats, an error of one bit in a cumulative weight can give a size one batch too many
         exact = [Fraction(str(weight)) for weight in weights]
         self.cumulative = [sum(exact[: i + 1], Fraction(0)) / sum(exact) for i in range(len(exact))]
 
     def batch_size(self, size: int, nominal: int) -> int:
-        """The number of images that need the memory of `nominal` images at the first size."""
+        """The largest batch size at `size` that needs no more memory than `nominal` images at the first size."""
         return equal_memory_batch_size(nominal, size, self.train[0])
 
     def batches(self, samples: int, nominal: int) -> int:
-        """The smallest number of batches that holds all samples for every possible draw of sizes."""
+        """The smallest number of batches that can hold all samples, whichever sizes are drawn."""
         capacities = [self.batch_size(size, nominal) for size in self.train]
         mean = sum(share * capacity for share, capacity in zip(self._shares(), capacities, strict=True))
-        batches = ceil(samples / mean)  # a lower bound: the worst draw needs no fewer than the mean
+        batches = ceil(samples / mean)  # a lower bound: the worst draw needs at least as many as the average
         while self._smallest_capacity(batches, capacities) < samples:
             batches += 1
         return batches
 
     def epoch_sizes(self, seed: int, epoch: int, batches: int, stream: str) -> list[int]:
-        """Systematic sampling, then a shuffle: points (k + u) / batches on the cumulative weights, one u per epoch."""
+        """Draw the sizes by systematic sampling and shuffle them.
+
+        Before the shuffle, batch k gets the size whose interval of the cumulative weights contains (k + u) / batches.
+        The random u in [0, 1) is the same for all k.
+        """
         generator = rng(seed, epoch, "sizes", stream)
         counts = self._counts(batches, Fraction(int(generator.integers(2**32)), 2**32))
         return [int(size) for size in generator.permutation(np.repeat(self.train, counts))]
@@ -173,14 +178,14 @@ class Weighted(SizeSchedule):
         return [high - low for low, high in zip([Fraction(0), *self.cumulative], self.cumulative, strict=False)]
 
     def _counts(self, batches: int, u: Fraction) -> list[int]:
-        """The batches of each size: the points (k + u) / batches in its interval of the cumulative weights."""
+        """The number of batches of each size: how many points (k + u) / batches lie in its interval of `cumulative`."""
         ends = [ceil(batches * c - u) for c in self.cumulative]
         return [high - low for low, high in zip([0, *ends], ends, strict=False)]
 
     def _smallest_capacity(self, batches: int, capacities: Sequence[int]) -> int:
-        """The minimum over all u in [0, 1) of the images that an epoch's batches can hold.
+        """The minimum number of images that an epoch's batches can hold, over all u in [0, 1).
 
-        The counts change only at those u where `batches * c - u` is an integer for a cumulative weight c.
+        The counts change only at values of u where `batches * c - u` is an integer for some cumulative weight c.
         """
         breakpoints = {Fraction(0), *(batches * c % 1 for c in self.cumulative)}
         return min(

@@ -1,4 +1,4 @@
-"""The train, val and test parts of a data set: its official ones, or a seeded, stratified split."""
+"""The train, val and test parts of a data set: the official parts, or a seeded, stratified split."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ IntArray = npt.NDArray[np.int64]
 
 
 def make_parts(images: ImageSet, val: float, test: float, seed: int, fold: int | None = None) -> dict[str, IntArray]:
-    """The image indices of the parts `train`, `val` and `test`, each sorted.
+    """The sorted image indices of the parts `train`, `val` and `test`.
 
-    Official parts are kept. If the data set has no part `val`, the share `val` of its training images (per class)
-    becomes the validation part; with `val=0` the test part is used for validation.
+    Official parts are kept. If there is no official `val` part, a share `val` of the training images of each class
+    becomes the validation part. With `val=0`, the test part is used for validation.
 
     Args:
         images: the data set.
-        val: share of each class for validation, 0 <= val < 1.
-        test: share of each class for testing if the data set has no official parts, 0 < test < 1.
-        seed: of the split. It is not the run's seed, so that runs are compared on the same images.
-        fold: cross-validation: which of `round(1 / test)` disjoint test parts, which together cover all images; None
-            for a single split.
+        val: share of each class to use for validation, 0 <= val < 1.
+        test: share of each class to use for testing if the data set has no official parts, 0 < test < 1.
+        seed: seed of the split. It is not the run's seed, so that runs are compared on the same images.
+        fold: index of the cross-validation fold to test on. The `round(1 / test)` folds are disjoint and together cover
+            all images. None for a single split.
 
     Raises:
-        UserError: a class has too few images, or there is no such fold.
+        UserError: a class has too few images, `fold` is not allowed, or the official parts lack `train` or `test`.
     """
     folds = round(1 / test)
     if fold is not None and not 0 <= fold < folds:
@@ -39,10 +39,10 @@ def make_parts(images: ImageSet, val: float, test: float, seed: int, fold: int |
     official = images.split()
     if official is not None and not {"train", "test"} <= official.keys():
         raise UserError(
-            f"data: the data set's own parts are {', '.join(official)}; they must be train and test, and optionally val"
+            f"data: the data set has the parts {', '.join(official)}, but it must have train and test, and may have val"
         )
     if official is not None and fold is not None:
-        raise UserError(f"data.split.fold={fold} is not allowed: the data set has a test part of its own")
+        raise UserError(f"data.split.fold={fold} is not allowed: the data set has its own test part")
     if official is None:
         fold_of = None if fold is None else (fold, folds)
         parts = stratified_split(labels, range(len(labels)), {"test": test, "val": val}, images.classes, seed, fold_of)
@@ -65,17 +65,17 @@ def stratified_split(
     seed: int,
     fold: tuple[int, int] | None = None,
 ) -> dict[str, IntArray]:
-    """Split `members` class by class; a multi-label image counts as its rarest class.
+    """Split `members` separately for each class. A multi-label image counts only towards its rarest class.
 
-    Each class is shuffled by its own generator, so adding a class does not change the split of the others.
+    Each class has its own generator, so adding a class does not change the split of the others.
 
     Args:
-        labels: of all images of the data set.
+        labels: labels of all images in the data set.
         members: indices of the images to split.
-        shares: by part, its share of every class (at least one image unless the share is 0). `train` gets the rest.
+        shares: share of every class for each part (at least one image unless the share is 0). The rest goes to `train`.
         classes: class names.
-        seed: of the split.
-        fold: (k, number of folds): the first part of `shares` gets fold k of every class instead of its share.
+        seed: seed of the split.
+        fold: (k, number of folds). The first part in `shares` gets fold k of every class instead of its share.
 
     Raises:
         UserError: a class has too few images to leave one for `train`.
@@ -96,7 +96,7 @@ def stratified_split(
         if sum(sizes.values()) >= len(order):
             needs = " and ".join(f"{size} for {part}" for part, size in sizes.items())
             raise UserError(
-                f"data.split: class {name} has {len(order)} image(s), of which {needs} would leave none to train on"
+                f"data.split: class {name} has {len(order)} image(s); using {needs} would leave none for training"
             )
         for part, size in sizes.items():
             parts[part] += order[:size]

@@ -1,4 +1,4 @@
-"""Views: the windows, at one or more scales, of a test image that the network scores (section 3.1.5)."""
+"""Views: the windows of a test image, at one or more scales, that the network scores (section 3.1.5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sppnet.errors import UserError
 
 
 class Window(NamedTuple):
-    """A square of an image, in pixels; right and bottom are exclusive."""
+    """A square window of an image, in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -24,11 +24,11 @@ class Views:
 
     Attributes:
         scales: shorter sides of the resized image in pixels, for views of `of` pixels.
-        of: the view size that `scales` and `full` refer to; for another view size they are scaled with it.
+        of: the view size, in pixels, to which `scales` and `full` refer. They are scaled in proportion for other sizes.
         positions: 5 for the centre and the corners; 9 adds the middles of the sides.
-        mirror: whether every view is also scored mirrored.
-        full: the one of `scales` at which the whole image is scored as well; None for none.
-        source: what windows are cut from: `map` (the feature map) or `image`.
+        mirror: whether to score the mirror image of every view as well.
+        full: one of `scales`, at which to score the whole image as well; None to score only windows.
+        source: `map` to cut the windows out of the feature map, or `image` to cut them out of the image.
     """
 
     scales: tuple[int, ...]
@@ -40,36 +40,36 @@ class Views:
 
     @classmethod
     def build(cls, views: Mapping[str, Any]) -> Views | None:
-        """The protocol of the config's `views`; None if a test scores one view per image.
+        """The protocol that the config's `views` describes; None if it scores only one view per image.
 
         Raises:
-            UserError: a scale is smaller than a view, or `full` is none of the scales.
+            UserError: a scale is smaller than a view, or `full` is not one of the scales.
         """
         if views["fit"] != "windows":
             return None
         protocol = cls(*(views[key] for key in ("scales", "of", "positions", "mirror", "full", "source")))
         if min(protocol.scales) < protocol.of:
             raise UserError(
-                f"views.scales={list(protocol.scales)} must all be at least views.of={protocol.of}, a view's side"
+                f"views.scales={list(protocol.scales)} must all be at least views.of={protocol.of}, the side of a view"
             )
         if protocol.full is not None and protocol.full not in protocol.scales:
-            raise UserError(f"views.full={protocol.full} is not allowed; it takes null or one of views.scales")
+            raise UserError(f"views.full={protocol.full} is not allowed; it must be null or one of views.scales")
         return protocol
 
     def check_head(self, head: Mapping[str, Any]) -> None:
-        """Check that the head of the config's `head` can pool windows of the feature map, if `source` is `map`.
+        """If `source` is `map`, check that the head described by `head` can pool windows of the feature map.
 
         Raises:
-            UserError: it needs a feature map of fixed size, or its pooling rule is not `adaptive`.
+            UserError: the head needs a feature map of fixed size, or its pooling rule is not `adaptive`.
         """
         if self.source == "map" and (head["name"] == "flatten" or head.get("rule", "adaptive") != "adaptive"):
             raise UserError(
-                "views.source=map pools windows of any shape, as head=spp with head.rule=adaptive and head=gap can;"
-                " views.source=image cuts the views out of the pixels"
+                "views.source=map needs a head that can pool windows of any shape: head=gap, or head=spp with"
+                " head.rule=adaptive; views.source=image cuts the views out of the image instead"
             )
 
     def sides(self, size: int) -> list[int]:
-        """The shorter sides in pixels of the image at each scale, for views of `size`.
+        """The shorter side of the image, in pixels, at each scale for views of `size` pixels.
 
         Raises:
             UserError: two scales round to the same side, so their views would count twice.
@@ -77,19 +77,20 @@ class Views:
         sides = [self._side(scale, size) for scale in self.scales]
         if len(set(sides)) < len(sides):
             raise UserError(
-                f"views.scales={list(self.scales)} of views of {self.of} come to sides of {sides} pixels at"
-                f" sizes.test={size}; they must differ, or views would count twice"
+                f"views.scales={list(self.scales)} for views.of={self.of} become sides of {sides} pixels at"
+                f" sizes.test={size}; they must differ, or some views would count twice"
             )
         return sides
 
     def full_side(self, size: int) -> int | None:
-        """The shorter side at which the whole image is scored; None if it is not."""
+        """The shorter side, in pixels, at which the whole image is scored; None if it is not scored."""
         return None if self.full is None else self._side(self.full, size)
 
     def windows(self, height: int, width: int, size: int) -> list[Window]:
-        """The distinct views of an image of `height` x `width` pixels, in reading order, without mirrored ones.
+        """The distinct windows of an image of `height` x `width` pixels, in reading order, without mirror images.
 
-        An image as high as a view has one row of 3 views, not 9: with mirrored ones, 6 of the paper's 96 views.
+        If the shorter side of the image equals a view's side, there are 3 windows (one row or column) instead of 9.
+        Together with their mirror images, these are 6 of the paper's 96 views.
         """
         across, down = width - size, height - size
         middle = (across // 2, down // 2)

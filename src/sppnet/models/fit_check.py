@@ -1,4 +1,4 @@
-"""Checks that backbone, head and input sizes fit together, on the meta device: without weights, data or memory."""
+"""Checks on the meta device, without weights or data, that backbone, head and input sizes fit together."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def check_network(
     """Check that the head can pool the feature maps of all input sizes, and that the weights fit in memory.
 
     Args:
-        backbone: as for `build_network`.
-        head: as for `build_network`.
+        backbone: the configuration `backbone`, as for `build_network`.
+        head: the configuration `head`, as for `build_network`.
         sizes: lists of input sizes in pixels (sides of squares, or shorter sides) under `train`, `val` and `test`.
-        whole_images: some images keep their aspect ratio, so the head must pool maps of any shape.
-        pools_windows: windows of maps are pooled, so the backbone's receptive field must be known.
+        whole_images: whether some images keep their aspect ratio, so that the head must pool maps of any shape.
+        pools_windows: whether windows of maps are pooled, so that the backbone's receptive field must be known.
 
     Raises:
-        UserError: the first mismatch, with the values that would fit.
+        UserError: something does not fit. The message names the first mismatch and the values that would fit.
     """
     resolve_weights(backbone)
     sizes_by_key = {f"sizes.{split}": list(sizes[split]) for split in ("train", "val", "test")}
@@ -43,9 +43,9 @@ def check_network(
     if head["name"] == "flatten" and (len(distinct) > 1 or whole_images):
         listing = ", ".join(f"{key}={listed}" for key, listed in sizes_by_key.items())
         inputs = "whole images" if whole_images else listing
-        raise UserError(f"head=flatten takes one square input size, not {inputs}; head=spp and head=gap take any")
+        raise UserError(f"head=flatten takes one square input size, not {inputs}; head=spp and head=gap take any size")
     if head["name"] == "spp" and head["rule"] != "adaptive" and whole_images:
-        raise UserError(f"head.rule={head['rule']} cannot pool maps of every shape; whole images need adaptive")
+        raise UserError(f"head.rule={head['rule']} cannot pool whole images of every shape; head.rule=adaptive can")
     with on_meta():
         trunk = build_backbone({**backbone, "weights": None})
         channels = probe(trunk).out_channels
@@ -56,7 +56,7 @@ def check_network(
         for size in sorted(set(listed)):
             sides[size] = _map_side(trunk, key, size)
             _check_rule(head, key, size, sides[size])
-    with torch.device("meta"):  # with fine levels a single layer may not fit in memory
+    with torch.device("meta"):  # with very many bins, a single layer may not fit in memory
         _check_memory(nn.ModuleList([trunk, build_head(head, channels, 2, sides[distinct[0]])]), head)
 
 
@@ -65,7 +65,9 @@ def _map_side(trunk: nn.Module, key: str, size: int) -> int:
         return min(map_size(trunk, size, size))
     except UserError as error:
         smallest = smallest_input(trunk)
-        raise UserError(f"{key}: {size} leaves no map ({error}); the smallest size that works is {smallest}") from error
+        raise UserError(
+            f"{key}: size {size} gives no feature map ({error}); the smallest size that works is {smallest}"
+        ) from error
 
 
 def _check_rule(head: Mapping[str, Any], key: str, size: int, side: int) -> None:
@@ -74,11 +76,11 @@ def _check_rule(head: Mapping[str, Any], key: str, size: int, side: int) -> None
         try:
             bin_edges(side, level, head["rule"])
         except ValueError as error:
-            raise UserError(f"{key}: {size} makes a {side}x{side} map: {error}") from error
+            raise UserError(f"{key}: size {size} gives a {side}x{side} feature map: {error}") from error
 
 
 def _check_memory(network: nn.Module, head: Mapping[str, Any]) -> None:
-    """Refuse weights that exceed the machine's memory on their own. Training needs several times as much."""
+    """Raise a UserError if the weights exceed the machine's memory. Training needs several times as much."""
     if not hasattr(os, "sysconf"):  # Windows
         return
     required = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
@@ -86,5 +88,5 @@ def _check_memory(network: nn.Module, head: Mapping[str, Any]) -> None:
     if required > memory:
         raise UserError(
             f"head.bins={list(head['bins'])} and head.hidden={list(head['hidden'])}: the network would have"
-            f" {required / 2**30:.0f} GiB of weights; this machine has {memory / 2**30:.0f} GiB of memory"
+            f" {required / 2**30:.0f} GiB of weights, but this machine has {memory / 2**30:.0f} GiB of memory"
         )

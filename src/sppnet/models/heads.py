@@ -17,15 +17,16 @@ HEADS = ("spp", "flatten", "gap")
 def build_head(cfg: Mapping[str, Any], channels: int, classes: int, side: int | None = None) -> nn.Sequential:
     """Build the stages `pool`, `fc1`, `fc2` ..., `classifier` from the configuration `head`.
 
-    - spp: a pyramid of `bins`, pooled by `pool` and `rule`. Takes maps of any size.
-    - flatten: the last pooling and flattening of a network without a pyramid (Table 2a). Takes maps of one size. Stride
-      `side // pool_to` and window `side - (pool_to - 1) * stride` pool `side` cells to exactly `pool_to` bins: the
-      paper's 3x3 at stride 2 on 13x13 and at stride 3 on 18x18. `pool_to: null` skips the pooling.
+    - spp: spatial pyramid pooling with `bins`, `pool` and `rule`. Takes maps of any size.
+    - flatten: pooling to a fixed grid, as in the network without a pyramid (Table 2a). Takes maps of one size. The
+      stride `side // pool_to` and the window `side - (pool_to - 1) * stride` make exactly `pool_to` bins from `side`
+      cells. They give the paper's 3x3 windows, at stride 2 on 13x13 maps and at stride 3 on 18x18 maps. With
+      `pool_to: null`, there is no pooling.
     - gap: global average pooling.
 
-    Each hidden layer (widths `hidden`) has ReLU and `dropout`, and is initialised as in He et al. (2015). The weights
-    of the classifier are Gaussian with standard deviation 0.01, so that all classes start with similar scores. Biases
-    are 0.
+    Each hidden layer (widths in `hidden`) is followed by ReLU and `dropout`, and is initialised as in He et al. (2015).
+    The classifier's weights are Gaussian with standard deviation 0.01, so that all classes start with similar scores.
+    Biases are 0.
 
     Args:
         cfg: the configuration `head`.
@@ -53,7 +54,7 @@ def build_head(cfg: Mapping[str, Any], channels: int, classes: int, side: int | 
 
 
 def _build_pool(cfg: Mapping[str, Any], channels: int, side: int | None) -> tuple[nn.Module, int]:
-    """The pooling stage, and the length of its output."""
+    """Return the pooling stage and the length of its output."""
     name = cfg["name"]
     if name == "gap":
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
@@ -65,13 +66,13 @@ def _build_pool(cfg: Mapping[str, Any], channels: int, side: int | None) -> tupl
         return pyramid, channels * pyramid.num_bins
     if name != "flatten":
         raise UserError(f"head.name={name} is not one of {', '.join(HEADS)}")
-    assert side is not None, "head=flatten is built for one input size"
+    assert side is not None, "head=flatten needs the side of the feature map"
     cells = cfg["pool_to"]
     if cells is None:
         return nn.Flatten(), channels * side * side
     if side < cells:
         raise UserError(
-            f"head.pool_to={cells} exceeds the {side}x{side} cells of the map; null flattens the map itself"
+            f"head.pool_to={cells} exceeds the side of the {side}x{side} feature map; head.pool_to=null skips pooling"
         )
     stride = side // cells
     window = side - (cells - 1) * stride

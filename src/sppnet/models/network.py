@@ -1,4 +1,4 @@
-"""The network `SPPNet`, a backbone and a head, and the functions that build both from their configurations."""
+"""`SPPNet`, a network of a backbone and a head, and the functions that build it from its configuration."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from sppnet.models.probe import map_size, probe
 
 
 class SPPNet(nn.Module):
-    """Images (N, 3, H, W) -> logits (N, K).
+    """A backbone and a head: images (N, 3, H, W) -> logits (N, K).
 
     `head` is a sequence of the stages `pool`, `fc1`, `fc2` ..., `classifier`, so slices of it give features:
-    `net.head[:1](net.backbone(x))` is the pooled vector, `net.head[:2](...)` the first fully connected layer.
+    `net.head[:1](net.backbone(x))` is the pooled vector, and `net.head[:2](...)` is the output of the first fully
+    connected layer.
 
     Args:
-        backbone: images -> feature map (N, C, h, w).
-        head: feature map -> logits.
-        freeze: freeze the backbone. Its parameters get no gradient, and it stays in evaluation mode, so that its batch
-            normalisation statistics do not change either.
+        backbone: module that maps images to a feature map (N, C, h, w).
+        head: stages that map the feature map to logits.
+        freeze: whether to freeze the backbone. Its parameters then get no gradient, and it stays in evaluation mode, so
+            that its batch normalisation statistics do not change either.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Sequential, freeze: bool = False) -> None:
@@ -39,12 +40,12 @@ class SPPNet(nn.Module):
         self.train()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N, K) of `images` (N, 3, H, W), for any H and W from which the backbone makes a map."""
+        """Return the logits (N, K) of `images` (N, 3, H, W), for any H and W that give a feature map."""
         logits: torch.Tensor = self.head(self.backbone(images))
         return logits
 
     def train(self, mode: bool = True) -> SPPNet:
-        """Set training mode, except for a frozen backbone."""
+        """Set training or evaluation mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.freeze:
             self.backbone.eval()
@@ -57,13 +58,13 @@ def build_network(
     """Build the network from the configurations `backbone` and `head`.
 
     Args:
-        backbone: as for `build_backbone`, and `freeze`.
-        head: as for `build_head`.
+        backbone: the configuration `backbone`, as for `build_backbone`. `freeze: true` freezes the backbone.
+        head: the configuration `head`, as for `build_head`.
         classes: number of logits.
         size: side of the square input in pixels. Only the head `flatten` needs it.
 
     Raises:
-        UserError: a value is invalid, weights do not load, or the head does not fit the backbone.
+        UserError: a value is invalid, the weights cannot be loaded, or the head does not fit the backbone.
     """
     trunk = build_backbone(backbone)
     side = min(map_size(trunk, size, size)) if size is not None else None
@@ -71,12 +72,12 @@ def build_network(
 
 
 def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
-    """Build the module named by `_target_` and load its `weights`: null, a file or a torchvision name of weights.
+    """Build the module named by `_target_` and load its `weights` (null, a file or the name of torchvision weights).
 
-    All other keys except `name` and `freeze` are arguments of its constructor.
+    All other keys except `name` and `freeze` are passed to its constructor.
 
     Raises:
-        UserError: a value is invalid, or the weights do not load.
+        UserError: a value is invalid, or the weights cannot be loaded.
     """
     node = {key: value for key, value in cfg.items() if key not in {"name", "weights", "freeze"}}
     weights = resolve_weights(cfg)

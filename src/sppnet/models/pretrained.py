@@ -14,16 +14,16 @@ from sppnet.errors import UserError
 from sppnet.models.backbones.torchvision import CUT_KEYS, find_weights
 from sppnet.storage.tensors import read_tensor_file
 
-SHOWN = 8  # at most so many keys are named in a message
+SHOWN = 8  # a message names at most this many keys
 OURS = "network.backbone."  # prefix of the backbone's keys in an sppnet checkpoint
 TORCHVISION = "sppnet.models.torchvision_trunk"
 
 
 def resolve_weights(cfg: Mapping[str, Any]) -> Path | str | None:
-    """`backbone.weights` as an existing file, a torchvision name of weights, or None.
+    """Return `backbone.weights` as an existing file, the name of torchvision weights, or None.
 
     Raises:
-        UserError: neither a file nor such a name.
+        UserError: the value is neither an existing file nor the name of torchvision weights.
     """
     weights = cfg.get("weights")
     if weights is None:
@@ -32,7 +32,7 @@ def resolve_weights(cfg: Mapping[str, Any]) -> Path | str | None:
     if file.is_file():
         return file
     if cfg["_target_"] != TORCHVISION:
-        raise UserError(f"backbone.weights={weights}: no such file (only torchvision networks have weights by name)")
+        raise UserError(f"backbone.weights={weights}: no such file (only torchvision networks accept names of weights)")
     find_weights(cfg["arch"], weights)
     return str(weights)
 
@@ -40,13 +40,18 @@ def resolve_weights(cfg: Mapping[str, Any]) -> Path | str | None:
 def load_weights(backbone: nn.Module, path: Path) -> None:
     """Load a state dict into `backbone`, in place.
 
-    Accepted keys: those of the backbone; those of one of its children (`torchvision.models.alexnet().features` has
-    `0.weight` for `features.0.weight`); for a torchvision trunk those of the whole network, whose classifier is
-    ignored; those of an sppnet checkpoint, from which the backbone is taken. Any other key is an error.
+    The file may contain the keys of:
+
+    - the backbone;
+    - one of its children, such as `torchvision.models.alexnet().features`, whose `0.weight` is `features.0.weight`;
+    - for a torchvision trunk, the full network, whose classifier is ignored;
+    - an sppnet checkpoint, from which only the backbone is loaded.
+
+    Any other key is an error.
 
     Raises:
-        UserError: no such file; not a file of tensors, or a damaged one; a pickled object in it (never executed); keys
-            or shapes that do not fit, integers instead of floating-point numbers, or values that are not finite.
+        UserError: the file does not exist, is damaged, is not a file of tensors, or contains a pickled object (which is
+            never executed); or its keys, shapes or dtypes do not fit the backbone, or a value is not finite.
     """
     loaded = _rename_densenet_keys(read_tensors(path))
     own = backbone.state_dict()
@@ -54,17 +59,17 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     prefix = max(prefixes, key=lambda p: sum(p + key in own for key in loaded))
     state = {prefix + key: value for key, value in loaded.items()}
     cut = backbone.meta.get(CUT_KEYS, ()) if isinstance(backbone, fx.GraphModule) else ()
-    # Files from before 2018 lack num_batches_tracked, which batch normalisation uses only without a momentum.
+    # Files from before 2018 lack num_batches_tracked, which batch normalisation uses only if its momentum is None.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in own and key not in cut]
     shapes = [
-        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
     integers = [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()]
     infinite = [k for k in own if k in state and state[k].is_floating_point() and not state[k].float().isfinite().all()]
-    problems = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+    problems = [("missing", missing), ("unknown", unknown), ("wrong shape", shapes)]
     problems += [("not floating-point", integers), ("not finite", infinite)]
     if any(keys for _, keys in problems):
         listing = "; ".join(f"{problem}: {_abbreviate(keys)}" for problem, keys in problems if keys)
@@ -73,7 +78,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
 
 
 def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
-    """Read the state dict in `path` to the CPU. Raises as `load_weights` does."""
+    """Read the state dict in `path` onto the CPU, or raise a UserError if the file does not hold one."""
     loaded = read_tensor_file(path, "backbone.weights")
     if isinstance(loaded, Mapping) and isinstance(loaded.get("sppnet"), Mapping):
         loaded = {k.removeprefix(OURS): v for k, v in loaded["state_dict"].items() if k.startswith(OURS)}
@@ -86,7 +91,7 @@ def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _rename_densenet_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Published densenet files have `norm.1.weight` for what torchvision calls `norm1.weight` since 2018."""
+    """Rename keys of published densenet files: torchvision has used `norm1.weight` for `norm.1.weight` since 2018."""
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in state.items()}
 
 

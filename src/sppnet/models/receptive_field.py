@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sppnet.errors import UserError
 from sppnet.models.probe import meta_copy
 
-SIDE = 640  # side of the traced image in pixels: several cells along each axis for every stride up to 64
+SIDE = 640  # side of the traced image in pixels; gives several cells along each axis for strides up to 64
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class ReceptiveField:
     offset: Fraction
 
     def centre(self, cell: int) -> Fraction:
-        """Centre of the receptive field of `cell` in pixels; lies between two pixels for kernels of even size."""
+        """Return the centre of a cell's receptive field in pixels. With even kernels, it may lie between two pixels."""
         return self.stride * cell + self.offset
 
     def cells(self, start: int, end: int, length: int) -> tuple[int, int]:
         """Map a window of pixels `[start, end)` to cells `[first, last + 1)`, along an axis of `length` cells.
 
-        The cells are those with `start <= centre < end - 1`. That is Appendix A ("Mapping a window to feature maps")
-        with the network's offset, except that a centre on the first pixel counts: a window then has as many cells as a
-        training image of its size, however the network pads. A window between two centres gets the cell nearest to its
-        middle. Cells outside the map are clamped to it.
+        A window gets the cells with `start <= centre < end - 1`. This follows Appendix A ("Mapping a window to feature
+        maps") with the network's own offset, except that a centre on the first pixel counts. A window thus has as many
+        cells as a training image of its size, whatever the network's padding. A window between two centres gets the
+        cell whose centre is nearest to the window's middle. Cells outside the map are moved to its edge.
         """
         first = ceil((start - self.offset) / self.stride)
         last = ceil((end - 1 - self.offset) / self.stride) - 1
@@ -48,13 +48,13 @@ class ReceptiveField:
 
 
 def receptive_field(backbone: nn.Module) -> ReceptiveField:
-    """Compute stride and offset of `backbone` by tracing one image through it on the meta device.
+    """Compute the stride and offset of `backbone` by tracing one image through it on the meta device.
 
-    Convolutions and poolings move the centres according to kernel, stride, dilation and padding. Where paths meet (a
-    residual block), the mean of their centres counts. Gates and attention do not move centres.
+    Convolution and pooling move the centres according to kernel, stride, dilation and padding. Where paths meet, as in
+    a residual block, the centres are averaged. Gates and attention do not move centres.
 
     Raises:
-        UserError: an operation between image and map cannot be traced, or the two axes differ.
+        UserError: an operation between image and map cannot be traced, the axes differ, or a stride is not an integer.
     """
     image = torch.empty(1, 3, SIDE, SIDE, device="meta", dtype=next((p.dtype for p in backbone.parameters()), None))
     shadow = meta_copy(backbone)
@@ -62,33 +62,36 @@ def receptive_field(backbone: nn.Module) -> ReceptiveField:
         tracer.grids[image] = _Grid((2, 3), (_Axis(), _Axis()))
         grid = tracer.grids.get(shadow(image))
     if grid is None or grid.dims != (2, 3):
-        raise UserError("backbone: its receptive field cannot be traced; use views.source=image")
+        raise UserError("backbone: the receptive field cannot be traced; use views.source=image")
     rows, cols = grid.axes
     if rows != cols or rows.stride.denominator != 1:
-        raise UserError(f"backbone: its cells are {rows.stride} by {cols.stride} pixels apart; use views.source=image")
+        raise UserError(
+            f"backbone: cells are {rows.stride} by {cols.stride} pixels apart; views.source=map needs the same integer"
+            " stride and the same offset along both axes; use views.source=image"
+        )
     return ReceptiveField(int(rows.stride), rows.offset)
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Index i along this axis of a tensor is centred at pixel `stride * i + offset`."""
+    """An axis of a tensor; index i is centred at pixel `stride * i + offset` of the image."""
 
     stride: Fraction = Fraction(1)
     offset: Fraction = Fraction(0)
 
     def windows(self, kernel: int, stride: int, padding: int, dilation: int = 1) -> _Axis:
-        """The axis after a sliding window (convolution or pooling) with these settings."""
+        """Return the axis after a convolution or pooling with these settings."""
         middle = Fraction(dilation * (kernel - 1), 2) - padding
         return _Axis(self.stride * stride, self.offset + self.stride * middle)
 
     def sliced(self, start: int, step: int) -> _Axis:
-        """The axis after `[start::step]`; a negative `start` means padding."""
+        """Return the axis after slicing with `[start::step]`; a negative `start` means padding."""
         return _Axis(self.stride * step, self.offset + self.stride * start)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """The dimensions of a tensor that are height and width, and the centres of their indices on the image."""
+    """Which two dimensions of a tensor are height and width, and where on the image their indices are centred."""
 
     dims: tuple[int, int]
     axes: tuple[_Axis, _Axis]
@@ -100,7 +103,7 @@ class _Grid:
 
 
 class _GridTracer(TorchFunctionMode):
-    """Records the grid of every tensor that torch functions return, as far as it is known."""
+    """Records the grid, if known, of each tensor that a torch function returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +127,7 @@ class _GridTracer(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a torch function; `x` is its first tensor with a known grid."""
+    """A call of a torch function; `x` is the first input tensor with a known grid."""
 
     x: Tensor
     grid: _Grid
@@ -133,7 +136,7 @@ class _Call:
     output: Tensor
 
     def arguments(self, *names: str) -> dict[str, Any]:
-        """The arguments by name; `names` are those of the positional parameters."""
+        """Return the arguments by name. `names` are the names of the positional parameters."""
         return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
 
 
@@ -144,10 +147,11 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _keep_centres(inputs: Sequence[tuple[Tensor, _Grid]], output: Tensor) -> _Grid | None:
-    """The grid after any operation without a handler: one that keeps height and width keeps the centres.
+    """Return the grid after an operation without a handler.
 
-    With several inputs of that size the mean of their centres counts. Inputs of another size are ignored: gates and
-    global means (1 x 1), and reshaped ones (windows of attention).
+    The operation keeps the centres if it keeps height and width. If several inputs have that height and width, their
+    centres are averaged. Inputs of a different size are ignored: gates and global means (1 x 1), and reshaped inputs
+    (attention windows).
     """
     grids = [
         grid for x, grid in inputs if x.ndim == output.ndim and all(x.shape[d] == output.shape[d] for d in grid.dims)
@@ -162,7 +166,7 @@ def _keep_centres(inputs: Sequence[tuple[Tensor, _Grid]], output: Tensor) -> _Gr
 
 
 def _along(value: int | Sequence[int], axis: int) -> int:
-    """The setting along `axis` (0 or 1): torch accepts one integer, a sequence of one, or of two."""
+    """Return the setting along `axis` (0 or 1). Torch accepts an integer, or a sequence of one or two integers."""
     return int(value) if isinstance(value, int) else int(value[axis if len(value) > 1 else 0])
 
 
@@ -192,7 +196,7 @@ def _pooling(*names: str) -> Callable[[_Call], _Grid | None]:
 
 
 def _pad(call: _Call) -> _Grid:
-    pads = call.arguments("input", "pad")["pad"]  # (before, after) of the last dimension, then of the one before it ...
+    pads = call.arguments("input", "pad")["pad"]  # (before, after) pairs, starting with the last dimension
     before = {call.output.ndim - 1 - i // 2: int(pads[i]) for i in range(0, len(pads), 2)}
     return call.grid.map(lambda axis, dim: axis.sliced(-before.get(dim, 0), 1))
 
@@ -212,7 +216,7 @@ def _transpose(call: _Call) -> _Grid:
 
 def _reshape(call: _Call) -> _Grid | None:
     ndim = call.output.ndim
-    # Only reshapes of the other dimensions are known, as in a channel shuffle.
+    # The grid is known only if height and width come last and keep their sizes, as in a channel shuffle.
     trailing = call.grid.dims == (call.x.ndim - 2, call.x.ndim - 1)
     unchanged = trailing and call.x.shape[-2:] == call.output.shape[-2:]
     return _Grid((ndim - 2, ndim - 1), call.grid.axes) if unchanged else None
@@ -229,7 +233,7 @@ def _getitem(call: _Call) -> _Grid | None:
     return call.grid.map(lambda axis, dim: axis.sliced(*start_and_step.get(dim, (0, 1))))
 
 
-# By `__name__` of the torch function.
+# Handlers by the `__name__` of the torch function.
 _HANDLERS: dict[str, Callable[[_Call], _Grid | None]] = {
     "conv2d": _convolution,
     "max_pool2d": _pooling("kernel_size", "stride", "padding", "dilation", "ceil_mode"),

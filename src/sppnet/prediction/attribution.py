@@ -1,8 +1,9 @@
 """Attribution of a logit to the bins of the pyramid: gradient x activation of the pooled vector, summed per bin.
 
 The layer after the pooling is linear. If it is the last layer, the bins and the bias add up to the logit exactly. With
-hidden layers (ReLU) they do so on the linear piece of the network around the image: attribution is first order in any
-change of the image. The baseline is an empty bin, a vector of zeros, as on a feature map where no channel fires.
+hidden layers (ReLU), this holds only on the linear piece of the network around the image. For a changed image, the
+attribution is a first-order approximation. The baseline is an empty bin: a vector of zeros, as pooled from
+a feature map on which no channel fires.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from sppnet.pyramid import Edges, SpatialPyramidPool2d, bin_edges
 
 FloatArray = npt.NDArray[np.floating]
 POOLS: dict[type, str] = {nn.MaxPool2d: "max", nn.AvgPool2d: "avg"}
-REFUSED = "draw plots what each bin of a pooling adds to a score"
+REFUSED = "draw plots what each bin of a pooling layer adds to a score"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid of bins on a feature map: edges of its rows and columns in cells, and the kind of pooling.
+    """A grid of bins on a feature map: the edges of its rows and columns in cells, and the kind of pooling.
 
-    `pool` is `max`, `avg`, or `cells` for global average pooling, whose bins are the cells.
+    `pool` is `max`, `avg`, or `cells` for global average pooling, where every cell is a bin.
     """
 
     rows: Edges
@@ -42,10 +43,10 @@ class Level:
     """The attribution to the bins of one grid.
 
     Attributes:
-        grid: the bins.
+        grid: the grid of bins.
         bins: what each bin adds to the logit, float64 (rows, cols).
-        winners: row and column of the cell that adds most in each bin, int64 (rows, cols, 2); -1 where no cell adds
-            anything. With max pooling, only cells that hold the maximum of a channel add anything.
+        winners: row and column of the cell that adds most in each bin, int64 (rows, cols, 2); -1 where no cell
+            adds a positive amount. With max pooling, only cells that hold the maximum of a channel add anything.
     """
 
     grid: Grid
@@ -54,25 +55,25 @@ class Level:
 
     @property
     def name(self) -> str:
-        """Rows x columns and the kind of bins, such as `6 x 6 overlapping bins`."""
+        """The numbers of rows and columns and the kind of bins, such as `6 x 6 overlapping bins`."""
         overlaps = any(a[1] > b[0] for edges in (self.grid.rows, self.grid.cols) for a, b in pairwise(edges))
         kind = "cell" if self.grid.pool == "cells" else "overlapping bin" if overlaps else "bin"
         return f"{' x '.join(map(str, self.bins.shape))} {kind}{'s' if self.bins.numel() > 1 else ''}"
 
     @property
     def summary(self) -> str:
-        """The cells under the bins and the sum of the bins, such as `over 13 x 13 cells, sum +4.05`."""
+        """The size of the feature map and the sum of the bins, such as `over 13 x 13 cells, sum +4.05`."""
         cells = f"over {self.grid.rows[-1][1]} x {self.grid.cols[-1][1]} cells, " if self.grid.pool != "cells" else ""
         return f"{cells}sum {self.bins.sum().item():+z.2f}"
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """The logit of a class, split into what the bins add and the rest.
+    """The logit of a class, split into what the bins add and a rest.
 
     Attributes:
         logit: the logit.
-        levels: one per level of the pyramid; for `gap` one, whose bins are the cells of the feature map.
+        levels: one per level of the pyramid; for `gap`, a single one whose bins are the cells of the feature map.
     """
 
     logit: float
@@ -80,7 +81,7 @@ class Attribution:
 
     @property
     def rest(self) -> float:
-        """What no bin adds, the biases: the logit minus all bins."""
+        """What the biases add: the logit minus the sum of all bins."""
         return self.logit - float(sum(level.bins.sum() for level in self.levels))
 
 
@@ -88,19 +89,19 @@ def attribute_logit(network: SPPNet, image: Tensor, label: int) -> Attribution:
     """Attribute the logit of class `label` to the bins.
 
     Args:
-        network: in evaluation mode.
-        image: (1, 3, H, W), normalised.
+        network: the network, in evaluation mode.
+        image: the normalised image (1, 3, H, W).
         label: the class number.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        map_CHW = network.backbone(image.clone()).detach()[0]  # a copy: inference tensors take no gradient
+        map_CHW = network.backbone(image.clone()).detach()[0]  # a copy, because autograd rejects inference tensors
         pooled = network.head[0](map_CHW[None]).detach().requires_grad_()
         logit = network.head[1:](pooled)[0, label]
         (gradient,) = torch.autograd.grad(logit, pooled)
     map_CHW, gradient = map_CHW.cpu().double(), gradient[0].cpu().double()
     levels, start = [], 0
     for grid in find_grids(network.head[0], *map_CHW.shape[1:]):
-        if grid.pool == "cells":  # every cell has an equal share of its channel's gradient
+        if grid.pool == "cells":  # all cells share their channel's gradient equally
             shares = map_CHW * gradient[:, None, None] / map_CHW[0].numel()
             levels.append(_cell_level(grid, shares.sum(0)))
             continue
@@ -111,12 +112,12 @@ def attribute_logit(network: SPPNet, image: Tensor, label: int) -> Attribution:
 
 
 def find_grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
-    """Find the bins of a head's pooling on a map of `height` x `width` cells, in the order of its output.
+    """Find the bins of a pooling layer on a map of `height` x `width` cells, in the order of the layer's output.
 
     Raises:
-        UserError: the bins of this pooling are unknown.
+        UserError: the bins of this pooling layer are unknown.
     """
-    # The exact type, because a subclass may pool anything; isinstance is for mypy.
+    # The exact type counts, because a subclass may pool differently; isinstance is for mypy.
     if isinstance(pool, SpatialPyramidPool2d) and type(pool) is SpatialPyramidPool2d:
         return [Grid(bin_edges(height, n, pool.rule), bin_edges(width, n, pool.rule), pool.pool) for n in pool.bins]
     stages = list(pool) if isinstance(pool, nn.Sequential) and type(pool) is nn.Sequential else [pool]
@@ -131,13 +132,13 @@ def find_grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
         return [cells]
     if isinstance(first, nn.AdaptiveAvgPool2d) and first.output_size in (1, (1, 1)) and rest == [nn.Flatten]:
         return [Grid(cells.rows, cells.cols, "cells")]
-    raise UserError(f"{REFUSED}; the bins of {type(pool).__name__} are unknown; draw=false predicts without plots")
+    raise UserError(f"{REFUSED}, but the bins of {type(pool).__name__} are unknown; draw=false predicts without plots")
 
 
 def cell_edges(cells: int, field: ReceptiveField, length: float) -> FloatArray:
-    """The `cells + 1` edges of the cells along one axis, in pixels of the network's input (0 to `length`).
+    """Return the `cells + 1` edges of the cells along one axis, in pixels of the network's input (0 to `length`).
 
-    A cell covers half a stride on either side of its receptive field's centre, although it sees its whole field.
+    A cell extends half a stride to either side of its receptive field's centre, although it sees the whole field.
     """
     first = float(field.offset) + 0.5 - field.stride / 2  # the centre of pixel i is at i + 0.5
     edges: FloatArray = np.clip(first + field.stride * np.arange(cells + 1), 0, length)
@@ -145,7 +146,7 @@ def cell_edges(cells: int, field: ReceptiveField, length: float) -> FloatArray:
 
 
 def check_pooling(pool: nn.Module, side: int) -> None:
-    """Check that pooling the bins of `find_grids` by hand gives the output of `pool` on `side` x `side` cells.
+    """Check that pooling the bins from `find_grids` one by one gives the output of `pool` on `side` x `side` cells.
 
     Raises:
         UserError: the bins are unknown, or the outputs differ.
@@ -157,8 +158,8 @@ def check_pooling(pool: nn.Module, side: int) -> None:
     expected = torch.cat(parts)
     if pooled.shape != expected.shape or not torch.allclose(pooled, expected, atol=1e-5):
         raise UserError(
-            f"{REFUSED}; {type(pool).__name__} computes neither the maximum nor the mean of its bins, so they would not"
-            " add up; draw=false predicts without plots"
+            f"{REFUSED}, but {type(pool).__name__} computes neither the maximum nor the mean of its bins, so the"
+            " plotted values would not add up; draw=false predicts without plots"
         )
 
 
@@ -195,7 +196,7 @@ def _bin_level(grid: Grid, map_CHW: Tensor, gradient_Cnm: Tensor) -> Level:
 
 
 def _attribute_cells(part_Chw: Tensor, gradient_C: Tensor, pool: str) -> Tensor:
-    """What each cell of one bin adds, (h, w)."""
+    """Return what each cell of one bin adds, (h, w)."""
     if pool == "avg":
         return (part_Chw * gradient_C[:, None, None]).sum(0) / part_Chw[0].numel()
     maximum_C, cell_C = part_Chw.flatten(1).max(1)

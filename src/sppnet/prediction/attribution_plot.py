@@ -1,4 +1,4 @@
-"""Plots what each bin of a pyramid adds to the logit of a class, over the image, with a legend."""
+"""Plot what each bin of a pyramid adds to the logit of a class, as colours over the image, with a legend."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from sppnet.prediction.attribution import Attribution, FloatArray, Level, cell_e
 
 Size = tuple[int, int]
 Classes = Sequence[tuple[str, float]]
-FOR, AGAINST, INK, FAINT, TRACK = "#e85d04", "#1d4ed8", "#1c1c1c", "#686868", "#e2e2e2"  # safe for colour-blind eyes
-# The exponent makes small contributions visible; at 0.85 the image still shows through.
+FOR, AGAINST, INK, FAINT, TRACK = "#e85d04", "#1d4ed8", "#1c1c1c", "#686868", "#e2e2e2"  # colour-blind safe
+# The exponent makes small contributions visible; at an opacity of 0.85, the image still shows through.
 SHADES = ListedColormap([to_rgba(FOR if v > 0 else AGAINST, 0.85 * abs(v) ** 0.7) for v in np.linspace(-1, 1, 255)])
-STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 12, "text.color": INK, "text.parse_math": False}  # "$" is text
-# Pixels. A panel has the area of a square of SIDE and no side above LONGEST; a column is at least NARROWEST wide.
+# parse_math: a "$" in a name is plain text, not the start of a formula
+STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 12, "text.color": INK, "text.parse_math": False}
+# In pixels. A panel has the area of a square with side SIDE, but no side longer than LONGEST. A column is at least
+# NARROWEST wide.
 SIDE, LONGEST, NARROWEST, WIDEST, MARGIN, GAP, HEADER, CLASS, BAR = 270, 540, 210, 1384, 18, 20, 44, 33, 260
 OUTLINE = [withStroke(linewidth=4, foreground="white")]
 UNITS = {"max": "bin (the maximum of its cells)", "avg": "bin (the mean of its cells)", "cells": "cell"}
@@ -42,10 +44,10 @@ def plot_attribution(
     attribution: Attribution,
     field: ReceptiveField,
 ) -> Image.Image:
-    """Plot an RGB image, its likeliest classes (10 at most), a panel per level of the pyramid, and a legend.
+    """Plot an RGB image, its likeliest classes (at most 10), a panel per level of the pyramid, and a legend.
 
-    The network sees `box` of the image, resized to `view` (width, height). `classes` are names and probabilities; the
-    attribution is of the first.
+    The network sees the region `box` of the image, resized to `view` (width, height). `classes` holds names and
+    probabilities, and `attribution` belongs to the first of them.
     """
     levels, classes, panel, whole = attribution.levels, classes[:10], _panel_size(*view), _panel_size(*image.size)
     column = max(NARROWEST, panel[0], whole[0]) + GAP
@@ -63,8 +65,8 @@ def plot_attribution(
     paper.paste(image.resize(whole), places[0])
     part = image.resize(panel, Image.Resampling.BILINEAR, box=box).convert("L").point(lambda v: 140 + 0.45 * v)
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # scripts that DejaVu lacks show as boxes
-        figure = Figure(figsize=(width / 72, paper.height / 72), dpi=72)  # a point is a pixel
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # DejaVu shows missing scripts as boxes
+        figure = Figure(figsize=(width / 72, paper.height / 72), dpi=72)  # at 72 dpi, a point is a pixel
         canvas, page = FigureCanvasAgg(figure), figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(paper.height, 0))
         page.set_axis_off()
         for (x, y), (title, subtitle) in zip(places, titles, strict=True):
@@ -83,8 +85,8 @@ def plot_attribution(
         page.imshow(paper, extent=(0, width, paper.height, 0), aspect="auto", interpolation="nearest")
         bar = np.linspace(-1, 1, BAR)
         page.pcolormesh(MARGIN + np.arange(BAR + 1), (bottom + 20, bottom + 34), bar[None], cmap=SHADES)
-        page.text(MARGIN, bottom, f"speaks against it\n\n{-limit:.3g}", va="top", linespacing=1.5)
-        page.text(MARGIN + BAR, bottom, f"speaks for it\n\n{limit:+.3g}", va="top", ha="right", linespacing=1.5)
+        page.text(MARGIN, bottom, f"lowers the score\n\n{-limit:.3g}", va="top", linespacing=1.5)
+        page.text(MARGIN + BAR, bottom, f"raises the score\n\n{limit:+.3g}", va="top", ha="right", linespacing=1.5)
         page.text(MARGIN + BAR + GAP, bottom, legend, va="top", linespacing=1.5)
         canvas.draw()  # type: ignore[no-untyped-call]
         return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
@@ -104,7 +106,7 @@ def _list_classes(page: Axes, classes: Classes, x: float, y: float, width: float
 
 
 def _plot_level(page: Axes, level: Level, x_edges: FloatArray, y_edges: FloatArray, limit: float) -> None:
-    """Shade the bins, dot the cells that add most, and number the bins if there is room for all numbers."""
+    """Shade the bins, mark the cells that add most with dots, and print every bin's value if all values fit."""
     bins, rows, cols = level.bins.numpy(), y_edges[np.array(level.grid.rows)], x_edges[np.array(level.grid.cols)]
     total, count = np.zeros((2, len(y_edges) - 1, len(x_edges) - 1))
     for (i, j), value in np.ndenumerate(bins):
@@ -119,15 +121,16 @@ def _plot_level(page: Axes, level: Level, x_edges: FloatArray, y_edges: FloatArr
     won = level.winners[level.winners[..., 0] >= 0].numpy()
     dots = np.stack([(x_edges[:-1] + x_edges[1:])[won[:, 1]], (y_edges[:-1] + y_edges[1:])[won[:, 0]]], 1) / 2
     page.plot(*dots.T, "o", markersize=8, markerfacecolor="white", markeredgecolor=INK, markeredgewidth=1)
-    for axis in (rows, cols):  # a number stands where no other bin lies
+    for axis in (rows, cols):  # each value is printed where its bin overlaps no other bin
         axis[1:, 0], axis[:-1, 1] = np.maximum(axis[1:, 0], axis[:-1, 1]), np.minimum(axis[1:, 0], axis[:-1, 1])
-    half = np.array([4 * max(len(f"{value:+z.2f}") for value in bins.flat), 9])  # half the size of a number
+    half = np.array([4 * max(len(f"{value:+z.2f}") for value in bins.flat), 9])  # half the width and height of a value
     if np.diff(cols).min() < 2 * half[0] or np.diff(rows).min() < 2.6 * half[1]:
         return
     for (i, j), value in np.ndenumerate(bins):
         xs, ys = np.array([cols[j], rows[i]]) + np.outer(half, (1, -1))
         spots = [(x, y) for x in (xs.mean(), *xs) for y in (ys.mean(), *ys)]
-        clear = [np.abs((dots - spot) / (half + 5)).max(1).min(initial=1) for spot in spots]  # 1: touches no dot
+        # the distance to the nearest dot; 1 if the value touches no dot
+        clear = [np.abs((dots - spot) / (half + 5)).max(1).min(initial=1) for spot in spots]
         page.text(*spots[int(np.argmax(clear))], f"{value:+z.2f}", ha="center", va="center", path_effects=OUTLINE)
 
 
@@ -137,7 +140,7 @@ def _explain(attribution: Attribution, label: str) -> list[str]:
     if unit != "cell":
         lines.append("White dot: the cell of the feature map that adds most in its bin.")
     if any("overlap" in level.name for level in levels):
-        lines.append("Overlapping bins share the cells between close lines; the colour there is their mean.")
+        lines.append("Overlapping bins share the cells between close lines; the colour there is the bins' mean.")
     lines.append("Grey margin: cells at the border see it, but no cell is centred there.")
     sums = " ".join(f"{level.bins.sum().item():+z.2f} ({' x '.join(map(str, level.bins.shape))})" for level in levels)
     return [*lines, f"Score: {sums} {attribution.rest:+z.2f} (biases) = {attribution.logit:+z.2f}."]

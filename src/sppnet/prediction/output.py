@@ -1,4 +1,4 @@
-"""Output of predictions: a table and JSON lines."""
+"""Write predictions as a table and as JSON lines."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ ClassProbabilities = Sequence[tuple[str, float]]  # the likeliest class first
 
 
 class Table:
-    """The table on standard output; each image's line is printed as soon as it is predicted.
+    """The table on standard output; each image's line is printed as soon as the image is classified.
 
-    Columns are aligned on a terminal and separated by tabs on a pipe: path, width, height, then class and probability
-    for each class listed. Tabs, line ends and characters that the output's encoding lacks are escaped as in JSON.
+    The columns are path, width and height, then a class and its probability for each listed class. They are aligned on
+    a terminal and separated by tabs in a pipe. Tabs, line breaks and characters that the output's encoding lacks are
+    escaped as in JSON.
 
     Args:
-        names: names of all images.
-        classes: class names of the network.
+        names: the names of all images.
+        classes: the network's class names.
     """
 
     def __init__(self, names: Sequence[str], classes: Sequence[str]) -> None:
@@ -32,7 +33,7 @@ class Table:
         self.class_width = min(24, max(len(name) for name in classes))
 
     def write(self, name: str, shape: tuple[int, int], classes: ClassProbabilities) -> None:
-        """Print the line of an image of `shape` (height, width)."""
+        """Print the line for an image of `shape` (height, width)."""
         height, width = shape
         if self.aligned:
             shown = "  ".join(f"{_escape(label):<{self.class_width}} {p:.4f}" for label, p in classes)
@@ -44,10 +45,10 @@ class Table:
 
 
 class JsonLines:
-    """A JSON object per image: `file`, `size` ([width, height]) and `classes` (`class`, `probability`).
+    """One JSON object per image: `file`, `size` ([width, height]) and `classes` (each a `class` and a `probability`).
 
     Args:
-        output: a file, which is written atomically; `-` prints each line as soon as it is known; None writes nothing.
+        output: a file, which is written atomically; `-` to print each line as soon as it is ready, None for no output.
     """
 
     def __init__(self, output: str | None) -> None:
@@ -63,7 +64,7 @@ class JsonLines:
         self._stack.__exit__(*error)
 
     def write(self, name: str, shape: tuple[int, int], classes: ClassProbabilities) -> None:
-        """Write the line of an image of `shape` (height, width)."""
+        """Write the line for an image of `shape` (height, width)."""
         height, width = shape
         pairs = [{"class": label, "probability": round(p, 8)} for label, p in classes]
         line = {"file": name, "size": [width, height], "classes": pairs}
@@ -73,21 +74,21 @@ class JsonLines:
             if self._file is None:  # opened with the first line, so that a failed command leaves no file
                 self._file = self._stack.enter_context(
                     atomic_write(self.path.resolve())
-                )  # replaces the target of a link, not the link
+                )  # replaces a link's target, not the link
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def say(line: str) -> None:
-    """Print `line` and flush; if the reader of a pipe has left (`| head`), exit quietly."""
+    """Print `line` and flush; exit quietly if the reader has closed the pipe (`| head`)."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
         raise SystemExit(141) from None  # 128 + SIGPIPE, as a shell reports it
 
 
 def _escape(name: str) -> str:
-    """Escape `name` unless it is printable in the output's encoding."""
+    """Escape `name` as in JSON unless it is printable in the output's encoding."""
     return name if name.isprintable() and _encodable(name) else _dump(name)[1:-1]
 
 

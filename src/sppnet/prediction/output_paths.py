@@ -1,4 +1,4 @@
-"""Paths of predictions and plots, and which existing files they may replace. Imports no torch."""
+"""Choose the paths of predictions and plots, and check which files they would replace. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sppnet.data.datasets.unlabelled import InputFiles
 from sppnet.errors import UserError
 from sppnet.runs.from_checkpoint import TrainedNetwork
 
-KEY = "sppnet"  # PNG text of a plot that holds the digest of its image and network
+KEY = "sppnet"  # name of the PNG text chunk that holds the digest of a plot's image and network
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class PlotPaths:
     """Paths of the plots.
 
     Attributes:
-        place: a folder, or the file of the only plot.
+        place: the folder of the plots, or the file of a single plot.
         single: whether `place` is a file.
         root: the folder that image names are relative to.
-        network: identifies the network.
-        longest: most bytes that a file name may have in that folder; -1: no limit.
+        network: an identifier of the network.
+        longest: the maximum length of a file name in that folder in bytes; -1 for no limit.
     """
 
     place: Path
@@ -39,20 +39,20 @@ class PlotPaths:
     longest: int
 
     def path(self, name: str) -> Path:
-        """The file of an image's plot; a name that the suffix makes too long ends in a digest."""
+        """Return the path of an image's plot. A name that would be too long is cut and ends in a digest."""
         if self.single:
             return self.place
-        path = self.place / f"{name}.png"  # keeps the suffix: a.jpg and a.png are two images
+        path = self.place / f"{name}.png"  # keeps the image's suffix, because a.jpg and a.png are two images
         return path.with_name(_limit_bytes(path.name, self.longest))
 
     def origin(self, name: str) -> str:
-        """Digest of the image's path and the network; it reveals neither."""
+        """Return a digest of the image's path and the network, which reveals neither."""
         return hashlib.sha256(
             f"{self.network}\0{(self.root / name).resolve()}".encode(errors="surrogateescape")
         ).hexdigest()
 
     def find_conflict(self, name: str) -> Path | None:
-        """The existing file at the plot's path, unless it is a plot of the same image and network."""
+        """Return the file that the plot would replace, unless it is a plot of the same image and network."""
         path = self.path(name)
         if not os.path.lexists(path):
             return None
@@ -67,7 +67,7 @@ class PlotPaths:
 def build_plot_paths(
     trained: TrainedNetwork, cfg: Mapping[str, Any], draw: bool | str, images: InputFiles
 ) -> PlotPaths | None:
-    """Where the plots go; creates nothing. None for `draw=False`.
+    """Choose the paths of the plots without creating any; None if `draw` is False.
 
     Raises:
         UserError: plots cannot be written there, or would replace other files.
@@ -82,15 +82,15 @@ def build_plot_paths(
         _check_folder(path, images)
     parent = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
     if not os.access(parent, os.W_OK):
-        raise UserError(f"draw={path}: {parent} is not writable; draw=FOLDER names another folder")
+        raise UserError(f"draw={path}: {parent} is not writable; draw=FOLDER writes to a different folder")
     network = trained.run.path.resolve().name if trained.run and trained.name == "best" else trained.name
     plots = PlotPaths(path, single, images.root, network, os.pathconf(parent, "PC_NAME_MAX"))
     conflicts = [] if cfg["force"] else [file for name in images.names if (file := plots.find_conflict(name))]
     if conflicts:
         more = f" and {len(conflicts) - 1} more" if len(conflicts) > 1 else ""
         raise UserError(
-            f"draw={path}: {conflicts[0]}{more} exists and is no plot of the same image by this network; force=true"
-            " replaces it, draw=FOLDER names another folder"
+            f"draw={path} would replace files that are not plots of the same images by this network:"
+            f" {conflicts[0]}{more}; force=true replaces them, draw=FOLDER writes to a different folder"
         )
     return plots
 
@@ -98,7 +98,7 @@ def build_plot_paths(
 def check_output(
     output: str | None, images: InputFiles, trained: TrainedNetwork, plots: PlotPaths | None, force: bool
 ) -> None:
-    """Raise UserError unless `output` can be written and replaces no existing file (or `force` is set)."""
+    """Raise UserError if `output` cannot be written, or if it exists and `force` is not set."""
     if output in (None, "-"):
         return
     path = Path(str(output)).expanduser()
@@ -112,16 +112,16 @@ def check_output(
         raise UserError(f"output={output} is a folder; it must be a file, such as output={output}/predictions.jsonl")
     files = (images.root / name for name in images.names)
     if path.exists() and path.resolve() in {trained.weights.resolve(), *(file.resolve() for file in files)}:
-        raise UserError(f"output={output} is one of the images or the checkpoint; name another file")
+        raise UserError(f"output={output} is one of the images or the checkpoint; choose a different file")
     if path.exists() and not path.is_file():
-        raise UserError(f"output={output} is no regular file; it must be a file, or - for standard output")
+        raise UserError(f"output={output} is not a regular file; it must be a file, or - for standard output")
     if trained.run is not None and path.resolve().is_relative_to(trained.run.path.resolve()):
-        raise UserError(f"output={output} lies in the run directory; name a file elsewhere")
+        raise UserError(f"output={output} is inside the run directory; choose a file elsewhere")
     if plots is not None and path.resolve() in {plots.path(name).resolve() for name in images.names}:
-        raise UserError(f"output={output} is also the file of a plot (draw={plots.place}); name another file")
+        raise UserError(f"output={output} is also the path of a plot (draw={plots.place}); choose a different file")
     folder = path.resolve().parent if path.is_symlink() else path.parent
     if not folder.is_dir():
-        raise UserError(f"output={output}: no folder {folder}")
+        raise UserError(f"output={output}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK):
         raise UserError(f"output={output}: the folder {folder} is not writable")
     if path.exists() and not force:
@@ -129,7 +129,7 @@ def check_output(
 
 
 def _default_folder(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
-    """Beside the run, in a folder that git ignores: RUNS/STUDY/predictions/RUN."""
+    """Return RUNS/STUDY/predictions/RUN, a folder beside the run that git ignores."""
     if trained.run is None:
         return Path(cfg["paths"]["runs"]).expanduser() / "predictions" / trained.checkpoint.stem
     run = trained.run.path
@@ -138,37 +138,43 @@ def _default_folder(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
 
 
 def _limit_bytes(name: str, most: int) -> str:
-    """`name`, or if it has more than `most` bytes: its beginning, a digest of it, and its suffix."""
+    """Return `name`, cut to its beginning, a digest and its suffix if it is longer than `most` bytes."""
     if most < 0 or len(os.fsencode(name)) <= most:
         return name
     stem, suffix = os.path.splitext(name)  # noqa: PTH122  (a name, not a path)
     end = f"-{digest([name])[:12]}{suffix}"
-    # "ignore" drops a character that is cut in half
+    # "ignore" drops a character that the cut splits
     return os.fsencode(stem)[: most - len(os.fsencode(end))].decode("utf-8", "ignore") + end
 
 
 def _check_file(path: Path, images: InputFiles) -> None:
     resolved, root = path.resolve(), images.root.resolve()
     if any(resolved == (root / name).resolve() for name in images.names):
-        raise UserError(f"draw={path} is the image itself; name another file")
+        raise UserError(f"draw={path} is the image itself; choose a different file")
     if images.folder and resolved.is_relative_to(root):
         raise UserError(
-            f"draw={path} lies in input={images.root}: the next predict would read the plot as an image; name a"
-            " file elsewhere"
+            f"draw={path} is inside input={images.root}, where the next predict would read the plot as an image;"
+            " choose a file elsewhere"
         )
 
 
 def _check_folder(path: Path, images: InputFiles) -> None:
     count = f"{len(images.names)} images are" if len(images.names) > 1 else "an image is"
     if path.exists() and not path.is_dir():
-        raise UserError(f"draw={path} is a file, and {count} plotted; it must be true, false or a folder")
+        raise UserError(f"draw={path} is a file, but {count} to be plotted; draw must be true, false or a folder")
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        kind = "it must be a folder" if len(images.names) > 1 else f"a plot is a PNG, draw={path.with_suffix('.png')}"
-        raise UserError(f"draw={path} has the suffix of an image file, and {count} plotted; {kind}")
+        kind = (
+            "draw must be a folder"
+            if len(images.names) > 1
+            else f"a plot is a PNG, so use draw={path.with_suffix('.png')}"
+        )
+        raise UserError(f"draw={path} has the suffix of an image file, and {count} to be plotted; {kind}")
     if images.folder and path.resolve().is_relative_to(images.root.resolve()):
         raise UserError(
-            f"draw={path} lies in input={images.root}: the next predict would read the plots as images; name a"
-            " folder elsewhere, draw=FOLDER"
+            f"draw={path} is inside input={images.root}, where the next predict would read the plots as images;"
+            " choose a folder elsewhere, draw=FOLDER"
         )
     if not images.folder and path.resolve() == images.root.resolve():
-        raise UserError(f"draw={path} is the folder of the image, where plots may replace other images; name another")
+        raise UserError(
+            f"draw={path} is the image's folder, where plots may replace other images; choose a different one"
+        )

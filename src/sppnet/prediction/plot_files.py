@@ -1,4 +1,4 @@
-"""Writes plots: from an image and its prediction to a PNG on disk."""
+"""Plot an image and its prediction, and write the plot as a PNG file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ from sppnet.storage.files import atomic_write
 
 @dataclass(frozen=True)
 class PlotWriter:
-    """Writes one PNG per image to `paths`. `field` gives the receptive fields of the backbone's cells."""
+    """Writes one PNG per image to `paths`. `field` describes the receptive fields of the backbone's cells."""
 
     paths: PlotPaths
     field: ReceptiveField
 
     def write(self, predictor: Predictor, prediction: Prediction, best: Sequence[tuple[int, float]], name: str) -> None:
-        """Plot the attribution of the likeliest class. `best` are class numbers and probabilities, `name` is a path."""
+        """Plot the attribution of the likeliest class.
+
+        Args:
+            predictor: the predictor that made `prediction`.
+            prediction: the prediction for the image.
+            best: numbers and probabilities of the classes to list, the likeliest first.
+            name: the image's path.
+        """
         classifier, views = predictor.classifier, predictor.cfg["views"]
         view = classifier.normalise(prediction.view[None].to(classifier.device))
         attribution = attribute_logit(classifier.network, view, best[0][0])
@@ -36,4 +43,4 @@ class PlotWriter:
         metadata.add_text(KEY, self.paths.origin(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "wb") as file:
-            plot.save(file, "PNG", compress_level=4, pnginfo=metadata)  # fast, and hardly larger
+            plot.save(file, "PNG", compress_level=4, pnginfo=metadata)  # faster than the default, hardly larger

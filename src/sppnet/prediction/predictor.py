@@ -1,7 +1,7 @@
-"""Predicts a stream of images: workers read ahead, images of similar shape share a batch, results keep their order.
+"""Predict a stream of images: workers read ahead, images of similar shape share a batch, results keep their order.
 
-The code of a test reads, resizes and scores the images, so the same image gets the same scores. Memory does not grow
-with the number of images: at most one window of them (`data.batch_size`) is in progress.
+Images are read, resized and scored by the code that also tests a network, so the same image gets the same scores.
+Memory does not grow with the number of images, because at most one window of `data.batch_size` images is in progress.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sppnet.data.readers import build_reader
 from sppnet.data.views import Views
 from sppnet.training.inference import load_classifier, place_on_device
 
-FEW = 16  # up to this many images no worker is started: starting it takes longer than reading them
+FEW = 16  # for so few images, no worker is started: starting one takes longer than reading the images
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Prediction:
 
     Attributes:
         index: position of the image in the stream.
-        name: its path.
+        name: the image's path.
         shape: (height, width) in pixels; (0, 0) if it could not be read.
         probabilities: float64 (K,), on the CPU.
-        view: the network's input before normalisation, uint8 (3, h, w); of several scales the first.
-        problem: why the image could not be read, or empty.
+        view: the network's input before normalisation, uint8 (3, h, w); with several scales, the first one.
+        problem: why the image could not be read; empty if it was read.
     """
 
     index: int
@@ -52,17 +52,17 @@ class Prediction:
     problem: str = ""
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """Numbers and probabilities of the `count` likeliest classes (or all), the likeliest first."""
+        """Return the numbers and probabilities of the `count` likeliest classes (or of all), the likeliest first."""
         order = self.probabilities.argsort(descending=True, stable=True)[:count]
         return [(label, float(self.probabilities[label])) for label in order.tolist()]
 
 
 class PredictionBatch(Batch):
-    """The batch of a test, and:
+    """A test batch with two more keys.
 
     Keys:
         shapes: (height, width) of each original image in the batch.
-        problems: why an image could not be read, by its index.
+        problems: the reason for each image that could not be read, keyed by the image's index.
     """
 
     shapes: list[tuple[int, int]]
@@ -73,9 +73,9 @@ class Predictor:
     """A trained network, ready to predict.
 
     Args:
-        cfg: the run's configuration with the overrides; a single test size.
-        checkpoint: as `read_checkpoint` returns it.
-        weights: the checkpoint's file, for messages.
+        cfg: the run's configuration with the typed overrides and a single test size.
+        checkpoint: the checkpoint that `read_checkpoint` returns.
+        weights: the path of the checkpoint file, used in messages.
         files: the image files.
 
     Raises:
@@ -86,7 +86,7 @@ class Predictor:
         metadata, none = checkpoint["sppnet"], np.arange(0)
         self.images = UnlabelledImages(files, metadata["classes"], metadata["multilabel"], metadata["fingerprint"])
         self.cfg = cfg
-        self.remarks: dict[str, str] = {}  # the decoder's harmless warnings, by file
+        self.remarks: dict[str, str] = {}  # harmless warnings from the decoder, by file
         classifier = load_classifier(checkpoint, cfg, Splits(self.images, none, none, none), weights)
         self.fabric, self.classifier = place_on_device(classifier, cfg["trainer"])
 
@@ -95,7 +95,7 @@ class Predictor:
         return self.classifier.classes
 
     def __iter__(self) -> Iterator[Prediction]:
-        """One prediction per image, in the order of the images."""
+        """Yield one prediction per image, in the order of the images."""
         waiting: dict[int, Prediction] = {}
         next_index = 0
         for prediction in self._predict_batches():
@@ -107,9 +107,9 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, batch: Batch) -> Tensor:
-        """Softmax of a batch on the device, or sigmoid if that is the network's loss; float64 (N, K) on the CPU."""
+        """Return the softmax of a batch (sigmoid if the network's loss uses it) as float64 (N, K) on the CPU."""
         with self.fabric.autocast():
-            logits_NK = self.classifier.scores(batch).cpu().double()  # Apple's GPUs have no float64
+            logits_NK = self.classifier.scores(batch).cpu().double()  # CPU first: Apple's GPUs have no float64
         return (logits_NK.sigmoid() if self.classifier.sigmoid else logits_NK.softmax(1)).cpu()
 
     def _predict_batches(self) -> Iterator[Prediction]:
@@ -132,7 +132,8 @@ class Predictor:
         return DataLoader(
             _ShapedSamples(self.images, BatchDataset(self.images, regions, source)),
             batch_sampler=_WindowBatches(self.images, self.cfg),
-            collate_fn=_ShapedCollate(Collator(self.images, skip=True)),  # type: ignore[arg-type]  # no list: __getitems__
+            # The annotation expects a function of a list, but `__getitems__` returns a tuple.
+            collate_fn=_ShapedCollate(Collator(self.images, skip=True)),  # type: ignore[arg-type]
             num_workers=workers,
             pin_memory=self.fabric.device.type == "cuda",
         )
@@ -140,7 +141,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class _ShapedSamples(Dataset[UncollatedBatch]):
-    """The samples of a test, and the shapes of the original images."""
+    """Test samples, with the shapes of the original images."""
 
     images: UnlabelledImages
     samples: BatchDataset
@@ -165,9 +166,9 @@ class _ShapedCollate:
 
 
 class _WindowBatches(Sampler[list[Item]]):
-    """Batches from one window of `data.batch_size` images after another: images of similar shape share a batch.
+    """Batches from successive windows of `data.batch_size` images; images of similar shape share a batch.
 
-    Aspect ratios are rounded and sizes chosen as in a test.
+    Aspect ratios are rounded and sizes are chosen as in a test.
     """
 
     def __init__(self, images: UnlabelledImages, cfg: Mapping[str, Any]) -> None:
@@ -184,7 +185,7 @@ class _WindowBatches(Sampler[list[Item]]):
             shapes = partial(self._shapes, range(start, start + len(members)))
             buckets = eval_buckets(members, self.views["fit"], shapes, self.views["aspect_step"])
             batches = EvalBatchSampler(buckets, self.size, self.sides, self.batch_size)
-            for batch in sorted(batches, key=lambda batch: batch[0].index):  # so that the first result comes soon
+            for batch in sorted(batches, key=lambda batch: batch[0].index):  # so that the first result comes early
                 yield [item._replace(index=start + item.index) for item in batch]
 
     def _shapes(self, indices: Iterable[int]) -> ShapeArray:
@@ -194,4 +195,4 @@ class _WindowBatches(Sampler[list[Item]]):
         try:
             return self.images.shape(index)
         except DataError:
-            return (0, 0)  # reading the image reports the problem
+            return (0, 0)  # the error is reported when the image is read

@@ -1,13 +1,14 @@
-"""Spatial pyramid pooling: turns a feature map of any size into a vector of fixed length (He et al., 2014).
+"""Spatial pyramid pooling turns a feature map of any size into a vector of fixed length (He et al., 2014).
 
-This package depends on torch alone and can be copied into another project as it is. Invalid arguments raise ValueError.
+This package depends only on torch and can be copied into another project unchanged. Invalid arguments raise ValueError.
 
-- `bins.py`: which rows and columns each bin covers (`bin_edges`), and the checks of arguments.
-- `reference.py`: pooling by torch's own operations. The reference for the kernels, and the fallback.
-- `cpu.py` (with `native.c` and `lanes.h`) and `triton_kernels.py`: max pooling by a C kernel on a CPU and by Triton
-  kernels on a GPU. Same values as the reference, and gradients to the same cells, ties included.
-- `custom_op.py`: the kernels as a differentiable torch operator. It picks the kernel.
-- This file: `SpatialPyramidPool2d`, `spatial_pyramid_pool2d` and `pool_windows`. They pick operator or reference.
+- `bins.py` computes which rows and columns each bin covers (`bin_edges`), and checks arguments.
+- `reference.py` pools with torch's own operations. It is the reference for the kernels, and the fallback.
+- `cpu.py` (with `native.c` and `lanes.h`) max-pools on a CPU with a C kernel, and `triton_kernels.py` on a GPU with
+  Triton kernels. Both give the reference's values and send gradients to the same cells, even where values are equal.
+- `custom_op.py` wraps the kernels in a differentiable torch operator that picks the kernel.
+- This file defines `SpatialPyramidPool2d`, `spatial_pyramid_pool2d` and `pool_windows`, which choose between the
+  operator and the reference.
 """
 
 from __future__ import annotations
@@ -52,34 +53,36 @@ __all__ = [
 class SpatialPyramidPool2d(nn.Module):
     """Pool a map over one grid of n x n bins per level and concatenate: `(N, C, H, W) -> (N, C * num_bins)`.
 
-    Levels keep the order of `bins`; each level is `(C, n, n)`, flattened. With the adaptive rule a map may be smaller
-    than a level; its bins then share cells. NaN propagates. The gradient of a maximum goes to the first (row-major) of
-    equal cells. Under `torch.use_deterministic_algorithms(True)` the backward is deterministic.
+    The levels are in the order of `bins`, each flattened from `(C, n, n)`. With the adaptive rule, a map may have fewer
+    cells than a level has bins; the bins then share cells. NaN propagates. If several cells hold the maximum, its
+    gradient goes to the first one in row-major order. Under `torch.use_deterministic_algorithms(True)`, the backward
+    is deterministic.
 
-    The adaptive rule is the default: it alone pools a map of any size to exactly n bins that cover all its cells.
+    The adaptive rule is the default. Only this rule pools maps of any size to exactly n bins that cover all cells.
 
-    - sliding, the paper's training formula, makes 9 bins instead of 6 from 10 cells (180-pixel input) and 5 instead of
-      4 from 11. Even with the right number of bins it may drop cells: at level 6 the last of 14. It equals adaptive
-      where L mod n is 0 or 1.
-    - padded, Caffe's formula, has bins that hold only padding (13 or 9 cells at level 6) or uneven bins (10 cells at
-      level 6: 1 2 2 2 2 1).
+    - sliding is the paper's training formula. It makes 9 bins instead of 6 from 10 cells (a 180-pixel input), and 5
+      instead of 4 from 11 cells. Even with the right number of bins, it may drop cells: at level 6, it drops the last
+      of 14. It makes the same bins as the adaptive rule if the number of cells modulo n is 0 or 1.
+    - padded is Caffe's formula. At level 6, one bin contains nothing but padding if there are 9 or 13 cells, and 10
+      cells are divided unevenly into bins of 1, 2, 2, 2, 2 and 1 cells.
 
-    Exported programs contain torch's own operations. With the adaptive rule they pool maps of any size.
+    Exported programs use torch's own operations. With the adaptive rule, they pool maps of any size.
 
-    - `torch.export` supports the other rules too. The program raises an error at sizes that the rule refuses, and
-      possibly at some that it pools. With several sliding levels torch may fail to export.
-    - `torch.onnx.export(dynamo=True)` of the layer (not of its exported program) and `torch.jit.trace` support the
-      adaptive rule only, because their programs cannot refuse a size. In ONNX a maximum may lose NaN.
+    - `torch.export` supports the other rules too. Its program raises an error for sizes that the rule rejects, and
+      possibly for some sizes that the rule accepts. With the sliding rule and several levels, the export may fail.
+    - `torch.onnx.export(dynamo=True)`, called with the layer and not with its exported program, and `torch.jit.trace`
+      support only the adaptive rule because their programs cannot reject a size. In ONNX, NaN may not propagate through
+      a maximum.
     - `torch.onnx.export(dynamo=False)` and `torch.jit.script` are not supported.
 
     Args:
-        bins: number of bins along one side, per level. The paper's 50 bins are (6, 3, 2, 1).
+        bins: number of bins along each side, one entry per level. The paper's 50 bins are (6, 3, 2, 1).
         pool: "max" (as in the paper) or "avg".
         rule: "adaptive", "sliding" or "padded"; see `bin_edges`.
-        kernel: "auto" (the fastest available) or "plain" (torch's own operations). Does not change the result.
+        kernel: "auto" (the fastest available) or "plain" (torch's own operations). Both give the same result.
 
     Raises:
-        ValueError: an argument is invalid or, in `forward`, the rule cannot pool a map of this size.
+        ValueError: an argument is invalid, or (in `forward`) the rule cannot pool a map of this size.
     """
 
     def __init__(
@@ -110,12 +113,12 @@ def spatial_pyramid_pool2d(
 ) -> Tensor:
     """Pool `x` of shape `(N, C, H, W)` to `(N, C * M)`, where M is the sum of n * n over `bins`.
 
-    N may be 0; C, H and W may not. A three-dimensional `x` is refused because `(C, H, W)` cannot be told from a
-    greyscale batch without its channel axis. For the arguments see `SpatialPyramidPool2d`.
+    N may be 0, but C, H and W may not. A three-dimensional `x` is rejected because an image `(C, H, W)` cannot be
+    distinguished from a greyscale batch `(N, H, W)`. For the arguments, see `SpatialPyramidPool2d`.
 
     Raises:
-        ValueError: an argument is invalid, the rule cannot pool a map of this size to exactly these bins, or an
-            exported program would pool wrongly (see `SpatialPyramidPool2d`).
+        ValueError: an argument is invalid, the rule cannot pool a map of this size to exactly these bins, or the
+            program that is being exported would pool some maps wrongly (see `SpatialPyramidPool2d`).
     """
     bins = check_bins(bins)
     check_choice("pool", pool, POOLS)
@@ -131,32 +134,32 @@ def spatial_pyramid_pool2d(
     if pool == "avg":
         by_product = compiling and rule == "adaptive"
         return reference.average_by_product(x, bins) if by_product else reference.pool_maps(x, bins, pool, rule)
-    # When compiling, the operator pays even without a kernel: it gives one graph for all sizes.
+    # When compiling, use the operator even without a kernel: it gives one graph for all sizes.
     if compiling or (rule == "adaptive" and custom_op.has_kernel(x, bins)):
         return custom_op.pool_max(x, None, bins, rule)
     return reference.pool_maps(x, bins, pool, rule)
 
 
 def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "max", kernel: str = "auto") -> Tensor:
-    """Pool R windows of the maps in `x` with the adaptive rule, each as if cropped first: `(R, C * M)`.
+    """Pool R windows of the maps `x` to `(R, C * M)` with the adaptive rule, as if each window were cropped first.
 
-    Differentiable in `x`. Cannot be exported, and gains nothing from `torch.compile`, because the work depends on the
-    values in `windows`.
+    The result is differentiable in `x`. The function cannot be exported and gains nothing from `torch.compile` because
+    its work depends on the values in `windows`.
 
     Args:
         x: feature maps of shape `(N, C, H, W)`.
-        windows: integers of shape `(R, 5)`, on any device: image index, left, top, right, bottom in cells of the map,
-            right and bottom exclusive. R may be 0.
+        windows: integers of shape `(R, 5)` on any device. Each row holds the image index, then left, top, right and
+            bottom in cells of the map. Right and bottom are exclusive. R may be 0.
         bins: as in `SpatialPyramidPool2d`.
         pool: "max" or "avg".
         kernel: "auto" or "plain", as in `SpatialPyramidPool2d`.
 
     Raises:
-        ValueError: a window is empty, leaves the map or has an invalid image index (the message names its row), an
-            argument is invalid, or the call is being exported.
+        ValueError: a window is empty, extends beyond the map or has an invalid image index (the message names its row),
+            an argument is invalid, or the call is being exported.
     """
     if active_exporter():
-        raise ValueError("pool_windows cannot be exported or traced: the work depends on the values in windows")
+        raise ValueError("pool_windows cannot be exported or traced because its work depends on the values in windows")
     bins = check_bins(bins)
     check_choice("pool", pool, POOLS)
     check_choice("kernel", kernel, KERNELS)
@@ -166,19 +169,19 @@ def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "m
         return x.new_zeros((0, x.shape[1] * sum(n * n for n in bins)))
     if kernel == "plain" or pool == "avg" or not custom_op.has_kernel(x, bins) or _is_transformed(x):
         return reference.pool_windows(x, boxes, bins, pool)
-    x = x.contiguous(memory_format=torch.channels_last)  # so that a window is read as whole vectors of channels
+    x = x.contiguous(memory_format=torch.channels_last)  # the kernels then read each cell as vectors of channels
     images = boxes[:, 0]
     if bool((images[1:] >= images[:-1]).all()):
         return custom_op.pool_max(x, boxes.int(), bins)
-    order = images.argsort(stable=True)  # the backward sums image by image
+    order = images.argsort(stable=True)  # the backward needs windows sorted by image
     return custom_op.pool_max(x, boxes[order].int(), bins)[order.argsort().to(x.device)]
 
 
 def _is_transformed(x: Tensor) -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work, which the custom operator does not support."""
+    """Whether `torch.func` or forward-mode differentiation is active. The custom operator supports neither."""
     if torch._C._are_functorch_transforms_active():
         return True
-    if torch.compiler.is_compiling():  # the compiler traces forward-mode gradients through `torch.func` only
+    if torch.compiler.is_compiling():  # the compiler traces forward mode only through `torch.func`, checked above
         return False
     dual: Any = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
     return dual.tangent is not None

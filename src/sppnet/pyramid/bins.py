@@ -1,4 +1,4 @@
-"""Bin edges: which rows and columns of a feature map each bin covers, by three rules. Also the argument checks."""
+"""Computes which rows and columns of a feature map each bin covers under one of three rules, and checks arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BIN_RULES = ("adaptive", "sliding", "padded")
 KERNELS = ("auto", "plain")
 MAX_LEVEL = 1024  # finer than any feature map; 1024 x 1024 bins of 256 channels take 1 GiB per image in float32
 
-# What `active_exporter` returns.
+# Return values of `active_exporter`.
 PROGRAM, ONNX = "torch.export", "torch.onnx.export"
 ONNX_FROM_TRACE, TRACE = "torch.onnx.export(dynamo=False)", "torch.jit.trace"
 
@@ -20,14 +20,14 @@ Edges = list[tuple[int, int]]
 
 
 def bin_edges(length: int, n: int, rule: str = "adaptive") -> Edges:
-    """The n bins `[start, end)` of an axis of `length` cells, clipped to real cells.
+    """Return the n bins `[start, end)` of an axis of `length` cells, with padding cut off.
 
     - adaptive: bin i is `[floor(i * length / n), ceil((i + 1) * length / n))` (Appendix A), in integer arithmetic.
     - sliding: windows of `ceil(length / n)` cells at stride `floor(length / n)` (section 2.3).
     - padded: kernel = stride = `ceil(length / n)`, padding `(n * kernel - length + 1) // 2` on both sides (Caffe).
 
     Raises:
-        ValueError: `length` or `n` is below 1, or the rule does not make exactly n bins that each hold a real cell.
+        ValueError: `length` or `n` is less than 1, the rule does not make exactly n bins, or a bin holds only padding.
     """
     check_choice("rule", rule, BIN_RULES)
     if length < 1 or n < 1:
@@ -40,7 +40,11 @@ def bin_edges(length: int, n: int, rule: str = "adaptive") -> Edges:
 
 
 def check_bins(bins: Sequence[int]) -> tuple[int, ...]:
-    """Return `bins` as a tuple, or raise a ValueError unless it is a non-empty list of integers from 1 to 1024."""
+    """Check that `bins` is a non-empty list of integers from 1 to 1024, and return it as a tuple.
+
+    Raises:
+        ValueError: `bins` is anything else.
+    """
     levels = tuple(bins) if isinstance(bins, Sequence) else ()
     if not levels or not all(type(n) is int and 1 <= n <= MAX_LEVEL for n in levels):
         raise ValueError(f"bins={bins!r} must be a non-empty list of integers from 1 to {MAX_LEVEL}")
@@ -48,7 +52,10 @@ def check_bins(bins: Sequence[int]) -> tuple[int, ...]:
 
 
 def _ceil(length: int, n: int) -> int:
-    """Ceiling of `length / n`. Not `-(-length // n)`: `length` may be symbolic in ONNX, which rounds towards zero."""
+    """Return the ceiling of `length / n`.
+
+    `-(-length // n)` would be wrong in ONNX, where division of a symbolic `length` rounds towards zero.
+    """
     return (length + n - 1) // n
 
 
@@ -66,26 +73,26 @@ def _sliding_edges(length: int, n: int) -> Edges:
 def _padded_edges(length: int, n: int) -> Edges:
     kernel = _ceil(length, n)
     padding = (n * kernel - length + 1) // 2
-    inner = [i * kernel - padding for i in range(1, n)]  # only the outer bins lose their padding
+    inner = [i * kernel - padding for i in range(1, n)]  # between two bins; only the outer bins contain padding
     edges = list(zip([0, *inner], [*inner, length], strict=True))
     if any(start >= end for start, end in edges):
         raise ValueError(
-            f"rule='padded' cannot pool {length} cells to {n} bins: with kernel {kernel} and padding {padding} a bin"
+            f"rule='padded' cannot pool {length} cells to {n} bins: with kernel {kernel} and padding {padding}, a bin"
             " holds only padding (rule='adaptive' pools every size)"
         )
     return edges
 
 
 def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> str:
-    """Return `value`, or raise a ValueError unless it is one of `allowed`."""
+    """Return `value` if it is one of `allowed`, else raise a ValueError."""
     if value not in allowed:
         raise ValueError(f"{key}={value!r} must be one of {', '.join(allowed)}")
     return value
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # Dynamo has its own values for these flags
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # otherwise Dynamo uses its own values
 def active_exporter() -> str:
-    """Name of the torch function that exports or traces the layer at this moment; empty if none does."""
+    """Return the name of the torch function that is exporting or tracing the layer, or an empty string."""
     traced = torch._C._is_tracing()
     if not traced and not torch.compiler.is_exporting():
         return ""
@@ -94,20 +101,20 @@ def active_exporter() -> str:
 
 
 def check_export(exporter: str, rule: str) -> None:
-    """Raise a ValueError if `exporter` (see `active_exporter`) would make a program that pools some map wrongly."""
+    """Raise a ValueError if `exporter` (see `active_exporter`) would create a program that pools some maps wrongly."""
     if exporter == ONNX_FROM_TRACE:
-        raise ValueError(f"{exporter} would fix the bins to one size: use dynamo=True")
+        raise ValueError(f"{exporter} would fix the bins for one map size: use dynamo=True")
     if rule != "adaptive" and exporter != PROGRAM:
         raise ValueError(
-            f"rule={rule!r} cannot be exported by {exporter}: the program would pool sizes that the rule refuses"
+            f"rule={rule!r} cannot be exported by {exporter}: the program would pool sizes that the rule rejects"
             " (rule='adaptive' pools every size; torch.export supports the other rules)"
         )
 
 
 def check_map(x: Tensor) -> None:
-    """Raise a ValueError unless `x` is a floating-point `(N, C, H, W)` with C, H and W of at least 1."""
+    """Raise a ValueError if `x` is not a floating-point tensor `(N, C, H, W)` with C, H and W at least 1."""
     if x.dim() != 4:
-        raise ValueError(f"expected a map of shape (N, C, H, W), got {tuple(x.shape)}; one image is x.unsqueeze(0)")
+        raise ValueError(f"expected a map of shape (N, C, H, W), got {tuple(x.shape)}; x.unsqueeze(0) adds N")
     if not x.is_floating_point():
         raise ValueError(f"expected a map of floating-point values, got {x.dtype}")
     if any(side < 1 for side in x.shape[1:]):
@@ -123,9 +130,9 @@ def check_windows(windows: Tensor, x: Tensor) -> Tensor:
     image, left, top, right, bottom = boxes.unbind(1)
     count, _, height, width = x.shape
     for invalid, reason in (
-        ((image < 0) | (image >= count), f"names no image: there are {count}"),
-        ((right <= left) | (bottom <= top), "is empty: right must exceed left, and bottom top"),
-        ((left < 0) | (top < 0) | (right > width) | (bottom > height), f"leaves the map of {height}x{width} cells"),
+        ((image < 0) | (image >= count), f"has an invalid image index: there are {count} images"),
+        ((right <= left) | (bottom <= top), "is empty: right must exceed left and bottom must exceed top"),
+        ((left < 0) | (top < 0) | (right > width) | (bottom > height), f"extends beyond the {height}x{width} map"),
     ):
         if invalid.any():
             index = int(invalid.nonzero()[0])

@@ -1,8 +1,8 @@
-"""Max pooling on a CPU: compiles `native.c` once per user and kind of processor, and calls it through ctypes.
+"""Max pooling on a CPU: compiles `native.c` once per user and processor type, and calls it through ctypes.
 
-One pass over the map pools all levels, in any memory format. Values and gradients equal those of `reference.py` bit for
-bit. Threads (torch's number, of the OpenMP runtime that torch has loaded) share the work by image, so their number does
-not change the result.
+For most pyramids, one pass over the map suffices, whatever its memory format. Values and gradients equal those of
+`reference.py` bit for bit. Whole images or windows are shared out among as many threads as torch uses, in the OpenMP
+runtime that torch has loaded. The number of threads does not change the result.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ FLAGS = ("-O3", "-shared", "-fPIC", "-fno-trapping-math", "-fno-strict-aliasing"
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 MAX_LEVELS = 64  # as in native.c
 MAX_CELLS = 2**31 - 1
-SMALL = 2**15  # elements in the maps below which a second thread costs more than it saves
+SMALL = 2**15  # with fewer elements in the maps, a second thread costs more than it saves
 
 
 class Plan(ctypes.Structure):
-    """The struct `Plan` of `native.c`: shape and strides (in elements) of the map, and the levels of the pyramid."""
+    """The struct `Plan` of `native.c`: the map's shape and strides (in elements), and the pyramid's levels."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("channels", "height", "width")),
@@ -54,12 +54,12 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
 
     Args:
         x: maps `(N, C, H, W)`, with any strides.
-        windows: int32 `(R, 5)` on the CPU, inside the maps; None pools every map as a whole.
-        bins: number of bins along one side, per level.
+        windows: windows inside the maps, an int32 tensor `(R, 5)` on the CPU; or None to pool every map as a whole.
+        bins: number of bins along each side, one entry per level.
         with_cells: whether to find the cells.
 
     Returns:
-        The maxima, and the row-major index in its map of each maximum's cell, int32 `(R, C * M)`; `(R, 0)` without
+        The maxima, and the row-major index of each maximum's cell in its map: int32 `(R, C * M)`, or `(R, 0)` without
         `with_cells`.
     """
     count, channels, height, width = x.shape
@@ -74,7 +74,7 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
     window_pointer = None if windows is None else windows.data_ptr()
     cell_pointer = cells.data_ptr() if with_cells else None
     if kernel(plan, x.data_ptr(), window_pointer, count, threads, out.data_ptr(), cell_pointer):
-        raise MemoryError(f"no memory to pool maps of {height}x{width} cells to bins={bins}")
+        raise MemoryError(f"not enough memory to pool maps of {height}x{width} cells to bins={bins}")
     return out, cells
 
 
@@ -83,28 +83,29 @@ def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[
 
     Args:
         grad: gradient of the maxima, `(R, C * M)`.
-        cells: from `forward`.
-        images: int64 `(R,)`, the image of each window, ascending; None if window r is all of image r.
-        bins: number of bins along one side, per level.
-        out: `(N, C, H, W)`, contiguous or channels-last, in the dtype of `grad`. Every element is written.
+        cells: the cells that `forward` returned.
+        images: image index of each window in ascending order, int64 `(R,)`, or None if window r is all of image r.
+        bins: number of bins along each side, one entry per level.
+        out: tensor `(N, C, H, W)`, contiguous or channels-last, in the dtype of `grad`. Every element is written.
     """
     grad, count = grad.contiguous(), len(out)
-    first_windows = torch.arange(count + 1)  # of each image
+    first_windows = torch.arange(count + 1)  # index of each image's first window
     if images is not None:
         first_windows = torch.searchsorted(images, first_windows)
     kernel = getattr(load_library(), f"backward_{TYPES[out.dtype]}")
     threads = _count_threads(out.numel(), count)
     pointers = (grad.data_ptr(), cells.data_ptr(), first_windows.data_ptr())
     if kernel(_plan(out.shape, out.stride(), tuple(bins)), *pointers, count, threads, out.data_ptr()):
-        raise MemoryError(f"no memory for the gradient of maps of {out.shape[2]}x{out.shape[3]} cells")
+        raise MemoryError(f"not enough memory for the gradient of maps of {out.shape[2]}x{out.shape[3]} cells")
     return out
 
 
 def order_levels(bins: Sequence[int]) -> list[tuple[int, int]]:
-    """The order in which to pool the levels: pairs (level, parent) of positions in `bins`, parents first.
+    """Return the order in which to pool the levels: pairs (level, parent) of indices into `bins`, parents first.
 
-    A level is merged from the bins of its parent, or read from the map if its parent is -1. Where n divides m, a bin of
-    level n is exactly k x k bins of level m, with k = m / n, because floor(i L / n) = floor(i k L / m).
+    A level is merged from the bins of its parent, or read from the map if its parent is -1. If n divides m, a bin of
+    level n consists of exactly k x k bins of level m, with k = m / n, because floor(i L / n) = floor(i k L / m) for an
+    axis of L cells.
     """
     order = sorted(range(len(bins)), key=lambda level: -bins[level])
     pairs = []
@@ -132,10 +133,10 @@ def _count_threads(elements: int, images: int) -> int:
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
-    """The library compiled from `native.c`, or None where it cannot be compiled or loaded."""
+    """Return the library compiled from `native.c`, or None if it cannot be compiled or loaded."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        log.info("no C compiler: the pyramid is pooled by torch's own operations")
+        log.info("no C compiler found: the pyramid is pooled with torch's operations")
         return None
     source = SOURCE.read_bytes() + HEADER.read_bytes()
     key = hashlib.sha256(source + repr((compiler, FLAGS, _machine())).encode()).hexdigest()[:16]
@@ -143,7 +144,7 @@ def load_library() -> ctypes.CDLL | None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sppnet"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return _load(folder / f"pool-{key}.so", compiler)
-    except (OSError, RuntimeError):  # no home directory, a full disk, a file system mounted noexec
+    except (OSError, RuntimeError):  # for example, no home directory, a full disk or a noexec file system
         with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix="sppnet-") as folder_name:
             return _load(Path(folder_name) / "pool.so", compiler)
     return None
@@ -162,15 +163,15 @@ def _load(path: Path, compiler: str) -> ctypes.CDLL | None:
 
 
 def _compile(path: Path, compiler: str) -> bool:
-    """Compile the library to `path`, atomically: several processes may do so at the same time."""
+    """Compile the library to `path` atomically, because several processes may do so at the same time."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
     try:
-        # some compilers lack -march=native, others OpenMP (then a single thread pools)
+        # Some compilers lack -march=native or OpenMP. Without OpenMP, pooling uses a single thread.
         for options in (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ()):
             command = [*compiler.split(), *FLAGS, *options, "-o", name, str(SOURCE)]
             process = subprocess.run(command, capture_output=True, text=True, check=False)
             if process.returncode == 0:
-                os.fsync(handle)  # or a power cut may leave a file of zeros under the final name
+                os.fsync(handle)  # otherwise a power cut may leave a file of zeros under the final name
                 Path(name).replace(path)
                 return True
         log.warning("%s cannot compile %s (%s)", compiler, SOURCE.name, process.stderr.strip().partition("\n")[0])
@@ -181,7 +182,7 @@ def _compile(path: Path, compiler: str) -> bool:
 
 
 def _machine() -> str:
-    """The processor's features, on which `-march=native` depends: different machines may share a home directory."""
+    """Return the processor's features: `-march=native` uses them, and different machines may share the cache folder."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

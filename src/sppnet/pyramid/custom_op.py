@@ -1,7 +1,7 @@
-"""The torch operator `sppnet::pyramid_max`: max pooling over a pyramid with its gradient, by the fastest kernel.
+"""The torch operator `sppnet::pyramid_max`: differentiable max pooling over a pyramid by the fastest kernel available.
 
-`torch.compile` sees one node, so it builds one graph for maps of every size. It would specialise
-`adaptive_max_pool2d` for each size.
+`torch.compile` sees the operator as a single node, so it builds one graph for maps of every size. With
+`adaptive_max_pool2d`, it would build a separate graph for each size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import cpu, reference
 
 
 def pool_max(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str = "adaptive") -> Tensor:
-    """The maxima of `pyramid_max`. Finds the cells only if `x` needs a gradient."""
+    """Call `pyramid_max` and return the maxima. The cells are found only if `x` needs a gradient."""
     values: Tensor = pyramid_max(x, windows, bins, rule, torch.is_grad_enabled() and x.requires_grad)[0]
     return values
 
@@ -27,11 +27,13 @@ def pool_max(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str =
 def pyramid_max(
     x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str, with_cells: bool
 ) -> tuple[Tensor, Tensor]:
-    """Max-pool `windows` (int32 `(R, 5)`; None: each map as a whole) of `x` `(N, C, H, W)` to `(R, C * M)`.
+    """Max-pool windows of `x` `(N, C, H, W)` to `(R, C * M)`.
+
+    `windows` is an int32 tensor `(R, 5)`, or None to pool every map as a whole.
 
     Returns:
-        The maxima, and the row-major index in its map of each maximum's cell, int32, which the gradient needs; `(R, 0)`
-        without `with_cells`.
+        The maxima, and the row-major index of each maximum's cell in its map, which the gradient needs: int32
+        `(R, C * M)`, or `(R, 0)` without `with_cells`.
     """
     x = x.detach()
     if rule == "adaptive" and cpu.can_pool(x, bins):
@@ -40,7 +42,7 @@ def pyramid_max(
         from . import triton_kernels
 
         return triton_kernels.forward(x, windows, bins, with_cells)
-    assert windows is None, "without a kernel, reference.pool_windows pools windows"
+    assert windows is None, "reference.pool_windows pools windows if there is no kernel"
     cells = reference.argmax_cells(x, bins, rule)
     kept_cells = cells if with_cells else cells.new_empty(len(x), 0)
     return reference.take(x, cells, bins), kept_cells.to(torch.int32)
@@ -50,7 +52,10 @@ def pyramid_max(
 def pyramid_max_backward(
     grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[int], shape: Sequence[int], channels_last: bool
 ) -> Tensor:
-    """Gradient of maps of `shape` (N, C, H, W) from `grad`, that of the maxima. For `images` see `cpu.backward`."""
+    """Compute the gradient of maps of `shape` (N, C, H, W) from `grad`, the gradient of the maxima.
+
+    For `images`, see `cpu.backward`.
+    """
     out = _empty(grad, shape, channels_last)
     if cpu.can_pool(out, bins):
         return cpu.backward(grad, cells, images, bins, out)
@@ -97,7 +102,7 @@ def _(grad: Tensor, _cells: Tensor, _images: Any, _bins: Any, shape: Sequence[in
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, windows, ctx.bins, _, with_cells = inputs
-    assert with_cells or not x.requires_grad, "without cells there is no gradient"
+    assert with_cells or not x.requires_grad, "the gradient needs the cells"
     ctx.shape, ctx.channels_last = x.shape, _is_channels_last(x)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], None if windows is None else windows[:, 0].long())

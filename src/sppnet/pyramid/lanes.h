@@ -1,4 +1,4 @@
-/* Vectors of 16 channels for native.c: loads, and stores that write the pooled bins channel by channel. */
+/* Vectors of 16 channels for native.c: functions to load them and to write pooled bins channel by channel. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -36,7 +36,7 @@ static inline float widen_bf16(uint16_t x) {
   return value;
 }
 
-static inline uint16_t round_bf16(float x) { /* to nearest even, as torch does */
+static inline uint16_t round_bf16(float x) { /* rounds ties to even, as torch does */
   uint32_t bits;
   memcpy(&bits, &x, 4);
   if (x != x) return 0x7fc0;
@@ -49,7 +49,7 @@ static inline uint16_t round_bf16(float x) { /* to nearest even, as torch does *
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Cells){__VA_ARGS__})
 #endif
 
-/* Transpose a 16 x 16 matrix. Each stage rotates the 8 bits of the index (row, lane) by one; four stages swap row and
+/* Transpose a 16 x 16 matrix. Each stage rotates the 8-bit index (row, lane) by one bit, so four stages swap row and
    lane. */
 static inline void transpose(Cells x[LANES]) {
   for (int stage = 0; stage < 4; stage++) {
@@ -63,9 +63,9 @@ static inline void transpose(Cells x[LANES]) {
   }
 }
 
-/* Write `bins` bins of LANES channels to rows of k elements; consecutive bins are `apart` vectors apart in `from`. With
-   `narrow` (bfloat16) the upper halves are written, otherwise the 32-bit values plus `add`. Always stores whole vectors,
-   even for fewer than LANES bins. */
+/* Write `bins` bins of LANES channels to rows of k elements. Consecutive bins are `apart` vectors apart in `from`. If
+   `narrow` (bfloat16), write the upper half of each value; otherwise, write the 32-bit value plus `add`. Always store
+   whole vectors, even for fewer than LANES bins. */
 static inline __attribute__((always_inline)) void put_vectors(const Cells *from, int64_t apart, int64_t bins, int64_t k,
                                                               int32_t add, const int narrow, char *to) {
   Cells x[LANES];
@@ -80,9 +80,9 @@ static inline __attribute__((always_inline)) void put_vectors(const Cells *from,
   }
 }
 
-/* Write the k bins of a level for `count` <= LANES channels, channel by channel. A vector that holds fewer than LANES bins
-   overruns into the next channel, which is written later; the level's last channels (`last`) therefore store the remainder
-   element by element. */
+/* Write the k bins of a level for `count` <= LANES channels, channel by channel. A vector that holds fewer than LANES
+   bins overruns into the next channel, which is written later. For the level's last channels (`last`), nothing is
+   written later, so the remainder is stored element by element. */
 static inline __attribute__((always_inline)) void put(const Cells *from, int64_t apart, int64_t k, int64_t count, int last,
                                                       int32_t add, const int narrow, char *to) {
   const int size = narrow ? 2 : 4;

@@ -1,31 +1,32 @@
-/* Max pooling of windows over a pyramid of bins, and its gradient. cpu.py compiles this file and calls it by ctypes.
+/* Max pooling of windows over a pyramid of bins, and its gradient. cpu.py compiles this file and calls it with ctypes.
 
-   The loops handle 16 channels at once, as one vector. A level whose side divides the side of a finer level is merged
-   from that level's bins (floor and ceil of the edges compose), so most pyramids read the map once. Results equal those
-   of adaptive_max_pool2d bit for bit: the first (row-major) of equal cells wins, and the last of several NaN.
+   The loops process 16 channels at a time as one vector. A level whose side divides a finer level's side is merged from
+   the finer level's bins (each bin is a union of finer bins), so most pyramids read the map only once. Results equal
+   those of adaptive_max_pool2d bit for bit: in row-major order, the first of equal cells wins, but the last of several
+   NaN.
 
-   The file includes itself once per element type; the part below #else is compiled for each. */
+   The file includes itself once per element type, which compiles the part below #else for that type. */
 
 #ifndef ELEMENT
 
 #include "lanes.h"
 
-#define BLOCKS 16 /* maximum number of vectors of channels pooled together */
+#define BLOCKS 16 /* maximum number of channel vectors that are pooled together */
 #define MAX_LEVELS 64
 
 typedef struct {
   int64_t channels, height, width;
   int64_t image_step, channel_step, row_step, col_step; /* strides of the map, in elements */
   int64_t levels, bins;                                  /* bins: total over all levels */
-  int64_t side[MAX_LEVELS], parent[MAX_LEVELS];          /* parent: the level to merge from, or -1: read the map */
-  int64_t order[MAX_LEVELS], start[MAX_LEVELS];          /* levels with parents first; first bin of each level */
+  int64_t side[MAX_LEVELS], parent[MAX_LEVELS];          /* parent: level to merge from, or -1 to read the map */
+  int64_t order[MAX_LEVELS], start[MAX_LEVELS];          /* order: parents first; start: each level's first bin */
 } Plan;
 
 typedef struct {
   int64_t image, left, top, width, height;
 } Window;
 
-/* Window r, or the whole of map r if windows is NULL. */
+/* Return window r, or all of map r if windows is NULL. */
 static inline Window window(const Plan *plan, const int32_t *windows, int64_t r) {
   if (!windows) return (Window){r, 0, 0, plan->width, plan->height};
   const int32_t *w = windows + 5 * r;
@@ -65,7 +66,7 @@ static inline NAME(Values) NAME(pick)(NAME(Mask) take, NAME(Values) a, NAME(Valu
   return (NAME(Values))(((NAME(Mask))a & take) | ((NAME(Mask))b & ~take));
 }
 
-/* Maxima and their cells over a bin [top, bottom) x [left, right), for the LANES channels at x. */
+/* Find the maxima of the bin [top, bottom) x [left, right), and their cells, for the LANES channels at x. */
 static void NAME(scan)(const ELEMENT *x, int64_t row_step, int64_t col_step, int64_t width, int64_t top, int64_t bottom,
                        int64_t left, int64_t right, NAME(Values) *best_out, Cells *cell_out) {
   NAME(Values) best = NAME(load)(x + top * row_step + left * col_step);
@@ -82,7 +83,7 @@ static void NAME(scan)(const ELEMENT *x, int64_t row_step, int64_t col_step, int
   *best_out = best, *cell_out = cell;
 }
 
-/* Like scan, but for `n` adjacent vectors, and without the cells. */
+/* Like scan, but for `n` adjacent vectors and without finding the cells. */
 static inline __attribute__((always_inline)) void NAME(scan_values)(const int n, const ELEMENT *x, int64_t row_step,
                                                                      int64_t col_step, int64_t top, int64_t bottom,
                                                                      int64_t left, int64_t right,
@@ -100,8 +101,8 @@ static inline __attribute__((always_inline)) void NAME(scan_values)(const int n,
   for (int v = 0; v < n; v++) best_out[v] = best[v];
 }
 
-/* Merge one bin from the k x k bins of a finer level that it consists of. That level has `side` bins in a row, and
-   consecutive bins are `blocks` vectors apart. */
+/* Merge the k x k bins of a finer level that make up one bin. The finer level has `side` bins per row, and consecutive
+   bins are `blocks` vectors apart. */
 static void NAME(merge)(const NAME(Values) *best_in, const Cells *cell_in, int64_t side, int64_t k, int64_t blocks,
                         NAME(Values) *best_out, Cells *cell_out, int cells) {
   NAME(Values) best = best_in[0];
@@ -124,7 +125,7 @@ static void NAME(merge)(const NAME(Values) *best_in, const Cells *cell_in, int64
   *best_out = best, *cell_out = cell;
 }
 
-/* Pool one window of LANES * blocks channels, which are adjacent in memory at x, into best and cell, bin by bin. */
+/* Pool one window of the LANES * blocks channels that are adjacent in memory at x. Write best and cell bin by bin. */
 static void NAME(pyramid)(const Plan *plan, const ELEMENT *x, int64_t row_step, int64_t col_step, int64_t height,
                           int64_t width, int64_t blocks, NAME(Values) *best, Cells *cell, int cells) {
   for (int64_t step = 0; step < plan->levels; step++) {
@@ -210,7 +211,7 @@ static int NAME(forward_part)(const Plan *plan, const ELEMENT *x, const int32_t 
 static int NAME(backward_part)(const Plan *plan, const ELEMENT *grad, const int32_t *cells, const int64_t *rows,
                                int64_t first, int64_t last, ELEMENT *out) {
   const int64_t C = plan->channels, M = plan->bins, area = plan->height * plan->width;
-  const int apart = plan->channel_step != 1; /* contiguous: the cells of a channel are adjacent */
+  const int apart = plan->channel_step != 1; /* contiguous maps: the cells of a channel are adjacent */
   const int64_t most = C < 4 * LANES ? C : 4 * LANES, step = apart ? 1 : most, lane_step = apart ? area : 1;
   WIDE *tile = malloc((area + 1) * most * sizeof(WIDE));
   if (!tile) return 1;
@@ -239,7 +240,7 @@ static int NAME(backward_part)(const Plan *plan, const ELEMENT *grad, const int3
   return 0;
 }
 
-/* Pool `count` windows (image, left, top, right, bottom), or the first `count` maps if windows is NULL, by `threads`
+/* Pool `count` windows (image, left, top, right, bottom), or the first `count` maps if windows is NULL, with `threads`
    threads. out and cells have shape (count, channels * bins). cells receives the row-major index of each maximum in its
    map and may be NULL. Returns 0, or 1 if out of memory. */
 int NAME(forward)(const Plan *plan, const ELEMENT *x, const int32_t *windows, int64_t count, int64_t threads,
@@ -251,9 +252,10 @@ int NAME(forward)(const Plan *plan, const ELEMENT *x, const int32_t *windows, in
   return failed;
 }
 
-/* Write the gradient of the maps of `count` images to `out` (contiguous or channels-last, see channel_step), every element
-   of it. `grad` is the gradient of the maxima. Windows are sorted by image; rows[i] to rows[i + 1] are those of image i.
-   Sums run in the order of windows and bins and are rounded once. Returns 0, or 1 if out of memory. */
+/* Fill `out` with the gradient of the maps of `count` images. `out` is contiguous or channels-last (see channel_step),
+   and every element is written. `grad` is the gradient of the maxima. Windows are sorted by image: image i has the
+   windows rows[i] to rows[i + 1] - 1. Sums run in the order of windows and bins and are rounded once. Returns 0, or 1
+   if out of memory. */
 int NAME(backward)(const Plan *plan, const ELEMENT *grad, const int32_t *cells, const int64_t *rows, int64_t count,
                    int64_t threads, ELEMENT *out) {
   int failed = 0;

@@ -1,4 +1,4 @@
-"""Pools a pyramid by torch's own operations: the reference for the kernels, and the fallback where there is none."""
+"""Pools a pyramid with torch's own operations: the reference for the kernels, and the fallback if no kernel applies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pool_maps(x: Tensor, bins: Sequence[int], pool: str, rule: str) -> Tensor:
 
 
 def pool_windows(x: Tensor, boxes: Tensor, bins: Sequence[int], pool: str) -> Tensor:
-    """Pool the windows `boxes` `(R, 5)` (int64, on the CPU, from `check_windows`) of `x` to `(R, C * M)`."""
+    """Pool windows of `x` to `(R, C * M)`. `boxes` `(R, 5)` are the windows as `check_windows` returns them."""
     # Windows of the same shape have the same bin edges and are pooled as one batch.
     shapes, shape_index, counts = torch.unique(
         boxes[:, 3:] - boxes[:, 1:3], dim=0, return_inverse=True, return_counts=True
@@ -34,13 +34,13 @@ def pool_windows(x: Tensor, boxes: Tensor, bins: Sequence[int], pool: str) -> Te
 
 
 def argmax_cells(x: Tensor, bins: Sequence[int], rule: str) -> Tensor:
-    """Row-major index, in its map, of the first largest cell of each bin: `(N, C * M)`, in the layout of the output."""
+    """Return where in the map each bin's first maximum is: row-major indices `(N, C * M)`, ordered like the output."""
     return torch.cat([_first_maxima(x, n, rule).flatten(1) for n in bins], 1)
 
 
 def take(x: Tensor, cells: Tensor, bins: Sequence[int], images: Tensor | None = None) -> Tensor:
-    """The values of `x` `(N, C, H, W)` at `cells` `(R, C * M)`; row r belongs to image `images[r]`, by default r."""
-    # One gather for all rules, so all have the same gradient: one scatter for all levels. Its CUDA kernel can be
+    """Return the values of `x` at `cells` `(R, C * M)`. Row r refers to image `images[r]`, or r if `images` is None."""
+    # All rules share this gather, so their gradient is one scatter for all levels. On CUDA, scatter can be made
     # deterministic; the backward of adaptive_max_pool2d cannot.
     planes = x.flatten(2) if images is None else x.flatten(2)[images]
     values = planes.gather(2, _by_plane(cells.long(), x.shape[1], bins))
@@ -48,7 +48,7 @@ def take(x: Tensor, cells: Tensor, bins: Sequence[int], images: Tensor | None = 
 
 
 def scatter(grad: Tensor, cells: Tensor, bins: Sequence[int], out: Tensor) -> Tensor:
-    """Fill `out` `(N, C, H, W)` with `grad` summed at `cells` (both `(N, C * M)`): the gradient of `take`."""
+    """Fill `out` `(N, C, H, W)` with the gradient of `take`: `grad` summed at `cells` (both `(N, C * M)`)."""
     channels = out.shape[1]
     total = torch.zeros_like(out, memory_format=torch.contiguous_format).flatten(2)
     total.scatter_add_(2, _by_plane(cells.long(), channels, bins), _by_plane(grad, channels, bins))
@@ -56,9 +56,9 @@ def scatter(grad: Tensor, cells: Tensor, bins: Sequence[int], out: Tensor) -> Te
 
 
 def average_by_product(x: Tensor, bins: Sequence[int]) -> Tensor:
-    """Average-pool adaptive bins as two matrix products: under `torch.compile`, one graph for maps of every size.
+    """Average-pool with the adaptive rule by matrix products, so that `torch.compile` builds one graph for all sizes.
 
-    Unlike in `pool_maps`, a NaN or infinity reaches every bin of its plane.
+    Unlike in `pool_maps`, NaN or infinity in one cell spreads to every bin of the same image and channel.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     levels = []
@@ -70,14 +70,14 @@ def average_by_product(x: Tensor, bins: Sequence[int]) -> Tensor:
 
 
 def _shares(length: int, n: int, like: Tensor) -> Tensor:
-    """Matrix `(n, length)` of each cell's share in the mean of each bin."""
+    """Return the matrix `(n, length)` of each cell's share in the mean of each bin."""
     bin_, cell = torch.arange(n, device=like.device)[:, None], torch.arange(length, device=like.device)
     inside = (cell >= bin_ * length // n) & (cell < ((bin_ + 1) * length + n - 1) // n)
     return inside.to(like.dtype) / inside.sum(1, keepdim=True)
 
 
 def _by_plane(flat: Tensor, channels: int, bins: Sequence[int]) -> Tensor:
-    """`(R, C * M)`, ordered by level, to `(R, C, M)`."""
+    """Reorder `(R, C * M)`, which is grouped by level, to `(R, C, M)`."""
     counts = [n * n for n in bins]
     levels = torch.split(flat, [channels * count for count in counts], 1)
     by_level = [level.reshape(level.shape[0], channels, k) for level, k in zip(levels, counts, strict=True)]
@@ -85,7 +85,7 @@ def _by_plane(flat: Tensor, channels: int, bins: Sequence[int]) -> Tensor:
 
 
 def _crop(x: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Crop `boxes` `(B, 5)` of `height` x `width` cells: `(B, C, height, width)`."""
+    """Crop the windows `boxes` `(B, 5)`, all of `height` x `width` cells, from `x`: `(B, C, height, width)`."""
     image, left, top = boxes[:, :3].unbind(1)
     rows = top[:, None] + torch.arange(height)
     cols = left[:, None] + torch.arange(width)
@@ -94,13 +94,13 @@ def _crop(x: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def _first_maxima(x: Tensor, n: int, rule: str) -> Tensor:
-    """Row-major index, in its map, of the first largest cell of each bin: `(N, C, n, n)`."""
-    # In ONNX adaptive_max_pool2d would fit one size of map; slices fit all.
+    """Return where in the map each bin's first maximum is: row-major indices `(N, C, n, n)`."""
+    # In ONNX, adaptive_max_pool2d would work for one map size only; slices work for all sizes.
     if rule == "adaptive" and active_exporter() != ONNX:
         indices: Tensor = nn.functional.adaptive_max_pool2d(x, n, return_indices=True)[1]
         return indices
     rows, cols = bin_edges(x.shape[2], n, rule), bin_edges(x.shape[3], n, rule)
-    # First along the rows of a bin, then down its columns; max(dim) returns the first of equal cells.
+    # Find the maximum of each row of a bin, then the maximum of these maxima. max(dim) picks the first of equal cells.
     in_row = [x[..., start:end].max(-1) for start, end in cols]
     values = torch.stack([best.values for best in in_row], -1)
     col = torch.stack([best.indices + start for best, (start, _) in zip(in_row, cols, strict=True)], -1)
@@ -109,16 +109,16 @@ def _first_maxima(x: Tensor, n: int, rule: str) -> Tensor:
 
 
 def _average(x: Tensor, n: int, rule: str) -> Tensor:
-    """Mean over the real cells of each bin: `(N, C, n, n)`."""
+    """Return the mean of each bin's cells, without padding: `(N, C, n, n)`."""
     deterministic = x.is_cuda and torch.are_deterministic_algorithms_enabled()
-    # The CUDA backward of adaptive_avg_pool2d adds with atomics.
+    # The CUDA backward of adaptive_avg_pool2d uses atomic additions, so it is not deterministic.
     if rule == "adaptive" and not deterministic and active_exporter() != ONNX:
         return nn.functional.adaptive_avg_pool2d(x, n)
     return _average_of_slices(x, bin_edges(x.shape[2], n, rule), bin_edges(x.shape[3], n, rule))
 
 
 def _average_of_slices(x: Tensor, rows: Edges, cols: Edges) -> Tensor:
-    """Mean over each rectangle of `rows` x `cols`; the backward is deterministic on every device."""
-    wide = torch.promote_types(x.dtype, torch.float32)  # in half precision two means would round twice
+    """Return the mean over each rectangle of `rows` x `cols`. The backward is deterministic on every device."""
+    wide = torch.promote_types(x.dtype, torch.float32)  # in half precision, both means would be rounded
     by_col = torch.stack([x[..., start:end].mean(-1, dtype=wide) for start, end in cols], -1)
     return torch.stack([by_col[:, :, start:end].mean(2) for start, end in rows], 2).to(x.dtype)

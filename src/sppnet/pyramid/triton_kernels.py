@@ -1,8 +1,8 @@
-"""Max pooling on a GPU: Triton kernels that pool all levels in one launch, with a gradient without atomics.
+"""Max pooling on a GPU: Triton kernels that pool all levels in one launch and compute the gradient without atomics.
 
-As in `native.c`, a level whose bins are unions of a finer level's bins is merged from them, the first of equal cells
-wins, and sums run in a fixed order, so results repeat bit for bit. Gradients are summed in float32 (float64 maps in
-float64) and rounded once.
+As in `native.c`, a level whose bins are unions of a finer level's bins is merged from the finer level, and the first of
+equal cells wins. Sums run in a fixed order, so results are reproducible bit for bit. Gradients are summed in float32
+(in float64 for float64 maps) and rounded once.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from .cpu import order_levels
 log = logging.getLogger(__name__)
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_SIDE = 64  # bins along a side; a finer level would take minutes to compile
-BLOCK_VALUES = 1024  # values that a program holds at once
+BLOCK_VALUES = 1024  # values that one Triton program holds at once
 
 CHECKED: dict[tuple[torch.device, torch.dtype], bool] = {}  # results of `matches_reference`
 
 
 def can_pool(x: Tensor, bins: Sequence[int]) -> bool:
-    """Whether `forward` supports `x` and `bins`. The first map of a dtype in a process runs `matches_reference`."""
-    # The kernels index the values of one image with 32 bits.
+    """Whether `forward` supports `x` and `bins`. The first call for each device and dtype checks the kernels."""
+    # The kernels index the values of one image with 32-bit integers.
     supported = x.is_cuda and x.dtype in TYPES and max(bins) <= MAX_SIDE and x[:1].numel() < 2**31
     return supported and matches_reference(x.device, x.dtype)
 
 
 def matches_reference(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels compute on this device what `reference` computes. Checked once per process and dtype.
+    """Whether the kernels give the same results as `reference` on this device. Checked once per device and dtype.
 
-    Triton fails without a C compiler and on old GPUs. During the capture of a CUDA graph the check cannot run; the
-    answer is then False, but only for this call.
+    Triton fails without a C compiler and on old GPUs. The check cannot run while a CUDA graph is being captured; the
+    result is then False for this call only.
     """
     if (device, dtype) not in CHECKED:
         if device.type == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing()):
             return False
         try:
-            # Hides the check from activation checkpointing, operation counters and fake tensors.
+            # Hide the check from activation checkpointing, operation counters and fake tensors.
             with torch.no_grad(), _disable_current_modes(), torch.autocast("cpu", enabled=False):
                 difference = _find_difference(device, dtype)
         except Exception as error:  # whatever Triton raises, torch's own operations still work
             difference = f"Triton does not work here: {error}"
         CHECKED[device, dtype] = not difference
         if difference:
-            log.warning("on %s the pyramid of %s is pooled by torch's own operations: %s", device, dtype, difference)
+            log.warning("on %s, a map of type %s is pooled with torch's operations: %s", device, dtype, difference)
     return CHECKED[device, dtype]
 
 
 def _find_difference(device: torch.device, dtype: torch.dtype) -> str:
-    """How the kernels differ from `reference` on the CPU; empty if they agree.
+    """Describe how the kernels differ from `reference` on the CPU, or return an empty string if they agree.
 
-    The comparison is bit for bit, because all sums of the test data are exact.
+    The comparison is bit for bit, because all sums over the test data are exact.
     """
     bins, (count, channels, height, width) = (6, 3, 2, 1), (2, 3, 9, 7)
     index = torch.arange(count * channels * height * width, device="cpu").view(count, channels, height, width)
@@ -92,7 +92,7 @@ def _find_difference(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _argmax_cells(x: Tensor, box: Sequence[int], bins: Sequence[int]) -> Tensor:
-    """The cells of a window's maxima in the map, by `reference`: `(1, C * M)`."""
+    """Return where in the map a window's maxima are, according to `reference`: cells `(1, C * M)`."""
     image, left, top, right, bottom = box
     cells = reference.argmax_cells(x[image : image + 1, :, top:bottom, left:right], bins, "adaptive")
     return (top + cells // (right - left)) * x.shape[3] + left + cells % (right - left)
@@ -121,7 +121,7 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
 def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[int], out: Tensor) -> Tensor:
     """Fill `out` with the gradient of the maps, as `cpu.backward` does."""
     count, channels, height, width = out.shape
-    first_windows = torch.arange(count + 1, device=out.device)  # of each image
+    first_windows = torch.arange(count + 1, device=out.device)  # index of each image's first window
     if images is not None:
         first_windows = torch.searchsorted(images.to(out.device), first_windows)
     block = triton.next_power_of_2(min(height * width, BLOCK_VALUES))
@@ -137,7 +137,10 @@ def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[
 
 
 def _level_table(bins: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Per level, parents first: side, number of bins before it, then both for its parent (0, 0 without a parent)."""
+    """Return (side, first bin, parent's side, parent's first bin) per level, parents first.
+
+    A level without a parent has zeros in place of the parent's values.
+    """
     before = [sum(n * n for n in bins[:level]) for level in range(len(bins))]
     return tuple(
         (bins[level], before[level], bins[parent] if parent >= 0 else 0, before[parent] if parent >= 0 else 0)
@@ -147,7 +150,7 @@ def _level_table(bins: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 @triton.jit
 def _better(value, cell, best, best_cell):
-    """Where `value` beats `best`: larger, or equal in an earlier cell. NaN beats all; of several NaN the last wins."""
+    """Whether `value` beats `best`: larger, or equal in an earlier cell. NaN beats numbers, and the last NaN wins."""
     nan, best_nan = value != value, best != best
     return (value > best) | ((value == best) & (cell < best_cell)) | (nan & ((best_nan == 0) | (cell > best_cell)))
 
@@ -156,7 +159,7 @@ def _better(value, cell, best, best_cell):
 def _scan(
     plane, top, bottom, left, right, row_step, col_step, width, channel, inside, n: tl.constexpr, wide: tl.constexpr
 ):
-    """Read the maxima of a window's n x n bins, and their cells, from the map. `wide`: the dtype that compares."""
+    """Find each maximum of a window's n x n bins, and its cell, by reading the map. Values are compared as `wide`."""
     bin_ = tl.arange(0, triton.next_power_of_2(n * n))[None, :]
     i, j = bin_ // n, bin_ % n
     window_height, window_width = bottom - top, right - left
@@ -179,7 +182,7 @@ def _scan(
 def _merge(
     out, cells, source, inside, n: tl.constexpr, finer: tl.constexpr, with_cells: tl.constexpr, wide: tl.constexpr
 ):
-    """Merge n x n bins from finer x finer bins, which this program has stored at `source` for each channel."""
+    """Merge the `finer` x `finer` bins that this program has stored at `source` for each channel into n x n bins."""
     tl.debug_barrier()  # makes the stored values visible to all threads of the program
     bin_ = tl.arange(0, triton.next_power_of_2(n * n))[None, :]
     k: tl.constexpr = finer // n
@@ -218,8 +221,8 @@ def _forward_kernel(
     lanes: tl.constexpr,
     levels: tl.constexpr,
 ):
-    """Pool one window: each program takes `lanes` of its channels and all levels. `whole`: windows are whole maps."""
-    wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32  # the round trip is exact
+    """Each program pools all levels of one window for `lanes` channels. If `whole`, each window is a whole map."""
+    wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32  # both casts are exact
     window = tl.program_id(0).to(tl.int64)
     image, left, top, right, bottom = window, 0, 0, width, height
     if not whole:
@@ -262,7 +265,7 @@ def _backward_kernel(
     block: tl.constexpr,
     levels: tl.constexpr,
 ):
-    """Sum the gradient over all windows and bins: each program takes `block` cells of `lanes` channels of an image."""
+    """Sum the gradient over all windows and bins. Each program sums `block` cells of `lanes` channels of one image."""
     wide: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
     image = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * lanes + tl.arange(0, lanes)[:, None]

@@ -1,4 +1,4 @@
-"""Builds the tables of a study from its run directories alone."""
+"""Builds the tables of a study; every result is read from the study's folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sppnet.storage.files import read_json
 from sppnet.studies.status import run_status
 from sppnet.studies.study import Study, SweepPoint
 
-Setting = tuple[str, tuple[str, ...]]  # the listed row of sweep points, and their overrides without the seed
+Setting = tuple[str, tuple[str, ...]]  # name of the listed row, and overrides without the seed
 
 
 def build_tables(study: Study) -> list[Table]:
-    """Build the tables of a study: of trained networks, of features under an SVM, or both.
+    """Build the tables of a study: for its trained networks, for its features with a linear SVM, or for both.
 
     Runs without a plan get one table for each data set that they were tested on.
     """
@@ -63,10 +63,10 @@ def _planned_rows(study: Study) -> list[Row]:
 
 
 def _rows_of_setting(name: str, points: Sequence[SweepPoint], study: Study, listed: Mapping[str, Any]) -> list[Row]:
-    """The row of a setting.
+    """Build the rows of a setting; usually there is only one.
 
-    If the configuration files changed between its runs, the same overrides mean different settings. Each then gets a
-    row of its own, because a mean over them would describe neither.
+    If the configuration files changed between the runs, the same overrides mean different settings. Each of these
+    gets its own row, because a mean over all of them would describe none of them.
     """
     results_by_hash: dict[str, dict[int, Result]] = {}
     missing = {}
@@ -94,7 +94,11 @@ def _format(results: Mapping[int, Result]) -> object:
 
 
 def _row_name(name: str, setting_hash: str, formats: Sequence[object], results: Mapping[int, Result]) -> str:
-    """The name of one of several rows of a setting: with its format if formats differ (except today's), or its hash."""
+    """Name one row of a setting.
+
+    If a setting has several rows, each name includes the format of the code that trained the networks, unless this is
+    the current format. If two rows share a format, every name includes the hash instead.
+    """
     if len(formats) < 2:
         return name
     if len(set(formats)) < len(formats):
@@ -104,7 +108,7 @@ def _row_name(name: str, setting_hash: str, formats: Sequence[object], results: 
 
 
 def _drop_duplicates(settings: Mapping[Setting, list[SweepPoint]]) -> dict[Setting, list[SweepPoint]]:
-    """Drop settings whose runs and tests all belong to another setting, as when one sweep was typed in two ways."""
+    """Drop settings whose runs and tests all belong to another setting, for example of a sweep typed in two ways."""
     tests = {setting: {(point.run, point.test) for point in points} for setting, points in settings.items()}
     settings_by_test: dict[tuple[str, str], list[Setting]] = {}
     for setting, own_tests in tests.items():
@@ -123,8 +127,8 @@ def _drop_duplicates(settings: Mapping[Setting, list[SweepPoint]]) -> dict[Setti
 
 
 def _setting_names(study: str, settings: Mapping[Setting, Sequence[SweepPoint]]) -> dict[Setting, str]:
-    """The name of each setting: its listed row, and the overrides in which it differs from others of that row."""
-    shared: dict[str, set[str]] = {}  # by listed row; "" for a grid
+    """Name each setting by its listed row and the overrides that distinguish it from other settings of that row."""
+    shared: dict[str, set[str]] = {}  # overrides that all settings of a row share; a plain grid is the row ""
     for row, overrides in settings:
         shared[row] = shared.get(row, set(overrides)) & set(overrides)
     candidates = []
@@ -137,7 +141,7 @@ def _setting_names(study: str, settings: Mapping[Setting, Sequence[SweepPoint]])
 
 
 def _transfer_table(study: Study) -> Table | None:
-    """The table of `sppnet transfer`: a row per record of the protocol that was used last; None without records."""
+    """Build the table of `sppnet transfer`, with a row per record of the latest protocol; None if there is none."""
     records = [read_json(path) for path in sorted((study.folder / "transfer").glob("*.json"))]
     records = [record for record in records if isinstance(record, dict) and record.get("splits")]
     if not records:
@@ -149,7 +153,7 @@ def _transfer_table(study: Study) -> Table | None:
     differing = [key for key in naming_keys if len({str(record["row"][key]) for record in shown}) > 1] or ["layer"]
     names = [" ".join(str(record["row"][key]) for key in differing) for record in shown]
     hashes = [str(record["hash"]) for record in shown]
-    # records can also differ in something without a naming key, such as how images are prepared
+    # Records can also differ in settings that no naming key shows, such as how images are prepared.
     candidates = [(name, f"{name} [{key}]", f"row {key}") for name, key in zip(names, hashes, strict=True)]
     rows = [
         Row(name, _split_results(record), {}, {})
@@ -161,7 +165,7 @@ def _transfer_table(study: Study) -> Table | None:
 
 
 def _split_results(record: Mapping[str, Any]) -> dict[int, Result]:
-    """The results of one transfer record, by split."""
+    """Build the results of a transfer record, by split."""
     provenance = {
         **{"hash": record["hash"], "setting": record["hash"]},
         **{"commit": format_commit(record["commit"], record["dirty"]), "machine": format_machine(record["machine"])},
@@ -175,10 +179,10 @@ def _split_results(record: Mapping[str, Any]) -> dict[int, Result]:
 
 
 def _columns(metrics: Sequence[str] | None, results: Sequence[Result]) -> list[Column]:
-    """A column per metric; per metric and test size if any result has several sizes.
+    """Build a column per metric, or per metric and test size if any result has several sizes.
 
     Raises:
-        UserError: no result has one of `metrics`.
+        UserError: no result has a metric that `metrics` names.
     """
     keys = dict.fromkeys(key for result in results for key in result.metrics)
     shown = metrics or (["map"] if "test/map" in keys else ["top1"])
@@ -186,7 +190,7 @@ def _columns(metrics: Sequence[str] | None, results: Sequence[Result]) -> list[C
     for name in shown if results else []:
         if name.removesuffix("_error") not in available:
             raise UserError(
-                f"report.metrics={name} is not allowed; it takes {', '.join(available)}, and X_error for 1 - X"
+                f"report.metrics={name} is not allowed: must be one of {', '.join(available)}, or X_error for 1 - X"
             )
     sizes_by_result = [
         dict.fromkeys(key.split("/")[1] for key in result.metrics if key.count("/") == 2) for result in results

@@ -1,4 +1,4 @@
-"""Draws a table as an SVG figure on a white background, which reads in print and on any screen."""
+"""Draws a table as an SVG figure on a white background, readable in print and on any screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from sppnet.report.table import Column, Row, Table
 from sppnet.statistics import MIN_PAIRS, Spread, spread
 
-BLUE, GREY = "#0072B2", "#555555"  # Okabe and Ito's blue: distinct from black for every reader, and in print
+BLUE, GREY = "#0072B2", "#555555"  # the blue of Okabe and Ito, which every reader can tell from black, even in print
 STYLE: Any = {"svg.hashsalt": "sppnet", "font.size": 9, "svg.fonttype": "path", "axes.spines.top": False}
 MAX_PANELS = 6
 CHARACTER_INCHES = 0.075  # approximate width of a character in a label
@@ -29,13 +29,13 @@ def draw_svg(table: Table) -> str | None:
         figure = kinds[str(table.report["figure"])](table)
         out = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
-        # tight: the page grows to hold every label
+        # "tight" enlarges the page to hold every label
         figure.savefig(out, format="svg", metadata=metadata, facecolor="white", bbox_inches="tight")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def _draw_rows(table: Table) -> Figure:
-    """A panel per metric: a dot per seed, with the mean and its interval below."""
+    """Draw a panel per metric, with a dot per seed and, below the dots, the mean and its interval."""
     columns, names = table.columns[:MAX_PANELS], [row.label for row in table.rows]
     figure = Figure(figsize=(_label_inches(names) + 2.6 * len(columns), 1.1 + 0.34 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
@@ -53,7 +53,7 @@ def _draw_rows(table: Table) -> Figure:
 
 
 def _draw_bins(table: Table) -> Figure:
-    """The first two metrics over the number of bins, with intervals of the mean and a label per row."""
+    """Plot the first two metrics against the number of bins, with the interval of each mean and a label per row."""
     columns = table.columns[:2]
     figure = Figure(figsize=(0.8 + 4.2 * len(columns), 3.6), layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
@@ -82,7 +82,7 @@ def _draw_bins(table: Table) -> Figure:
 
 
 def _draw_sizes(table: Table) -> Figure:
-    """A heat map of training setting against test size, with the mean of the first metric in every cell."""
+    """Draw a heat map of training setting against test size, with the mean of the first metric in every cell."""
     metric = table.columns[0].label.partition(" at ")[0]
     columns = [column for column in table.columns if column.label.partition(" at ")[0] == metric]
     means = np.full((len(table.rows), len(columns)), np.nan)
@@ -115,17 +115,21 @@ def _draw_mean(axis: Axes, values: Sequence[float], y: float) -> None:
 
 
 def _drawn_half(row_spread: Spread) -> float | None:
-    """Half of the interval; None below three values. For two it spans 13 deviations and would stretch the axis."""
+    """Return half the width of the confidence interval; None for fewer than `MIN_PAIRS` values.
+
+    The 95 % confidence interval for the mean of only two values is 13 times as wide as the difference between them, and
+    would stretch the axis.
+    """
     return row_spread.half if row_spread.n >= MIN_PAIRS else None
 
 
 def _label_inches(names: Sequence[str]) -> float:
-    """The width that row labels need."""
+    """Return the width in inches that row labels need."""
     return 0.6 + CHARACTER_INCHES * max(map(len, names))
 
 
 def _values(column: Column, row: Row) -> list[float]:
-    """The row's values of a metric by seed, in percent except for losses."""
+    """Return the row's values of a metric, one per seed, in percent except for losses."""
     factor = 1 if column.metric.endswith("loss") else 100
     return [factor * value for value in row.values(column.metric).values()]
 
@@ -135,7 +139,7 @@ def _axis_label(column: Column) -> str:
 
 
 def _thin_out(ticks: Sequence[int]) -> list[int]:
-    """The sorted `ticks` without those whose labels would overlap on a logarithmic axis."""
+    """Drop each of the sorted `ticks` whose label would overlap the one before it on a logarithmic axis."""
     spaced: list[int] = []
     for tick in ticks:
         if not spaced or tick / spaced[-1] > 1.25:

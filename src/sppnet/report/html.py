@@ -1,4 +1,4 @@
-"""Renders all studies as one self-contained HTML page: no scripts, no other files, light and dark, printable."""
+"""Renders all studies as one self-contained, printable HTML page with a light and a dark mode and no scripts."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ figure svg { max-width: 100%; height: auto; } li { margin: .1rem 0; }
 
 
 def render_page(studies: Sequence[tuple[Summary, str | None, Path]], file: Path, footer: str) -> str:
-    """Render the page.
+    """Render the page of all studies.
 
     Args:
-        studies: for each table its summary, its figure as SVG, and the folder of its runs.
-        file: the path of the page; links to run directories are relative to it.
-        footer: when and by which version the page is written.
+        studies: for each table, its summary, its figure as SVG, and the folder of its runs.
+        file: the path of the page; links to run directories are relative to its folder.
+        footer: a note that says when and by which version the page was written.
     """
     index = "".join(
         f'<li><a href="#{escape(summary.table.name)}">{escape(summary.table.name)}</a></li>'
@@ -65,7 +65,7 @@ def _section(summary: Summary, svg: str | None, folder: Path, page_folder: Path)
 
 
 def _table(rows: Sequence[Sequence[str]], summary: Summary | None = None) -> str:
-    """An HTML table of `rows`, the first of which is the head; with `summary`, its best cells are marked."""
+    """Render `rows` as an HTML table, with the first row as its header; `summary` tells which cells to mark."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     lines = []
     for i, row in enumerate(rows[1:], start=1):

@@ -13,15 +13,17 @@ from sppnet.errors import UserError
 from sppnet.report.table import Table
 from sppnet.studies.study import Study
 
-RESULTS = Path("experiments/results")  # in a checkout: results under version control, beside the studies' files
+# in a checkout: the folder for results under version control, next to the study files
+RESULTS = Path("experiments/results")
 ENDINGS = (".csv", "_runs.csv", ".md", ".svg", ".tex")
-PAGE_MARK = "<!-- sppnet report of "  # in an HTML page, before the list of its runs
+PAGE_MARK = "<!-- sppnet report of "  # in an HTML page, comes before the list of its runs
 
 
 def default_folder(study: Study) -> Path:
-    """The folder of a report without `output=FOLDER`.
+    """Return the folder that a report goes to if `output=FOLDER` is not given.
 
-    `experiments/results` if the study ran exactly as its file in this checkout says; else `report/` in its folder.
+    It is `experiments/results` if the study ran exactly as its file in this checkout says; otherwise, `report/` in the
+    study's folder.
     """
     file = RESULTS.parent / f"{study.name}.yaml"
     filed = option_files.root() / file
@@ -31,7 +33,7 @@ def default_folder(study: Study) -> Path:
 
 
 def run_keys(tables: Iterable[Table]) -> set[str]:
-    """A key for each run in `tables`, from its hash and the time of its result."""
+    """Return a key for each run in `tables`, made of its hash and the time of its result."""
     results = [result for table in tables for row in table.rows for result in row.results.values()]
     return {f"{result.provenance['hash']}@{result.provenance['time']}" for result in results}
 
@@ -39,10 +41,10 @@ def run_keys(tables: Iterable[Table]) -> set[str]:
 def find_foreign_file(folder: Path, table: Table, own: bool = False) -> Path | None:
     """Find a file in `folder` that the report of `table` would replace although it belongs to other runs.
 
-    In a study's `own` folder, a report may replace any earlier report, but no other file.
+    In the study's own folder (`own`), a report may replace any earlier report, but no other file.
 
     Returns:
-        The first such file; None if the report replaces nothing, or reports of the same runs only.
+        The first such file; None if the report replaces nothing, or only reports on the same runs.
     """
     existing = [path for ending in ENDINGS if (path := folder / f"{table.name}{ending}").exists()]
     if not existing:
@@ -56,7 +58,7 @@ def find_foreign_file(folder: Path, table: Table, own: bool = False) -> Path | N
 
 
 def is_foreign_page(page: Path, tables: Iterable[Table], own: bool = False) -> bool:
-    """Whether a page of all studies would replace a page of other runs; `own` as for `find_foreign_file`."""
+    """Whether writing `tables` to `page` would replace a page on other runs; for `own`, see `find_foreign_file`."""
     if not page.exists():
         return False
     try:
@@ -70,8 +72,8 @@ def check_writable(folder: Path) -> None:
     """Check that files can be written to `folder`, which need not exist.
 
     Raises:
-        UserError: they cannot.
+        UserError: files cannot be written there.
     """
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be written to; output=FOLDER writes elsewhere")
+        raise UserError(f"{folder} cannot be written to; choose another folder with output=FOLDER")

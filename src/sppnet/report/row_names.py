@@ -1,4 +1,4 @@
-"""Names the rows of a table by what differs between them: short, and unique in the table."""
+"""Names the rows of a table by their differences. Names are short, and unique in the table."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-MAX_LENGTH = 40  # characters that fit a table and the figure beside it
+MAX_LENGTH = 40  # characters that fit in a table and in the figure next to it
 PYRAMID_FILE = re.compile(r"l\d+((?:_\d+)+)")  # the name of a file in conf/pyramid
-UNNAMED_KEYS = (  # hashes and the like
+UNNAMED_KEYS = (  # keys with these prefixes, such as fingerprints, never appear in a name
     *("seed", "layout", "data.fingerprint"),
     *("test.format", "test.fingerprint", "test.limit"),
 )
-NAMING_KEYS = ("name", "_target_", "train")  # these determine most other keys of their section, as views=full does
+NAMING_KEYS = ("name", "_target_", "train")  # each usually determines its section's other keys, as views.name does
 
 
 def pick_names(candidates: Sequence[Sequence[str]], hashes: Sequence[str]) -> list[str]:
-    """Pick a name for each row such that all differ.
+    """Pick a unique name for each row.
 
     Args:
-        candidates: the possible names of each row, the best first; the same number for every row. The last one may
-            exceed `MAX_LENGTH`.
-        hashes: for each row, a hash that no other row has. It is appended where no candidate is unique.
+        candidates: for each row, its possible names, best first; every row has the same number of them. A name longer
+            than `MAX_LENGTH` is used only if it is the last one.
+        hashes: for each row, a hash that no other row has. It is appended to the last of the names if none is unique.
     """
     names = [""] * len(candidates)
     for rank in range(len(candidates[0]) if candidates else 0):
@@ -41,9 +41,9 @@ def name_by_difference(
     """Name rows that no sweep planned, by the keys in which their configurations differ.
 
     Args:
-        identities: the flattened configuration of each row; the keys of its test begin with `test.`.
-        runs: a run directory's name of each row.
-        hashes: a unique hash of each row.
+        identities: the flattened configuration of each row; keys of its test start with `test.`.
+        runs: for each row, the name of one of its run directories.
+        hashes: for each row, a hash that no other row has.
     """
     keys = _differing_keys(identities)
     short = _short_keys(keys)
@@ -61,7 +61,7 @@ def name_by_difference(
 
 
 def name_from_overrides(overrides: Iterable[str], row: str, short: bool) -> str:
-    """Join a listed `row` and overrides to a name; `short` drops keys where the value suffices."""
+    """Join the name of a listed `row` and overrides; `short` drops keys whose values are clear without them."""
     return " ".join(filter(None, [row, *(_format_override(override, short) for override in overrides)]))
 
 
@@ -71,13 +71,13 @@ def format_pyramid(bins: Sequence[int]) -> str:
 
 
 def format_option(option: str) -> str:
-    """Format the name of a pyramid's file as its levels; other options stay as they are."""
+    """Format the name of a pyramid file as its levels; other options are returned unchanged."""
     name = PYRAMID_FILE.fullmatch(option)
     return format_pyramid([int(n) for n in name[1].strip("_").split("_")]) if name else option
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """The items of nested mappings, with dotted keys."""
+    """Yield the items of nested mappings, with dotted keys."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -86,7 +86,7 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _format_override(override: str, short: bool) -> str:
-    """Format an override: a group's option needs no key, other values do."""
+    """Format an override; `short` drops the key of a group and shortens other keys to their last part."""
     key, _, value = override.partition("=")
     if not short:
         return override
@@ -98,7 +98,7 @@ def _format_override(override: str, short: bool) -> str:
 
 
 def _differing_keys(identities: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys in which `identities` differ, without keys that a naming key of their section determines."""
+    """Return the keys in which `identities` differ, except those determined by a naming key of the same section."""
     all_keys = dict.fromkeys(key for identity in identities for key in identity)
     keys = [key for key in all_keys if not key.startswith(UNNAMED_KEYS)]
     keys = [key for key in keys if len({str(identity.get(key)) for identity in identities}) > 1]
@@ -116,12 +116,12 @@ def _is_naming_key(key: str) -> bool:
 
 
 def _section(key: str) -> str:
-    """The section of a key: `head` for `head.bins`, `sizes` for `test.sizes`."""
+    """Return the section of a key: `head` for `head.bins`, `sizes` for `test.sizes`."""
     return key.removeprefix("test.").split(".")[0]
 
 
 def _determines(identities: Sequence[Mapping[str, Any]], name: str, key: str) -> bool:
-    """Whether identities that agree in `name` also agree in `key`."""
+    """Whether identities with the same value of `name` also have the same value of `key`."""
     values: dict[str, set[str]] = {}
     for identity in identities:
         values.setdefault(str(identity.get(name)), set()).add(str(identity.get(key)))
@@ -129,7 +129,10 @@ def _determines(identities: Sequence[Mapping[str, Any]], name: str, key: str) ->
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key (for `name` and `_target_`, that of the section) if unique; else the whole key."""
+    """Shorten each key to its last part, or to its section if the last part is `name` or `_target_`.
+
+    Keys that would then be equal are not shortened.
+    """
 
     def last_part(key: str) -> str:
         section, _, name = key.rpartition(".")
@@ -146,4 +149,4 @@ def _format_value(value: Any) -> str:
         return str(value).lower()
     text = str(value)
     digest = re.fullmatch(r"(?:sha256:)?([0-9a-f]{40,64})", text)
-    return digest[1][:6] if digest else re.sub(r"^(?:\w+\.)+(?=[A-Za-z_]\w*$)", "", text)  # a class without its module
+    return digest[1][:6] if digest else re.sub(r"^(?:\w+\.)+(?=[A-Za-z_]\w*$)", "", text)  # drops the module of a class

@@ -12,13 +12,13 @@ from sppnet.storage.files import read_record
 
 
 def read_provenance(run: Run) -> dict[str, Any]:
-    """Read the run's `identity` and its `starts`; empty defaults if `provenance.json` is missing or damaged."""
+    """Read the run's `identity` and `starts`; both are empty if `provenance.json` is missing or damaged."""
     record = read_record(run.path / "provenance.json")
     return {"identity": record.get("identity") or {}, "starts": record.get("starts") or [{}]}
 
 
 def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, Any]) -> Result:
-    """Combine a test's `record` with the run's `provenance` (see `read_provenance`)."""
+    """Build the result of a test from its `record` and the run's `provenance` (see `read_provenance`)."""
     identity, last, summary = provenance["identity"], provenance["starts"][-1], run.summary
     code, head = last.get("code") or {}, identity.get("head") or {}
     commits = dict.fromkeys(
@@ -48,11 +48,11 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
 
 
 def format_commit(commit: object, dirty: object) -> str:
-    """The short commit, with `+changes` if the checkout had uncommitted changes."""
+    """Format a commit as its first ten digits, with `+changes` if the checkout had uncommitted changes."""
     return f"{str(commit or '?')[:10]}{'+changes' if dirty else ''}"
 
 
 def format_machine(record: Mapping[str, Any]) -> str:
-    """GPUs, number of cores and processor."""
+    """Format a machine as its GPUs, number of cores and processor."""
     gpus = record.get("gpus") or []
     return ", ".join([*gpus, f"{record.get('cores')} cores", str(record.get("processor"))])

@@ -1,4 +1,4 @@
-"""A table with its statistics, each cell formatted as text; shared by Markdown, LaTeX, HTML and the terminal."""
+"""A table with its statistics and with its cells as text, for Markdown, LaTeX, HTML and the terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ColumnStatistics:
     """The statistics of one column.
 
     Attributes:
-        spreads: by row; None for a row without results.
+        spreads: the mean and variation of each row; None for a row without results.
         best: the row that is significantly better than every other; None if there is none.
-        base: the row that others are compared with: `report.compare`, else the row with the best mean.
-        differences: by row, the difference to `base`.
+        base: the row that others are compared with: `report.compare` or, by default, the row with the best mean.
+        differences: the paired differences of each row minus `base`.
     """
 
     spreads: Mapping[str, Spread | None]
@@ -32,7 +32,7 @@ class ColumnStatistics:
 
 @dataclass(frozen=True)
 class Summary:
-    """A table as text; the first list in every list of rows is the head."""
+    """A table as text. The first row of every list of rows is the header."""
 
     table: Table
 
@@ -42,7 +42,7 @@ class Summary:
         return [(column, self._compute(column)) for column in self.table.columns]
 
     def main(self) -> list[list[str]]:
-        """The main table: per setting n, mean ± deviation [interval] of each metric, and the published values."""
+        """The main table: n, the mean ± standard deviation [interval] of each metric, and any published values."""
         paper = list(dict.fromkeys(name for row in self.table.rows for name in row.paper))
         rows = [["", "n", *(c.label for c, _ in self.columns), *(f"paper: {name}" for name in paper)]]
         for row in self.table.rows:
@@ -53,12 +53,12 @@ class Summary:
         return rows
 
     def marked(self, row: int, column: int) -> bool:
-        """Whether a cell of `main` is significantly better than all others of its column."""
+        """Whether a cell of `main` is significantly better than all others in its column."""
         index = column - 2
         return 0 <= index < len(self.columns) and self.columns[index][1].best == self.table.rows[row - 1].name
 
     def difference_table(self) -> list[list[str]]:
-        """Per setting, its differences to the row it is compared with; empty if there are none."""
+        """The differences between each setting and the row it is compared with; empty if there are none."""
         rows = []
         for row in self.table.rows:
             gaps = [(column, stats.differences.get(row.name)) for column, stats in self.columns]
@@ -67,7 +67,7 @@ class Summary:
         return [["", *(f"{c.label}, minus {stats.base}" for c, stats in self.columns)], *rows] if rows else []
 
     def provenance(self) -> list[list[str]]:
-        """Per setting, the hash, cost, commit and machine of its runs; columns without content are dropped."""
+        """The hash, cost, commit and machine of each setting's runs, without empty columns."""
         heads = ("setting", "parameters", "seconds", "commit", "machine", "last run", "note")
         rows = [
             [row.label, *(format_cell(merge_provenance(row)[key]) for key in heads)]
@@ -88,22 +88,22 @@ class Summary:
     def legend(self) -> str:
         """How to read the table."""
         over = f"{self.table.over}s"
-        notes = " The paper's values are as printed there." if any(row.paper for row in self.table.rows) else ""
+        notes = " The paper's values are as printed in the paper." if any(row.paper for row in self.table.rows) else ""
         if self.table.over == "split":
             notes += " Splits share images, so these tests are overconfident."
         if any(row.limited for row in self.table.rows):
             notes += f" {CUT_MARK} Cut short by trainer.limit_batches: not the result of a full run."
         mean = f"Mean ± standard deviation over {over} [95 % interval of the mean], in percent except for losses."
         if self.table.mixed:
-            return f"{mean} {self.table.mixed}, so none is compared with another.{notes}"
+            return f"{mean} {self.table.mixed}, so they are not compared.{notes}"
         return (
             f"{mean} Marked: better than every other row, by a paired t-test over {over} with Holm's correction at 5 %;"
-            f" below {MIN_PAIRS} {over} nothing is marked, and the figure has no interval. Differences are paired, with"
-            f" their 95 % interval and Holm's p.{notes}"
+            f" with fewer than {MIN_PAIRS} {over}, nothing is marked and the figure has no interval. Differences are"
+            f" paired, with their 95 % interval and Holm's p.{notes}"
         )
 
     def header(self) -> list[tuple[str, str]]:
-        """Question, expected result and cost, from the study's file."""
+        """The question, expected result and cost, from the study's file."""
         names = ("question", "expected", "cost")
         return [(name.capitalize(), self.table.header[name]) for name in names if name in self.table.header]
 
@@ -112,21 +112,21 @@ class Summary:
         values = {name: row.values(column.metric) for name, row in row_by_name.items()}
         compare = self.table.report["compare"]
         if compare is not None and compare not in values:
-            compare = row_names.format_option(compare)  # a pyramid may be named by its file
+            compare = row_names.format_option(compare)  # a pyramid may be given by the name of its file
         if compare is not None and compare not in values:
-            raise UserError(f"report.compare={compare} is not allowed; rows are {', '.join(values)}")
+            raise UserError(f"report.compare={compare} is not allowed: must be one of {', '.join(values)}")
         spreads = {name: spread(list(by_seed.values())) for name, by_seed in values.items()}
         if self.table.mixed:
             return ColumnStatistics(spreads, None, None, {})
         base = compare if values.get(str(compare)) else leader(values, column.lower)
         gaps = differences(values, base) if base is not None else {}
-        # a row whose runs lack this metric (a test size of other rows, say) does not count
+        # skip rows whose runs lack this metric, for example because only other rows were tested at this size
         compared = {name: by_seed for name, by_seed in values.items() if by_seed or not row_by_name[name].results}
         return ColumnStatistics(spreads, best(compared, column.lower), base, gaps)
 
 
 def merge_provenance(row: Row) -> dict[str, Any]:
-    """Merge the provenance of a row's runs: the distinct values of each column, the mean of the seconds."""
+    """Merge the provenance of a row's runs: list each column's distinct values, but take the mean of the seconds."""
     results: list[Result] = list(row.results.values())
 
     def distinct(key: str) -> str:
@@ -146,18 +146,18 @@ def merge_provenance(row: Row) -> dict[str, Any]:
 
 
 def format_metric(column: Column, value: float) -> str:
-    """Format a value in percent with two decimals; a loss as it is with four."""
+    """Format a loss with four decimals, and any other value in percent with two decimals."""
     return f"{value:.4f}" if column.metric.endswith("loss") else f"{100 * value:.2f}"
 
 
 def format_cell(value: Any) -> str:
-    """Format a cell; None is empty."""
+    """Format a cell; None becomes an empty string."""
     return "" if value is None else str(value)
 
 
 def _format_spread(column: Column, row_spread: Spread | None, row: Row) -> str:
     if row_spread is None:
-        return "-" if row.results else "missing"  # "-": not planned, as a test size of other rows
+        return "-" if row.results else "missing"  # "-": not planned; only other rows have this metric or test size
     mean = format_metric(column, row_spread.mean)
     if row_spread.deviation is None or row_spread.half is None:
         return mean

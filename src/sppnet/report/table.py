@@ -1,4 +1,4 @@
-"""The data of a table: rows, results per seed, columns."""
+"""The data of a table: its rows, its columns and the results per seed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 from sppnet.studies.status import RunStatus
 
 LOWER_IS_BETTER = ("loss", "error")
-CUT_MARK = "†"  # behind the names of rows that were cut short
+CUT_MARK = "†"  # follows the names of rows whose runs were cut short
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one seed, or of one split for features under an SVM.
+    """The result of one seed or, for a linear SVM on features, of one split.
 
     Attributes:
-        run: the name of its run.
+        run: the name of the run.
         metrics: values by metric name.
         provenance: `hash`, `setting` (the hash without the seed), `commit`, `machine`, `time`, `seconds`, `parameters`,
-            `bins` of the pyramid, `note`, `limited` (whether `trainer.limit_batches` cut the run short), `format` (of
-            the code that trained it), `data` (the fingerprint of the test data).
+            `bins` (number of bins in the pyramid), `note`, `limited` (whether `trainer.limit_batches` cut the run
+            short), `format` (the format of the code that trained the network), `data` (the fingerprint of the test
+            data).
     """
 
     run: str
@@ -31,11 +32,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a setting.
+    """One row of a table: a setting with its results.
 
     Attributes:
-        name: its name, unique in the table.
-        results: by seed.
+        name: a name that is unique in the table.
+        results: the results by seed or split.
         missing: the status of each seed without a result.
         paper: published values by metric; None where the paper prints none.
     """
@@ -80,12 +81,12 @@ class Table:
     """A table of a study.
 
     Attributes:
-        name: the stem of its files' names.
-        over: what means are taken over: `seed` or `split`.
+        name: the name of the table and the start of its file names.
+        over: what the means are taken over, `seed` or `split`.
         header: question, command, expected result and cost, from the study's file.
-        columns: its metrics.
-        rows: in the order of the sweep.
-        report: the node `report` of the configuration.
+        columns: the metrics.
+        rows: the rows, in the order of the sweep.
+        report: the section `report` of the configuration.
         unplanned: the number of runs in the study's folder that are not in the table.
     """
 
@@ -99,7 +100,7 @@ class Table:
 
     @property
     def mixed(self) -> str:
-        """Why rows cannot be compared: different test data, or code that trains differently; "" if they can."""
+        """The reason why rows cannot be compared: different test data or formats; "" if they can be compared."""
         provenances = [result.provenance for row in self.rows for result in row.results.values()]
         formats = sorted({str(provenance.get("format")) for provenance in provenances})
         if len(formats) > 1:

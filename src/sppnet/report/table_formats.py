@@ -14,7 +14,7 @@ RUN_COLUMNS = ("hash", "commit", "machine", "time", "seconds", "parameters", "no
 
 
 def markdown(summary: Summary, figure_file: str | None) -> str:
-    """Render the whole report of a study; `figure_file` is the name of the figure's file beside it."""
+    """Render the complete report on a study; `figure_file` names the figure in the same folder."""
     table = summary.table
     parts = [f"# {table.name}", "\n".join(f"- {name}: {content}" for name, content in summary.header())]
     if figure_file:
@@ -35,7 +35,7 @@ def markdown(summary: Summary, figure_file: str | None) -> str:
 
 
 def settings_csv(summary: Summary) -> str:
-    """Render a line per setting: mean, deviation, n, interval and difference of each metric, then the provenance."""
+    """Render a line per setting, with the statistics of each metric followed by the provenance."""
     lines = []
     for row in summary.table.rows:
         line: dict[str, Any] = {"setting": row.name}
@@ -60,7 +60,7 @@ def settings_csv(summary: Summary) -> str:
 
 
 def runs_csv(summary: Summary) -> str:
-    """Render a line per run: its row and seed, its provenance, all of its metrics."""
+    """Render a line per run, with its row and seed, its provenance and all its metrics."""
     return _csv(
         {"setting": row.name, summary.table.over: seed, "run": result.run}
         | {key: result.provenance.get(key) for key in RUN_COLUMNS}
@@ -71,7 +71,7 @@ def runs_csv(summary: Summary) -> str:
 
 
 def latex(summary: Summary) -> str:
-    """Render the main table for a paper (package booktabs): mean and deviation, bold as in Markdown."""
+    """Render means and standard deviations as a table for a paper, with the best cells in bold; requires booktabs."""
     head = ["", "$n$", *(_escape(column.label) for column, _ in summary.columns)]
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
     for row in summary.table.rows:
@@ -92,7 +92,7 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    """The lines as CSV; a column for every key that any line has."""
+    """Format `lines` as CSV, with a column for every key that any line has."""
     records = list(lines)
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Builds the rows of runs that no sweep planned: one set of rows per data set, named by what differs."""
+"""Builds the rows of runs that no sweep planned, grouped by test data set and named by their differences."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sppnet.report.run_results import build_result, read_provenance
 from sppnet.report.table import Result, Row
 from sppnet.runs.run_directory import Run
 
-Setting = tuple[dict[str, Any], dict[int, Result]]  # flattened identity of run and test; results by seed
+Setting = tuple[dict[str, Any], dict[int, Result]]  # flattened identity of run and test, and results by seed
 
 
 def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
-    """Build the rows of `runs` by the name of the data set they were tested on; a row holds all seeds of a setting."""
+    """Build the rows of `runs`, grouped by the name of the test data set. A row holds all seeds of a setting."""
     settings: dict[str, Setting] = {}
     for name in runs:
         run = Run(folder / name)
@@ -37,7 +37,7 @@ def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
 
 
 def _build_rows(folder: Path, settings: Mapping[str, Setting]) -> list[Row]:
-    """The rows of one data set, each named by what differs between them."""
+    """Build the rows of one data set, named by their differences."""
     identities, runs = [], []
     for keys, results in settings.values():
         run = next(iter(results.values())).run
@@ -52,10 +52,10 @@ def _build_rows(folder: Path, settings: Mapping[str, Setting]) -> list[Row]:
 
 
 def _data_names(folder: Path, by_data: Mapping[str, Mapping[str, Setting]]) -> dict[str, str]:
-    """The name of each data set, by its fingerprint.
+    """Name each data set; the keys of `by_data` and of the result are fingerprints.
 
-    The name comes from the configuration of a run that was trained on the data set; the folder of the data is added
-    where two data sets have the same name.
+    The name comes from the configuration of a run that was trained on the data set. If two data sets have the same
+    name, the name of the data folder is added.
     """
     candidates = []
     for data, settings in by_data.items():
@@ -68,7 +68,7 @@ def _data_names(folder: Path, by_data: Mapping[str, Mapping[str, Setting]]) -> d
 
 
 def _load_config(run: Path) -> dict[str, Any]:
-    """The stored configuration of a run; empty if it cannot be read."""
+    """Load the stored configuration of a run; empty if it cannot be read."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         cfg = yaml.load((run / "config.yaml").read_text(encoding="utf-8"), loader)

@@ -1,10 +1,12 @@
-"""One run: its identity, its directory, and the trained network that it leaves.
+"""A single run: its identity, its directory and the trained network that it produces.
 
-- `plan.py`: configuration -> run directory and test hash, before anything is created.
-- `identity.py`: the hashes behind both: what determines the weights, and what determines a test's metrics.
-- `run_directory.py`: the directory itself: layout, lock, status, stored results.
-- `provenance.py`: command, commit, packages and machine, written at every start.
-- `ranks.py`: which process of a run this is; `slurm_status.py`: the SLURM job in `status.json`.
-- `from_checkpoint.py`: `checkpoint=...` -> configuration and weights file of a trained network.
-- `result_text.py`: a test result as printed lines.
+- `plan.py` maps a configuration to a run directory and a test hash before anything is created.
+- `identity.py` computes the hash of a run, from everything that determines its weights, and the hash of a test, from
+  everything that determines its metrics.
+- `run_directory.py` defines the layout of the directory, its lock, its status and its stored results.
+- `provenance.py` describes the command, commit, packages and machine; every start of a run records them.
+- `ranks.py` removes stale rank variables from the environment and checks the number of processes.
+- `slurm_status.py` provides the fields of `status.json` that describe the SLURM job.
+- `from_checkpoint.py` resolves `checkpoint=...` to the configuration and the weights file of a trained network.
+- `result_text.py` formats a test result for printing.
 """

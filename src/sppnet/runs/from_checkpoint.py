@@ -1,8 +1,8 @@
-"""Resolves `checkpoint=RUN_DIR_OR_FILE`: the stored configuration of a trained network plus what the user typed.
+"""Resolves `checkpoint=RUN_DIR_OR_FILE` to a trained network's stored configuration plus the typed overrides.
 
-The run's overrides are composed twice, alone and together with the typed ones. Only the difference between the two is
-applied to the stored configuration, so a later change of a default in `conf/` does not reach an old run.
-Only `read_checkpoint` imports torch.
+The run's overrides are composed twice, with and without the overrides that the user typed. Only the difference between
+the two results is applied to the stored configuration, so a later change of a default in `conf/` does not affect old
+runs. Only `read_checkpoint` imports torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sppnet.storage.paths import expand_path
 
 NORMALISATION = ("data.mean", "data.std")
 
-# Keys that change how fast or how exactly a network runs, so every command may override them.
+# Keys that control how a network is executed, such as its speed and precision. Every command may override them.
 HARDWARE = (
     *("trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile"),
     *("trainer.channels_last", "trainer.limit_batches", "trainer.progress"),
@@ -36,15 +36,15 @@ HARDWARE = (
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A trained network as a command is to use it; nothing is loaded yet.
+    """A trained network that a command is about to use: its configuration and its weights file, not yet loaded.
 
     Attributes:
-        cfg: configuration of its run, with the typed overrides applied.
-        checkpoint: the value of `checkpoint`.
+        cfg: the configuration of its run, with the typed overrides applied.
+        checkpoint: the path that `checkpoint=` gives.
         run: the run that `checkpoint` belongs to; None for a file outside a run directory.
         weights: the checkpoint file.
-        typed_keys: keys and config groups that the user typed.
-        changed_code: digests of the user's own backbone classes whose source file differs from the trained one.
+        typed_keys: the keys and config groups that the user typed.
+        changed_code: the current digests of the user's backbone classes whose source files have changed since training.
     """
 
     cfg: dict[str, Any]
@@ -56,10 +56,11 @@ class TrainedNetwork:
 
     @property
     def name(self) -> str:
-        """Identifies the weights in the identity of a test.
+        """The name of the weights in the identity of a test.
 
-        `best` for best.ckpt of a finished run, so that the test counts as the run's own. Otherwise a digest of the
-        file, and of the backbone's code if that has changed.
+        For the best.ckpt of a finished run, the name is `best`, so that the test counts as one of the run's own tests.
+        For any other file, it is the file's digest. If the code of the backbone has changed since training, the name
+        always consists of a digest of the file and one of the code.
         """
         if self.changed_code:
             return f"{file_digest(self.weights)} in {digest(self.changed_code)}"
@@ -74,13 +75,14 @@ def resolve_checkpoint(
     """Apply the typed overrides to the configuration stored with `job.cfg["checkpoint"]`.
 
     Args:
-        command: the command that composed `job`.
-        job: composed from the run's overrides, followed by the typed ones.
-        command_keys: top-level keys that belong to the command and that no run has.
-        may_change: keys (and sections) in which the command may differ from the run.
+        command: the name of the command.
+        job: the job composed from the run's overrides followed by the typed ones.
+        command_keys: the top-level keys that belong to the command and that no run has.
+        may_change: the keys and sections in which the command may differ from the run.
 
     Raises:
-        UserError: the checkpoint does not exist or is not one, or a key differs that may not.
+        UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override changes a key that must
+            stay as it was in training.
     """
     checkpoint = checkpoint_path(job.cfg.pop("checkpoint"))
     stored, overrides = load_stored_config(checkpoint)
@@ -96,10 +98,10 @@ def resolve_checkpoint(
 
 
 def _changed_code(backbone: Any, checkpoint: Path, run: Run | None) -> dict[str, str]:
-    """Digests of the backbone's own classes whose file has changed since training; the user gets a notice of each."""
+    """Return the current digest of each user class whose file has changed since training; print a notice for each."""
     if not isinstance(backbone, Mapping):
         return {}
-    check_target(backbone.get("_target_"), "backbone")  # before Python searches for a package of that name
+    check_target(backbone.get("_target_"), "backbone")  # must precede own_class_digests, which can import packages
     if not (now := own_class_digests(backbone)):
         return {}
     if run is not None:
@@ -109,17 +111,17 @@ def _changed_code(backbone: Any, checkpoint: Path, run: Run | None) -> dict[str,
     changed = {target: file_hash for target, file_hash in now.items() if target in then and then[target] != file_hash}
     for target in changed:
         notice(
-            f"the file of backbone._target_={target} has changed since checkpoint={checkpoint} was trained; its weights"
-            " might not fit the current code"
+            f"backbone._target_={target}: its source file has changed since checkpoint={checkpoint} was trained; the"
+            " weights might not fit the current code"
         )
     return changed
 
 
 def checkpoint_path(typed: str) -> Path:
-    """The path that the user typed for `checkpoint`.
+    """Expand the path that the user typed for `checkpoint`.
 
     Raises:
-        UserError: it is empty.
+        UserError: the path is empty or cannot be accessed.
     """
     if not typed:
         raise UserError("checkpoint= is empty; give a run directory or a checkpoint file")
@@ -127,23 +129,25 @@ def checkpoint_path(typed: str) -> Path:
 
 
 def locate(checkpoint: Path) -> tuple[Run | None, Path]:
-    """The run that `checkpoint` is, or lies in (None if neither), and the file of weights.
+    """Find the run and the weights file of `checkpoint`, which is a run directory or a checkpoint file.
+
+    The run is None for a file outside a run directory.
 
     Raises:
-        UserError: the path does not exist, or the run has no checkpoint yet.
+        UserError: the path does not exist, or it is a directory without `checkpoints/best.ckpt`.
     """
     if checkpoint.is_dir():
         run = Run(checkpoint)
         if not run.best.is_file():
             state = run.status.get("state", "not an sppnet run")
-            raise UserError(f"checkpoint={checkpoint}: there is no checkpoints/best.ckpt in it ({state})")
+            raise UserError(f"checkpoint={checkpoint} contains no checkpoints/best.ckpt ({state})")
         return run, run.best
     if not checkpoint.is_file():
         raise UserError(f"checkpoint={checkpoint}: no such file or directory")
     folder = checkpoint.resolve().parent
     if folder.name != "checkpoints" or not (folder.parent / "config.yaml").is_file():
         return None, checkpoint
-    as_typed = checkpoint.parent.parent  # not the run directory if the file is a link, or was typed from inside
+    as_typed = checkpoint.parent.parent  # not the run directory if `checkpoint` is a symlink or a bare file name
     return Run(as_typed if as_typed.resolve() == folder.parent else folder.parent), checkpoint
 
 
@@ -151,23 +155,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load an sppnet checkpoint onto the CPU.
 
     Raises:
-        UserError: the file does not exist, is damaged or is not an sppnet checkpoint; it holds pickled objects (which
-            are not executed); or its configuration has the key names of another layout.
+        UserError: the file does not exist, is damaged, is not an sppnet checkpoint, contains pickled objects (which are
+            not executed), or stores a configuration with a different layout.
     """
     from sppnet.storage.tensors import read_tensor_file  # imports torch
 
     loaded = read_tensor_file(path, "checkpoint")
     if not isinstance(loaded, dict) or not isinstance(loaded.get("sppnet"), dict) or "state_dict" not in loaded:
-        raise UserError(f"checkpoint={path} is not an sppnet checkpoint (it holds no configuration)")
+        raise UserError(f"checkpoint={path} is not an sppnet checkpoint (it lacks the configuration or the weights)")
     check_layout(loaded["sppnet"].get("layout"), f"checkpoint={path}")
     return loaded
 
 
 def load_stored_config(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
-    """Configuration and overrides of the run that wrote the checkpoint; a file outside a run holds its own.
+    """Load the configuration and the overrides of the run that wrote the checkpoint.
+
+    They are in the run directory, or in the checkpoint itself if it is a file outside a run directory.
 
     Raises:
-        UserError: the path does not exist, or what it stores cannot be read.
+        UserError: the path does not exist, or the configuration cannot be read.
     """
     run, weights = locate(checkpoint)
     if run is not None:
@@ -175,26 +181,26 @@ def load_stored_config(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
             cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
             if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
                 raise UserError(
-                    f"checkpoint={checkpoint}: its config.yaml is damaged; copy a checkpoint file out of the run"
-                    " directory, it holds the configuration too"
+                    f"checkpoint={checkpoint}: config.yaml is damaged; copy a checkpoint file out of the run directory"
+                    " and use the copy, which contains the configuration as well"
                 )
             check_layout(cfg.pop("layout", None), f"checkpoint={checkpoint}")
             return cfg, (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
         except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"checkpoint={checkpoint}: its configuration cannot be read: {error}") from None
+            raise UserError(f"checkpoint={checkpoint}: the configuration cannot be read ({error})") from None
     content = read_checkpoint(weights)["sppnet"]
     return content["config"], content["overrides"]
 
 
 def refuse_changes(stored: Mapping[str, Any], cfg: Mapping[str, Any], may_change: Sequence[str], command: str) -> None:
-    """Compare a command's configuration with the stored one.
+    """Check that a command's configuration differs from the stored one only in keys that may change.
 
     Raises:
-        UserError: they differ in a key outside `may_change`.
+        UserError: a key outside `may_change` differs, or one of the normalisation keys `data.mean` and `data.std` does.
     """
     for key, old, new in differences(stored, cfg):
         if not any(key == may or key.startswith(f"{may}.") for may in may_change) or key in NORMALISATION:
             raise UserError(
-                f"{key}={format_value(new)} is not allowed: a {command} takes it from its checkpoint, where it is"
-                f" {format_value(old)}; only these may change: {', '.join(may_change)}"
+                f"{key}={format_value(new)} is not allowed: the checkpoint was trained with {format_value(old)}, and"
+                f" {command} can only change {', '.join(may_change)}"
             )

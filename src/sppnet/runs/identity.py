@@ -1,7 +1,8 @@
-"""The identity of a run and of a test: everything that determines the weights, or a test's metrics, and its hash.
+"""The identities of runs and tests, and their hashes. Does not import torch.
 
-Keys that do not count are listed by name; every other key counts, so a key added later cannot be forgotten.
-Data and weights count by content, never by path. Does not import torch.
+The identity of a run is everything that determines its weights; the identity of a test is everything that determines
+its metrics. The keys to leave out are listed by name. Every other key is included, so a key that is added later cannot
+be forgotten. Data and weights are identified by their content, never by their path.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sppnet.errors import UserError
 if TYPE_CHECKING:
     from sppnet.data import ImageSet
 
-FORMAT = 2  # raise it when a change of the code changes the weights that a configuration leads to
+FORMAT = 2  # increment it when a code change alters the weights that a configuration produces
 NOT_IN_A_RUN = (
     *("study", "name", "report", "force", "retry", "paths", "logger", "debug", "views", "checkpoint", "sizes.test"),
     *("data.root", "data.workers", "data.name", "data.cache", "data.duplicates"),
@@ -39,10 +40,10 @@ def run_identity(cfg: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
     """Everything that determines the weights of a run on `images`, as plain data.
 
     Raises:
-        UserError: the weights file, or a module of the user's own, does not exist.
+        UserError: the weights file or the module of a user class does not exist.
     """
     kind = cfg["loss"]["kind"]
-    # a key without effect, such as head.bins of a head without a pyramid, does not make another run
+    # a key without effect, such as head.bins for a head without a pyramid, must not change the identity
     return _without(cfg, (*NOT_IN_A_RUN, *keys_without_effect(cfg))) | {
         "format": FORMAT,
         "layout": LAYOUT,
@@ -59,7 +60,7 @@ def eval_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dic
 
     Args:
         cfg: the configuration.
-        weights: `best`, `last`, or the digest of a file (see `TrainedNetwork.name`).
+        weights: the name of the weights, which is `best` or contains a digest (see `TrainedNetwork.name`).
         images: the data set.
     """
     return {
@@ -75,7 +76,7 @@ def eval_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dic
 
 
 def _limit(cfg: Mapping[str, Any]) -> dict[str, int] | None:
-    """What determines which images a test with `trainer.limit_batches` scores."""
+    """Everything that determines which images a test scores under `trainer.limit_batches`; None if it scores all."""
     batches = cfg["trainer"]["limit_batches"]
     if batches is None:
         return None
@@ -83,7 +84,7 @@ def _limit(cfg: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits of SHA-256 over the sorted JSON of `identity`; 1 and 1.0 hash alike."""
+    """The first ten hex digits of the SHA-256 of `identity` as JSON with sorted keys; 1 and 1.0 hash alike."""
     return hashlib.sha256(json.dumps(_whole_floats_as_ints(identity), sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -96,21 +97,25 @@ def _whole_floats_as_ints(node: Any) -> Any:
 
 
 def format_mismatch(number: object) -> str:
-    """A remark on a result whose `FORMAT` differs from today's; "" if it does not, or is not recorded."""
-    return "" if number in (None, FORMAT) else f"of format {number}, from a version of sppnet that trains differently"
+    """Return a remark if `number` is not the current `FORMAT`; "" if it is, or if no format was recorded."""
+    return (
+        ""
+        if number in (None, FORMAT)
+        else f"results of format {number}, from a version of sppnet that trains differently"
+    )
 
 
 def world_size(cfg: Mapping[str, Any]) -> int:
-    """Number of processes that train together: devices x nodes."""
+    """The number of processes that train together: devices x nodes."""
     devices = cfg["trainer"]["devices"]
     return (len(devices) if isinstance(devices, list) else int(devices)) * int(cfg["trainer"]["num_nodes"])
 
 
 def weights_identity(weights: str | None) -> str | None:
-    """SHA-256 of a weights file; a name of torchvision's weights as it is.
+    """The SHA-256 digest of a weights file; for torchvision weights, their name itself.
 
     Raises:
-        UserError: `weights` looks like a path, and there is no such file.
+        UserError: `weights` looks like a path, but no such file exists.
     """
     if weights is None:
         return None
@@ -123,12 +128,12 @@ def weights_identity(weights: str | None) -> str | None:
 
 
 def own_class_digests(node: Mapping[str, Any]) -> dict[str, str]:
-    """For each `_target_` in `node` that is the user's own class, the digest of the file that defines it."""
+    """The digest of each user class's source file; the keys are the classes that a `_target_` in `node` names."""
     return {target: file_digest(path) for target, path in user_source_files(node).items()}
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, as `sha256:...`; cached until the file's size or modification time changes."""
+    """The SHA-256 digest of a file, as `sha256:...`; cached until the file's size or modification time changes."""
     return _file_digest(str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size)
 
 

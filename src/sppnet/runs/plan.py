@@ -1,4 +1,4 @@
-"""Works out which run a configuration names, and which test, before anything is created. Does not import torch."""
+"""Determines the run and the test that a configuration names, before anything is created. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from sppnet.runs.run_directory import Run
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A valid configuration, the run that it names and the test that it asks for.
+    """A valid configuration with the run and the test that it names.
 
     Attributes:
         cfg: the configuration.
-        identity: what the hash in the run directory's name is computed from.
+        identity: everything that determines the weights; the run directory's name contains its hash.
         run: the run directory, which may not exist yet.
-        test: hash of the test.
-        images: the data set as listed for `identity`. Training uses this listing, never a later one.
+        test: the hash of the test.
+        images: the data set, with the list of images that `identity` covers. Training uses this list, even if files
+            have been added since.
     """
 
     cfg: dict[str, Any]
@@ -35,15 +36,15 @@ class PlannedRun:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The record of the test, if the run is done and has it; its checkpoints may have been deleted."""
+        """The record of the test; None if the run is not done or has no record of it. Checkpoints may be missing."""
         return self.run.result(self.test) if self.run.status.get("state") == "done" else None
 
 
 def validate(cfg: Mapping[str, Any]) -> None:
-    """Check every key and value of a configuration, and its size schedule.
+    """Check every key and value of a configuration, including the size schedule.
 
     Raises:
-        UserError: a key or value is not allowed; the message names the first, its value, and what is allowed.
+        UserError: a key or value is not allowed; the message names the first such key, its value and what is allowed.
     """
     schema.check(cfg)
     build_sizes(cfg["sizes"])
@@ -66,10 +67,12 @@ def plan_run(cfg: dict[str, Any]) -> PlannedRun:
 
 
 def check_duplicates(planned: PlannedRun) -> None:
-    """Apply `data.duplicates=error`, also to a finished run: the key is not part of its identity.
+    """If `data.duplicates` is `error`, refuse a data set with duplicate files.
+
+    Finished runs are checked too: they may have used another value of this key, which is not part of their identity.
 
     Raises:
-        UserError: a file occurs twice; or as `sppnet.data.load_splits`.
+        UserError: a file occurs in two parts or classes, or the data set cannot be split.
     """
     data = planned.cfg["data"]
     if data["duplicates"] == "error":

@@ -1,4 +1,4 @@
-"""Provenance of a run: command, commit and uncommitted changes, packages, machine. Does not import torch."""
+"""The provenance of a run: its command, code version, packages and machine. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from typing import Any
 
 from sppnet.config.option_files import root
 
-CODE = ("--", ".", ":(exclude)experiments/results")  # a report writes experiments/results and no run reads it
-COMMAND = "SPPNET_COMMAND"  # environment variable of a sweep's jobs: the command that started the sweep
+CODE = ("--", ".", ":(exclude)experiments/results")  # git pathspec; leaves out the reports, which no run reads
+COMMAND = "SPPNET_COMMAND"  # environment variable that tells a job which command started its sweep
 
 _inherited = os.environ.get(COMMAND)
 _command: list[str] = []
 
 
 def remember_command(arguments: Sequence[str]) -> None:
-    """Keep the arguments of `sppnet` as typed, for this process and the processes that it starts."""
+    """Record the arguments of `sppnet` as typed, for this process and its child processes."""
     _command[:] = ["sppnet", *arguments]
     os.environ[COMMAND] = _inherited or json.dumps(_command)
 
 
 def provenance() -> dict[str, Any]:
-    """What was typed, and the code, packages and machine of this process, as plain data.
+    """The command and the code, packages and machine of this process, as plain data.
 
-    `command` is what the user typed. `job` is the command line of this process if a sweep started it, else None.
-    `allowed` lists the packages admitted by `allow=` or by the environment.
+    `command` is the command that the user typed. `job` is the command line of this process if a sweep started it, else
+    None. `allowed` lists the packages that `allow=` or the environment variable `SPPNET_ALLOW` permits.
     """
     command = json.loads(_inherited) if _inherited else list(_command)
     allowed = [name for name in dict.fromkeys(os.environ.get("SPPNET_ALLOW", "").split(",")) if name]
@@ -46,7 +46,7 @@ def _surroundings() -> dict[str, Any]:
 
 
 def code_state() -> dict[str, Any]:
-    """`version`, and in a git checkout `commit`, `dirty` (the diff of uncommitted changes) and `untracked` files."""
+    """The version and, in a git checkout, the commit, the diff of uncommitted changes (`dirty`) and untracked files."""
     from sppnet import __version__
 
     here = root()
@@ -61,7 +61,7 @@ def code_state() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Host, processor, the cores that this process may use, Python, and GPUs as the driver lists them."""
+    """The host, its system and processor, the cores available to this process, the GPUs, and the Python version."""
     return {
         "host": socket.gethostname(),
         "system": platform.platform(),
@@ -73,7 +73,7 @@ def machine() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Version of every installed distribution, by name."""
+    """The version of every installed distribution, by name."""
     versions = ((dist.metadata["Name"], dist.version) for dist in importlib.metadata.distributions())
     return dict(sorted((name, version) for name, version in versions if name))
 

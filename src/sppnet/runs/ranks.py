@@ -1,8 +1,8 @@
-"""Clears the rank variables that a run must not inherit, and checks that the number of processes is right.
+"""Clears inherited rank variables and checks the number of processes. Does not import torch.
 
-Only `sppnet train` and the jobs of `launch=slurm` start several processes for one run. Any other rank variable in the
-environment is stale, or was set by a launcher that sppnet does not support.
-Does not import torch. Runs before Lightning is imported, because Lightning reads the environment.
+Only `sppnet train` and the jobs of `launch=slurm` start several processes for one run. Rank variables from any other
+source are stale, or come from a launcher that sppnet does not support. They are cleared before Lightning is imported,
+because Lightning reads the environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TORCH = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "LOCAL_WORLD_SIZE", "T
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
 LSF = ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_SIZE")
-LAUNCHERS = {  # variable in which each launcher says how many processes it started
+LAUNCHERS = {  # the variable that holds the number of processes, and the launcher that sets it
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "mpirun",
     "PMI_SIZE": "mpirun",
@@ -28,12 +28,12 @@ LAUNCHERS = {  # variable in which each launcher says how many processes it star
 
 
 def clear_inherited_ranks(command: str) -> None:
-    """Make this process the first of its run, whatever rank variables it inherited.
+    """Remove inherited rank variables, so that this process is rank 0 of its run.
 
     Raises:
         UserError: a launcher has started several processes of this command.
     """
-    if command in {"rank", "status", "report"}:  # `rank` is started by sppnet itself; the others only read
+    if command in {"rank", "status", "report"}:  # sppnet itself starts `rank`; the other two only read files
         return
     if job.inside_slurm():  # srun sets the tasks' ranks; torch's variables come from the shell that submitted the job
         _unset(*TORCH)
@@ -44,17 +44,17 @@ def clear_inherited_ranks(command: str) -> None:
     for launcher, count in counts.items():
         raise UserError(
             f"{launcher} has started {count} processes of this command, but sppnet starts the processes of a run"
-            f" itself: start one (srun --ntasks=1, no torchrun) with trainer.devices={count}, or submit a job with"
-            " launch=slurm"
+            f" itself: start a single process (srun --ntasks=1, no torchrun) with trainer.devices={count}, or submit a"
+            " job with launch=slurm"
         )
     _unset(*TORCH, *ADDRESS, *SLURM, *LSF)
 
 
 def check_world_size(cfg: Mapping[str, Any]) -> None:
-    """Compare the number of processes in the environment with the one that `cfg` describes.
+    """Check that the environment and `cfg` specify the same number of processes.
 
     Raises:
-        UserError: they differ.
+        UserError: the numbers differ.
     """
     required, inside_slurm = world_size(cfg), job.inside_slurm()
     key = "SLURM_STEP_NUM_TASKS" if inside_slurm else "WORLD_SIZE"
@@ -63,12 +63,12 @@ def check_world_size(cfg: Mapping[str, Any]) -> None:
         _unset("WORLD_SIZE")
         return
     shape = f"trainer.devices={cfg['trainer']['devices']} and trainer.num_nodes={cfg['trainer']['num_nodes']}"
-    fix = "leave nodes and tasks to launch=slurm" if inside_slurm else f"type trainer.devices={count}, or unset it"
-    raise UserError(f"{key}={count} in the environment, but {shape} make {required}: {fix}")
+    fix = "let launch=slurm set nodes and tasks" if inside_slurm else f"set trainer.devices={count} or unset WORLD_SIZE"
+    raise UserError(f"{key}={count} in the environment, but {shape} require {required} process(es): {fix}")
 
 
 def _count(key: str) -> int:
-    """The number of processes in an environment variable; 1 if there is none."""
+    """The number of processes that an environment variable states; 1 if it is unset or is not a number."""
     text = os.environ.get(key, "")
     return int(text) if text.isdecimal() else 1
 

@@ -1,4 +1,4 @@
-"""A test result as printed lines: the run directory and one line per test size."""
+"""Formats and prints a test result: the run directory and one line per test size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sppnet.runs.run_directory import Run
 
 
 def result_lines(record: Mapping[str, Any]) -> list[str]:
-    """One line of metrics at the first test size; with several sizes, one more line for each.
+    """One line with the metrics at the first test size. If there are several sizes, one more line for each of them.
 
     Args:
-        record: of the test, as stored in `RUN/tests`.
+        record: the record of the test, as stored in `RUN/tests`.
     """
     sizes: dict[str, list[str]] = {}
     for key, value in record["metrics"].items():

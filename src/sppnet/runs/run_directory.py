@@ -1,8 +1,8 @@
-"""The run directory: its layout, its lock, its status and the results stored in it.
+"""The run directory: its layout, its lock, its status and the results stored in it. Does not import torch.
 
 All state of a run is in its directory (`config.yaml`, `status.json`, `metrics.jsonl`, `summary.json`, `tests/`,
-`provenance.json`, `checkpoints/`); loggers only mirror it. Commands validate, lock, then create, so a mistake leaves
-nothing behind. Does not import torch.
+`provenance.json`, `checkpoints/`); loggers only mirror it. Commands validate the configuration before they lock the
+directory and create files, so a user's mistake leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sppnet.errors import UserError
 from sppnet.runs.provenance import provenance
 from sppnet.storage.files import LockHeldError, file_lock, is_locked, read_record, write_json, write_text
 
-FAILED_RANK = "failed_rank.txt"  # in a run directory: the error of a task other than the first, which ended the run
+FAILED_RANK = "failed_rank.txt"  # in a run directory: the error with which a rank above 0 ended the run
 State = Literal["queued", "running", "done", "failed", "preempted"]
 
 
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def hash(self) -> str:
-        """The hash of the run's identity, from the directory's name."""
+        """The hash of the run's identity, taken from the directory's name."""
         return self.path.name.rsplit("-", 1)[-1]
 
     @property
@@ -56,43 +56,43 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`; empty if there is none."""
+        """The contents of `status.json`; empty if the file is missing or unreadable."""
         return read_record(self.path / "status.json")
 
     @property
     def done(self) -> bool:
-        """Whether training and its test have finished and the best weights are there."""
+        """Whether training and the test have finished and `best.ckpt` exists."""
         return self.status.get("state") == "done" and self.best.is_file()
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The content of `summary.json`: metrics and totals of a finished run."""
+        """The contents of `summary.json`: the metrics and totals of a finished run."""
         return read_record(self.path / "summary.json")
 
     def test_file(self, test: str) -> Path:
-        """Path of the record of the test with this hash."""
+        """The path of the record of the test with the hash `test`."""
         return self.path / "tests" / f"{test}.json"
 
     def result(self, test: str) -> dict[str, Any] | None:
-        """The record of the test with this hash; None if it does not exist or is incomplete."""
+        """The record of the test with the hash `test`; None if it does not exist or is incomplete."""
         record = read_record(self.test_file(test))
         complete = all(isinstance(record.get(key), dict) and record[key] for key in ("metrics", "identity"))
         return record if complete else None
 
     def write_status(self, state: State, reason: str | None = None, **progress: Any) -> None:
-        """Write `status.json`; fields that are not passed (step, steps, epoch, ...) keep their value."""
+        """Write `status.json`. Progress fields that are not passed (step, steps, epoch, ...) keep their values."""
         previous = {key: value for key, value in self.status.items() if key not in {"state", "reason"}}
         process = {"host": socket.gethostname(), "pid": os.getpid(), "updated": _now()}
         write_json(self.path / "status.json", {"state": state, "reason": reason} | previous | process | progress)
 
     def begin(self, cfg: Mapping[str, Any], overrides: list[str], identity: Mapping[str, Any]) -> None:
-        """Write configuration, overrides and provenance; called with the lock held, at every start of the run."""
-        for temporary in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):  # of a killed process
+        """Write the configuration, overrides and provenance. Called at every start of the run, with the lock held."""
+        for temporary in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):  # left by a killed process
             temporary.unlink(missing_ok=True)
         (self.path / FAILED_RANK).unlink(missing_ok=True)
         (self.path / "checkpoints").mkdir(exist_ok=True)
         (self.path / "tests").mkdir(exist_ok=True)
-        lasting = [line for line in overrides if not line.startswith("force=")]  # force is for this start alone
+        lasting = [line for line in overrides if not line.startswith("force=")]  # force applies only to this start
         write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in lasting))
         write_text(
             self.path / "config.yaml",
@@ -104,26 +104,26 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the directory, which is created if it does not exist.
+        """Hold the lock of the directory; create the directory if it does not exist.
 
         Raises:
-            UserError: another process holds the lock, the directory is not writable, or its file system has no locks.
+            UserError: another process holds the lock, the directory is not writable, or its file system lacks locks.
         """
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(file_lock(self.path / "lock", wait=False))
             except LockHeldError as holder:
-                raise UserError(f"{self.path} is in use by {holder}; a run has one process at a time") from None
+                raise UserError(f"{self.path} is in use by {holder}; only one command can use it at a time") from None
             except OSError as error:
-                raise UserError(f"cannot write to the run directory {self.path}: {error.strerror}") from None
+                raise UserError(f"{self.path}: cannot write to this run directory ({error.strerror})") from None
             yield
 
     def held(self) -> bool:
-        """Whether a process holds the lock now."""
+        """Whether a process currently holds the lock."""
         return is_locked(self.path / "lock")
 
     def clear(self) -> None:
-        """Delete everything but the lock; called with the lock held."""
+        """Delete everything in the directory except the lock file. Called with the lock held."""
         for entry in self.path.iterdir():
             if entry.name == "lock":
                 continue

@@ -13,18 +13,18 @@ from sppnet.storage.files import read_json
 
 
 def slurm_fields() -> dict[str, Any]:
-    """`slurm` (the job's name and how often it was restarted) and `note`; both None outside a job."""
+    """`slurm` (the job's name and restart count) and `note` (code changes since submission); None outside a job."""
     if not inside_slurm():
         return {"slurm": None, "note": None}
     return {"slurm": {"job": name(), "restarts": restarts()}, "note": _changed_code_note()}
 
 
 def _changed_code_note() -> str | None:
-    """How the code differs from the code at submission."""
+    """How the code differs from the code at submission; None if it does not."""
     submission = read_json(Path(os.environ["SPPNET_SUBMISSION"]) / "submission.json") or {}
     if submission.get("code_digest") in {None, digest(code_state())}:
         return None
     before, now = submission["code"]["commit"], code_state()["commit"]
     if before == now:
-        return f"ran commit {str(now)[:10]} with other uncommitted changes than at submission"
-    return f"ran commit {str(now)[:10]}, submitted at {str(before)[:10]}"
+        return f"ran commit {str(now)[:10]} with uncommitted changes that differ from those at submission"
+    return f"ran commit {str(now)[:10]}, but was submitted at commit {str(before)[:10]}"

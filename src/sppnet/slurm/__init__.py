@@ -1,3 +1,6 @@
-"""SLURM: `sbatch_script.py` writes the script of a job array; `job.py` runs inside a job (rank, signals, requeueing);
-`queue.py` asks for job states from outside.
+"""SLURM support.
+
+- `sbatch_script.py` builds the script of a job array.
+- `job.py` handles rank, signals and requeueing inside a job.
+- `queue.py` queries the states of jobs from outside.
 """

@@ -1,11 +1,12 @@
-"""Inside a SLURM job: its name and rank, what a signal means, and requeueing.
+"""The SLURM job that this process belongs to: its name, rank, signals and requeueing.
 
-This module imports next to nothing, because a signal that arrives before `install_signal_handlers` ends the process.
+This module has few imports, so that `install_signal_handlers` can be called early. Until then, SIGUSR2 and SIGTERM
+end the process.
 
-- USR2 comes before the time limit (`warning` of `launch=slurm`) and, on some clusters, before preemption. The job
-  saves, asks to be requeued and ends.
-- TERM comes before a cancellation or a preemption. SLURM requeues a preempted job by itself, but only if the job is
-  still running at the end of its grace time; so the job saves and continues until it is killed.
+- SIGUSR2 arrives before the time limit (the option `warning` of `launch=slurm` sets how many seconds before) and, on
+  some clusters, before a preemption. The job saves a checkpoint, asks SLURM to requeue it and ends.
+- SIGTERM arrives before a cancellation or a preemption. SLURM requeues a preempted job itself, but only if the job is
+  still running at the end of its grace time. The job therefore saves a checkpoint and continues until it is killed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from sppnet.slurm.queue import run_slurm_command
 
 WARNING = signal.SIGUSR2
 
-pending_signals: list[int] = []  # received before training could act on them
-training_finished = False  # only the test remains
+pending_signals: list[int] = []  # signals received before training can handle them
+training_finished = False  # if True, only the test remains
 
 
 def inside_slurm() -> bool:
@@ -28,41 +29,41 @@ def inside_slurm() -> bool:
 
 
 def rank() -> int:
-    """This task's number within the job; 0 outside a job."""
+    """The rank of this task within the job; 0 outside a job."""
     return int(os.environ.get("SLURM_PROCID", 0)) if inside_slurm() else 0
 
 
 def restarts() -> int:
-    """How often SLURM has restarted this job. After a restart, `force` no longer applies: the new run has begun."""
+    """How often SLURM has restarted this job. `force` applies only to the first start; a restart resumes the run."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) if inside_slurm() else 0
 
 
 def name() -> str:
-    """`ARRAY_INDEX`, SLURM's name of this job. (SLURM_JOB_ID of an array element may name the whole array.)"""
+    """SLURM's name for this job, such as `12_3`. (In a job array, SLURM_JOB_ID may be the ID of the whole array.)"""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
 def install_signal_handlers() -> None:
-    """Record signals from now on. During training, `sppnet.training.checkpointing` takes over."""
+    """Handle SIGUSR2 and SIGTERM in a SLURM job until `sppnet.training.checkpointing` installs its own handlers."""
     if inside_slurm():
         signal.signal(WARNING, _on_warning)
         signal.signal(signal.SIGTERM, _on_term)
 
 
 def still_running() -> bool:
-    """After TERM: True if the job is within its grace time, False if SLURM is ending it."""
+    """Whether the job may continue after SIGTERM: true within its grace time, false if SLURM is ending it."""
     status, out, _ = run_slurm_command(["squeue", "--noheader", "--format=%T", f"--jobs={name()}"])
     return status == 0 and out == "RUNNING"
 
 
 def requeue() -> str | None:
-    """Ask SLURM to requeue this job once it has ended; returns the reason if SLURM refuses."""
+    """Ask SLURM to requeue this job once it has ended; return the reason if SLURM refuses, else None."""
     status, _, error = run_slurm_command(["scontrol", "requeue", name()])
     return None if status == 0 else error.splitlines()[-1] if error else f"scontrol requeue: {status}"
 
 
 def requeue_on_warning() -> None:
-    """Requeue on a warning from now on, and on one that has already come: a test has no state to save first."""
+    """Requeue when the warning arrives, or now if it already has. Called before a test, which has no state to save."""
     global training_finished
     training_finished = True
     if WARNING in pending_signals and rank() == 0:

@@ -1,4 +1,4 @@
-"""Asks SLURM for the states of jobs. Does not import torch."""
+"""Queries SLURM for the states of jobs. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-NUMBER_FILE = "number.txt"  # in a submission's folder: the output of sbatch
-MAX_AGE = 2.0  # seconds for which an answer of squeue is cached; one of sacct 30 times as long
+NUMBER_FILE = "number.txt"  # in a submission's folder: the output of sbatch, with the job ID
+MAX_AGE = 2.0  # seconds for which the output of squeue is cached; the output of sacct is cached for 30 times as long
 
-_queued: tuple[float, dict[str, str] | None] = (-MAX_AGE, None)  # time of the answer, states by job
-_finished: dict[str, tuple[float, dict[str, str]]] = {}  # the same, for each array that squeue no longer lists
+_queued: tuple[float, dict[str, str] | None] = (-MAX_AGE, None)  # the time of the squeue query, and the job states
+_finished: dict[str, tuple[float, dict[str, str]]] = {}  # by array: the time of the sacct query, and the job states
 
 
 def job_states() -> dict[str, str] | None:
-    """State of every job in the queue, with the reason if it is waiting; None if SLURM does not answer.
+    """The state of every job in the queue, with SLURM's reason if it gives one; None if SLURM does not answer.
 
-    Keys are `ARRAY_INDEX` or `JOB`.
+    The keys are job names such as `12_3` (element 3 of array 12) or `12` (a job outside an array).
     """
     global _queued
     if time.monotonic() - _queued[0] > MAX_AGE:
@@ -33,10 +33,10 @@ def clear_cached_states() -> None:
 
 
 def job_state(job: str) -> str | None:
-    """State of one job by the queue, or by the accounting, which remembers longer.
+    """Look up the state of a job in the queue, and then in the accounting database, which keeps jobs for longer.
 
     Returns:
-        "" if both have forgotten the job, None if SLURM does not answer.
+        The state; "" if neither knows the job, None if SLURM does not answer.
     """
     states = job_states()
     if states is None or job in states:
@@ -48,18 +48,20 @@ def job_state(job: str) -> str | None:
 
 
 def job_number(folder: Path) -> str:
-    """The job number of the submission in `folder`; "" if it was never submitted."""
+    """The job ID of the submission in `folder`; "" if nothing was submitted."""
     with contextlib.suppress(OSError):
-        return (folder / NUMBER_FILE).read_text(encoding="utf-8").strip().split(";")[0]  # "NUMBER;CLUSTER"
+        return (folder / NUMBER_FILE).read_text(encoding="utf-8").strip().split(";")[0]  # "ID" or "ID;CLUSTER"
     return ""
 
 
 def run_slurm_command(command: Sequence[str], into: Path | None = None) -> tuple[int, str, str]:
-    """Run a SLURM command and return exit code, output and errors; exit code 127 if the command does not exist.
+    """Run a SLURM command; return its exit code, standard output and standard error.
+
+    The exit code is 127 if the command does not exist, and 126 if it cannot be run or times out.
 
     Args:
         command: the command line.
-        into: a file for the output; the command then survives the end of this process and its terminal.
+        into: a file for the output. If it is given, the command survives the end of this process and its terminal.
     """
     try:
         if into:
@@ -70,7 +72,7 @@ def run_slurm_command(command: Sequence[str], into: Path | None = None) -> tuple
             return done.returncode, "", done.stderr.strip()
         done = subprocess.run(list(command), capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
-        return 127, "", f"{command[0]} is not there: this machine is not part of a SLURM cluster"
+        return 127, "", f"{command[0]} not found: this machine is not part of a SLURM cluster"
     except (OSError, subprocess.TimeoutExpired) as error:
         return 126, "", str(error)
     return done.returncode, done.stdout.strip(), done.stderr.strip()
@@ -88,9 +90,9 @@ def _ask_queue() -> dict[str, str] | None:
 
 
 def _ask_accounting(array: str) -> dict[str, str]:
-    """The last state of every job of an array."""
+    """The last recorded state of each job of an array."""
     command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--jobs={array}"]
-    code, out, _ = run_slurm_command([*command, "--array"])  # one line per job, also of jobs cancelled while waiting
+    code, out, _ = run_slurm_command([*command, "--array"])  # one line per job, even for jobs cancelled while pending
     if code:
-        code, out, _ = run_slurm_command(command)  # older SLURM has no --array
+        code, out, _ = run_slurm_command(command)  # older versions of sacct have no --array
     return dict(line.split("|", 1) for line in out.splitlines() if "|" in line) if code == 0 else {}

@@ -1,4 +1,4 @@
-"""The text of the script that `sbatch` gets: `#SBATCH` lines, then a command per element of the job array."""
+"""Builds the script for `sbatch`: `#SBATCH` lines, followed by the commands of each element of the job array."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def build_script(
     commands: Sequence[Sequence[Sequence[str]]],
     environment: Mapping[str, str],
 ) -> str:
-    """A bash script for one array of jobs.
+    """Build the bash script of a job array.
 
     Args:
-        folder: gets the logs of the jobs, one file per element.
+        folder: the folder for the logs, one file per array element.
         options: the options of `launch=slurm`.
-        shape: nodes, and tasks per node.
-        commands: for each element of the array, the command lines that run one after the other.
-        environment: set for the jobs, because sites differ in what sbatch passes on.
+        shape: the number of nodes and the number of tasks per node.
+        commands: for each array element, the command lines that it runs one after another.
+        environment: the variables that the script exports, because clusters differ in which variables sbatch passes on.
     """
     nodes, tasks = shape
     directives = {
@@ -50,13 +50,16 @@ def build_script(
     lines += ['run() { srun --kill-on-bad-exit=1 "$@" || status=$?; }', "case $SLURM_ARRAY_TASK_ID in"]
     for index, command_lines in enumerate(commands):
         lines += [f"{index})", *(f"  run {shlex.join(command_line)}" for command_line in command_lines), "  ;;"]
-    lines += ["esac", f"if [ $status -eq {128 + WARNING} ]; then  # warned before the program could listen"]
+    lines += ["esac", f"if [ $status -eq {128 + WARNING} ]; then  # warned before the signal handler was installed"]
     lines += ["  scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "fi", "exit $status"]
     return "\n".join(lines) + "\n"
 
 
 def _directive(key: str, value: object) -> str:
-    """A `#SBATCH` line in sbatch's syntax: True is a flag without a value, a value with blanks is quoted."""
+    """Format an option as a `#SBATCH` line.
+
+    True makes a flag without a value. Values with spaces or special characters are quoted.
+    """
     if value is True:
         return f"#SBATCH --{key}"
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')

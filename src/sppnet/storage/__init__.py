@@ -1,1 +1,1 @@
-"""Files on disk: `files.py` writes atomically and locks; `tensors.py` reads tensor files without executing anything."""
+"""Files on disk: `files.py` has atomic writes and locks; `tensors.py` reads tensor files without executing anything."""

@@ -15,15 +15,16 @@ from typing import IO, Any, BinaryIO
 
 from sppnet.errors import UserError, notice
 
-NAME_BYTES = 100  # a temporary file repeats this much of the target's name; all of it could exceed the legal length
+NAME_BYTES = 100  # bytes of its target's name in a temporary file's name, which could be too long with the whole name
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` that replaces `path` at the end of the block; text is UTF-8.
+    """Open a temporary file beside `path`; at the end of the block, it replaces `path`. Text is written as UTF-8.
 
-    File and folder are synced: after a crash, a power cut or on a full disk, `path` holds all of the new content or all
-    of the old. An exception leaves `path` as it was. A killed process leaves a temporary file (`remove_temporary`).
+    The file and its folder are synced: after a crash or a power cut, or if the disk is full, `path` holds either all of
+    the new content or all of the old. An exception leaves `path` as it was. A killed process leaves a temporary file
+    behind (see `remove_temporary`).
     """
     temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(8)}.tmp")
     try:
@@ -38,14 +39,18 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def remove_temporary(path: Path) -> None:
-    """Delete the temporary files of killed writers of `path`. The caller makes sure that no process writes it now."""
+    """Delete temporary files that killed writers of `path` left behind.
+
+    The caller must make sure that no process is writing `path`.
+    """
     for temporary in path.parent.glob("*.tmp"):
         if temporary.name.startswith(_temporary_prefix(path)):
             temporary.unlink(missing_ok=True)
 
 
 def _temporary_prefix(path: Path) -> str:
-    beginning = os.fsencode(path.name)[:NAME_BYTES].decode("utf-8", "ignore")  # drops a character cut in half
+    # If the cut splits the bytes of a character, "ignore" drops that character.
+    beginning = os.fsencode(path.name)[:NAME_BYTES].decode("utf-8", "ignore")
     return f".{beginning}."
 
 
@@ -68,7 +73,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None if the file does not exist, or is not readable JSON."""
+    """The content of a JSON file; None if the file does not exist or is not readable JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -76,7 +81,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty if there is none."""
+    """The mapping in a JSON file; empty if the file does not hold one."""
     value = read_json(path)
     return value if isinstance(value, dict) else {}
 
@@ -87,19 +92,21 @@ class LockHeldError(Exception):
 
 @contextlib.contextmanager
 def file_lock(path: Path, waiting: str = "", wait: bool = True) -> Iterator[None]:
-    """Hold the lock file `path` against all processes on all machines; the file and its folder are created.
+    """Hold an exclusive lock on the file `path` across processes and machines. Create the file and its folder.
 
-    A POSIX record lock belongs to this process alone, and the kernel releases it however the process ends. A lock by
-    `flock` would live on in DataLoader workers, which outlive a killed run by some seconds, and block its restart.
+    A POSIX record lock belongs only to this process, and the kernel releases it however the process ends. A lock taken
+    with `flock` would be inherited by DataLoader workers, which outlive a killed run by some seconds, and would block
+    the run's restart.
 
     Args:
         path: the lock file.
-        waiting: a notice for the user if the lock has to be waited for.
-        wait: whether to wait for another process. If not, the file names this process while it holds the lock.
+        waiting: the notice to print if another process holds the lock and this one has to wait; empty for no notice.
+        wait: whether to wait until the lock is free. If `wait` is false, the process ID and machine of
+            the holder are written to the lock file.
 
     Raises:
         LockHeldError: another process holds the lock, and `wait` is false.
-        UserError: the file system has no locks.
+        UserError: the file system does not support locks.
         OSError: the folder or the file cannot be created.
     """
     created = [parent for parent in (path, *path.parents) if not parent.exists()]
@@ -118,15 +125,15 @@ def file_lock(path: Path, waiting: str = "", wait: bool = True) -> Iterator[None
         except OSError as error:
             _remove_empty(created)
             raise UserError(
-                f"{path.parent} cannot be locked ({error.strerror}), so two processes could write to it at once: choose"
-                " paths.runs and paths.cache on a file system with POSIX locks, or mount this one with them (NFS"
-                " without nolock, Lustre with flock)"
+                f"{path.parent} cannot be locked ({error.strerror}), so two processes could write to it at once; set"
+                " paths.runs and paths.cache to folders on a file system with POSIX locks, or mount this one with locks"
+                " enabled (NFS without nolock, Lustre with flock)"
             ) from None
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock file `path`; also True if the file system does not say."""
+    """Whether another process holds the lock file `path`; also True if the file system cannot tell."""
     try:
         with path.open("rb") as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -149,7 +156,8 @@ def _lock(file: BinaryIO, waiting: str) -> None:
 
 
 def _lock_now(file: BinaryIO, tries: int = 5) -> None:
-    for tries_left in reversed(range(tries)):  # `is_locked` in another process holds the lock for an instant
+    # Try several times, because `is_locked` in another process also holds the lock for an instant.
+    for tries_left in reversed(range(tries)):
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -165,7 +173,7 @@ def _lock_now(file: BinaryIO, tries: int = 5) -> None:
 
 
 def _remove_empty(created: Sequence[Path]) -> None:
-    """Delete files and folders that are empty, the innermost first."""
+    """Delete the file and the folders that `file_lock` created, innermost first. Folders that are not empty stay."""
     for path in created:
         with contextlib.suppress(OSError):
             path.rmdir() if path.is_dir() else path.unlink()

@@ -1,4 +1,4 @@
-"""Paths that a user names in a configuration key."""
+"""Paths that a user gives in a configuration key."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sppnet.errors import UserError
 
 
 def expand_path(key: str, value: str | os.PathLike[str]) -> Path:
-    """Expand `~` in the path `key=value`; whether a file exists there is left to the caller.
+    """Expand `~` in the path `key=value`. The caller checks whether a file exists there.
 
     Raises:
-        UserError: the file system cannot tell whether the path exists (no permission, name too long), or no user has
-            the home directory that it begins with.
+        UserError: the file system cannot tell whether the path exists (no permission, name too long), or the
+            path begins with the home directory of an unknown user.
     """
     try:
         path = Path(value).expanduser()

@@ -15,31 +15,31 @@ import torch
 
 from sppnet.errors import UserError, notice
 
-FOLDER = 0x10  # zip attribute; torch reads such a record as empty, whatever its checksum
+FOLDER = 0x10  # the zip attribute that marks a folder; torch reads such a record as empty, whatever its checksum is
 
 
 def read_tensor_file(path: Path, key: str) -> Any:
-    """Load the tensors and plain data that `torch.save` wrote to `path`, on the CPU.
+    """Load the tensors (onto the CPU) and plain data that `torch.save` wrote to `path`.
 
     Args:
         path: the file.
-        key: the configuration key that names the file, for messages.
+        key: the configuration key that names the file, used in messages.
 
     Raises:
-        UserError: the file does not exist, is damaged (a checksum differs, for example) or was not written by torch; or
-            it holds pickled objects, which are not executed.
+        UserError: the file does not exist, is damaged (for example, a checksum differs), was not written by torch, or
+            holds pickled objects, which are never executed.
     """
     try:
         checked = _matches_checksums(path)
-        with warnings.catch_warnings(action="ignore"):  # torch's guesses about foreign files
+        with warnings.catch_warnings(action="ignore"):  # torch's guesses about files that it did not write
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{key}={path}: {error.strerror}") from None
     except UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) `?([\w.]+)", str(error))
         problem = f"holds a pickled object ({named[1]}), which is never executed" if named else "is not a tensor file"
-        raise UserError(f"{key}={path} {problem}; allowed are tensors and plain data from torch.save") from error
-    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise UserError(f"{key}={path} {problem}; only tensors and plain data from torch.save are allowed") from error
+    except Exception as error:  # a damaged file can cause any error in torch's reader
         raise UserError(f"{key}={path} {_reason(error)}") from error
     if not checked:
         _warn_unchecked(path, key)
@@ -47,12 +47,13 @@ def read_tensor_file(path: Path, key: str) -> Any:
 
 
 def check_download(path: Path, key: str) -> None:
-    """Verify a downloaded weights file by its checksums, or by the beginning of its SHA-256 in its name.
+    """Verify a downloaded weights file by its checksums or, if it has none, by the hash in its name.
 
-    Torchvision names its files like `vgg16-397923af.pth`; torch compares the name only right after the download.
+    Torchvision's file names, such as `vgg16-397923af.pth`, contain the beginning of the file's SHA-256. Torch checks
+    this hash only right after the download.
 
     Raises:
-        UserError: the file is not what was downloaded.
+        UserError: the file does not match its checksums or, if it has none, the hash in its name.
     """
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
     try:
@@ -64,17 +65,17 @@ def check_download(path: Path, key: str) -> None:
 
 
 def _matches_checksums(path: Path) -> bool:
-    """Verify the CRC-32 of every record of a zip archive; torch writes them but does not compare them.
+    """Verify the CRC-32 of every record in a zip archive. Torch writes these checksums but does not check them.
 
     Returns:
-        False if there is nothing to compare with: files from before torch 1.6 are not archives, and
-        `torch.serialization.set_crc32_options(False)` writes zeros.
+        True if all checksums match; False if there are none. Versions of torch before 1.6 do not write zip archives,
+        and after `torch.serialization.set_crc32_options(False)`, torch writes zeros instead of checksums.
 
     Raises:
-        zipfile.BadZipFile: a record differs from its checksum, or the archive is truncated.
+        zipfile.BadZipFile: a record does not match its checksum, or the archive is truncated.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # how torch tells the two formats apart
+        if file.read(4) != b"PK\x03\x04":  # not a zip archive; torch goes by these bytes, too
             return False
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
@@ -82,7 +83,7 @@ def _matches_checksums(path: Path) -> bool:
                 return False
             damaged = next((record.filename for record in records if record.external_attr & FOLDER), None)
             if damaged := damaged or archive.testzip():
-                raise zipfile.BadZipFile(f"record {damaged} differs from its checksum")
+                raise zipfile.BadZipFile(f"record {damaged} does not match its checksum")
     return True
 
 
@@ -93,10 +94,10 @@ def _sha256(path: Path) -> str:
 
 @functools.cache
 def _warn_unchecked(path: Path, key: str) -> None:
-    notice(f"{key}={path} was written without checksums: damage to its values cannot be detected")
+    notice(f"{key}={path} was written without checksums, so damage to its values cannot be detected")
 
 
 def _reason(error: Exception) -> str:
-    """The message of torch's reader up to its advice; a message that is a bare byte number is dropped."""
+    """Why torch's reader failed: its message without the advice at the end. A single word or number is left out."""
     message = re.split(r"\n|\. This is an internal|\. In PyTorch|\.\s+\(Could this", str(error))[0]
-    return f"cannot be read, is damaged or not a tensor file{f': {message}' if ' ' in message else ''}"
+    return f"cannot be read; it is damaged or not a tensor file{f': {message}' if ' ' in message else ''}"

@@ -1,7 +1,7 @@
-"""Assigns the GPUs of this machine to the jobs of a sweep. Imports no torch.
+"""Assigns the GPUs of this machine to the jobs of a sweep. Does not import torch.
 
-A process numbers the GPUs in `CUDA_VISIBLE_DEVICES` from 0. A job with one entry of that variable therefore runs as it
-would on a machine with one GPU, and the pool hands out entries of the variable.
+A process numbers the GPUs in `CUDA_VISIBLE_DEVICES` from 0. A job with a single entry in that variable therefore runs
+as it would on a machine with one GPU. The pool assigns entries of the variable to jobs.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def visible_gpus() -> list[str]:
         is_index = entry.isdecimal()
         is_uuid = entry.startswith(("GPU-", "MIG-"))
         if not (is_index or is_uuid) or (is_index and installed and int(entry) >= len(installed)):
-            break  # CUDA ignores the first invalid entry (-1, or SLURM's NoDevFiles) and all that follow
+            break  # CUDA ignores the first invalid entry (-1, or SLURM's NoDevFiles) and all entries after it
         entries.append(entry)
     return entries
 
 
 def _installed_gpus() -> list[str]:
-    """The driver's list: indexes, or UUIDs if any card is split by MIG, since MIG devices have no index."""
+    """The GPUs that the driver lists: their indexes or, if MIG splits any card, UUIDs (MIG devices have no index)."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
-    cards: list[list[str]] = []  # per card: its own UUID, then those of its MIG devices
+    cards: list[list[str]] = []  # per card: its own UUID, then the UUIDs of its MIG devices
     for line in listing.stdout.splitlines():
         uuid = re.search(r"\(UUID: (\S+)\)", line)
         if uuid and line.startswith("GPU "):
@@ -52,7 +52,7 @@ def _installed_gpus() -> list[str]:
 
 
 def requested_gpus(trainer: Mapping[str, Any]) -> int | list[int]:
-    """The number of GPUs that a job takes on one machine, or their indexes; 0 if its accelerator is not a GPU."""
+    """The number of GPUs that a job needs on one machine, or their indexes; 0 if its accelerator is not a GPU."""
     if trainer["accelerator"] not in {"auto", "gpu", "cuda"}:
         return 0
     devices = trainer["devices"]
@@ -60,14 +60,14 @@ def requested_gpus(trainer: Mapping[str, Any]) -> int | list[int]:
 
 
 class GpuPool:
-    """GPUs with the number of jobs on each.
+    """A pool of GPUs that counts the jobs on each GPU.
 
-    A job that needs several GPUs, or particular ones, waits until they are free. Jobs behind it wait too, so that it
-    gets its turn.
+    A job waits until the GPUs that it needs are free. Later jobs wait behind it, so that a job that needs several GPUs,
+    or specific ones, gets its turn.
 
     Args:
-        entries: entries of `CUDA_VISIBLE_DEVICES`; empty on a machine without GPUs, where every job starts at once.
-        shared: lets several jobs share a GPU; no job waits.
+        entries: the entries of `CUDA_VISIBLE_DEVICES`; if empty, every job starts at once.
+        shared: if true, several jobs may share a GPU, and no job waits.
     """
 
     def __init__(self, entries: list[str], shared: bool = False) -> None:
@@ -77,14 +77,14 @@ class GpuPool:
 
     @contextlib.contextmanager
     def reserve(self, request: int | list[int], stopped: Callable[[], bool]) -> Iterator[dict[str, str]]:
-        """Hold GPUs for a job; yields the environment variables for its process.
+        """Reserve GPUs for a job and yield the environment variables for its process.
 
-        A job that requests indexes (`trainer.devices=[0,2]`) still sees all GPUs: hiding some would shift the indexes.
-        A job that requests more GPUs than exist sees all and reports the error itself.
+        A job that requests indexes (`trainer.devices=[0,2]`) still sees all GPUs, because hiding some would shift the
+        indexes. A job that requests more GPUs than exist sees all of them and reports the error itself.
 
         Args:
             request: the number of GPUs, or their indexes.
-            stopped: returns whether to give up waiting.
+            stopped: a function that returns whether to stop waiting.
         """
         if not self.entries or (isinstance(request, int) and request > len(self.entries)):
             yield {}

@@ -1,6 +1,6 @@
-"""The base of both Hydra launchers: builds the jobs of a sweep from the sweeper's overrides.
+"""The base class of both Hydra launchers, which builds the jobs of a sweep from the sweeper's overrides.
 
-Hydra imports this module with the plugins at every start, so heavy imports wait until a sweep begins.
+Hydra imports this module along with the plugins at every start, so heavy imports are inside functions.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class SweepLauncher(Launcher):
-    """Turns each list of overrides into a `SweepJob`; subclasses decide how the jobs run (`sweep`)."""
+    """Builds a `SweepJob` from each list of overrides; the `sweep` method of a subclass runs the jobs."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Store the context. The task function is not called: each job is a process that calls its own."""
+        """Store the context. The task function is not called, because each job runs in a process of its own."""
         self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, command: str, jobs: list[SweepJob]) -> Sweep:
@@ -32,10 +32,10 @@ class SweepLauncher(Launcher):
         raise NotImplementedError
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs; a failed job ends the sweep only after the last job (see `Sweep.run`).
+        """Run all jobs; a failed job does not stop the others (see `Sweep.run`).
 
         Raises:
-            UserError: the sweep spans several studies, or an axis holds an parse_value number where a text is expected.
+            UserError: the sweep spans several studies, or an axis contains a number where a string is expected.
         """
         from sppnet.studies.sweep import SweepJob
 
@@ -47,7 +47,7 @@ class SweepLauncher(Launcher):
         }
         if len(experiments) > 1:
             raise UserError(
-                f"{', '.join(sorted(experiments))}: a sweep is of one study; start them one after the other"
+                f"{', '.join(sorted(experiments))}: a sweep can run only one study; start a separate sweep for each"
             )
         setup_globals()
         load, rows = self.hydra_context.config_loader.load_sweep_config, self._listed_rows()
@@ -64,29 +64,33 @@ class SweepLauncher(Launcher):
         return returns
 
     def _listed_rows(self) -> dict[tuple[str, ...], str]:
-        """The listed row of each job, by the job's sorted overrides.
+        """The name of each job's listed row, by the job's sorted overrides.
 
-        The sweeper passes overrides alone, and a typed override can replace the ones that identify the row.
+        The rows are expanded a second time here, because the sweeper passes only overrides to the launcher, and a typed
+        override can replace one that would identify the row.
         """
         from sppnet.config.overrides import expand
 
         node = self.config.hydra.sweeper
         if not node.get("rows"):
             return {}
-        typed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)  # as the sweeper has them
+        typed = OmegaConf.to_container(
+            self.config.hydra.overrides.task, resolve=False
+        )  # the overrides that the sweeper gets
         assert isinstance(typed, list)
         expanded = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
         return {tuple(sorted(job.overrides)): job.row for job in expanded}
 
 
 def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:
-    """Refuse an axis that YAML has already turned into a number: 2024_05 arrives here as 202405.
+    """Refuse a number as the value of a string option, because YAML has already changed it (2024_05 to 202405).
 
-    Only `hydra.sweeper.params` in a file can contain one: `config/overrides.py` quotes typed overrides.
+    Only `hydra.sweeper.params` in a file can contain such a number, because sppnet quotes such values in typed
+    overrides.
     """
     for override in overrides:
         key = override.partition("=")[0].lstrip("+")
         if key in TEXTS and quote_names(override) != override:
             raise UserError(
-                f"{override} is a number in hydra.sweeper.params; there quote the text: {quote_names(override)}"
+                f"{override}: hydra.sweeper.params must give this key a string; quote it, as in {quote_names(override)}"
             )

@@ -1,6 +1,6 @@
 """Runs a sweep on this machine: one process per job, n at a time, each with its own cores and GPUs.
 
-The launcher leaves the number of threads alone: `trainer.threads` is part of a run's identity.
+The launcher does not change the number of threads, because `trainer.threads` is part of a run's identity.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sppnet.runs.run_directory import Run
 from sppnet.studies.gpus import GpuPool, requested_gpus, visible_gpus
 from sppnet.studies.sweep import Sweep, SweepJob
 
-OUTCOMES = {0: "done", 2: "refused"}  # by exit code; any other is a failure
+OUTCOMES = {0: "done", 2: "refused"}  # the outcome by exit code; any other code is a failure
 
 
 class LocalSweep(Sweep):
@@ -33,13 +33,13 @@ class LocalSweep(Sweep):
     Args:
         command: the `sppnet` command of all jobs.
         jobs: the jobs of the sweep.
-        n: how many jobs run at a time. None: as many as can have their own GPUs, or two if no job uses a GPU. With 1,
-            every job sees all GPUs.
+        n: the number of jobs that run at a time. None runs as many as can have their own GPUs, or two if no job uses
+            a GPU. With 1, every job sees all GPUs.
     """
 
     def __init__(self, command: str, jobs: list[SweepJob], n: int | None) -> None:
         if n is not None and n < 1:
-            raise UserError(f"hydra.launcher.n={n} is not allowed; it takes null or an integer of at least 1")
+            raise UserError(f"hydra.launcher.n={n} is not allowed: must be null or an integer of at least 1")
         super().__init__(command, jobs)
         self.n = n
         self._cores: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
@@ -48,7 +48,7 @@ class LocalSweep(Sweep):
         self._children: set[subprocess.Popen[bytes]] = set()
 
     def start(self, groups: list[list[SweepJob]]) -> None:
-        """Run the groups in parallel, the jobs of a group one after the other."""
+        """Run the groups in parallel, and the jobs of each group one after another."""
         n = self._assign_resources(groups)
         previous_handler = signal.signal(signal.SIGTERM, self._interrupt)
         try:
@@ -57,13 +57,13 @@ class LocalSweep(Sweep):
                     for future in [pool.submit(self._run_group, group) for group in groups]:
                         future.result()
                 except BaseException:
-                    self._stopping.set()  # running jobs get the signal from the terminal or from _interrupt
+                    self._stopping.set()  # no new jobs start; the terminal or `_interrupt` signals the running ones
                     raise
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
 
     def _assign_resources(self, groups: list[list[SweepJob]]) -> int:
-        """Set up the shares of cores and the GPU pool; returns how many jobs run at a time."""
+        """Divide the cores among the jobs and set up the GPU pool; return how many jobs run at a time."""
         gpus = [] if self.n == 1 else visible_gpus()
         requests = [_gpus_of(job) for group in groups for job in group]
         sizes = [request if isinstance(request, int) else len(request) for request in requests]
@@ -72,7 +72,8 @@ class LocalSweep(Sweep):
         shared = sum(sizes[:n]) > len(gpus)
         if self.n and shared:
             notice(
-                f"hydra.launcher.n={n}: up to {n} jobs at a time share the {len(gpus)} GPU(s) here, assigned in turn"
+                f"hydra.launcher.n={n}: up to {n} jobs at a time share {len(gpus)} GPU(s); each new job goes to the"
+                " least busy"
             )
         self._gpus = GpuPool(gpus, bool(self.n) and shared)
         for cores in split_cores(n):
@@ -101,7 +102,7 @@ class LocalSweep(Sweep):
         finally:
             self._cores.put(cores)
         if code == 2:
-            self.skip_if_done(job)  # another sweep may have taken the run at the same moment
+            self.skip_if_done(job)  # another sweep may have started the run at the same moment
         if not job.outcome:
             job.outcome = OUTCOMES.get(code, "failed")
             job.lines = self._result(job, output, code)
@@ -110,15 +111,16 @@ class LocalSweep(Sweep):
     def _call(
         self, job: SweepJob, command: list[str], cores: set[int], gpu_env: dict[str, str]
     ) -> tuple[int, list[str]]:
-        """Run a job's process; returns its exit code and the lines of its output."""
+        """Run the process of a job; return its exit code and the lines of its output."""
         env = os.environ | gpu_env | ({"SPPNET_JOB_LOG": "1"} if job.plan else {})
         with tempfile.TemporaryFile() as output:
             child = subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
             self._children.add(child)
-            if job.plan and len(cores) >= _threads(job.plan.cfg):  # with fewer cores, threads would wait for each other
-                with contextlib.suppress(OSError):  # the process has already ended
+            # with fewer cores than threads, the threads would wait for each other
+            if job.plan and len(cores) >= _threads(job.plan.cfg):
+                with contextlib.suppress(OSError):  # the process may have ended already
                     os.sched_setaffinity(child.pid, cores)
             code = child.wait()
             self._children.discard(child)
@@ -126,7 +128,7 @@ class LocalSweep(Sweep):
             return code, output.read().decode(errors="replace").splitlines()
 
     def _result(self, job: SweepJob, output: list[str], code: int) -> list[str]:
-        """The lines to print for a finished job: its metrics, or the reason of its failure and the path of its log."""
+        """The lines to print for a finished job: its metrics, or the reason for its failure and the path of its log."""
         if job.plan is None:
             return output or [f"exit code {code}"]
         run = job.plan.run
@@ -144,21 +146,21 @@ class LocalSweep(Sweep):
 
 
 def split_cores(n: int) -> list[set[int]]:
-    """Split this process's cores into `n` equal sets; empty sets if there are too few, or affinity is unsupported."""
+    """Split this process's cores into `n` equal sets; empty sets if that is impossible or `n` is 1."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     size = len(cores) // n
     return [set(cores[size * i : size * (i + 1)]) for i in range(n)] if n > 1 else [set()]
 
 
 def _gpus_of(job: SweepJob) -> int | list[int]:
-    """The number of GPUs of a job, or their indexes; only training takes several."""
+    """The number of GPUs that a job needs, or their indexes; only training can use more than one."""
     if job.plan is not None:
         return requested_gpus(job.plan.cfg["trainer"])
     return requested_gpus({"accelerator": job.cfg.trainer.accelerator, "devices": 1})
 
 
 def _threads(cfg: Mapping[str, Any]) -> int:
-    """The number of threads that compute at once, over all processes of a job."""
+    """The total number of compute threads in all processes of a job."""
     devices, threads = cfg["trainer"]["devices"], cfg["trainer"]["threads"]
     return int(threads) * (devices if isinstance(devices, int) else len(devices))
 

@@ -1,6 +1,6 @@
-"""Finds the studies that `sppnet status` and `sppnet report` show, with their points. Imports no torch.
+"""Finds the studies that `sppnet status` and `sppnet report` show, with their points. Does not import torch.
 
-A study is read as it was started (`load_studies`, from `study.json`) or as its file defines it now (`expand_study`).
+`load_studies` reads a study as it was started, from `study.json`. `expand_study` reads it as its file defines it now.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ USED_WITHOUT_FILE = ("study", "report", "paths", "debug")  # keys that have an e
 
 
 def find_studies(job: Job, own_keys: Collection[str]) -> list[Study]:
-    """Find the studies that a command names: one by name, or all under `paths.runs`.
+    """Find the study that a command names, or all studies under `paths.runs` if it names none.
 
     Args:
         job: the job of the command.
-        own_keys: keys of the command itself, which do not describe a study.
+        own_keys: the keys of the command itself, which do not describe a study.
 
     Raises:
         UserError: no study has that name, or a typed override has no effect.
@@ -48,7 +48,7 @@ def find_studies(job: Job, own_keys: Collection[str]) -> list[Study]:
         return [expand_study(runs, experiments, [*typed, *job.sweeper])]
     unused = [override for key, override in keyed if key not in {*USED_WITHOUT_FILE, *own_keys}]
     if unused:
-        raise UserError(f"{unused[0]} has no effect without experiments=NAME: run directories are read as they are")
+        raise UserError(f"{unused[0]} has no effect without experiments=NAME: stored runs are shown as they are")
     typed = [override for key, override in keyed if key == "report"]
     folders = [runs / name] if name else sorted(path for path in runs.glob("*") if path.is_dir())
     studies = [
@@ -56,8 +56,10 @@ def find_studies(job: Job, own_keys: Collection[str]) -> list[Study]:
     ]
     if not studies:
         existing = sorted(path.name for path in runs.glob("*") if _is_study(path))
-        problem = f"study={name}: there is no such folder in {runs}" if name else f"paths.runs={runs} holds no studies"
-        raise UserError(problem + (f"; there are {', '.join(existing)}" if existing else ""))
+        problem = (
+            f"study={name}: there is no such study in {runs}" if name else f"paths.runs={runs} contains no studies"
+        )
+        raise UserError(problem + (f"; the existing studies are {', '.join(existing)}" if existing else ""))
     return studies
 
 
@@ -68,8 +70,9 @@ def _is_study(folder: Path) -> bool:
 def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> list[Study]:
     """Load the studies of a folder as they were started.
 
-    How a study is shown is decided by its file with the `typed` overrides or, if there is no file, by `report`. Points
-    that the file does not define (it has changed, or other overrides were typed) become a separate study `NAME_typed`.
+    The study's file and the `typed` overrides determine how the study is shown. If there is no file, `report` does.
+    Points that the file does not define, because it has changed or because the sweep was started with other overrides,
+    become a separate study `NAME_typed`.
     """
     by_file: dict[str | None, list[SweepPoint]] = {}
     for point in load_points(folder):
@@ -77,13 +80,13 @@ def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] =
     studies = []
     for experiments, points in (by_file or {None: []}).items():
         if experiments is None:
-            # a transfer study has no plan, and its folder is named after it
+            # a transfer study has no study.json; its folder has the name of its file
             header = {} if points else read_header(folder.name)
             studies.append(Study(folder.name, folder, tuple(points), report, {}, header))
             continue
         try:
             jobs, rows, file_report = compose.expand_sweep("train", [quote_names(f"experiments={experiments}"), *typed])
-        except UserError:  # the study's file is gone or no longer composes
+        except UserError:  # the study's file is missing or can no longer be composed
             studies.append(Study(experiments, folder, tuple(points), report, {}, read_header(experiments)))
             continue
         shared = common_overrides(job.overrides for job in jobs)
@@ -96,22 +99,22 @@ def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] =
             studies.append(Study(experiments, folder, tuple(filed_points), file_report, rows, header, complete))
         if other_points:
             name = f"{experiments}_typed" if filed_points else experiments
-            typed_report = {**file_report, "compare": None}  # the row it names may be missing here
+            typed_report = {**file_report, "compare": None}  # the row that `compare` names may be missing here
             studies.append(Study(name, folder, tuple(other_points), typed_report, rows, header))
     return studies
 
 
 def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
-    """Expand a study's file and the typed overrides as they are now; its sweep need not have been started.
+    """Expand the current file of a study with the typed overrides; its sweep need not have been started.
 
     Raises:
-        UserError: the file does not compose, or a point is no valid run.
+        UserError: the file cannot be composed, or a point is not a valid run.
     """
     command, overrides = study_command(experiments), [quote_names(f"experiments={experiments}"), *typed]
     jobs, rows, report = compose.expand_sweep(command, overrides)
     folder = runs / str(compose.compose_config(command, overrides)["study"])
     header = read_header(experiments)
-    if command == "transfer":  # its rows are files, and are not planned
+    if command == "transfer":  # the rows of its table are result files, not planned runs
         return Study(experiments, folder, (), report, {}, header)
     recorded = {point.words: point for point in load_points(folder) if point.experiments == experiments}
     digest, shared = config_digest(), common_overrides(job.overrides for job in jobs)
@@ -129,14 +132,14 @@ def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
 
 
 def _filed_points(command: str, experiments: str) -> set[tuple[str, ...]]:
-    """The identifying overrides of each point of a study's file, without typed overrides."""
+    """The identifying overrides of each point that a study's file defines without typed overrides."""
     jobs = compose.expand_sweep(command, [f"experiments={experiments}"])[0]
     shared = common_overrides(job.overrides for job in jobs)
     return {identifying_overrides(job.overrides, shared) for job in jobs}
 
 
 def _plan_point(cfg: dict[str, Any], job: ExpandedJob, shared: Collection[str], digest: str) -> SweepPoint | None:
-    """The point of a job; None if its data set is not on this machine, because the run's hash covers the data."""
+    """The point of a job; None if its data set is not on this machine, because the run's hash depends on the data."""
     validate(cfg)
     try:
         return sweep_point(job.overrides, shared, job.row, plan_run(cfg), digest)

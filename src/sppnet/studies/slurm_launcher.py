@@ -1,8 +1,9 @@
-"""Submits a sweep to SLURM: one `sbatch` array per shape of job, with its script beside the study's runs.
+"""Submits a sweep to SLURM as job arrays, whose scripts are stored beside the study's runs.
 
 submitit is not used. It watches its jobs from the submitting process and returns results as pickles, so a cancelled job
-hangs the sweep, a failing rank above 0 goes unnoticed, and closing the terminal loses the jobs (docs/decisions, 0017).
-Here a job is the same command as on a laptop, its results are in its run directory, and no process has to watch it.
+hangs the sweep, the failure of a rank above 0 goes unnoticed, and closing the terminal loses the jobs (docs/decisions,
+0017). Here, a job is the same command as on a laptop. It writes its results to its run directory, and no process has to
+watch it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MAX_ARRAY_JOBS = 1000  # SLURM's default MaxArraySize is 1001
 
 
 class SlurmSweep(Sweep):
-    """Submits the jobs and ends; see `Sweep` for the other arguments.
+    """Submits the jobs without waiting for them; see `Sweep` for the other arguments.
 
     Args:
         options: the options of `launch=slurm`.
@@ -38,11 +39,11 @@ class SlurmSweep(Sweep):
         self.sbatch_options = check_slurm_options(options)
 
     def start(self, groups: list[list[SweepJob]]) -> None:
-        """Submit the groups; those of the same shape (nodes and tasks) become one array.
+        """Submit the groups; groups with the same number of nodes and tasks become one array.
 
         Raises:
-            UserError: no `sbatch` on this machine.
-            RunFailed: `sbatch` refuses the script.
+            UserError: this machine has no `sbatch`.
+            RunFailed: `sbatch` rejects the script.
         """
         groups = [startable for group in groups if (startable := self._check(group))]
         groups_by_shape: dict[tuple[int, int], list[list[SweepJob]]] = {}
@@ -55,7 +56,7 @@ class SlurmSweep(Sweep):
                     self._submit(shape, self._drop_queued(members[first : first + MAX_ARRAY_JOBS]))
 
     def _check(self, group: list[SweepJob]) -> list[SweepJob]:
-        """The jobs that can start. An invalid job is refused here, not after it has waited in the queue."""
+        """The jobs of a group that can start. Invalid jobs are refused now rather than after waiting in the queue."""
         if self.command != "train":
             return group
         from sppnet.training.preflight import check_fit  # imports torch
@@ -70,7 +71,7 @@ class SlurmSweep(Sweep):
         return [job for job in group if not job.outcome]
 
     def _drop_queued(self, groups: list[list[SweepJob]]) -> list[list[SweepJob]]:
-        """The groups without jobs that another sweep has queued in the meantime."""
+        """Drop the jobs that another sweep has queued or finished in the meantime, and groups that become empty."""
         for job in (job for group in groups for job in group):
             self.skip_if_done(job)
             if job.outcome:
@@ -89,7 +90,7 @@ class SlurmSweep(Sweep):
         commit = code_state()
         write_json(folder / "submission.json", {"runs": runs, "code": commit, "code_digest": digest(commit)})
         marks = [_mark_queued(group[0].plan.run, folder, index) for index, group in enumerate(groups) if group[0].plan]
-        # sbatch writes the job number itself, so the number survives if this process is killed meanwhile
+        # sbatch itself writes the job ID to the file, so that the ID is not lost if this process is killed
         status, _, error = run_slurm_command(["sbatch", "--parsable", str(script)], folder / NUMBER_FILE)
         if status:
             for undo in filter(None, marks):
@@ -105,11 +106,11 @@ class SlurmSweep(Sweep):
                 self.print_status(job)
 
     def _home(self, job: SweepJob) -> Path:
-        """The folder of the study's submissions, beside its runs."""
+        """The folder for the study's submissions, beside its runs."""
         return Path(str(job.cfg.paths.runs)).expanduser() / str(job.cfg.study) / ".slurm"
 
     def _create_folder(self, job: SweepJob) -> Path:
-        """Create the folder of a new submission, for its script and logs."""
+        """Create a folder for the script and the logs of a new submission."""
         for number in range(1, 1_000_000):
             folder = (self._home(job) / str(number)).absolute()
             with contextlib.suppress(FileExistsError):
@@ -119,16 +120,16 @@ class SlurmSweep(Sweep):
 
 
 def _shape(job: SweepJob) -> tuple[int, int]:
-    """The number of nodes, and of tasks per node."""
+    """The number of nodes that a job needs, and the number of tasks per node."""
     trainer = job.cfg.trainer
     devices = trainer.devices
     return int(trainer.num_nodes), devices if isinstance(devices, int) else len(devices)
 
 
 def _mark_queued(run: Run, folder: Path, index: int) -> Callable[[], None] | None:
-    """Set a run's status to `queued`; returns a function that restores the previous status.
+    """Set a run's status to `queued`; return a function that restores the previous status.
 
-    Returns None, and changes nothing, if the run is done (a further test of it is queued) or a process holds it.
+    If the run is done (only a further test is queued then) or a process holds its lock, change nothing and return None.
     """
     previous, new = run.status, not run.path.exists()
     if run.done:
@@ -137,7 +138,7 @@ def _mark_queued(run: Run, folder: Path, index: int) -> Callable[[], None] | Non
         with run.locked():
             run.write_status("queued", slurm={"submission": str(folder), "index": index})
     except UserError:
-        return None  # it runs now; the queued job will find it running or done
+        return None  # the run is in progress; the queued job will find it running or done
 
     def undo() -> None:
         if new:

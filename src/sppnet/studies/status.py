@@ -1,4 +1,4 @@
-"""The state of a sweep point, read from its run directory alone. Imports no torch."""
+"""The state of a sweep point, according to its run directory and to SLURM. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class RunStatus:
     """The state of a sweep point.
 
     Attributes:
-        state: `lost` means that the status file says `running` but no process holds the run: it was killed, or its
-            machine went down.
+        state: the state. `lost` means that the status file is no longer true: it says `running` but no process holds
+            the run's lock, `queued` but SLURM will not start the job, or `done` but best.ckpt and the result are
+            missing.
         reason: the last line of the error, or another remark on the state.
-        status: the run's `status.json`.
-        result: the record of the point's test, once it is done.
+        status: the contents of the run's `status.json`.
+        result: the record of the point's test; None unless the state is `done`.
     """
 
     state: State
@@ -34,18 +35,18 @@ class RunStatus:
 
     @property
     def speed(self) -> float | None:
-        """Optimizer steps per second, over all starts of the run."""
+        """Optimizer steps per second, averaged over all starts of the run."""
         step, seconds = self.status.get("step"), self.status.get("seconds")
         return step / seconds if step and seconds else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until training ends at that speed."""
+        """The estimated number of seconds until training ends."""
         return (self.status["steps"] - self.status["step"]) / self.speed if self.speed else None
 
     @property
     def ends_at(self) -> str:
-        """The time of day at which training should end."""
+        """The estimated time of day at which training ends; "" if it is unknown."""
         seconds = self.seconds_left
         return time.strftime("%H:%M", time.localtime(time.time() + seconds)) if seconds is not None else ""
 
@@ -57,11 +58,11 @@ def run_status(run: Run, test: str) -> RunStatus:
     if state is None:
         return RunStatus("missing", "", status, None)
     if state == "done":
-        if result := run.result(test):  # the checkpoints may be missing: a copied run can lack them
+        if result := run.result(test):  # does not need the checkpoints, which a copied run may lack
             remarks = [str(status.get("stopped") or ""), format_mismatch(result["identity"].get("format"))]
             return RunStatus("done", "; ".join(filter(None, remarks)), status, result)
         if run.best.is_file():
-            return RunStatus("missing", "trained; this test of it is missing", status, None)
+            return RunStatus("missing", "trained, but this test is missing", status, None)
         return RunStatus("lost", "its best.ckpt is gone", status, None)
     slurm_state = _slurm_state(status)
     if state == "queued":
@@ -73,7 +74,7 @@ def run_status(run: Run, test: str) -> RunStatus:
         reason = f"{reason} (its SLURM job is {slurm_state})"
         return RunStatus("queued" if requeued else "preempted", reason, status, None)
     if state == "failed" and (rank_reason := _failed_rank(run)):
-        reason = rank_reason  # rank 0 only saw that the other rank was gone
+        reason = rank_reason  # rank 0 only noticed that the other rank was gone
     if state == "running" and not run.held():
         return _abandoned_status(run, status, slurm_state)
     return RunStatus(state, reason, status, None)
@@ -85,7 +86,7 @@ def _abandoned_status(run: Run, status: dict[str, Any], slurm_state: str | None)
         return RunStatus("failed", rank_reason, status, None)
     if slurm_state and slurm_state.startswith(WAITING):
         return RunStatus("queued", f"preempted at step {status.get('step')}; {slurm_state}", status, None)
-    reason = f"process {status.get('pid')} on {status.get('host')} no longer holds it: killed, or the machine is down"
+    reason = f"process {status.get('pid')} on {status.get('host')} was killed, or the machine is down"
     return RunStatus("lost", f"{reason} (its SLURM job is {slurm_state})" if slurm_state else reason, status, None)
 
 
@@ -96,7 +97,7 @@ def _failed_rank(run: Run) -> str:
 
 
 def _slurm_state(status: dict[str, Any]) -> str | None:
-    """SLURM's state of the run's job; None if the run has no job, or SLURM cannot be reached."""
+    """The state of the run's SLURM job; None if the run has no job or SLURM cannot be reached."""
     mark = status.get("slurm")
     if not mark:
         return None
@@ -107,4 +108,4 @@ def _slurm_state(status: dict[str, Any]) -> str | None:
             return "not submitted"
         job = f"{number}_{mark['index']}"
     slurm_state = job_state(job)
-    return slurm_state if slurm_state is None else f"{slurm_state or 'unknown to SLURM by now'} ({job})"
+    return slurm_state if slurm_state is None else f"{slurm_state or 'no longer known to SLURM'} ({job})"

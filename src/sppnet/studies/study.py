@@ -1,7 +1,7 @@
-"""A study: the points of its sweeps, and the run and test that belong to each point. Imports no torch.
+"""A study: the points of its sweeps, and the run and test that belong to each point. Does not import torch.
 
 `RUNS/STUDY/study.json` records the points of every sweep that was started under the study's name, so a table can show
-missing results even after the folder was copied elsewhere. It is a plan only; results stay in the run directories.
+missing results even after the folder has been copied elsewhere. It is only a plan; results stay in the run directories.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from sppnet.runs.identity import FORMAT
 from sppnet.runs.plan import PlannedRun
 from sppnet.storage.files import file_lock, read_json, write_json
 
-NEVER_IDENTIFYING = ("experiments", "study", "launch", "hydra", "paths", "force", "retry", "report")  # swept or not
-NOT_IDENTIFYING = (  # keys that say where and how a point is computed, unless they are swept
+# Keys that never identify a point, even if they are swept.
+NEVER_IDENTIFYING = ("experiments", "study", "launch", "hydra", "paths", "force", "retry", "report")
+# Keys that do not identify a point if all jobs have the same value. Most of them say where and how a point is computed.
+NOT_IDENTIFYING = (
     *NEVER_IDENTIFYING,
     *("name", "logger", "head.kernel"),
     *("data.root", "data.workers", "data.cache", "data.duplicates"),
@@ -35,11 +37,11 @@ class SweepPoint:
 
     Attributes:
         words: the overrides that identify the point, sorted.
-        run: the name of the run directory that the point needs.
-        test: the hash of its test.
-        conf: digest of the configuration files with which run and test were determined.
-        row: the listed row of the point; "" if the study lists no rows.
-        experiments: the name of the study's file; None for a sweep that was typed.
+        run: the name of the point's run directory.
+        test: the hash of the point's test.
+        conf: the digest of the configuration files from which `run` and `test` were determined.
+        row: the name of the point's listed row; "" if the study lists no rows.
+        experiments: the name of the study's file; None for a sweep without a file.
     """
 
     words: tuple[str, ...]
@@ -51,7 +53,7 @@ class SweepPoint:
 
     @property
     def seed(self) -> int | None:
-        """The seed that was swept or typed."""
+        """The seed among the overrides; None if there is none."""
         seeds = [override.partition("=")[2] for override in self.words if override.startswith("seed=")]
         return int(seeds[-1]) if seeds and seeds[-1].isdecimal() else None
 
@@ -63,15 +65,15 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Study:
-    """A study before any of its runs is read.
+    """A study whose runs have not been read yet.
 
     Attributes:
         name: the name of its file, or of its folder if it has no file.
-        folder: `RUNS/STUDY`; studies that share trainings share a folder, as the paper's tables do.
+        folder: `RUNS/STUDY`. Studies that share runs, such as those of the paper's tables, share a folder.
         points: the planned points, in the order of the sweep.
-        report: the node `report` of the configuration.
+        report: the `report` section of the configuration.
         rows: the listed rows of its sweep, each with its overrides and published values.
-        header: question, command, expected result and cost, from the top of the study's file.
+        header: the question, command, expected result and cost, from the top of the study's file.
         as_filed: whether `points` are exactly the points of the study's file in `experiments/`.
     """
 
@@ -85,7 +87,7 @@ class Study:
 
 
 def common_overrides(jobs: Iterable[Sequence[str]]) -> frozenset[str]:
-    """The overrides that all jobs of a sweep have; for a single job, all of its overrides."""
+    """The overrides that all jobs of a sweep have in common; for a single job, all of its overrides."""
     override_sets = [frozenset(job) for job in jobs]
     return frozenset.intersection(*override_sets) if override_sets else frozenset()
 
@@ -95,8 +97,8 @@ def identifying_overrides(overrides: Iterable[str], shared: Collection[str]) -> 
 
     Args:
         overrides: all overrides of the point's job.
-        shared: overrides that every job of the sweep has. A shared override is left out if its key is in
-            `NOT_IDENTIFYING`; an override that is swept, only if its key is in `NEVER_IDENTIFYING`.
+        shared: the overrides that every job of the sweep has. A shared override is left out if its key is in
+            `NOT_IDENTIFYING`; any other override is left out only if its key is in `NEVER_IDENTIFYING`.
     """
 
     def identifies(override: str) -> bool:
@@ -110,7 +112,7 @@ def identifying_overrides(overrides: Iterable[str], shared: Collection[str]) -> 
 def sweep_point(
     overrides: Sequence[str], shared: Collection[str], row: str, planned: PlannedRun, conf: str
 ) -> SweepPoint:
-    """Build the point of a job; `shared` are the overrides that all jobs of its sweep have."""
+    """Build the point of a job; `shared` contains the overrides that all jobs of its sweep have."""
     experiments = [
         str(parse_value(override)) for override in overrides if override.lstrip("+").startswith("experiments=")
     ]
@@ -120,9 +122,9 @@ def sweep_point(
 
 
 def add_points(folder: Path, points: Sequence[SweepPoint]) -> None:
-    """Add `points` to `folder/study.json`, replacing points with the same overrides; safe with concurrent sweeps.
+    """Add `points` to `folder/study.json`, replacing points with the same overrides. Safe under concurrent sweeps.
 
-    Nothing is written if nothing is new: a finished study may lie on a read-only file system.
+    The file is not written if no point is new, because a finished study may be on a read-only file system.
     """
     if set(points) <= set(load_points(folder)):
         return
@@ -132,7 +134,7 @@ def add_points(folder: Path, points: Sequence[SweepPoint]) -> None:
 
 
 def load_points(folder: Path) -> list[SweepPoint]:
-    """Load the points of every sweep that was started under the study's name.
+    """Load the points of all sweeps that were started under the study's name.
 
     Raises:
         UserError: `study.json` exists and cannot be read.
@@ -144,12 +146,12 @@ def load_points(folder: Path) -> list[SweepPoint]:
         return [SweepPoint(**{**fields, "words": tuple(fields["words"])}) for fields in read_json(path)["cells"]]
     except (TypeError, KeyError):
         raise UserError(
-            f"{path} cannot be read as the plan of a study; delete it to start the study's plan anew"
+            f"{path} is not a valid study plan; delete it and start the sweeps of the study again"
         ) from None
 
 
 def read_header(experiments: str | None) -> dict[str, str]:
-    """Read the comment at the top of a study's file: the lines `# Question:` to `# Cost:`, by lower-case name."""
+    """Read the header of a study's file: the texts after `# Question:`, `# Command:` and so on, by lower-case name."""
     path = option_files.root() / "experiments" / f"{experiments}.yaml"
     if not experiments or not path.is_file():
         return {}
@@ -158,13 +160,14 @@ def read_header(experiments: str | None) -> dict[str, str]:
 
 
 def study_command(experiments: str) -> str:
-    """The `sppnet` command that a study sweeps, from the line `# Command:` of its file."""
+    """The `sppnet` command of a study's jobs, from the line `# Command:` in its file."""
     return "transfer" if "sppnet transfer" in read_header(experiments).get("command", "") else "train"
 
 
 def config_digest() -> str:
-    """Digest of the configuration files and the format, which determine a point's run and test.
+    """The digest of the configuration files and of `FORMAT`, which help determine a point's run and test.
 
-    The point's overrides, the data and the user's own code do so too and are not covered.
+    The run and the test also depend on the point's overrides, the data and the user's own code, which the digest does
+    not cover.
     """
     return f"{option_files.digest()}-{FORMAT}"

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: the run that each names, which jobs can be skipped, how each ended. Imports no torch.
+"""The jobs of a sweep: which run each job names, whether it can be skipped, and how it ended. Does not import torch.
 
 `local_launcher.py` runs the jobs on this machine, `slurm_launcher.py` on a cluster.
 """
@@ -20,7 +20,7 @@ from sppnet.runs.result_text import result_lines
 from sppnet.studies.status import run_status
 from sppnet.studies.study import SweepPoint, add_points, common_overrides, config_digest, sweep_point
 
-SKIPPED_STATES = {  # by value of `retry`: states of runs that a sweep does not start again
+SKIPPED_STATES = {  # for each value of `retry`, the states in which a sweep does not start a run again
     "all": (),
     "failed": ("queued", "running"),
     "none": ("queued", "running", "failed", "lost", "preempted"),
@@ -32,13 +32,13 @@ class SweepJob:
     """One job of a sweep.
 
     Attributes:
-        number: its index in the sweep.
-        overrides: its overrides on the command line.
-        cfg: its composed configuration.
-        row: its listed row; "" if the sweep lists no rows.
-        plan: the run and the test that it names; None until it is planned, and for commands other than `train`.
-        outcome: "" until the job has ended, then `done`, `failed`, `refused`, `queued` or `left` (skipped).
-        lines: what is printed below its status line.
+        number: the index of the job in the sweep.
+        overrides: the overrides on the job's command line.
+        cfg: the job's composed configuration.
+        row: the name of the job's listed row; "" if the sweep lists no rows.
+        plan: the run and the test that the job names; None before planning and for commands other than `train`.
+        outcome: "" until the outcome is known, then `done`, `failed`, `refused`, `queued` or `left` (skipped).
+        lines: the lines that are printed below the job's status line.
     """
 
     number: int
@@ -53,8 +53,8 @@ class SweepJob:
 class Sweep:
     """Runs `sppnet COMMAND OVERRIDES` for each job; a failed job does not stop the others.
 
-    A job whose result exists is not started. Jobs that name the same run (they differ in test settings only) run one
-    after the other and share its training.
+    A job whose result exists is not started. Jobs that name the same run (and differ only in test settings) run one
+    after another, so that the run is trained only once.
 
     Args:
         command: the `sppnet` command of all jobs.
@@ -64,7 +64,7 @@ class Sweep:
 
     def __init__(self, command: str, jobs: list[SweepJob], record: bool = True) -> None:
         self.command, self.jobs, self.record = command, jobs, record
-        folder = option_files.config_dir()  # --config-dir is an option and not among the overrides
+        folder = option_files.config_dir()  # --config-dir is not an override, so `job.overrides` lacks it
         self.options = ["--config-dir", str(folder)] if folder else []
         self._common = common_overrides(job.overrides for job in jobs)
 
@@ -72,8 +72,8 @@ class Sweep:
         """Run all jobs.
 
         Raises:
-            UserError: the configuration of every job is wrong.
-            SystemExit: with code 1, if any job failed.
+            UserError: the configuration of every job is invalid.
+            SystemExit: with code 1, if any job failed or was refused.
         """
         for job in self.jobs:
             self._plan(job)
@@ -95,11 +95,11 @@ class Sweep:
             raise SystemExit(1)
 
     def start(self, groups: list[list[SweepJob]]) -> None:
-        """Start the groups; the jobs of a group run one after the other."""
+        """Start the groups; the jobs of a group run one after another."""
         raise NotImplementedError
 
     def command_line(self, group: list[SweepJob], job: SweepJob) -> list[str]:
-        """The command line of a job. With `force=true` only the first job of a group trains the shared run anew."""
+        """The command line of a job. Under `force=true`, only the first job of a group trains the shared run again."""
         train_once = [] if job is group[0] else ["force=false"]
         return [
             sys.executable,
@@ -114,15 +114,15 @@ class Sweep:
         ]
 
     def skip_if_done(self, job: SweepJob) -> None:
-        """Set the outcome of a job whose result exists or whose run `retry` does not start again.
+        """Set the outcome of a job if its result exists or if `retry` says not to start its run again.
 
-        Called again right before a job starts, because another sweep may have taken its run.
+        This is called again right before a job starts, because another sweep may have started the run in the meantime.
         """
         if job.plan is None:
             return
         planned, retry = job.plan, job.plan.cfg["retry"]
         if planned.result is not None and not planned.cfg["force"]:
-            job.outcome, job.lines = "done", [f"{result_lines(planned.result)[0]}  (was done)"]
+            job.outcome, job.lines = "done", [f"{result_lines(planned.result)[0]}  (already done)"]
             return
         status = run_status(planned.run, planned.test)
         if status.state in SKIPPED_STATES[retry]:
@@ -137,10 +137,10 @@ class Sweep:
         path = f"  {job.plan.run.path}" if job.plan else ""
         duration = f"  ({seconds:.0f} s)" if seconds else ""
         lines = [f"{head}{path}{duration}", *(f"    {line}" for line in job.lines), ""]
-        print("\n".join(lines), end="", flush=True)  # one write: jobs end in parallel
+        print("\n".join(lines), end="", flush=True)  # a single write, because jobs end in parallel
 
     def _plan(self, job: SweepJob) -> None:
-        """Determine the run that a job names; a wrong configuration makes the job `refused`."""
+        """Determine the run that a job names. If its configuration is invalid, its outcome is `refused`."""
         if self.command != "train":
             return
         try:
@@ -153,7 +153,7 @@ class Sweep:
             self.skip_if_done(job)
 
     def _record_points(self) -> None:
-        """Record the points in `study.json` of their studies, so that a table shows what is missing."""
+        """Record the points in the `study.json` of their studies, so that tables can show missing results."""
         points_by_folder: dict[Path, list[SweepPoint]] = {}
         digest = config_digest()
         for job in self.jobs:
@@ -164,4 +164,4 @@ class Sweep:
             try:
                 add_points(folder, points)
             except OSError as error:
-                raise UserError(f"paths.runs: cannot write to {folder}: {error.strerror}") from None
+                raise UserError(f"paths.runs: cannot write to {folder} ({error.strerror})") from None

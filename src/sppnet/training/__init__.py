@@ -1,13 +1,14 @@
-"""One run in one process: data, network, training, checkpoints, test.
+"""Training and testing of one run, in one process.
 
-1. `preflight.py`: do the optimizer, network, sizes and hardware fit together? Needs torch, but no data.
-2. `trainer.py`, `prepare`: splits the data, builds the network and the user's callbacks (`user_callbacks.py`).
-3. `trainer.py`, `fit`: picks the checkpoint to resume from (`resume.py`) and calls `lightning.Trainer.fit`.
-4. `lit_module.py`: what a step does. Loss in `losses.py`, metrics by input size in `metrics.py`, optimizer and
-   learning-rate schedule in `optim.py`, averaged weights in `ema.py`.
-5. During training: `checkpointing.py` saves and stops, `loggers.py` writes metrics.jsonl and its mirrors,
-   `callbacks.py` writes status.json and shows progress.
-6. `trainer.py`, `run_test`: scores best.ckpt, in several views by `multi_view.py`.
+1. `preflight.py` checks that the optimizer, network, sizes and hardware fit together. It needs torch but no data.
+2. `prepare` in `trainer.py` splits the data and builds the network and the user's callbacks (`user_callbacks.py`).
+3. `fit` in `trainer.py` picks the checkpoint to resume from (`resume.py`) and calls `lightning.Trainer.fit`.
+4. `lit_module.py` defines the training, validation and test steps. It uses the losses in `losses.py`, the metrics per
+   input size in `metrics.py`, and the optimizer and learning-rate schedules in `optim.py`. `ema.py` averages the
+   weights.
+5. During training, `checkpointing.py` saves checkpoints and handles stop signals, `loggers.py` writes metrics.jsonl and
+   mirrors it, and `callbacks.py` writes status.json and shows progress.
+6. `run_test` in `trainer.py` tests best.ckpt. `multi_view.py` scores several views of an image.
 
-Commands that start from a trained network (predict, transfer, test) load it by `inference.py`.
+Commands that start from a trained network (predict, transfer, test) load it with `inference.py`.
 """

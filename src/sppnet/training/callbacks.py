@@ -23,10 +23,11 @@ STATUS_INTERVAL = 5.0  # seconds between two writes of status.json
 class BadFiles(Callback):
     """Counts and lists the images that could not be read and were skipped (`data.bad_files=skip`).
 
-    For files that the decoder reads with a warning, it prints one line after an epoch that had new ones.
+    Images that the decoder reads with a warning are used nevertheless. After each epoch or test in which more images
+    caused warnings, one line reports how many have done so.
 
     Args:
-        path: the list, one name per line, to which every rank appends; None counts only.
+        path: text file that lists one name per line; every rank appends to it. None to count without writing a file.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -37,9 +38,9 @@ class BadFiles(Callback):
         self.read()  # a resumed run continues the list
 
     def read(self) -> None:
-        """Add the names in the file, including those from other ranks."""
+        """Add the names in the file, including names written by other ranks."""
         if self.path is not None and self.path.exists():
-            names = self.path.read_text(encoding="utf-8").split("\n")  # not splitlines(), which splits at U+2028
+            names = self.path.read_text(encoding="utf-8").split("\n")  # not splitlines(), which also splits at U+2028
             self.names |= set(names) - {""}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -74,11 +75,11 @@ class BadFiles(Callback):
 
 
 class StatusFile(Callback):
-    """Keeps status.json up to date, on rank 0."""
+    """Keeps status.json up to date; only rank 0 writes it."""
 
     def __init__(self, run: Run, bad_files: BadFiles) -> None:
         self.run, self.bad_files = run, bad_files
-        self.seconds = 0.0  # of training, over all starts
+        self.seconds = 0.0  # training time so far, including earlier starts of the run
         self._clock = self._written = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,9 +101,9 @@ class StatusFile(Callback):
         self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # the step at which training stopped; the command adds the reason
+        # Record the step at which training stopped; the command adds the reason.
         if trainer.training:
-            with contextlib.suppress(Exception):  # before the first step, Lightning may not know the number of steps
+            with contextlib.suppress(Exception):  # before the first step, Lightning may not know the total
                 self._write(trainer)
 
     def _tick(self) -> None:
@@ -125,7 +126,7 @@ class StatusFile(Callback):
 
 
 class EpochBar(RichProgressBar):
-    """Lightning's rich bar with input size, loss and validation score; epochs count from 1."""
+    """Lightning's rich progress bar with input size, loss and validation score; epochs count from 1."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         text = super()._get_train_description(current_epoch)
@@ -140,7 +141,7 @@ class EpochBar(RichProgressBar):
 
 
 class EpochLines(ProgressBar):
-    """One line per epoch, for logs and wherever there is no terminal."""
+    """Prints one line per epoch, for log files and other output that is not a terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +170,7 @@ class EpochLines(ProgressBar):
 
 
 def progress_display(kind: str) -> list[Callback]:
-    """The display of `trainer.progress`; `auto` is a bar on a terminal, else lines."""
+    """Build the callbacks for `trainer.progress`; `auto` shows a bar on a terminal and prints lines elsewhere."""
     if kind == "none":
         return []
     if kind == "bar" or (kind == "auto" and sys.stdout.isatty()):

@@ -25,11 +25,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(Exception):  # noqa: N818  (not an error)
-    """A signal has stopped training, after last.ckpt was saved.
+    """Raised after a signal has stopped training and last.ckpt has been saved.
 
     Args:
-        number: of the signal.
-        position: how far training was: "at step 9", for example.
+        number: the signal's number.
+        position: where training stopped, for example "at step 9".
     """
 
     def __init__(self, number: int, position: str) -> None:
@@ -38,13 +38,13 @@ class Preempted(Exception):  # noqa: N818  (not an error)
 
 
 class DurableIO(TorchCheckpointIO):
-    """Writes checkpoints atomically: after a power cut or on a full disk, the file is the new one or the old one."""
+    """Writes checkpoints atomically: after a power cut or on a full disk, the file is complete, either old or new."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save `checkpoint` at `path`.
 
         Raises:
-            RunFailed: it holds an object that `read_checkpoint` would refuse.
+            RunFailed: `checkpoint` holds an object that `read_checkpoint` would refuse.
             OSError: the file cannot be written.
         """
         path = Path(path)
@@ -64,35 +64,36 @@ class DurableIO(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves last.ckpt every n steps and at the end of each epoch, and best.ckpt when the validation score rises.
+    """Saves last.ckpt every n steps and at the end of each epoch, and best.ckpt at each new best validation score.
 
-    Lightning's ModelCheckpoint does not allow exact resume. It may save at an epoch's last step, before the validation
-    of that epoch, which a resumed run then never makes. And its state names the directory, so a run that is copied
-    elsewhere forgets its best score.
+    Lightning's ModelCheckpoint does not allow an exact resume. It may save at the last step of an epoch, before the
+    validation of that epoch, and a resumed run then skips that validation. Its state also includes the directory, so a
+    run that is copied elsewhere loses its best score.
 
-    A run resumes from either file to the bit, because both are saved when no work of the step or the epoch is left.
-    After a validation within an epoch, that is the start of the next batch.
+    A run resumes bit for bit from either file, because each is saved only when all other work of the step or epoch is
+    done. After a validation within an epoch, the save therefore waits for the start of the next batch. The exception is
+    a best.ckpt saved within an accumulation window: a run cannot resume from it.
 
-    A stop signal (SIGTERM, SIGINT) takes effect at the end of the step: save, then raise `Preempted`. A second SIGINT
-    stops at once.
+    A stop signal (SIGTERM, SIGINT) takes effect at the end of the optimizer step: last.ckpt is saved, then `Preempted`
+    is raised. A second SIGINT stops the run at once.
 
     Args:
-        folder: of the checkpoints.
-        every_n_steps: optimizer steps between two saves within an epoch; None saves at the end of epochs only.
-        early_end: records, before the end of an epoch is saved, whether training ends there.
+        folder: directory for the checkpoints.
+        every_n_steps: optimizer steps between two saves within an epoch; None to save only at the end of each epoch.
+        early_end: records whether training ends early and why; called before each save at the end of an epoch.
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None, early_end: EarlyEnd) -> None:
         self.folder, self.every_n_steps, self.early_end = folder, every_n_steps, early_end
         self.best_score: float | None = None
-        self._whole = True  # False within an accumulation window: no checkpoint holds the summed gradients
-        self._due: list[str] = []  # checkpoints to save as soon as the state is whole
-        self._step = 0  # optimizer steps before the last batch
-        self._signal = 0  # the stop signal received, 0 for none
+        self._whole = True  # False within an accumulation window: checkpoints do not save gradients
+        self._due: list[str] = []  # checkpoints to save at the start of the next batch or the end of the epoch
+        self._step = 0  # number of optimizer steps taken by the end of the previous batch
+        self._signal = 0  # number of the stop signal received; 0 if none
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The score to beat, whether a run can resume from this checkpoint, and the hash of the run."""
+        """Return the best score so far, whether a run can resume from this checkpoint, and the hash of the run."""
         return {"best_score": self.best_score, "whole": self._whole, "run": Run(self.folder.parent).hash}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -102,14 +103,14 @@ class Checkpoints(Checkpoint):
         self._step = trainer.global_step
         self._signal = max(job.pending_signals, default=0)
         for number in (*SIGNALS, job.WARNING) if job.inside_slurm() else SIGNALS:
-            with contextlib.suppress(ValueError):  # not the main thread: the handlers stay as they are
+            with contextlib.suppress(ValueError):  # handlers can be set only in the main thread
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save last.ckpt if it is due.
 
-        Not at the epoch's last step, whose save waits for validation and the end of the epoch; and not within an
-        accumulation window.
+        It is never due within an accumulation window. At the last step of an epoch, the save waits for the validation
+        and the end of the epoch.
         """
         stop_signal = self._stop_signal(trainer)
         step, before = trainer.global_step, self._step
@@ -120,29 +121,32 @@ class Checkpoints(Checkpoint):
             return
         epoch_loop = trainer.fit_loop.epoch_loop
         if epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
-            self._due.append("last")  # after the validation that follows this batch
+            self._due.append("last")  # to save after the validation that follows this batch
             return
         self._save(trainer, "last")
         if stop_signal:
             self._stop(trainer, stop_signal, f"at step {step}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Schedule best.ckpt if the score has risen; of equal scores, the earlier weights stay."""
+        """Mark best.ckpt as due if the score is a new best; if it equals the best, the earlier weights are kept."""
         assert isinstance(pl_module, Classifier)
         score = pl_module.val_score
         if score is not None and score == score and (self.best_score is None or score > self.best_score):
             self.best_score = score
             self._due.append("best")
         elif self.best_score is None:
-            self._due.append("best")  # the score is NaN (no class has images), but there must be weights to test
+            self._due.append("best")  # NaN score (no class has validation images), but the test needs weights
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Save what was due at a validation within the epoch, with Lightning's counters as before this batch."""
+        """Save the checkpoints that became due at a validation within the epoch.
+
+        During the save, Lightning's counters are set back to their values before this batch.
+        """
         if not self._due:
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress
         progress.total.ready, progress.current.ready = progress.total.ready - 1, progress.current.ready - 1
-        is_last, progress.is_last_batch = progress.is_last_batch, False  # or a resumed epoch would skip its last batch
+        is_last, progress.is_last_batch = progress.is_last_batch, False  # True would make a resumed epoch skip a batch
         saves_last = "last" in self._due
         self._save_due(trainer)
         progress.increment_ready()
@@ -151,7 +155,10 @@ class Checkpoints(Checkpoint):
             self._stop(trainer, stop_signal, f"at step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save everything due. Lightning calls checkpoint callbacks last, so no work of the epoch is left."""
+        """Save all checkpoints that are due.
+
+        Lightning calls checkpoint callbacks last, so all other work of the epoch is already done.
+        """
         self._whole = True
         self.early_end.record_reason(trainer)
         self._due.append("last")
@@ -166,7 +173,10 @@ class Checkpoints(Checkpoint):
         self._handlers = {}
 
     def _stop(self, trainer: L.Trainer, stop_signal: int, position: str) -> None:
-        """Raise `Preempted`, unless SLURM preempts the job: it must run until it is killed (`sppnet.slurm.job`)."""
+        """Raise `Preempted`, unless the signal is SIGTERM and SLURM is preempting the job.
+
+        In that case, the job must keep running until SLURM kills it (see `sppnet.slurm.job`).
+        """
         may_continue = stop_signal == signal.SIGTERM and job.inside_slurm()
         if may_continue and trainer.strategy.broadcast(trainer.is_global_zero and job.still_running()):
             self._signal = 0
@@ -174,7 +184,7 @@ class Checkpoints(Checkpoint):
         raise Preempted(stop_signal, position)
 
     def _save_due(self, trainer: L.Trainer) -> None:
-        for name in sorted(self._due):  # best.ckpt first, because the state in last.ckpt implies that it exists
+        for name in sorted(self._due):  # best.ckpt first, so that it exists whenever last.ckpt holds a best score
             self._save(trainer, name)
         self._due = []
 
@@ -187,7 +197,7 @@ class Checkpoints(Checkpoint):
         self._signal = number
 
     def _stop_signal(self, trainer: L.Trainer) -> int:
-        """The stop signal that any rank has received (0: none), as all ranks must save together."""
+        """Return the stop signal received by any rank, or 0 if none; all ranks must save together."""
         if trainer.world_size == 1:
             return self._signal
         number = torch.tensor(self._signal, device=trainer.strategy.root_device)

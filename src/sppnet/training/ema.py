@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights (`trainer.ema`), exact also in mixed precision of weights and averages."""
+"""Exponential moving average of the weights (`trainer.ema`), exact even if weights and averages differ in precision."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from torch import Tensor, nn
 
 
 class Averages(EMAWeightAveraging):
-    """Lightning's weight averaging with two changes.
+    """Lightning's moving average of the weights, with two changes.
 
-    - The averages are float32 even if the weights have 16 bits, where an update by (1 - decay) would round to nothing.
-    - Lightning validates the averages by swapping them with the weights, which rounds each to the other's precision.
-      This class puts a copy of the weights aside instead, so neither changes.
+    - The averages are float32 even if the weights have 16 bits. In 16 bits, an update scaled by (1 - decay) would be
+      rounded away.
+    - To validate the averages, Lightning swaps them with the weights and later swaps them back. If the two differ in
+      precision, the swaps round values. This class instead copies the averages into the network and, after the
+      validation, restores a copy of the weights, so neither changes.
     """
 
     _weights: list[Tensor]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # Lightning creates the averages here, before it moves the weights to the device
+        # Lightning creates the averages in this hook, before it moves the weights to the device. Setting `_device`
+        # makes it create the averages on that device.
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None and trainer.precision != "64-true":

@@ -1,4 +1,4 @@
-"""A trained network outside Lightning's Trainer: loads it and places it on one device."""
+"""Loads a trained network for use outside Lightning's Trainer, and places it on one device."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def place_on_device(module: Module, trainer: Mapping[str, Any]) -> tuple[Fabric,
     """Move `module` to one device, convert it to the configured precision and set it to evaluation mode.
 
     Args:
-        module: converted in place.
-        trainer: `accelerator`, `precision` and `deterministic` of the configuration.
+        module: the module, which is converted in place.
+        trainer: the settings `accelerator`, `precision` and `deterministic` of the configuration.
 
     Returns:
-        The Fabric for `to_device` and `autocast`, and the module.
+        The Fabric object (for `to_device` and `autocast`) and the module.
     """
     torch.use_deterministic_algorithms(trainer["deterministic"])
     fabric = Fabric(
         accelerator=trainer["accelerator"],
         devices=1,
         precision=trainer["precision"],
-        plugins=[LightningEnvironment()],  # a single process, also inside a cluster job
+        plugins=[LightningEnvironment()],  # use a single process, even inside a cluster job
     )
     converted = fabric.strategy.precision.convert_module(fabric.to_device(module))
     assert isinstance(converted, type(module))
@@ -47,9 +47,9 @@ def load_classifier(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets:
 
     Args:
         checkpoint: content of the checkpoint file.
-        cfg: resolved configuration.
-        sets: data with the classes of the checkpoint (`sppnet.data.relabelling` maps others to them).
-        path: the checkpoint file, for messages.
+        cfg: the resolved configuration.
+        sets: data with the same classes as the checkpoint (for different classes, see `sppnet.data.relabelling`).
+        path: the checkpoint file, used in error messages.
 
     Raises:
         UserError: the weights do not fit the network.
@@ -62,13 +62,13 @@ def load_classifier(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets:
 
 
 def load_network(checkpoint: Mapping[str, Any], backbone: Mapping[str, Any], size: int, path: Path) -> SPPNet:
-    """Build the network of a checkpoint, without the data and the training around it, and load its weights.
+    """Build the network of a checkpoint, without data or a LightningModule, and load its weights.
 
     Args:
-        checkpoint: content of the checkpoint file; the head is the one it was trained with.
+        checkpoint: content of the checkpoint file, which also specifies the head.
         backbone: configuration of the backbone.
         size: side of the training images, in pixels.
-        path: the checkpoint file, for messages.
+        path: the checkpoint file, used in error messages.
 
     Raises:
         UserError: the weights do not fit the network.
@@ -84,4 +84,4 @@ def _load_state(module: nn.Module, state_dict: Mapping[str, Any], path: Path) ->
     try:
         module.load_state_dict(state_dict)
     except RuntimeError as error:
-        raise UserError(f"checkpoint={path} is of another network: {error}") from None
+        raise UserError(f"checkpoint={path} holds the weights of a different network: {error}") from None

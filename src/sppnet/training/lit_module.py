@@ -1,4 +1,4 @@
-"""The LightningModule: the steps, the optimizer, and the training state in a checkpoint that exact resume needs."""
+"""The LightningModule: its steps, its optimizer, and the training state that checkpoints need for an exact resume."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from sppnet.training.optim import build_optimizer, cosine, plateau
 class Classifier(L.LightningModule):
     """A network with its loss, optimizer and metrics.
 
-    Every image of an epoch has the same weight in the gradient, whatever its batch and accumulation window: the
-    gradient of an optimizer step is the sum over its images of grad(loss) / C, with C from
-    `DataModule.images_per_step`. Batch normalisation (statistics of a batch) and Adam (scaling of a step) are
-    exceptions, see docs/decisions/0021.
+    Every image of an epoch has the same weight in the gradient, no matter which batch and accumulation window it is in.
+    The gradient of an optimizer step is the sum of grad(loss) / C over the images of the step, where C is the mean
+    number of images per step (`DataModule.images_per_step`). There are exceptions: batch normalisation takes its
+    statistics from each batch, and Adam rescales the gradient of each step (see docs/decisions/0021).
 
     Args:
-        network: normalised images (N, 3, H, W) -> logits (N, K).
+        network: module that maps normalised images (N, 3, H, W) to logits (N, K).
         cfg: the resolved configuration as plain data, stored in every checkpoint.
         classes: names of the K classes.
         multilabel: whether an image may have several labels.
-        overrides: the overrides that `cfg` was composed from; commands on the checkpoint compose with them again.
-        fingerprint: of the training data set; a later test compares it with its own.
+        overrides: the overrides that `cfg` was composed from; commands that load the checkpoint apply them again.
+        fingerprint: identifies the training data set; a later test compares it with the fingerprint of its own data.
     """
 
     network: SPPNet
@@ -68,35 +68,35 @@ class Classifier(L.LightningModule):
             )
         self.metrics = {phase: SizeMetrics(phase, len(classes), multilabel) for phase in ("train", "val", "test")}
         self.normalise = Normalise(cfg["data"]["mean"], cfg["data"]["std"], cfg["trainer"]["channels_last"])
-        self.val_score: float | None = None  # of the last validation, at the first validation size
+        self.val_score: float | None = None  # score of the last validation, at the first validation size
         self.test_metrics: dict[str, float] = {}
-        self.test_per_class: dict[str, list[float]] = {}  # by input size
-        self.test_images: dict[str, int] = {}  # by input size
+        self.test_per_class: dict[str, list[float]] = {}  # keyed by input size
+        self.test_images: dict[str, int] = {}  # number of test images, keyed by input size
         self.views = Views.build(cfg["views"])
-        self.scorers: dict[int, Scorer] = {}  # of multi-view testing, by input size
+        self.scorers: dict[int, Scorer] = {}  # for multi-view testing, keyed by input size
         self.displayed: dict[str, float] = {}  # values for the progress display
         self._plateau: ReduceLROnPlateau | None = None
         self._resumed_state: dict[str, Any] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised images -> (N, K) logits."""
+        """Compute the logits (N, K) of normalised images (N, 3, H, W)."""
         logits: Tensor = self.network(images)
         return logits
 
     def prepare(self, batch: Batch) -> Tensor:
-        """Apply colour change, normalisation and memory format to the uint8 (N, 3, H, W) images of a batch."""
+        """Apply colour offsets, normalisation and memory format to the uint8 images (N, 3, H, W) of a batch."""
         normalised: Tensor = self.normalise(batch["image"], batch.get("offset"))
         return normalised
 
     def losses(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-        """(N, K) logits and targets, (N,) indices or (N, K) of 0 and 1 -> (N,) losses."""
+        """Compute the losses (N,) of logits (N, K); targets are class indices (N,) or labels (N, K) of 0 and 1."""
         return (sigmoid_losses if self.sigmoid else softmax_losses)(logits, target, smoothing)
 
     # Training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout depends on the batch's number alone, so a resumed run draws the same masks as an unbroken one.
-        # The user's own network may draw from Python's or NumPy's generator.
+        # Seed the generators from the batch's number, so that a resumed run draws the same dropout masks as an
+        # uninterrupted one. A user's own network may also draw from Python's or NumPy's generator.
         key = repr((self.cfg["seed"], self._batches_begun(), self.global_rank)).encode()
         seed = int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
         torch.manual_seed(seed)
@@ -104,7 +104,7 @@ class Classifier(L.LightningModule):
         np.random.seed(seed % 2**32)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The batch's share in the loss of its optimizer step (see the class); the logged loss is the batch's mean."""
+        """Return the batch's share of the loss of its optimizer step (see the class); log the batch's mean loss."""
         logits = self(self.prepare(batch))
         losses, valid = self.losses(logits, batch["target"], self.cfg["loss"]["label_smoothing"]), batch["valid"]
         total: Tensor = (losses * valid).sum()
@@ -124,12 +124,12 @@ class Classifier(L.LightningModule):
                 {"train/step_loss": loss.item(), "train/size": batch["size"], "train/lr": self._learning_rate()}
             )
         images: float = self.trainer.datamodule.images_per_step()  # type: ignore[attr-defined]
-        return total * self.trainer.accumulate_grad_batches / images  # Lightning divides by `accumulate` again
+        return total * self.trainer.accumulate_grad_batches / images  # Lightning divides by accumulate_grad_batches
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch, then step the plateau schedule with the last validation score.
 
-        Not through Lightning, which does not step a schedule in an epoch that was resumed half-way.
+        This method steps the schedule itself, because Lightning would not do so in an epoch that was resumed midway.
         """
         values = self.metrics["train"].compute()
         self.metrics["train"].reset()
@@ -156,7 +156,7 @@ class Classifier(L.LightningModule):
         self._update_metrics("test", batch, self.scores(batch))
 
     def scores(self, batch: Batch) -> Tensor:
-        """Logits (N, K) of a batch under the test protocol `views`; several views are averaged.
+        """Compute the logits (N, K) of a batch under the test protocol `views`, averaged over the views.
 
         Raises:
             RunFailed: the logits are not finite.
@@ -173,7 +173,7 @@ class Classifier(L.LightningModule):
         return average_views(logits_NVK, self.sigmoid)
 
     def on_validation_epoch_end(self) -> None:
-        """Record the validation; best.ckpt and the plateau schedule follow `val/<score>`."""
+        """Record the validation metrics; best.ckpt and the plateau schedule depend on `val/<score>`."""
         metrics = self.metrics["val"]
         values = metrics.compute()
         metrics.reset()
@@ -189,11 +189,11 @@ class Classifier(L.LightningModule):
         metrics.reset()
 
     def _check_finite(self, batch: Batch, logits: Tensor) -> Tensor:
-        # without this check, the first class would be the likeliest one of an image whose logits are NaN
+        # Without this check, the first class would be predicted for an image whose logits are NaN.
         if not (torch.isfinite(logits).all(1) | ~batch["valid"]).all():
             raise RunFailed(
-                f"the network's scores (input size {batch['size']}) are not finite: its weights have diverged, or its"
-                f" values overflow at trainer.precision={self.cfg['trainer']['precision']}; train with a lower"
+                f"the network's scores at input size {batch['size']} are not finite: the weights have diverged, or"
+                f" values overflow with trainer.precision={self.cfg['trainer']['precision']}; train with a lower"
                 " optim.lr, or set trainer.gradient_clip"
             )
         return logits
@@ -205,15 +205,15 @@ class Classifier(L.LightningModule):
     # Records and checkpoints
 
     def record(self, values: dict[str, float]) -> None:
-        """Write one record to every logger at once.
+        """Write one record to every logger immediately.
 
-        `self.log` holds epoch metrics back until the epoch has ended, too late for the checkpoint of that epoch.
+        `self.log` would hold back epoch metrics until after the checkpoint of that epoch is saved.
         """
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the network, and the training state that Lightning does not save."""
+        """Add the data needed to rebuild the network, and the training state that Lightning does not save."""
         checkpoint["sppnet"] = {
             "layout": LAYOUT,
             "config": self.cfg,
@@ -230,7 +230,7 @@ class Classifier(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._resumed_state = checkpoint["sppnet_state"]  # for `on_train_start`, when device and optimizer are ready
+        self._resumed_state = checkpoint["sppnet_state"]  # used in `on_train_start`, once device and optimizer are set
 
     def on_train_start(self) -> None:
         if self._resumed_state:
@@ -241,14 +241,14 @@ class Classifier(L.LightningModule):
             self._resumed_state = {}
 
     def _batches_begun(self) -> int:
-        """Training batches before this one, over all epochs."""
+        """Count the training batches before this one, over all epochs."""
         return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
 
     def _total_steps(self) -> int:
-        """Optimizer steps of the whole run.
+        """Compute the number of optimizer steps in the whole run.
 
-        Not `trainer.estimated_stepping_batches`: before the position of a resumed run is restored, reading it creates
-        the first epoch's iterator, which would then start at batch 0.
+        `trainer.estimated_stepping_batches` cannot be used. Reading it creates the iterator of the first epoch before
+        the position of a resumed run is restored, so a resumed epoch would start at batch 0.
         """
         data, settings = self.trainer.datamodule, self.cfg["trainer"]  # type: ignore[attr-defined]
         batches = min(len(data.train_dataloader()), settings["limit_batches"] or 2**62)

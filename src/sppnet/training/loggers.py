@@ -19,18 +19,19 @@ from sppnet.runs.run_directory import Run
 
 
 class WandbMirror(WandbLogger):
-    """Lightning's WandbLogger with the optimizer step as wandb's `_step`, so a record sent twice counts once."""
+    """Lightning's WandbLogger with the optimizer step as wandb's `_step`, so that a record sent twice counts once."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._wandb_init.pop("anonymous", None)  # wandb warns of it, although it is unused
+        self._wandb_init.pop("anonymous", None)  # Lightning always passes this setting, and wandb warns about it
         self._last_step: int | None = None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send one record. wandb joins the records of a step into one row, whose epoch is that of the first record.
+        """Send one record to wandb.
 
-        The end of an epoch and the first batch of the next one share a step.
+        wandb merges the records of a step into one row. The end of an epoch and the first batch of the next epoch
+        share a step, so the row keeps the epoch of its first record.
         """
         row = {key: value for key, value in metrics.items() if key != "epoch" or step != self._last_step}
         self._last_step = step
@@ -38,17 +39,17 @@ class WandbMirror(WandbLogger):
 
 
 class ReplayRecords(Callback):
-    """At the start of a resumed offline run, logs the records from before the interruption again.
+    """Sends all records from before the interruption to wandb again when an offline run resumes.
 
-    Each start of an offline run writes a part of its own. A part that is synced may replace the previous one, and the
-    part of a killed process may be empty.
+    Each start of an offline run writes a separate part of the wandb run. When a part is synced, it may replace the
+    previous one, and the part of a killed process may be empty.
     """
 
     def __init__(self, logger: WandbMirror, records: Path) -> None:
         self.logger, self.records = logger, records
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # by now `MetricsFile` has cut the file to the position of the checkpoint
+        # by now, `MetricsFile` has truncated the file to its length at the checkpoint
         if not trainer.is_global_zero or not self.records.exists():
             return
         for line in self.records.read_text(encoding="utf-8").splitlines():
@@ -57,7 +58,7 @@ class ReplayRecords(Callback):
 
 
 def build_mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
-    """The loggers of `logger` in the configuration, beside metrics.jsonl."""
+    """Build the loggers that mirror metrics.jsonl, from the `logger` section of the configuration."""
     loggers: list[Logger] = []
     if "tensorboard" in cfg["logger"]:
         from lightning.pytorch.loggers import TensorBoardLogger
@@ -70,8 +71,8 @@ def build_mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
         loggers.append(
             WandbMirror(
                 name=run.path.name,
-                id=digest({"study": cfg["study"], "run": run.path.name}),  # the same after a resume
-                # None: a run of this id on the server comes from a start that was discarded
+                id=digest({"study": cfg["study"], "run": run.path.name}),  # stays the same when the run resumes
+                # if there is no checkpoint, any run with this id on the server comes from a discarded start
                 resume="allow" if run.has_checkpoint else None,
                 group=cfg["study"],
                 tags=node["tags"] or None,
@@ -79,7 +80,7 @@ def build_mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
                 entity=node["entity"],
                 offline=node["mode"] == "offline",
                 save_dir=run.path,
-                settings=Settings(silent=True),  # the result must be printed last
+                settings=Settings(silent=True),  # wandb must print nothing after the run's result
                 config=dict(cfg),
             )
         )
@@ -87,16 +88,16 @@ def build_mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
 
 
 def build_replays(cfg: Mapping[str, Any], loggers: Sequence[Logger], records: Path) -> list[Callback]:
-    """A `ReplayRecords` for an offline wandb logger; online, the server has the records."""
+    """Build a `ReplayRecords` for an offline wandb logger; the records of an online one are already on the server."""
     offline = "wandb" in cfg["logger"] and cfg["logger"]["wandb"]["mode"] == "offline"
     return [ReplayRecords(logger, records) for logger in loggers if isinstance(logger, WandbMirror) and offline]
 
 
 class MetricsFile(Logger, Callback):
-    """Logger of metrics.jsonl, whose length is part of every checkpoint.
+    """Logger that writes metrics.jsonl and stores the length of the file in every checkpoint.
 
-    On resume the file is cut to that length, and training writes the records after it again. A record holds no time, so
-    a resumed run leaves the same bytes as an unbroken one.
+    On resume, the file is truncated to that length, and training writes the later records again. Records hold no
+    timestamps, so the file of a resumed run has the same bytes as that of an uninterrupted one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,14 +111,14 @@ class MetricsFile(Logger, Callback):
 
     @property
     def name(self) -> str:
-        return ""  # the run directory is the name
+        return ""  # no subdirectory, because `save_dir` is already the run's own directory
 
     @property
     def version(self) -> str:
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: config.yaml holds them."""
+        """Do nothing: config.yaml holds the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -125,7 +126,7 @@ class MetricsFile(Logger, Callback):
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """The length of the file, which is synced to disk because the checkpoint relies on it."""
+        """Sync the file to disk, because the checkpoint relies on it, and return its length."""
         if not self.path.exists():
             return {"bytes": 0}
         with self.path.open("rb") as file:
@@ -133,7 +134,10 @@ class MetricsFile(Logger, Callback):
             return {"bytes": os.fstat(file.fileno()).st_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Cut the file to its length at the checkpoint; a notice says if it is shorter."""
+        """Truncate the file to its length at the checkpoint.
+
+        If the file is shorter, print a notice and drop its incomplete last line.
+        """
         content = self.path.read_bytes()[: state_dict["bytes"]] if self.path.exists() else b""
         if len(content) < state_dict["bytes"]:
             rank_zero_only(notice)(f"{self.path}: {state_dict['bytes'] - len(content)} bytes of records are lost")

@@ -1,7 +1,7 @@
 """Metrics of one phase, per input size and over all sizes.
 
-The torchmetrics objects are not submodules of the LightningModule. So a checkpoint's `state_dict` holds weights alone,
-averaged weights carry no metric states, and a new input size needs no key in a checkpoint.
+The torchmetrics objects are not submodules of the LightningModule. Therefore the `state_dict` in a checkpoint holds
+only weights, averaged weights carry no metric states, and a new input size needs no new key in a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,27 +20,30 @@ from sppnet.errors import RunFailed
 
 Phase = Literal["train", "val", "test"]
 OVERALL = "all"
-ORDER = ("top1", "top5", "map", "loss", "class_accuracy")  # of the metrics in records and output
+ORDER = ("top1", "top5", "map", "loss", "class_accuracy")  # order of the metrics in records and output
 
 
 class AveragePrecision(MultilabelAveragePrecision):
-    """Average precision per class, NaN for a class without images (torchmetrics: 0, which would lower the mean)."""
+    """Average precision per class, with NaN for a class without images.
+
+    torchmetrics returns 0 for such a class, which would lower the mean.
+    """
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """(K,). When this is called, torchmetrics has gathered `target` from all ranks."""
+        """Return the average precisions (K,); by now, torchmetrics has gathered `target` from all ranks."""
         value: Tensor = super().compute()
         return value.masked_fill(dim_zero_cat(self.target).sum(0) == 0, torch.nan)
 
 
 class SizeMetrics:
-    """Metrics of one phase by input size (shorter side in pixels).
+    """Metrics of one phase for each input size (shorter side in pixels).
 
     - Single-label: `loss`, `top1`, `top5`; in validation and test also `class_accuracy`, the mean of the per-class
       accuracies.
     - Multi-label: `loss`; in validation and test also `map`.
 
-    The overall metrics of training are over all images, because each size sees only some of them. Those of validation
-    and test, where every size sees every image, are the metrics at the first size.
+    In training, each size sees only some of the images, so the overall metrics are computed over all images. In
+    validation and test, every size sees every image, and the overall metrics are those at the first size.
     """
 
     def __init__(self, phase: Phase, classes: int, multilabel: bool) -> None:
@@ -49,18 +52,18 @@ class SizeMetrics:
 
     @property
     def score(self) -> str:
-        """Name of the metric that selects the best weights."""
+        """The name of the metric that selects the best weights."""
         return "map" if self.multilabel else "top1"
 
     def update(self, size: int, logits_NK: Tensor, target: Tensor, losses_N: Tensor, valid_N: Tensor) -> None:
-        """Add one batch, without its invalid images (unreadable files, padding between ranks).
+        """Add one batch without its invalid images (unreadable files, and padding that evens out the ranks).
 
         Args:
             size: input size of the batch in pixels.
-            logits_NK: (N, K).
-            target: (N,) class indices, or (N, K) of 0 and 1.
-            losses_N: (N,) loss per image.
-            valid_N: (N,) bool.
+            logits_NK: logits (N, K).
+            target: class indices (N,), or labels (N, K) of 0 and 1.
+            losses_N: loss of each image (N,).
+            valid_N: whether each image is valid, bool (N,).
         """
         keys = (OVERALL, str(size)) if self.phase == "train" else (str(size),)
         logits_NK, target, losses_N = logits_NK[valid_N].detach().float(), target[valid_N], losses_N[valid_N].detach()
@@ -79,7 +82,7 @@ class SizeMetrics:
                     metric.update(logits_NK, target)
 
     def compute(self) -> dict[str, float]:
-        """All metrics, as `<phase>/<name>` and `<phase>/<size>/<name>`; a collective call under DDP.
+        """Compute all metrics, named `<phase>/<name>` and `<phase>/<size>/<name>`; a collective call under DDP.
 
         Raises:
             RunFailed: no image of the phase could be read.
@@ -96,19 +99,19 @@ class SizeMetrics:
         return values
 
     def per_class(self) -> dict[str, list[float]]:
-        """For each size, the accuracy (multi-label: average precision) of every class; a collective call under DDP.
+        """Compute the accuracy (multi-label: average precision) of every class at each size.
 
-        NaN for a class without images.
+        The value of a class without images is NaN. This is a collective call under DDP.
         """
         name = "map" if self.multilabel else "class_accuracy"
         return {key: _value(name, metrics[name]).tolist() for key, metrics in self._by_size.items()}
 
     def images(self) -> dict[str, int]:
-        """Number of images scored at each test size; a collective call under DDP."""
+        """Count the images scored at each test size; a collective call under DDP."""
         return {key: int(metrics["images"].compute()) for key, metrics in self._by_size.items()}
 
     def names(self, sizes: Sequence[int]) -> list[str]:
-        """The keys that `compute` will return for these `sizes`."""
+        """List the keys that `compute` will return for these `sizes`."""
         prefixes = [f"{self.phase}/", *(f"{self.phase}/{size}/" for size in sizes)]
         return [f"{prefix}{name}" for prefix in prefixes for name in ORDER if name in self._new_metrics()]
 
@@ -116,32 +119,38 @@ class SizeMetrics:
         self._by_size = {}
 
     def state(self) -> dict[str, dict[str, dict[str, Tensor]]]:
-        """The metric states as plain tensors with one row per rank, for a checkpoint; a collective call under DDP."""
-        assert self.phase == "train"  # its states are tensors of a fixed shape, not lists
+        """Return the metric states for a checkpoint, as plain tensors with one row per rank.
+
+        This is a collective call under DDP.
+        """
+        assert self.phase == "train"  # in the other phases, some states are lists instead of tensors of a fixed shape
         return {
             key: {name: {part: _gather_ranks(v) for part, v in _states(metric).items()} for name, metric in m.items()}
             for key, m in self._by_size.items()
         }
 
     def load(self, state: dict[str, dict[str, dict[str, Tensor]]], device: torch.device, rank: int) -> None:
-        """Restore this rank's row of `state`. The sum of all rows would change the last bit of the result."""
+        """Restore this rank's row of `state`.
+
+        Restoring the sum of all rows instead would change the last bit of the result.
+        """
         self.reset()
         for key, metrics in state.items():
             restored = self._of_size(key, device)
             for name, parts in metrics.items():
                 for part, value in parts.items():
                     if name == "loss":
-                        restored[name].set_dtype(value.dtype)  # in a step `_of_size` may choose another than here
+                        restored[name].set_dtype(value.dtype)  # outside a step, `_of_size` may choose another one
                     setattr(restored[name], part, value[rank].to(device))
-                restored[name]._update_count = 1  # or compute() warns that update() was never called
+                restored[name]._update_count = 1  # otherwise, compute() warns that update() was never called
 
     def _of_size(self, key: str, device: torch.device) -> MetricCollection:
         if key not in self._by_size:
             collection = MetricCollection(self._new_metrics(), compute_groups=False).to(device)
             for name, metric in collection.items(copy_state=False):
                 if name in ("loss", "images"):
-                    # In a step Lightning sets the default dtype to the precision's, and bfloat16 counts to 256 only.
-                    # After `to`, which resets the dtype.
+                    # During a step, Lightning makes the dtype of trainer.precision the default, and bfloat16 can count
+                    # only to 256. The dtype is set after `to`, because `to` resets it.
                     metric.set_dtype(torch.promote_types(torch.get_default_dtype(), torch.float32))
             self._by_size[key] = collection
         return self._by_size[key]
@@ -162,10 +171,10 @@ class SizeMetrics:
 
 
 def _value(name: str, metric: Metric) -> Tensor:
-    """A scalar, or (K,) with NaN for a class without images."""
+    """Compute a metric: a scalar, or (K,) with NaN for a class without images."""
     value: Tensor = metric.compute()
     if name == "class_accuracy":
-        return value[:, 0] / value[:, 4]  # true positives over support
+        return value[:, 0] / value[:, 4]  # true positives / number of images of the class
     return value
 
 
@@ -179,7 +188,7 @@ def _states(metric: Metric) -> dict[str, Tensor]:
 
 
 def _gather_ranks(value: Tensor) -> Tensor:
-    """(...) on each rank -> (ranks, ...) on the CPU, equal on all ranks."""
+    """Gather a tensor (...) from every rank into (ranks, ...) on the CPU; all ranks get the same result."""
     value = value.detach().clone()
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value[None].cpu()

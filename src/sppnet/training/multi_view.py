@@ -1,8 +1,8 @@
-"""Multi-view testing: scores many windows of an image, at several scales, and averages them.
+"""Multi-view testing: scores many windows of an image at several scales and averages the scores.
 
-All windows of a scale are pooled from one feature map of the whole image and one of its mirror image (section 3.1.5):
-the convolutions run once, however many windows overlap. With `views.source: image` each window is cut out of the pixels
-and goes through the network alone, as a network with a fixed input size requires.
+At each scale, all windows are pooled from two feature maps: one of the whole image and one of its mirror image (section
+3.1.5). The convolutions run once per map, no matter how many windows overlap. With `views.source: image`, each window
+is cut out of the image and goes through the network separately, as a network with a fixed input size requires.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from sppnet.pyramid import SpatialPyramidPool2d, pool_windows
 
 
 class Scorer:
-    """Computes the logits of all views of a batch, and measures the time of each scale.
+    """Computes the logits of all views of a batch, and measures how long each scale takes.
 
     Args:
-        network: in evaluation mode.
+        network: the network, in evaluation mode.
         views: the test protocol.
-        size: side of a view in pixels.
+        size: side of a view, in pixels.
 
     Raises:
-        UserError: with `views.source: map`, if the backbone's receptive field cannot be derived.
+        UserError: `views.source` is `map`, and the backbone's receptive field cannot be derived.
     """
 
     def __init__(self, network: SPPNet, views: Views, size: int) -> None:
@@ -38,15 +38,15 @@ class Scorer:
         if views.source == "map":
             self.field = receptive_field(network.backbone)
             self.bins, self.pool, self.kernel = _window_pooling(network.head)
-        self.count: dict[int, int] = {}  # scale -> views of an image
+        self.count: dict[int, int] = {}  # scale -> number of views per image
         self.images = 0
         self.seconds: dict[int, float] = {}  # scale -> seconds for all images so far
 
     def __call__(self, scales: Sequence[Tensor]) -> list[Tensor]:
-        """For each scale, the logits (N, V, K) of its V views.
+        """Compute the logits (N, V, K) of the V views at each scale.
 
         Args:
-            scales: normalised images (N, 3, h, w), one tensor per scale of the protocol.
+            scales: normalised images, one tensor (N, 3, h, w) per scale of the protocol.
         """
         logits_by_scale = []
         for images in scales:
@@ -54,20 +54,23 @@ class Scorer:
             variants = (images, images.flip(3)) if self.views.mirror else (images,)
             logits_NVK = torch.cat([self._score_windows(variant) for variant in variants], 1)
             self.seconds[side] = self.seconds.get(side, 0.0) + _synchronised_time(images) - start
-            self.count[side] = max(self.count.get(side, 0), logits_NVK.shape[1])  # a square image has fewer windows
+            self.count[side] = max(self.count.get(side, 0), logits_NVK.shape[1])  # square images have fewer views
             logits_by_scale.append(logits_NVK)
         self.images += len(scales[0])
         return logits_by_scale
 
     def costs(self) -> dict[str, dict[str, float]]:
-        """For each scale (shorter side in pixels): the number of `views` of an image and the `seconds` per image."""
+        """Return the number of `views` and the `seconds` per image, for each scale (shorter side in pixels)."""
         return {
             str(side): {"views": self.count[side], "seconds": round(self.seconds[side] / self.images, 6)}
             for side in self.count
         }
 
     def _score_windows(self, images: Tensor) -> Tensor:
-        """(N, 3, h, w) -> (N, V, K): the windows and, at the scale of `views.full`, the whole image."""
+        """Compute the logits (N, V, K) of the views of images (N, 3, h, w) at one scale.
+
+        The views are the windows and, at the scale of `views.full`, the whole image.
+        """
         height, width = images.shape[2:]
         windows = self.views.windows(height, width, self.size)
         full = min(height, width) == self.views.full_side(self.size)
@@ -83,11 +86,11 @@ class Scorer:
 
 
 def average_views(logits_NVK: Tensor, sigmoid: bool) -> Tensor:
-    """Logits (N, K) whose probabilities are the mean of the views' (section 3.1.1: average after the softmax).
+    """Compute logits (N, K) whose probabilities are the mean over the views (section 3.1.1: average after the softmax).
 
     Args:
-        logits_NVK: logits of V views.
-        sigmoid: probabilities of independent classes, else a softmax over the classes.
+        logits_NVK: logits (N, V, K) of V views.
+        sigmoid: whether probabilities come from a sigmoid per class; otherwise, from a softmax over the classes.
     """
     if not sigmoid:
         return logits_NVK.float().log_softmax(2).logsumexp(1) - math.log(logits_NVK.shape[1])
@@ -95,7 +98,7 @@ def average_views(logits_NVK: Tensor, sigmoid: bool) -> Tensor:
 
 
 def map_windows(windows: Sequence[Window], field: ReceptiveField, height: int, width: int) -> list[Window]:
-    """Convert windows from pixels to cells of a feature map of `height` x `width` cells, as for `pool_windows`."""
+    """Convert windows from pixels to cells of a feature map of `height` x `width` cells, as input to `pool_windows`."""
     in_cells = []
     for window in windows:
         left, right = field.cells(window.left, window.right, width)
@@ -105,11 +108,11 @@ def map_windows(windows: Sequence[Window], field: ReceptiveField, height: int, w
 
 
 def _window_pooling(head: nn.Sequential) -> tuple[tuple[int, ...], str, str]:
-    """Arguments (bins, pool, kernel) with which `pool_windows` pools a window as the head pools a whole map."""
+    """Return the arguments (bins, pool, kernel) that make `pool_windows` pool windows the way the head pools a map."""
     pool = head[0]
     if isinstance(pool, SpatialPyramidPool2d):
         return pool.bins, pool.pool, pool.kernel
-    return (1,), "avg", "auto"  # head=gap; `Views.check_head` has refused the others
+    return (1,), "avg", "auto"  # head=gap; `Views.check_head` has refused all other heads
 
 
 def _synchronised_time(images: Tensor) -> float:

@@ -14,13 +14,16 @@ from sppnet.config.instantiate import instantiate
 
 
 def build_optimizer(optim: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The optimizer that `optim._target_` names, over the parameters that require a gradient."""
+    """Build the optimizer that `optim._target_` names, for the parameters that require a gradient."""
     node = {key: value for key, value in optim.items() if key != "schedule"}
     return instantiate(node, Optimizer, "optim", [p for p in parameters if p.requires_grad])
 
 
 def plateau(optimizer: Optimizer, schedule: Mapping[str, Any]) -> ReduceLROnPlateau:
-    """Divide the learning rate when the validation score stops rising, at most `drops` times (section 3.1: twice)."""
+    """Build a schedule that reduces the learning rate when the validation score stops rising.
+
+    It does so at most `drops` times (section 3.1: twice).
+    """
     lowest = [group["lr"] * schedule["factor"] ** schedule["drops"] for group in optimizer.param_groups]
     return ReduceLROnPlateau(
         optimizer, mode="max", factor=schedule["factor"], patience=schedule["patience"], min_lr=lowest, eps=0.0
@@ -28,10 +31,10 @@ def plateau(optimizer: Optimizer, schedule: Mapping[str, Any]) -> ReduceLROnPlat
 
 
 def cosine(optimizer: Optimizer, schedule: Mapping[str, Any], steps: int) -> LambdaLR:
-    """Linear warm-up over the first `warmup` share of `steps`, then half a cosine.
+    """Build a schedule: linear warm-up over the first `warmup` fraction of `steps`, then a half-cosine decay.
 
-    No step has a learning rate of zero. With w steps of warm-up, step i (from 1) has i / (w + 1) of the full rate, step
-    w + 1 has all of it, and the cosine would reach zero one step after the last.
+    No step has a learning rate of zero. With w warm-up steps, warm-up step i (counted from 1) has i / (w + 1) of the
+    full rate, step w + 1 has the full rate, and the cosine would reach zero one step after the last step.
     """
     warmup_steps: int = round(schedule["warmup"] * steps)
 

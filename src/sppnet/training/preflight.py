@@ -1,4 +1,7 @@
-"""Checks that need torch, but neither data nor Lightning: hardware, and whether network, sizes and views fit."""
+"""Checks that need torch, but neither data nor Lightning.
+
+They cover the hardware, and whether optimizer, network, sizes and views fit together.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,17 @@ def check_job(cfg: Mapping[str, Any]) -> None:
     """Run all checks.
 
     Raises:
-        UserError: the first that fails.
+        UserError: a check fails (the first failure is reported).
     """
     check_fit(cfg)
     check_hardware(cfg["trainer"], world_size(cfg) // int(cfg["trainer"]["num_nodes"]))
 
 
 def check_fit(cfg: Mapping[str, Any]) -> None:
-    """Check that optimizer, network, sizes and views fit together, on whatever machine the job will run.
+    """Check that optimizer, network, sizes and views fit together, whatever machine the job will run on.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not fit together.
     """
     build_optimizer(cfg["optim"], [nn.Parameter(torch.zeros(1))])
     views = Views.build(cfg["views"])
@@ -44,17 +47,19 @@ def check_fit(cfg: Mapping[str, Any]) -> None:
         for size in cfg["sizes"]["test"]:
             views.sides(size)
         whole_images = whole_images or views.full is not None
-    sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # not only the ends of a range
+    sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # list every size of a range, not only its ends
     from_map = views is not None and views.source == "map"
     check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole_images, pools_windows=from_map)
 
 
 def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
-    """Training sizes at which `network` needs a batch of at least two images.
+    """Find the training sizes at which `network` needs a batch of at least two images.
 
-    Batch normalisation in training mode rejects a single value per channel, which is what one image at a small size can
-    lead to. (A frozen backbone stays in evaluation mode and has no such limit.) The network runs on the meta device,
-    smallest size first, because a larger image only has more values.
+    Batch normalisation in training mode rejects a single value per channel, and one small image may provide no more
+    than that. (A frozen backbone stays in evaluation mode and has no such limit.)
+
+    The network runs on the meta device. The search begins with the smallest size and ends at the first one that does
+    not need two images, because larger images provide at least as many values.
     """
     meta_network = meta_copy(network).train()
     dtype = next((p.dtype for p in meta_network.parameters() if p.is_floating_point()), torch.float32)
@@ -63,7 +68,7 @@ def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
         try:
             with torch.no_grad():
                 meta_network(torch.empty(images, 3, size, size, device="meta", dtype=dtype))
-        except Exception:  # the user's own network may raise anything
+        except Exception:  # the user's own network may raise any exception
             return False
         return True
 
@@ -74,7 +79,7 @@ def check_hardware(trainer: Mapping[str, Any], devices_per_node: int) -> None:
     """Check that this machine has the devices that `trainer` names.
 
     Raises:
-        UserError: it does not.
+        UserError: a device is missing, or a setting does not work on this machine.
     """
     kind, devices = trainer["accelerator"], trainer["devices"]
     gpus, apple = torch.cuda.device_count(), torch.backends.mps.is_available()
@@ -84,21 +89,23 @@ def check_hardware(trainer: Mapping[str, Any], devices_per_node: int) -> None:
         raise UserError("trainer.accelerator=mps: torch sees no Apple GPU here; use trainer.accelerator=cpu or auto")
     if trainer["num_nodes"] > 1 and not job.inside_slurm():
         raise UserError(
-            f"trainer.num_nodes={trainer['num_nodes']}: nothing starts processes on the other nodes, and training would"
-            " wait for them; launch=slurm submits a job in which srun starts a task on every node"
+            f"trainer.num_nodes={trainer['num_nodes']}: nothing starts processes on the other nodes, so training would"
+            " wait for them forever; use launch=slurm, which starts a task on every node with srun"
         )
     if kind == "cpu" or not (gpus or apple):
         _check_cpu(trainer)
     elif gpus and isinstance(devices, list) and max(devices) >= gpus:
-        raise UserError(f"trainer.devices={devices}: there are GPUs 0 to {gpus - 1}")
+        raise UserError(f"trainer.devices={devices}: GPU indices here range from 0 to {gpus - 1}")
     elif gpus and devices_per_node > gpus:
-        raise UserError(f"trainer.devices={devices}: there {'is' if gpus == 1 else 'are'} {gpus} GPU(s) here")
+        raise UserError(
+            f"trainer.devices={devices} is too many: there {'is' if gpus == 1 else 'are'} {gpus} GPU(s) here"
+        )
 
 
 def _check_cpu(trainer: Mapping[str, Any]) -> None:
-    """Refuse what only a GPU can do; Lightning would replace the precision silently."""
+    """Refuse settings that need a GPU; Lightning would silently use a different precision."""
     if trainer["precision"] == "16-mixed":
-        raise UserError("trainer.precision=16-mixed needs a GPU; on a CPU use trainer.precision=bf16-mixed")
+        raise UserError("trainer.precision=16-mixed needs a GPU; on a CPU, use trainer.precision=bf16-mixed")
     devices = trainer["devices"]
     if isinstance(devices, list):
         raise UserError(

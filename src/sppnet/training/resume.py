@@ -1,4 +1,4 @@
-"""Chooses the checkpoint that a run resumes from, and says what is wrong with a damaged one."""
+"""Chooses the checkpoint that a run resumes from, and reports what is wrong with a damaged one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESTART = "force=true starts the run from scratch"
 
 
 def checkpoint_to_resume(run: Run) -> Path | None:
-    """last.ckpt; best.ckpt if last.ckpt is damaged or missing; None if the run has no checkpoint.
+    """Choose last.ckpt, or best.ckpt if last.ckpt is damaged or missing, or None if the run has no checkpoint.
 
     Raises:
         RunFailed: the run has checkpoints, but cannot resume from any of them.
@@ -25,12 +25,12 @@ def checkpoint_to_resume(run: Run) -> Path | None:
     last, last_problem = read_own_checkpoint(run, run.last)
     last_is_whole = last is not None
     has_best_score = last is not None and last["callbacks"][Checkpoints.__name__]["best_score"] is not None
-    del last  # one checkpoint in memory is enough
+    del last  # keep only one checkpoint in memory
     best, best_problem = read_own_checkpoint(run, run.best)
     if last_is_whole:
         if best is None and has_best_score:
             best_problem = best_problem or f"{run.best} is missing"
-            warn(f"{best_problem}; a later epoch has to score higher, or there is nothing to test ({RESTART})")
+            warn(f"{best_problem}; unless a later epoch scores higher, there will be nothing to test ({RESTART})")
         return run.last
     last_problem = last_problem or f"{run.last} is missing"
     if best is None:
@@ -39,14 +39,19 @@ def checkpoint_to_resume(run: Run) -> Path | None:
         return None
     if not best["callbacks"][Checkpoints.__name__]["whole"]:
         raise RunFailed(
-            f"{last_problem}; best.ckpt was saved within an accumulation window and cannot be resumed from; {RESTART}"
+            f"{last_problem}; best.ckpt was saved within an accumulation window, so the run cannot resume from it;"
+            f" {RESTART}"
         )
-    warn(f"{last_problem}; resuming from best.ckpt, from step {best['global_step']} (epoch {best['epoch'] + 1})")
+    warn(f"{last_problem}; resuming from best.ckpt at step {best['global_step']} (epoch {best['epoch'] + 1})")
     return run.best
 
 
 def read_own_checkpoint(run: Run, path: Path) -> tuple[dict[str, Any] | None, str]:
-    """A checkpoint of `run`, or None and what is wrong with it; the problem is "" if the file does not exist."""
+    """Read a checkpoint of `run`.
+
+    Returns:
+        The checkpoint and "", or None and what is wrong with the checkpoint ("" if the file does not exist).
+    """
     if not path.exists():
         return None, ""
     try:
@@ -54,4 +59,4 @@ def read_own_checkpoint(run: Run, path: Path) -> tuple[dict[str, Any] | None, st
     except UserError as error:
         return None, str(error)
     owner = checkpoint["callbacks"][Checkpoints.__name__]["run"]
-    return (checkpoint, "") if owner == run.hash else (None, f"{path} is of another run ({owner})")
+    return (checkpoint, "") if owner == run.hash else (None, f"{path} belongs to a different run ({owner})")

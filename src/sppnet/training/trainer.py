@@ -1,6 +1,6 @@
 """One run in one process: `prepare` builds data, network and callbacks; `fit` trains or resumes, then tests.
 
-Under DDP every rank makes the same calls.
+Under DDP, every rank makes the same calls.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitors
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
     ".*srun.*command is available.*",
-    ".*in eval mode at the start of training.*",  # a frozen backbone is meant to be
+    ".*in eval mode at the start of training.*",  # a frozen backbone is in eval mode on purpose
     ".*checkpoint directory .* exists and is not empty.*",
-    ".*sync_dist=True.*",  # what is logged has already been reduced over all ranks
+    ".*sync_dist=True.*",  # logged values have already been reduced over all ranks
     ".*LeafSpec.*is deprecated.*",
-    ".*No positive samples found in target.*",  # average precision is NaN there, and the mean leaves it out
+    ".*No positive samples found in target.*",  # the average precision is then NaN, which the mean ignores
 )
 
 
@@ -60,7 +60,7 @@ class PreparedRun:
     classifier: Classifier
     data: DataModule
     callbacks: list[Callback]
-    notices: list[str]  # about the data; the first process prints them
+    notices: list[str]  # notices about the data, printed by the first process
 
 
 def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet | None = None) -> PreparedRun:
@@ -68,8 +68,8 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
 
     Args:
         cfg: the resolved configuration.
-        overrides: what `cfg` was composed from.
-        images: the data set, if it has been listed already.
+        overrides: the overrides that `cfg` was composed from.
+        images: the data set, if its images have already been listed; None to list them.
 
     Raises:
         UserError: the data set, the weights or a callback is invalid.
@@ -81,12 +81,12 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
     notices = describe_duplicates(cfg["data"], sets.images, sets.parts())
     if sets.val is sets.test:
         notices.append(
-            "data.split.val=0: the test split is also the validation split, so its metrics are those of the weights"
-            " that it selected"
+            "data.split.val=0: the test split is also the validation split, so the test metrics come from weights that"
+            " were selected on the test images"
         )
     L.seed_everything(cfg["seed"], verbose=False)
     data = build_data(cfg, sets)
-    data.prepare_data()  # reads the shapes of whole images, and so finds broken headers now
+    data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
     classifier = build_classifier(cfg, sets, overrides)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images
@@ -98,8 +98,8 @@ def fit(prepared: PreparedRun, run: Run) -> tuple[dict[str, Any], dict[str, Any]
     """Train from the start or from the checkpoint that `checkpoint_to_resume` chooses, then test best.ckpt.
 
     Returns:
-        The record of the test (see `run_test`) and the totals of the run: `epochs`, `seconds` (of training, over all
-        starts), `parameters`, `bad_files`, `stopped` (why training ended before its last epoch, or None).
+        The record of the test (see `run_test`) and the totals of the run: `epochs`, `seconds` (training time over all
+        starts), `parameters`, `bad_files`, `stopped` (why training ended early, or None).
 
     Raises:
         RunFailed: the loss is not finite, or the checkpoints are damaged.
@@ -117,7 +117,7 @@ def fit(prepared: PreparedRun, run: Run) -> tuple[dict[str, Any], dict[str, Any]
     resume_from = checkpoint_to_resume(run)
     if resume_from is None:
         metrics_file.truncate(0)
-    sys.argv[1:] = ["rank", str(run.path)]  # noqa: TID251  (Lightning starts the other ranks of this machine like this)
+    sys.argv[1:] = ["rank", str(run.path)]  # noqa: TID251  (the command line with which Lightning starts other ranks)
     trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
     best, problem = read_own_checkpoint(run, run.best)
     if best is None:
@@ -140,12 +140,12 @@ def run_test(
 ) -> dict[str, Any]:
     """Test the classifier and return the record that `RUN/tests` stores.
 
-    It holds the `metrics`, the metrics `per_class` for each size, and in `identity` what was tested and how.
+    The record holds the `metrics`, the `per_class` metrics for each size, and what was tested and how (`identity`).
     """
     start = time.monotonic()
     trainer.test(classifier, datamodule=data, verbose=False)
-    per_class = {
-        size: {name: None if v != v else v for name, v in zip(classifier.classes, values, strict=True)}  # NaN: no image
+    per_class = {  # None for a class without images, whose metric is NaN
+        size: {name: None if v != v else v for name, v in zip(classifier.classes, values, strict=True)}
         for size, values in classifier.test_per_class.items()
     }
     return {
@@ -167,21 +167,22 @@ def build_data(cfg: Mapping[str, Any], sets: Splits) -> DataModule:
 
 
 def build_classifier(cfg: Mapping[str, Any], sets: Splits, overrides: Sequence[str] = ()) -> Classifier:
-    """Build the network of `cfg`, with an output for each class of `sets`, in its LightningModule."""
+    """Build the network of `cfg`, with an output for each class of `sets`, and wrap it in its LightningModule."""
     network = build_network(cfg["backbone"], cfg["head"], len(sets.images.classes), cfg["sizes"]["train"][0])
     if cfg["trainer"]["compile"]:
-        for part in (network.backbone, network.head):  # separately, as windows are pooled between them
-            part.compile(dynamic=True)  # in place: no _orig_mod. in the keys; dynamic: sizes change
+        for part in (network.backbone, network.head):  # separately: multi-view testing pools windows between the two
+            # Compiling in place keeps "_orig_mod." out of the state_dict keys. Image sizes change, hence dynamic=True.
+            part.compile(dynamic=True)
     images = sets.images
     classifier = Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
-    # Lightning would convert after it has loaded a checkpoint, and the last bits of the weights would be lost
+    # Lightning would convert the network only after loading a checkpoint, so loading would round the weights
     return classifier.double() if cfg["trainer"]["precision"] == "64-true" else classifier
 
 
 def make_trainer(
     cfg: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], root: Path | None = None
 ) -> L.Trainer:
-    """Lightning's Trainer with the settings of `cfg["trainer"]`."""
+    """Build Lightning's Trainer with the settings of `cfg["trainer"]`."""
     settings = cfg["trainer"]
     devices = settings["devices"]
     return L.Trainer(
@@ -197,13 +198,13 @@ def make_trainer(
         limit_train_batches=settings["limit_batches"],
         limit_val_batches=settings["limit_batches"],
         limit_test_batches=settings["limit_batches"],
-        log_every_n_steps=1,  # `Classifier.record` applies trainer.log_every_n_steps
+        log_every_n_steps=1,  # `Classifier.training_step` applies trainer.log_every_n_steps
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=root,
         plugins=[DurableIO(), _cluster_environment()],
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the batch samplers shard themselves
+        use_distributed_sampler=False,  # the batch samplers already divide the data among the ranks
         enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
         enable_model_summary=False,
         enable_progress_bar=any("Progress" in base.__name__ for c in callbacks for base in type(c).__mro__),
@@ -211,17 +212,18 @@ def make_trainer(
 
 
 def _cluster_environment() -> SLURMEnvironment | LightningEnvironment:
-    """SLURM's for a job of `launch=slurm`, whose requeueing is up to `sppnet.slurm.job`; else Lightning's own.
+    """Return the SLURM environment inside a job of `launch=slurm`, and Lightning's own environment elsewhere.
 
-    Not by Lightning's detection, which takes stale variables of a cluster in the environment for a cluster.
+    `sppnet.slurm.job` requeues jobs, so Lightning must not. Lightning's detection is not used, because it mistakes
+    stale SLURM variables in the environment for a cluster.
     """
     return SLURMEnvironment(auto_requeue=False) if job.inside_slurm() else LightningEnvironment()
 
 
 def set_threads_and_filter_warnings(cfg: Mapping[str, Any]) -> None:
-    """Use `trainer.threads` whatever the launcher has set, and hide Lightning's log and harmless warnings."""
+    """Apply `trainer.threads`, overriding the launcher, and hide Lightning's log messages and harmless warnings."""
     threads = cfg["trainer"]["threads"]
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning sets a number of its own under DDP
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # otherwise, Lightning would choose a number under DDP
     torch.set_num_threads(threads)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -230,7 +232,7 @@ def set_threads_and_filter_warnings(cfg: Mapping[str, Any]) -> None:
 
 
 def _build_callbacks(cfg: Mapping[str, Any], logged: Sequence[str]) -> list[Callback]:
-    """The user's callbacks, checked, and those that `trainer.ema` and `trainer.progress` ask for."""
+    """Build and check the user's callbacks, and build those for `trainer.ema` and `trainer.progress`."""
     by_name = {name: instantiate(node, Callback, f"callbacks.{name}") for name, node in cfg["callbacks"].items()}
     check_kinds(by_name, (c.__qualname__ for c in (MetricsFile, BadFiles, StatusFile, EarlyEnd, Checkpoints, Averages)))
     check_monitors(by_name, logged)

@@ -1,6 +1,6 @@
-"""The user's callbacks (`callbacks` in the configuration): checks before training, and early ends of training.
+"""The user's callbacks (`callbacks` in the configuration): checks before training, and the reason for an early end.
 
-- `check_kinds` refuses callbacks of Lightning that do not work here, and states that collide in a checkpoint.
+- `check_kinds` refuses Lightning callbacks that do not work here, and callbacks whose states collide in a checkpoint.
 - `check_monitors` refuses a `monitor` that nothing logs.
 - `EarlyEnd` records why a callback such as EarlyStopping has ended training.
 """
@@ -29,23 +29,24 @@ from sppnet.config.schema import format_value
 from sppnet.errors import UserError, notice
 
 UNSUPPORTED: dict[type[Callback], str] = {
-    BackboneFinetuning: "needs another structure of the network; use backbone.freeze",
-    BatchSizeFinder: "needs another kind of DataModule; use data.batch_size",
-    GradientAccumulationScheduler: "is not known to optim.schedule or to a resumed run; use trainer.accumulate",
-    LearningRateFinder: "needs another structure of the network; use a sweep of optim.lr",
+    BackboneFinetuning: "needs a LightningModule with a different structure; use backbone.freeze",
+    BatchSizeFinder: "needs a different kind of DataModule; use data.batch_size",
+    GradientAccumulationScheduler: "is not accounted for by optim.schedule or a resumed run; use trainer.accumulate",
+    LearningRateFinder: "needs a LightningModule with a different structure; use a sweep over optim.lr",
     ModelPruning: "is lost when a run is resumed",
     StochasticWeightAveraging: "computes averages that no checkpoint stores and no test uses; use trainer.ema",
 }
-"""Callbacks of Lightning that fail here or only seem to work, and why."""
+"""Lightning callbacks that fail here or only appear to work, and why."""
 
 
 class EarlyEnd(Callback):
     """Records why a callback (EarlyStopping, Timer) has ended training before `max_epochs`.
 
-    The reason is part of the checkpoint, so a run that is resumed for its test does not train further.
+    The reason is part of the checkpoint, so a run that is resumed only to be tested does not train further.
 
-    This is not a Lightning `Checkpoint` callback, which would run last: the first of those becomes
-    `trainer.checkpoint_callback`, and that must be `Checkpoints`. So `Checkpoints` calls `record_reason`.
+    The reason must be recorded after all other callbacks have run. Lightning runs only `Checkpoint` callbacks last, and
+    the first of those becomes `trainer.checkpoint_callback`, which must be `Checkpoints`. This class is therefore an
+    ordinary callback, and `Checkpoints` calls `record_reason`.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class EarlyEnd(Callback):
         trainer.should_stop = trainer.should_stop or self.reason is not None
 
     def record_reason(self, trainer: L.Trainer) -> None:
-        """At the end of an epoch, after all other callbacks: record why training ends here, if it does."""
+        """If training ends early here, record why; called at the end of each epoch, after all other callbacks."""
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         within_epoch = not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
         if trainer.should_stop and (within_epoch or epoch < epochs):
@@ -83,47 +84,47 @@ def _stop_message(callback: Callback) -> str:
 
 
 def check_kinds(callbacks: Mapping[str, Callback], reserved_keys: Iterable[str]) -> None:
-    """Check that the user's callbacks work here and that a resumed run finds the state of each.
+    """Check that the user's callbacks work here and that a resumed run can find the state of each one.
 
     Args:
-        callbacks: by name in the configuration.
+        callbacks: the user's callbacks, by their names in the configuration.
         reserved_keys: the `state_key`s of sppnet's own callbacks.
 
     Raises:
         UserError: a callback is unsupported, two have the same `state_key`, or one overwrites the run's checkpoints.
     """
-    names = dict.fromkeys(reserved_keys, "")  # by state_key; "" for sppnet's own
+    names = dict.fromkeys(reserved_keys, "")  # state_key -> name; "" for sppnet's own callbacks
     for name, callback in callbacks.items():
         kind = type(callback).__name__
         if reason := next((reason for cls, reason in UNSUPPORTED.items() if isinstance(callback, cls)), None):
-            raise UserError(f"callbacks.{name}: {kind} is not allowed: it {reason}")
+            raise UserError(f"callbacks.{name}: {kind} is not allowed, because it {reason}")
         twin = names.setdefault(callback.state_key, name)
         if twin != name and type(callback).state_dict is not Callback.state_dict:
             if not twin:
                 raise UserError(
-                    f"callbacks.{name}: sppnet has a callback with the same key in a checkpoint, {callback.state_key};"
-                    " rename the class"
+                    f"callbacks.{name} has the same state_key as one of sppnet's own callbacks, {callback.state_key};"
+                    " rename its class"
                 )
             raise UserError(
-                f"callbacks.{twin} and callbacks.{name} have the same key in a checkpoint, {callback.state_key}; remove"
-                " one, or use a class whose state_key tells them apart"
+                f"callbacks.{twin} and callbacks.{name} have the same state_key, {callback.state_key}; remove one, or"
+                " use a class whose state_key tells them apart"
             )
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # it writes into the run's own folder
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # writes to the run's checkpoint folder
             key = "save_last" if callback.save_last else "filename"
             if getattr(callback, key) not in (True, "link", "last", "best"):
                 continue
             raise UserError(
                 f"callbacks.{name}.{key}={format_value(getattr(callback, key))} would replace last.ckpt or best.ckpt,"
-                f" which the run itself writes and resumes from; remove it, or set callbacks.{name}.dirpath"
+                f" which the run itself writes and resumes from; remove this setting, or set callbacks.{name}.dirpath"
             )
 
 
 def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str]) -> None:
-    """Check that every monitored metric is logged; a `mode` in the wrong direction gives a notice.
+    """Check that every monitored metric is logged, and print a notice for a `mode` in the wrong direction.
 
     Args:
-        callbacks: by name in the configuration. If one of them is the user's own class, any metric may be logged, and
-            no `monitor` is refused.
+        callbacks: the user's callbacks, by their names in the configuration. If one has a user-defined class,
+            which may log any metric, no `monitor` is refused.
         logged: the metrics logged after each validation.
 
     Raises:
@@ -134,7 +135,9 @@ def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str]) -> 
         monitor = getattr(callback, "monitor", None)
         allowed = [*logged, *(("epoch", "step") if isinstance(callback, ModelCheckpoint) else ())]
         if isinstance(monitor, str) and monitor not in allowed and not has_own_class:
-            raise UserError(f"callbacks.{name}.monitor={monitor} is not allowed; it takes one of {', '.join(allowed)}")
+            raise UserError(
+                f"callbacks.{name}.monitor={monitor} is not allowed; it must be one of {', '.join(allowed)}"
+            )
         better = "min" if str(monitor).endswith("loss") else "max"
         mode = getattr(callback, "mode", better)
         if monitor in logged and mode != better:

@@ -1,4 +1,4 @@
-"""Average precision as PASCAL VOC defines it, in 2007 and since 2010.
+"""Average precision by the two definitions of PASCAL VOC: VOC 2007, and VOC 2010 and later.
 
 As in the official evaluation, an image whose objects of a class are all marked difficult is left out for that class,
 and images with equal scores keep their order.
@@ -14,25 +14,28 @@ Floats = npt.NDArray[np.floating]
 
 
 def average_precision(scores: Floats, relevant: Bools, ignored: Bools | None = None) -> tuple[float, float]:
-    """Average precision of one class: by VOC 2007's eleven points, and over all points.
+    """Return the average precision of one class, over VOC 2007's eleven points and over all points.
 
-    - Eleven points: the mean over the recalls 0, 0.1, ..., 1 of the best precision at that recall or a higher one.
-    - All points (VOC 2010 on): the area under the precision-recall curve, made monotonic in the same way.
+    - Eleven points: for each of the recalls 0, 0.1, ..., 1, the best precision at that recall or higher, averaged.
+    - All points (since VOC 2010): the area under the precision-recall curve, after each precision is replaced by the
+      best one at that recall or higher.
 
     Args:
         scores: (N,) confidence that an image has the class.
-        relevant: (N,) whether it has the class.
-        ignored: (N,) images to leave out; None for none.
+        relevant: (N,) whether an image has the class.
+        ignored: (N,) whether to leave the image out; None to use all images.
 
     Returns:
-        Both figures; NaN if no image is relevant.
+        Both average precisions; NaN if no image is relevant.
 
     Raises:
         ValueError: the lengths differ, or a score is not a number.
     """
     ignored = np.zeros(len(relevant), dtype=np.bool_) if ignored is None else ignored
     if not len(scores) == len(relevant) == len(ignored):
-        raise ValueError(f"{len(scores)} scores, {len(relevant)} labels and {len(ignored)} marks differ in length")
+        raise ValueError(
+            f"{len(scores)} scores, {len(relevant)} labels and {len(ignored)} ignore flags differ in length"
+        )
     if np.isnan(scores).any():
         raise ValueError("a score is not a number, so the images cannot be ranked")
     scores, relevant = scores[~ignored], relevant[~ignored]
@@ -42,7 +45,7 @@ def average_precision(scores: Floats, relevant: Bools, ignored: Bools | None = N
         return float("nan"), float("nan")
     true_positives = np.cumsum(hits)
     precision = true_positives / np.arange(1, len(hits) + 1)
-    best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or higher
-    # recall >= i / 10 in integers: 3 of 10 must reach 0.3, which floats may miss
+    best = np.maximum.accumulate(precision[::-1])[::-1]  # best precision at this recall or higher
+    # compares the recall with i / 10 in integers: with floats, 3 of 10 might not reach 0.3 because of rounding
     eleven = sum(best[np.argmax(10 * true_positives >= i * total)] for i in range(11)) / 11
     return float(eleven), float(best[hits].sum() / total)

@@ -1,4 +1,4 @@
-"""The table of a study's comparable rows, with confidence intervals of their differences."""
+"""The table of a study's comparable rows, with confidence intervals for the differences between them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sppnet.storage.files import read_json
 
 
 def load_comparable_rows(folder: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Load the rows in `folder` that have the images and splits of `row`, the best first."""
+    """Load the rows in `folder` that use the same images and splits as `row`, best first."""
     stored = (read_json(path) for path in sorted(folder.glob("*.json")))
     rows = [other for other in stored if isinstance(other, dict) and other.get("compare") == row["compare"]]
     return sorted(rows, key=lambda other: (-_score(other), other["hash"]))
 
 
 def format_rows(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Lines to print: the figures of `row`, the table of `rows`, and the interval of each pair's difference."""
+    """Yield the lines to print: the figures of `row`, the table of `rows`, and the difference for each pair of rows."""
     yield "  ".join(f"transfer/{name} {value:.4f}" for name, value in row["figures"].items())
     yield ""
     yield from _table(rows)
     if len(rows) > 1 and len(row["splits"]) > 1:
         yield ""
-        yield f"difference of the mean accuracies over {len(row['splits'])} paired splits and its 95 % interval, in %"
+        yield f"difference of the mean accuracies over {len(row['splits'])} paired splits, with its 95 % interval, in %"
         for (i, a), (j, b) in combinations(enumerate(rows, start=1), 2):
             difference = spread([x - y for x, y in zip(_split_accuracies(a), _split_accuracies(b), strict=True)])
             assert difference is not None
@@ -45,14 +45,14 @@ def _verdict(a: Mapping[str, Any], b: Mapping[str, Any], low: float, high: float
     if _same_features(a, b):
         return "  (the same features)"
     if _split_accuracies(a) == _split_accuracies(b):
-        return "  (the same in every split)"
-    if math.isclose(low, high, abs_tol=1e-12):  # no spread, so no interval
-        return "  (as much in every split)"
-    return "" if low > 0 or high < 0 else "  (may be none)"
+        return "  (equal in every split)"
+    if math.isclose(low, high, abs_tol=1e-12):  # the interval has no width
+        return "  (the same difference in every split)"
+    return "" if low > 0 or high < 0 else "  (may be zero)"
 
 
 def _same_features(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two rows have equal features, as two views of square images do, and the same C."""
+    """Whether two rows have the same C and identical features (such as views=warp and views=full on square images)."""
     return bool(a["features"] == b["features"] and a["row"]["C"] == b["row"]["C"])
 
 
@@ -77,7 +77,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _distinguishing_settings(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Settings without a column of their own that distinguish `row` from rows with equal columns."""
+    """Yield the settings that have no column and differ between `row` and other rows with the same columns."""
     alike = [other["identity"] for other in rows if _columns(other) == _columns(row)]
     for section in ({"view", "mean", "std", "precision"} & row["identity"].keys()) if len(alike) > 1 else ():
         values = row["identity"][section]

@@ -1,4 +1,4 @@
-"""From images to features: the backbone and the layers of the head that a row uses, on one device."""
+"""Compute features of images on one device, with the backbone and the requested layers on top of it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sppnet.transfer.task import Task
 
 
 class Extractor(nn.Module):
-    """uint8 images (N, 3, H, W) -> float32 (N, D) per layer, each vector of L2 norm 1.
+    """Map uint8 images (N, 3, H, W) to float32 features (N, D) for each layer; every row has L2 norm 1.
 
     Args:
-        normalise: uint8 images -> the backbone's input.
-        backbone: images -> feature map (N, C, h, w).
-        head: the head of a trained network; needed for its fully connected layers only.
-        layers: descriptions from `Task.describe`. `conv` is the flattened feature map; `fc1` and `fc2` are the outputs
-            of the ReLU.
+        normalise: maps uint8 images to the backbone's input.
+        backbone: maps images to a feature map (N, C, h, w).
+        head: the head of a trained network, needed only for its fully connected layers.
+        layers: descriptions from `Task.describe`. `conv` is the flattened feature map; `fc1` and `fc2` are taken
+            after their ReLUs.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Extractor(nn.Module):
 
 
 def check_extraction(task: Task) -> None:
-    """Check that hardware, network and size fit together, without reading data or weights.
+    """Check that the hardware, the network and the image size fit together, without reading data or weights.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not fit together.
     """
     cfg, layer = task.cfg, task.layer
     check_hardware({**cfg["trainer"], "devices": 1, "num_nodes": 1}, 1)
-    # the trained head matters only to its own fully connected layers
+    # a stand-in: only fully connected layers need the trained head
     head: dict[str, Any] = {"name": "gap", "bins": [1], "hidden": []}
     sizes: dict[str, Any] = {"train": [], "val": [], "test": [task.size]}
     if layer["kind"] == "fc":
@@ -73,13 +73,13 @@ def check_extraction(task: Task) -> None:
 
 
 def load_checkpoint_metadata(trained: TrainedNetwork) -> dict[str, Any]:
-    """The run's `config`, `classes` and the `fingerprint` of its data set, from the checkpoint."""
+    """Load the run's metadata from the checkpoint, such as `config`, `classes` and the data set's `fingerprint`."""
     metadata: dict[str, Any] = read_checkpoint(trained.weights)["sppnet"]
     return metadata
 
 
 class Runner:
-    """Runs the `Extractor` of `task` for the layers `names`, on the device and at the precision of `trainer`.
+    """Runs an `Extractor` for the layers `names` of `task`, on the device and at the precision that `trainer` sets.
 
     Raises:
         UserError: the weights do not fit the network.
@@ -90,7 +90,7 @@ class Runner:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """uint8 images (N, 3, H, W) -> features (N, D) per layer, on the CPU."""
+        """Map uint8 images (N, 3, H, W) to features (N, D) for each layer, returned on the CPU."""
         with self.fabric.autocast():
             return [features.cpu() for features in self.extractor(self.fabric.to_device(images))]
 
@@ -103,7 +103,7 @@ def _build(task: Task, names: list[str]) -> Extractor:
         torch.manual_seed(cfg["seed"])
         extractor = Extractor(normalise, build_backbone(cfg["backbone"]), None, layers)
     else:
-        # the head of the checkpoint: that of cfg may have another pyramid, for layer=spp
+        # The head is built as the checkpoint describes it: with layer=spp, the pyramid in cfg may be a different one.
         checkpoint = read_checkpoint(task.trained.weights)
         network = load_network(checkpoint, cfg["backbone"], cfg["sizes"]["train"][0], task.trained.checkpoint)
         extractor = Extractor(normalise, network.backbone, network.head, layers)

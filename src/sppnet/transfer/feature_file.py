@@ -1,6 +1,6 @@
-"""Files of features: written row by row and atomically, verified and memory-mapped when read.
+"""Feature files: written row by row, but atomically as a whole; verified and memory-mapped when read.
 
-A file is a `.npy` of float32 (N, D), followed by the SHA-256 of its bytes, which `numpy.load` ignores.
+A file is a `.npy` array, float32 (N, D), followed by the SHA-256 of the bytes before it. `numpy.load` ignores the hash.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sppnet.errors import UserError
 from sppnet.storage.files import atomic_write
 from sppnet.transfer.svm import Array
 
-SEAL = 32  # bytes of a SHA-256
+SEAL = 32  # length of a SHA-256 in bytes
 CHUNK = 2**22
 
 
 class Rows:
-    """A file that is being written, see `writing`."""
+    """A feature file that is being written (see `writing`)."""
 
     def __init__(self, file: IO[bytes], count: int) -> None:
         self.file, self.count = file, count
@@ -34,7 +34,7 @@ class Rows:
     def put(self, indices: list[int], rows: Array) -> None:
         """Write `rows` (n, D) at the positions `indices`.
 
-        Plain writes, because a memory-mapped file kills the process when the disk is full.
+        This uses plain writes, because writing to a memory-mapped file kills the process if the disk is full.
         """
         if not self.width:
             self.width = rows.shape[1]
@@ -57,13 +57,13 @@ class Rows:
 
 @contextlib.contextmanager
 def writing(paths: dict[str, Path], count: int) -> Iterator[dict[str, Rows]]:
-    """Open files of `count` rows. All get their `paths` at the end; on any error, SIGTERM included, none remains.
+    """Open files for `count` rows each. They appear at `paths` on success; an error or SIGTERM leaves no file behind.
 
     Raises:
         UserError: the folder is not writable.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        with contextlib.suppress(ValueError):  # only the main thread may set signal handlers
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         new_folders = [folder for path in paths.values() for folder in path.parents if not folder.exists()]
         stack.callback(_remove_empty, dict.fromkeys(new_folders))
@@ -80,14 +80,14 @@ def writing(paths: dict[str, Path], count: int) -> Iterator[dict[str, Rows]]:
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    """Remove the empty ones of `folders`, innermost first."""
+    """Remove the empty folders among `folders`, which are ordered innermost first."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def load(path: Path, count: int) -> Array | None:
-    """Memory-map the features in `path`; None if the file is missing, damaged or has not `count` rows."""
+    """Memory-map the features in `path`; None if the file is missing or damaged or does not have `count` rows."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END) - SEAL
@@ -100,14 +100,14 @@ def load(path: Path, count: int) -> Array | None:
 
 
 def seal(path: Path) -> str:
-    """The digest at the end of a file of features."""
+    """Return the digest at the end of a feature file."""
     with path.open("rb") as file:
         file.seek(-SEAL, os.SEEK_END)
         return file.read().hex()
 
 
 def _digest(file: IO[bytes], size: int) -> bytes:
-    """SHA-256 of the first `size` bytes; leaves the file position behind them."""
+    """Return the SHA-256 of the first `size` bytes, and leave the file position after them."""
     total = hashlib.sha256()
     file.seek(0)
     while size > 0:

@@ -1,4 +1,4 @@
-"""Features of all images of a data set: one pass through the network, stored on disk for all splits and later rows."""
+"""Features of all images of a data set, computed in one pass and kept on disk for use in all splits and later rows."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ from sppnet.transfer.extractor import Runner
 from sppnet.transfer.svm import Array
 from sppnet.transfer.task import PYRAMID, Task
 
-ROOM = 224  # pixels; images of a greater side come in batches smaller than `data.batch_size`
+ROOM = 224  # in pixels; for images larger than this, batches are smaller than `data.batch_size`
 
 
 def load_features(task: Task, images: ImageSet) -> Array:
-    """Load or compute the features of all images, float32 (N, D), memory-mapped; NaN rows are unreadable images.
+    """Load or compute the features of all images, as memory-mapped float32 (N, D). Unreadable images get rows of NaN.
 
-    One pass computes all pooled and fully connected layers, because pooling is cheap beside the convolutions. `conv`,
-    by far the largest layer, is computed on request only.
+    One pass computes all pooled and fully connected layers, because they cost little compared with the convolutions.
+    `conv`, by far the largest layer, is computed only on request.
 
     Raises:
-        UserError: the weights do not fit; an image cannot be read, and `data.bad_files` is `error`.
+        UserError: the weights do not fit, or an image cannot be read and `data.bad_files` is `error`.
         RunFailed: a feature is not finite.
     """
     paths = {name: _path(task, images, name) for name in _layers_to_compute(task)}
     path = paths[task.own["layer"]]
     features_ND = feature_file.load(path, len(images))
-    if features_ND is None or (find_unreadable(features_ND) and not task.skip):  # a new pass raises the error
-        missing = {p: name for name, p in paths.items() if p == path or not p.exists()}  # pool and spp may be equal
+    # if unreadable images are not allowed, a new pass reports them
+    if features_ND is None or (find_unreadable(features_ND) and not task.skip):
+        # keyed by path, because pool and spp may share one
+        missing = {p: name for name, p in paths.items() if p == path or not p.exists()}
         _compute(task, images, {name: p for p, name in missing.items()})
         features_ND = feature_file.load(path, len(images))
     assert features_ND is not None
@@ -48,13 +50,13 @@ def load_features(task: Task, images: ImageSet) -> Array:
 
 
 def find_unreadable(features_ND: Array) -> list[int]:
-    """Positions of the images that could not be read."""
+    """Return the indices of the images that could not be read."""
     indices: list[int] = np.flatnonzero(np.isnan(features_ND[:, 0])).tolist()
     return indices
 
 
 def features_digest(task: Task, images: ImageSet) -> str:
-    """Digest of the stored features' content, because two views may give the same pixels."""
+    """Return a digest of the stored features; it is the same for two views that give the same pixels."""
     return feature_file.seal(_path(task, images, task.own["layer"]))
 
 
@@ -65,7 +67,7 @@ def _path(task: Task, images: ImageSet, layer: str) -> Path:
 
 
 def _layers_to_compute(task: Task) -> list[str]:
-    """The requested layer, and the layers that cost little more and cannot fail."""
+    """Return the requested layer, and those other layers that add little cost and cannot fail."""
     head, requested = task.cfg["head"], task.own["layer"]
     names = ["pool", "gap"]
     if head.get("rule", "adaptive") == "adaptive":
@@ -76,7 +78,7 @@ def _layers_to_compute(task: Task) -> list[str]:
 
 
 def _compute(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
-    """Compute the layers of `paths` for all images and write them."""
+    """Compute the layers named in `paths` for all images, and write each to its file."""
     settings = task.cfg["trainer"]
     set_threads_and_filter_warnings(task.cfg)
     run = Runner(task, list(paths))
@@ -96,7 +98,7 @@ def _compute(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
                 infinite = (~torch.isfinite(features_ND)).any(1).nonzero().flatten().tolist()
                 if infinite:
                     file = images.name(indices[infinite[0]])
-                    raise RunFailed(f"layer={name} of {file} has values that are not finite")
+                    raise RunFailed(f"layer={name}: the features of {file} are not all finite")
                 rows.put(indices, features_ND.numpy())
         if not any(rows.width for rows in files.values()):
             raise UserError(f"data={task.cfg['data']['name']}: none of its {len(images)} images can be read")
@@ -104,7 +106,7 @@ def _compute(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
 
 
 def _pyramid_is_trained(task: Task, trained: TrainedNetwork) -> bool:
-    """Whether the pyramid is that of the checkpoint, which the fully connected layers need."""
+    """Whether the pyramid is the one the network was trained with, as its fully connected layers require."""
     stored, head = load_stored_config(trained.checkpoint)[0]["head"], task.cfg["head"]
     return all(stored.get(key.partition(".")[2]) == head.get(key.partition(".")[2]) for key in PYRAMID)
 

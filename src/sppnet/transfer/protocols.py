@@ -1,4 +1,4 @@
-"""Train and test images, and the figures: on the parts of a data set, or on random splits as for Caltech-101."""
+"""Choose train and test images (a data set's own parts or, as for Caltech-101, random splits), and score the SVM."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Outcome:
-    """The figures of the SVM.
+    """The scores of the SVM.
 
     Attributes:
-        figures: means over the splits.
-        splits: the figures of each split, overall and per class.
-        protocol: describes the splits.
+        figures: means over the splits, and standard deviations if there are several.
+        splits: the scores on each split, overall and per class.
+        protocol: a description of the splits.
     """
 
     figures: dict[str, float]
@@ -37,14 +37,14 @@ class Outcome:
 
 
 def check_protocol(task: Task, images: ImageSet) -> str:
-    """Check that the data set can be split, warn of duplicate files, and describe the split.
+    """Check that the data set can be split, warn about duplicate files, and describe the split.
 
     Raises:
         UserError: labels contradict each other, a class or part has too few images, or an image occurs twice and
             `data.duplicates` is `error`.
     """
     splits = _splits(task, images, [])
-    random = task.own_parts(images) is None and not images.multilabel  # any image may be in either part
+    random = task.own_parts(images) is None and not images.multilabel  # any image may be drawn for either part
     parts = None if random else {"train": splits[0].train, "test": splits[0].test}
     for line in describe_duplicates(task.cfg["data"], images, parts):
         notice(line)
@@ -52,7 +52,7 @@ def check_protocol(task: Task, images: ImageSet) -> str:
 
 
 def evaluate(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) -> Outcome:
-    """Fit and score the SVM on all images except `bad`.
+    """Fit and score the SVM, leaving out the images `bad`.
 
     Raises:
         UserError: a class has too few images.
@@ -61,7 +61,7 @@ def evaluate(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int
 
 
 def _classify(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) -> Outcome:
-    """Accuracy on the data set's own parts, or over random splits (section 3.3)."""
+    """Compute the accuracy, either on the data set's own test part or averaged over random splits (section 3.3)."""
     labels, splits = _labels(images), _splits(task, images, bad)
     results = []
     for number, split in enumerate(splits):
@@ -80,7 +80,7 @@ def _classify(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[in
 
 
 def _rank(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) -> Outcome:
-    """Mean average precision on the data set's own parts (section 3.2)."""
+    """Train on the train part of a multi-label data set, and compute the mAP on its test part (section 3.2)."""
     classes, indices = len(images.classes), range(len(images))
     splits = _splits(task, images, bad)
     has = one_hot([all_labels(images.label(index)) for index in indices], classes)
@@ -89,14 +89,14 @@ def _rank(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) 
     result = _name_classes(result, images.classes, "the SVM")
     if missing := [name for name, value in result["per_class"].items() if value is None]:
         if len(missing) == classes:
-            raise UserError(f"data={task.cfg['data']['name']}: no class has images in both parts")
-        notice(f"warning: left out of the means, not in both parts: {', '.join(missing)}")
+            raise UserError(f"data={task.cfg['data']['name']}: no class is in both the train and the test part")
+        notice(f"warning: these classes are not in both parts and are left out of the means: {', '.join(missing)}")
     figures = {name: result[name] for name in ("map", "map_all")}
     return Outcome(figures, [result], _describe(task, images, splits))
 
 
 def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
-    """Train and test images without `bad`. Validation images are used for training.
+    """Return the train and test images of each split, without `bad`. Validation images are used for training.
 
     Raises:
         UserError: labels contradict each other, or there are too few images.
@@ -104,12 +104,13 @@ def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
     data = task.cfg["data"]
     if (own := task.own_parts(images)) is not None:
         check_labels(data, images)
-        # a data set may validate on its test part
+        # the val part may be the same as the test part, whose images must not be used for training
         train = np.setdiff1d([*own["train"], *own.get("val", [])], own["test"])
         split = Split(*(np.setdiff1d(np.asarray(part, dtype=np.int64), bad) for part in (train, own["test"])))
         if (not images.multilabel and len(set(_labels(images)[split.train].tolist())) < 2) or not len(split.test):
             raise UserError(
-                f"data={data['name']}: its train part must hold images of two classes, its test part one image"
+                f"data={data['name']}: the train part needs images of at least two classes, and the test part at least"
+                " one image"
             )
         return [split]
     if images.multilabel:
@@ -124,11 +125,11 @@ def _describe(task: Task, images: ImageSet, splits: Sequence[Split]) -> str:
     train, test = (len(part) for part in splits[0])
     if (own := task.own_parts(images)) is not None:
         parts = "train and val" if own.get("val") else "train"
-        return f"the set's own parts, {train} images to train on ({parts}), {test} to test on"
+        return f"the data set's own parts, {train} images to train on ({parts}), {test} to test on"
     if images.multilabel:
         return f"a split by data.split, {train} images to train on, {test} to test on"
     s, own = task.splits, images.split()
-    ignored = f", whose own parts ({', '.join(sorted(own, key=PARTS.index))}) do not count" if own else ""
+    ignored = f", ignoring the data set's own parts ({', '.join(sorted(own, key=PARTS.index))})" if own else ""
     count = f"{s['count']} random splits" if s["count"] > 1 else "1 random split"
     return f"{count} of all images{ignored}: {s['train']} of each class to train on, at most {s['test']} to test on"
 
@@ -138,17 +139,17 @@ def _labels(images: ImageSet) -> IntArray:
 
 
 def _warn_of_missing_classes(images: ImageSet, labels: IntArray, splits: Sequence[Split]) -> None:
-    """Warn of classes that only one of a data set's own parts has (random splits have every class in both)."""
+    """Warn about classes that are in only one of the data set's own parts (random splits have every class in both)."""
     trained, tested = (set(labels[getattr(splits[0], part)].tolist()) for part in ("train", "test"))
     untested = [name for number, name in enumerate(images.classes) if number not in tested]
     if untested:
-        notice(f"warning: left out of the mean over classes, not in the test part: {', '.join(untested)}")
+        notice(f"warning: these classes are not in the test part and are left out of the mean: {', '.join(untested)}")
     if unknown := [images.classes[number] for number in sorted(tested - trained)]:
-        notice(f"warning: always wrong, tested and not in the train part: {', '.join(unknown)}")
+        notice(f"warning: these classes lack training images, so they are always misclassified: {', '.join(unknown)}")
 
 
 def _name_classes(result: dict[str, Any], classes: Sequence[str], svm: str) -> dict[str, Any]:
-    """Key the per-class lists of `result` by class name; warn if the fit has not converged."""
+    """Replace the per-class lists in `result` by dicts from class name to value; warn if the fit has not converged."""
     if not result["converged"]:
         notice(f"warning: {svm} has not converged; a smaller svm.C converges faster")
     for key in ("per_class", "per_class_all"):

@@ -1,4 +1,4 @@
-"""Random splits of a data set, class by class (section 3.3: 30 images to train on and at most 50 to test on)."""
+"""Random splits of a data set, drawn class by class (section 3.3: 30 training and at most 50 test images per class)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sppnet.errors import UserError
 
 
 class Split(NamedTuple):
-    """Sorted indices of images; no image is in both parts."""
+    """Sorted image indices; no image is in both parts."""
 
     train: IntArray
     test: IntArray
@@ -22,16 +22,17 @@ class Split(NamedTuple):
 def draw_splits(
     labels: Sequence[int], members: Sequence[int], classes: Sequence[str], splits: Mapping[str, int]
 ) -> list[Split]:
-    """Draw seeded splits of `members`. Each class is drawn by itself, so further classes do not change its draw.
+    """Draw seeded splits of `members`. Each class is drawn independently, so adding one leaves the others unchanged.
 
     Args:
-        labels: the class of each image of the data set.
+        labels: the class of each image in the data set.
         members: indices of the images to draw from.
         classes: class names.
-        splits: `count` of splits, images of each class to `train` on, the most to `test` on, `seed`.
+        splits: `count`, the number of splits; `train`, the number of training images per class; `test`, the maximum
+            number of test images per class; and the `seed`.
 
     Raises:
-        UserError: a class has too few images to be tested.
+        UserError: a class has too few images to leave any for testing.
     """
     by_class: dict[int, list[int]] = {label: [] for label in range(len(classes))}
     for index in sorted(members):
@@ -40,8 +41,8 @@ def draw_splits(
     if few := [f"{classes[c]} ({len(indices)})" for c, indices in by_class.items() if len(indices) < least]:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         raise UserError(
-            f"per_class.train={splits['train']} leaves nothing to test on in {', '.join(few[:5])}{more}; numbers of"
-            " images are in brackets"
+            f"per_class.train={splits['train']} leaves no test images for these classes (in brackets: how many images"
+            f" they have): {', '.join(few[:5])}{more}"
         )
     return [_draw(by_class, classes, splits, number) for number in range(splits["count"])]
 

@@ -15,26 +15,26 @@ from sppnet.transfer.average_precision import Bools, average_precision
 from sppnet.transfer.splits import Split
 
 Array = npt.NDArray[np.floating]
-ROWS = 512  # test images whose features are in memory at once
-COLUMNS = 2048  # feature dimensions that are multiplied at once
-RIDGE = 1e-7  # added to each squared norm of 1, so that equal images leave a Cholesky factor
-TOLERANCE = 1e-4  # on the gradient's norm, the default of liblinear
-ITERATIONS = 1_000  # of Newton's method; about 10 are usual
+ROWS = 512  # number of test images whose features are in memory at once
+COLUMNS = 2048  # number of feature dimensions that are multiplied at once
+RIDGE = 1e-7  # added to each squared norm, which is 1, so that a Cholesky factor exists even if images are identical
+TOLERANCE = 1e-4  # for the gradient's norm; the default of LinearSVC
+ITERATIONS = 1_000  # limit for Newton's method, which usually needs about 10
 
 
 def accuracies(features_ND: Array, labels: IntArray, split: Split, classes: int, c: float) -> dict[str, Any]:
-    """Train on one part of a split and classify the other.
+    """Train an SVM on the train part of a split and classify the test part.
 
     Args:
         features_ND: features of the whole data set, possibly memory-mapped.
         labels: (N,) class numbers.
-        split: the parts.
+        split: the train and test indices.
         classes: number of classes.
         c: the SVM's C.
 
     Returns:
-        `accuracy` (mean over the tested classes), `overall`, `per_class` (NaN for untested classes) and whether the
-        fit `converged`.
+        `accuracy` (mean over the tested classes), `overall` (over all test images), `per_class` (NaN for untested
+        classes), and whether the fit `converged`.
     """
     train, test = _in_span(features_ND, split)
     model, converged = _fit(train, labels[split.train], c)
@@ -51,18 +51,18 @@ def accuracies(features_ND: Array, labels: IntArray, split: Split, classes: int,
 
 
 def precisions(features_ND: Array, has_NK: Bools, difficult_NK: Bools, split: Split, c: float) -> dict[str, Any]:
-    """Train an SVM per class and rank the test part by its scores (VOC 2007, section 3.2).
+    """Train an SVM per class and rank the test images by its scores (VOC 2007, section 3.2).
 
     Args:
         features_ND: features of the whole data set, possibly memory-mapped.
-        has_NK: whether an image has a class.
-        difficult_NK: whether an image is ignored for a class, in training and testing.
-        split: the parts.
+        has_NK: whether each image has each class.
+        difficult_NK: whether each image is ignored for each class, both in training and in testing.
+        split: the train and test indices.
         c: the SVM's C.
 
     Returns:
-        `map` (eleven points) and `map_all` (all points), means over the classes in both parts; `per_class` and
-        `per_class_all` (NaN for the other classes); and whether all fits `converged`.
+        `map` (eleven points) and `map_all` (all points), which are means over the classes that occur in both parts;
+        `per_class` and `per_class_all`, which are NaN for all other classes; and whether all fits `converged`.
     """
     train, test = _in_span(features_ND, split)
     precision_pairs, converged = [], True
@@ -101,11 +101,12 @@ def _fit(train: Array, targets: npt.NDArray[Any], c: float) -> tuple[Any, bool]:
 
 
 def _in_span(features_ND: Array, split: Split) -> tuple[Array, Array]:
-    """Both parts in an orthonormal basis of the span of the training features, if that has fewer dimensions.
+    """Express both parts in an orthonormal basis of the span of the training features, if that shortens the features.
 
     The weights of a linear SVM lie in that span, and scalar products do not depend on the basis. So the SVM is the
-    same, and fits many times faster: Caltech-101 has 3,060 training images and 12,800 features. With the Cholesky
-    factor L of the scalar products X X' = L L', the rows of L are the training features in such a basis.
+    same, but the fit is many times faster: a split of Caltech-101 has only 3,060 training images, with 12,800 features
+    each. If L is the Cholesky factor of the matrix of their scalar products (X X' = L L'), the rows of L are the
+    training features in such a basis.
     """
     train = features_ND[split.train]
     count, length = train.shape

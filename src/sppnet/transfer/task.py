@@ -1,4 +1,4 @@
-"""The keys of `sppnet transfer`, their checks, and the identity of a row. Imports no torch."""
+"""The keys of `sppnet transfer`, their checks, and the identity of a table row. Does not import torch."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ RULES: dict[str, Rule] = {
     "per_class.test": whole(1),
     "split_seed": whole(0),
 }
-PAPERS_SPLITS = 10  # for Caltech-101
+PAPERS_SPLITS = 10  # the paper's number of splits for Caltech-101
 SPLITS = ("splits", "per_class.train", "per_class.test", "split_seed")
 OWN = tuple(dict.fromkeys(key.partition(".")[0] for key in RULES))
-TRAINING = ("trainer.limit_batches",)  # has no effect here: features are of every image
+TRAINING = ("trainer.limit_batches",)  # no effect here: features are computed for every image
 PYRAMID = ("head.bins", "head.pool", "head.rule")
 MAY_CHANGE = (
     *("data", "sizes.test", "views", "paths", "debug", "force", "study", *PYRAMID),
     *(key for key in HARDWARE if key not in TRAINING),
 )
 GIVEN = (*MAY_CHANGE, *OWN, "checkpoint", "backbone", "pyramid", "seed", "experiments", "launch", "hydra")
-FORMAT = 2  # raise it when a change of the code changes the features or figures of the same settings
+FORMAT = 2  # increment this when a code change alters the features or figures that the same settings give
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row: a layer of a network, a view of the images, and the protocol of the SVM.
+    """One row of the table: a layer of a network, a view of the images, and how the SVM is trained and tested.
 
     Attributes:
         cfg: a valid configuration, without the command's own keys.
         own: the command's own keys.
-        trained: the checkpoint; None if `backbone` gives the network.
+        trained: the trained network; None if `backbone` defines the network.
     """
 
     cfg: dict[str, Any]
@@ -54,7 +54,7 @@ class Task:
 
     @property
     def size(self) -> int:
-        """Shorter side of the network's input, in pixels."""
+        """The shorter side of the network's input, in pixels."""
         return int(self.cfg["sizes"]["test"][0])
 
     @property
@@ -88,7 +88,7 @@ class Task:
         return {"backbone": node, "weights": weights, "seed": self.cfg["seed"] if weights is None else None} | own
 
     def features(self, images: ImageSet, layer: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that determines the features of `layer`."""
+        """Return everything that determines the features of `layer`."""
         views, data = self.cfg["views"], self.cfg["data"]
         view_keys = {"center": ("fit", "ratio"), "warp": ("fit",), "full": ("fit", "aspect_step")}[views["fit"]]
         return {
@@ -105,30 +105,30 @@ class Task:
 
     @property
     def splits(self) -> dict[str, int]:
-        """The random splits of a single-label data set, as arguments of `draw_splits`."""
+        """The settings for random splits of a single-label data set, as `draw_splits` takes them in `splits`."""
         return {"count": self.own["splits"] or PAPERS_SPLITS, **self.own["per_class"], "seed": self.own["split_seed"]}
 
     def own_parts(self, images: ImageSet) -> Mapping[str, Sequence[int]] | None:
-        """The data set's own train and test parts; None if it has no parts or random splits were typed.
+        """Return the data set's own train and test parts; None if it has none or if `splits` asks for random splits.
 
         Raises:
-            UserError: the data set has only one of the two.
+            UserError: the data set has parts of its own, but its train or test part is missing or empty.
         """
         parts = images.split() if images.multilabel or self.own["splits"] is None else None
         if parts is not None and not (parts.get("train") and parts.get("test")):
             raise UserError(
-                f"data={self.cfg['data']['name']}: its own parts are {', '.join(parts)}; transfer needs train and test,"
-                f" or splits={PAPERS_SPLITS} for random splits of all its images"
+                f"data={self.cfg['data']['name']}: the data set's own parts are {', '.join(parts)}, but transfer needs"
+                f" train and test; splits={PAPERS_SPLITS} would draw random splits of all images instead"
             )
         return parts
 
     def identity(self, images: ImageSet) -> dict[str, Any]:
-        """Everything that determines the figures of this row."""
+        """Return everything that determines the figures of this row."""
         evaluation = {"protocol": self.protocol(images), "C": float(self.own["svm"]["C"]), "skip": self.skip}
         return self.features(images, self.layer) | evaluation
 
     def protocol(self, images: ImageSet) -> dict[str, Any]:
-        """Identify the splits; rows of the same protocol can be compared."""
+        """Identify the data set and its splits; rows with the same protocol can be compared."""
         own = self.own_parts(images) is not None
         if not images.multilabel:
             return {"data": images.fingerprint()} | ({"parts": "own"} if own else {"splits": self.splits})
@@ -138,7 +138,7 @@ class Task:
 
 
 def make_task(cfg: dict[str, Any], trained: TrainedNetwork | None) -> Task:
-    """Build the task of a composed configuration, without torch.
+    """Build the task from a composed configuration, without torch.
 
     Raises:
         UserError: a value is not allowed, or two values do not fit together.
@@ -147,12 +147,12 @@ def make_task(cfg: dict[str, Any], trained: TrainedNetwork | None) -> Task:
     validate(cfg)
     views, layer, sizes = cfg["views"], own["layer"], cfg["sizes"]["test"]
     if views["fit"] == "windows":
-        raise UserError(f"views={views['name']} has several views, but features are of one; use center, warp or full")
+        raise UserError(f"views={views['name']} gives several views per image; transfer needs center, warp or full")
     if len(sizes) != 1:
-        raise UserError(f"sizes.test={sizes}: features are of one size, such as sizes.test=[{sizes[0]}]")
+        raise UserError(f"sizes.test={sizes} is not allowed: transfer takes one size, such as sizes.test=[{sizes[0]}]")
     if layer == "conv" and views["fit"] == "full":
         raise UserError(
-            "layer=conv has a different length for each shape of image; with views=full use spp, pool or gap"
+            "the length of layer=conv depends on the shape of the image; with views=full, use layer=spp, pool or gap"
         )
     if layer.startswith("fc"):
         _check_hidden(cfg, layer, trained)
@@ -160,7 +160,7 @@ def make_task(cfg: dict[str, Any], trained: TrainedNetwork | None) -> Task:
 
 
 def refuse_ineffective(overrides: list[str]) -> None:
-    """Refuse overrides for training: without a checkpoint no trained run is involved.
+    """Reject overrides that cannot affect the features of a backbone without a checkpoint, such as training settings.
 
     Raises:
         UserError: one of `overrides` has no effect.
@@ -168,25 +168,28 @@ def refuse_ineffective(overrides: list[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if not any(key == allowed or key.startswith((f"{allowed}.", f"{allowed}/")) for allowed in GIVEN):
-            raise UserError(f"{key} has no effect on features: without a checkpoint nothing is trained")
+            raise UserError(
+                f"{key} has no effect: without a checkpoint, the features come from the backbone alone, and transfer"
+                " does not train it"
+            )
 
 
 def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None:
-    """Warn of `typed` keys that have no effect on the features or the splits."""
+    """Warn about each key in `typed` that has no effect on the features or the splits."""
     layer, untrained, own = task.own["layer"], task.trained is None, task.own_parts(images) is not None
-    reasons = dict.fromkeys(("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "features")
+    reasons = dict.fromkeys(("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "sppnet transfer")
     if layer != "pool":
         reasons["pool_to"] = f"layer={layer}"
     if layer != "spp" and (untrained or not layer.startswith("fc")):
         reasons |= dict.fromkeys(("pyramid", "head"), f"layer={layer}")
     if untrained and task.cfg["backbone"].get("weights") is not None:
-        reasons["seed"] = "given weights"
+        reasons["seed"] = "pretrained weights"
     if images.multilabel:
-        reasons |= dict.fromkeys(SPLITS, "images of several labels, whose own parts are used")
+        reasons |= dict.fromkeys(SPLITS, "a multi-label data set")
     elif own:
-        reasons |= dict.fromkeys(SPLITS[1:], "the set's own parts (splits=N draws random ones)")
+        reasons |= dict.fromkeys(SPLITS[1:], "the data set's own parts (splits=N draws random splits)")
     if own:
-        reasons["data.split"] = "the set's own parts"
+        reasons["data.split"] = "the data set's own parts"
     elif not images.multilabel:
         reasons["data.split"] = "random splits of all images (splits, per_class, split_seed)"
     for key in typed:
@@ -201,6 +204,6 @@ def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: TrainedNetwork | 
     hidden = cfg["head"]["hidden"]
     if int(layer[2:]) > len(hidden):
         layers = ", ".join(f"fc{i}" for i in range(1, len(hidden) + 1)) or "none"
-        raise UserError(f"layer={layer}: the head has the fully connected layers {layers} (head.hidden={hidden})")
+        raise UserError(f"layer={layer} does not exist; the head's hidden layers: {layers} (head.hidden={hidden})")
     trained_with = load_stored_config(trained.checkpoint)[0]
     refuse_changes(trained_with, cfg, [key for key in MAY_CHANGE if key not in PYRAMID], f"transfer of {layer}")

@@ -148,7 +148,7 @@ def test_the_digest_of_a_file_written_just_now_is_not_trusted(
     before = fingerprint_of(root, cache)
     assert not capsys.readouterr().err
     assert fingerprint_of(root, cache, away=["cat"]) != before
-    assert "20 files of" in (err := capsys.readouterr().err)  # these files are read again
+    assert "20 files in" in (err := capsys.readouterr().err)  # these files are read again
     assert "cat/000.png: No such file or directory" in err
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + 10**10)
@@ -184,7 +184,7 @@ def test_a_transient_read_error_does_not_change_the_fingerprint(
     assert fingerprint_of(root, cache) == before
     failures += [1, 2]
     next(cache.glob("digests-*.bin")).unlink()
-    with pytest.raises(UserError, match="Input/output error; without its content"):
+    with pytest.raises(UserError, match="Input/output error; without this file's content"):
         fingerprint_of(root, cache)
 
 
@@ -249,11 +249,11 @@ def test_an_interrupted_first_reading_resumes_and_two_processes_do_not_read_the_
             time.sleep(0.005)
         with start(root, cache, 0) as third:
             assert third.stderr
-            assert "another process reads the files" in third.stderr.readline()
+            assert "another process is reading the files" in third.stderr.readline()
             second.send_signal(signal.SIGINT)
             assert "KeyboardInterrupt" in second.communicate()[1]
             out, err = third.communicate()
-    announced = re.search(r"reading (\d+) files of .*, once, ", err)
+    announced = re.search(r"reading (\d+) files in .* once, ", err)
     assert announced
     assert int(announced[1]) < 442 - cached  # the third continues after both
     assert out.split() == [Folder(str(root)).fingerprint(), "False"]
@@ -290,18 +290,18 @@ def test_the_same_file_in_two_parts_gives_one_line_or_is_refused(root: Path, con
     shutil.copy(parts["train"][0], parts["test"][2])
     name = parts["test"][1].relative_to(root).as_posix()
     [line] = describe()
-    assert line.startswith(f"2 of 7 images in test are in train, too ({name} is the same file as cat/")
+    assert line.startswith(f"2 of 7 images in test are also in train ({name} is the same file as cat/")
     assert describe(duplicates="ignore") == []
     cfg = config("folder", root=str(root))
     [anywhere] = describe_duplicates(cfg, load_splits(cfg).images)  # random splits of transfer
-    assert "2 of 42 images are in the data set a second time, and may be both trained and tested on (cat/" in anywhere
-    with pytest.raises(UserError, match=r"^data=folder: 2 of 7 images in test .*; data\.duplicates=error refuses"):
+    assert "2 of 42 images are in the data set a second time and may be used for both" in anywhere
+    with pytest.raises(UserError, match=r"^data=folder: 2 of 7 images in test .*; use data\.duplicates=warn"):
         describe(duplicates="error")
     shutil.copy(parts["val"][0], parts["test"][0])
     shutil.copy(parts["train"][1], parts["val"][1])
     [line] = describe()
     assert line.startswith(
-        "3 of 7 images in test are in train or val, too, and 1 of 7 images in val is in train, too ("
+        "3 of 7 images in test are also in train or val, and 1 of 7 images in val is also in train ("
     )
     assert describe(split={"val": 0.15, "test": 0.15, "seed": 0, "fold": 1}) != [line]
 
@@ -313,10 +313,10 @@ def test_a_copy_is_found_in_official_parts_and_where_validation_is_the_test_part
     make_tree(base / "train", {"cat": 6, "dog": 6})
     (base / "test" / "cat").mkdir(parents=True)
     shutil.copy(base / "train/cat/001.png", base / "test/cat/x copy.png")
-    expected = "1 of 1 images in test is in train, too (test/cat/x copy.png is the same file as train/cat/001.png)"
+    expected = "1 of 1 images in test is also in train (test/cat/x copy.png is the same file as train/cat/001.png)"
     for val in (0, 0.2):
         [line] = describe(base, split={"val": val, "test": 0.2, "seed": 0})
-        assert line.startswith(expected.replace("train, too", f"{'val' if 'in val' in line else 'train'}, too"))
+        assert line.startswith(expected.replace("also in train", f"also in {'val' if 'in val' in line else 'train'}"))
 
 
 def test_an_image_in_two_classes_gives_one_line(root: Path, config: Load, describe: Describe) -> None:
@@ -325,7 +325,7 @@ def test_an_image_in_two_classes_gives_one_line(root: Path, config: Load, descri
     shutil.copy(cat, dog)
     [line] = describe()
     assert line.startswith(
-        f"1 of 42 images is in another class, too (cat/{cat.name} is the same file as dog/{dog.name})"
+        f"1 of 42 images is also in a different class (cat/{cat.name} is the same file as dog/{dog.name})"
     )
     shutil.copy(cat, next(path for path in train if path.parent == cat.parent and path != cat))
     assert len(describe()) == 1  # two copies in one class and part give no line

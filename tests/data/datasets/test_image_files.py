@@ -153,7 +153,7 @@ def test_incomplete_cifar10_says_how_to_get_it(tmp_path: Path, config: Load) -> 
         load_splits(config("cifar10", root=str(tmp_path)))
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cos\nsystem\n")  # never unpickled
-    with pytest.raises(UserError, match="not a complete CIFAR-10"):
+    with pytest.raises(UserError, match="not a complete copy of CIFAR-10"):
         load_splits(config("cifar10", root=str(tmp_path)))
 
 
@@ -271,16 +271,16 @@ def test_a_missing_or_wrong_split_gives_an_example(config: Load, split: Any) -> 
     ("cls", "message"),
     [
         (Wrong, "there are 2 classes"),
-        (Alone, "one class only"),
+        (Alone, "only one class"),
         (Halved, "train, validation"),
         (Named, "two classes called one"),
-        (Spoken, r"label\(0\) is 'down'.*whole numbers"),
-        (Yes, r"label\(0\) is False.*whole numbers"),
-        (Leaking, r"2 images are in both its parts 'train' and 'test' \(such as 10\)"),
-        (Masked, r"part 'train' must hold distinct indices"),
-        (Indexed, r"part 'train' must hold distinct indices"),
-        (Uneven, r"part 'train' must hold distinct indices"),
-        (Beyond, r"part 'test' must hold distinct indices, whole numbers from 0 to 19"),
+        (Spoken, r"label\(0\) is 'down'.*integers"),
+        (Yes, r"label\(0\) is False.*integers"),
+        (Leaking, r"parts 'train' and 'test' must not overlap, but 2 image\(s\) are in both \(for example 10\)"),
+        (Masked, r"part 'train' must be a list of distinct indices"),
+        (Indexed, r"part 'train' must be a list of distinct indices"),
+        (Uneven, r"part 'train' must be a list of distinct indices"),
+        (Beyond, r"part 'test' must be a list of distinct indices \(integers from 0 to 19\)"),
     ],
 )
 def test_an_inconsistent_data_set_is_refused(

@@ -71,7 +71,7 @@ def test_folds_test_every_image_once(root: Path, config: Load) -> None:
 def test_a_data_set_with_official_parts_has_no_folds(tmp_path: Path, config: Load, make_tree: Make) -> None:
     for part in ("train", "test"):
         make_tree(tmp_path / part, {"a": 5, "b": 5})
-    with pytest.raises(UserError, match=r"data\.split\.fold=0 is not allowed: .* of its own"):
+    with pytest.raises(UserError, match=r"data\.split\.fold=0 is not allowed: .* its own test part"):
         load_splits(config("folder", root=str(tmp_path), split={"val": 0.2, "test": 0.2, "seed": 0, "fold": 0}))
 
 
@@ -117,7 +117,7 @@ def test_parts_have_their_usual_names_in_any_case(tmp_path: Path, config: Load, 
         members = [sets.images.name(i) for i in getattr(sets, part).tolist()]
         assert {name.split("/")[0] for name in members} == {folder}
         assert {name.split("/")[1] for name in members} == {"cat", "dog"}
-    share = f"in training the share data.split.val of {train}/ validates"
+    share = f"a share (data.split.val) of {train}/ is used for validation"
     expected = [f"data.root={tmp_path} has no test/: the 4 images of {test}/ are its test part; {share}"]
     notices = sets.images.notices()
     assert notices[:1] == ([] if val else expected)
@@ -180,10 +180,10 @@ def test_an_image_without_suffix_is_read_and_skipped_files_are_counted(root: Pat
     assert len(images) == 75
     [counted, loose] = images.notices()
     assert "7 file(s) are not read" in counted
-    assert all(kind in counted for kind in ("2 .heic", "1 .jpeg~", "1 .zip", "2 without suffix"))
-    assert "convert .heic to JPEG or PNG" in counted
-    assert "unpack .zip" in counted
-    assert "rename .jpeg~ to have" in counted  # not the video
+    assert all(kind in counted for kind in ("2 .heic", "1 .jpeg~", "1 .zip", "2 without a suffix"))
+    assert "convert .heic files to JPEG or PNG" in counted
+    assert "unpack .zip files" in counted
+    assert "rename .jpeg~ files to have" in counted  # not the video
     assert "1 image(s) beside the class folders" in loose
     files = find_images(str(root))  # without classes, it also finds the loose image
     assert len(files.names) == 76
@@ -253,7 +253,7 @@ def test_a_name_that_is_not_utf8_is_refused_when_files_are_listed(root: Path, co
         shutil.copy(root / "cat" / "000.png", path) if path.suffix else path.mkdir()
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    with pytest.raises(UserError, match=r"caf\\xe9.*' is not valid UTF-8; rename it$") as caught:
+    with pytest.raises(UserError, match=r"caf\\xe9.*' is not valid UTF-8; rename the file or folder$") as caught:
         load_splits(config("folder", root=str(root)))
     str(caught.value).encode()
 
@@ -481,10 +481,10 @@ BROKEN: dict[Callable[[Path], None], str] = {
     a_file: "is not a folder",
     empty: "no images",
     no_images: "no images",
-    empty_class: "class folder without images: ",
-    only_text: "class folder without images: ",
-    one_class: "one class only (emu)",
-    only_train: "no folder test/ (found: train); without test/ or val/ give data=folder data.root=",
+    empty_class: "class folder(s) without images: ",
+    only_text: "class folder(s) without images: ",
+    one_class: "only one class (emu)",
+    only_train: "no folder test/ (found: train); to split the training folder into parts, give data=folder data.root=",
     only_validation: "no folder train/ (found: val)",
     unknown_class: "test/yak",
     rare_class: "class rare has 2 image(s)",
@@ -492,19 +492,19 @@ BROKEN: dict[Callable[[Path], None], str] = {
     class_on_an_unmounted_drive: "yak: No such file or directory (it is a link to ",
     subfolder_on_an_unmounted_drive: "cat/more: No such file or directory (it is a link to ",
     part_on_an_unmounted_drive: "test: No such file or directory (it is a link to ",
-    misnamed_part: "holds train/, test/ beside dev/; allowed are",
+    misnamed_part: "holds train/, test/ beside dev/; it may hold",
     one_part_twice: "holds Validation/ and val/, two folders for one part",
     parts_of_unknown_names: "holds Testset/ and Trainset/, which both hold cat/",
     classes_share_a_folder: "holds cat/ and emu/, which both hold 2019/",
     parts_of_unknown_names_in_images: "holds cat/ and emu/, which both hold images/green/",
     parts_unpacked_into_folders_of_their_names: "holds seg_test/ and seg_train/, which both hold cat/",
     class_spelled_in_two_ways: "holds two folders called caf\u00e9/",
-    parts_inside_a_class: "dog/far/Testing is a part inside a class",
-    parts_one_folder_down: "photos/set/1/test is a part inside a class",
-    classes_one_folder_down: "one class only (set); at least two are needed; if cat/ and dog/ are classes, give data",
-    test_without_classes: "2 image(s) lie in no class folder",
+    parts_inside_a_class: "dog/far/Testing is named like a part, but is inside a class",
+    parts_one_folder_down: "photos/set/1/test is named like a part, but is inside a class",
+    classes_one_folder_down: "only one class (set); at least two are needed; if cat/ and dog/ are classes, give data",
+    test_without_classes: "2 image(s) are not in a class folder",
     no_known_suffix: "2 .heic",
-    class_called_train: "holds train/ beside cat/, dog/, emu/; allowed are",
+    class_called_train: "holds train/ beside cat/, dog/, emu/; it may hold",
     loop: "cat/loop",
     loop_to_its_class: "cat/more/loop",
     two_links_in_a_ring: "cat/in/ring/ring",

@@ -1,8 +1,8 @@
 """The data sets, from files on disk to labelled images.
 
 1. `base.py` defines `ImageSet`, the interface that every data set implements.
-2. `file_names.py` decides by name which files are images and which folders hold parts (train, val, test).
+2. `file_names.py` decides which files are images and which folders hold parts (train, val, test), mostly by name.
 3. `listing.py` holds the list of files; `folder_walk.py` and `class_folders.py` build it from class folders.
-4. `file_digests.py` hashes the contents of these files, for the data set's fingerprint; `digest_cache.py` saves them.
+4. `file_digests.py` hashes the contents of these files for the fingerprint; `digest_cache.py` saves the hashes.
 5. `image_files.py`, `cifar.py` and `digits.py` are the data sets; `unlabelled.py` holds the images to predict.
 """

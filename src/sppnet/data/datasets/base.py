@@ -1,4 +1,4 @@
-"""`ImageSet`: the interface of a data set, which a class named in `data._target_` implements."""
+"""`ImageSet`: the interface of a data set. The class named in `data._target_` implements it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sppnet.errors import UserError, notice
 
 SLOW = 2.0  # seconds of hashing pixels after which a notice explains the wait
 Label = int | tuple[int, ...]
-"""The class index of an image; in a multi-label data set the indices of all its classes, possibly none."""
+"""The class index of an image or, in a multi-label data set, the indices of all its classes (possibly none)."""
 
 
 class ImageSet(ABC):
     """All labelled images of a data set, indexed from 0 across its train, val and test parts.
 
     A subclass sets `classes` and implements `__len__`, `label` and `read`. The other methods have correct defaults;
-    override those that are slow (`fingerprint`, `shape`) or uninformative (`name`). The constructor's arguments are the
-    keys of the `data` config that the template does not use itself (`root`, say). DataLoader workers receive pickled
+    override those that are slow (`fingerprint`, `shape`) or uninformative (`name`). Keys of the `data` config that the
+    template does not use itself, such as `root`, are passed to the constructor. DataLoader workers receive pickled
     instances. For image files in folders, subclass `sppnet.data.Files` instead.
 
     Attributes:
-        classes: class names; a label is an index into it.
+        classes: class names; labels are indices into this sequence.
         multilabel: whether an image may have any number of classes.
     """
 
@@ -40,90 +40,94 @@ class ImageSet(ABC):
 
     @abstractmethod
     def label(self, index: int) -> Label:
-        """The class index of an image, or a tuple of indices in a multi-label data set.
+        """The class index of an image; in a multi-label data set, the tuple of its class indices.
 
-        It is called for every image at the start of a run and must not decode the image. The first call may load all
-        labels at once, as `sppnet.data.datasets.cifar` does.
+        This method is called for every image at the start of a run and must not decode the image. The first call may
+        load all labels at once, as `sppnet.data.datasets.cifar` does.
         """
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
-        """The image. Modes other than RGB are converted as in files (`sppnet.data.decode.to_rgb`).
+        """The image at `index`, in any mode. The template converts it to RGB (`sppnet.data.decode.to_rgb`).
 
         Raises:
             sppnet.data.decode.DataError: the image cannot be read.
         """
 
     def shape(self, index: int) -> tuple[int, int]:
-        """(height, width) in pixels of what `read` returns. Override it if the shape is known without decoding."""
+        """(height, width) in pixels of the image that `read` returns.
+
+        Override this method if the shape is known without decoding.
+        """
         width, height = self.read(index).size
         return height, width
 
     def name(self, index: int) -> str:
-        """A unique name of the image, for messages and prediction tables."""
+        """A unique name for the image, used in messages and prediction tables."""
         return str(index)
 
     def split(self) -> Mapping[str, Sequence[int]] | None:
-        """The data set's official parts: image indices under `train`, `test` and optionally `val`; None if it has none.
+        """Image indices of the official parts `train`, `test` and optionally `val`; None if there are no such parts.
 
-        An index occurs once in a part, and no index of `train` occurs in another part. Without parts, `data.split`
-        makes a seeded, stratified split; without `val`, it takes the validation images from `train`. A data set that
-        is only used for testing needs no `train`.
+        An index occurs at most once in each part, and no index of `train` occurs in any other part. Without official
+        parts, `data.split` defines a seeded, stratified split; without `val`, the validation images are taken from
+        `train`. A data set that is only used for testing needs no `train`.
         """
         return None
 
     def untrainable(self) -> str:
-        """Why the data set can be used for testing but not for training; empty if it can be used for both."""
+        """The reason why the data set can be used only for testing; empty if it can also be used for training."""
         return ""
 
     def notices(self) -> list[str]:
-        """Facts about the data set that a user may not expect, one per line; printed once when a run starts."""
+        """Facts about the data set that a user may not expect, one line each; printed once when a run starts."""
         return []
 
     def difficult(self, index: int) -> tuple[int, ...]:
         """The classes that `sppnet transfer` ignores for this image of a multi-label data set.
 
-        They count neither as positive nor as negative, like the difficult objects in VOC 2007's evaluation.
+        They count neither as positive nor as negative, like the difficult objects in the VOC 2007 evaluation.
         """
         return ()
 
     def fingerprint(self) -> str:
-        """A string that identifies the images; part of a run's identity, so it must not depend on where files lie.
+        """A string that identifies the images.
 
-        Override it in your own data set, for instance with a version number and the source of the images. A change
-        that the fingerprint does not cover makes no new run. The default hashes the pixels of all images, so it reads
-        all of them at every start.
+        It is part of a run's identity, so it must not depend on where the files are stored. In your own data set,
+        override this method, for example to return a version number and the source of the images. If the images change
+        but the fingerprint does not, a run on the changed images counts as the same run as before. The default hashes
+        the pixels of all images, so every start reads all of them.
 
         Raises:
-            sppnet.errors.UserError: it is not overridden and `read` returns different pixels each time.
+            sppnet.errors.UserError: the method is not overridden, and `read` returns different pixels each time.
         """
         if self.__fingerprint is None:
             self.__fingerprint = _hash_all_pixels(self)
         return self.__fingerprint
 
     def keep_in(self, cache: Path, progress: str) -> None:  # noqa: B027  (most data sets cache nothing)
-        """Set the cache folder and the kind of progress display. It is called before all other methods.
+        """Set the cache folder and the kind of progress display. This method is called before all others.
 
         Args:
-            cache: `paths.cache`; the folder may not exist yet, and writing to it may fail.
-            progress: `trainer.progress`.
+            cache: the value of `paths.cache`; the folder may not exist yet, and writing to it may fail.
+            progress: the value of `trainer.progress`.
         """
 
     def state(self) -> str | None:
-        """The key of cached shapes and decoded images: a digest that changes whenever an image may have changed.
+        """The key for caching shapes and decoded images: a digest that changes whenever an image may have changed.
 
-        With None, neither is cached between runs.
+        If it is None, neither shapes nor images are cached between runs.
         """
         return None
 
 
 def _hash_all_pixels(images: ImageSet) -> str:
-    """Digest of classes, parts, names, labels and pixels."""
+    """Digest of the classes and parts, and of every image's name, label and pixels."""
     name, start, noticed = type(images).__qualname__, time.monotonic(), False
     if len(images) and _hash_pixels(images, 0) != _hash_pixels(images, 0):
         raise UserError(
-            f"data: {name}.read(0) returns different pixels each time; without a fingerprint() method the pixels"
-            " identify the data set, so write one"
+            f"data: {name}.read(0) returns different pixels each time, so its pixels cannot identify the data"
+            " set; define a fingerprint() method"
         )
     parts = {part: [int(index) for index in members] for part, members in (images.split() or {}).items()}
     lines = [*images.classes, str(parts)]
@@ -132,16 +136,16 @@ def _hash_all_pixels(images: ImageSet) -> str:
         if not noticed and time.monotonic() - start > SLOW:
             noticed = True
             notice(
-                f"data: {name} has no fingerprint() method, so each start reads its {len(images)} images to identify"
-                " them by their pixels; write one"
+                f"data: {name} has no fingerprint() method, so every start reads all of its {len(images)} images to"
+                " identify them by their pixels; define the method to avoid this"
             )
     return digest(lines)
 
 
 def _hash_pixels(images: ImageSet, index: int) -> str:
-    """Digest of an image's size and pixels; empty if it cannot be read."""
+    """Digest of an image's size and pixels; empty if the image cannot be read."""
     try:
-        image = read_rgb(images, index)  # the bytes of a palette image alone do not tell its colours
+        image = read_rgb(images, index)  # the bytes of a palette image are indices and do not determine its colours
     except DataError:
         return ""
     return hashlib.sha256(f"{image.mode} {image.size}\n".encode() + image.tobytes()).hexdigest()

@@ -36,7 +36,7 @@ class Cifar10(ImageSet):
 
     @cached_property
     def _arrays(self) -> tuple[npt.NDArray[np.uint8], list[int]]:
-        """Pixels (60000, 32, 32, 3) and labels. Loading them imports torch, so it waits for the first use."""
+        """Pixels (60000, 32, 32, 3) and labels. Loading them imports torch, so it is deferred to the first use."""
         import numpy as np
         from torchvision.datasets import CIFAR10
 
@@ -44,7 +44,7 @@ class Cifar10(ImageSet):
             train, test = (CIFAR10(self.root, train=is_train, download=False) for is_train in (True, False))
         except RuntimeError:
             hint = download_hint("CIFAR10", str(self.root))
-            raise UserError(f"{self.folder} is not a complete CIFAR-10. {hint}") from None
+            raise UserError(f"{self.folder} is not a complete copy of CIFAR-10. {hint}") from None
         return np.concatenate([train.data, test.data]), [*train.targets, *test.targets]
 
     def __len__(self) -> int:
@@ -61,14 +61,14 @@ class Cifar10(ImageSet):
         return 32, 32
 
     def name(self, index: int) -> str:
-        """Part and position, such as test/17."""
+        """The part and the image's position in it, such as test/17."""
         return f"train/{index}" if index < TRAIN else f"test/{index - TRAIN}"
 
     def split(self) -> dict[str, range]:
         return {"train": range(TRAIN), "test": range(TRAIN, TRAIN + TEST)}
 
     def fingerprint(self) -> str:
-        """Digest of the names and contents of the archive's files."""
+        """Digest of the names and contents of the files in the archive."""
         return self._fingerprint
 
     def keep_in(self, cache: Path, progress: str) -> None:

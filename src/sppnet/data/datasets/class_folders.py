@@ -1,4 +1,4 @@
-"""Lists class folders, with or without parts (train/, val/, test/) above them. Imports no torch."""
+"""Lists class folders, with or without parts (train/, val/, test/) above them. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sppnet.errors import UserError
 
 
 def list_class_folders(base: Path) -> Listing:
-    """List `base`/CLASS/.../IMAGE, or `base`/PART/CLASS/.../IMAGE if its folders are named like parts.
+    """List `base`/CLASS/.../IMAGE, or `base`/PART/CLASS/.../IMAGE if `base` holds folders named like parts.
 
     Without a test folder, the validation folder serves as the test part.
 
     Raises:
-        UserError: as `list_tree`; also if two folders stand for the same part, or other folders with images
-            are beside the parts.
+        UserError: for any reason given in `list_tree`; also if two folders stand for the same part, or if there are
+            other folders with images beside the parts.
     """
     subfolders = list_subfolders(base)
     folder_by_part = _match_parts(base, subfolders)
@@ -29,9 +29,9 @@ def list_class_folders(base: Path) -> Listing:
     if strangers:
         raise UserError(
             f"data.root={base} holds {', '.join(f'{name}/' for name in folder_by_part.values())} beside"
-            f" {', '.join(f'{name}/' for name in strangers[:5])}; allowed are train/ (or training/), val/ (valid/,"
-            " validation/) and test/ (testing/) and no other folders with images, or one folder per class, none of"
-            " which has such a name"
+            f" {', '.join(f'{name}/' for name in strangers[:5])}; it may hold either the parts train/ (or training/),"
+            " val/ (or valid/, validation/) and test/ (or testing/) and no other folder with images, or one folder per"
+            " class, none of which has one of these names"
         )
     if "test" in folder_by_part or "val" not in folder_by_part:
         return list_parts(base, base, {"train": "train", "test": "test"} | folder_by_part)
@@ -40,13 +40,13 @@ def list_class_folders(base: Path) -> Listing:
     assert listing.parts is not None
     notice = f"data.root={base} has no test/: the {len(listing.parts['test'])} images of {val}/ are its test part"
     if "train" in folder_by_part:
-        notice += f"; in training the share data.split.val of {folder_by_part['train']}/ validates"
+        notice += f"; a share (data.split.val) of {folder_by_part['train']}/ is used for validation"
     listing.notices.insert(0, notice)
     return listing
 
 
 def list_tree(base: Path, root: Path, drop: Collection[str] = ()) -> Listing:
-    """List `base`/CLASS/.../IMAGE without the classes in `drop`; names are relative to `root`.
+    """List `base`/CLASS/.../IMAGE without the classes in `drop`; file names are relative to `root`.
 
     Raises:
         UserError: there are no images, a file is not accessible, a name is not valid UTF-8, a link would make an image
@@ -64,10 +64,10 @@ def list_tree(base: Path, root: Path, drop: Collection[str] = ()) -> Listing:
 
 
 def list_parts(base: Path, root: Path, folder_by_part: Mapping[str, str]) -> Listing:
-    """List `base`/FOLDER/CLASS/.../IMAGE for the folder of each part; some of the folders may be missing.
+    """List `base`/FOLDER/CLASS/.../IMAGE for each FOLDER in `folder_by_part`; some of them may be missing.
 
     Raises:
-        UserError: as `list_tree`, or all folders are missing.
+        UserError: for any reason given in `list_tree`; also if all of the folders are missing.
     """
     present = {part: folder for part, folder in folder_by_part.items() if (base / folder).is_dir()}
     walk = FolderWalk(root)
@@ -79,7 +79,7 @@ def list_parts(base: Path, root: Path, folder_by_part: Mapping[str, str]) -> Lis
         raise UserError(walk.untrainable)
     if list(present) == ["train"]:
         walk.untrainable += (
-            f"; without test/ or val/ give data=folder data.root={base / present['train']} to split that"
+            f"; to split the training folder into parts, give data=folder data.root={base / present['train']}"
         )
     walk.enter(base)
     walk.count_packed_parts(
@@ -96,7 +96,8 @@ def list_parts(base: Path, root: Path, folder_by_part: Mapping[str, str]) -> Lis
         for name, files in tree.items():
             if name not in trees.get("train", tree):
                 walk.refuse_training(
-                    f"data.root={root}: class {present[part]}/{name} is not among those of {folder_by_part['train']}/"
+                    f"data.root={root}: class {present[part]}/{name} is not one of the classes in"
+                    f" {folder_by_part['train']}/"
                 )
             for file in files:
                 listing.add(file, labels[name], part)
@@ -105,7 +106,7 @@ def list_parts(base: Path, root: Path, folder_by_part: Mapping[str, str]) -> Lis
 
 
 def _match_parts(base: Path, folders: Sequence[str]) -> dict[str, str]:
-    """The folder of each part, found by the usual names in any case."""
+    """The folder of each part, recognised by the part's usual names in upper or lower case."""
     folder_by_part: dict[str, str] = {}
     for folder in folders:
         part = PARTS.get(folder.lower())
@@ -114,7 +115,7 @@ def _match_parts(base: Path, folders: Sequence[str]) -> dict[str, str]:
         first = folder_by_part.setdefault(part, folder)
         if first != folder:
             raise UserError(
-                f"data.root={base} holds {first}/ and {folder}/, two folders for one part; keep one of them"
+                f"data.root={base} holds {first}/ and {folder}/, two folders for one part; keep only one of them"
             )
     return {part: folder_by_part[part] for part in ("train", "val", "test") if part in folder_by_part}
 

@@ -1,7 +1,8 @@
-"""The cache file of `file_digests`: one per data set root, named for the root's path and inode. Imports no torch.
+"""The cache file of `file_digests`. Does not import torch.
 
-It holds `MAGIC`, the SHA-256 of what follows, the number of files as int64, then (length, mtime, ctime) as int64 per
-file, one digest per file, and the file names, separated by zero bytes.
+There is one cache file per data set root, named after a hash of the root's path and inode. It holds, in this order:
+`MAGIC`, the SHA-256 of everything that follows, the number of data files as int64, the (length, mtime, ctime) of each
+data file as int64, the digest of each data file, and the names of the data files, separated by zero bytes.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import numpy.typing as npt
 from sppnet.storage.files import atomic_write
 
 MAGIC = b"sppnet digests 1\n"
-SIZE = 16  # bytes of a digest
+SIZE = 16  # bytes per digest
 
 Digests = npt.NDArray[np.uint8]  # (files, SIZE)
-Stamps = npt.NDArray[np.int64]  # (files, 3): length, mtime and ctime in ns; a length of -1 matches no file
+Stamps = npt.NDArray[np.int64]  # (files, 3): length in bytes, mtime and ctime in ns; a length of -1 matches no file
 
 
 class DigestTable(NamedTuple):
-    """The digests of a data set's files, and the stamps of the files when they were read."""
+    """The digests of a data set's files, and each file's stamp (length, mtime, ctime) when it was read."""
 
     names: list[str]
     stamps: Stamps
@@ -51,7 +52,7 @@ def load_table(path: Path) -> DigestTable | None:
 
 
 def save_table(path: Path, table: DigestTable) -> str | None:
-    """Write `table` atomically; returns why it cannot be written, or None."""
+    """Write `table` atomically. Return the reason if it cannot be written, otherwise None."""
     names = "\0".join(table.names).encode("utf-8", "surrogateescape")
     body = [
         len(table.names).to_bytes(8, "little"),

@@ -1,7 +1,8 @@
-"""The default data set: scikit-learn's scans of handwritten digits, each on a canvas of its own size and aspect ratio.
+"""The default data set: scikit-learn's scans of handwritten digits, on canvases of different sizes and aspect ratios.
 
-The scans (UCI "Optical Recognition of Handwritten Digits", test part: 1,797 of 8 x 8 pixels) come with scikit-learn,
-so there is nothing to download. The canvases turn them into images of many sizes, which a pyramid can pool.
+The scans (UCI "Optical Recognition of Handwritten Digits", test part: 1,797 scans of 8 x 8 pixels) come with
+scikit-learn, so there is nothing to download. The canvases turn them into images of many sizes, the kind of input that
+pyramid pooling is made for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sppnet.data.datasets.base import ImageSet, digest
 from sppnet.data.size_schedules import rng
 from sppnet.errors import UserError
 
-RECIPE = 1  # increment it when an image changes: it is part of the identity of every run on digits
+RECIPE = 1  # part of the identity of every run on digits; increment it when a change to this module alters an image
 SCANS_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 COUNT = 1797
 SHORT_SIDE = (36, 72)  # pixels
@@ -27,10 +28,10 @@ FILL = (0.7, 1.0)  # side of the digit, as a fraction of the side of the central
 
 
 class Digits(ImageSet):
-    """1,797 grey images in ten classes: shorter side 36 to 72 pixels, aspect ratio 3:4 to 4:3.
+    """1,797 grey images in ten classes, with a shorter side of 36 to 72 pixels and an aspect ratio of 3:4 to 4:3.
 
-    Canvas, scale and position of image i depend on i alone. The digit lies within the central square whose side is
-    0.875 of the shorter side, so a centre crop of that size never cuts it.
+    The canvas, scale and position of image i depend only on i. The digit is inside the central square whose side is
+    0.875 times the shorter side, so a centre crop of that size never cuts off any of the digit.
     """
 
     classes = tuple("0123456789")
@@ -43,7 +44,9 @@ class Digits(ImageSet):
         data = load_digits()
         scans, labels = data.images.astype(np.uint8), data.target.tolist()
         if hashlib.sha256(scans.tobytes() + bytes(labels)).hexdigest() != SCANS_SHA256:
-            raise UserError("data=digits: the scans in this scikit-learn differ from those that all known results used")
+            raise UserError(
+                "data=digits: the scans in this version of scikit-learn differ from those used for earlier results"
+            )
         return np.rint(scans * (255 / 16)).astype(np.uint8), labels
 
     def __len__(self) -> int:
@@ -63,12 +66,12 @@ class Digits(ImageSet):
         return _layout(index)[:2]
 
     def fingerprint(self) -> str:
-        """Digest of `RECIPE` and of the scans."""
+        """Digest of `RECIPE` and the scans."""
         return digest(["digits", str(RECIPE), SCANS_SHA256])
 
 
 def _layout(index: int) -> tuple[int, int, int, int, int]:
-    """(canvas height, canvas width, left of the digit, top of the digit, side of the digit) in pixels."""
+    """(canvas height, canvas width, left edge, top edge and side length of the digit) in pixels."""
     generator = rng("digits", RECIPE, index)
     short = int(generator.integers(*SHORT_SIDE, endpoint=True))
     long = int(short * generator.uniform(1, ASPECT))

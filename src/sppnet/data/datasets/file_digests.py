@@ -1,7 +1,7 @@
-"""A content digest of each file of a data set, cached by path, length and times of change. Imports no torch.
+"""The content digests of a data set's files, cached by path, length, mtime and ctime. Does not import torch.
 
-Files of up to 64 KiB and files in uncompressed formats are read in full. Of a larger compressed file, four blocks are
-read: the first, the last and two in between, 32 KiB together.
+Files of up to 64 KiB and files in uncompressed formats are read in full. Of a larger compressed file, only four blocks
+are read: the first, the last and two in between, 32 KiB in total.
 """
 
 from __future__ import annotations
@@ -24,41 +24,42 @@ from sppnet.errors import UserError, notice
 from sppnet.progress import meter
 from sppnet.storage.files import file_lock
 
-FULL = 64 * 2**10  # bytes; of longer compressed files, only four blocks are read
+FULL = 64 * 2**10  # bytes; of larger compressed files, only four blocks are read
 BLOCK = FULL // 8
-TICK = 2 * 10**9  # ns; a file changed this shortly before it was read may change again without its times showing it
-DAY = 86_400 * 10**9  # ns; a file server's clock may run ahead of ours
-THREADS = 16  # reading waits for files, on a network drive at least
-AT_ONCE = 64  # files per task of the thread pool
-SAVE_EVERY = 10.0  # seconds of reading that a kill may lose
+TICK = 2 * 10**9  # ns; a file that has just changed may change again within this time and keep the same mtime and ctime
+DAY = 86_400 * 10**9  # ns; how far a file server's clock may be ahead of the local clock
+THREADS = 16  # these threads mostly wait for files, at least on a network drive
+AT_ONCE = 64  # files per thread-pool task
+SAVE_EVERY = 10.0  # seconds between two saves; a killed process loses the digests computed since the last one
 MANY, MANY_BYTES = 1000, 2**27
-"""Numbers of files or bytes from which digests are cached and their reading is announced. Fewer are read in an instant,
-and a mistake in the configuration of a small data set then leaves no cache file behind."""
+"""Digests are cached, and reading the files is announced, if there are at least this many files or bytes. A smaller
+data set is read in an instant; as it has no cache, a mistake in its configuration leaves no file behind."""
 COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-"""First bytes of JPEG, PNG, GIF and JPEG 2000 (WebP and AVIF: `_is_compressed`). In these formats, a change anywhere
-moves or alters what follows it, or the checksum at the end."""
+"""First bytes of JPEG, PNG, GIF and JPEG 2000 files; `_is_compressed` also recognises WebP and AVIF. In all these
+formats, a change anywhere moves or alters the data after it, or alters the checksum at the end."""
 LASTING = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENXIO, errno.ELOOP}
-"""Errors of files that are missing, forbidden or not regular; trying again gives the same error."""
-Digest = tuple[bytes, tuple[int, int, int]]  # digest and stamp of one file
+"""Errors for files that are missing, forbidden to this user or not regular; a second attempt gives the same error."""
+Digest = tuple[bytes, tuple[int, int, int]]  # the digest and the stamp of one file
 
 
 def digest_files(root: Path, files: Sequence[FileStat], cache: Path | None, progress: str = "none") -> Digests:
-    """The digest of each file; zeros for files that cannot be read, which a notice counts.
+    """The digest of each file; zeros for a file that cannot be read. A notice gives the number of such files.
 
     Args:
-        root: the folder that names are relative to.
-        files: as they were listed.
-        cache: folder for the digests of a data set of at least `MANY` files; created if necessary. If it is None or
-            not writable, all files are read each time.
-        progress: `trainer.progress`, for a long first reading.
+        root: the folder that file names are relative to.
+        files: the files, with the lengths and times that they had when they were listed.
+        cache: the folder where digests are saved if there are at least `MANY` files or `MANY_BYTES` bytes. It is
+            created if necessary. If it is None or not writable, all files are read each time.
+        progress: the value of `trainer.progress`; progress is shown only if there are many files to read.
     """
     stamps = np.empty((len(files), 3), dtype=np.int64)
-    for column in range(3):  # five times as fast as np.array of all tuples
+    for column in range(3):  # five times as fast as np.array on the list of tuples
         stamps[:, column] = np.fromiter((file[column + 1] for file in files), np.int64, len(files))
     table = DigestTable([file.name for file in files], stamps, np.zeros((len(files), SIZE), dtype=np.uint8))
     path = None
     if cache is not None and _are_many(stamps):
-        # Copies on local drives of several machines may share one path and one cache, and differ in their times.
+        # Copies of a data set on the local drives of several machines may have the same path and share one cache
+        # folder, but the times of their files differ. The inode of the root tells the copies apart.
         key = os.fsencode(os.path.realpath(root)) + b"\0%d" % root.stat().st_ino
         path = cache / f"digests-{hashlib.sha256(key).hexdigest()[:32]}.bin"
     missing = _fill_from_cache(table, path)
@@ -66,10 +67,10 @@ def digest_files(root: Path, files: Sequence[FileStat], cache: Path | None, prog
         return table.digests
     with contextlib.ExitStack() as stack:
         if path is not None:
-            with contextlib.suppress(OSError, UserError):  # without the lock, two processes may read the same files
-                waiting = f"another process reads the files of {root} for the first time; waiting for it"
+            with contextlib.suppress(OSError, UserError):  # if locking fails, two processes may read the same files
+                waiting = f"another process is reading the files in {root} for the first time; waiting until it is done"
                 stack.enter_context(file_lock(path.with_suffix(".lock"), waiting))
-                missing = _fill_from_cache(table, path)  # with what the other process has read
+                missing = _fill_from_cache(table, path)  # the other process may have cached digests by now
                 for stale in path.parent.glob(f"{path.stem}.*.tmp"):  # left by a killed process
                     stale.unlink()
         _read_missing(root, table, missing, path, progress)
@@ -77,15 +78,16 @@ def digest_files(root: Path, files: Sequence[FileStat], cache: Path | None, prog
 
 
 def digest_file(path: str) -> Digest:
-    """The digest of a file's content and its (length, mtime, ctime) when it was read.
+    """The digest of a file's content, and the file's (length, mtime, ctime) when it was read.
 
-    The length is -1 if the file changed so recently that another change may leave its length and times as they are.
+    The length is -1 if the file changed so recently that another change might leave its length and times unchanged.
 
     Raises:
         OSError: the file cannot be read.
     """
     now = time.time_ns()
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # nonblocking: a named pipe waits for a writer
+    # Without O_NONBLOCK, opening a named pipe would wait for a writer.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(handle)
         length = status.st_size
@@ -115,7 +117,7 @@ def _is_compressed(head: bytes) -> bool:
 
 
 def _fill_from_cache(table: DigestTable, path: Path | None) -> npt.NDArray[np.int64]:
-    """Copy the digests cached in `path` into `table`; returns the indices of the files without one."""
+    """Copy the digests cached in `path` into `table`. Return the indices of the files without a valid cached digest."""
     cached = None if path is None else load_table(path)
     if cached is None:
         return np.arange(len(table.names))
@@ -133,14 +135,14 @@ def _fill_from_cache(table: DigestTable, path: Path | None) -> npt.NDArray[np.in
 def _read_missing(
     root: Path, table: DigestTable, missing: npt.NDArray[np.int64], path: Path | None, progress: str
 ) -> None:
-    """Read the files at the indices `missing` into `table`, and save all digests to `path`, also when interrupted."""
-    stamps = table.stamps.copy()  # to save: files that are not read yet get a stamp that matches none
+    """Compute the digests of the files at indices `missing`, and save all digests to `path`, even if interrupted."""
+    stamps = table.stamps.copy()  # the stamps to save; until a file is read, its length is -1, which matches no file
     stamps[missing, 0] = -1
     to_save = DigestTable(table.names, stamps, table.digests)
     if not _are_many(table.stamps[missing]):
         progress = "none"
     if progress != "none":
-        notice(f"reading {len(missing)} files of {root}, once, to identify the data by content")
+        notice(f"reading {len(missing)} files in {root} once, to identify the data by their content")
     start = time.monotonic()
     save_at, errors, save_error = start + SAVE_EVERY, [], None
     try:
@@ -163,29 +165,39 @@ def _read_missing(
         if path is not None:
             save_error = save_table(path, to_save)
     if errors:
-        notice(f"{len(errors)} files of {root} cannot be read ({errors[0]}); the fingerprint leaves their content out")
+        notice(
+            f"{len(errors)} files in {root} cannot be read ({errors[0]}); the fingerprint does not cover their content"
+        )
     if save_error and time.monotonic() - start > 2:
-        notice(f"paths.cache: digests cannot be saved ({save_error}); the files are read at every start")
+        notice(
+            f"paths.cache: the digests of the data files cannot be saved ({save_error}); every start will read the"
+            " files again"
+        )
 
 
 def _retry(path: str, error: OSError) -> Digest | OSError:
-    """Read a file again that could not be read: a transient error of a drive must not change the fingerprint.
+    """Retry a file that could not be read, so that a drive's transient error does not change the fingerprint.
+
+    Returns:
+        The digest; `error` if the second attempt fails with an error in `LASTING`.
 
     Raises:
-        UserError: it fails again, and not because the file is missing or forbidden.
+        UserError: the second attempt fails with a different error.
     """
     try:
         return digest_file(path)
     except OSError as second:
         if second.errno in LASTING:
             return error
-        raise UserError(f"{path}: {second.strerror}; without its content the data set cannot be identified") from None
+        raise UserError(
+            f"{path}: {second.strerror}; without this file's content, the data set cannot be identified"
+        ) from None
 
 
 def _digest_in_threads(
     root: str, names: Sequence[str], indices: Sequence[int], tick: Callable[[int], None]
 ) -> Generator[tuple[int, Digest | OSError]]:
-    """The index and the digest (or error) of each file at `indices`, in any order."""
+    """Yield the index and the digest (or error) of each file at `indices`, in any order."""
 
     def digest_chunk(chunk: Sequence[int]) -> list[tuple[int, Digest | OSError]]:
         results: list[tuple[int, Digest | OSError]] = []

@@ -1,6 +1,7 @@
-"""Which files are images and which folders may hold data, decided by name, or by the first bytes if there is no suffix.
+"""Decides which files are images and which folders may hold data.
 
-A listing passes 100,000 names through here, so no file is opened whose name decides.
+The name decides. Only a file without a suffix is opened; then its first bytes decide. A data set may have 100,000
+files, and opening every one would be slow.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ PARTS = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""Folder names, compared in lower case, and the part of the data set that each holds."""
+"""Folder names in lower case, and the part of the data set that a folder with this name holds."""
 
-JUNK_FOLDERS = frozenset({  # written by NAS, desktops, archivers and notebooks: thumbnails and deleted files
+JUNK_FOLDERS = frozenset({  # made by NAS devices, desktops, archivers and Python, often for thumbnails or deleted files
     "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot", "~snapshot",
     "__macosx", "__pycache__", "$recycle.bin", "recycler", "system volume information", "lost+found",
     "lost.dir", "found.000", "network trash folder", "temporary items", "thevolumesettingsfolder",
 })  # fmt: skip
 JUNK_FILES = frozenset({"desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "icon\r", "picasa.ini", "thumbs.db"})
 
-IMAGE_HEADER = re.compile(  # first bytes of the formats that occur without a suffix
+IMAGE_HEADER = re.compile(  # the first bytes of image formats, for files without a suffix
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi[fs]"
     rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|P[1-6]\s+[0-9#]|qoif|8BPS",
     re.DOTALL,
@@ -42,23 +43,23 @@ TO_CONVERT = frozenset({
     ".orf", ".pdf", ".raf", ".raw", ".rw2", ".svg",
 })  # fmt: skip
 TO_UNPACK = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"})
-NOT_IMAGES = frozenset({  # videos, incomplete downloads and texts, which renaming would not turn into images
+NOT_IMAGES = frozenset({  # videos, audio, incomplete downloads and texts: renaming them would not make them images
     ".3gp", ".aac", ".avi", ".crdownload", ".download", ".flv", ".identifier", ".m4a", ".m4v", ".mkv", ".mov", ".mp3",
     ".mp4", ".mpeg", ".mpg", ".mts", ".part", ".wav", ".webm", ".wmv",
     ".cfg", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".info", ".ini", ".json", ".jsonl", ".log", ".md", ".md5",
     ".py", ".toml", ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xml", ".xmp", ".yaml", ".yml",
 })  # fmt: skip
-NO_SUFFIX = "without suffix"
-SHOWN = 5  # suffixes that a notice names
+NO_SUFFIX = "without a suffix"
+SHOWN = 5  # the number of suffixes that a notice lists
 
 
 def is_ignored_folder(name: str) -> bool:
-    """Whether a folder of this name never holds data, because it is hidden or junk."""
+    """Whether a folder with this name never holds data, because it is hidden or junk."""
     return name.startswith(".") or name.casefold() in JUNK_FOLDERS
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether a file of this name has the suffix of an image and is not hidden."""
+    """Whether a file with this name has the suffix of an image and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
@@ -70,12 +71,12 @@ class ImageFilter:
         self.example = ""
 
     def is_image(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a file is an image by its suffix or, without a suffix, by its first bytes; if not, count it."""
+        """Whether a file is an image, judging by its suffix or, if it has none, its first bytes. Others are counted."""
         name = entry.name
         if name[name.rfind(".") :].lower() in SUFFIXES:  # the fast path for nearly all files
             return True
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
-        if suffix == "." or " " in suffix:  # the dot ends a sentence
+        if suffix == "." or " " in suffix:  # the dot is punctuation and does not start a suffix
             suffix = ""
         if not suffix and _has_image_header(entry):
             return True
@@ -85,7 +86,7 @@ class ImageFilter:
         return False
 
     def describe_skipped(self) -> str:
-        """One line about the skipped files; empty if there are none."""
+        """A line about the skipped files; empty if there are none."""
         if not self.skipped:
             return ""
         ranked = sorted(self.skipped, key=lambda suffix: (-self.skipped[suffix], suffix))
@@ -94,21 +95,21 @@ class ImageFilter:
             kinds.append(f"{rest} others")
         advice = "; ".join(["", *_advise(ranked[:SHOWN])])
         line = (
-            f"{self.skipped.total()} file(s) are not read, as their names do not end like an image's:"
+            f"{self.skipped.total()} file(s) are not read, because they do not have the suffix of an image:"
             f" {', '.join(kinds)} (such as {self.example}){advice}"
         )
-        return os.fsencode(line).decode(errors="replace")  # a name may be any bytes, and a run's records are UTF-8
+        return os.fsencode(line).decode(errors="replace")  # a name may hold any bytes, but run records are UTF-8
 
 
 def _advise(suffixes: Iterable[str]) -> list[str]:
-    """What a user can do to have files of these suffixes read."""
+    """What a user can do so that files with these suffixes are read."""
     suffixes_by_advice: dict[str, list[str]] = {}
     for suffix in suffixes:
         advice = (
-            "convert {} to JPEG or PNG to have them read" if suffix in TO_CONVERT
-            else "unpack {} to have the images inside read" if suffix in TO_UNPACK
+            "convert {} files to JPEG or PNG to have them read" if suffix in TO_CONVERT
+            else "unpack {} files to have the images inside read" if suffix in TO_UNPACK
             else "" if suffix in NOT_IMAGES or suffix == NO_SUFFIX
-            else "rename {} to have them read, if they are images"
+            else "rename {} files to have them read, if they are images"
         )  # fmt: skip
         suffixes_by_advice.setdefault(advice, []).append(suffix)
     return [advice.format(", ".join(group)) for advice, group in sorted(suffixes_by_advice.items()) if advice]

@@ -1,4 +1,4 @@
-"""Walks through class folders, lists their images, and finds mistakes in the folder layout. Imports no torch."""
+"""Walks through class folders, lists their images, and finds mistakes in the folder layout. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,67 +18,67 @@ from sppnet.data.datasets.listing import (
 )
 from sppnet.errors import UserError
 
-WRAPPERS = frozenset({"image", "images", "img", "imgs"})  # subfolder names that every class may have
+WRAPPERS = frozenset({"image", "images", "img", "imgs"})  # names that subfolders of different classes may share
 
 
 class FolderWalk:
     """Lists the images of one data set, and refuses links that would make an image count twice.
 
-    Such an image would have two classes, or be in both training and test.
+    Such an image could have two classes, or be in both the training and the test part.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root  # names are relative to it
-        self.entered: dict[str, Path] = {}  # real path of each folder entered -> the path it was entered by
+        self.root = root  # file names are relative to it
+        self.entered: dict[str, Path] = {}  # real path of each folder entered -> the path through which it was entered
         self.links: list[Path] = []  # image files that are links
-        self.nested: dict[str, list[str]] = {}  # subfolder of classes in the last tree -> the classes that have it
-        self.loose: list[str] = []  # images beside class folders
+        self.nested: dict[str, list[str]] = {}  # subfolder in the tree listed last -> the classes that have it
+        self.loose: list[str] = []  # images beside the class folders
         self.filter = ImageFilter()
         self.untrainable = ""
 
     def list_classes(self, base: Path, drop: Collection[str] = ()) -> dict[str, list[FileStat]]:
-        """The images of each class folder in `base`, sorted, without empty classes and those in `drop`."""
+        """The sorted images of each class folder in `base`, without empty classes and without the classes in `drop`."""
         self.enter(base)
         self.nested.clear()
         files_by_class: dict[str, list[FileStat]] = {}
         for folder in list_subfolders(base):
             if folder in drop:
                 continue
-            name = unicodedata.normalize("NFC", folder)  # archives made on a Mac spell accents as NFD
+            name = unicodedata.normalize("NFC", folder)  # archives made on a Mac store accented letters in NFD
             if name in files_by_class:
                 raise UserError(
                     f"data.root={self.root}: {base} holds two folders called {name}/, in two Unicode spellings that"
-                    " look alike; they are one class, put their images into one folder"
+                    " look alike; put the images of this class into one folder"
                 )
             files_by_class[name] = sorted(self._list_images(base / folder, name))
         loose = self._find_loose(base)
         if not any(files_by_class.values()):
-            beside = f"{len(loose)} image(s) lie in no class folder" if loose else ""
-            problem = f"data.root={self.root}: no images in {base} (expected one folder per class, images inside)"
+            beside = f"{len(loose)} image(s) are not in a class folder" if loose else ""
+            problem = f"data.root={self.root}: no images in {base} (expected one folder per class, with images inside)"
             raise UserError("; ".join(filter(None, (problem, beside, self.filter.describe_skipped()))))
         self.loose += sorted(loose)
         self._refuse_parts(base, files_by_class)
         empty = [str(base / name) for name, files in files_by_class.items() if not files]
         if empty:
-            problem = f"data.root={self.root}: class folder without images: {', '.join(empty[:5])}"
+            problem = f"data.root={self.root}: class folder(s) without images: {', '.join(empty[:5])}"
             self.refuse_training("; ".join(filter(None, (problem, self.filter.describe_skipped()))))
         return {name: files for name, files in files_by_class.items() if files}
 
     def refuse_training(self, reason: str) -> None:
-        """Record why the data set cannot be used for training; the first reason is the one reported."""
+        """Record why the data set cannot be used for training. Only the first reason is reported."""
         self.untrainable = self.untrainable or reason
 
     def require_two_classes(self, base: Path, classes: Collection[str]) -> None:
-        """Refuse training if `base`, the tree that was listed last, has a single class."""
+        """Refuse training if `base`, which must be the tree that was listed last, has only one class."""
         if len(classes) >= 2:
             return
         [name] = classes
         inside = [subfolder for subfolder in self.nested if "/" not in subfolder]
         hint = f"; if {inside[0]}/ and {inside[1]}/ are classes, give data.root={base / name}" if inside[1:] else ""
-        self.refuse_training(f"{base} holds one class only ({name}); at least two are needed{hint}")
+        self.refuse_training(f"{base} holds only one class ({name}); at least two are needed{hint}")
 
     def finish(self, listing: Listing) -> None:
-        """Check the links in `listing`, and put the notices and the reason against training into it."""
+        """Check the links in `listing`, then add the notices to it and set its `untrainable`."""
         self._check_links(listing)
         listing.untrainable = self.untrainable
         if skipped := self.filter.describe_skipped():
@@ -90,7 +90,7 @@ class FolderWalk:
             )
 
     def count_packed_parts(self, base: Path, missing: Collection[str]) -> None:
-        """Count the archives in `base` that are named like one of the `missing` parts as skipped."""
+        """Count the archives in `base` as skipped files if they are named like one of the `missing` parts."""
         with os.scandir(base) as entries:
             for entry in entries:
                 stem, _, suffixes = entry.name.lower().partition(".")
@@ -98,10 +98,13 @@ class FolderWalk:
                     self.filter.is_image(entry)
 
     def enter(self, folder: Path) -> None:
-        """Record that `folder` is being listed; refuse it if a link led there before, as in a loop of links."""
+        """Record that `folder` is being listed. Refuse it if it was listed before, as happens in a loop of links."""
         before = self.entered.setdefault(os.path.realpath(folder), folder)
         if before is not folder:
-            raise UserError(f"data: {folder} and {before} are one folder, by a link; its images would count twice")
+            raise UserError(
+                f"data: {folder} and {before} are the same folder, reached through a link; its images would be counted"
+                " twice"
+            )
 
     def _list_images(self, folder: Path, class_name: str, subfolder: str = "") -> list[FileStat]:
         check_name(folder)
@@ -133,7 +136,7 @@ class FolderWalk:
         return files
 
     def _find_loose(self, base: Path) -> list[str]:
-        """The images beside the class folders in `base`. Archives, which may be packed classes, count as skipped."""
+        """The images beside the class folders in `base`. Archives count as skipped files, as they may hold classes."""
         with os.scandir(base) as entries:
             files = [entry for entry in entries if not is_ignored_folder(entry.name) and not entry.is_dir()]
         for file in files:
@@ -142,25 +145,28 @@ class FolderWalk:
         return [file.path for file in files if has_image_suffix(file.name)]
 
     def _refuse_parts(self, base: Path, classes: Mapping[str, Collection[FileStat]]) -> None:
-        """Refuse parts inside a class, and parts under unknown names, which would be taken for classes."""
+        """Refuse parts inside a class, and parts with unknown names, which would be mistaken for classes."""
         for subfolder, holders in self.nested.items():
             if subfolder.rpartition("/")[2].lower() in PARTS:
                 part = base / holders[0] / subfolder
-                hint = f"; data.root={part.parent} may be meant" if sum(map(bool, classes.values())) == 1 else ""
+                hint = f"; did you mean data.root={part.parent}?" if sum(map(bool, classes.values())) == 1 else ""
                 raise UserError(
-                    f"data.root={self.root}: {part} is a part inside a class; parts hold classes, as in"
-                    f" train/CLASS/IMAGE, and classes hold no folder called train, val or test{hint}"
+                    f"data.root={self.root}: {part} is named like a part, but is inside a class; parts hold classes, as"
+                    f" in train/CLASS/IMAGE, and a class must not hold a folder called train, val or test{hint}"
                 )
         for subfolder, holders in self._classes_by_subfolder().items():
             if len(holders) > 1 and subfolder.lower() not in WRAPPERS:
                 raise UserError(
                     f"data.root={self.root}: {base} holds {holders[0]}/ and {holders[1]}/, which both hold"
-                    f" {subfolder}/; if they are parts, call them train/, val/ or test/, and if they are classes, give"
+                    f" {subfolder}/; if these are parts, call them train/, val/ or test/; if they are classes, give"
                     " the folders inside them different names"
                 )
 
     def _classes_by_subfolder(self) -> dict[str, list[str]]:
-        """The classes that have each subfolder; `a/a/b`, which unpacking may leave, counts as `b` of class `a`."""
+        """For each subfolder, the classes that have it.
+
+        Unpacking an archive may put class `a` into another folder `a`, so `a/a/b` counts as `b` of class `a`.
+        """
         shared: dict[str, dict[str, None]] = {}
         for subfolder in sorted(self.nested, key=lambda subfolder: subfolder.count("/")):
             for holder in self.nested[subfolder]:
@@ -173,8 +179,8 @@ class FolderWalk:
     def _check_links(self, listing: Listing) -> None:
         """Refuse an image that is a link to another image of `listing`.
 
-        No folder was entered twice, so only links to files can repeat an image. Hard links and copies are allowed: they
-        are separate files.
+        No folder was entered twice, so only links to files can repeat an image. Hard links and copies are allowed,
+        because they count as separate files.
         """
         names = {file.name for file in listing.files} if self.links else set()
         path_by_target: dict[str, Path] = {}
@@ -186,7 +192,7 @@ class FolderWalk:
                 twin = self.entered[folder] / name
             twin = path_by_target.setdefault(target, twin)
             if twin is not link:
-                raise UserError(f"data: {link} and {twin} are one file, by a link; it would count twice")
+                raise UserError(f"data: {link} is a link to the same file as {twin}; the image would be counted twice")
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

@@ -1,7 +1,7 @@
-"""Data sets of image files: class folders, and the standard data sets in the layout that their archives unpack to.
+"""Data sets of image files: class folders, and standard data sets in the layout of their unpacked archives.
 
-Nothing is downloaded; if a data set is missing, the message says how to get it. Classes, labels and parts come from
-file names and small text files alone, without torch; pixels are read when a batch needs them.
+Nothing is downloaded; if a data set is missing, the error message says how to get it. Classes, labels and parts come
+only from file names and small annotation files, and torch is not imported. Pixels are read when a batch needs them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ VOC_CLASSES = [
 
 
 def download_hint(name: str, root: str) -> str:
-    """The command that downloads one of torchvision's data sets, for messages."""
+    """How to download one of torchvision's data sets; used in error messages."""
     call = f"torchvision.datasets.{name}({root or 'FOLDER'!r}, download=True)"
-    return f'To get it: python -c "import torchvision; {call}", then data.root={root or "FOLDER"}'
+    return f'To get it, run python -c "import torchvision; {call}", then give data.root={root or "FOLDER"}'
 
 
 class Files(ImageSet):
-    """An `ImageSet` of the files in a `Listing`; the base class of data sets of image files."""
+    """An `ImageSet` of the files in a `Listing`: the base class for data sets of image files."""
 
     _cache_and_progress: tuple[Path | None, str] = None, "none"
 
@@ -53,7 +53,7 @@ class Files(ImageSet):
         return self.listing.files[index].name
 
     def path(self, index: int) -> Path:
-        """The file's path."""
+        """The path of the image file, including the root."""
         return self.listing.root / self.name(index)
 
     def read(self, index: int) -> Image.Image:  # noqa: D102
@@ -81,11 +81,14 @@ class Files(ImageSet):
         return digest_files(self.listing.root, self.listing.files, *self._cache_and_progress)
 
     def fingerprint(self) -> str:
-        """Digest of classes, parts, labels, file names and contents, as they were at the first call."""
+        """Digest of the classes, parts, labels, file names and file contents, as they were at the first call."""
         return digest([*self.classes, str(self.listing.parts), *map(str, self.listing.labels), self._content])
 
     def state(self) -> str:
-        """Digest of file names, contents and mtimes: the content digest of a long file covers four blocks only."""
+        """Digest of the file names, contents and mtimes.
+
+        The mtimes are needed because the content digest of a large file may cover only four blocks.
+        """
         return digest([self._content, *(str(file.mtime) for file in self.listing.files)])
 
     @cached_property
@@ -96,19 +99,20 @@ class Files(ImageSet):
 
 
 class Folder(Files):
-    """ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with test/ or val/ (or both) beside it.
+    """Class folders: ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with test/ or val/ (or both) beside train/.
 
-    Parts are recognised by their usual names in any case: train or training, val, valid or validation, test or testing;
-    a class must not have such a name. Without test/, the images of val/ are the test part, and a share of train/
-    validates. A data set that is only used for testing needs no train/.
+    Parts are recognised by their usual names, in upper or lower case: train or training; val, valid or validation; test
+    or testing. A class must not have one of these names. Without test/, the images of val/ are the test part, and a
+    share of train/ is used for validation. A data set that is only used for testing needs no train/.
 
-    Folders may be nested below CLASS, under names that no two classes share. Hidden files and those that cameras, NAS
-    and desktops leave (`file_names`) are ignored; a notice counts other files that are not images. The fingerprint
-    covers names as they are, so a renamed folder or file makes another data set.
+    CLASS may contain nested folders, but two classes must not contain folders with the same name, except for
+    images/ and similar names. Hidden files, and those that cameras, NAS devices and desktops leave behind (see
+    `file_names`), are ignored. A notice counts all other files that are not images. The fingerprint covers the names of
+    folders and files, so renaming one of them makes it a different data set.
     """
 
     def __init__(self, root: str | None) -> None:
-        hint = "It holds one folder per class, or train/ and test/ or val/ of such folders."
+        hint = "It must hold one folder per class, or train/ with test/ or val/, each with one folder per class."
         super().__init__(list_class_folders(check_root(root, hint)))
 
 
@@ -116,11 +120,11 @@ class ImageNet(Files):
     """ILSVRC 2012 as folders: ROOT/train/WNID/IMAGE and ROOT/val/WNID/IMAGE.
 
     The 50,000 images of val/ are the test part, as in the paper's tables. Validation images come from train/
-    (`data.split.val`), so that the best checkpoint is not selected on the images that it is reported on.
+    (`data.split.val`), so that the best checkpoint is not selected on the images that its results are reported on.
     """
 
     def __init__(self, root: str | None) -> None:
-        base = check_root(root, "It holds train/WNID/*.JPEG and val/WNID/*.JPEG of ILSVRC 2012.")
+        base = check_root(root, "It must hold train/WNID/*.JPEG and val/WNID/*.JPEG of ILSVRC 2012.")
         super().__init__(list_parts(base, base, {"train": "train", "test": "val"}))
 
 
@@ -138,20 +142,20 @@ class Imagenette(Files):
 
 
 class Caltech101(Files):
-    """Caltech-101, 9,144 images; ROOT is 101_ObjectCategories or its parent folder.
+    """Caltech-101 with 9,144 images; ROOT is 101_ObjectCategories or its parent folder.
 
-    With the background class there are 102 classes, as in the paper's table 7; `background=False` drops it.
+    With the background class there are 102 classes, as in the paper's table 7; `background=False` drops that class.
     """
 
     def __init__(self, root: str | None, background: bool = True) -> None:
-        folder = check_root(root, "It holds Caltech-101's folder 101_ObjectCategories.")
+        folder = check_root(root, "It must hold Caltech-101's folder 101_ObjectCategories.")
         inside = folder / "101_ObjectCategories"
         base = inside if inside.is_dir() else folder
         super().__init__(list_tree(base, base, drop=() if background else ("BACKGROUND_Google",)))
 
 
 class OxfordPets(Files):
-    """Oxford-IIIT Pet, 37 breeds, with the official trainval and test parts, as torchvision unpacks it."""
+    """Oxford-IIIT Pet as torchvision unpacks it: 37 breeds, with the official trainval and test parts."""
 
     def __init__(self, root: str | None) -> None:
         hint = download_hint("OxfordIIITPet", root or "")
@@ -168,10 +172,11 @@ class OxfordPets(Files):
 
 
 class Voc2007(Files):
-    """PASCAL VOC 2007 classification: 20 classes, any number per image, with the official trainval and test parts.
+    """PASCAL VOC 2007 classification: 20 classes, any number of them per image, official trainval and test parts.
 
-    An image has a class if its annotation lists an object of that class that is not marked difficult. A class whose
-    objects are all marked difficult is in `difficult`; training and testing a network count it as a negative.
+    An image has a class if its annotation lists an object of that class that is not marked difficult. Classes whose
+    objects are all marked difficult are returned by `difficult`. When a network is trained or tested, they count as
+    negative.
     """
 
     multilabel = True
@@ -179,7 +184,7 @@ class Voc2007(Files):
     def __init__(self, root: str | None) -> None:
         hint = download_hint("VOCDetection", root or "")
         hint = hint.replace("download", "year='2007', image_set='trainval', download")
-        hint += " and the same with image_set='test'"
+        hint += ". Run the command with image_set='test' too"
         folder = check_root(root, hint) / "VOCdevkit" / "VOC2007"
         base = _require(folder, ("ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt"), hint)
         listing = Listing(base, VOC_CLASSES)
@@ -197,7 +202,7 @@ class Voc2007(Files):
 
     @staticmethod
     def _read_annotation(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The classes of an image, and those that are difficult for it."""
+        """The classes of an image, and the classes whose objects in it are all marked difficult."""
         try:
             objects = ElementTree.parse(path).findall("object")
         except (OSError, ElementTree.ParseError) as error:
@@ -214,7 +219,7 @@ class Voc2007(Files):
 
 
 class Flowers102(Files):
-    """Oxford 102 Flower with the official three parts, as torchvision unpacks it; classes have numbers, not names."""
+    """Oxford 102 Flower as torchvision unpacks it, with the three official parts. Classes have numbers, not names."""
 
     PARTS: ClassVar = {"train": "trnid", "val": "valid", "test": "tstid"}
 
@@ -234,7 +239,7 @@ class Flowers102(Files):
 
 
 def _require(base: Path, names: tuple[str, ...], hint: str) -> Path:
-    """Return `base`; raise UserError unless it holds the files `names`."""
+    """Return `base` if it holds the files `names`; otherwise raise UserError."""
     for name in names:
         if not (base / name).exists():
             raise UserError(f"data.root: {base / name} does not exist. {hint}")

@@ -1,4 +1,4 @@
-"""The files of a data set and their labels, listed without torch, and the checks of their paths."""
+"""The list of a data set's files with their labels, and checks of file paths. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sppnet.storage.paths import expand_path
 
 
 class FileStat(NamedTuple):
-    """A file below the data set's root: name with forward slashes, length in bytes, times of change in ns.
+    """A file below the data set's root: its relative path with forward slashes, length in bytes, mtime and ctime in ns.
 
-    `ctime`, the inode's time of change, also reveals a file replaced by another of the same length and `mtime`.
+    `ctime`, the time of the last change to the inode, also reveals that a file was replaced by a different file of the
+    same length and `mtime`.
     """
 
     name: str
@@ -27,13 +28,13 @@ class FileStat(NamedTuple):
 
 @dataclass
 class Listing:
-    """The image files of a data set, sorted by name so that the order is the same on every file system.
+    """The image files of a data set, in an order that is the same on every file system.
 
     Attributes:
-        root: the folder that names are relative to.
+        root: the folder that file names are relative to.
         classes: class names.
-        files: one per image.
-        labels: one per image.
+        files: the file of each image.
+        labels: the label of each image.
         parts: image indices of the official train, val and test parts; None if the data set has none.
         untrainable: see `ImageSet.untrainable`.
         notices: see `ImageSet.notices`.
@@ -56,17 +57,17 @@ class Listing:
 
 
 def check_root(root: str | os.PathLike[str] | None, hint: str = "") -> Path:
-    """The folder `data.root`.
+    """The folder that `data.root` names.
 
     Args:
-        root: the value of the key.
-        hint: how to get the data, for the message.
+        root: the value of `data.root`.
+        hint: how to get the data; added to the error message.
 
     Raises:
         UserError: the key is not set, or its value is not an existing folder.
     """
     if not root:
-        raise UserError(f"data.root is not set: give the folder that holds the data, data.root=FOLDER. {hint}")
+        raise UserError(f"data.root is not set; give the folder that holds the data as data.root=FOLDER. {hint}")
     path = expand_path("data.root", root)
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
@@ -89,11 +90,11 @@ def stat_file(path: Path, root: Path) -> FileStat:
 
 
 def list_subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder` that may hold data, sorted.
+    """The sorted names of the folders in `folder` that may hold data.
 
     Raises:
-        UserError: `folder` cannot be listed, a name is not valid UTF-8, or a broken link has a name that may be a
-            folder's (of a drive that is not mounted, say).
+        UserError: `folder` cannot be listed, a name is not valid UTF-8, or a broken link may stand for a folder
+            (for example on a drive that is not mounted).
     """
     try:
         entries = [path for path in folder.iterdir() if not is_ignored_folder(path.name)]
@@ -108,21 +109,23 @@ def list_subfolders(folder: Path) -> list[str]:
 
 
 def check_link(entry: Path | os.DirEntry[str]) -> None:
-    """Raise OSError for a broken link, unless its suffix shows that it stands for a file that is not needed here."""
+    """Raise OSError for a broken link, unless its suffix shows that it links to a file that is not needed here."""
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
     if entry.is_symlink() and suffix not in NOT_IMAGES | SUFFIXES | TO_UNPACK:
         entry.stat()
 
 
 def check_name(path: str | Path) -> None:
-    """Raise UserError for a name that is not valid UTF-8: run records and prediction tables could not hold it."""
+    """Raise UserError for a name that is not valid UTF-8, which run records and prediction tables cannot hold."""
     try:
         os.path.basename(path).encode()  # noqa: PTH119
     except UnicodeEncodeError:
-        raise UserError(f"data: the name of {os.fsencode(path)!r} is not valid UTF-8; rename it") from None
+        raise UserError(
+            f"data: the name of {os.fsencode(path)!r} is not valid UTF-8; rename the file or folder"
+        ) from None
 
 
 def raise_user_error(error: OSError) -> NoReturn:
-    """Raise the UserError for a file or folder that cannot be accessed; it names the target of a link."""
+    """Raise a UserError for a file or folder that cannot be accessed; for a link, the message names its target."""
     link = f" (it is a link to {os.readlink(error.filename)})" if os.path.islink(error.filename) else ""  # noqa: PTH114, PTH115
     raise UserError(f"data: {error.filename}: {error.strerror}{link}")

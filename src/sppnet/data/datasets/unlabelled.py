@@ -1,4 +1,4 @@
-"""The unlabelled images that `sppnet predict input=FILE_OR_FOLDER` reads. Imports no torch."""
+"""The unlabelled images that `sppnet predict input=FILE_OR_FOLDER` reads. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class InputFiles:
     """The image files that `input` names.
 
     Attributes:
-        root: the folder that names are relative to.
-        names: with forward slashes, sorted.
+        root: the folder that file names are relative to.
+        names: the sorted file names, with forward slashes.
         folder: whether `input` is a folder.
-        not_read: one line about the files that are skipped; empty if there are none.
+        not_read: a line about the files that are skipped; empty if there are none.
     """
 
     root: Path
@@ -36,8 +36,8 @@ class InputFiles:
 def find_images(value: str) -> InputFiles:
     """List the images of `input=value`: a single file, whatever its name, or all images below a folder.
 
-    `file_names` decides which files are images, as in a data set. A folder that can be reached twice, through links, is
-    listed once.
+    `file_names` decides which files are images, as in a data set. A folder that several links lead to is listed only
+    once.
 
     Raises:
         UserError: the path does not exist or is not accessible, the folder holds no images, or one of its subfolders
@@ -49,7 +49,7 @@ def find_images(value: str) -> InputFiles:
         names = sorted(_list_below(path, "", {os.path.realpath(path)}, image_filter))
         skipped = image_filter.describe_skipped()
         if not names:
-            problem = f"input={value}: there are no images in this folder (files ending in .jpg, .png and the like)"
+            problem = f"input={value}: there are no images in this folder (files that end in .jpg, .png or similar)"
             raise UserError("; ".join(filter(None, (problem, skipped))))
         return InputFiles(path, names, True, f"input={value}: {skipped}" if skipped else "")
     if not path.exists():
@@ -74,13 +74,13 @@ def _list_below(folder: Path, prefix: str, entered: set[str], image_filter: Imag
 
 
 class UnlabelledImages(ImageSet):
-    """The images to predict, in the place of the data set that the network was trained on.
+    """The images to predict, in place of the data set that the network was trained on.
 
     Args:
         files: the images.
-        classes: class names of the network.
+        classes: the class names of the network.
         multilabel: whether the network was trained on multi-label images.
-        fingerprint: of the data set that the network was trained on.
+        fingerprint: the fingerprint of the data set that the network was trained on.
     """
 
     def __init__(self, files: InputFiles, classes: Sequence[str], multilabel: bool, fingerprint: str) -> None:
@@ -112,6 +112,6 @@ class UnlabelledImages(ImageSet):
         path = self.name(index)
         try:
             path.encode()
-        except UnicodeEncodeError:  # neither a table nor JSON could hold the name
-            raise DataError(f"the name of {os.fsencode(path)!r} is not valid UTF-8; rename it") from None
+        except UnicodeEncodeError:  # neither a table nor a JSON file can hold such a name
+            raise DataError(f"the name of {os.fsencode(path)!r} is not valid UTF-8; rename the file") from None
         return path

@@ -1,7 +1,7 @@
 """Backbones: modules that map images (N, 3, H, W) to a feature map (N, C, h, w).
 
-Your own backbone is any such `torch.nn.Module`, named by `backbone._target_`. `probe` finds its channels, stride and
-smallest input by running it on the meta device, so there is nothing to register.
+Your own backbone can be any such `torch.nn.Module`; name it in `backbone._target_`. It need not be registered: its
+channels, stride and smallest input are found by running it on the meta device.
 """
 
 from sppnet.models.backbones.blog import Blog

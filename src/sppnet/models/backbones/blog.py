@@ -7,10 +7,11 @@ from torch import nn
 
 
 class Blog(nn.Module):
-    """Four 4x4 convolutions of 64, 128, 256 and 512 filters, stride 2 then 1; total stride 2, 512 channels.
+    """Four 4x4 convolutions with 64, 128, 256 and 512 filters; total stride 2, 512 channels.
 
-    The shapes are DCGAN's: batch normalisation after all but the first convolution, and leaky ReLU of slope 0.2. With
-    the pyramid 4-2-1 the pooled vector has 512 * 21 = 10,752 values. The smallest input is 8 pixels.
+    The first convolution has stride 2, the others have stride 1. As in DCGAN, batch normalisation follows all but the
+    first convolution, and leaky ReLU has slope 0.2. With the pyramid 4-2-1, the pooled vector has 512 * 21 = 10,752
+    values. The smallest input is 8 pixels.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The paper's four networks (Table 1) up to the ReLU after their last convolution. The head does the last pooling.
 
-Table 1 does not specify padding, normalisation and initialisation; `docs/decisions/0011` does.
+Table 1 does not specify padding, normalisation or initialisation; `docs/decisions/0011` explains our choices.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import nn
 
 
 class WithinChannelNorm(nn.Module):
-    """Local response normalisation over a `size` x `size` neighbourhood of the same channel.
+    """Local response normalisation over a `size` x `size` neighbourhood in the same channel.
 
-    `x / (1 + alpha * mean(x^2))^beta`, Caffe's WITHIN_CHANNEL. The zeros of the padding count in the mean.
+    Computes `x / (1 + alpha * mean(x^2))^beta`, like Caffe's WITHIN_CHANNEL. The mean includes the padding's zeros.
     `torch.nn.LocalResponseNorm` sums across channels instead.
     """
 
@@ -36,11 +36,12 @@ class WithinChannelNorm(nn.Module):
 class ZF5(nn.Module):
     """ZF-5, the five convolutions of Zeiler and Fergus; total stride 16, 256 channels.
 
-    The map is 13x13 at an input of 224 and 10x10 at 180, as in the paper (section 2.3). That requires a padding of 1 in
-    conv1, none in conv2, and pooling that rounds up. These, normalisation within channels and the initialisation are as
-    in the authors' released model.
+    The map is 13x13 for inputs of 224 pixels and 10x10 for 180, as in the paper (section 2.3). This requires padding 1
+    in conv1, no padding in conv2, and pooling that rounds up. These settings, the normalisation within channels and the
+    initialisation follow the authors' released model.
 
-    Initialisation: Gaussian weights of standard deviation 0.01; biases 1 in conv2, conv4 and conv5, else 0.
+    Initial weights are Gaussian with standard deviation 0.01. Initial biases are 1 in conv2, conv4 and conv5, and 0 in
+    the other layers.
     """
 
     def __init__(self) -> None:
@@ -62,11 +63,12 @@ class ZF5(nn.Module):
 
 
 class Convnet5(nn.Module):
-    """Convnet*-5: AlexNet with its poolings after conv2 and conv3; total stride 16, 256 channels.
+    """Convnet*-5: AlexNet with pooling after conv2 and conv3 instead of conv1 and conv2; total stride 16, 256 channels.
 
-    The map is 13x13 at an input of 224 and 10x10 at 180 (section 2.3). Convolutions have one group. Normalisation and
-    initialisation are AlexNet's (Krizhevsky et al., 2012): across 5 channels; Gaussian weights of standard deviation
-    0.01; biases 1 in conv2, conv4 and conv5, else 0.
+    The map is 13x13 for inputs of 224 pixels and 10x10 for 180 (section 2.3). The convolutions are not grouped.
+
+    As in AlexNet (Krizhevsky et al., 2012), normalisation is across 5 channels, and initial weights are Gaussian with
+    standard deviation 0.01. Initial biases are 1 in conv2, conv4 and conv5, and 0 in the other layers.
     """
 
     def __init__(self) -> None:
@@ -91,12 +93,14 @@ class Convnet5(nn.Module):
 class Overfeat(nn.Module):
     """Overfeat-5 and Overfeat-7: five or seven convolutions; total stride 12, 512 channels.
 
-    Maps as in Table 1: at an input of 224, 36x36 and then 18x18 to the end (14x14 at 180). Normalisation and
-    initialisation are those of CNN-S (Chatfield et al., 2014), whose modifications the paper follows: across 5
-    channels; Gaussian weights of standard deviation 0.01; biases 0.
+    As in Table 1, inputs of 224 pixels give maps of 36x36 after the first pooling and 18x18 after the second. The final
+    map is 14x14 for 180 pixels.
+
+    The paper modifies Overfeat as CNN-S does (Chatfield et al., 2014). As in CNN-S, normalisation is across 5 channels,
+    initial weights are Gaussian with standard deviation 0.01, and initial biases are 0.
 
     Args:
-        convolutions: 5 or 7.
+        convolutions: number of convolutions, 5 or 7.
     """
 
     def __init__(self, convolutions: int) -> None:
@@ -128,7 +132,7 @@ def _across_channels() -> nn.LocalResponseNorm:
 
 
 def _initialise(trunk: nn.Module, biases: Mapping[str, float]) -> None:
-    """Gaussian weights of standard deviation 0.01; `biases` by the name of the convolution, 0 by default."""
+    """Draw weights from a Gaussian with standard deviation 0.01. A layer's bias is `biases[name]`, or 0 by default."""
     for name, layer in trunk.named_children():
         if isinstance(layer, nn.Conv2d):
             assert layer.bias is not None

@@ -1,4 +1,4 @@
-"""A small backbone for small images on a CPU: the default."""
+"""The default backbone: a small network for small images on a CPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from sppnet.errors import UserError
 class Tiny(nn.Module):
     """Four 3x3 convolutions with batch normalisation; total stride 4, `2 * width` channels.
 
-    The map is 12x12 at an input of 48 pixels and 10x10 at 40: close to the 13x13 and 10x10 of the paper's ZF-5, so the
-    paper's pyramids apply. The strides are in the first layers, where the maps are large and most time is spent.
+    The map is 12x12 for inputs of 48 pixels and 10x10 for 40. These sizes are close to the 13x13 and 10x10 of the
+    paper's ZF-5, so the paper's pyramids suit them. The first two layers have stride 2, because large maps take most of
+    the time.
     """
 
     def __init__(self, width: int = 32) -> None:

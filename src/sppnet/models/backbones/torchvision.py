@@ -1,4 +1,4 @@
-"""Backbones cut out of torchvision's classification networks, before the last pooling that the pyramid replaces."""
+"""Backbones from torchvision's classification networks, cut before the last pooling, which the pyramid replaces."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from sppnet.errors import UserError
 from sppnet.models.probe import FIRST, SECOND, grows, meta_copy, run_on_meta
 from sppnet.storage.tensors import check_download
 
-CUT_KEYS = "cut_keys"  # key of the trunk's `meta`: the state dict keys of the whole network that the trunk lacks
+CUT_KEYS = "cut_keys"  # key in the trunk's `meta`: the full network's state dict keys that the trunk lacks
 
 
 def torchvision_trunk(arch: str, weights: str | None = None, **options: Any) -> nn.Module:
     """Build the trunk of torchvision's network `arch`. Its state dict has torchvision's keys.
 
-    The cut is before the classifier, before global pooling, and before a last max pooling (alexnet, vgg), because
-    pyramid pooling *replaces the last pooling layer* (section 2.2). Two runs on the meta device find it.
+    The trunk ends before the classifier, before global pooling and before any final max pooling (alexnet, vgg), because
+    pyramid pooling *replaces the last pooling layer* (section 2.2). Two runs on the meta device find the place to cut.
 
     Args:
-        arch: a name of `torchvision.models.list_models(module=torchvision.models)`.
-        weights: a torchvision name of weights (`DEFAULT`, `IMAGENET1K_V1` ...), downloaded if not in torch's cache.
-        **options: arguments of torchvision's constructor.
+        arch: a name from `torchvision.models.list_models(module=torchvision.models)`.
+        weights: name of torchvision weights, such as `DEFAULT`; downloaded if they are not in torch's cache.
+        **options: further arguments of torchvision's constructor.
 
     Raises:
-        UserError: unknown network, weights or option; a failed download; a network that takes a single input size
-            (vit, maxvit), with its own message.
+        UserError: the network, the weights or an option is unknown, the download fails, or the network accepts only one
+            input size (vit, maxvit); the message then quotes the network's own error.
     """
     names = models.list_models(module=models)
     if arch not in names:
         similar = ", ".join(difflib.get_close_matches(str(arch), names, n=4))
         similar = similar or "resnet18, vgg16, densenet121 and others"
-        raise UserError(f"backbone.name={arch} is no classification network of torchvision; there is {similar}")
+        raise UserError(f"backbone.name={arch} is not a torchvision classification network; available: {similar}")
     entry = None if weights is None else _download(arch, weights)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # inception and googlenet warn about their initialisation
             model = models.get_model(arch, weights=entry, **options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"backbone: torchvision's {arch} refuses an argument: {error}") from error
+        raise UserError(f"backbone: torchvision's {arch} rejects an argument: {error}") from error
     return _cut(model, arch)
 
 
 def find_weights(arch: str, weights: str) -> models.WeightsEnum:
-    """Torchvision's weights of `arch` with the name `weights`, or a UserError that lists the names."""
+    """Return the torchvision weights of `arch` named `weights`, or raise a UserError that lists the valid names."""
     names = models.get_model_weights(arch).__members__
     if weights not in names:
-        raise UserError(f"backbone.weights={weights} is neither a file nor one of {arch}'s {', '.join(names)}")
+        raise UserError(f"backbone.weights={weights} is neither a file nor one of {arch}'s weights: {', '.join(names)}")
     return names[weights]
 
 
@@ -68,13 +68,13 @@ def _download(arch: str, weights: str) -> models.WeightsEnum:
     except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"backbone.weights={weights}: {entry.url}: {reason}; backbone.weights=FILE works too"
+            f"backbone.weights={weights}: {entry.url} cannot be loaded ({reason}); use backbone.weights=FILE"
         ) from error
     return entry
 
 
 class _Tracer(fx.Tracer):
-    """Traces into the network and its `Sequential`s only: blocks stay modules, so training mode still affects them."""
+    """Traces only into the network and its `Sequential`s. Other modules stay whole, so training mode affects them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del module_qualified_name
@@ -99,7 +99,7 @@ def _cut(model: nn.Module, arch: str) -> nn.Module:
         for size in (FIRST, SECOND):
             run_on_meta(shadow, size, size)
     except UserError as error:
-        raise UserError(f"backbone.name={arch} does not take images of any size ({error})") from error
+        raise UserError(f"backbone.name={arch} does not accept images of every size ({error})") from error
     graph = _Tracer().trace(shadow)
     last = _input_of_last_pooling(fx.GraphModule(shadow, graph), arch)
     for node in reversed(list(graph.nodes)):
@@ -107,16 +107,16 @@ def _cut(model: nn.Module, arch: str) -> nn.Module:
             break
         graph.erase_node(node)
     graph.output(last)
-    trunk = fx.GraphModule(model, graph, class_name=arch)  # keeps the modules that the graph still uses
+    trunk = fx.GraphModule(model, graph, class_name=arch)  # keeps only the modules that the graph still uses
     trunk.meta[CUT_KEYS] = frozenset(model.state_dict()) - frozenset(trunk.state_dict())
     return trunk
 
 
 def _input_of_last_pooling(whole: fx.GraphModule, arch: str) -> fx.Node:
-    """The node whose output goes into the last pooling.
+    """Return the node whose output goes into the last pooling.
 
-    Walks back from the classifier, the last module with parameters, to a node whose value grows with the image and that
-    is no pooling or dropout.
+    Walks back from the classifier (the last module with parameters) to a node whose output grows with the image and
+    that is neither pooling nor dropout.
     """
     runs = [_ValueKeeper(whole) for _ in range(2)]
     for run, size in zip(runs, (FIRST, SECOND), strict=True):
