@@ -14,7 +14,7 @@ from torchvision import models
 
 from sppnet.errors import UserError
 from sppnet.models.backbones import ZF5, Blog, Tiny, map_size, smallest_input, torchvision_trunk
-from sppnet.models.probe import on_meta, probe
+from sppnet.models.probe import Trunk, on_meta, probe
 
 Make = Callable[[], nn.Module]
 SMALL: dict[str, Make] = {
@@ -93,15 +93,25 @@ class _Logits(nn.Sequential):
     [
         (_Logits(), r"must be a map .* not \(1, 4\) at 224x224"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(6)), r"\(1, 4, 6, 6\) at 224x224"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 4)), "does not accept images of every size .*3104x3104"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 4)),
+            "does not accept images of every size .*20384x20384",
+        ),
         (nn.Conv2d(3, 4, 3, stride=(2, 1)), "stride must be an integer"),
         (nn.Upsample(scale_factor=2), "stride must be an integer"),
+        (nn.Sequential(nn.MaxPool2d(5), nn.Upsample(scale_factor=2)), "stride must be an integer"),
     ],
-    ids=["logits", "fixed grid", "one size", "two strides", "finer than pixels"],
+    ids=["logits", "fixed grid", "one size", "two strides", "finer than pixels", "every 2.5 pixels"],
 )
 def test_a_module_that_is_no_backbone_is_refused_with_the_reason(backbone: nn.Module, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         probe(backbone)
+
+
+@pytest.mark.parametrize("padding", [0, 40])
+def test_every_stride_up_to_108_pixels_is_found(padding: int) -> None:
+    for stride in range(1, 109):
+        assert probe(nn.Conv2d(3, 2, 81, stride, padding)) == Trunk(2, stride)
 
 
 def _check_trunk(name: str) -> None:

@@ -17,9 +17,9 @@ from torch.nn.modules.module import (
 
 from sppnet.errors import UserError
 
-# Input sizes of the two probing runs. A network that accepts only one size fails at one of them. Their difference is a
-# multiple of the usual strides (1 to 6, 8, 9, 10, 12, 16, 18, 20, 24, 32, 36, 48, 64), so these are found exactly.
-FIRST, SECOND = 224, 224 + 2880
+# Input sizes of the two probing runs. A network that accepts only one size fails in one of them. Every integer stride
+# up to 108 is found exactly: no two of these strides can give the same number of additional cells.
+FIRST, SECOND = 224, 224 + 20160
 LARGEST = 4096  # largest side in pixels that `smallest_input` tries; no backbone here needs more
 
 
@@ -105,8 +105,9 @@ def probe(backbone: nn.Module) -> Trunk:
         shapes = f"{tuple(first.shape)} at {FIRST}x{FIRST} and {tuple(second.shape)} at {SECOND}x{SECOND}"
         raise UserError(f"backbone: the output must be a map (N, C, h, w) that grows with the image, not {shapes}")
     growth = {second.shape[axis] - first.shape[axis] for axis in (2, 3)}
-    stride, remainder = divmod(SECOND - FIRST, max(growth))
-    if len(growth) > 1 or remainder:
+    stride = round((SECOND - FIRST) / max(growth))
+    remainder = abs(SECOND - FIRST - stride * max(growth))  # pixels; less than one stride if the stride is an integer
+    if len(growth) > 1 or remainder >= stride:
         raise UserError(
             f"backbone: {SECOND - FIRST} more pixels give {sorted(growth)} more cells; the stride must be an integer"
             " and the same along both axes"

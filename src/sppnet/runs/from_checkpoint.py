@@ -199,8 +199,10 @@ def refuse_changes(stored: Mapping[str, Any], cfg: Mapping[str, Any], may_change
         UserError: a key outside `may_change` differs, or one of the normalisation keys `data.mean` and `data.std` does.
     """
     for key, old, new in differences(stored, cfg):
-        if not any(key == may or key.startswith(f"{may}.") for may in may_change) or key in NORMALISATION:
+        listed = any(key == may or key.startswith(f"{may}.") for may in may_change)
+        if not listed or key in NORMALISATION:
+            exceptions = f" (but not {' or '.join(NORMALISATION)})" if listed else ""
             raise UserError(
                 f"{key}={format_value(new)} is not allowed: the checkpoint was trained with {format_value(old)}, and"
-                f" {command} can only change {', '.join(may_change)}"
+                f" {command} can only change {', '.join(may_change)}{exceptions}"
             )

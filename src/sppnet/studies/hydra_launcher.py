@@ -91,6 +91,4 @@ def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0].lstrip("+")
         if key in TEXTS and quote_names(override) != override:
-            raise UserError(
-                f"{override}: hydra.sweeper.params must give this key a string; quote it, as in {quote_names(override)}"
-            )
+            raise UserError(f"{override}: hydra.sweeper.params must give {key} a string; put the value in quotes")

@@ -105,6 +105,10 @@ def test_oxford_pets_lists_what_torchvision_lists(tmp_path: Path, config: Load, 
 
 
 def test_voc2007_labels_are_all_classes_but_difficult_ones(tmp_path: Path, config: Load, paint: Paint) -> None:
+    with pytest.raises(
+        UserError, match=r"VOCDetection\('\S+/downloads', year='2007', image_set='trainval', download=True"
+    ):
+        load_splits(config("voc2007", root=str(tmp_path / "downloads")))
     base = tmp_path / "VOCdevkit" / "VOC2007"
     (base / "ImageSets" / "Main").mkdir(parents=True)
     (base / "Annotations").mkdir()

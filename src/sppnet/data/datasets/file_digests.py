@@ -22,7 +22,7 @@ from sppnet.data.datasets.digest_cache import SIZE, Digests, DigestTable, Stamps
 from sppnet.data.datasets.listing import FileStat
 from sppnet.errors import UserError, notice
 from sppnet.progress import meter
-from sppnet.storage.files import file_lock
+from sppnet.storage.files import file_lock, remove_temporary
 
 FULL = 64 * 2**10  # bytes; of larger compressed files, only four blocks are read
 BLOCK = FULL // 8
@@ -71,8 +71,7 @@ def digest_files(root: Path, files: Sequence[FileStat], cache: Path | None, prog
                 waiting = f"another process is reading the files in {root} for the first time; waiting until it is done"
                 stack.enter_context(file_lock(path.with_suffix(".lock"), waiting))
                 missing = _fill_from_cache(table, path)  # the other process may have cached digests by now
-                for stale in path.parent.glob(f"{path.stem}.*.tmp"):  # left by a killed process
-                    stale.unlink()
+                remove_temporary(path)
         _read_missing(root, table, missing, path, progress)
     return table.digests
 

@@ -27,9 +27,9 @@ VOC_CLASSES = [
 ]  # fmt: skip
 
 
-def download_hint(name: str, root: str) -> str:
+def download_hint(name: str, root: str, arguments: str = "") -> str:
     """How to download one of torchvision's data sets; used in error messages."""
-    call = f"torchvision.datasets.{name}({root or 'FOLDER'!r}, download=True)"
+    call = f"torchvision.datasets.{name}({root or 'FOLDER'!r}, {arguments}download=True)"
     return f'To get it, run python -c "import torchvision; {call}", then give data.root={root or "FOLDER"}'
 
 
@@ -182,8 +182,7 @@ class Voc2007(Files):
     multilabel = True
 
     def __init__(self, root: str | None) -> None:
-        hint = download_hint("VOCDetection", root or "")
-        hint = hint.replace("download", "year='2007', image_set='trainval', download")
+        hint = download_hint("VOCDetection", root or "", "year='2007', image_set='trainval', ")
         hint += ". Run the command with image_set='test' too"
         folder = check_root(root, hint) / "VOCdevkit" / "VOC2007"
         base = _require(folder, ("ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt"), hint)
