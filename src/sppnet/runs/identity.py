@@ -128,7 +128,7 @@ def weights_identity(weights: str | None) -> str | None:
 
 
 def own_class_digests(node: Mapping[str, Any]) -> dict[str, str]:
-    """The digest of each user class's source file; the keys are the classes that a `_target_` in `node` names."""
+    """Map each user class that is named by a `_target_` in `node` to the digest of its source file."""
     return {target: file_digest(path) for target, path in user_source_files(node).items()}
 
 

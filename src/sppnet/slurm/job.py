@@ -34,7 +34,7 @@ def rank() -> int:
 
 
 def restarts() -> int:
-    """How often SLURM has restarted this job. `force` applies only to the first start; a restart resumes the run."""
+    """How many times SLURM has restarted this job. `force` applies only to the first start; a restart resumes."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) if inside_slurm() else 0
 
 

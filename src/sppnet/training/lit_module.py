@@ -104,7 +104,7 @@ class Classifier(L.LightningModule):
         np.random.seed(seed % 2**32)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the batch's share of the loss of its optimizer step (see the class); log the batch's mean loss."""
+        """Return what the batch adds to the loss of the current optimizer step (see the class); log its mean loss."""
         logits = self(self.prepare(batch))
         losses, valid = self.losses(logits, batch["target"], self.cfg["loss"]["label_smoothing"]), batch["valid"]
         total: Tensor = (losses * valid).sum()
