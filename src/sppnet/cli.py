@@ -1,8 +1,8 @@
-"""`sppnet COMMAND [overrides]`: run a command and report any failure in one line.
+"""`sppnet COMMAND [overrides]`: run a command and report any failure in one line, below a traceback if it is a bug.
 
 Heavy modules are imported only after the command is known.
 
-Exit codes: 0 for success, 1 for a failure, 2 for a user error (one line on standard error, nothing left behind).
+Exit codes: 0 for success, 1 for a failure, 2 for a user error (one line on standard error, and no new files).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ COMMANDS = {
     "predict": "classify your own images, of any size and shape, with a trained network",
     "status": "show the state of a study's runs, and why failed runs failed",
     "report": "write the table and figure of a study from its run directories",
-    "bench": "measure the speed on this machine against the usual alternatives",
+    "bench": "compare the speed of sppnet on this machine with that of the usual alternatives",
     "models": "print feature map sizes, parameters and multiply-adds of every backbone",
     "transfer": "fit a linear SVM to features of a trained or pretrained network, on a different data set",
 }
-HIDDEN_COMMANDS = {"rank"}  # an additional process of a run on several devices, started by the first process
+HIDDEN_COMMANDS = {"rank"}  # started by the first process of a run on several devices, for each additional process
 TRACEBACK_OVERRIDES = {"debug=traceback", "debug=fast", "debug.traceback=true"}
 USAGE = """sppnet COMMAND [KEY=VALUE ...] [-m]
 
@@ -51,7 +51,7 @@ def main() -> None:
 def dispatch() -> int:
     """Run the command that `sys.argv` names and return the exit code."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller (`>&-`): the next file opened would get its descriptor
+        if getattr(sys, name) is None:  # closed by the shell (`>&-`); the next file opened would get descriptor 1 or 2
             setattr(sys, name, Path(os.devnull).open("w", errors="backslashreplace"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # printing a name that the terminal cannot encode must not fail
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -86,7 +86,7 @@ def _run(command: str, words: list[str]) -> int:
         from sppnet.slurm import job  # first, because a signal may arrive during the slow imports
 
         job.install_signal_handlers()
-    errors.show_traceback = bool(TRACEBACK_OVERRIDES & set(words))  # until `debug.traceback` is known
+    errors.show_traceback = bool(TRACEBACK_OVERRIDES & set(words))  # provisional: `debug.traceback` is not composed yet
     try:
         from sppnet.runs import ranks
 
@@ -148,7 +148,7 @@ def _allow_packages(words: list[str]) -> list[str]:
         match = re.fullmatch(r"\[(.*)\]|([^\[\]]*)", word.partition("=")[2].strip())
         names = [name.strip(" '\"") for name in (match[1] or match[2] or "").split(",")] if match else [""]
         if not all(part.isidentifier() for name in names for part in name.rstrip(".").split(".")):
-            raise UserError(f"{word} is not allowed: must list package names, such as allow=mine or allow=mine,yours")
+            raise UserError(f"{word} is not allowed: allow takes package names, such as allow=mine or allow=mine,yours")
         packages += names
     if packages:
         os.environ["SPPNET_ALLOW"] = ",".join(filter(None, [os.environ.get("SPPNET_ALLOW", ""), *packages]))

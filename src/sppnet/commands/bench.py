@@ -1,4 +1,4 @@
-"""`sppnet bench`: measure the speed of sppnet on this machine against the usual alternatives."""
+"""`sppnet bench`: compare the speed of sppnet on this machine with that of the usual alternatives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sppnet.runs.provenance import code_state, machine, packages
 if TYPE_CHECKING:
     from sppnet.benchmarks.measurement import Row, Setting
 
-GROUPS = {  # group name: module and function in sppnet.benchmarks, and what they measure
+GROUPS = {  # group name: module in sppnet.benchmarks, function in that module, and what it measures
     "layer": ("pooling_layer", "measure", "the pyramid pooling layer"),
     "loading": ("loading", "measure", "from JPEG to a batch of crops"),
     "views": ("views", "measure", "a test with ten views and with 96"),
@@ -69,7 +69,7 @@ def bench(job: Job) -> None:
         raise UserError(f"unknown key {next(iter(cfg))}; the keys of sppnet bench are {', '.join(RULES)}")
     output = None if own["output"] is None else Path(own["output"]).expanduser()
     if output is not None:
-        check_writable(output)  # fail before minutes of measuring
+        check_writable(output)  # now, because the measurements take minutes
     import torch
 
     gpu = torch.cuda.is_available()
@@ -108,10 +108,10 @@ def _measure(group: str, setting: Setting) -> Iterator[Row]:
 
 
 def _photographs(typed: str | None, scratch: Path) -> dict[str, Path]:
-    """Return the folder of photographs, keyed by its name.
+    """Return the folder of photographs as `{name: folder}`.
 
-    It is the folder that the user typed, else `$SPPNET_DATA/caltech20`, else one with crops of scikit-learn's two
-    photographs.
+    It is the folder that the user typed or, by default, `$SPPNET_DATA/caltech20`. If there is no such folder either, a
+    folder in `scratch` is filled with crops of the two photographs that scikit-learn includes.
     """
     default = Path(os.environ.get("SPPNET_DATA", ""), "caltech20")
     if typed is None and not (os.environ.get("SPPNET_DATA") and default.is_dir()):

@@ -1,8 +1,8 @@
 """Compose a command's configuration with Hydra and call the command with it as a plain, resolved dict.
 
-Hydra only composes; the job runs after `hydra.main` has returned. So Hydra does not report the job's errors in its own
-format (several lines, exit code 1), and Lightning does not detect Hydra, which would make it launch the other ranks
-with a different command line. This module does not import torch.
+Hydra only composes; the job runs after `hydra.main` has returned. If the job ran inside `hydra.main`, Hydra would
+report its errors in Hydra's own format (several lines, exit code 1), and Lightning would detect Hydra and launch the
+other ranks with a different command line. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SWEEPABLE = ("train", "transfer")  # the commands that a study can run as a swee
 
 @functools.cache
 def _scratch_directory() -> str:
-    """Create a directory for the multirun.yaml that Hydra always writes for a sweep; it is removed at exit."""
+    """Create a directory, removed at exit, for the multirun.yaml that Hydra writes for every sweep."""
     path = tempfile.mkdtemp(prefix="sppnet-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
@@ -48,7 +48,7 @@ OmegaConf.register_new_resolver("sppnet.scratch", _scratch_directory, replace=Tr
 
 
 def normalise(command: str, words: Sequence[str]) -> list[str]:
-    """Rewrite a command line for Hydra and make its `--config-dir` the current one.
+    """Rewrite a command line for Hydra, and from now on also look for options in the folder of its `--config-dir`.
 
     Raises:
         UserError: an option is unknown, or a word is not an override.
@@ -79,11 +79,11 @@ class _Composed:
 
 
 def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], replayed: int = 0) -> None:
-    """Compose `conf/COMMAND.yaml` with the command line and call `run_command` with the result, or sweep with `-m`.
+    """Compose `conf/COMMAND.yaml` with the command line and call `run_command` with the result; `-m` runs a sweep.
 
     Args:
         command: the name of the command and of its primary configuration file.
-        words: the command line after the command.
+        words: the words that follow the command on the command line.
         run_command: the body of the command.
         replayed: how many of the overrides come from a run. The user did not type them, so they cause no warnings.
 
@@ -95,7 +95,7 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], 
 
     def task(cfg: DictConfig) -> None:
         composed.append(_describe(command, words, replayed, cfg))
-        # Only a third-party launcher (joblib) calls this function for a job of a sweep, in a worker process.
+        # In this mode, a third-party launcher (such as joblib) calls from a worker process, for one job of a sweep.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             option_files.use_config_dir(words)
             start()
@@ -104,15 +104,15 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], 
         while composed:
             _start(command, replayed, composed.pop(), run_command)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra pass on exceptions, which `sppnet.cli` prints
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra pass exceptions on; `sppnet.cli` prints them
     sys.argv[1:] = words  # Hydra reads the command line from there
     try:
         hydra.main(version_base="1.3", config_path=str(option_files.root() / "conf"), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(compose.explain(error, command)) from error
-    except UserError:  # raised by our launchers; a subclass of ValueError
+    except UserError:  # raised by our launchers; not for the next clause, although it is a ValueError
         raise
-    except (ValueError, TypeError) as error:  # raised by Hydra if a group gets a list or number, not a name
+    except (ValueError, TypeError) as error:  # raised by Hydra if a group gets a list or a number instead of a name
         if problem := option_files.unnamed_option(words):
             raise UserError(problem) from error
         raise
@@ -153,8 +153,8 @@ def _start(command: str, replayed: int, composed: _Composed, run_command: Callab
 def _resolved(node: Any) -> list[str]:
     """Return the overrides in `node` with their interpolations resolved.
 
-    An override whose interpolation cannot be resolved here is kept as it is: `${.val}` is relative to its own key, and
-    `to_plain` reports interpolations of missing keys.
+    An override whose interpolation cannot be resolved here is kept unchanged. The interpolation may be relative to the
+    override's key (`${.val}`), or it may name a missing key, which `to_plain` reports later.
     """
     words = OmegaConf.to_container(node, resolve=False)
     assert isinstance(words, list)
@@ -165,7 +165,7 @@ def _resolved(node: Any) -> list[str]:
 
 
 def _set_show_traceback(cfg: DictConfig, typed: list[str] | None) -> None:
-    """Apply `debug.traceback`; in a command that starts from a run (`typed` is not None), only if the user typed it."""
+    """Apply `debug.traceback`. If the command starts from a run (`typed` is not None), the run's value is ignored."""
     if typed is None or any(word.lstrip("+").startswith(("debug", "experiments=")) for word in typed):
         errors.show_traceback = OmegaConf.select(cfg, "debug.traceback") is True
 
@@ -190,7 +190,7 @@ def _missing_multirun(typed: list[str]) -> str:
 
 
 def _warn_of_keys_without_effect(cfg: dict[str, Any], typed: list[str], more: dict[str, str]) -> None:
-    """Warn about typed values without effect. Defaults without effect (as of `optim.schedule.factor`) are fine."""
+    """Warn about typed values that have no effect. Defaults (such as `optim.schedule.factor`) may have none."""
     keys = {word.lstrip("+").partition("=")[0] for word in typed}
     for key, setting in (schema.keys_without_effect(cfg) | more).items():
         if key in keys:

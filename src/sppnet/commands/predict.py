@@ -54,7 +54,7 @@ def predict(trained: TrainedNetwork) -> None:
 
     check_job(cfg)
     plot_writer = _build_plot_writer(cfg, plots) if plots else None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises, so that half-written files are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its exception lets half-written files be removed
     with JsonLines(own["output"]) as lines:
         _predict(cfg, trained, images, own["top"], lines, plot_writer)
     if lines.path is not None:
@@ -151,7 +151,7 @@ def _build_plot_writer(cfg: Mapping[str, Any], plots: PlotPaths) -> PlotWriter:
 
 
 def _check_pooling(cfg: Mapping[str, Any], predictor: Predictor) -> None:
-    """Raise UserError if the bins of the network's pooling are unknown or do not add up to its output."""
+    """Raise UserError if the bins of the network's pooling are unknown or do not reproduce its output."""
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import map_size, on_meta
     from sppnet.prediction.attribution import check_pooling

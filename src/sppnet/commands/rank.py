@@ -26,14 +26,14 @@ from sppnet.slurm import job
 from sppnet.storage.files import write_text
 
 PR_SET_PDEATHSIG = 1
-POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0  # a task's polling interval and limit when it waits for the first task
+POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0  # how often to look for the first task, and for how long at most
 
 
 def main(words: Sequence[str]) -> None:
     """Train as an additional process of the run in the directory `words[0]`."""
     if len(words) != 1 or "LOCAL_RANK" not in os.environ:
         raise UserError("`sppnet rank` is started by `sppnet train trainer.devices=N`, not by hand")
-    if sys.platform == "linux":  # otherwise a collective would wait forever if the first process were killed
+    if sys.platform == "linux":  # end with the first process: without it, collective operations wait forever
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     run = Run(Path(words[0]))
@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def join(planned: PlannedRun, overrides: list[str]) -> None:
-    """Train as an additional task of a SLURM job, once the job's first task holds the run directory.
+    """Train as an additional task of a SLURM job, once the job's first task has locked the run directory.
 
     Raises:
         RunFailed: the first task does not start within `WAIT_SECONDS`.

@@ -60,7 +60,7 @@ def _render(studies: list[Study]) -> RenderableType:
 
 
 def _render_study(study: Study) -> Iterator[RenderableType]:
-    """Yield the study's headline, then the table of its runs unless it has no rows."""
+    """Yield the study's headline and, unless it would be empty, the table of its runs."""
     unplanned = _unplanned_runs(study)
     # a study without a plan consists of the runs in its folder
     points, extra = (list(study.points), len(unplanned)) if study.points else (unplanned, 0)
@@ -93,13 +93,13 @@ def _headline(study: Study, statuses: Sequence[tuple[SweepPoint, RunStatus]], ex
 
 
 def _result(run: RunStatus) -> str:
-    """Return the first test metric, which also selects best.ckpt."""
+    """Return the first test metric as text. It is the metric by which best.ckpt was selected."""
     metrics = (run.result or {}).get("metrics") or {}
     return next((f"{name.removeprefix('test/')} {value:.4f}" for name, value in metrics.items()), "")
 
 
 def _progress(run: RunStatus) -> tuple[str, str, str]:
-    """Return the cells of the columns step, steps/s and ends."""
+    """Return the cells for the columns `step`, `steps/s` and `ends`."""
     step, steps = run.status.get("step"), run.status.get("steps")
     if step is None or run.state in {"missing", "done"}:
         return "", "", ""

@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def test(trained: TrainedNetwork) -> None:
-    """Print a checkpoint's test metrics. For a run, they are stored in `RUN/tests`, where later calls read them."""
+    """Print a checkpoint's test metrics. If it belongs to a run, `RUN/tests` keeps them for later calls."""
     run = trained.run
     cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # as `score_run` does
     validate(cfg)
@@ -42,7 +42,7 @@ def test(trained: TrainedNetwork) -> None:
         print_result(run, result)
         return
     result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed_keys))
-    print_result(run, result)  # before writing, which fails if the directory is another user's and read-only
+    print_result(run, result)  # before writing, which fails in another user's read-only directory
     if run:
         file = run.test_file(test_hash)
         file.parent.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ def test(trained: TrainedNetwork) -> None:
 
 
 def _checked_duplicates(result: Mapping[str, Any], cfg: Mapping[str, Any]) -> bool:
-    """Whether a stored test passed the check of `data.duplicates`, which is not part of the test's hash."""
+    """Whether a stored test passed the check that `data.duplicates` (not part of the test's hash) asks for."""
     policy = cfg["data"]["duplicates"]
     return bool(policy != "error" or result.get("duplicates") == policy)
 

@@ -1,7 +1,8 @@
 """`sppnet train`: train the run that the configuration describes, resume it, or show its result.
 
 The cheapest checks come first: names and values (without torch), the run's identity and whether its result exists, and
-whether the network accepts its image sizes (with torch, without Lightning). Then come data, lock, training and test.
+whether the network accepts its image sizes (with torch, without Lightning). Then come the data, the lock, the
+training and the test.
 """
 
 from __future__ import annotations
@@ -60,24 +61,24 @@ def _test(planned: PlannedRun) -> None:
     """Test a trained run at different sizes or with different views.
 
     Raises:
-        UserError: `trainer.limit_batches` would select different images than in a run on several processes.
+        UserError: the run used several processes, so `trainer.limit_batches` would now select different images.
     """
     from sppnet.commands.test import score_run
 
     if planned.cfg["trainer"]["limit_batches"] and world_size(planned.cfg) > 1:
         raise UserError(
-            f"{planned.run.path} was trained by several processes, and with trainer.limit_batches a single process"
-            f" tests different images; for other views or sizes, use sppnet test checkpoint={planned.run.path}"
+            f"{planned.run.path} was trained by several processes; with trainer.limit_batches, a single process"
+            f" would test different images; to test other views or sizes, use sppnet test checkpoint={planned.run.path}"
         )
     slurm_job.requeue_on_warning()
     print(f"{planned.run.path} is trained; testing it with different views or sizes", flush=True)
     result = score_run(planned.cfg, planned.run.best, "best", planned.images)
-    print_result(planned.run, result)  # before writing, which fails if the directory is another user's and read-only
+    print_result(planned.run, result)  # before writing, which fails in another user's read-only directory
     write_json(planned.run.test_file(planned.test), result)
 
 
 def _train(planned: PlannedRun, job: Job) -> None:
-    """Check the network, lock the run directory, train from the last checkpoint if there is one, and test."""
+    """Check the network, lock the run directory, train (from the last checkpoint, if any) and test."""
     run, cfg = planned.run, planned.cfg
     from sppnet.training.preflight import check_job  # imports torch
 
@@ -108,7 +109,7 @@ def _train(planned: PlannedRun, job: Job) -> None:
 
 @contextlib.contextmanager
 def _status_file(run: Run) -> Iterator[None]:
-    """Write `running` to `status.json`, and the state and reason if the run ends early."""
+    """Write `running` to `status.json` and, if the run ends early, its final state and the reason."""
     from sppnet.training.checkpointing import Preempted
 
     def interrupt(*_: object) -> None:

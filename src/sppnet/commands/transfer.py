@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _transfer_backbone(job: Job) -> None:
-    """Evaluate `backbone` with `backbone.weights`, without a run."""
+    """Evaluate the features of `backbone` with its own `weights`; no trained run is involved."""
     if (checkpoint := job.cfg.pop("checkpoint")) is not None:
         raise UserError(
             f"checkpoint={checkpoint} must be given on the command line: the run is read before the configuration is"
@@ -52,7 +52,7 @@ def transfer(task: Task, typed: Sequence[str]) -> None:
     images = build_images_from_config(task.cfg)
     warn_ineffective(task, images, typed)
     identity = task.identity(images)
-    protocol = check_protocol(task, images)  # for a stored row, too: `data.duplicates` is not part of its identity
+    protocol = check_protocol(task, images)  # also for a stored row, whose identity lacks `data.duplicates`
     for line in images.notices():
         notice(line)
     folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"
@@ -127,7 +127,7 @@ def _warn_of_meaningless_figures(task: Task, images: ImageSet) -> None:
     """Warn about random weights, and about test images that the network was trained on."""
     if task.trained is None:
         if task.cfg["backbone"].get("weights") is None:
-            notice("warning: backbone.weights is null, so these are features of random weights")
+            notice("warning: backbone.weights is null, so the features come from a network with random weights")
         return
     from sppnet.transfer.extractor import load_checkpoint_metadata  # imports torch
 

@@ -1,9 +1,9 @@
 """Attribution of a logit to the bins of the pyramid: gradient x activation of the pooled vector, summed per bin.
 
 The layer after the pooling is linear. If it is the last layer, the bins and the bias add up to the logit exactly. With
-hidden layers (ReLU), this holds only on the linear piece of the network around the image. For a changed image, the
-attribution is a first-order approximation. The baseline is an empty bin: a vector of zeros, as pooled from
-a feature map on which no channel fires.
+hidden layers (ReLU), the network is only piecewise linear, and this holds only on the piece that contains the image;
+for a changed image, the attribution is a first-order approximation. The baseline is an empty bin: the vector of zeros
+that pooling returns where no channel of the feature map fires.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sppnet.pyramid import Edges, SpatialPyramidPool2d, bin_edges
 
 FloatArray = npt.NDArray[np.floating]
 POOLS: dict[type, str] = {nn.MaxPool2d: "max", nn.AvgPool2d: "avg"}
-REFUSED = "draw plots what each bin of a pooling layer adds to a score"
+REFUSED = "draw shows what each bin of a pooling layer adds to a score"
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Level:
     Attributes:
         grid: the grid of bins.
         bins: what each bin adds to the logit, float64 (rows, cols).
-        winners: row and column of the cell that adds most in each bin, int64 (rows, cols, 2); -1 where no cell
-            adds a positive amount. With max pooling, only cells that hold the maximum of a channel add anything.
+        winners: row and column of the cell that adds most in each bin, int64 (rows, cols, 2); -1 for a bin in which
+            no cell adds a positive amount. With max pooling, only cells that hold the maximum of a channel add to the
+            logit.
     """
 
     grid: Grid
@@ -69,7 +70,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Attribution:
-    """The logit of a class, split into what the bins add and a rest.
+    """The logit of a class, split into what each bin adds and the rest.
 
     Attributes:
         logit: the logit.
@@ -146,7 +147,7 @@ def cell_edges(cells: int, field: ReceptiveField, length: float) -> FloatArray:
 
 
 def check_pooling(pool: nn.Module, side: int) -> None:
-    """Check that pooling the bins from `find_grids` one by one gives the output of `pool` on `side` x `side` cells.
+    """Check that pooling the bins from `find_grids` one by one gives what `pool` returns for `side` x `side` cells.
 
     Raises:
         UserError: the bins are unknown, or the outputs differ.
@@ -196,7 +197,7 @@ def _bin_level(grid: Grid, map_CHW: Tensor, gradient_Cnm: Tensor) -> Level:
 
 
 def _attribute_cells(part_Chw: Tensor, gradient_C: Tensor, pool: str) -> Tensor:
-    """Return what each cell of one bin adds, (h, w)."""
+    """Return what each cell of one bin adds, as a tensor (h, w)."""
     if pool == "avg":
         return (part_Chw * gradient_C[:, None, None]).sum(0) / part_Chw[0].numel()
     maximum_C, cell_C = part_Chw.flatten(1).max(1)

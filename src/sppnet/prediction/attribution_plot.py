@@ -28,7 +28,7 @@ FOR, AGAINST, INK, FAINT, TRACK = "#e85d04", "#1d4ed8", "#1c1c1c", "#686868", "#
 SHADES = ListedColormap([to_rgba(FOR if v > 0 else AGAINST, 0.85 * abs(v) ** 0.7) for v in np.linspace(-1, 1, 255)])
 # parse_math: a "$" in a name is plain text, not the start of a formula
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 12, "text.color": INK, "text.parse_math": False}
-# In pixels. A panel has the area of a square with side SIDE, but no side longer than LONGEST. A column is at least
+# All in pixels. A panel has the area of a square with side SIDE, but no side longer than LONGEST. A column is at least
 # NARROWEST wide.
 SIDE, LONGEST, NARROWEST, WIDEST, MARGIN, GAP, HEADER, CLASS, BAR = 270, 540, 210, 1384, 18, 20, 44, 33, 260
 OUTLINE = [withStroke(linewidth=4, foreground="white")]
@@ -65,7 +65,7 @@ def plot_attribution(
     paper.paste(image.resize(whole), places[0])
     part = image.resize(panel, Image.Resampling.BILINEAR, box=box).convert("L").point(lambda v: 140 + 0.45 * v)
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # DejaVu shows missing scripts as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such characters are shown as boxes
         figure = Figure(figsize=(width / 72, paper.height / 72), dpi=72)  # at 72 dpi, a point is a pixel
         canvas, page = FigureCanvasAgg(figure), figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(paper.height, 0))
         page.set_axis_off()
@@ -106,7 +106,7 @@ def _list_classes(page: Axes, classes: Classes, x: float, y: float, width: float
 
 
 def _plot_level(page: Axes, level: Level, x_edges: FloatArray, y_edges: FloatArray, limit: float) -> None:
-    """Shade the bins, mark the cells that add most with dots, and print every bin's value if all values fit."""
+    """Shade the bins, put a dot on the cell that adds most in each bin, and print all values if they fit."""
     bins, rows, cols = level.bins.numpy(), y_edges[np.array(level.grid.rows)], x_edges[np.array(level.grid.cols)]
     total, count = np.zeros((2, len(y_edges) - 1, len(x_edges) - 1))
     for (i, j), value in np.ndenumerate(bins):
@@ -123,13 +123,13 @@ def _plot_level(page: Axes, level: Level, x_edges: FloatArray, y_edges: FloatArr
     page.plot(*dots.T, "o", markersize=8, markerfacecolor="white", markeredgecolor=INK, markeredgewidth=1)
     for axis in (rows, cols):  # each value is printed where its bin overlaps no other bin
         axis[1:, 0], axis[:-1, 1] = np.maximum(axis[1:, 0], axis[:-1, 1]), np.minimum(axis[1:, 0], axis[:-1, 1])
-    half = np.array([4 * max(len(f"{value:+z.2f}") for value in bins.flat), 9])  # half the width and height of a value
+    half = np.array([4 * max(len(f"{value:+z.2f}") for value in bins.flat), 9])  # half the size of a printed value
     if np.diff(cols).min() < 2 * half[0] or np.diff(rows).min() < 2.6 * half[1]:
         return
     for (i, j), value in np.ndenumerate(bins):
         xs, ys = np.array([cols[j], rows[i]]) + np.outer(half, (1, -1))
         spots = [(x, y) for x in (xs.mean(), *xs) for y in (ys.mean(), *ys)]
-        # the distance to the nearest dot; 1 if the value touches no dot
+        # each spot's distance to the nearest dot, at most 1; at 1, the printed value touches no dot
         clear = [np.abs((dots - spot) / (half + 5)).max(1).min(initial=1) for spot in spots]
         page.text(*spots[int(np.argmax(clear))], f"{value:+z.2f}", ha="center", va="center", path_effects=OUTLINE)
 

@@ -18,8 +18,8 @@ ClassProbabilities = Sequence[tuple[str, float]]  # the likeliest class first
 class Table:
     """The table on standard output; each image's line is printed as soon as the image is classified.
 
-    The columns are path, width and height, then a class and its probability for each listed class. They are aligned on
-    a terminal and separated by tabs in a pipe. Tabs, line breaks and characters that the output's encoding lacks are
+    The columns are path, width and height, then the name and probability of each listed class. They are aligned on a
+    terminal and separated by tabs in a pipe. Tabs, line breaks and characters that the output's encoding lacks are
     escaped as in JSON.
 
     Args:
@@ -72,9 +72,8 @@ class JsonLines:
             say(_dump(line))
         elif self.path is not None:
             if self._file is None:  # opened with the first line, so that a failed command leaves no file
-                self._file = self._stack.enter_context(
-                    atomic_write(self.path.resolve())
-                )  # replaces a link's target, not the link
+                # resolve: if the path is a link, the link's target is replaced, not the link
+                self._file = self._stack.enter_context(atomic_write(self.path.resolve()))
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

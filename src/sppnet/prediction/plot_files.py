@@ -43,4 +43,4 @@ class PlotWriter:
         metadata.add_text(KEY, self.paths.origin(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "wb") as file:
-            plot.save(file, "PNG", compress_level=4, pnginfo=metadata)  # faster than the default, hardly larger
+            plot.save(file, "PNG", compress_level=4, pnginfo=metadata)  # faster than the default; hardly larger files

@@ -1,7 +1,8 @@
-"""Predict a stream of images: workers read ahead, images of similar shape share a batch, results keep their order.
+"""Predict a stream of images: workers read ahead, images of similar shape share a batch, results keep input order.
 
 Images are read, resized and scored by the code that also tests a network, so the same image gets the same scores.
-Memory does not grow with the number of images, because at most one window of `data.batch_size` images is in progress.
+Memory does not grow with the number of images, because results wait for earlier ones only within a window of
+`data.batch_size` images.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sppnet.data.readers import build_reader
 from sppnet.data.views import Views
 from sppnet.training.inference import load_classifier, place_on_device
 
-FEW = 16  # for so few images, no worker is started: starting one takes longer than reading the images
+FEW = 16  # up to this many images, no worker is started: that would take longer than reading the images
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Prediction:
         name: the image's path.
         shape: (height, width) in pixels; (0, 0) if it could not be read.
         probabilities: float64 (K,), on the CPU.
-        view: the network's input before normalisation, uint8 (3, h, w); with several scales, the first one.
+        view: the network's input before normalisation, uint8 (3, h, w); with several scales, the view at the first.
         problem: why the image could not be read; empty if it was read.
     """
 
@@ -52,7 +53,7 @@ class Prediction:
     problem: str = ""
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """Return the numbers and probabilities of the `count` likeliest classes (or of all), the likeliest first."""
+        """Return the numbers and probabilities of the `count` likeliest classes (at most all), the likeliest first."""
         order = self.probabilities.argsort(descending=True, stable=True)[:count]
         return [(label, float(self.probabilities[label])) for label in order.tolist()]
 
@@ -86,7 +87,7 @@ class Predictor:
         metadata, none = checkpoint["sppnet"], np.arange(0)
         self.images = UnlabelledImages(files, metadata["classes"], metadata["multilabel"], metadata["fingerprint"])
         self.cfg = cfg
-        self.remarks: dict[str, str] = {}  # harmless warnings from the decoder, by file
+        self.remarks: dict[str, str] = {}  # harmless warnings from the decoder, keyed by file
         classifier = load_classifier(checkpoint, cfg, Splits(self.images, none, none, none), weights)
         self.fabric, self.classifier = place_on_device(classifier, cfg["trainer"])
 
@@ -185,7 +186,7 @@ class _WindowBatches(Sampler[list[Item]]):
             shapes = partial(self._shapes, range(start, start + len(members)))
             buckets = eval_buckets(members, self.views["fit"], shapes, self.views["aspect_step"])
             batches = EvalBatchSampler(buckets, self.size, self.sides, self.batch_size)
-            for batch in sorted(batches, key=lambda batch: batch[0].index):  # so that the first result comes early
+            for batch in sorted(batches, key=lambda batch: batch[0].index):  # the batch with the first image first
                 yield [item._replace(index=start + item.index) for item in batch]
 
     def _shapes(self, indices: Iterable[int]) -> ShapeArray:
