@@ -317,7 +317,7 @@ def test_a_report_replaces_nothing_of_other_runs(study: Caller, tmp_path: Path) 
     assert read_tree(tmp_path) == before  # nor was the second study written
     assert study("report", "study=mine", "output=out", "force=true").code == 0
     only_page = study("report", "study=mine", "output=out", "html=true")
-    assert (only_page.code, "out/index.html comes from different runs" in only_page.err) == (2, True)
+    assert (only_page.code, "out/index.html is not a report on these runs" in only_page.err) == (2, True)
     Path("out/second.md").write_text("Of my own")
     assert study("report", "study=second", "output=out").code == 2
     assert Path("out/second.md").read_text() == "Of my own"

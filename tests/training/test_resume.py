@@ -69,6 +69,7 @@ def test_a_run_stopped_at_every_moment_ends_like_an_unbroken_one(
         assert stopped.code == 1
         assert moment in stopped.err
         assert expected in stopped.err
+        assert ("resuming from best.ckpt" in stopped.err) == bool(expected)
         expected = ""
         if moment in DAMAGED:
             step = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["global_step"]

@@ -58,7 +58,7 @@ def report(job: Job) -> None:
     """Print each study's table and write it with its figure; `latex=true` adds LaTeX, `html=true` an HTML page.
 
     Raises:
-        UserError: no run is done, files from different runs would be replaced, or a folder cannot be written to.
+        UserError: no run is done, a report on different runs would be replaced, or a folder cannot be written to.
     """
     own = schema.take_own_keys(job.cfg, OWN)
     schema.take_own_keys({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
@@ -87,7 +87,7 @@ def report(job: Job) -> None:
         raise
     except OSError as error:
         raise UserError(
-            f"{error.filename} cannot be written to: {error.strerror}; output=FOLDER writes elsewhere"
+            f"{error.filename} cannot be written to: {error.strerror}; choose another folder with output=FOLDER"
         ) from None
 
 
@@ -116,9 +116,9 @@ def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) 
 
 
 def _page_path(reports: Sequence[Report], output: str | None, runs: Path) -> Path:
-    """Return the path of the HTML page: in `output`, else in a `report` folder.
+    """Return the path of the HTML page: in `output` if it is set, otherwise in a `report` folder.
 
-    That folder is in the folder of the runs if all reports share it, and in `runs` otherwise.
+    The `report` folder is inside the study's folder if all reports are on the runs of one folder, else inside `runs`.
     """
     if output:
         return Path(output).expanduser() / "index.html"
@@ -130,7 +130,7 @@ def _check_targets(reports: Sequence[Report], index: Path | None, own: Mapping[s
     """Check every target before anything is written.
 
     Raises:
-        UserError: a file from different runs would be replaced, or a folder cannot be written to.
+        UserError: a report on different runs would be replaced, or a folder cannot be written to.
     """
     for folder in dict.fromkeys([*(report.folder for report in reports), *([index.parent] if index else [])]):
         check_writable(folder)
@@ -145,10 +145,10 @@ def _check_targets(reports: Sequence[Report], index: Path | None, own: Mapping[s
     if index and is_foreign_page(index, [report.summary.table for report in reports], default):
         foreign.append(index)
     if foreign:
-        verb = "come" if len(foreign) > 1 else "comes"
+        verb = "are not reports" if len(foreign) > 1 else "is not a report"
         raise UserError(
-            f"{', '.join(map(str, foreign[:5]))} {verb} from different runs, so nothing was written; force=true"
-            " replaces existing files, output=FOLDER writes elsewhere"
+            f"{', '.join(map(str, foreign[:5]))} {verb} on these runs, so nothing was written; replace existing files"
+            " with force=true, or choose another folder with output=FOLDER"
         )
 
 

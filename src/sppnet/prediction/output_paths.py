@@ -29,7 +29,7 @@ class PlotPaths:
         single: whether `place` is a file.
         root: the folder that image names are relative to.
         network: an identifier of the network.
-        longest: the maximum length of a file name in that folder in bytes; -1 for no limit.
+        longest: the maximum length, in bytes, of a file name in the plots' folder; -1 for no limit.
     """
 
     place: Path
@@ -70,7 +70,7 @@ def build_plot_paths(
     """Choose the paths of the plots without creating any; None if `draw` is False.
 
     Raises:
-        UserError: plots cannot be written there, or would replace other files.
+        UserError: the plots cannot be written to `draw`, or would replace other files.
     """
     if draw is False:
         return None
@@ -129,7 +129,7 @@ def check_output(
 
 
 def _default_folder(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
-    """Return RUNS/STUDY/predictions/RUN, a folder beside the run that git ignores."""
+    """Return RUNS/STUDY/predictions/RUN, which git ignores; without a run, RUNS/predictions/CHECKPOINT."""
     if trained.run is None:
         return Path(cfg["paths"]["runs"]).expanduser() / "predictions" / trained.checkpoint.stem
     run = trained.run.path
@@ -138,12 +138,12 @@ def _default_folder(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
 
 
 def _limit_bytes(name: str, most: int) -> str:
-    """Return `name`, cut to its beginning, a digest and its suffix if it is longer than `most` bytes."""
+    """Return `name`. If it is longer than `most` bytes, a digest replaces the end of its stem."""
     if most < 0 or len(os.fsencode(name)) <= most:
         return name
     stem, suffix = os.path.splitext(name)  # noqa: PTH122  (a name, not a path)
     end = f"-{digest([name])[:12]}{suffix}"
-    # "ignore" drops a character that the cut splits
+    # "ignore" drops the rest of a character that the cut has split
     return os.fsencode(stem)[: most - len(os.fsencode(end))].decode("utf-8", "ignore") + end
 
 
@@ -153,28 +153,26 @@ def _check_file(path: Path, images: InputFiles) -> None:
         raise UserError(f"draw={path} is the image itself; choose a different file")
     if images.folder and resolved.is_relative_to(root):
         raise UserError(
-            f"draw={path} is inside input={images.root}, where the next predict would read the plot as an image;"
+            f"draw={path} is inside input={images.root}, where the next predict run would read the plot as an image;"
             " choose a file elsewhere"
         )
 
 
 def _check_folder(path: Path, images: InputFiles) -> None:
-    count = f"{len(images.names)} images are" if len(images.names) > 1 else "an image is"
+    several = len(images.names) > 1
+    count = f"{len(images.names)} images are" if several else "an image is"
     if path.exists() and not path.is_dir():
-        raise UserError(f"draw={path} is a file, but {count} to be plotted; draw must be true, false or a folder")
+        allowed = "true, false or a folder" if several else "true, false, a folder or a .png file"
+        raise UserError(f"draw={path} is a file that cannot hold the plots; draw must be {allowed}")
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        kind = (
-            "draw must be a folder"
-            if len(images.names) > 1
-            else f"a plot is a PNG, so use draw={path.with_suffix('.png')}"
-        )
+        kind = "draw must be a folder" if several else f"a plot is a PNG, so use draw={path.with_suffix('.png')}"
         raise UserError(f"draw={path} has the suffix of an image file, and {count} to be plotted; {kind}")
     if images.folder and path.resolve().is_relative_to(images.root.resolve()):
         raise UserError(
-            f"draw={path} is inside input={images.root}, where the next predict would read the plots as images;"
-            " choose a folder elsewhere, draw=FOLDER"
+            f"draw={path} is inside input={images.root}, where the next predict run would read the plots as images;"
+            " choose a folder elsewhere with draw=FOLDER"
         )
     if not images.folder and path.resolve() == images.root.resolve():
         raise UserError(
-            f"draw={path} is the image's folder, where plots may replace other images; choose a different one"
+            f"draw={path} is the image's folder, where plots may replace other images; choose a different folder"
         )

@@ -116,9 +116,10 @@ class Task:
         """
         parts = images.split() if images.multilabel or self.own["splits"] is None else None
         if parts is not None and not (parts.get("train") and parts.get("test")):
+            advice = "" if images.multilabel else f"; splits={PAPERS_SPLITS} draws random splits of all images instead"
             raise UserError(
                 f"data={self.cfg['data']['name']}: the data set's own parts are {', '.join(parts)}, but transfer needs"
-                f" train and test; splits={PAPERS_SPLITS} would draw random splits of all images instead"
+                f" train and test{advice}"
             )
         return parts
 
