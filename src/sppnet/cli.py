@@ -148,7 +148,9 @@ def _allow_packages(words: list[str]) -> list[str]:
         match = re.fullmatch(r"\[(.*)\]|([^\[\]]*)", word.partition("=")[2].strip())
         names = [name.strip(" '\"") for name in (match[1] or match[2] or "").split(",")] if match else [""]
         if not all(part.isidentifier() for name in names for part in name.rstrip(".").split(".")):
-            raise UserError(f"{word} is not allowed: allow takes package names, such as allow=mine or allow=mine,yours")
+            raise UserError(
+                f"{word} is not allowed: must be one or more package names, as in allow=mine or allow=mine,yours"
+            )
         packages += names
     if packages:
         os.environ["SPPNET_ALLOW"] = ",".join(filter(None, [os.environ.get("SPPNET_ALLOW", ""), *packages]))

@@ -55,7 +55,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def report(job: Job) -> None:
-    """Print each study's table and write it with its figure; `latex=true` adds LaTeX, `html=true` an HTML page.
+    """Print each study's table, and save the table and its figure; `latex=true` and `html=true` save further files.
 
     Raises:
         UserError: no run is done, a report on different runs would be replaced, or a folder cannot be written to.

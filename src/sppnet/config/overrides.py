@@ -85,10 +85,13 @@ def _check_storable(words: Iterable[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise UserError(
-                f"{os.fsencode(word)!r} is not valid UTF-8, so a run cannot store it; rename the file"
+                f"{os.fsencode(word)!r} is not valid UTF-8, so a run cannot store it; rename what the value names"
             ) from None
         if "".join(word.splitlines()) != word:
-            raise UserError(f"{word!r} contains a line break, but a run stores one override per line; rename the file")
+            raise UserError(
+                f"{word!r} contains a line break, but a run stores one override per line; remove it or rename what the"
+                " value names"
+            )
 
 
 def last_value(key: str, words: Sequence[str]) -> str | None:

@@ -114,7 +114,7 @@ def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
     jobs, rows, report = compose.expand_sweep(command, overrides)
     folder = runs / str(compose.compose_config(command, overrides)["study"])
     header = read_header(experiments)
-    if command == "transfer":  # the rows of its table are result files, not planned runs
+    if command == "transfer":  # its table is built from result files, so there are no runs to plan
         return Study(experiments, folder, (), report, {}, header)
     recorded = {point.words: point for point in load_points(folder) if point.experiments == experiments}
     digest, shared = config_digest(), common_overrides(job.overrides for job in jobs)
