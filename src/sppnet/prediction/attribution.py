@@ -1,9 +1,10 @@
 """Attribution of a logit to the bins of the pyramid: gradient x activation of the pooled vector, summed per bin.
 
-The layer after the pooling is linear. If it is the last layer, the bins and the bias add up to the logit exactly. With
-hidden layers (ReLU), the network is only piecewise linear, and this holds only on the piece that contains the image;
-for a changed image, the attribution is a first-order approximation. The baseline is an empty bin: the vector of zeros
-that pooling returns where no channel of the feature map fires.
+The layer after the pooling is linear. If it is the last layer, the bins and its bias add up to the logit exactly. With
+hidden ReLU layers, the network is piecewise linear: the bins and a constant still add up to the logit, but the gradient
+and the constant belong to the linear piece that contains the image. If the image changes enough to leave that piece,
+the attribution predicts the new logit only to first order. The baseline is an empty bin: the vector of zeros that
+pooling returns where no channel of the feature map fires.
 """
 
 from __future__ import annotations

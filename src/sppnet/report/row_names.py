@@ -13,7 +13,9 @@ UNNAMED_KEYS = (  # keys with these prefixes, such as fingerprints, never appear
     *("seed", "layout", "data.fingerprint"),
     *("test.format", "test.fingerprint", "test.limit"),
 )
-NAMING_KEYS = ("name", "_target_", "train")  # each usually determines its section's other keys, as views.name does
+# The last parts of keys whose value usually fixes the other values of their section (views.name fixes the rest of
+# views), so that a row's name needs no other key.
+NAMING_KEYS = ("name", "_target_", "train")
 
 
 def pick_names(candidates: Sequence[Sequence[str]], hashes: Sequence[str]) -> list[str]:
