@@ -109,8 +109,9 @@ def probe(backbone: nn.Module) -> Trunk:
     remainder = abs(SECOND - FIRST - stride * max(growth))  # pixels; less than one stride if the stride is an integer
     if len(growth) > 1 or remainder >= stride:
         raise UserError(
-            f"backbone: {SECOND - FIRST} more pixels give {sorted(growth)} more cells; the stride must be an integer"
-            " and the same along both axes"
+            f"backbone: an image larger by {SECOND - FIRST} pixels has a feature map larger by"
+            f" {' and '.join(map(str, sorted(growth)))} cells; the stride must be an integer and the same along both"
+            " axes"
         )
     return Trunk(out_channels=first.shape[1], stride=stride)
 

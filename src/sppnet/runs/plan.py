@@ -36,7 +36,7 @@ class PlannedRun:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The record of the test; None if the run is not done or has no record of it. Checkpoints may be missing."""
+        """The record of the test; None if the run is not done or has no such record. The checkpoints need not exist."""
         return self.run.result(self.test) if self.run.status.get("state") == "done" else None
 
 

@@ -105,7 +105,7 @@ def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] =
 
 
 def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
-    """Expand the current file of a study with the typed overrides; its sweep need not have been started.
+    """Build a study's points from its current file and the overrides on the command line, even if no sweep was started.
 
     Raises:
         UserError: the file cannot be composed, or a point is not a valid run.

@@ -50,7 +50,7 @@ def read_own_checkpoint(run: Run, path: Path) -> tuple[dict[str, Any] | None, st
     """Read a checkpoint of `run`.
 
     Returns:
-        The checkpoint and "", or None and what is wrong with the checkpoint ("" if the file does not exist).
+        `(checkpoint, "")`, or `(None, problem)` if it cannot be used; `problem` is "" if the file does not exist.
     """
     if not path.exists():
         return None, ""

@@ -77,7 +77,7 @@ def _layout(index: int) -> tuple[int, int, int, int, int]:
     long = int(short * generator.uniform(1, ASPECT))
     height, width = (long, short) if generator.random() < 0.5 else (short, long)
     square = CENTRE * short
-    side = int(square * generator.uniform(*FILL)) - 1  # 1 less: the central square may begin between two pixels
+    side = int(square * generator.uniform(*FILL)) - 1  # - 1: left and top are rounded up
     left, top = (
         int(np.ceil((axis - square) / 2 + generator.random() * (square - side - 1))) for axis in (width, height)
     )
