@@ -23,7 +23,7 @@ from sppnet.runs import provenance
 
 COMMANDS = {
     "train": "train a network, resume an interrupted run, or show the result of a finished one",
-    "test": "test a trained network, at the run's sizes and views or at different ones",
+    "test": "test a trained network, with the run's sizes and views or with different ones",
     "predict": "classify your own images, of any size and shape, with a trained network",
     "status": "show the state of a study's runs, and why failed runs failed",
     "report": "write the table and figure of a study from its run directories",
@@ -51,7 +51,9 @@ def main() -> None:
 def dispatch() -> int:
     """Run the command that `sys.argv` names and return the exit code."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell (`>&-`); the next file opened would get descriptor 1 or 2
+        # If the shell has closed the stream (`>&-`), replace it with the null device. Otherwise, the next file that is
+        # opened would get descriptor 1 or 2, and any output would be written to that file.
+        if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", errors="backslashreplace"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # printing a name that the terminal cannot encode must not fail
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -67,7 +69,7 @@ def dispatch() -> int:
     command = words[0]
     provenance.remember_command(words)  # before `sys.argv` is rewritten for Hydra
     if command not in COMMANDS and command not in HIDDEN_COMMANDS:
-        print(f"sppnet: unknown command {command!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"sppnet: unknown command {command!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
         Path.cwd()
@@ -108,7 +110,8 @@ def _run(command: str, words: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
-        # One line is enough for a RunFailed, a full disk or a lost mount. Anything else is a bug and needs a traceback.
+        # One line is enough for a RunFailed or an OSError (such as a full disk). Anything else is a bug, which needs a
+        # traceback.
         if errors.show_traceback or not isinstance(error, RunFailed | OSError):
             traceback.print_exc()
         name = "" if isinstance(error, RunFailed) else f"{type(error).__name__}: "
@@ -130,7 +133,7 @@ def _hydra_errors_as_user_errors() -> Iterator[None]:
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in {"hydra", "omegaconf", "antlr4"}:
             raise
         hint = "; its grammar does not work with python -O or PYTHONOPTIMIZE" if sys.flags.optimize else ""
-        raise UserError(f"Hydra cannot read this: {error}{hint}") from error
+        raise UserError(f"Hydra cannot read the command line or a config file: {error}{hint}") from error
 
 
 def _allow_packages(words: list[str]) -> list[str]:

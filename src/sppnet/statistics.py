@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row minus a baseline row, paired by seed.
+    """The metric of a row minus that of a baseline row, paired by seed.
 
     Attributes:
         spread: the mean and variation of the paired differences.
@@ -146,7 +146,7 @@ def _paired_p(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p-value of the paired t-test.
 
     If all differences are equal, t is infinite and p would be 0 for any number of pairs. In this case, which is
-    likely on a small test set because only a few values are possible, the two-sided sign test is used instead.
+    likely on a small test set because its metrics can take only a few values, the two-sided sign test is used instead.
     """
     gaps = np.subtract(a, b)
     if np.allclose(gaps, gaps[0], atol=1e-12):

@@ -146,7 +146,7 @@ def test_a_damaged_plan_is_an_error(study: Caller, text: str) -> None:
 
 def test_runs_beside_a_plan_are_counted(study: Caller) -> None:
     assert study("train", *OF_A_STUDY, "seed=9").code == 0
-    assert "6 runs: 6 done; 1 more run(s) that are not in the study's plan" in study("status").out
+    assert "6 runs: 6 done; runs that are not in the study's plan: 1" in study("status").out
 
 
 @pytest.mark.parametrize("name", ["paper_table2", "caltech_transfer", "views_agree"])

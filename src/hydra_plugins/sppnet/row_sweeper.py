@@ -1,4 +1,4 @@
-"""`hydra/sweeper=sppnet_rows`: a sweep that runs each listed row (a list of overrides) at every grid point of `params`.
+"""`hydra/sweeper=sppnet_rows`: a sweep that runs each listed row (a list of overrides) at each grid point of `params`.
 
 The rows of a published table rarely form a full grid. For example, a network without a pyramid has only one training
 size.
@@ -32,7 +32,10 @@ ConfigStore.instance().store(group="hydra/sweeper", name="sppnet_rows", node=Row
 
 
 class RowsSweeper(BasicSweeper):
-    """Runs every listed row at every point of the axes. Overrides typed by the user replace those of rows and axes."""
+    """Runs every listed row with every combination of the axes' values.
+
+    Overrides that the user types take precedence over those of the rows and axes.
+    """
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def bench(job: Job) -> None:
-    """Run the benchmarks, print their table and write it to the folder `output`.
+    """Run the benchmarks, print a table of the results and write it to the folder `output`.
 
     Raises:
         UserError: a value is not allowed, the accelerator or the photographs are missing, or `output` is not writable.
@@ -69,7 +69,7 @@ def bench(job: Job) -> None:
         raise UserError(f"unknown key {next(iter(cfg))}; the keys of sppnet bench are {', '.join(RULES)}")
     output = None if own["output"] is None else Path(own["output"]).expanduser()
     if output is not None:
-        check_writable(output)  # now, because the measurements take minutes
+        check_writable(output)  # checked first, so that minutes of measurements are not lost
     import torch
 
     gpu = torch.cuda.is_available()
@@ -89,7 +89,7 @@ def bench(job: Job) -> None:
             for row in _measure(group, setting):
                 rows.append(row)
                 print(f"sppnet bench: {row.what}: {_format_value(row)}", file=sys.stderr, flush=True)
-                if output is not None:  # after every row, so that an interrupted benchmark keeps its rows
+                if output is not None:  # written after each row, so that an interruption loses no finished rows
                     _write(output, f"{name}.partial", rows, own["threads"], time.monotonic() - began, device.type)
         seconds = time.monotonic() - began
         if output is not None and rows:  # only a complete result replaces an older one
@@ -110,8 +110,8 @@ def _measure(group: str, setting: Setting) -> Iterator[Row]:
 def _photographs(typed: str | None, scratch: Path) -> dict[str, Path]:
     """Return the folder of photographs as `{name: folder}`.
 
-    It is the folder that the user typed or, by default, `$SPPNET_DATA/caltech20`. If there is no such folder either, a
-    folder in `scratch` is filled with crops of the two photographs that scikit-learn includes.
+    The default is `$SPPNET_DATA/caltech20`. If the user typed no folder and the default does not exist, a folder in
+    `scratch` is filled with crops of the two photographs that scikit-learn includes.
     """
     default = Path(os.environ.get("SPPNET_DATA", ""), "caltech20")
     if typed is None and not (os.environ.get("SPPNET_DATA") and default.is_dir()):
@@ -163,7 +163,7 @@ def _build_table(rows: Sequence[Row]) -> Table:
 
 
 def _describe_machine(device: str, threads: int, seconds: float) -> str:
-    """Return the line below the table: machine, package versions, commit, date and duration."""
+    """Return the line that is printed below the table: machine, package versions, commit, date and duration."""
     here, versions = machine(), packages()
     card = f", {', '.join(here['gpus'])}" if device == "cuda" else ""
     installed = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)

@@ -1,8 +1,8 @@
 """Compose a command's configuration on top of a trained run's configuration (`checkpoint=RUN_DIR_OR_FILE`).
 
-The run's overrides are replayed before the typed ones, so that (for example) `views=full` and `data=folder` mean
-what they meant in training. `sppnet.runs.from_checkpoint` then applies whatever the typed overrides change to the
-configuration that the run stored.
+The run's overrides are replayed before the typed ones, so that a typed override such as `views=full` or `data=folder`
+has the effect that it would have had in training. `sppnet.runs.from_checkpoint` then applies whatever the typed
+overrides change to the configuration that the run stored.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def run(
     own: Sequence[str],
     may_change: Sequence[str],
 ) -> None:
-    """Compose `conf/COMMAND.yaml` on top of the run that `checkpoint=` names, and pass its network to `run_command`.
+    """Compose `conf/COMMAND.yaml` on top of the run in `checkpoint=`, and pass the trained network to `run_command`.
 
     Args:
         command: the name of the command and of its primary configuration file.
         words: the words that follow the command on the command line.
         run_command: the body of the command.
         own: top-level keys that only this command has; `run_command` checks their values.
-        may_change: keys and sections that the command may change.
+        may_change: keys and sections that typed overrides may change.
 
     Raises:
         UserError: the checkpoint does not exist or was not written by sppnet, or a typed override

@@ -48,10 +48,10 @@ OmegaConf.register_new_resolver("sppnet.scratch", _scratch_directory, replace=Tr
 
 
 def normalise(command: str, words: Sequence[str]) -> list[str]:
-    """Rewrite a command line for Hydra, and from now on also look for options in the folder of its `--config-dir`.
+    """Rewrite a command line for Hydra, and register the folder of its `--config-dir` as a source of option files.
 
     Raises:
-        UserError: an option is unknown, or a word is not an override.
+        UserError: a command-line option is unknown, or a word is not an override.
     """
     option_files.use_config_dir(words)
     return overrides.normalise(command, words)
@@ -95,7 +95,8 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], 
 
     def task(cfg: DictConfig) -> None:
         composed.append(_describe(command, words, replayed, cfg))
-        # In this mode, a third-party launcher (such as joblib) calls from a worker process, for one job of a sweep.
+        # In this mode, a third-party launcher (such as joblib) calls `task` for one job of a sweep. It may do so in a
+        # worker process, which never reaches the call of `start` below, so the job is started here.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             option_files.use_config_dir(words)
             start()
@@ -110,7 +111,7 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], 
         hydra.main(version_base="1.3", config_path=str(option_files.root() / "conf"), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(compose.explain(error, command)) from error
-    except UserError:  # raised by our launchers; not for the next clause, although it is a ValueError
+    except UserError:  # raised by our launchers; as a ValueError, it would otherwise reach the next clause
         raise
     except (ValueError, TypeError) as error:  # raised by Hydra if a group gets a list or a number instead of a name
         if problem := option_files.unnamed_option(words):
@@ -121,7 +122,7 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], 
 
 def _describe(command: str, words: Sequence[str], replayed: int, cfg: DictConfig) -> _Composed:
     hydra_config = HydraConfig.get()
-    # our launchers start the jobs of a sweep with hydra.mode=RUN
+    # our launchers add hydra.mode=RUN to the command line of each job in a sweep
     in_sweep = hydra_config.mode != RunMode.RUN or "hydra.mode=RUN" in words
     task_overrides = _resolved(hydra_config.overrides.task)
     hydra_overrides = _resolved(hydra_config.overrides.hydra)
@@ -153,8 +154,8 @@ def _start(command: str, replayed: int, composed: _Composed, run_command: Callab
 def _resolved(node: Any) -> list[str]:
     """Return the overrides in `node` with their interpolations resolved.
 
-    An override whose interpolation cannot be resolved here is kept unchanged. The interpolation may be relative to the
-    override's key (`${.val}`), or it may name a missing key, which `to_plain` reports later.
+    An override is returned unchanged if its interpolation cannot be resolved here, which happens if the interpolation
+    is relative to the override's key (`${.val}`) or names a missing key. `to_plain` reports a missing key later.
     """
     words = OmegaConf.to_container(node, resolve=False)
     assert isinstance(words, list)
@@ -165,13 +166,19 @@ def _resolved(node: Any) -> list[str]:
 
 
 def _set_show_traceback(cfg: DictConfig, typed: list[str] | None) -> None:
-    """Apply `debug.traceback`. If the command starts from a run (`typed` is not None), the run's value is ignored."""
+    """Set `errors.show_traceback` to the value of `debug.traceback`.
+
+    If the command starts from a run (`typed` is not None), the run's value is ignored.
+    """
     if typed is None or any(word.lstrip("+").startswith(("debug", "experiments=")) for word in typed):
         errors.show_traceback = OmegaConf.select(cfg, "debug.traceback") is True
 
 
 def _slurm_options() -> dict[str, Any] | None:
-    """Return the options of the SLURM launcher, which also accepts a single job; None for any other launcher."""
+    """Return the options of the SLURM launcher; None for any other launcher.
+
+    Only the SLURM launcher is used for single jobs as well as for sweeps.
+    """
     launcher = HydraConfig.get().launcher
     if not str(launcher.get("_target_", "")).endswith(".SlurmLauncher"):
         return None
@@ -179,7 +186,10 @@ def _slurm_options() -> dict[str, Any] | None:
 
 
 def _missing_multirun(typed: list[str]) -> str:
-    """Return the error message for a sweep typed without `-m`, which would train one network and vary nothing."""
+    """Return the error message if a study's sweep was typed without `-m`; "" otherwise.
+
+    Without `-m`, the command would run a single job instead of the sweep.
+    """
     sweeper = HydraConfig.get().sweeper
     study = next((word for word in typed if word.startswith("experiments=")), None)
     rows, axes = sweeper.get("rows"), sweeper.get("params")
@@ -190,7 +200,11 @@ def _missing_multirun(typed: list[str]) -> str:
 
 
 def _warn_of_keys_without_effect(cfg: dict[str, Any], typed: list[str], more: dict[str, str]) -> None:
-    """Warn about typed values that have no effect. Defaults (such as `optim.schedule.factor`) may have none."""
+    """Warn about each typed key that has no effect.
+
+    Keys that were not typed are ignored, because it is normal for a default (such as `optim.schedule.factor`) to have
+    no effect.
+    """
     keys = {word.lstrip("+").partition("=")[0] for word in typed}
     for key, setting in (schema.keys_without_effect(cfg) | more).items():
         if key in keys:

@@ -36,7 +36,7 @@ def models(job: Job) -> None:
         table.add_column("G mult-adds", justify="right")
     for row in _rows(sizes):
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)  # in a file, no line is wrapped
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)  # wide enough that no line is wrapped in a file
 
 
 def _rows(sizes: Sequence[int]) -> Iterator[list[str]]:
@@ -47,7 +47,8 @@ def _rows(sizes: Sequence[int]) -> Iterator[list[str]]:
     from sppnet.models.probe import map_size, on_meta, probe, smallest_input
     from sppnet.models.receptive_field import receptive_field
 
-    names = {path.stem for path in options("backbone")} - {"torchvision"}  # the base of other options, not a network
+    # torchvision.yaml does not name a network; it is the base of other option files
+    names = {path.stem for path in options("backbone")} - {"torchvision"}
     for name in sorted(names):
         cfg = compose_config("train", [f"backbone={name}"])["backbone"]
         with on_meta(), torch.no_grad():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sppnet.prediction.predictor import Predictor
 
 OWN = {"input": TEXT, "output": or_null(TEXT), "top": whole(1), "draw": either(FLAG, TEXT)}
-NOT_FOR_PREDICTION = {"trainer.limit_batches"}  # limits training and tests; prediction uses every image
+NOT_FOR_PREDICTION = {"trainer.limit_batches"}  # only for training and tests; prediction uses every image
 LOADING = ("data.batch_size", "data.workers")
 MAY_CHANGE = (
     *("views", "sizes.test", *LOADING, "debug", "force"),
@@ -41,7 +41,7 @@ def predict(trained: TrainedNetwork) -> None:
     """Print the likeliest classes of every image, write them to `output` and save plots to `draw`.
 
     Raises:
-        UserError: a value is not allowed; nothing was written.
+        UserError: a value is not allowed. Nothing has been written.
         RunFailed: no image could be read.
     """
     own = schema.take_own_keys(trained.cfg, OWN)
@@ -54,7 +54,8 @@ def predict(trained: TrainedNetwork) -> None:
 
     check_job(cfg)
     plot_writer = _build_plot_writer(cfg, plots) if plots else None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its exception lets half-written files be removed
+    # SIGTERM then raises KeyboardInterrupt, so that half-written files are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with JsonLines(own["output"]) as lines:
         _predict(cfg, trained, images, own["top"], lines, plot_writer)
     if lines.path is not None:
@@ -151,7 +152,7 @@ def _build_plot_writer(cfg: Mapping[str, Any], plots: PlotPaths) -> PlotWriter:
 
 
 def _check_pooling(cfg: Mapping[str, Any], predictor: Predictor) -> None:
-    """Raise UserError if the bins of the network's pooling are unknown or do not reproduce its output."""
+    """Raise UserError if the bins of the pooling layer are unknown or do not reproduce the layer's output."""
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import map_size, on_meta
     from sppnet.prediction.attribution import check_pooling

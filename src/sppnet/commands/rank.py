@@ -1,8 +1,8 @@
 """The additional processes of a run on several devices; they take no lock and write no status.
 
 On each machine, Lightning starts `sppnet rank RUN_DIR` for every process after the first. That process reads the
-configuration from the run directory and ends when the first process ends. SLURM starts all tasks of a job with the
-same command (`sppnet train`), and every task except the first calls `join`.
+configuration from the run directory and ends when the machine's first process ends. SLURM starts all tasks of a job
+with the same command (`sppnet train`), and every task except the first calls `join`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from sppnet.slurm import job
 from sppnet.storage.files import write_text
 
 PR_SET_PDEATHSIG = 1
-POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0  # how often to look for the first task, and for how long at most
+POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0  # interval between checks for the first task, and the longest wait
 
 
 def main(words: Sequence[str]) -> None:
     """Train as an additional process of the run in the directory `words[0]`."""
     if len(words) != 1 or "LOCAL_RANK" not in os.environ:
         raise UserError("`sppnet rank` is started by `sppnet train trainer.devices=N`, not by hand")
-    if sys.platform == "linux":  # end with the first process: without it, collective operations wait forever
+    # Let the kernel kill this process when the first one ends; collective operations would otherwise wait forever.
+    if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     run = Run(Path(words[0]))
@@ -44,7 +45,7 @@ def main(words: Sequence[str]) -> None:
     from sppnet.training.checkpointing import Preempted
     from sppnet.training.trainer import fit, prepare
 
-    with contextlib.suppress(Preempted):  # the first process reports it
+    with contextlib.suppress(Preempted):  # the first process reports the preemption
         fit(prepare(cfg, overrides), run)
 
 

@@ -103,7 +103,7 @@ def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) 
     names = Counter(table.name for _, table in study_tables)
     reports = []
     for study, table in study_tables:
-        # the same experiments file may have been run in several folders
+        # if an experiments file was run in several folders, only the folder's name tells the reports apart
         name = f"{study.folder.name}_{table.name}" if names[table.name] > 1 else table.name
         summary = Summary(replace(table, name=name))
         folder = Path(own["output"]).expanduser() if own["output"] else default_folder(study)
@@ -118,7 +118,7 @@ def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) 
 def _page_path(reports: Sequence[Report], output: str | None, runs: Path) -> Path:
     """Return the path of the HTML page: in `output` if it is set, otherwise in a `report` folder.
 
-    The `report` folder is inside the study's folder if all reports are on the runs of one folder, else inside `runs`.
+    The `report` folder is in the study's folder if all reports are on runs in that folder; otherwise, it is in `runs`.
     """
     if output:
         return Path(output).expanduser() / "index.html"
@@ -127,7 +127,7 @@ def _page_path(reports: Sequence[Report], output: str | None, runs: Path) -> Pat
 
 
 def _check_targets(reports: Sequence[Report], index: Path | None, own: Mapping[str, Any]) -> None:
-    """Check every target before anything is written.
+    """Check every file and folder that the reports will write to, before anything is written.
 
     Raises:
         UserError: a report on different runs would be replaced, or a folder cannot be written to.
@@ -162,7 +162,7 @@ def _files(summary: Summary, figure: str | None, tex: bool) -> dict[str, str]:
     from sppnet.report.table_formats import latex, markdown, runs_csv, settings_csv
 
     name = summary.table.name
-    # NAME_runs.csv first: if writing is interrupted, it still records which runs the files belong to
+    # NAME_runs.csv is written first, so that even after an interruption it records which runs the files belong to
     files = {f"{name}_runs.csv": runs_csv(summary), f"{name}.csv": settings_csv(summary)}
     if figure:
         files[f"{name}.svg"] = figure

@@ -60,7 +60,7 @@ def _render(studies: list[Study]) -> RenderableType:
 
 
 def _render_study(study: Study) -> Iterator[RenderableType]:
-    """Yield the study's headline and, unless it would be empty, the table of its runs."""
+    """Yield the study's headline, then the table of its runs unless the table would be empty."""
     unplanned = _unplanned_runs(study)
     # a study without a plan consists of the runs in its folder
     points, extra = (list(study.points), len(unplanned)) if study.points else (unplanned, 0)
@@ -84,9 +84,9 @@ def _render_study(study: Study) -> Iterator[RenderableType]:
 def _headline(study: Study, statuses: Sequence[tuple[SweepPoint, RunStatus]], extra: int) -> Text:
     counts = Counter[str](run.state for _, run in statuses)
     by_state = ", ".join(f"{counts[state]} {state}" for state in (*COLOURS, "missing") if counts[state]) or "none"
-    beside = f"; {extra} more run(s) that are not in the study's plan" if extra else ""
+    beside = f"; runs that are not in the study's plan: {extra}" if extra else ""
     features = len(list((study.folder / "transfer").glob("*.json")))
-    transfer = f"; {features} transfer result(s)" if features else ""
+    transfer = f"; transfer results: {features}" if features else ""
     return Text.assemble(
         (study.name, "bold"), f"  {len(statuses)} runs: {by_state}{beside}{transfer}  ({study.folder})"
     )

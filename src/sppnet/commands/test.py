@@ -1,4 +1,4 @@
-"""`sppnet test checkpoint=RUN_DIR_OR_FILE`: test a trained network with its run's configuration and overrides."""
+"""`sppnet test checkpoint=RUN_DIR_OR_FILE`: test a trained network with the configuration of its run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def main(words: Sequence[str]) -> None:
 
 
 def test(trained: TrainedNetwork) -> None:
-    """Print a checkpoint's test metrics. If it belongs to a run, `RUN/tests` keeps them for later calls."""
+    """Print a checkpoint's test metrics. If the checkpoint belongs to a run, store them in `RUN/tests` for reuse."""
     run = trained.run
-    cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}  # as `score_run` does
+    # one device, as in `score_run`; otherwise the hash below would not match the test that `score_run` records
+    cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}
     validate(cfg)
     for key in trained.typed_keys:
         if key.startswith(TRAINING_ONLY):
@@ -42,7 +43,7 @@ def test(trained: TrainedNetwork) -> None:
         print_result(run, result)
         return
     result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed_keys))
-    print_result(run, result)  # before writing, which fails in another user's read-only directory
+    print_result(run, result)  # first, because writing fails in another user's read-only directory
     if run:
         file = run.test_file(test_hash)
         file.parent.mkdir(exist_ok=True)
@@ -50,7 +51,10 @@ def test(trained: TrainedNetwork) -> None:
 
 
 def _checked_duplicates(result: Mapping[str, Any], cfg: Mapping[str, Any]) -> bool:
-    """Whether a stored test passed the check that `data.duplicates` (not part of the test's hash) asks for."""
+    """Whether a stored test passed the check that `data.duplicates` requires.
+
+    `data.duplicates` is not part of the test's hash, so the test may have been run with a different value.
+    """
     policy = cfg["data"]["duplicates"]
     return bool(policy != "error" or result.get("duplicates") == policy)
 
@@ -100,7 +104,7 @@ def score_run(
     for bad in sorted(bad_files.names):
         print(f"sppnet: {bad} could not be read and was left out", file=sys.stderr)
     if bad_files.names:
-        notice(f"{len(bad_files.names)} image(s) of the test part could not be read and were left out")
+        notice(f"unreadable images left out of the test: {len(bad_files.names)}")
     return {
         **result,
         "bad_files": sorted(bad_files.names),

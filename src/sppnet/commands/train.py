@@ -61,7 +61,8 @@ def _test(planned: PlannedRun) -> None:
     """Test a trained run at different sizes or with different views.
 
     Raises:
-        UserError: the run used several processes, so `trainer.limit_batches` would now select different images.
+        UserError: several processes trained the run, and in a single process `trainer.limit_batches` would select
+            different images.
     """
     from sppnet.commands.test import score_run
 
@@ -73,7 +74,7 @@ def _test(planned: PlannedRun) -> None:
     slurm_job.requeue_on_warning()
     print(f"{planned.run.path} is trained; testing it with different views or sizes", flush=True)
     result = score_run(planned.cfg, planned.run.best, "best", planned.images)
-    print_result(planned.run, result)  # before writing, which fails in another user's read-only directory
+    print_result(planned.run, result)  # first, because writing fails in another user's read-only directory
     write_json(planned.run.test_file(planned.test), result)
 
 
@@ -104,7 +105,7 @@ def _train(planned: PlannedRun, job: Job) -> None:
             write_json(run.path / "summary.json", result["metrics"] | totals)
             run.write_status("done", bad_files=totals["bad_files"], stopped=totals["stopped"])
             if bad := totals["bad_files"]:
-                notice(f"{bad} image(s) could not be read and were left out; {run.path / 'bad_files.txt'} lists them")
+                notice(f"unreadable images left out: {bad}; {run.path / 'bad_files.txt'} lists them")
 
 
 @contextlib.contextmanager
@@ -113,7 +114,8 @@ def _status_file(run: Run) -> Iterator[None]:
     from sppnet.training.checkpointing import Preempted
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt  # during training, `Checkpoints` handles the signal; otherwise nothing needs saving
+        # During training, `Checkpoints` handles the signal instead. Before and after, there is nothing to save.
+        raise KeyboardInterrupt
 
     previous_handler = signal.signal(signal.SIGTERM, interrupt)
     run.write_status("running", **slurm_fields())
@@ -153,7 +155,10 @@ def _last_line(error: BaseException) -> str:
 
 
 def _log_to_file(run: Run) -> None:
-    """Redirect a sweep job's output to `log.txt` if the launcher asks for it; the terminal shows only the summary."""
+    """Redirect the output of a sweep's job to the run's `log.txt` if the launcher has set `SPPNET_JOB_LOG`.
+
+    The terminal then shows only the summary of the sweep.
+    """
     if os.environ.pop("SPPNET_JOB_LOG", None):
         sys.stdout.flush()
         sys.stderr.flush()

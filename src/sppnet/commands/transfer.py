@@ -48,11 +48,11 @@ def _transfer_trained(trained: TrainedNetwork) -> None:
 
 
 def transfer(task: Task, typed: Sequence[str]) -> None:
-    """Print the task's row with all comparable rows; compute it unless it is stored."""
+    """Print the task's row with all comparable rows. A row that is not stored yet is computed first."""
     images = build_images_from_config(task.cfg)
     warn_ineffective(task, images, typed)
     identity = task.identity(images)
-    protocol = check_protocol(task, images)  # also for a stored row, whose identity lacks `data.duplicates`
+    protocol = check_protocol(task, images)  # a stored row is checked too: its identity lacks `data.duplicates`
     for line in images.notices():
         notice(line)
     folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"

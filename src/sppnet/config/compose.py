@@ -36,10 +36,10 @@ def compose_config(command: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def drop_missing_options(command: str, overrides: list[str]) -> list[str]:
-    """Drop the overrides of each group whose option file is missing, and the overrides of the group's keys.
+    """Drop those of a run's overrides that select a missing option file, and all others in the same group.
 
-    For example, the option file of a user's own backbone is missing if `--config-dir` was not typed. Dropping these
-    overrides is harmless, because the run stores the configuration of its backbone.
+    For example, the option file of a user's own backbone is missing if the command was typed without `--config-dir`.
+    Dropping these overrides is harmless, because the run also stores the resulting configuration of the backbone.
     """
     while True:
         try:
@@ -134,7 +134,7 @@ def explain(error: BaseException, command: str) -> str:
 
 
 def _unknown_key(key: str, command: str) -> str:
-    """Explain that `key` does not exist, and list the keys of its section in the configuration without overrides."""
+    """Explain that `key` does not exist, and list the keys that its section has in the default configuration."""
     if key.startswith("hydra."):
         return f"unknown key {key}; add a new key with +{key}=VALUE"
     if (name := key.removeprefix("callbacks.")) != key:
@@ -194,7 +194,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
-        # Often the cause is a wrong value that another key refers to (sizes.train=[]), so report wrong values first.
+        # Often the cause is a wrong value that another key refers to, such as sizes.train=[]. Report that value first.
         schema.check_values(OmegaConf.to_container(own, resolve=False))
         raise UserError(one_line(error)) from None
     assert isinstance(resolved, dict)

@@ -1,10 +1,10 @@
 """Check the class names in a configuration (`_target_`), and build objects of these classes.
 
 People share config files, so a name in a config file must not be able to run arbitrary code. A name is accepted if it
-starts with an allowed prefix and refers either to a class of the type that its slot takes, or to a function whose
-return annotation is such a class. Functions that load or download files are refused. Users allow their own package on
-the command line (`allow=mypackage`) or in the environment (`SPPNET_ALLOW=mypackage`); a config file cannot allow a
-package.
+starts with an allowed prefix and refers either to a class of the type that its config key requires, or to a function
+whose return annotation is such a class. Functions that load or download files are refused. Users allow their own
+package on the command line (`allow=mypackage`) or in the environment (`SPPNET_ALLOW=mypackage`); a config file cannot
+allow a package.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 from sppnet.errors import UserError
 
 ALLOWED = ("sppnet.", "torch.nn.", "torch.optim.", "torchvision.", "lightning.", "torchmetrics.")
-# Configurations name sppnet's own classes as members of these packages (sppnet.data.NAME), so that stored
-# configurations stay valid when the modules behind the packages move.
+# Configurations must name sppnet's own classes as members of these packages (sppnet.data.NAME), not of the modules
+# inside them. Stored configurations then stay valid when a class moves to a different module.
 PUBLIC_PACKAGES = ("sppnet.data", "sppnet.models")
 REFUSED = ("torch.hub", "torch.jit", "torch.load", "torchvision.datasets.utils", "lightning.fabric.utilities.cloud_io")
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
         instance = target(*args, **arguments)
     except UserError:
         raise
-    except Exception as error:  # a user's class may raise anything
+    except Exception as error:  # a user's class may raise any exception
         out_of_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
         problem = "they need more memory than is available" if out_of_memory else str(error) or type(error).__name__
         raise UserError(f"{slot}: {name} refuses its arguments: {problem}") from error
@@ -94,7 +94,7 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
 
 
 def user_source_files(node: Any) -> dict[str, Path]:
-    """Return the source file of each user class that a `_target_` in `node` names, by the name of the class.
+    """Return a mapping from the name of each user class in a `_target_` of `node` to the class's source file.
 
     Raises:
         UserError: the module of a class does not exist.

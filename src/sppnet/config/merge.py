@@ -53,7 +53,7 @@ def _merge(stored: Any, before: Any, after: Any) -> Any:
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """Return (key, old value, new value) for every leaf that differs."""
+    """Return (key, old value, new value) for every leaf that differs between the two configurations."""
     if old == new:
         return []
     if not (isinstance(old, dict) and isinstance(new, dict)):

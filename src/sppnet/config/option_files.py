@@ -18,7 +18,10 @@ def root() -> Path:
 
 
 def unnamed_option(overrides: Sequence[str]) -> str:
-    """Explain the first override whose value is no option of its group (for example, a list); "" if there is none."""
+    """Return the error message for the first override that gives a group anything but the name of an option.
+
+    An example of a wrong value is a list. The message is "" if there is no such override.
+    """
     allowed = {group: sorted(path.stem for path in options(group)) for group in group_names()}
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
@@ -28,7 +31,10 @@ def unnamed_option(overrides: Sequence[str]) -> str:
 
 
 def use_config_dir(words: Sequence[str]) -> None:
-    """From now on, also search the folder that `--config-dir` in `words` names; without the option, only `conf/`."""
+    """Make the functions below also search the folder named by `--config-dir` in `words`.
+
+    If `words` lacks that option, they search only `conf/`.
+    """
     global _config_dir
     _config_dir = None
     for word, following in itertools.pairwise([*words, ""]):
@@ -39,12 +45,12 @@ def use_config_dir(words: Sequence[str]) -> None:
 
 
 def config_dir() -> Path | None:
-    """Return the folder that `--config-dir` named; None without that option."""
+    """Return the folder named by `--config-dir`; None if that option was not typed."""
     return _config_dir
 
 
 def folders() -> list[Path]:
-    """Return the folders that hold groups: `conf/`, and the folder of `--config-dir`."""
+    """Return the folders that contain the groups: `conf/` and, if `--config-dir` was typed, its folder."""
     return [root() / "conf", *filter(None, [config_dir()])]
 
 
@@ -60,7 +66,10 @@ def group_names() -> list[str]:
 
 
 def digest() -> str:
-    """Return a digest of all configuration files. Unless it changes, the same overrides give the same configuration."""
+    """Return a digest of all configuration files.
+
+    As long as the digest stays the same, the same overrides give the same configuration.
+    """
     places = [*(folder / name for folder in folders() for name in ("", *group_names())), root() / "experiments"]
     files = sorted({path for place in places for path in place.glob("*.yaml")})
     total = hashlib.sha256()

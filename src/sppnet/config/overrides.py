@@ -37,14 +37,14 @@ TEXT_FUNCTIONS = ("choice(", "shuffle(", "sort(")
 # A quoted string, an escaped character, or a sequence of characters that are not special in Hydra's grammar.
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s,\[\](){}'"\\]+""")
 UNAVAILABLE_OPTIONS = {
-    "experimental_rerun": "--experimental-rerun is not available; repeat the command of the run",
-    "config_name": "--config-name is not available, as the command sets it; add your files with --config-dir DIR",
+    "experimental_rerun": "--experimental-rerun is not available; repeat the run's command",
+    "config_name": "--config-name is not available, because the command sets it; add your files with --config-dir DIR",
     "config_path": "--config-path is not available; add your files with --config-dir DIR",
 }
 
 
 def normalise(command: str, words: Sequence[str]) -> list[str]:
-    """Rewrite a command line so that Hydra reads it as the user means it. Idempotent.
+    """Rewrite a command line so that Hydra reads it as the user means it. Rewriting the result again changes nothing.
 
     Options are moved before the overrides, because Hydra's parser refuses `a=1 -m b=2`. Strings that Hydra's grammar
     cannot parse (`~/photos`, `runs/a(1)`) or would read as numbers (`study=2024_05`) are quoted.
@@ -85,12 +85,12 @@ def _check_storable(words: Iterable[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise UserError(
-                f"{os.fsencode(word)!r} is not valid UTF-8, so a run cannot store it; rename what the value names"
+                f"{os.fsencode(word)!r} is not valid UTF-8, so a run cannot store it; rename the file or folder"
             ) from None
         if "".join(word.splitlines()) != word:
             raise UserError(
-                f"{word!r} contains a line break, but a run stores one override per line; remove it or rename what the"
-                " value names"
+                f"{word!r} contains a line break, but a run stores one override per line; remove the line break, or"
+                " rename the file or folder"
             )
 
 
@@ -136,7 +136,7 @@ def _suggest(command: str, word: str) -> list[str]:
 
 
 def quote_names(word: str) -> str:
-    """Quote the names in an override that Hydra's grammar would misread (it would read 2024_05 as 202405)."""
+    """Quote each name in an override that Hydra's grammar would misread, such as 2024_05, which it reads as 202405."""
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
     # A list is not the name of an option; it stays unquoted, so that Hydra reports the mistake.
@@ -194,9 +194,9 @@ def expand(
     typed: Sequence[str],
     loader: ConfigLoader,
 ) -> list[ExpandedJob]:
-    """Expand a sweep into a job for each combination of a row and a point of the axes.
+    """Expand a sweep into one job for each row and each combination of the axes' values.
 
-    Equal jobs are merged under the name of the first row.
+    Jobs with equal overrides become one job, which has the name of the first of their rows.
 
     Args:
         rows: a mapping from the name of each row to its settings, with its overrides in the list `set`; empty for a

@@ -38,8 +38,8 @@ from sppnet.config.validators import format_value as format_value
 from sppnet.errors import UserError
 
 LAYOUT = 1  # increased when keys are renamed or moved; stored in every run and checkpoint
-# The same limit as in sppnet.pyramid, which cannot be imported here because it imports torch. The memory that the bins
-# need is checked in sppnet.models.fit_check.
+# This repeats the limit in sppnet.pyramid, which cannot be imported here because it imports torch. The memory that the
+# bins need is checked in sppnet.models.fit_check.
 MAX_LEVEL = 1024
 SIDES = list_of(whole(1, 8192))  # `build_sizes` checks the further limits of each size schedule
 
@@ -117,7 +117,7 @@ RULES: dict[str, Rule] = {
     "data.split.fold": or_null(whole(0)),
     "data.crop.kind": only(CROP, choice("paper", "random_resized")),
     "data.crop.positions": only(SQUARE, choice("random", "fixed")),
-    "data.crop.ratio": only(CROP, RATIO),  # validation crops use it with either data.crop.kind
+    "data.crop.ratio": only(CROP, RATIO),  # validation crops use it whatever data.crop.kind is
     "data.crop.scale": only(RESIZED, interval(1)),
     "data.crop.aspect": only(RESIZED, interval(1000)),
     "views.name": LABEL,
@@ -231,7 +231,7 @@ def take_own_keys(cfg: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, A
 def _check_section(section: str, node: object, rules: Mapping[str, Rule]) -> None:
     names = [key.removeprefix(f"{section}.") for key in rules if key.startswith(f"{section}.")]
     if not isinstance(node, Mapping):
-        raise UserError(f"{section}={format_value(node)} is not allowed: must be a mapping with {', '.join(names)}")
+        raise UserError(f"{section}={format_value(node)} is not allowed: must be a mapping (keys: {', '.join(names)})")
     if unknown := [str(name) for name in node if name not in names]:
         raise UserError(f"unknown key {section}.{unknown[0]}; {section} has {', '.join(names)}")
 

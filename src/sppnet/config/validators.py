@@ -21,7 +21,7 @@ class Rule:
         accepts: a function that returns whether a value is allowed.
         expected: a description of the allowed values that completes "must be ...".
         plural: the same description in the plural, for the items of a list.
-        required: whether the key is always required. If not, it is required only if `only` is non-empty and holds.
+        required: whether the key is always required. If false, it is required only if `only` is non-empty and holds.
         only: the condition under which the key has an effect; empty if it always has an effect.
         text: whether the value is a string or a list of strings, so that a typed `2024` means the string "2024".
     """
@@ -115,7 +115,7 @@ LITERAL = re.compile(r"\s*([-+]?[\d._]+(e[-+]?\d+)?|true|false|null|\[.*\])\s*",
 
 
 def refusal(key: str, value: object, rule: Rule) -> str:
-    """Explain why `rule` refuses `value`. A wrong type is named, because `"0.1"` and `0.1` look alike."""
+    """Explain why `rule` refuses `value`. The message names a wrong type, because `"0.1"` and `0.1` look alike."""
     if rule.text and isinstance(value, int | float):
         kind = "boolean" if isinstance(value, bool) else "number"
         return f"{key}={format_value(value)} is a {kind} in YAML, but must be {rule.expected}; quote it in the file"
