@@ -78,7 +78,7 @@ def test_batches_that_need_two_images_get_them_or_are_refused(config: Load, tmp_
     assert len(data.sets.train) == 55
     data.pairs = {20}
     assert all(len(items) > 1 for items in data.train_batches(world=27))
-    with pytest.raises(UserError, match=r"55 training images .* 28 process.*trainer\.devices"):
+    with pytest.raises(UserError, match=r"55 training image\(s\) .* 28 process.*trainer\.devices"):
         data.train_batches(world=28)
 
 

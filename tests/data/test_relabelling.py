@@ -105,7 +105,7 @@ def test_classes_are_matched_by_name_and_the_others_are_listed(trained: dict[str
         **{f"cat/{i}.png": 2 for i in range(3)},
     }
     assert list(sets.images.classes) == CLASSES
-    assert "6 images of 2 class(es) that the network does not know are left out (aardvark, yak)" in notices[1]
+    assert "6 image(s) of 2 class(es) that the network does not know are left out (aardvark, yak)" in notices[1]
     assert "has no images of 1 of the network's 3 classes (bee)" in notices[2]
 
 
@@ -164,4 +164,4 @@ def test_several_labels_are_reduced_to_those_that_the_network_knows(
         load_tested(cfg, build_images(cfg), trained, True)
     sets, notices = load_tested(cfg, build_images(cfg), trained | {"multilabel": True}, True)
     assert [sets.images.label(i) for i in sets.test.tolist()] == [(0, 2), (), (0,)]
-    assert "2 labels of 1 class(es) that the network does not know are left out (yak)" in notices[1]
+    assert "2 label(s) of 1 class(es) that the network does not know are left out (yak)" in notices[1]

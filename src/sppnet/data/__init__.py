@@ -6,7 +6,7 @@ The path of an image from its file to the network:
    divides it into train, val and test parts. `duplicates.py` reports identical files in different parts or classes.
 2. `size_schedules.py` chooses the size of each batch. `aspect_buckets.py` groups images that can share a batch, using
    the heights and widths that `image_shapes.py` caches.
-3. `batch_samplers.py` decides which images form each batch, and at which shape, on every rank.
+3. `batch_samplers.py` chooses the images and the shape of each batch on every rank.
 4. `crops.py` chooses the region of each image. For tests, `views.py` lists the scales and windows to score.
 5. `decode.py` decodes a file to RGB pixels, with the help of `jpeg.py`, `png.py` and `orientation.py`.
 6. `readers.py` resizes the region into the batch. `image_cache.py` caches images that are resized in advance.

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from sppnet.data.splits import IntArray
 
 MAX_ASPECT = 4.0
-"""The maximum ratio of an input's longer side to its shorter side. Images with a larger ratio are squeezed to this one:
-at size 224, an image of 3000 x 1 pixels would otherwise need an input of 672,000 x 224 pixels."""
+"""The maximum ratio of an input's longer side to its shorter side. Images with a larger ratio are squeezed to it: at
+size 224, an image of 3000 x 1 pixels would otherwise need an input of 672,000 x 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Bucket:
         aspect: width / height. The ratio of the longer side to the shorter is rounded to a multiple of the step and is
             between 1 and `MAX_ASPECT`.
         members: sorted indices of the images.
-        stretched: number of members that come from merged buckets. Their own rounded aspect ratio differs from
-            `aspect`, so they are stretched.
+        stretched: number of members from other buckets that were merged into this one. Their own rounded aspect ratio
+            differs from `aspect`, so they are stretched.
     """
 
     aspect: float
@@ -48,7 +48,10 @@ class Bucket:
         return max(self.aspect, 1 / self.aspect)
 
     def batch_size(self, square: int) -> int:
-        """The largest batch size (at least 1) that needs no more memory than square images at batch size `square`."""
+        """The batch size of this bucket if square images have the batch size `square`.
+
+        It is the largest batch size (at least 1) at which a batch needs no more memory than a batch of square images.
+        """
         return max(1, int(square / self.ratio))
 
 
@@ -69,8 +72,9 @@ def shape_buckets(
         shapes: (height, width) of every image in the data set. An unknown shape is (0, 0) and counts as square.
         step: step to which the ratio of the longer side to the shorter is rounded. The relative distortion is at most
             half a step, except for images beyond `MAX_ASPECT` and images in merged buckets.
-        minimum: buckets with fewer images are always merged, however far away their nearest neighbour is. If this is
-            the number of ranks, every image can be used for training, however rare its shape.
+        minimum: buckets with fewer images are always merged, however far away their nearest neighbour is. In training,
+            this is at least the number of ranks, as every rank needs images from every bucket. Otherwise, images of
+            very rare shapes could not be used.
         merge_below: buckets with fewer images are merged if that changes no image's rounded aspect ratio by more than
             two steps.
     """
@@ -97,6 +101,6 @@ def shape_buckets(
 
 
 def _distance(a: float, b: float, step: float) -> float:
-    """The number of steps between two aspect ratios. Between landscape and portrait, the steps lead through 1:1."""
+    """The number of steps between two aspect ratios. The steps from landscape to portrait go through 1:1."""
     positions = [aspect - 1 if aspect >= 1 else 1 - 1 / aspect for aspect in (a, b)]
     return round(abs(positions[0] - positions[1]) / step, 6)

@@ -1,4 +1,4 @@
-"""Batch samplers: which images form each batch, and at which size, on every rank.
+"""Batch samplers: they choose the images and the size of each batch on every rank.
 
 Lightning does not tell a batch sampler the epoch or the position to resume from, and it cannot shard a custom batch
 sampler across ranks. Therefore, every rank computes its batches as a pure function of (seed, epoch), and a resumed run
@@ -25,7 +25,7 @@ class Item(NamedTuple):
     Attributes:
         index: index of the image in the data set.
         size: the size from the schedule, in pixels.
-        shapes: each (height, width) to which the image is resized; more than one only in a test at several scales.
+        shapes: the (height, width) to which the image is resized, once per scale. Only tests use several scales.
         epoch: the epoch, counted from 0.
         valid: whether the image counts; False if it only pads the batch.
     """
@@ -87,7 +87,8 @@ class TrainBatchSampler(Sampler[list[Item]]):
         return sum(self.counts)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        # Do not turn this into a generator function: `taken` must be called now, not when the first batch is requested.
+        # Do not turn this into a generator function. Otherwise, `taken` would be called only when the first batch is
+        # requested, and the number of batches taken might have changed by then.
         epoch, start = divmod(self.taken(), len(self))
         batches = self._epoch_batches(epoch)
         return (
@@ -117,8 +118,8 @@ class EvalBatchSampler(Sampler[list[Item]]):
     """The evaluation batches of this rank, sorted by shape.
 
     Across all ranks, every image occurs exactly once as a valid item. If the images of a bucket do not divide evenly
-    among the ranks, copies of one of them, with `valid` set to False, pad the ranks that have fewer. The k-th batch has
-    the same shape and number of images on every rank.
+    among the ranks, each rank with one image fewer gets a copy of an image, with `valid` set to False. The k-th batch
+    has the same shape and number of images on every rank.
 
     Args:
         buckets: groups of images that may share a batch.
@@ -176,11 +177,11 @@ class EvalBatchSampler(Sampler[list[Item]]):
 
 
 def balanced_cuts(samples: int, capacities: Sequence[int], minimums: Sequence[int] | None = None) -> list[int]:
-    """The end positions of `len(capacities)` batches when `samples` are divided evenly among them.
+    """Divide `samples` images into `len(capacities)` batches. Returns the end position of each batch.
 
     Each batch gets its minimum plus a share of the remaining samples in proportion to its spare capacity. Without
     `minimums`, every minimum is 1 and no batch exceeds its capacity. With `minimums`, if the capacities are too small
-    for all samples, they all grow by the same amount.
+    for all samples, every capacity grows by the same amount.
     """
     if minimums is None:
         assert len(capacities) <= samples <= sum(capacities)

@@ -56,7 +56,8 @@ def build_sizes(cfg: Mapping[str, Any]) -> SizeSchedule:
     try:
         return instantiate(cfg, SizeSchedule, "sizes")  # type: ignore[type-abstract]
     except UserError as error:
-        # size_schedules.py is self-contained and cannot raise UserError; its ValueError messages start with the key
+        # size_schedules.py is self-contained, so it raises ValueError instead of UserError. Its messages start with a
+        # key of `sizes`, such as `train`, so the prefix `sizes.` is added here.
         if type(error.__cause__) is ValueError:
             raise UserError(f"sizes.{error.__cause__}") from None
         raise
@@ -76,8 +77,8 @@ def build_images_from_config(cfg: Mapping[str, Any]) -> ImageSet:
 def build_images(cfg: Mapping[str, Any]) -> ImageSet:
     """Build the data set that the config's `data` describes. This lists its files but does not read any image.
 
-    Each call lists the files again, since only a new listing shows whether a file has changed. To use the data set
-    twice, keep the object: it stores its `fingerprint()`, and `load_splits` accepts it.
+    Each call lists the files again, since only a new listing shows whether a file has changed. To avoid a
+    second listing, use the returned object again: it caches its `fingerprint()` and can be passed to `load_splits`.
 
     Raises:
         UserError: the class is not allowed, or there is a problem with the files.
@@ -87,7 +88,9 @@ def build_images(cfg: Mapping[str, Any]) -> ImageSet:
 
 
 def fingerprint(cfg: Mapping[str, Any]) -> str:
-    """The data set's fingerprint: 64 hexadecimal digits that do not depend on where the data are stored.
+    """The fingerprint of the data set that `cfg` describes: 64 hexadecimal digits.
+
+    It does not depend on where the data are stored.
 
     Raises:
         UserError: see `build_images`.
@@ -172,8 +175,8 @@ def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
             )
         if not all(isinstance(c, integer_types) and type(c) is not bool and 0 <= c < count for c in all_labels(label)):
             raise UserError(
-                f"data={cfg['name']}: label({i}) is {label!r}, but labels must be integers counted from 0, and there"
-                f" are {count} classes"
+                f"data={cfg['name']}: label({i}) is {label!r}, but class indices must be integers that are at least 0"
+                f" and less than the number of classes, {count}"
             )
 
 

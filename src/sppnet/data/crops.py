@@ -1,8 +1,8 @@
 """Regions: the part of an image that becomes the network's input, whether it is mirrored, and its colour offset.
 
-A region is drawn in floating-point coordinates of the image, using a generator seeded with (seed, epoch, index), and is
-then resized directly to the size of the batch. A smaller input therefore shows the same region at a lower resolution,
-not a smaller crop (section 2.3), and the result does not depend on the worker or rank that loads the image.
+A training region has floating-point coordinates in the image, drawn by a generator seeded with (seed, epoch, index), so
+it does not depend on the worker or rank that loads the image. The region is resized directly to the size of the batch:
+a smaller input shows the same region at a lower resolution, not a smaller crop (section 2.3).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Region(NamedTuple):
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-# Maps the (width, height) of an image to its region. Call it only once per image, as it may draw the box at random.
+# Maps the (width, height) of an image to its region. Call it only once per image: each call may draw a different box.
 RegionFunction = Callable[[int, int], Region]
 
 
@@ -64,7 +64,8 @@ class TrainRegions:
         image takes six times as long, because decoding leaves the CPU caches cold.
         """
         generator = rng(self.seed, epoch, "region", index)
-        # drawn even if they are not used, so that turning mirroring or colour off does not change the boxes
+        # These numbers are drawn even if they are not used. Otherwise, turning off mirroring or colour would change the
+        # boxes, which the same generator draws.
         mirrored, alphas = generator.random() < 0.5, generator.standard_normal(3)
         red, green, blue = (EIGENVECTORS @ (self.color * alphas * EIGENVALUES)).tolist()
         flip, offset = self.flip and mirrored, (red, green, blue)
@@ -91,7 +92,7 @@ class EvalRegions:
     ratio: float
 
     def __call__(self, index: int, epoch: int) -> RegionFunction:
-        """The same function for every image and epoch."""
+        """Return the same region function for every image and epoch."""
         return self.region
 
     def region(self, width: int, height: int) -> Region:
@@ -103,7 +104,7 @@ class EvalRegions:
 
 
 def paper_crop(generator: np.random.Generator, width: int, height: int, ratio: float, fixed: bool) -> Box:
-    """The paper's training crop (section 3.1.1): a square whose side is `ratio` of the image's shorter side.
+    """The paper's training crop (section 3.1.1): a square whose side is `ratio` times the image's shorter side.
 
     The paper's ratio is 224 / 256 = 0.875, and its crops are taken from the whole image, not from a central square.
     With `fixed`, the position is drawn from five: the centre and the four corners. Otherwise, all positions are equally
@@ -151,14 +152,14 @@ def render(image: Image.Image, region: Region, height: int, width: int) -> npt.N
     resized = image.resize((width, height), Image.Resampling.BILINEAR, box=region.box)
     if region.flip:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(resized).transpose(2, 0, 1)  # a copy, as torch warns about tensors on read-only memory
+    return np.array(resized).transpose(2, 0, 1)  # a copy, as torch warns about tensors in Pillow's read-only memory
 
 
 def _place(width: int, height: int, w: float, h: float, x: float, y: float) -> Box:
     """A box of `w` x `h` pixels in an image of `width` x `height` pixels, at the relative position (x, y).
 
-    (0, 0) is the top left corner of the image and (1, 1) the bottom right corner. The box never extends beyond the
-    image, not even by a rounding error.
+    At (0, 0), the box is in the top left corner of the image; at (1, 1), it is in the bottom right corner. The box
+    never extends beyond the image, not even by a rounding error.
     """
     left, top = x * (width - w), y * (height - h)
     return (left, top, min(left + w, float(width)), min(top + h, float(height)))

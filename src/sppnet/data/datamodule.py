@@ -44,7 +44,8 @@ class DataModule(LightningDataModule):
     Attributes:
         pairs: training sizes at which a batch needs two images (see `sppnet.training.preflight.sizes_for_pairs`). Set
             it before the training loader is created.
-        device: device on which the batches are used if there is no Trainer. Memory is pinned if it is a GPU.
+        device: device on which the batches are used if there is no Trainer. If it is a GPU, the loaders use pinned
+            memory.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class DataModule(LightningDataModule):
     def train_batches(self, rank: int = 0, world: int = 1) -> TrainBatchSampler:
         """The training batches of `rank`, one of `world` ranks, starting at the run's current position.
 
-        With `data.fit=full`, images of a shape that does not fill a quarter of a batch are stretched to the nearest
-        shape within two steps of `data.aspect_step`. If a shape has too few images for a batch on every rank, they are
-        stretched to the nearest shape, however far away. Validation and tests keep each image's own (rounded) shape.
+        With `data.fit=full`, images of a shape that is too rare to fill a quarter of a batch are stretched to the
+        nearest shape, unless it is more than two steps (`data.aspect_step`) away. Images of a shape that is too rare
+        for a batch on every rank are stretched to the nearest shape, however far away it is. Validation and tests keep
+        each image's own (rounded) shape.
 
         Raises:
             UserError: a batch needs two images (`pairs`), but the batch size is 1 or there are too few images.
@@ -125,8 +127,8 @@ class DataModule(LightningDataModule):
         stretched = sum(bucket.stretched for bucket in self.train_batches(world=world).buckets)
         if stretched:
             notice(
-                f"data.fit=full: {stretched} of {len(self.sets.train)} training images have shapes that are too rare"
-                " for batches of their own, so they are stretched to the nearest shape (see data.aspect_step)"
+                f"data.fit=full: {stretched} of {len(self.sets.train)} training images will be stretched to the nearest"
+                " shape, as some shapes are too rare for batches of their own (see data.aspect_step)"
             )
 
     def val_dataloader(self) -> list[Loader]:
@@ -168,7 +170,7 @@ class DataModule(LightningDataModule):
         if self.cfg["batch_size"] == 1:
             return f"data.batch_size=1: {problem}; use data.batch_size=2 or more, or larger sizes in sizes.train"
         return (
-            f"data={self.cfg['name']}: {problem}, and {len(self.sets.train)} training images are too few for a"
+            f"data={self.cfg['name']}: {problem}, and {len(self.sets.train)} training image(s) are too few for a"
             f" batch of two on each of {world} process(es); use more images, fewer trainer.devices, or larger sizes in"
             " sizes.train"
         )
@@ -199,7 +201,7 @@ class DataModule(LightningDataModule):
         return self.trainer.global_rank if self.trainer is not None else 0
 
     def _taken(self) -> int:
-        """Batches taken since the run's first step, counted as if `limit_train_batches` had not shortened any epoch."""
+        """The number of batches taken since the run's first step, as if `limit_train_batches` shortened no epoch."""
         if self.trainer is None:
             return 0
         limit, full = self.trainer.limit_train_batches, self._train_batches
@@ -213,7 +215,8 @@ def eval_buckets(members: IntArray, fit: str, shapes: Callable[[], ShapeArray], 
 
     Args:
         members: indices of the images.
-        fit: the region of each image, as in `views.fit`. Whole images are grouped by their rounded aspect ratio.
+        fit: the region of each image to evaluate, as in `views.fit`. Whole images are grouped by their rounded aspect
+            ratio.
         shapes: function that loads the shapes of all images. It is called only if they are needed.
         aspect_step: step to which aspect ratios are rounded.
     """
@@ -221,7 +224,7 @@ def eval_buckets(members: IntArray, fit: str, shapes: Callable[[], ShapeArray], 
 
 
 def eval_batch_size(nominal: int, sides: Sequence[int], largest: int) -> int:
-    """The number of images per evaluation batch: `nominal`, or fewer if they would need more memory than in training.
+    """The evaluation batch size: `nominal`, or less if that would need more memory than a training batch.
 
     Args:
         nominal: `data.batch_size`.

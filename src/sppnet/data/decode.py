@@ -6,8 +6,8 @@
   range. Otherwise, the range from the minimum to the maximum of the image is scaled to 8 bits.
 - Transparent images are composited onto white, the background that most of them were made for.
 - The EXIF orientation is applied to the pixels and to the shape.
-- JPEGs are decoded by `sppnet.data.jpeg`, with exactly the same result as Pillow. Damage that the decoder reports is
-  an error.
+- JPEGs are decoded by `sppnet.data.jpeg`, with exactly the same result as Pillow. Damage that the decoder reports
+  raises an error.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None  # it is None only for in-place conversions
+        assert converted is not None  # None is returned only for in-place conversions
         return converted
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -37,7 +37,7 @@ def describe_duplicates(
     action = cfg["duplicates"]
     if action == "ignore" or not isinstance(images, Files):
         return []
-    filecmp.clear_cache()  # its cache relies on modification times, so it may miss a change
+    filecmp.clear_cache()  # the cache relies on modification times, so it may miss that a file has changed
     part_of = np.full(len(images), "", dtype="<U5")
     for part, members in (parts or {}).items():  # `test` comes last and overrides `val` if both are the same images
         part_of[members] = part
@@ -46,15 +46,18 @@ def describe_duplicates(
     lines = [f"data={cfg['name']}: {fact}" for fact in facts if fact]
     if lines and action == "error":
         raise UserError(f"{lines[0]}; use data.duplicates=warn to continue anyway")
-    return [f"{line} (data.duplicates=error makes this an error, data.duplicates=ignore hides it)" for line in lines]
+    return [f"{line} (data.duplicates=error makes this an error; data.duplicates=ignore hides it)" for line in lines]
 
 
 def _find_equal_files(images: Files, part_of: Sequence[str], anywhere: bool) -> Iterator[list[int]]:
-    """Yield groups of images with identical files. Unless `anywhere`, skip groups that lie in one part and class."""
+    """Yield groups of images with identical files.
+
+    Unless `anywhere` is True, skip groups whose images all belong to the same part and the same class.
+    """
     halves = np.ascontiguousarray(images.digests).view("<u8")
     _, inverse, counts = np.unique(halves[:, 0], return_inverse=True, return_counts=True)
     candidates: dict[bytes, list[int]] = {}
-    for index in np.flatnonzero((counts[inverse] > 1) & halves.any(1)).tolist():  # all-zero digest: unreadable
+    for index in np.flatnonzero((counts[inverse] > 1) & halves.any(1)).tolist():  # unreadable files have digest 0
         candidates.setdefault(images.digests[index].tobytes(), []).append(index)
     for members in candidates.values():
         if len(members) > 1 and (anywhere or len({(part_of[i], images.label(i)) for i in members}) > 1):

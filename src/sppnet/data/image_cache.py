@@ -2,8 +2,8 @@
 
 The file contains a line of JSON, a table with four int64 values (offset, height, width, CRC-32) per image, the SHA-256
 of everything before it, and the raw pixels (h, w, 3). It is written atomically. Its name contains a hash of everything
-that the pixels depend on. Each process verifies the checksum of each image once. If it is wrong, the image is read from
-the original file and repaired in the cache, and a message is printed.
+that the pixels depend on. Each process verifies the checksum of each image once. If the checksum is wrong, the
+image is read from the original file and repaired in the cache, and a message is printed.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class ImageCache:
         self._gone = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}  # each process maps the file itself
+        return {**self.__dict__, "_open": None}  # memory maps cannot be pickled, so each process maps the file itself
 
     def __call__(self, index: int) -> Tensor:
         """The pixels of image `index` as uint8 (h, w, 3).
 
         Raises:
-            DataError: the image could not be read when the file was built, and still cannot be read.
+            DataError: the image could not be read when the cache file was built, and still cannot be read.
         """
         if self._open is None and not self._gone:
             self._open = self._map()
@@ -87,7 +87,8 @@ class ImageCache:
             return None
         with self.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)  # from torch; nothing writes to the tensors
+        # torch warns about tensors in read-only memory, which is harmless here, as nothing writes to them
+        warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)
         return mapped, table, np.zeros(len(table), dtype=np.bool_)
 
     def _repair(self, index: int, offset: int, height: int, width: int) -> Tensor:
@@ -222,7 +223,8 @@ def _build(
 
 
 def _read_all(reader: PixelReader, workers: int) -> Iterator[tuple[Tensor | DataError, dict[str, str]]]:
-    # without its own generator, the DataLoader would draw from torch's global one and so change the initial weights
+    # Without its own generator, the DataLoader would draw a seed from torch's global generator, which would change the
+    # network's initial weights.
     generator = torch.Generator()
     yield from DataLoader(_ReaderDataset(reader), batch_size=None, num_workers=workers, generator=generator)
 

@@ -20,8 +20,8 @@ ShapeArray = npt.NDArray[np.int32]
 def load_shapes(images: ImageSet, cache: Path, skip: bool = False) -> ShapeArray:
     """The (height, width) of every image, as int32 of shape (len(images), 2).
 
-    The shapes are cached in a file named after `images.state()`, so they are read again if an image changes. The cache
-    file is written atomically, and processes that write it at the same time write the same content.
+    The shapes are cached in a file named after `images.state()`, so they are read again if an image changes. No lock
+    is needed: the cache file is written atomically, and several processes that write it at once write the same content.
 
     Args:
         images: the data set.

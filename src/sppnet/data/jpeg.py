@@ -25,7 +25,7 @@ try:
     import simplejpeg
 
     DECODER = f"simplejpeg {version('simplejpeg')}"
-except ImportError:  # optional, as offline machines may lack it; Pillow decodes to the same pixels
+except ImportError:  # simplejpeg is optional, as offline machines may lack it; Pillow decodes to the same pixels
     simplejpeg, DECODER = None, "pillow"
     if multiprocessing.parent_process() is None:
         notice("warning: simplejpeg is not installed, so damaged JPEG files go unnoticed")
@@ -46,7 +46,7 @@ _remarks: dict[str, str] = {}
 
 
 class DamagedError(ValueError):
-    """Raised if the decoder made up pixels; the message is its warning."""
+    """Raised if the decoder made up pixels; the message is the decoder's warning."""
 
 
 def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
@@ -68,7 +68,8 @@ def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
     if not isinstance(first, str):
         return first
     in_scans: Pixels | str = first
-    if HARMLESS.search(first):  # only the first warning is reported, and this one may hide damage: remove its cause
+    if HARMLESS.search(first):
+        # simplejpeg reports only the first warning. A harmless one may hide a warning of damage, so remove its cause.
         data = _strip_metadata(data)
         in_scans = _decode_strictly(data, colours)
     if not isinstance(in_scans, str) or HARMLESS_IN_SCANS.search(in_scans):
@@ -79,7 +80,7 @@ def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
 
 
 def take_remarks() -> dict[str, str]:
-    """Return the harmless warnings in this process since the last call, by file path."""
+    """Return the harmless warnings, by file path, that the decoder gave in this process since the last call."""
     remarks = dict(_remarks)
     _remarks.clear()
     return remarks
@@ -91,7 +92,7 @@ def notice_remarks(remarks: Mapping[str, str]) -> None:
         return
     path, count = min(remarks), len(remarks)
     files = "1 JPEG file causes" if count == 1 else f"{count} JPEG files cause"
-    notice(f"{files} decoder warnings but can still be read, and usually no pixel is wrong: {path} ({remarks[path]})")
+    notice(f"{files} decoder warnings but can still be read; usually no pixel is wrong (see {path}: {remarks[path]})")
 
 
 def _decode_strictly(data: bytes, colours: str) -> Pixels | str:

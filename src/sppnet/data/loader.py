@@ -47,7 +47,7 @@ SMALL_TENSORS = frozenset({"target", "index", "valid", "offset"})
 
 
 class Sample(NamedTuple):
-    """One image of a batch, without its pixels. `problem` says why it could not be read, and is empty otherwise."""
+    """One image of a batch, without its pixels. If it could not be read, `problem` says why; otherwise, it is empty."""
 
     item: Item
     target: Label
@@ -126,7 +126,8 @@ def _empty_batch(count: int, height: int, width: int) -> torch.Tensor:
 class Collator:
     """Collates an `UncollatedBatch` into a `Batch`, without the images that could not be read.
 
-    If none could be read, the batch is a single black image with `valid` False, so that the ranks stay in step.
+    If no image could be read, the batch is a single black image with `valid` False, so that all ranks still have the
+    same number of batches.
 
     Attributes:
         images: the data set.
@@ -196,7 +197,7 @@ class Loader(DataLoader[Any]):
     """A `DataLoader` of `Batch`es that raises a worker's `DataError` without the worker's traceback.
 
     `state_dict` and `load_state_dict` exist because Lightning would otherwise warn that the loader cannot be resumed.
-    The state is empty, as the batch sampler computes its position.
+    The state is empty, as the batch sampler computes its position from the number of batches taken.
     """
 
     def __init__(
@@ -219,7 +220,8 @@ class Loader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # Do not turn this into a generator function: the inner iterator must read the position in the epoch now.
+        # Do not turn this into a generator function. Otherwise, the batch sampler would read its position in the epoch
+        # only when the first batch is requested (see `TrainBatchSampler.__iter__`).
         return _to_batches(super().__iter__(), self.pin_memory)
 
     def state_dict(self) -> dict[str, Any]:

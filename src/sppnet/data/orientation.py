@@ -57,7 +57,8 @@ def _read_png_orientation(image: Image.Image) -> int:
     with Image.open(io.BytesIO(metadata)) as bare:
         for name in PROFILES:
             _unpack(bare, name)
-        return _valid_or_upright(Image.Image.getexif(bare).get(ORIENTATION))  # PngImageFile.getexif loads the pixels
+        # `bare.getexif()` may try to load the pixels, but `bare` has none
+        return _valid_or_upright(Image.Image.getexif(bare).get(ORIENTATION))
 
 
 def _unpack(image: Image.Image, name: str) -> None:

@@ -43,7 +43,7 @@ def extract_metadata(file: IO[bytes]) -> bytes | None:
 
 
 def _read_heads(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Yield the 8-byte head (length and type) and the length of each chunk, up to the end of the image.
+    """Yield the 8-byte head of each chunk (length and type) and the length as an integer, up to the end of the image.
 
     The caller must move `file` to the end of the chunk before the next iteration.
     """

@@ -1,4 +1,4 @@
-"""Readers: they read the pixels of an image and resize a region of them into an image of the batch.
+"""Readers: they read an image and resize a region of it into the tensor of the batch.
 
 There are three protocols. They produce different pixels, so the protocol is part of a run's identity:
 
@@ -33,7 +33,7 @@ MAX_LENGTH = 16  # maximum ratio of longer to shorter side; otherwise, 3000 x 1 
 
 
 class Reader(ABC):
-    """Reads the pixels of an image and resizes a region of them into a batch."""
+    """Reads an image and resizes a region of it into the tensor of a batch."""
 
     @abstractmethod
     def read(self, index: int) -> Any:
@@ -132,7 +132,7 @@ def build_reader(
         open_cache: function that builds or opens the cache of a reader with a `short_side`; None for no cache.
     """
     if isinstance(images, RelabelledImages):
-        images = images.images  # `decode_pixels` checks the class of the original data set
+        images = images.images  # `decode_pixels` and the cache depend on the class, which the wrapper hides
     resampler, side = data["resampler"], data.get("short_side")
     if side is not None and data["fit"] == "crop" and fit in ("crop", "center"):
         reader = PixelReader(images, resampler, side)
@@ -151,7 +151,7 @@ def resized_shape(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def round_box(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
-    """The nearest box with integer coordinates inside the image, at least 1 x 1 pixels.
+    """Round `box` to integer coordinates. The result lies inside the image and has at least 1 x 1 pixels.
 
     Boxes of the same size are rounded to the same size.
     """
@@ -162,7 +162,7 @@ def round_box(box: tuple[float, float, float, float], width: int, height: int) -
 
 
 def resize(pixels: Tensor, height: int, width: int, resampler: str) -> Tensor:
-    """Resize uint8 (h, w, 3) to uint8 (3, height, width), using bilinear interpolation with antialiasing."""
+    """Resize `pixels`, uint8 (h, w, 3), to uint8 (3, height, width), using bilinear interpolation with antialiasing."""
     if resampler == "pillow":
         image = Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -174,6 +174,6 @@ def resize(pixels: Tensor, height: int, width: int, resampler: str) -> Tensor:
 
 def decode_pixels(images: ImageSet, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The pixels of `images.read(index)` as uint8 (h, w, 3)."""
-    if isinstance(images, Files) and type(images).read is Files.read:  # but not if a subclass overrides `read`
+    if isinstance(images, Files) and type(images).read is Files.read:  # false if a subclass overrides `read`
         return decode_array(images.path(index))
     return np.array(read_rgb(images, index))

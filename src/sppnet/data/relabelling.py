@@ -59,17 +59,17 @@ class RelabelledImages(ImageSet):
 def load_tested(
     cfg: Mapping[str, Any], images: ImageSet, trained: Mapping[str, Any], chosen: bool
 ) -> tuple[Splits, list[str]]:
-    """Select the images to test a network on. Returns splits with these as the test part, and one-line notices.
+    """Select the images to test a network on. Returns them as the test part of a `Splits`, with one-line notices.
 
-    If the network was trained on `images`, even if the files have moved since, these are the test images of the run.
-    Otherwise, they are the test part of `images`, or all images if the data set has no parts.
+    A network that was trained on `images` is tested on the test images of its run, even if the files have moved since.
+    Any other network is tested on the test part of `images`, or on all images if the data set has no parts.
 
     Args:
         cfg: the config's `data`, as a plain dict.
         images: the result of `build_images(cfg)`.
         trained: `classes`, `multilabel`, `fingerprint` and `config`, as stored in a checkpoint.
-        chosen: whether the user selected the data on the command line. If not, the network should have been trained on
-            these data.
+        chosen: whether the user selected the data on the command line. If not, the data are expected to be those that
+            the network was trained on.
 
     Raises:
         UserError: `cfg` splits the training data differently from the run, so that training images would be used for
@@ -91,7 +91,8 @@ def load_tested(
     check_each_label(cfg, images)
     members, notices = _test_members(setting, images, chosen)
     trained_data = trained["config"]["data"]
-    # only under the same name: each data set has its own default data.split, which is not the user's choice
+    # No warning if the names differ: each data set has its own default for data.split, so a different value need not be
+    # the user's choice.
     if cfg["name"] == trained_data["name"] and cfg["split"] != trained_data["split"]:
         notices.append(
             f"warning: data.split has no effect when testing on {setting}, as the network was trained on different data"
@@ -106,7 +107,7 @@ def load_tested(
 def _test_members(setting: str, images: ImageSet, chosen: bool) -> tuple[list[int], list[str]]:
     """Select the test images of a data set that the network was not trained on. Returns their indices and notices.
 
-    They are the test part, or all images if the data set has no parts.
+    The test images are the test part of the data set, or all images if it has no parts.
     """
     prefix = f"{setting} is not the data set that the network was trained on"
     parts = images.split()
@@ -149,7 +150,7 @@ def _members_of_known_classes(
         )
     notices = []
     if unknown:
-        noun = "labels" if images.multilabel else "images"
+        noun = "label(s)" if images.multilabel else "image(s)"
         notices.append(
             f"{setting}: {unknown.total()} {noun} of {len(unknown)} class(es) that the network does not know are left"
             f" out ({_abridged(sorted(unknown))})"

@@ -24,7 +24,7 @@ def rng(*key: int | str) -> np.random.Generator:
 
 
 def equal_memory_batch_size(nominal: int, size: int, base: int) -> int:
-    """The largest number (at least 1) of images of `size` that need no more memory than `nominal` images of `base`."""
+    """The largest batch size (>= 1) at size `size` that needs no more memory than `nominal` images at size `base`."""
     return max(1, nominal * base * base // (size * size))
 
 
@@ -73,7 +73,7 @@ class SizeSchedule(ABC):
             epoch: the epoch, counted from 0.
             batches: number of sizes to return, as computed by the method `batches`.
             stream: name of the bucket whose images are batched. A schedule that draws a size for each batch
-                includes it in the key of its generator, so that the draws for different buckets are independent.
+                includes `stream` in the key of its generator, so that the draws for different buckets are independent.
         """
 
 
@@ -101,7 +101,7 @@ class Single(EpochSchedule):
             )
 
     def size_at(self, seed: int, epoch: int) -> int:
-        """The only size."""
+        """The only size in `train`."""
         del seed, epoch
         return self.train[0]
 
@@ -110,7 +110,7 @@ class Alternating(EpochSchedule):
     """Each epoch uses the next size in turn (224 and 180 in section 2.3, which does not say which comes first)."""
 
     def size_at(self, seed: int, epoch: int) -> int:
-        """`train[epoch % n]`."""
+        """The size `train[epoch % n]`, where n is the number of sizes."""
         del seed
         return self.train[epoch % len(self.train)]
 
@@ -159,7 +159,7 @@ class Weighted(SizeSchedule):
         """The smallest number of batches that can hold all samples, whichever sizes are drawn."""
         capacities = [self.batch_size(size, nominal) for size in self.train]
         mean = sum(share * capacity for share, capacity in zip(self._shares(), capacities, strict=True))
-        batches = ceil(samples / mean)  # a lower bound: the worst draw needs at least as many as the average
+        batches = ceil(samples / mean)  # a lower bound: the worst draw needs at least as many batches as an average one
         while self._smallest_capacity(batches, capacities) < samples:
             batches += 1
         return batches
@@ -178,7 +178,7 @@ class Weighted(SizeSchedule):
         return [high - low for low, high in zip([Fraction(0), *self.cumulative], self.cumulative, strict=False)]
 
     def _counts(self, batches: int, u: Fraction) -> list[int]:
-        """The number of batches of each size: how many points (k + u) / batches lie in its interval of `cumulative`."""
+        """The number of batches of each size: how many points (k + u) / batches lie in the size's interval."""
         ends = [ceil(batches * c - u) for c in self.cumulative]
         return [high - low for low, high in zip([0, *ends], ends, strict=False)]
 

@@ -18,8 +18,9 @@ IntArray = npt.NDArray[np.int64]
 def make_parts(images: ImageSet, val: float, test: float, seed: int, fold: int | None = None) -> dict[str, IntArray]:
     """The sorted image indices of the parts `train`, `val` and `test`.
 
-    Official parts are kept. If there is no official `val` part, a share `val` of the training images of each class
-    becomes the validation part. With `val=0`, the test part is used for validation.
+    Official parts are used as they are; if `val` is missing, a share `val` of the training images of each class becomes
+    the validation part. A data set without official parts is split by the shares `test` and `val` of each class. With
+    `val=0`, the test part is used for validation, unless there is an official `val` part.
 
     Args:
         images: the data set.
@@ -39,7 +40,7 @@ def make_parts(images: ImageSet, val: float, test: float, seed: int, fold: int |
     official = images.split()
     if official is not None and not {"train", "test"} <= official.keys():
         raise UserError(
-            f"data: the data set has the parts {', '.join(official)}, but it must have train and test, and may have val"
+            f"data: the data set must have the parts train and test (val is optional), but has {', '.join(official)}"
         )
     if official is not None and fold is not None:
         raise UserError(f"data.split.fold={fold} is not allowed: the data set has its own test part")

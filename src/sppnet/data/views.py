@@ -24,7 +24,8 @@ class Views:
 
     Attributes:
         scales: shorter sides of the resized image in pixels, for views of `of` pixels.
-        of: the view size, in pixels, to which `scales` and `full` refer. They are scaled in proportion for other sizes.
+        of: the view size, in pixels, to which `scales` and `full` refer. For other sizes, both are scaled
+            in proportion.
         positions: 5 for the centre and the corners; 9 adds the middles of the sides.
         mirror: whether to score the mirror image of every view as well.
         full: one of `scales`, at which to score the whole image as well; None to score only windows.

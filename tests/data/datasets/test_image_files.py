@@ -274,7 +274,7 @@ def test_a_missing_or_wrong_split_gives_an_example(config: Load, split: Any) -> 
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (Wrong, "there are 2 classes"),
+        (Wrong, "number of classes, 2"),
         (Alone, "only one class"),
         (Halved, "train, validation"),
         (Named, "two classes called one"),
