@@ -201,7 +201,7 @@ def test_a_trunk_can_be_copied_and_pickled() -> None:
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [
-        ("resnet19", {}, "backbone.name=resnet19 is not a torchvision classification network; available: .*resnet18"),
+        ("resnet19", {}, "backbone.name=resnet19 is not a torchvision classification network; valid names .*resnet18"),
         ("fasterrcnn_resnet50_fpn", {}, "is not a torchvision classification network"),
         ("resnet18", {"depth": 3}, "resnet18 rejects an argument: .*depth"),
         ("resnet18", {"weights": "IMAGENET22K"}, "nor one of resnet18's weights: IMAGENET1K_V1, DEFAULT"),

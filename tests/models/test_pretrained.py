@@ -107,8 +107,8 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "text": (_text, "is not a tensor file"),
     "empty": (_empty, "is not a tensor file|cannot be read; it is damaged"),
     "truncated": (_cut_short, "cannot be read; it is damaged"),
-    "list": (lambda path: _save([torch.zeros(3)], path), "holds a list, not a state dict"),
-    "nested": (lambda path: _save({"model": {}, "epoch": 3}, path), "not a state dict of tensors: model, epoch"),
+    "list": (lambda path: _save([torch.zeros(3)], path), "must hold a state dict .* has type list"),
+    "nested": (lambda path: _save({"model": {}, "epoch": 3}, path), "not named tensors: model, epoch"),
     "key too few": (
         lambda path: _save(_changed(**{"conv1.0.weight": None}), path),
         r"does not fit the backbone: missing: conv1\.0\.weight$",

@@ -35,7 +35,7 @@ def check_network(
         pools_windows: whether windows of maps are pooled, so that the backbone's receptive field must be known.
 
     Raises:
-        UserError: something does not fit. The message names the first mismatch and the values that would fit.
+        UserError: something does not fit. The message names the first mismatch and, in most cases, values that fit.
     """
     resolve_weights(backbone)
     sizes_by_key = {f"sizes.{split}": list(sizes[split]) for split in ("train", "val", "test")}
@@ -80,7 +80,10 @@ def _check_rule(head: Mapping[str, Any], key: str, size: int, side: int) -> None
 
 
 def _check_memory(network: nn.Module, head: Mapping[str, Any]) -> None:
-    """Raise a UserError if the weights exceed the machine's memory. Training needs several times as much."""
+    """Raise a UserError if the weights exceed the machine's memory.
+
+    Training needs several times as much memory, which is not checked.
+    """
     if not hasattr(os, "sysconf"):  # Windows
         return
     required = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())

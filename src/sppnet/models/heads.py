@@ -20,8 +20,8 @@ def build_head(cfg: Mapping[str, Any], channels: int, classes: int, side: int | 
     - spp: spatial pyramid pooling with `bins`, `pool` and `rule`. Takes maps of any size.
     - flatten: pooling to a fixed grid, as in the network without a pyramid (Table 2a). Takes maps of one size. The
       stride `side // pool_to` and the window `side - (pool_to - 1) * stride` make exactly `pool_to` bins from `side`
-      cells. They give the paper's 3x3 windows, at stride 2 on 13x13 maps and at stride 3 on 18x18 maps. With
-      `pool_to: null`, there is no pooling.
+      cells. With `pool_to: 6`, these are the paper's 3x3 windows, at stride 2 on 13x13 maps and at stride 3 on 18x18
+      maps. With `pool_to: null`, there is no pooling.
     - gap: global average pooling.
 
     Each hidden layer (widths in `hidden`) is followed by ReLU and `dropout`, and is initialised as in He et al. (2015).

@@ -1,4 +1,4 @@
-"""`SPPNet`, a network of a backbone and a head, and the functions that build it from its configuration."""
+"""`SPPNet`, a network that joins a backbone and a head, and the functions that build it from its configuration."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
         module = instantiate(node, nn.Module, "backbone")
     except UserError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: out of memory
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: torch ran out of memory
         raise UserError(f"backbone._target_={cfg['_target_']} refuses its arguments: {error}") from error
     if isinstance(weights, Path):
         load_weights(module, weights)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """Map uint8 images (N, 3, H, W) to (RGB in [0, 1] - mean) / std, in the dtype of the module's buffers.
+    """Map uint8 images (N, 3, H, W) to (images / 255 - mean) / std, in the dtype of the module's buffers.
 
     Args:
         mean: means of R, G and B.
@@ -28,7 +28,7 @@ class Normalise(nn.Module):
             self.register_buffer(name, values_1C11, persistent=False)
 
     def forward(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
-        """Normalise `images`. If `offset` (N, 3) is given, it is first added to their RGB values (in [0, 1])."""
+        """Normalise `images`. `offset` (N, 3) is added to the RGB values in [0, 1] before the mean is subtracted."""
         images = images.contiguous(memory_format=self.layout).to(self.mean.dtype) / 255
         if offset is not None:
             images = images + offset[:, :, None, None].to(images.dtype)

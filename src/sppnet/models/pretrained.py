@@ -43,7 +43,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     The file may contain the keys of:
 
     - the backbone;
-    - one of its children, such as `torchvision.models.alexnet().features`, whose `0.weight` is `features.0.weight`;
+    - one of its children, such as `torchvision.models.alexnet().features` (its `0.weight` is `features.0.weight`);
     - for a torchvision trunk, the full network, whose classifier is ignored;
     - an sppnet checkpoint, from which only the backbone is loaded.
 
@@ -59,7 +59,8 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     prefix = max(prefixes, key=lambda p: sum(p + key in own for key in loaded))
     state = {prefix + key: value for key, value in loaded.items()}
     cut = backbone.meta.get(CUT_KEYS, ()) if isinstance(backbone, fx.GraphModule) else ()
-    # Files from before 2018 lack num_batches_tracked, which batch normalisation uses only if its momentum is None.
+    # Files from before 2018 lack num_batches_tracked. It may be missing, because batch normalisation uses it only with
+    # momentum=None.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in own and key not in cut]
     shapes = [
@@ -83,15 +84,18 @@ def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
     if isinstance(loaded, Mapping) and isinstance(loaded.get("sppnet"), Mapping):
         loaded = {k.removeprefix(OURS): v for k, v in loaded["state_dict"].items() if k.startswith(OURS)}
     if not isinstance(loaded, Mapping) or not loaded:
-        raise UserError(f"backbone.weights={path} holds a {type(loaded).__name__}, not a state dict of tensors")
+        raise UserError(
+            f"backbone.weights={path} must hold a state dict with at least one tensor; its content has type"
+            f" {type(loaded).__name__}"
+        )
     invalid = [str(key) for key, value in loaded.items() if not (isinstance(key, str) and torch.is_tensor(value))]
     if invalid:
-        raise UserError(f"backbone.weights={path} is not a state dict of tensors: {_abbreviate(invalid)}")
+        raise UserError(f"backbone.weights={path} holds entries that are not named tensors: {_abbreviate(invalid)}")
     return loaded
 
 
 def _rename_densenet_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename keys of published densenet files: torchvision has used `norm1.weight` for `norm.1.weight` since 2018."""
+    """Rename keys of published densenet files, as torchvision replaced `norm.1.weight` by `norm1.weight` in 2018."""
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in state.items()}
 
 

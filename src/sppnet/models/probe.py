@@ -73,7 +73,7 @@ def run_on_meta(module: nn.Module, height: int, width: int) -> torch.Tensor:
     except Exception as error:  # a user's own network may raise any exception for a size that it rejects
         raise UserError(f"input {height}x{width}: {str(error).rstrip('.') or type(error).__name__}") from error
     if not isinstance(output, torch.Tensor):
-        raise UserError(f"the output is a {type(output).__name__}, not a feature map (N, C, h, w)")
+        raise UserError(f"the output must be a feature map (N, C, h, w), but has type {type(output).__name__}")
     return output
 
 
@@ -109,7 +109,7 @@ def probe(backbone: nn.Module) -> Trunk:
     remainder = abs(SECOND - FIRST - stride * max(growth))  # pixels; less than one stride if the stride is an integer
     if len(growth) > 1 or remainder >= stride:
         raise UserError(
-            f"backbone: an image larger by {SECOND - FIRST} pixels has a feature map larger by"
+            f"backbone: if the image grows by {SECOND - FIRST} pixels along both axes, the feature map grows by"
             f" {' and '.join(map(str, sorted(growth)))} cells; the stride must be an integer and the same along both"
             " axes"
         )
@@ -117,7 +117,7 @@ def probe(backbone: nn.Module) -> Trunk:
 
 
 def grows(small: torch.Tensor, large: torch.Tensor) -> bool:
-    """Whether the outputs are 4-D maps with the same number of channels, and `large` is larger along both axes."""
+    """Whether `small` and `large` are 4-D maps with equal channels, and `large` is larger along both axes."""
     if small.ndim != 4 or large.ndim != 4:
         return False
     return small.shape[1] == large.shape[1] and all(small.shape[axis] < large.shape[axis] for axis in (2, 3))

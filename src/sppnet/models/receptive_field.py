@@ -34,9 +34,10 @@ class ReceptiveField:
         """Map a window of pixels `[start, end)` to cells `[first, last + 1)`, along an axis of `length` cells.
 
         A window gets the cells with `start <= centre < end - 1`. This follows Appendix A ("Mapping a window to feature
-        maps") with the network's own offset, except that a centre on the first pixel counts. A window thus has as many
-        cells as a training image of its size, whatever the network's padding. A window between two centres gets the
-        cell whose centre is nearest to the window's middle. Cells outside the map are moved to its edge.
+        maps") with the network's own offset, except that a centre on the first pixel is inside the window. A window
+        thus has as many cells as a training image of its size, whatever the network's padding. A window between two
+        centres gets the cell whose centre is nearest to the window's middle. Cells outside the map are moved to its
+        edge.
         """
         first = ceil((start - self.offset) / self.stride)
         last = ceil((end - 1 - self.offset) / self.stride) - 1
@@ -166,7 +167,7 @@ def _keep_centres(inputs: Sequence[tuple[Tensor, _Grid]], output: Tensor) -> _Gr
 
 
 def _along(value: int | Sequence[int], axis: int) -> int:
-    """Return the setting along `axis` (0 or 1). Torch accepts an integer, or a sequence of one or two integers."""
+    """Return a layer's setting along `axis` (0 or 1). Torch accepts an integer or a sequence of one or two integers."""
     return int(value) if isinstance(value, int) else int(value[axis if len(value) > 1 else 0])
 
 

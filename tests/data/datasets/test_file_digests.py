@@ -148,7 +148,7 @@ def test_the_digest_of_a_file_written_just_now_is_not_trusted(
     before = fingerprint_of(root, cache)
     assert not capsys.readouterr().err
     assert fingerprint_of(root, cache, away=["cat"]) != before
-    assert "20 files in" in (err := capsys.readouterr().err)  # these files are read again
+    assert "20 file(s) in" in (err := capsys.readouterr().err)  # these files are read again
     assert "cat/000.png: No such file or directory" in err
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + 10**10)

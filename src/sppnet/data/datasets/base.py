@@ -13,7 +13,7 @@ from PIL import Image
 from sppnet.data.decode import DataError, to_rgb
 from sppnet.errors import UserError, notice
 
-SLOW = 2.0  # seconds of hashing pixels after which a notice explains the wait
+SLOW = 2.0  # seconds; if hashing the pixels takes longer, a notice explains the wait
 Label = int | tuple[int, ...]
 """The class index of an image or, in a multi-label data set, the indices of all its classes (possibly none)."""
 
@@ -23,8 +23,8 @@ class ImageSet(ABC):
 
     A subclass sets `classes` and implements `__len__`, `label` and `read`. The other methods have correct defaults;
     override those that are slow (`fingerprint`, `shape`) or uninformative (`name`). Keys of the `data` config that the
-    template does not use itself, such as `root`, are passed to the constructor. DataLoader workers receive pickled
-    instances. For image files in folders, subclass `sppnet.data.Files` instead.
+    template does not use itself, such as `root`, are passed to the constructor. Instances must be picklable, because
+    DataLoader workers may receive pickled copies. For image files in folders, subclass `sppnet.data.Files` instead.
 
     Attributes:
         classes: class names; labels are indices into this sequence.
@@ -126,7 +126,7 @@ def _hash_all_pixels(images: ImageSet) -> str:
     name, start, noticed = type(images).__qualname__, time.monotonic(), False
     if len(images) and _hash_pixels(images, 0) != _hash_pixels(images, 0):
         raise UserError(
-            f"data: {name}.read(0) returns different pixels each time, so its pixels cannot identify the data"
+            f"data: {name}.read(0) returns different pixels each time, so the pixels cannot identify the data"
             " set; define a fingerprint() method"
         )
     parts = {part: [int(index) for index in members] for part, members in (images.split() or {}).items()}
@@ -145,7 +145,7 @@ def _hash_all_pixels(images: ImageSet) -> str:
 def _hash_pixels(images: ImageSet, index: int) -> str:
     """Digest of an image's size and pixels; empty if the image cannot be read."""
     try:
-        image = read_rgb(images, index)  # the bytes of a palette image are indices and do not determine its colours
+        image = read_rgb(images, index)  # in RGB, because two palette images with equal bytes may differ in colour
     except DataError:
         return ""
     return hashlib.sha256(f"{image.mode} {image.size}\n".encode() + image.tobytes()).hexdigest()

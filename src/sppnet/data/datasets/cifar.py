@@ -1,4 +1,4 @@
-"""CIFAR-10, read by torchvision, which checks the archive's MD5 sums before it unpickles the files."""
+"""CIFAR-10, read by torchvision, which verifies the MD5 sums of the files before it unpickles them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Cifar10(ImageSet):
         return {"train": range(TRAIN), "test": range(TRAIN, TRAIN + TEST)}
 
     def fingerprint(self) -> str:
-        """Digest of the names and contents of the files in the archive."""
+        """Digest of the names and contents of the unpacked files whose names contain `batch`."""
         return self._fingerprint
 
     def keep_in(self, cache: Path, progress: str) -> None:

@@ -1,4 +1,4 @@
-"""Lists class folders, with or without parts (train/, val/, test/) above them. Does not import torch."""
+"""Lists the images in class folders, which may be inside part folders (train/, val/, test/). Does not import torch."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def list_class_folders(base: Path) -> Listing:
     if strangers:
         raise UserError(
             f"data.root={base} holds {', '.join(f'{name}/' for name in folder_by_part.values())} beside"
-            f" {', '.join(f'{name}/' for name in strangers[:5])}; it may hold either the parts train/ (or training/),"
-            " val/ (or valid/, validation/) and test/ (or testing/) and no other folder with images, or one folder per"
-            " class, none of which has one of these names"
+            f" {', '.join(f'{name}/' for name in strangers[:5])}; it may hold parts, called train/ (or training/),"
+            " val/ (or valid/, validation/) and test/ (or testing/), or one folder per class with any other name, but"
+            " not both"
         )
     if "test" in folder_by_part or "val" not in folder_by_part:
         return list_parts(base, base, {"train": "train", "test": "test"} | folder_by_part)
@@ -64,7 +64,7 @@ def list_tree(base: Path, root: Path, drop: Collection[str] = ()) -> Listing:
 
 
 def list_parts(base: Path, root: Path, folder_by_part: Mapping[str, str]) -> Listing:
-    """List `base`/FOLDER/CLASS/.../IMAGE for each FOLDER in `folder_by_part`; some of them may be missing.
+    """List `base`/FOLDER/CLASS/.../IMAGE for each FOLDER in `folder_by_part`; some of the folders may be missing.
 
     Raises:
         UserError: for any reason given in `list_tree`; also if all of the folders are missing.

@@ -24,7 +24,7 @@ Stamps = npt.NDArray[np.int64]  # (files, 3): length in bytes, mtime and ctime i
 
 
 class DigestTable(NamedTuple):
-    """The digests of a data set's files, and each file's stamp (length, mtime, ctime) when it was read."""
+    """The name, digest and stamp (length, mtime, ctime) of each file in a data set."""
 
     names: list[str]
     stamps: Stamps

@@ -24,7 +24,7 @@ COUNT = 1797
 SHORT_SIDE = (36, 72)  # pixels
 ASPECT = 4 / 3  # the largest ratio of the longer to the shorter side
 CENTRE = 0.875  # side of the central square that holds the digit, as a fraction of the shorter side
-FILL = (0.7, 1.0)  # side of the digit, as a fraction of the side of the central square
+FILL = (0.7, 1.0)  # range of the digit's side, as a fraction of the central square's side
 
 
 class Digits(ImageSet):
@@ -38,7 +38,7 @@ class Digits(ImageSet):
 
     @cached_property
     def _scans(self) -> tuple[npt.NDArray[np.uint8], list[int]]:
-        """Scans (1797, 8, 8) in 0..255 and their labels. Importing scikit-learn takes a second, so it is deferred."""
+        """Scans (1797, 8, 8) in 0..255 and their labels. Loaded on first use, as the import takes a second."""
         from sklearn.datasets import load_digits
 
         data = load_digits()
@@ -77,7 +77,8 @@ def _layout(index: int) -> tuple[int, int, int, int, int]:
     long = int(short * generator.uniform(1, ASPECT))
     height, width = (long, short) if generator.random() < 0.5 else (short, long)
     square = CENTRE * short
-    side = int(square * generator.uniform(*FILL)) - 1  # - 1: left and top are rounded up
+    # The 1 subtracted leaves room to round `left` and `top` up without moving the digit out of the square.
+    side = int(square * generator.uniform(*FILL)) - 1
     left, top = (
         int(np.ceil((axis - square) / 2 + generator.random() * (square - side - 1))) for axis in (width, height)
     )

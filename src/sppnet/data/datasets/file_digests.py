@@ -28,15 +28,16 @@ FULL = 64 * 2**10  # bytes; of larger compressed files, only four blocks are rea
 BLOCK = FULL // 8
 TICK = 2 * 10**9  # ns; a file that has just changed may change again within this time and keep the same mtime and ctime
 DAY = 86_400 * 10**9  # ns; how far a file server's clock may be ahead of the local clock
-THREADS = 16  # these threads mostly wait for files, at least on a network drive
+THREADS = 16  # may exceed the number of cores: at least on a network drive, threads mostly wait for the files
 AT_ONCE = 64  # files per thread-pool task
-SAVE_EVERY = 10.0  # seconds between two saves; a killed process loses the digests computed since the last one
+SAVE_EVERY = 10.0  # minimum seconds between two saves; a killed process loses the digests computed since its last save
 MANY, MANY_BYTES = 1000, 2**27
 """Digests are cached, and reading the files is announced, if there are at least this many files or bytes. A smaller
-data set is read in an instant; as it has no cache, a mistake in its configuration leaves no file behind."""
+data set is read in an instant. It gets no cache, so a start that fails on a configuration error leaves no files."""
 COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 """First bytes of JPEG, PNG, GIF and JPEG 2000 files; `_is_compressed` also recognises WebP and AVIF. In all these
-formats, a change anywhere moves or alters the data after it, or alters the checksum at the end."""
+formats, a change anywhere also alters or moves the data after it, or alters the checksum at the end, so a few blocks
+are enough to detect an edited image."""
 LASTING = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENXIO, errno.ELOOP}
 """Errors for files that are missing, forbidden to this user or not regular; a second attempt gives the same error."""
 Digest = tuple[bytes, tuple[int, int, int]]  # the digest and the stamp of one file
@@ -134,14 +135,14 @@ def _fill_from_cache(table: DigestTable, path: Path | None) -> npt.NDArray[np.in
 def _read_missing(
     root: Path, table: DigestTable, missing: npt.NDArray[np.int64], path: Path | None, progress: str
 ) -> None:
-    """Compute the digests of the files at indices `missing`, and save all digests to `path`, even if interrupted."""
+    """Compute the digests of the files at indices `missing`. Save all digests to `path`, even after an interruption."""
     stamps = table.stamps.copy()  # the stamps to save; until a file is read, its length is -1, which matches no file
     stamps[missing, 0] = -1
     to_save = DigestTable(table.names, stamps, table.digests)
     if not _are_many(table.stamps[missing]):
         progress = "none"
     if progress != "none":
-        notice(f"reading {len(missing)} files in {root} once, to identify the data by their content")
+        notice(f"reading {len(missing)} files in {root} once, to identify the data set by its content")
     start = time.monotonic()
     save_at, errors, save_error = start + SAVE_EVERY, [], None
     try:
@@ -165,7 +166,8 @@ def _read_missing(
             save_error = save_table(path, to_save)
     if errors:
         notice(
-            f"{len(errors)} files in {root} cannot be read ({errors[0]}); the fingerprint does not cover their content"
+            f"{len(errors)} file(s) in {root} cannot be read (such as {errors[0]}); the fingerprint does not cover"
+            " their content"
         )
     if save_error and time.monotonic() - start > 2:
         notice(

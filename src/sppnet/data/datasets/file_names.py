@@ -1,7 +1,7 @@
 """Decides which files are images and which folders may hold data.
 
-The name decides. Only a file without a suffix is opened; then its first bytes decide. A data set may have 100,000
-files, and opening every one would be slow.
+The name decides, because a data set may have 100,000 files and opening all of them would be slow. Only a file without
+a suffix is opened; its first bytes then show whether it is an image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARTS = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""Folder names in lower case, and the part of the data set that a folder with this name holds."""
+"""The part of a data set that a folder holds, by the folder's name in lower case."""
 
 JUNK_FOLDERS = frozenset({  # made by NAS devices, desktops, archivers and Python, often for thumbnails or deleted files
     "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot", "~snapshot",
@@ -43,18 +43,18 @@ TO_CONVERT = frozenset({
     ".orf", ".pdf", ".raf", ".raw", ".rw2", ".svg",
 })  # fmt: skip
 TO_UNPACK = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"})
-NOT_IMAGES = frozenset({  # videos, audio, incomplete downloads and texts: renaming them would not make them images
+NOT_IMAGES = frozenset({  # videos, audio, incomplete downloads and texts; the notice does not advise renaming these
     ".3gp", ".aac", ".avi", ".crdownload", ".download", ".flv", ".identifier", ".m4a", ".m4v", ".mkv", ".mov", ".mp3",
     ".mp4", ".mpeg", ".mpg", ".mts", ".part", ".wav", ".webm", ".wmv",
     ".cfg", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".info", ".ini", ".json", ".jsonl", ".log", ".md", ".md5",
     ".py", ".toml", ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xml", ".xmp", ".yaml", ".yml",
 })  # fmt: skip
 NO_SUFFIX = "without a suffix"
-SHOWN = 5  # the number of suffixes that a notice lists
+SHOWN = 5  # a notice lists at most this many suffixes
 
 
 def is_ignored_folder(name: str) -> bool:
-    """Whether a folder with this name never holds data, because it is hidden or junk."""
+    """Whether to ignore a folder with this name, because it is hidden or junk."""
     return name.startswith(".") or name.casefold() in JUNK_FOLDERS
 
 
@@ -71,7 +71,10 @@ class ImageFilter:
         self.example = ""
 
     def is_image(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a file is an image, judging by its suffix or, if it has none, its first bytes. Others are counted."""
+        """Whether a file is an image, judging by its suffix or, if it has none, its first bytes.
+
+        Files that are not images are counted, unless they are junk.
+        """
         name = entry.name
         if name[name.rfind(".") :].lower() in SUFFIXES:  # the fast path for nearly all files
             return True
@@ -92,7 +95,7 @@ class ImageFilter:
         ranked = sorted(self.skipped, key=lambda suffix: (-self.skipped[suffix], suffix))
         kinds = [f"{self.skipped[suffix]} {suffix}" for suffix in ranked[:SHOWN]]
         if rest := sum(self.skipped[suffix] for suffix in ranked[SHOWN:]):
-            kinds.append(f"{rest} others")
+            kinds.append(f"{rest} more")
         advice = "; ".join(["", *_advise(ranked[:SHOWN])])
         line = (
             f"{self.skipped.total()} file(s) are not read, because they do not have the suffix of an image:"
@@ -102,7 +105,7 @@ class ImageFilter:
 
 
 def _advise(suffixes: Iterable[str]) -> list[str]:
-    """What a user can do so that files with these suffixes are read."""
+    """What a user can do to have files with these suffixes read."""
     suffixes_by_advice: dict[str, list[str]] = {}
     for suffix in suffixes:
         advice = (

@@ -44,7 +44,8 @@ class FolderWalk:
         for folder in list_subfolders(base):
             if folder in drop:
                 continue
-            name = unicodedata.normalize("NFC", folder)  # archives made on a Mac store accented letters in NFD
+            # Archives made on a Mac store accented letters in NFD, but all copies of a data set need equal class names.
+            name = unicodedata.normalize("NFC", folder)
             if name in files_by_class:
                 raise UserError(
                     f"data.root={self.root}: {base} holds two folders called {name}/, in two Unicode spellings that"
@@ -69,7 +70,7 @@ class FolderWalk:
         self.untrainable = self.untrainable or reason
 
     def require_two_classes(self, base: Path, classes: Collection[str]) -> None:
-        """Refuse training if `base`, which must be the tree that was listed last, has only one class."""
+        """Refuse training if `base` has only one class. `base` must be the folder that `list_classes` listed last."""
         if len(classes) >= 2:
             return
         [name] = classes
@@ -136,7 +137,7 @@ class FolderWalk:
         return files
 
     def _find_loose(self, base: Path) -> list[str]:
-        """The images beside the class folders in `base`. Archives count as skipped files, as they may hold classes."""
+        """The images beside the class folders in `base`. Archives count as skipped, because they may hold classes."""
         with os.scandir(base) as entries:
             files = [entry for entry in entries if not is_ignored_folder(entry.name) and not entry.is_dir()]
         for file in files:
@@ -158,14 +159,14 @@ class FolderWalk:
             if len(holders) > 1 and subfolder.lower() not in WRAPPERS:
                 raise UserError(
                     f"data.root={self.root}: {base} holds {holders[0]}/ and {holders[1]}/, which both hold"
-                    f" {subfolder}/; if these are parts, call them train/, val/ or test/; if they are classes, give"
+                    f" {subfolder}/; if the two are parts, call them train/, val/ or test/; if they are classes, give"
                     " the folders inside them different names"
                 )
 
     def _classes_by_subfolder(self) -> dict[str, list[str]]:
         """For each subfolder, the classes that have it.
 
-        Unpacking an archive may put class `a` into another folder `a`, so `a/a/b` counts as `b` of class `a`.
+        Unpacking an archive may put class `a` into another folder `a`, so `a/a/b` counts as subfolder `b` of class `a`.
         """
         shared: dict[str, dict[str, None]] = {}
         for subfolder in sorted(self.nested, key=lambda subfolder: subfolder.count("/")):
@@ -177,10 +178,10 @@ class FolderWalk:
         return {name: list(holders) for name, holders in shared.items()}
 
     def _check_links(self, listing: Listing) -> None:
-        """Refuse an image that is a link to another image of `listing`.
+        """Refuse an image that is a link to the same file as another image of `listing`.
 
-        No folder was entered twice, so only links to files can repeat an image. Hard links and copies are allowed,
-        because they count as separate files.
+        `enter` refuses links that repeat a folder, so only links to files are left to check. Hard links and copies are
+        allowed, because they count as separate files.
         """
         names = {file.name for file in listing.files} if self.links else set()
         path_by_target: dict[str, Path] = {}

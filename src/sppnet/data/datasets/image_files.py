@@ -30,7 +30,7 @@ VOC_CLASSES = [
 def download_hint(name: str, root: str, arguments: str = "") -> str:
     """How to download one of torchvision's data sets; used in error messages."""
     call = f"torchvision.datasets.{name}({root or 'FOLDER'!r}, {arguments}download=True)"
-    return f'To get it, run python -c "import torchvision; {call}", then give data.root={root or "FOLDER"}'
+    return f'To get the data, run python -c "import torchvision; {call}", then give data.root={root or "FOLDER"}'
 
 
 class Files(ImageSet):
@@ -108,7 +108,7 @@ class Folder(Files):
     CLASS may contain nested folders, but two classes must not contain folders with the same name, except for
     images/ and similar names. Hidden files, and those that cameras, NAS devices and desktops leave behind (see
     `file_names`), are ignored. A notice counts all other files that are not images. The fingerprint covers the names of
-    folders and files, so renaming one of them makes it a different data set.
+    folders and files, so after renaming one of them, the data set counts as a different one.
     """
 
     def __init__(self, root: str | None) -> None:
@@ -175,8 +175,8 @@ class Voc2007(Files):
     """PASCAL VOC 2007 classification: 20 classes, any number of them per image, official trainval and test parts.
 
     An image has a class if its annotation lists an object of that class that is not marked difficult. Classes whose
-    objects are all marked difficult are returned by `difficult`. When a network is trained or tested, they count as
-    negative.
+    objects are all marked difficult are returned by `difficult`. When a network is trained or tested, these classes
+    count as negative.
     """
 
     multilabel = True

@@ -109,7 +109,7 @@ def list_subfolders(folder: Path) -> list[str]:
 
 
 def check_link(entry: Path | os.DirEntry[str]) -> None:
-    """Raise OSError for a broken link, unless its suffix shows that it links to a file that is not needed here."""
+    """Raise OSError for a broken link, unless its suffix shows that it links to a file the caller does not need."""
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
     if entry.is_symlink() and suffix not in NOT_IMAGES | SUFFIXES | TO_UNPACK:
         entry.stat()

@@ -49,7 +49,7 @@ def find_images(value: str) -> InputFiles:
         names = sorted(_list_below(path, "", {os.path.realpath(path)}, image_filter))
         skipped = image_filter.describe_skipped()
         if not names:
-            problem = f"input={value}: there are no images in this folder (files that end in .jpg, .png or similar)"
+            problem = f"input={value}: this folder holds no images (files that end in .jpg, .png or similar)"
             raise UserError("; ".join(filter(None, (problem, skipped))))
         return InputFiles(path, names, True, f"input={value}: {skipped}" if skipped else "")
     if not path.exists():
@@ -74,7 +74,7 @@ def _list_below(folder: Path, prefix: str, entered: set[str], image_filter: Imag
 
 
 class UnlabelledImages(ImageSet):
-    """The images to predict, in place of the data set that the network was trained on.
+    """The images of `sppnet predict`, which replace the data set that the network was trained on.
 
     Args:
         files: the images.

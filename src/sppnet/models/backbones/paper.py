@@ -96,8 +96,8 @@ class Overfeat(nn.Module):
     As in Table 1, inputs of 224 pixels give maps of 36x36 after the first pooling and 18x18 after the second. The final
     map is 14x14 for 180 pixels.
 
-    The paper modifies Overfeat as CNN-S does (Chatfield et al., 2014). As in CNN-S, normalisation is across 5 channels,
-    initial weights are Gaussian with standard deviation 0.01, and initial biases are 0.
+    The paper takes its modifications of Overfeat from Chatfield et al. (2014). As in their CNN-S, normalisation is
+    across 5 channels, initial weights are Gaussian with standard deviation 0.01, and initial biases are 0.
 
     Args:
         convolutions: number of convolutions, 5 or 7.
@@ -128,7 +128,7 @@ class Overfeat(nn.Module):
 
 def _across_channels() -> nn.LocalResponseNorm:
     """The normalisation of AlexNet and CNN-S: `x / (2 + 1e-4 * (sum of the squares of 5 channels))^0.75`."""
-    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)  # torch divides alpha by 5
+    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)  # torch divides alpha by the 5 channels
 
 
 def _initialise(trunk: nn.Module, biases: Mapping[str, float]) -> None:

@@ -16,7 +16,7 @@ from sppnet.errors import UserError
 from sppnet.models.probe import FIRST, SECOND, grows, meta_copy, run_on_meta
 from sppnet.storage.tensors import check_download
 
-CUT_KEYS = "cut_keys"  # key in the trunk's `meta`: the full network's state dict keys that the trunk lacks
+CUT_KEYS = "cut_keys"  # entry of the trunk's `meta`: the state dict keys that only the full network has
 
 
 def torchvision_trunk(arch: str, weights: str | None = None, **options: Any) -> nn.Module:
@@ -38,7 +38,9 @@ def torchvision_trunk(arch: str, weights: str | None = None, **options: Any) -> 
     if arch not in names:
         similar = ", ".join(difflib.get_close_matches(str(arch), names, n=4))
         similar = similar or "resnet18, vgg16, densenet121 and others"
-        raise UserError(f"backbone.name={arch} is not a torchvision classification network; available: {similar}")
+        raise UserError(
+            f"backbone.name={arch} is not a torchvision classification network; valid names include {similar}"
+        )
     entry = None if weights is None else _download(arch, weights)
     try:
         with warnings.catch_warnings():
@@ -58,7 +60,10 @@ def find_weights(arch: str, weights: str) -> models.WeightsEnum:
 
 
 def _download(arch: str, weights: str) -> models.WeightsEnum:
-    """Download weights to torch's cache, and load them with `weights_only` before torchvision unpickles them."""
+    """Download weights to torch's cache, and make sure that they can be loaded with `weights_only`.
+
+    Torchvision later loads the cached file without `weights_only`, which would execute any code pickled in the file.
+    """
     entry = find_weights(arch, weights)
     cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
     if cached.exists():
@@ -74,7 +79,10 @@ def _download(arch: str, weights: str) -> models.WeightsEnum:
 
 
 class _Tracer(fx.Tracer):
-    """Traces only into the network and its `Sequential`s. Other modules stay whole, so training mode affects them."""
+    """Traces only into the network and its `Sequential`s.
+
+    Every other module becomes a single node that calls it, so it still follows training and evaluation mode.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del module_qualified_name
