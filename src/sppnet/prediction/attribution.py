@@ -1,10 +1,10 @@
 """Attribution of a logit to the bins of the pyramid: gradient x activation of the pooled vector, summed per bin.
 
-The layer after the pooling is linear. If it is the last layer, the bins and its bias add up to the logit exactly. With
-hidden ReLU layers, the network is piecewise linear: the bins and a constant still add up to the logit, but the gradient
-and the constant belong to the linear piece that contains the image. If the image changes enough to leave that piece,
-the attribution predicts the new logit only to first order. The baseline is an empty bin: the vector of zeros that
-pooling returns where no channel of the feature map fires.
+The layer after the pooling is linear. If it is the last layer, the contributions of all bins and the bias of this layer
+add up to the logit exactly. With hidden ReLU layers, the network is piecewise linear: the contributions and a constant
+still add up to the logit, but the gradient and the constant belong to the linear piece that contains the image. If the
+image changes enough to leave that piece, the attribution predicts the new logit only to first order. Contributions are
+measured against an empty bin, in which no channel of the feature map fires, so pooling returns a vector of zeros.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REFUSED = "draw shows what each bin of a pooling layer adds to a score"
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid of bins on a feature map: the edges of its rows and columns in cells, and the kind of pooling.
+    """A grid of bins on a feature map: the edges of its rows and columns, counted in cells, and the kind of pooling.
 
     `pool` is `max`, `avg`, or `cells` for global average pooling, where every cell is a bin.
     """
@@ -41,7 +41,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Level:
-    """The attribution to the bins of one grid.
+    """What each bin of one grid adds to the logit.
 
     Attributes:
         grid: the grid of bins.
@@ -71,11 +71,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Attribution:
-    """The logit of a class, split into what each bin adds and the rest.
+    """The logit of a class, split into the contribution of each bin and the rest.
 
     Attributes:
         logit: the logit.
-        levels: one per level of the pyramid; for `gap`, a single one whose bins are the cells of the feature map.
+        levels: one for each level of the pyramid; for the `gap` head, one whose bins are the cells of the feature map.
     """
 
     logit: float
@@ -88,7 +88,7 @@ class Attribution:
 
 
 def attribute_logit(network: SPPNet, image: Tensor, label: int) -> Attribution:
-    """Attribute the logit of class `label` to the bins.
+    """Attribute the logit of class `label` to the bins of the pooling layer.
 
     Args:
         network: the network, in evaluation mode.
@@ -119,7 +119,7 @@ def find_grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
     Raises:
         UserError: the bins of this pooling layer are unknown.
     """
-    # The exact type counts, because a subclass may pool differently; isinstance is for mypy.
+    # Compare exact types, because a subclass may pool differently. The isinstance check is needed only by mypy.
     if isinstance(pool, SpatialPyramidPool2d) and type(pool) is SpatialPyramidPool2d:
         return [Grid(bin_edges(height, n, pool.rule), bin_edges(width, n, pool.rule), pool.pool) for n in pool.bins]
     stages = list(pool) if isinstance(pool, nn.Sequential) and type(pool) is nn.Sequential else [pool]
@@ -140,7 +140,8 @@ def find_grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
 def cell_edges(cells: int, field: ReceptiveField, length: float) -> FloatArray:
     """Return the `cells + 1` edges of the cells along one axis, in pixels of the network's input (0 to `length`).
 
-    A cell extends half a stride to either side of its receptive field's centre, although it sees the whole field.
+    A cell is taken to extend half a stride to either side of the centre of its receptive field, although its value
+    depends on the whole field.
     """
     first = float(field.offset) + 0.5 - field.stride / 2  # the centre of pixel i is at i + 0.5
     edges: FloatArray = np.clip(first + field.stride * np.arange(cells + 1), 0, length)
@@ -148,7 +149,7 @@ def cell_edges(cells: int, field: ReceptiveField, length: float) -> FloatArray:
 
 
 def check_pooling(pool: nn.Module, side: int) -> None:
-    """Check that pooling the bins from `find_grids` one by one gives what `pool` returns for `side` x `side` cells.
+    """Check that pooling the bins from `find_grids` one by one gives the output of `pool` on `side` x `side` cells.
 
     Raises:
         UserError: the bins are unknown, or the outputs differ.
@@ -198,7 +199,7 @@ def _bin_level(grid: Grid, map_CHW: Tensor, gradient_Cnm: Tensor) -> Level:
 
 
 def _attribute_cells(part_Chw: Tensor, gradient_C: Tensor, pool: str) -> Tensor:
-    """Return what each cell of one bin adds, as a tensor (h, w)."""
+    """Return what each cell of one bin adds to the logit, as a tensor (h, w)."""
     if pool == "avg":
         return (part_Chw * gradient_C[:, None, None]).sum(0) / part_Chw[0].numel()
     maximum_C, cell_C = part_Chw.flatten(1).max(1)

@@ -28,8 +28,8 @@ FOR, AGAINST, INK, FAINT, TRACK = "#e85d04", "#1d4ed8", "#1c1c1c", "#686868", "#
 SHADES = ListedColormap([to_rgba(FOR if v > 0 else AGAINST, 0.85 * abs(v) ** 0.7) for v in np.linspace(-1, 1, 255)])
 # parse_math: a "$" in a name is plain text, not the start of a formula
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 12, "text.color": INK, "text.parse_math": False}
-# All in pixels. A panel has the area of a square with side SIDE, but no side longer than LONGEST. A column is at least
-# NARROWEST wide.
+# All sizes are in pixels. A panel has the area of a square with side SIDE, but no side longer than LONGEST. A column is
+# at least NARROWEST wide.
 SIDE, LONGEST, NARROWEST, WIDEST, MARGIN, GAP, HEADER, CLASS, BAR = 270, 540, 210, 1384, 18, 20, 44, 33, 260
 OUTLINE = [withStroke(linewidth=4, foreground="white")]
 UNITS = {"max": "bin (the maximum of its cells)", "avg": "bin (the mean of its cells)", "cells": "cell"}
@@ -47,7 +47,7 @@ def plot_attribution(
     """Plot an RGB image, its likeliest classes (at most 10), a panel per level of the pyramid, and a legend.
 
     The network sees the region `box` of the image, resized to `view` (width, height). `classes` holds names and
-    probabilities, and `attribution` belongs to the first of them.
+    probabilities, and `attribution` belongs to the first class.
     """
     levels, classes, panel, whole = attribution.levels, classes[:10], _panel_size(*view), _panel_size(*image.size)
     column = max(NARROWEST, panel[0], whole[0]) + GAP
@@ -106,7 +106,7 @@ def _list_classes(page: Axes, classes: Classes, x: float, y: float, width: float
 
 
 def _plot_level(page: Axes, level: Level, x_edges: FloatArray, y_edges: FloatArray, limit: float) -> None:
-    """Shade the bins, put a dot on the cell that adds most in each bin, and print all values if they fit."""
+    """Shade the bins, put a dot on the cell that adds most in each bin, and print the value of each bin if all fit."""
     bins, rows, cols = level.bins.numpy(), y_edges[np.array(level.grid.rows)], x_edges[np.array(level.grid.cols)]
     total, count = np.zeros((2, len(y_edges) - 1, len(x_edges) - 1))
     for (i, j), value in np.ndenumerate(bins):
@@ -123,13 +123,13 @@ def _plot_level(page: Axes, level: Level, x_edges: FloatArray, y_edges: FloatArr
     page.plot(*dots.T, "o", markersize=8, markerfacecolor="white", markeredgecolor=INK, markeredgewidth=1)
     for axis in (rows, cols):  # each value is printed where its bin overlaps no other bin
         axis[1:, 0], axis[:-1, 1] = np.maximum(axis[1:, 0], axis[:-1, 1]), np.minimum(axis[1:, 0], axis[:-1, 1])
-    half = np.array([4 * max(len(f"{value:+z.2f}") for value in bins.flat), 9])  # half the size of a printed value
+    half = np.array([4 * max(len(f"{value:+z.2f}") for value in bins.flat), 9])  # half the width and height of a value
     if np.diff(cols).min() < 2 * half[0] or np.diff(rows).min() < 2.6 * half[1]:
         return
     for (i, j), value in np.ndenumerate(bins):
         xs, ys = np.array([cols[j], rows[i]]) + np.outer(half, (1, -1))
         spots = [(x, y) for x in (xs.mean(), *xs) for y in (ys.mean(), *ys)]
-        # each spot's distance to the nearest dot, at most 1; at 1, the printed value touches no dot
+        # for each spot, the distance to the nearest dot, capped at 1; from a distance of 1, the value touches no dot
         clear = [np.abs((dots - spot) / (half + 5)).max(1).min(initial=1) for spot in spots]
         page.text(*spots[int(np.argmax(clear))], f"{value:+z.2f}", ha="center", va="center", path_effects=OUTLINE)
 

@@ -71,7 +71,7 @@ class JsonLines:
         if self.instead_of_table:
             say(_dump(line))
         elif self.path is not None:
-            if self._file is None:  # opened with the first line, so that a failed command leaves no file
+            if self._file is None:  # opened at the first line, so a command that fails earlier leaves no file
                 # resolve: if the path is a link, the link's target is replaced, not the link
                 self._file = self._stack.enter_context(atomic_write(self.path.resolve()))
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -82,7 +82,8 @@ def say(line: str) -> None:
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
+        # The interpreter flushes stdout at exit, which would fail again if stdout were still the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None  # 128 + SIGPIPE, as a shell reports it
 
 

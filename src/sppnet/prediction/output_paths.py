@@ -1,4 +1,4 @@
-"""Choose the paths of predictions and plots, and check which files they would replace. Imports no torch."""
+"""Choose the paths of predictions and plots, and check which files would be replaced. Does not import torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PlotPaths:
     longest: int
 
     def path(self, name: str) -> Path:
-        """Return the path of an image's plot. A name that would be too long is cut and ends in a digest."""
+        """Return the path of an image's plot. A name that would be too long is shortened and ends in a digest."""
         if self.single:
             return self.place
         path = self.place / f"{name}.png"  # keeps the image's suffix, because a.jpg and a.png are two images
@@ -52,7 +52,10 @@ class PlotPaths:
         ).hexdigest()
 
     def find_conflict(self, name: str) -> Path | None:
-        """Return the file that the plot would replace, unless it is a plot of the same image and network."""
+        """Return the file that an image's plot would replace.
+
+        Returns None if there is no such file, or if it is a plot of the same image and network.
+        """
         path = self.path(name)
         if not os.path.lexists(path):
             return None
@@ -67,7 +70,7 @@ class PlotPaths:
 def build_plot_paths(
     trained: TrainedNetwork, cfg: Mapping[str, Any], draw: bool | str, images: InputFiles
 ) -> PlotPaths | None:
-    """Choose the paths of the plots without creating any; None if `draw` is False.
+    """Choose the paths of the plots without creating any files or folders; None if `draw` is False.
 
     Raises:
         UserError: the plots cannot be written to `draw`, or would replace other files.
@@ -138,12 +141,12 @@ def _default_folder(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
 
 
 def _limit_bytes(name: str, most: int) -> str:
-    """Return `name`. If it is longer than `most` bytes, a digest replaces the end of its stem."""
+    """Return `name`, shortened to `most` bytes if it is longer: a digest then replaces the end of its stem."""
     if most < 0 or len(os.fsencode(name)) <= most:
         return name
     stem, suffix = os.path.splitext(name)  # noqa: PTH122  (a name, not a path)
     end = f"-{digest([name])[:12]}{suffix}"
-    # "ignore" drops the rest of a character that the cut has split
+    # "ignore" drops the bytes of a character that shortening the stem has left incomplete
     return os.fsencode(stem)[: most - len(os.fsencode(end))].decode("utf-8", "ignore") + end
 
 
@@ -160,13 +163,13 @@ def _check_file(path: Path, images: InputFiles) -> None:
 
 def _check_folder(path: Path, images: InputFiles) -> None:
     several = len(images.names) > 1
-    count = f"{len(images.names)} images are" if several else "an image is"
+    count = f"{len(images.names)} images are to be plotted" if several else "plots are PNG files"
     if path.exists() and not path.is_dir():
         allowed = "true, false or a folder" if several else "true, false, a folder or a .png file"
         raise UserError(f"draw={path} is a file that cannot hold the plots; draw must be {allowed}")
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        kind = "draw must be a folder" if several else f"a plot is a PNG, so use draw={path.with_suffix('.png')}"
-        raise UserError(f"draw={path} has the suffix of an image file, and {count} to be plotted; {kind}")
+        kind = "draw must be a folder" if several else f"use draw={path.with_suffix('.png')}"
+        raise UserError(f"draw={path} has the suffix of an image file, but {count}; {kind}")
     if images.folder and path.resolve().is_relative_to(images.root.resolve()):
         raise UserError(
             f"draw={path} is inside input={images.root}, where the next predict run would read the plots as images;"

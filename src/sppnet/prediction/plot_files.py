@@ -18,13 +18,13 @@ from sppnet.storage.files import atomic_write
 
 @dataclass(frozen=True)
 class PlotWriter:
-    """Writes one PNG per image to `paths`. `field` describes the receptive fields of the backbone's cells."""
+    """Writes one PNG per image to `paths`. `field` describes the receptive fields of the feature map's cells."""
 
     paths: PlotPaths
     field: ReceptiveField
 
     def write(self, predictor: Predictor, prediction: Prediction, best: Sequence[tuple[int, float]], name: str) -> None:
-        """Plot the attribution of the likeliest class.
+        """Plot an image with the attribution of its likeliest class, and write the plot to its file.
 
         Args:
             predictor: the predictor that made `prediction`.
@@ -43,4 +43,5 @@ class PlotWriter:
         metadata.add_text(KEY, self.paths.origin(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "wb") as file:
-            plot.save(file, "PNG", compress_level=4, pnginfo=metadata)  # faster than the default; hardly larger files
+            # This level is faster than the default, and the files are hardly larger.
+            plot.save(file, "PNG", compress_level=4, pnginfo=metadata)

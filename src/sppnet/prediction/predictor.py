@@ -1,8 +1,8 @@
-"""Predict a stream of images: workers read ahead, images of similar shape share a batch, results keep input order.
+"""Predict a stream of images. Workers read ahead, images of similar shape share a batch, and the input order is kept.
 
 Images are read, resized and scored by the code that also tests a network, so the same image gets the same scores.
-Memory does not grow with the number of images, because results wait for earlier ones only within a window of
-`data.batch_size` images.
+Memory does not grow with the number of images, because a result waits for the results of earlier images only within a
+window of `data.batch_size` images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sppnet.data.readers import build_reader
 from sppnet.data.views import Views
 from sppnet.training.inference import load_classifier, place_on_device
 
-FEW = 16  # up to this many images, no worker is started: that would take longer than reading the images
+FEW = 16  # for up to this many images, no workers are started: starting them takes longer than reading the images
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Prediction:
         name: the image's path.
         shape: (height, width) in pixels; (0, 0) if it could not be read.
         probabilities: float64 (K,), on the CPU.
-        view: the network's input before normalisation, uint8 (3, h, w); with several scales, the view at the first.
+        view: the network's input before normalisation, uint8 (3, h, w); at the first scale if there are several.
         problem: why the image could not be read; empty if it was read.
     """
 
@@ -53,7 +53,7 @@ class Prediction:
     problem: str = ""
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """Return the numbers and probabilities of the `count` likeliest classes (at most all), the likeliest first."""
+        """Return the `count` likeliest classes (all if there are fewer), likeliest first, as (number, probability)."""
         order = self.probabilities.argsort(descending=True, stable=True)[:count]
         return [(label, float(self.probabilities[label])) for label in order.tolist()]
 
@@ -63,7 +63,7 @@ class PredictionBatch(Batch):
 
     Keys:
         shapes: (height, width) of each original image in the batch.
-        problems: the reason for each image that could not be read, keyed by the image's index.
+        problems: the reasons why images could not be read, keyed by image index.
     """
 
     shapes: list[tuple[int, int]]
@@ -108,7 +108,10 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, batch: Batch) -> Tensor:
-        """Return the softmax of a batch (sigmoid if the network's loss uses it) as float64 (N, K) on the CPU."""
+        """Return the class probabilities of a batch as float64 (N, K) on the CPU.
+
+        They are the softmax of the logits, or the sigmoid if the network's loss uses it.
+        """
         with self.fabric.autocast():
             logits_NK = self.classifier.scores(batch).cpu().double()  # CPU first: Apple's GPUs have no float64
         return (logits_NK.sigmoid() if self.classifier.sigmoid else logits_NK.softmax(1)).cpu()
@@ -133,7 +136,7 @@ class Predictor:
         return DataLoader(
             _ShapedSamples(self.images, BatchDataset(self.images, regions, source)),
             batch_sampler=_WindowBatches(self.images, self.cfg),
-            # The annotation expects a function of a list, but `__getitems__` returns a tuple.
+            # The annotation expects a function that takes a list, but `__getitems__` returns a tuple.
             collate_fn=_ShapedCollate(Collator(self.images, skip=True)),  # type: ignore[arg-type]
             num_workers=workers,
             pin_memory=self.fabric.device.type == "cuda",
@@ -154,7 +157,7 @@ class _ShapedSamples(Dataset[UncollatedBatch]):
 
 @dataclass(frozen=True)
 class _ShapedCollate:
-    """Collates a `PredictionBatch`."""
+    """Collates samples into a `PredictionBatch`."""
 
     collate: Collator
 
@@ -169,7 +172,7 @@ class _ShapedCollate:
 class _WindowBatches(Sampler[list[Item]]):
     """Batches from successive windows of `data.batch_size` images; images of similar shape share a batch.
 
-    Aspect ratios are rounded and sizes are chosen as in a test.
+    Aspect ratios are rounded, and image sizes and batch sizes are chosen, in the same way as in a test.
     """
 
     def __init__(self, images: UnlabelledImages, cfg: Mapping[str, Any]) -> None:
@@ -186,7 +189,7 @@ class _WindowBatches(Sampler[list[Item]]):
             shapes = partial(self._shapes, range(start, start + len(members)))
             buckets = eval_buckets(members, self.views["fit"], shapes, self.views["aspect_step"])
             batches = EvalBatchSampler(buckets, self.size, self.sides, self.batch_size)
-            for batch in sorted(batches, key=lambda batch: batch[0].index):  # the batch with the first image first
+            for batch in sorted(batches, key=lambda batch: batch[0].index):  # in the order of their first images
                 yield [item._replace(index=start + item.index) for item in batch]
 
     def _shapes(self, indices: Iterable[int]) -> ShapeArray:

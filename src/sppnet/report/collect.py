@@ -21,9 +21,9 @@ Setting = tuple[str, tuple[str, ...]]  # name of the listed row, and overrides w
 
 
 def build_tables(study: Study) -> list[Table]:
-    """Build the tables of a study: for its trained networks, for its features with a linear SVM, or for both.
+    """Build the tables of a study, for its trained networks, for its linear SVMs on features, or for both.
 
-    Runs without a plan get one table for each data set that they were tested on.
+    Runs that no sweep planned get one table for each data set that they were tested on.
     """
     transfer = _transfer_table(study)
     tables = _planned_tables(study) if study.points else _unplanned_tables(study)
@@ -97,7 +97,7 @@ def _row_name(name: str, setting_hash: str, formats: Sequence[object], results: 
     """Name one row of a setting.
 
     If a setting has several rows, each name includes the format of the code that trained the networks, unless this is
-    the current format. If two rows share a format, every name includes the hash instead.
+    the current format. If two rows share a format, every name includes the setting's hash instead.
     """
     if len(formats) < 2:
         return name
@@ -108,7 +108,7 @@ def _row_name(name: str, setting_hash: str, formats: Sequence[object], results: 
 
 
 def _drop_duplicates(settings: Mapping[Setting, list[SweepPoint]]) -> dict[Setting, list[SweepPoint]]:
-    """Drop settings whose runs and tests all belong to another setting, for example of a sweep typed in two ways."""
+    """Drop settings whose runs and tests all belong to another setting, as when the same sweep is typed in two ways."""
     tests = {setting: {(point.run, point.test) for point in points} for setting, points in settings.items()}
     settings_by_test: dict[tuple[str, str], list[Setting]] = {}
     for setting, own_tests in tests.items():
@@ -128,7 +128,7 @@ def _drop_duplicates(settings: Mapping[Setting, list[SweepPoint]]) -> dict[Setti
 
 def _setting_names(study: str, settings: Mapping[Setting, Sequence[SweepPoint]]) -> dict[Setting, str]:
     """Name each setting by its listed row and the overrides that distinguish it from other settings of that row."""
-    shared: dict[str, set[str]] = {}  # overrides that all settings of a row share; a plain grid is the row ""
+    shared: dict[str, set[str]] = {}  # overrides that all settings of a row share; in a plain grid, the row is ""
     for row, overrides in settings:
         shared[row] = shared.get(row, set(overrides)) & set(overrides)
     candidates = []
@@ -141,7 +141,7 @@ def _setting_names(study: str, settings: Mapping[Setting, Sequence[SweepPoint]])
 
 
 def _transfer_table(study: Study) -> Table | None:
-    """Build the table of `sppnet transfer`, with a row per record of the latest protocol; None if there is none."""
+    """Build the table of `sppnet transfer`, with a row per record of the latest protocol; None if no record exists."""
     records = [read_json(path) for path in sorted((study.folder / "transfer").glob("*.json"))]
     records = [record for record in records if isinstance(record, dict) and record.get("splits")]
     if not records:
@@ -153,7 +153,8 @@ def _transfer_table(study: Study) -> Table | None:
     differing = [key for key in naming_keys if len({str(record["row"][key]) for record in shown}) > 1] or ["layer"]
     names = [" ".join(str(record["row"][key]) for key in differing) for record in shown]
     hashes = [str(record["hash"]) for record in shown]
-    # Records can also differ in settings that no naming key shows, such as how images are prepared.
+    # Records can also differ in settings that no naming key shows, such as how images are prepared. Their names then
+    # include the hash.
     candidates = [(name, f"{name} [{key}]", f"row {key}") for name, key in zip(names, hashes, strict=True)]
     rows = [
         Row(name, _split_results(record), {}, {})
@@ -182,7 +183,7 @@ def _columns(metrics: Sequence[str] | None, results: Sequence[Result]) -> list[C
     """Build a column per metric, or per metric and test size if any result has several sizes.
 
     Raises:
-        UserError: no result has a metric that `metrics` names.
+        UserError: `metrics` names a metric that no result has.
     """
     keys = dict.fromkeys(key for result in results for key in result.metrics)
     shown = metrics or (["map"] if "test/map" in keys else ["top1"])

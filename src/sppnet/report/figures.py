@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from sppnet.report.table import Column, Row, Table
 from sppnet.statistics import MIN_PAIRS, Spread, spread
 
-BLUE, GREY = "#0072B2", "#555555"  # the blue of Okabe and Ito, which every reader can tell from black, even in print
+BLUE, GREY = "#0072B2", "#555555"  # a blue by Okabe and Ito that every reader can tell from black, even in print
 STYLE: Any = {"svg.hashsalt": "sppnet", "font.size": 9, "svg.fonttype": "path", "axes.spines.top": False}
 MAX_PANELS = 6
 CHARACTER_INCHES = 0.075  # approximate width of a character in a label
@@ -53,7 +53,7 @@ def _draw_rows(table: Table) -> Figure:
 
 
 def _draw_bins(table: Table) -> Figure:
-    """Plot the first two metrics against the number of bins, with the interval of each mean and a label per row."""
+    """Plot the means of the first two metrics against the number of bins, with intervals and a label per row."""
     columns = table.columns[:2]
     figure = Figure(figsize=(0.8 + 4.2 * len(columns), 3.6), layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False)[0]

@@ -32,7 +32,7 @@ def render_page(studies: Sequence[tuple[Summary, str | None, Path]], file: Path,
     Args:
         studies: for each table, its summary, its figure as SVG, and the folder of its runs.
         file: the path of the page; links to run directories are relative to its folder.
-        footer: a note that says when and by which version the page was written.
+        footer: a note that says when and by which version of sppnet the page was written.
     """
     index = "".join(
         f'<li><a href="#{escape(summary.table.name)}">{escape(summary.table.name)}</a></li>'

@@ -13,10 +13,10 @@ from sppnet.errors import UserError
 from sppnet.report.table import Table
 from sppnet.studies.study import Study
 
-# in a checkout: the folder for results under version control, next to the study files
+# The folder in a checkout for results under version control, next to the study files.
 RESULTS = Path("experiments/results")
 ENDINGS = (".csv", "_runs.csv", ".md", ".svg", ".tex")
-PAGE_MARK = "<!-- sppnet report of "  # in an HTML page, comes before the list of its runs
+PAGE_MARK = "<!-- sppnet report of "  # precedes the list of runs in an HTML page
 
 
 def default_folder(study: Study) -> Path:

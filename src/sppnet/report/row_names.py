@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-MAX_LENGTH = 40  # characters that fit in a table and in the figure next to it
+MAX_LENGTH = 40  # number of characters that fit in a table and in its figure
 PYRAMID_FILE = re.compile(r"l\d+((?:_\d+)+)")  # the name of a file in conf/pyramid
 UNNAMED_KEYS = (  # keys with these prefixes, such as fingerprints, never appear in a name
     *("seed", "layout", "data.fingerprint"),
     *("test.format", "test.fingerprint", "test.limit"),
 )
-# The last parts of keys whose value usually fixes the other values of their section (views.name fixes the rest of
-# views), so that a row's name needs no other key.
+# The last parts of keys whose value usually determines the other values of their section, as views.name determines the
+# rest of views. A row's name then needs no other key of that section.
 NAMING_KEYS = ("name", "_target_", "train")
 
 
@@ -43,7 +43,7 @@ def name_by_difference(
     """Name rows that no sweep planned, by the keys in which their configurations differ.
 
     Args:
-        identities: the flattened configuration of each row; keys of its test start with `test.`.
+        identities: the flattened configuration of each row; the keys of the row's test start with `test.`.
         runs: for each row, the name of one of its run directories.
         hashes: for each row, a hash that no other row has.
     """
@@ -63,7 +63,7 @@ def name_by_difference(
 
 
 def name_from_overrides(overrides: Iterable[str], row: str, short: bool) -> str:
-    """Join the name of a listed `row` and overrides; `short` drops keys whose values are clear without them."""
+    """Join the name of a listed `row` and its overrides; `short` drops keys whose values are clear without them."""
     return " ".join(filter(None, [row, *(_format_override(override, short) for override in overrides)]))
 
 
@@ -88,7 +88,7 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _format_override(override: str, short: bool) -> str:
-    """Format an override; `short` drops the key of a group and shortens other keys to their last part."""
+    """Format an override; `short` drops the key of a config group and shortens other keys to their last part."""
     key, _, value = override.partition("=")
     if not short:
         return override

@@ -12,7 +12,7 @@ from sppnet.storage.files import read_record
 
 
 def read_provenance(run: Run) -> dict[str, Any]:
-    """Read the run's `identity` and `starts`; both are empty if `provenance.json` is missing or damaged."""
+    """Read the run's `identity` and `starts`; if `provenance.json` is missing or damaged, they are `{}` and `[{}]`."""
     record = read_record(run.path / "provenance.json")
     return {"identity": record.get("identity") or {}, "starts": record.get("starts") or [{}]}
 

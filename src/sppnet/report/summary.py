@@ -21,7 +21,7 @@ class ColumnStatistics:
         spreads: the mean and variation of each row; None for a row without results.
         best: the row that is significantly better than every other; None if there is none.
         base: the row that others are compared with: `report.compare` or, by default, the row with the best mean.
-        differences: the paired differences of each row minus `base`.
+        differences: for each row, its paired differences from `base` (the row minus `base`).
     """
 
     spreads: Mapping[str, Spread | None]
@@ -86,7 +86,7 @@ class Summary:
         ]
 
     def legend(self) -> str:
-        """How to read the table."""
+        """An explanation of how to read the table."""
         over = f"{self.table.over}s"
         notes = " The paper's values are as printed in the paper." if any(row.paper for row in self.table.rows) else ""
         if self.table.over == "split":
@@ -126,7 +126,7 @@ class Summary:
 
 
 def merge_provenance(row: Row) -> dict[str, Any]:
-    """Merge the provenance of a row's runs: list each column's distinct values, but take the mean of the seconds."""
+    """Merge the provenance of a row's runs: the mean of the seconds, the latest time and all distinct other values."""
     results: list[Result] = list(row.results.values())
 
     def distinct(key: str) -> str:
@@ -157,7 +157,8 @@ def format_cell(value: Any) -> str:
 
 def _format_spread(column: Column, row_spread: Spread | None, row: Row) -> str:
     if row_spread is None:
-        return "-" if row.results else "missing"  # "-": not planned; only other rows have this metric or test size
+        # "-" means that no value was planned, because only other rows have this metric or test size.
+        return "-" if row.results else "missing"
     mean = format_metric(column, row_spread.mean)
     if row_spread.deviation is None or row_spread.half is None:
         return mean

@@ -14,7 +14,7 @@ RUN_COLUMNS = ("hash", "commit", "machine", "time", "seconds", "parameters", "no
 
 
 def markdown(summary: Summary, figure_file: str | None) -> str:
-    """Render the complete report on a study; `figure_file` names the figure in the same folder."""
+    """Render the complete report on a study; `figure_file` is the name of the figure's file in the same folder."""
     table = summary.table
     parts = [f"# {table.name}", "\n".join(f"- {name}: {content}" for name, content in summary.header())]
     if figure_file:

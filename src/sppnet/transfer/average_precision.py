@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.floating]
 def average_precision(scores: Floats, relevant: Bools, ignored: Bools | None = None) -> tuple[float, float]:
     """Return the average precision of one class, over VOC 2007's eleven points and over all points.
 
-    - Eleven points: for each of the recalls 0, 0.1, ..., 1, the best precision at that recall or higher, averaged.
+    - Eleven points: the mean, over the recalls 0, 0.1, ..., 1, of the best precision at that recall or higher.
     - All points (since VOC 2010): the area under the precision-recall curve, after each precision is replaced by the
       best one at that recall or higher.
 

@@ -20,7 +20,7 @@ def load_comparable_rows(folder: Path, row: Mapping[str, Any]) -> list[dict[str,
 
 
 def format_rows(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the lines to print: the figures of `row`, the table of `rows`, and the difference for each pair of rows."""
+    """Yield the lines to print: the scores of `row`, the table of `rows`, and the difference for each pair of rows."""
     yield "  ".join(f"transfer/{name} {value:.4f}" for name, value in row["figures"].items())
     yield ""
     yield from _table(rows)
@@ -77,7 +77,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _distinguishing_settings(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield the settings that have no column and differ between `row` and other rows with the same columns."""
+    """Yield the settings in which `row` differs from other rows with the same columns; none of these has a column."""
     alike = [other["identity"] for other in rows if _columns(other) == _columns(row)]
     for section in ({"view", "mean", "std", "precision"} & row["identity"].keys()) if len(alike) > 1 else ():
         values = row["identity"][section]

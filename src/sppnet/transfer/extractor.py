@@ -61,7 +61,7 @@ def check_extraction(task: Task) -> None:
     """
     cfg, layer = task.cfg, task.layer
     check_hardware({**cfg["trainer"], "devices": 1, "num_nodes": 1}, 1)
-    # a stand-in: only fully connected layers need the trained head
+    # a placeholder, because only fully connected layers need the trained head
     head: dict[str, Any] = {"name": "gap", "bins": [1], "hidden": []}
     sizes: dict[str, Any] = {"train": [], "val": [], "test": [task.size]}
     if layer["kind"] == "fc":
@@ -103,7 +103,8 @@ def _build(task: Task, names: list[str]) -> Extractor:
         torch.manual_seed(cfg["seed"])
         extractor = Extractor(normalise, build_backbone(cfg["backbone"]), None, layers)
     else:
-        # The head is built as the checkpoint describes it: with layer=spp, the pyramid in cfg may be a different one.
+        # The head is built as the checkpoint describes it, because with layer=spp, the pyramid in cfg may differ from
+        # the one that the head was trained with, and the weights might not fit.
         checkpoint = read_checkpoint(task.trained.weights)
         network = load_network(checkpoint, cfg["backbone"], cfg["sizes"]["train"][0], task.trained.checkpoint)
         extractor = Extractor(normalise, network.backbone, network.head, layers)

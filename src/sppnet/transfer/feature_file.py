@@ -1,4 +1,4 @@
-"""Feature files: written row by row, but atomically as a whole; verified and memory-mapped when read.
+"""Feature files, which are written row by row, appear only when complete, and are verified and memory-mapped when read.
 
 A file is a `.npy` array, float32 (N, D), followed by the SHA-256 of the bytes before it. `numpy.load` ignores the hash.
 """

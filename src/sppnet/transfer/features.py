@@ -1,4 +1,4 @@
-"""Features of all images of a data set, computed in one pass and kept on disk for use in all splits and later rows."""
+"""Features of all images in a data set, computed in one pass and stored on disk for all splits and later rows."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def load_features(task: Task, images: ImageSet) -> Array:
     `conv`, by far the largest layer, is computed only on request.
 
     Raises:
-        UserError: the weights do not fit, or an image cannot be read and `data.bad_files` is `error`.
+        UserError: the weights do not fit the network, or an image cannot be read and `data.bad_files` is `error`.
         RunFailed: a feature is not finite.
     """
     paths = {name: _path(task, images, name) for name in _layers_to_compute(task)}
     path = paths[task.own["layer"]]
     features_ND = feature_file.load(path, len(images))
-    # if unreadable images are not allowed, a new pass reports them
+    # if unreadable images are not allowed, computing the features again reports them
     if features_ND is None or (find_unreadable(features_ND) and not task.skip):
-        # keyed by path, because pool and spp may share one
+        # keyed by path, because pool and spp may share a file, which is then written only once
         missing = {p: name for name, p in paths.items() if p == path or not p.exists()}
         _compute(task, images, {name: p for p, name in missing.items()})
         features_ND = feature_file.load(path, len(images))
@@ -101,12 +101,12 @@ def _compute(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
                     raise RunFailed(f"layer={name}: the features of {file} are not all finite")
                 rows.put(indices, features_ND.numpy())
         if not any(rows.width for rows in files.values()):
-            raise UserError(f"data={task.cfg['data']['name']}: none of its {len(images)} images can be read")
+            raise UserError(f"data={task.cfg['data']['name']}: none of its images ({len(images)} in total) can be read")
     notice_remarks(remarks)
 
 
 def _pyramid_is_trained(task: Task, trained: TrainedNetwork) -> bool:
-    """Whether the pyramid is the one the network was trained with, as its fully connected layers require."""
+    """Whether the network was trained with this pyramid, as its fully connected layers require."""
     stored, head = load_stored_config(trained.checkpoint)[0]["head"], task.cfg["head"]
     return all(stored.get(key.partition(".")[2]) == head.get(key.partition(".")[2]) for key in PYRAMID)
 

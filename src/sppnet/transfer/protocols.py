@@ -26,7 +26,7 @@ class Outcome:
     """The scores of the SVM.
 
     Attributes:
-        figures: means over the splits, and standard deviations if there are several.
+        figures: means over the splits, and standard deviations if there are several splits.
         splits: the scores on each split, overall and per class.
         protocol: a description of the splits.
     """
@@ -96,7 +96,9 @@ def _rank(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) 
 
 
 def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
-    """Return the train and test images of each split, without `bad`. Validation images are used for training.
+    """Return the train and test images of each split, without the images `bad`.
+
+    Validation images are used for training.
 
     Raises:
         UserError: labels contradict each other, or there are too few images.
@@ -139,7 +141,7 @@ def _labels(images: ImageSet) -> IntArray:
 
 
 def _warn_of_missing_classes(images: ImageSet, labels: IntArray, splits: Sequence[Split]) -> None:
-    """Warn about classes that are in only one of the data set's own parts (random splits have every class in both)."""
+    """Warn about classes that are in only one of the data set's own parts; random splits have every class in both."""
     trained, tested = (set(labels[getattr(splits[0], part)].tolist()) for part in ("train", "test"))
     untested = [name for number, name in enumerate(images.classes) if number not in tested]
     if untested:

@@ -13,7 +13,7 @@ from sppnet.errors import UserError
 
 
 class Split(NamedTuple):
-    """Sorted image indices; no image is in both parts."""
+    """Sorted indices of the training and the test images; no image is in both parts."""
 
     train: IntArray
     test: IntArray
@@ -22,7 +22,7 @@ class Split(NamedTuple):
 def draw_splits(
     labels: Sequence[int], members: Sequence[int], classes: Sequence[str], splits: Mapping[str, int]
 ) -> list[Split]:
-    """Draw seeded splits of `members`. Each class is drawn independently, so adding one leaves the others unchanged.
+    """Draw seeded splits of `members`. Each class is drawn independently, so a new class leaves the others unchanged.
 
     Args:
         labels: the class of each image in the data set.
@@ -41,8 +41,8 @@ def draw_splits(
     if few := [f"{classes[c]} ({len(indices)})" for c, indices in by_class.items() if len(indices) < least]:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         raise UserError(
-            f"per_class.train={splits['train']} leaves no test images for these classes (in brackets: how many images"
-            f" they have): {', '.join(few[:5])}{more}"
+            f"per_class.train={splits['train']} leaves no test images for these classes, listed with their numbers of"
+            f" images: {', '.join(few[:5])}{more}"
         )
     return [_draw(by_class, classes, splits, number) for number in range(splits["count"])]
 

@@ -105,8 +105,8 @@ def _in_span(features_ND: Array, split: Split) -> tuple[Array, Array]:
 
     The weights of a linear SVM lie in that span, and scalar products do not depend on the basis. So the SVM is the
     same, but the fit is many times faster: a split of Caltech-101 has only 3,060 training images, with 12,800 features
-    each. If L is the Cholesky factor of the matrix of their scalar products (X X' = L L'), the rows of L are the
-    training features in such a basis.
+    each. If X is the matrix of the training features and L is the Cholesky factor of their scalar products
+    (X X' = L L'), the rows of L are the training features in such a basis.
     """
     train = features_ND[split.train]
     count, length = train.shape

@@ -35,7 +35,7 @@ MAY_CHANGE = (
     *(key for key in HARDWARE if key not in TRAINING),
 )
 GIVEN = (*MAY_CHANGE, *OWN, "checkpoint", "backbone", "pyramid", "seed", "experiments", "launch", "hydra")
-FORMAT = 2  # increment this when a code change alters the features or figures that the same settings give
+FORMAT = 2  # increment this when a code change makes the same settings give different features or scores
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Task:
 
     @property
     def splits(self) -> dict[str, int]:
-        """The settings for random splits of a single-label data set, as `draw_splits` takes them in `splits`."""
+        """The settings for random splits of a single-label data set, in the form that `draw_splits` takes."""
         return {"count": self.own["splits"] or PAPERS_SPLITS, **self.own["per_class"], "seed": self.own["split_seed"]}
 
     def own_parts(self, images: ImageSet) -> Mapping[str, Sequence[int]] | None:
@@ -119,12 +119,12 @@ class Task:
             advice = "" if images.multilabel else f"; splits={PAPERS_SPLITS} draws random splits of all images instead"
             raise UserError(
                 f"data={self.cfg['data']['name']}: the data set's own parts are {', '.join(parts)}, but transfer needs"
-                f" train and test{advice}"
+                f" images in both train and test{advice}"
             )
         return parts
 
     def identity(self, images: ImageSet) -> dict[str, Any]:
-        """Return everything that determines the figures of this row."""
+        """Return everything that determines the scores in this row."""
         evaluation = {"protocol": self.protocol(images), "C": float(self.own["svm"]["C"]), "skip": self.skip}
         return self.features(images, self.layer) | evaluation
 
@@ -139,7 +139,7 @@ class Task:
 
 
 def make_task(cfg: dict[str, Any], trained: TrainedNetwork | None) -> Task:
-    """Build the task from a composed configuration, without torch.
+    """Build the task from a composed configuration, without importing torch.
 
     Raises:
         UserError: a value is not allowed, or two values do not fit together.
