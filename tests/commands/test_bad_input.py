@@ -276,7 +276,7 @@ def test_a_number_of_processes_in_the_environment_that_is_not_the_runs(
     monkeypatch.setenv("WORLD_SIZE", "5")
     ranks.check_world_size(cfg)  # in a job of ours, srun decides
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
-    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS=3 .* require 2 process\(es\): let launch=slurm set"):
+    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS=3 .* require 2: let launch=slurm set"):
         ranks.check_world_size(cfg)
 
 

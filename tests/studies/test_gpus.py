@@ -124,7 +124,7 @@ def test_gpus_requested_by_index_are_reserved_for_their_job(tmp_path: Path, monk
     [
         (
             *("0,1", 3, {"0", "1"}),
-            "hydra.launcher.n=3: up to 3 jobs at a time share 2 GPU(s); each new job goes to the least busy",
+            "hydra.launcher.n=3: up to 3 jobs at a time share 2 GPU(s); each new job gets the least busy of them",
         ),
         ("0,1", 2, {"0", "1"}, ""),
         ("0,1", 1, {"0,1"}, ""),  # launch=local is this

@@ -1,8 +1,8 @@
 """Resolves `checkpoint=RUN_DIR_OR_FILE` to a trained network's stored configuration plus the typed overrides.
 
-The run's overrides are composed twice, with and without the overrides that the user typed. Only the difference between
-the two results is applied to the stored configuration, so a later change of a default in `conf/` does not affect old
-runs. Only `read_checkpoint` imports torch.
+The overrides stored with the network are composed twice, with and without the overrides that the user typed. Only the
+difference between the two results is applied to the stored configuration, so a later change of a default in `conf/`
+does not affect old runs. Only `read_checkpoint` imports torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sppnet.storage.paths import expand_path
 
 NORMALISATION = ("data.mean", "data.std")
 
-# Keys that control how a network is executed, such as its speed and precision. Every command may override them.
+# Keys that control a network's execution, such as its device and precision. Every command may override them.
 HARDWARE = (
     *("trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile"),
     *("trainer.channels_last", "trainer.limit_batches", "trainer.progress"),
@@ -59,8 +59,8 @@ class TrainedNetwork:
         """The name of the weights in the identity of a test.
 
         For the best.ckpt of a finished run, the name is `best`, so that the test counts as one of the run's own tests.
-        For any other file, it is the file's digest. If the code of the backbone has changed since training, the name
-        always consists of a digest of the file and one of the code.
+        For any other file, it is the file's digest. In both cases, if the code of the backbone has changed since
+        training, the name consists of two digests instead: that of the file and that of the code.
         """
         if self.changed_code:
             return f"{file_digest(self.weights)} in {digest(self.changed_code)}"
@@ -77,8 +77,8 @@ def resolve_checkpoint(
     Args:
         command: the name of the command.
         job: the job composed from the run's overrides followed by the typed ones.
-        command_keys: the top-level keys that belong to the command and that no run has.
-        may_change: the keys and sections in which the command may differ from the run.
+        command_keys: the top-level keys that belong to the command and that no run's configuration contains.
+        may_change: the keys and sections that the command may set to values other than those in training.
 
     Raises:
         UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override changes a key that must
@@ -98,10 +98,11 @@ def resolve_checkpoint(
 
 
 def _changed_code(backbone: Any, checkpoint: Path, run: Run | None) -> dict[str, str]:
-    """Return the current digest of each user class whose file has changed since training; print a notice for each."""
+    """Print a notice for each user class whose file has changed since training, and return the current digests."""
     if not isinstance(backbone, Mapping):
         return {}
-    check_target(backbone.get("_target_"), "backbone")  # must precede own_class_digests, which can import packages
+    # own_class_digests can import the package of the class, so check first that the class is allowed
+    check_target(backbone.get("_target_"), "backbone")
     if not (now := own_class_digests(backbone)):
         return {}
     if run is not None:
@@ -140,7 +141,7 @@ def locate(checkpoint: Path) -> tuple[Run | None, Path]:
         run = Run(checkpoint)
         if not run.best.is_file():
             state = run.status.get("state", "not an sppnet run")
-            raise UserError(f"checkpoint={checkpoint} contains no checkpoints/best.ckpt ({state})")
+            raise UserError(f"checkpoint={checkpoint} contains no checkpoints/best.ckpt (status: {state})")
         return run, run.best
     if not checkpoint.is_file():
         raise UserError(f"checkpoint={checkpoint}: no such file or directory")
@@ -170,7 +171,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load_stored_config(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
     """Load the configuration and the overrides of the run that wrote the checkpoint.
 
-    They are in the run directory, or in the checkpoint itself if it is a file outside a run directory.
+    Both are read from the run directory or, if `checkpoint` is a file outside a run directory, from that file.
 
     Raises:
         UserError: the path does not exist, or the configuration cannot be read.
@@ -196,7 +197,8 @@ def refuse_changes(stored: Mapping[str, Any], cfg: Mapping[str, Any], may_change
     """Check that a command's configuration differs from the stored one only in keys that may change.
 
     Raises:
-        UserError: a key outside `may_change` differs, or one of the normalisation keys `data.mean` and `data.std` does.
+        UserError: a key outside `may_change` differs, or `data.mean` or `data.std` differs, even if `may_change` lists
+            the section `data`.
     """
     for key, old, new in differences(stored, cfg):
         listed = any(key == may or key.startswith(f"{may}.") for may in may_change)

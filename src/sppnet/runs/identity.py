@@ -76,7 +76,7 @@ def eval_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dic
 
 
 def _limit(cfg: Mapping[str, Any]) -> dict[str, int] | None:
-    """Everything that determines which images a test scores under `trainer.limit_batches`; None if it scores all."""
+    """Everything that determines which images a test scores under `trainer.limit_batches`; None without a limit."""
     batches = cfg["trainer"]["limit_batches"]
     if batches is None:
         return None
@@ -112,7 +112,7 @@ def world_size(cfg: Mapping[str, Any]) -> int:
 
 
 def weights_identity(weights: str | None) -> str | None:
-    """The SHA-256 digest of a weights file; for torchvision weights, their name itself.
+    """The SHA-256 digest of a weights file, or the name of torchvision weights.
 
     Raises:
         UserError: `weights` looks like a path, but no such file exists.

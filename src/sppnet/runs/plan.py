@@ -21,7 +21,7 @@ class PlannedRun:
 
     Attributes:
         cfg: the configuration.
-        identity: everything that determines the weights; the run directory's name contains its hash.
+        identity: everything that determines the weights; its hash is part of the run directory's name.
         run: the run directory, which may not exist yet.
         test: the hash of the test.
         images: the data set, with the list of images that `identity` covers. Training uses this list, even if files

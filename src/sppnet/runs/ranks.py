@@ -1,8 +1,8 @@
 """Clears inherited rank variables and checks the number of processes. Does not import torch.
 
 Only `sppnet train` and the jobs of `launch=slurm` start several processes for one run. Rank variables from any other
-source are stale, or come from a launcher that sppnet does not support. They are cleared before Lightning is imported,
-because Lightning reads the environment.
+source are stale, or come from a launcher that sppnet does not support. They are cleared before Lightning is imported;
+otherwise, Lightning would take the rank of this process from them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def clear_inherited_ranks(command: str) -> None:
     Raises:
         UserError: a launcher has started several processes of this command.
     """
-    if command in {"rank", "status", "report"}:  # sppnet itself starts `rank`; the other two only read files
+    if command in {"rank", "status", "report"}:  # `rank` needs these variables; `status` and `report` only read files
         return
-    if job.inside_slurm():  # srun sets the tasks' ranks; torch's variables come from the shell that submitted the job
+    if job.inside_slurm():  # srun set the SLURM variables for this task, but torch's come from the submitting shell
         _unset(*TORCH)
         return
     counts = {f"{name} ({key}={count})": count for key, name in LAUNCHERS.items() if (count := _count(key)) > 1}
@@ -64,7 +64,9 @@ def check_world_size(cfg: Mapping[str, Any]) -> None:
         return
     shape = f"trainer.devices={cfg['trainer']['devices']} and trainer.num_nodes={cfg['trainer']['num_nodes']}"
     fix = "let launch=slurm set nodes and tasks" if inside_slurm else f"set trainer.devices={count} or unset WORLD_SIZE"
-    raise UserError(f"{key}={count} in the environment, but {shape} require {required} process(es): {fix}")
+    raise UserError(
+        f"{key}={count} in the environment gives the number of processes, but {shape} require {required}: {fix}"
+    )
 
 
 def _count(key: str) -> int:

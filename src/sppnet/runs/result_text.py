@@ -9,7 +9,7 @@ from sppnet.runs.run_directory import Run
 
 
 def result_lines(record: Mapping[str, Any]) -> list[str]:
-    """One line with the metrics at the first test size. If there are several sizes, one more line for each of them.
+    """One line with the metrics at the first test size, followed by one line per size if there are several.
 
     Args:
         record: the record of the test, as stored in `RUN/tests`.

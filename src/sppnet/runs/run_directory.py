@@ -24,7 +24,7 @@ from sppnet.errors import UserError
 from sppnet.runs.provenance import provenance
 from sppnet.storage.files import LockHeldError, file_lock, is_locked, read_record, write_json, write_text
 
-FAILED_RANK = "failed_rank.txt"  # in a run directory: the error with which a rank above 0 ended the run
+FAILED_RANK = "failed_rank.txt"  # in a run directory: the error in a rank above 0 that ended the run
 State = Literal["queued", "running", "done", "failed", "preempted"]
 
 
@@ -70,7 +70,7 @@ class Run:
         return read_record(self.path / "summary.json")
 
     def test_file(self, test: str) -> Path:
-        """The path of the record of the test with the hash `test`."""
+        """The path at which the record of the test with the hash `test` is stored."""
         return self.path / "tests" / f"{test}.json"
 
     def result(self, test: str) -> dict[str, Any] | None:
@@ -80,7 +80,7 @@ class Run:
         return record if complete else None
 
     def write_status(self, state: State, reason: str | None = None, **progress: Any) -> None:
-        """Write `status.json`. Progress fields that are not passed (step, steps, epoch, ...) keep their values."""
+        """Write `status.json`. Progress fields (step, steps, epoch, ...) that are not passed keep their values."""
         previous = {key: value for key, value in self.status.items() if key not in {"state", "reason"}}
         process = {"host": socket.gethostname(), "pid": os.getpid(), "updated": _now()}
         write_json(self.path / "status.json", {"state": state, "reason": reason} | previous | process | progress)
@@ -107,7 +107,8 @@ class Run:
         """Hold the lock of the directory; create the directory if it does not exist.
 
         Raises:
-            UserError: another process holds the lock, the directory is not writable, or its file system lacks locks.
+            UserError: another process holds the lock, the directory is not writable, or its file system does not
+                support locks.
         """
         with contextlib.ExitStack() as stack:
             try:

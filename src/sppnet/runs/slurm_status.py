@@ -13,14 +13,14 @@ from sppnet.storage.files import read_json
 
 
 def slurm_fields() -> dict[str, Any]:
-    """`slurm` (the job's name and restart count) and `note` (code changes since submission); None outside a job."""
+    """`slurm` (the job's name and restarts) and `note` (code changes since submission), both None outside a job."""
     if not inside_slurm():
         return {"slurm": None, "note": None}
     return {"slurm": {"job": name(), "restarts": restarts()}, "note": _changed_code_note()}
 
 
 def _changed_code_note() -> str | None:
-    """How the code differs from the code at submission; None if it does not."""
+    """A note that says how the code has changed since submission; None if it has not changed."""
     submission = read_json(Path(os.environ["SPPNET_SUBMISSION"]) / "submission.json") or {}
     if submission.get("code_digest") in {None, digest(code_state())}:
         return None

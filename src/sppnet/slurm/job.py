@@ -1,10 +1,10 @@
 """The SLURM job that this process belongs to: its name, rank, signals and requeueing.
 
-This module has few imports, so that `install_signal_handlers` can be called early. Until then, SIGUSR2 and SIGTERM
-end the process.
+This module has few imports, so that `install_signal_handlers` can be called early. Until it is called, SIGUSR2 and
+SIGTERM end the process.
 
 - SIGUSR2 arrives before the time limit (the option `warning` of `launch=slurm` sets how many seconds before) and, on
-  some clusters, before a preemption. The job saves a checkpoint, asks SLURM to requeue it and ends.
+  some clusters, before a preemption. The job saves a checkpoint, asks SLURM for a requeue and ends.
 - SIGTERM arrives before a cancellation or a preemption. SLURM requeues a preempted job itself, but only if the job is
   still running at the end of its grace time. The job therefore saves a checkpoint and continues until it is killed.
 """
@@ -34,12 +34,12 @@ def rank() -> int:
 
 
 def restarts() -> int:
-    """How many times SLURM has restarted this job. `force` applies only to the first start; a restart resumes."""
+    """How often SLURM has restarted this job. A restart resumes the run; `force` applies only to the first start."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) if inside_slurm() else 0
 
 
 def name() -> str:
-    """SLURM's name for this job, such as `12_3`. (In a job array, SLURM_JOB_ID may be the ID of the whole array.)"""
+    """SLURM's name for this job, such as `12_3`. SLURM_JOB_ID is not used: it may be the ID of the whole array."""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
@@ -51,7 +51,7 @@ def install_signal_handlers() -> None:
 
 
 def still_running() -> bool:
-    """Whether the job may continue after SIGTERM: true within its grace time, false if SLURM is ending it."""
+    """Whether the job may continue after SIGTERM: true in a preemption's grace time, false if SLURM is ending it."""
     status, out, _ = run_slurm_command(["squeue", "--noheader", "--format=%T", f"--jobs={name()}"])
     return status == 0 and out == "RUNNING"
 
@@ -63,7 +63,10 @@ def requeue() -> str | None:
 
 
 def requeue_on_warning() -> None:
-    """Requeue when the warning arrives, or now if it already has. Called before a test, which has no state to save."""
+    """Requeue this job when the warning arrives, or now if it has already arrived.
+
+    Called before a test, which has no state to save.
+    """
     global training_finished
     training_finished = True
     if WARNING in pending_signals and rank() == 0:

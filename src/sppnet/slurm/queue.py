@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-NUMBER_FILE = "number.txt"  # in a submission's folder: the output of sbatch, with the job ID
+NUMBER_FILE = "number.txt"  # in a submission's folder: the output of sbatch, which contains the job ID
 MAX_AGE = 2.0  # seconds for which the output of squeue is cached; the output of sacct is cached for 30 times as long
 
 _queued: tuple[float, dict[str, str] | None] = (-MAX_AGE, None)  # the time of the squeue query, and the job states
-_finished: dict[str, tuple[float, dict[str, str]]] = {}  # by array: the time of the sacct query, and the job states
+_finished: dict[str, tuple[float, dict[str, str]]] = {}  # per array: the time of the sacct query, and the job states
 
 
 def job_states() -> dict[str, str] | None:
@@ -61,7 +61,8 @@ def run_slurm_command(command: Sequence[str], into: Path | None = None) -> tuple
 
     Args:
         command: the command line.
-        into: a file for the output. If it is given, the command survives the end of this process and its terminal.
+        into: a file for the standard output. If it is given, the command keeps running even if this process or its
+            terminal ends.
     """
     try:
         if into:

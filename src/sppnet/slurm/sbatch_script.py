@@ -58,7 +58,7 @@ def build_script(
 def _directive(key: str, value: object) -> str:
     """Format an option as a `#SBATCH` line.
 
-    True makes a flag without a value. Values with spaces or special characters are quoted.
+    If `value` is True, the option is a flag without a value. Values with spaces or special characters are quoted.
     """
     if value is True:
         return f"#SBATCH --{key}"

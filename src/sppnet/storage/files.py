@@ -15,12 +15,13 @@ from typing import IO, Any, BinaryIO
 
 from sppnet.errors import UserError, notice
 
-NAME_BYTES = 100  # bytes of its target's name in a temporary file's name, which could be too long with the whole name
+# A temporary file's name contains at most this many bytes of its target's name; otherwise, it could be too long.
+NAME_BYTES = 100
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; at the end of the block, it replaces `path`. Text is written as UTF-8.
+    """Open a temporary file beside `path` that replaces `path` at the end of the block. Text is written as UTF-8.
 
     The file and its folder are synced: after a crash or a power cut, or if the disk is full, `path` holds either all of
     the new content or all of the old. An exception leaves `path` as it was. A killed process leaves a temporary file
@@ -49,7 +50,7 @@ def remove_temporary(path: Path) -> None:
 
 
 def _temporary_prefix(path: Path) -> str:
-    # If the cut splits the bytes of a character, "ignore" drops that character.
+    # The slice may end in the middle of a multi-byte character; "ignore" drops such an incomplete character.
     beginning = os.fsencode(path.name)[:NAME_BYTES].decode("utf-8", "ignore")
     return f".{beginning}."
 
@@ -81,7 +82,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty if the file does not hold one."""
+    """The mapping stored in a JSON file; an empty mapping if the file does not contain one."""
     value = read_json(path)
     return value if isinstance(value, dict) else {}
 
@@ -94,15 +95,15 @@ class LockHeldError(Exception):
 def file_lock(path: Path, waiting: str = "", wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on the file `path` across processes and machines. Create the file and its folder.
 
-    A POSIX record lock belongs only to this process, and the kernel releases it however the process ends. A lock taken
-    with `flock` would be inherited by DataLoader workers, which outlive a killed run by some seconds, and would block
-    the run's restart.
+    The lock is a POSIX record lock, which belongs only to this process and is released by the kernel however the
+    process ends. A lock taken with `flock` would be inherited by DataLoader workers. They outlive a killed run by some
+    seconds, and the run could not be restarted until they ended.
 
     Args:
         path: the lock file.
         waiting: the notice to print if another process holds the lock and this one has to wait; empty for no notice.
-        wait: whether to wait until the lock is free. If `wait` is false, the process ID and machine of
-            the holder are written to the lock file.
+        wait: whether to wait until the lock is free. If `wait` is false, this process writes its ID and machine to
+            the lock file once it holds the lock.
 
     Raises:
         LockHeldError: another process holds the lock, and `wait` is false.
@@ -133,7 +134,7 @@ def file_lock(path: Path, waiting: str = "", wait: bool = True) -> Iterator[None
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock file `path`; also True if the file system cannot tell."""
+    """Whether another process holds the lock on the file `path`; also True if the file system cannot tell."""
     try:
         with path.open("rb") as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

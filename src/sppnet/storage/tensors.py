@@ -19,7 +19,7 @@ FOLDER = 0x10  # the zip attribute that marks a folder; torch reads such a recor
 
 
 def read_tensor_file(path: Path, key: str) -> Any:
-    """Load the tensors (onto the CPU) and plain data that `torch.save` wrote to `path`.
+    """Load the tensors and plain data that `torch.save` wrote to `path`; the tensors are loaded onto the CPU.
 
     Args:
         path: the file.
@@ -31,7 +31,7 @@ def read_tensor_file(path: Path, key: str) -> Any:
     """
     try:
         checked = _matches_checksums(path)
-        with warnings.catch_warnings(action="ignore"):  # torch's guesses about files that it did not write
+        with warnings.catch_warnings(action="ignore"):  # hides torch's guesses about files that torch did not write
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{key}={path}: {error.strerror}") from None
@@ -75,7 +75,7 @@ def _matches_checksums(path: Path) -> bool:
         zipfile.BadZipFile: a record does not match its checksum, or the archive is truncated.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # not a zip archive; torch goes by these bytes, too
+        if file.read(4) != b"PK\x03\x04":  # not a zip archive; torch checks the same four bytes
             return False
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
@@ -98,6 +98,6 @@ def _warn_unchecked(path: Path, key: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch's reader failed: its message without the advice at the end. A single word or number is left out."""
+    """Why torch's reader failed: its message without the advice at the end. A message of one word is left out."""
     message = re.split(r"\n|\. This is an internal|\. In PyTorch|\.\s+\(Could this", str(error))[0]
     return f"cannot be read; it is damaged or not a tensor file{f': {message}' if ' ' in message else ''}"

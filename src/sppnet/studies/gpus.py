@@ -34,7 +34,7 @@ def visible_gpus() -> list[str]:
 
 
 def _installed_gpus() -> list[str]:
-    """The GPUs that the driver lists: their indexes or, if MIG splits any card, UUIDs (MIG devices have no index)."""
+    """The indexes of the GPUs that the driver lists, or UUIDs if MIG splits a card, as MIG devices have no index."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -66,7 +66,7 @@ class GpuPool:
     or specific ones, gets its turn.
 
     Args:
-        entries: the entries of `CUDA_VISIBLE_DEVICES`; if empty, every job starts at once.
+        entries: the entries of `CUDA_VISIBLE_DEVICES`; if there are none, no job waits.
         shared: if true, several jobs may share a GPU, and no job waits.
     """
 

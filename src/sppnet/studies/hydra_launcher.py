@@ -74,16 +74,15 @@ class SweepLauncher(Launcher):
         node = self.config.hydra.sweeper
         if not node.get("rows"):
             return {}
-        typed = OmegaConf.to_container(
-            self.config.hydra.overrides.task, resolve=False
-        )  # the overrides that the sweeper gets
+        # the sweeper expanded the rows with the same overrides
+        typed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
         assert isinstance(typed, list)
         expanded = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
         return {tuple(sorted(job.overrides)): job.row for job in expanded}
 
 
 def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:
-    """Refuse a number as the value of a string option, because YAML has already changed it (2024_05 to 202405).
+    """Refuse a number as the value of a string option, because YAML may have changed it (2024_05 to 202405).
 
     Only `hydra.sweeper.params` in a file can contain such a number, because sppnet quotes such values in typed
     overrides.

@@ -24,7 +24,7 @@ from sppnet.runs.run_directory import Run
 from sppnet.studies.gpus import GpuPool, requested_gpus, visible_gpus
 from sppnet.studies.sweep import Sweep, SweepJob
 
-OUTCOMES = {0: "done", 2: "refused"}  # the outcome by exit code; any other code is a failure
+OUTCOMES = {0: "done", 2: "refused"}  # maps exit codes to outcomes; any other code means `failed`
 
 
 class LocalSweep(Sweep):
@@ -72,8 +72,8 @@ class LocalSweep(Sweep):
         shared = sum(sizes[:n]) > len(gpus)
         if self.n and shared:
             notice(
-                f"hydra.launcher.n={n}: up to {n} jobs at a time share {len(gpus)} GPU(s); each new job goes to the"
-                " least busy"
+                f"hydra.launcher.n={n}: up to {n} jobs at a time share {len(gpus)} GPU(s); each new job gets the"
+                " least busy of them"
             )
         self._gpus = GpuPool(gpus, bool(self.n) and shared)
         for cores in split_cores(n):
@@ -102,7 +102,7 @@ class LocalSweep(Sweep):
         finally:
             self._cores.put(cores)
         if code == 2:
-            self.skip_if_done(job)  # another sweep may have started the run at the same moment
+            self.skip_if_done(job)  # the job may have been refused because another sweep had started the run
         if not job.outcome:
             job.outcome = OUTCOMES.get(code, "failed")
             job.lines = self._result(job, output, code)
@@ -146,7 +146,7 @@ class LocalSweep(Sweep):
 
 
 def split_cores(n: int) -> list[set[int]]:
-    """Split this process's cores into `n` equal sets; empty sets if that is impossible or `n` is 1."""
+    """Split this process's cores into `n` equal sets; the sets are empty if that is impossible or if `n` is 1."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     size = len(cores) // n
     return [set(cores[size * i : size * (i + 1)]) for i in range(n)] if n > 1 else [set()]

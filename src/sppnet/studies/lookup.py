@@ -1,6 +1,7 @@
 """Finds the studies that `sppnet status` and `sppnet report` show, with their points. Does not import torch.
 
-`load_studies` reads a study as it was started, from `study.json`. `expand_study` reads it as its file defines it now.
+`load_studies` reads the points that were recorded in `study.json` when the study's sweeps were started. `expand_study`
+builds the points that the study's file defines now.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def find_studies(job: Job, own_keys: Collection[str]) -> list[Study]:
         problem = (
             f"study={name}: there is no such study in {runs}" if name else f"paths.runs={runs} contains no studies"
         )
-        raise UserError(problem + (f"; the existing studies are {', '.join(existing)}" if existing else ""))
+        raise UserError(problem + (f"; existing studies: {', '.join(existing)}" if existing else ""))
     return studies
 
 
@@ -68,11 +69,12 @@ def _is_study(folder: Path) -> bool:
 
 
 def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> list[Study]:
-    """Load the studies of a folder as they were started.
+    """Load the studies in `folder` with the points that were recorded when their sweeps were started.
 
-    The study's file and the `typed` overrides determine how the study is shown. If there is no file, `report` does.
-    Points that the file does not define, because it has changed or because the sweep was started with other overrides,
-    become a separate study `NAME_typed`.
+    The study's file and the `typed` overrides determine how the study is shown. If the file is missing or cannot be
+    composed, `report` determines it. Points that the file does not define, because it has changed or because the sweep
+    was started with other overrides, become a separate study, which is called `NAME_typed` (or `NAME`, if the file
+    defines none of the points).
     """
     by_file: dict[str | None, list[SweepPoint]] = {}
     for point in load_points(folder):
@@ -80,7 +82,7 @@ def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] =
     studies = []
     for experiments, points in (by_file or {None: []}).items():
         if experiments is None:
-            # a transfer study has no study.json; its folder has the name of its file
+            # a transfer study has no study.json, but its folder has the same name as its file
             header = {} if points else read_header(folder.name)
             studies.append(Study(folder.name, folder, tuple(points), report, {}, header))
             continue
@@ -114,7 +116,7 @@ def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
     jobs, rows, report = compose.expand_sweep(command, overrides)
     folder = runs / str(compose.compose_config(command, overrides)["study"])
     header = read_header(experiments)
-    if command == "transfer":  # its table is built from result files, so there are no runs to plan
+    if command == "transfer":  # a transfer table is built from result files, so there are no runs to plan
         return Study(experiments, folder, (), report, {}, header)
     recorded = {point.words: point for point in load_points(folder) if point.experiments == experiments}
     digest, shared = config_digest(), common_overrides(job.overrides for job in jobs)
@@ -139,7 +141,10 @@ def _filed_points(command: str, experiments: str) -> set[tuple[str, ...]]:
 
 
 def _plan_point(cfg: dict[str, Any], job: ExpandedJob, shared: Collection[str], digest: str) -> SweepPoint | None:
-    """The point of a job; None if its data set is not on this machine, because the run's hash depends on the data."""
+    """The point of a job; None if its data set is not on this machine.
+
+    Without the data, the run's hash cannot be computed.
+    """
     validate(cfg)
     try:
         return sweep_point(job.overrides, shared, job.row, plan_run(cfg), digest)

@@ -56,7 +56,7 @@ class SlurmSweep(Sweep):
                     self._submit(shape, self._drop_queued(members[first : first + MAX_ARRAY_JOBS]))
 
     def _check(self, group: list[SweepJob]) -> list[SweepJob]:
-        """The jobs of a group that can start. Invalid jobs are refused now rather than after waiting in the queue."""
+        """Return the jobs in `group` that can start. Refuse invalid jobs now rather than after a wait in the queue."""
         if self.command != "train":
             return group
         from sppnet.training.preflight import check_fit  # imports torch
@@ -129,7 +129,8 @@ def _shape(job: SweepJob) -> tuple[int, int]:
 def _mark_queued(run: Run, folder: Path, index: int) -> Callable[[], None] | None:
     """Set a run's status to `queued`; return a function that restores the previous status.
 
-    If the run is done (only a further test is queued then) or a process holds its lock, change nothing and return None.
+    Change nothing and return None if a process holds the run's lock, or if the run is done and only another test is
+    queued.
     """
     previous, new = run.status, not run.path.exists()
     if run.done:

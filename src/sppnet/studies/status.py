@@ -74,14 +74,14 @@ def run_status(run: Run, test: str) -> RunStatus:
         reason = f"{reason} (its SLURM job is {slurm_state})"
         return RunStatus("queued" if requeued else "preempted", reason, status, None)
     if state == "failed" and (rank_reason := _failed_rank(run)):
-        reason = rank_reason  # rank 0 only noticed that the other rank was gone
+        reason = rank_reason  # rank 0's error only says that another rank is gone
     if state == "running" and not run.held():
         return _abandoned_status(run, status, slurm_state)
     return RunStatus(state, reason, status, None)
 
 
 def _abandoned_status(run: Run, status: dict[str, Any], slurm_state: str | None) -> RunStatus:
-    """The state of a run whose status file says `running` while no process holds its directory."""
+    """The state of a run whose status file says `running` while no process holds the run's lock."""
     if rank_reason := _failed_rank(run):
         return RunStatus("failed", rank_reason, status, None)
     if slurm_state and slurm_state.startswith(WAITING):

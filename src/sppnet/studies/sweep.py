@@ -137,10 +137,10 @@ class Sweep:
         path = f"  {job.plan.run.path}" if job.plan else ""
         duration = f"  ({seconds:.0f} s)" if seconds else ""
         lines = [f"{head}{path}{duration}", *(f"    {line}" for line in job.lines), ""]
-        print("\n".join(lines), end="", flush=True)  # a single write, because jobs end in parallel
+        print("\n".join(lines), end="", flush=True)  # a single write; otherwise, the lines of parallel jobs could mix
 
     def _plan(self, job: SweepJob) -> None:
-        """Determine the run that a job names. If its configuration is invalid, its outcome is `refused`."""
+        """Determine the run that a job names. If the configuration is invalid, the job's outcome is `refused`."""
         if self.command != "train":
             return
         try:
