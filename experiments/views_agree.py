@@ -1,4 +1,4 @@
-"""Compares views pooled from the feature map with the same views cropped from the image, on runs' test images.
+"""Compares views pooled from the feature map with the same views cropped from the image, on the test images of runs.
 
 Usage: `python experiments/views_agree.py RUN [RUN ...]`. Give all runs of a cross-validation (`data.split.fold`), so
 that every image is scored by a network that was not trained on it. The script prints a Markdown table. `--keep` also
@@ -38,7 +38,7 @@ class Scores:
     from_map: np.ndarray
     from_pixels: np.ndarray
     target: np.ndarray
-    seconds: tuple[float, float]  # per image: from the map, and from pixels
+    seconds: tuple[float, float]  # seconds per image, from the map and from pixels
     seed: int | None = None
 
     def is_correct(self, scores: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def score_run(run: Path, threads: int | None) -> Scores:
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:
-    """Mean of paired differences over images, and half its 95 % interval (normal approximation), in points."""
+    """Mean of paired differences over images and half-width of its 95 % interval (normal approximation), in points."""
     return 100 * differences.mean(), 100 * 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
 
 

@@ -450,7 +450,7 @@ def test_more_processes_than_images(sppnet: Caller, tmp_path: Path) -> None:
     words = ("data=folder", "data.root=photos", "trainer.accelerator=cpu", "trainer.devices=9", "sizes.train=[20,24]")
     done = sppnet("train", *words)
     assert (done.code, done.out) == (2, "")
-    assert "2 training images are too few for 9 processes" in done.err
+    assert "the number of training images (2) is smaller than the number of processes (9)" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 

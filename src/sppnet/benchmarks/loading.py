@@ -79,7 +79,10 @@ def _rows(setting: Setting, workers: int, kind: str, target: float, data_keys: M
 def _time_pair(
     setting: Setting, root: Path, size: int, workers: int, data_keys: Mapping[str, Any]
 ) -> tuple[float, float]:
-    """Return the seconds per photograph, ours and theirs. Epochs alternate; the first epoch of each is a warm-up."""
+    """Return the seconds per photograph for sppnet and for ImageFolder.
+
+    Epochs of the two alternate, after a warm-up epoch of each. The faster of two timed epochs counts.
+    """
     steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps.append(transforms.Normalize([0.5] * 3, [0.25] * 3))
     theirs = DataLoader(

@@ -55,7 +55,7 @@ class Setting:
     Attributes:
         device: the torch device.
         threads: number of torch's CPU threads, and of data loader workers.
-        photographs: folders of CLASS/IMAGE.jpg, by their name in the table.
+        photographs: folders of CLASS/IMAGE.jpg, keyed by their name in the table.
         scratch: folder for temporary files.
         quick: whether to measure as little as possible, to test that the benchmarks run.
     """
@@ -79,7 +79,7 @@ class Timing:
 def compare(
     ours: Callable[[], object], theirs: Callable[[], object], seconds: float = 0.5, least: int = 5, device: str = "cpu"
 ) -> Timing:
-    """Call both once to warm up, then alternately for about `seconds`, but at least `least` times each.
+    """Call each function once to warm up, then both alternately for about `seconds`, but at least `least` times each.
 
     Alternating makes the ratio robust, because other load on the machine slows consecutive calls equally.
     """

@@ -15,7 +15,7 @@ from sppnet.benchmarks.measurement import Row, Setting
 from sppnet.errors import RunFailed
 
 ROUNDS = 3
-JOBS, SINGLE = 8, 3  # jobs in the sweep; single runs to time, scaled up to that number of jobs
+JOBS, SINGLE = 8, 3  # jobs in the sweep; number of single runs whose mean time is multiplied by JOBS
 SPPNET = (sys.executable, "-P", "-m", "sppnet.cli")
 # about 10 s of training
 SHORT_RUN = (
@@ -111,7 +111,7 @@ def _time_process(command: Sequence[str], folder: Path) -> float:
 def _time_until_file(command: Sequence[str], folder: Path, pattern: str) -> float:
     """Start `command`, and return the seconds until a file that matches `pattern` has content.
 
-    The file `stepped` only has to exist.
+    The file `stepped` stays empty, so it only has to exist.
     """
     shutil.rmtree(folder / "runs", ignore_errors=True)
     (folder / "stepped").unlink(missing_ok=True)

@@ -82,7 +82,7 @@ class StepClock(Callback):
 
 
 class FixedBatches(DataModule):
-    """A data module that trains on batches in memory, and validates each size on the first batch."""
+    """A data module that serves batches from memory: all for training, only the first for validation at each size."""
 
     batches: list[Any]
 
@@ -122,7 +122,7 @@ def _time_bare_loop(cfg: dict[str, Any], sets: Splits, batches: list[Any], setti
     network, mean, std = classifier.network, classifier.normalise.mean, classifier.normalise.std
     optimizer = build_optimizer(cfg["optim"], list(network.parameters()))
     autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg["trainer"]["precision"] == "bf16-mixed")
-    pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # as ToTensor returns them
+    pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # in the memory format of ToTensor
     times = []
     for pair in pairs:
         torch.cuda.synchronize() if torch.cuda.is_available() else None

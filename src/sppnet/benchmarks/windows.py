@@ -64,8 +64,8 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 
 def _compare_pooling(maps: Tensor, boxes: Tensor, device: str) -> Row:
-    # roi_pool treats right and bottom as inclusive. Its bins equal those of the adaptive rule, apart from the rounding
-    # of their edges.
+    # roi_pool treats the right and bottom edges as inclusive. Its bins equal those of the adaptive rule, apart from the
+    # rounding of their edges.
     inclusive = torch.cat([boxes[:, :3], boxes[:, 3:] - 1], 1).to(maps)
 
     def level_by_level() -> Tensor:

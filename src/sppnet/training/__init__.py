@@ -7,7 +7,7 @@
    input size in `metrics.py`, and the optimizer and learning-rate schedules in `optim.py`. `ema.py` averages the
    weights.
 5. During training, `checkpointing.py` saves checkpoints and handles stop signals, `loggers.py` writes metrics.jsonl and
-   mirrors it, and `callbacks.py` writes status.json and shows progress.
+   can mirror it to wandb and TensorBoard, and `callbacks.py` writes status.json and shows progress.
 6. `run_test` in `trainer.py` tests best.ckpt. `multi_view.py` scores several views of an image.
 
 Commands that start from a trained network (predict, transfer, test) load it with `inference.py`.

@@ -23,11 +23,11 @@ STATUS_INTERVAL = 5.0  # seconds between two writes of status.json
 class BadFiles(Callback):
     """Counts and lists the images that could not be read and were skipped (`data.bad_files=skip`).
 
-    Images that the decoder reads with a warning are used nevertheless. After each epoch or test in which more images
-    caused warnings, one line reports how many have done so.
+    Images that the decoder reads with a warning are used nevertheless. After each epoch or test in which further images
+    caused warnings, one line reports the number of all such images so far.
 
     Args:
-        path: text file that lists one name per line; every rank appends to it. None to count without writing a file.
+        path: text file with one image name per line, to which every rank appends. None to count without writing a file.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -38,9 +38,10 @@ class BadFiles(Callback):
         self.read()  # a resumed run continues the list
 
     def read(self) -> None:
-        """Add the names in the file, including names written by other ranks."""
+        """Add the names listed in the file to `names`, including those written by other ranks."""
         if self.path is not None and self.path.exists():
-            names = self.path.read_text(encoding="utf-8").split("\n")  # not splitlines(), which also splits at U+2028
+            # Not splitlines(), which also splits at U+2028, a character that a file name may contain.
+            names = self.path.read_text(encoding="utf-8").split("\n")
             self.names |= set(names) - {""}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -101,9 +102,9 @@ class StatusFile(Callback):
         self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # Record the step at which training stopped; the command adds the reason.
+        # Record the step at which training stopped; `sppnet train` adds the reason.
         if trainer.training:
-            with contextlib.suppress(Exception):  # before the first step, Lightning may not know the total
+            with contextlib.suppress(Exception):  # Lightning may not know the number of steps yet
                 self._write(trainer)
 
     def _tick(self) -> None:

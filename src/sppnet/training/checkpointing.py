@@ -38,7 +38,7 @@ class Preempted(Exception):  # noqa: N818  (not an error)
 
 
 class DurableIO(TorchCheckpointIO):
-    """Writes checkpoints atomically: after a power cut or on a full disk, the file is complete, either old or new."""
+    """Writes checkpoints atomically: a power cut or a full disk leaves either the old file or the new one, complete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save `checkpoint` at `path`.
@@ -80,14 +80,16 @@ class Checkpoints(Checkpoint):
     Args:
         folder: directory for the checkpoints.
         every_n_steps: optimizer steps between two saves within an epoch; None to save only at the end of each epoch.
-        early_end: records whether training ends early and why; called before each save at the end of an epoch.
+        early_end: records why training ends early; `record_reason` is called before each save at the end of an epoch.
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None, early_end: EarlyEnd) -> None:
         self.folder, self.every_n_steps, self.early_end = folder, every_n_steps, early_end
         self.best_score: float | None = None
-        self._whole = True  # False within an accumulation window: checkpoints do not save gradients
-        self._due: list[str] = []  # checkpoints to save at the start of the next batch or the end of the epoch
+        # False within an accumulation window. A checkpoint does not hold the gradients accumulated so far, so a run
+        # cannot resume from one saved there.
+        self._whole = True
+        self._due: list[str] = []  # checkpoints to save at the start of the next batch or at the end of the epoch
         self._step = 0  # number of optimizer steps taken by the end of the previous batch
         self._signal = 0  # number of the stop signal received; 0 if none
         self._handlers: dict[int, Any] = {}
@@ -121,26 +123,27 @@ class Checkpoints(Checkpoint):
             return
         epoch_loop = trainer.fit_loop.epoch_loop
         if epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
-            self._due.append("last")  # to save after the validation that follows this batch
+            self._due.append("last")  # saved after the validation that follows this batch
             return
         self._save(trainer, "last")
         if stop_signal:
             self._stop(trainer, stop_signal, f"at step {step}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Mark best.ckpt as due if the score is a new best; if it equals the best, the earlier weights are kept."""
+        """Schedule a save of best.ckpt if the score is a new best; if it equals the best, keep the earlier weights."""
         assert isinstance(pl_module, Classifier)
         score = pl_module.val_score
         if score is not None and score == score and (self.best_score is None or score > self.best_score):
             self.best_score = score
             self._due.append("best")
         elif self.best_score is None:
-            self._due.append("best")  # NaN score (no class has validation images), but the test needs weights
+            self._due.append("best")  # the score is NaN (no class has validation images), but the test needs weights
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Save the checkpoints that became due at a validation within the epoch.
 
-        During the save, Lightning's counters are set back to their values before this batch.
+        During the save, Lightning's counters are set back to their values before this batch, which has already been
+        counted but has not run.
         """
         if not self._due:
             return
@@ -175,7 +178,7 @@ class Checkpoints(Checkpoint):
     def _stop(self, trainer: L.Trainer, stop_signal: int, position: str) -> None:
         """Raise `Preempted`, unless the signal is SIGTERM and SLURM is preempting the job.
 
-        In that case, the job must keep running until SLURM kills it (see `sppnet.slurm.job`).
+        SLURM requeues a preempted job only if it keeps running until SLURM kills it (see `sppnet.slurm.job`).
         """
         may_continue = stop_signal == signal.SIGTERM and job.inside_slurm()
         if may_continue and trainer.strategy.broadcast(trainer.is_global_zero and job.still_running()):
@@ -197,7 +200,7 @@ class Checkpoints(Checkpoint):
         self._signal = number
 
     def _stop_signal(self, trainer: L.Trainer) -> int:
-        """Return the stop signal received by any rank, or 0 if none; all ranks must save together."""
+        """Return the stop signal that any rank has received, or 0 if none has: all ranks must save together."""
         if trainer.world_size == 1:
             return self._signal
         number = torch.tensor(self._signal, device=trainer.strategy.root_device)

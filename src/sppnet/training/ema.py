@@ -17,8 +17,8 @@ class Averages(EMAWeightAveraging):
     - The averages are float32 even if the weights have 16 bits. In 16 bits, an update scaled by (1 - decay) would be
       rounded away.
     - To validate the averages, Lightning swaps them with the weights and later swaps them back. If the two differ in
-      precision, the swaps round values. This class instead copies the averages into the network and, after the
-      validation, restores a copy of the weights, so neither changes.
+      precision, the swaps round values. This class instead saves a copy of the weights, copies the averages into the
+      network and restores the weights after the validation, so neither the weights nor the averages change.
     """
 
     _weights: list[Tensor]

@@ -25,7 +25,7 @@ def place_on_device(module: Module, trainer: Mapping[str, Any]) -> tuple[Fabric,
 
     Args:
         module: the module, which is converted in place.
-        trainer: the settings `accelerator`, `precision` and `deterministic` of the configuration.
+        trainer: the `trainer` section of the configuration; `accelerator`, `precision` and `deterministic` are used.
 
     Returns:
         The Fabric object (for `to_device` and `autocast`) and the module.

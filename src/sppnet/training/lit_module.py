@@ -104,7 +104,7 @@ class Classifier(L.LightningModule):
         np.random.seed(seed % 2**32)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return what the batch adds to the loss of the current optimizer step (see the class); log its mean loss."""
+        """Return the batch's share of the loss of the optimizer step (see the class); log the batch's mean loss."""
         logits = self(self.prepare(batch))
         losses, valid = self.losses(logits, batch["target"], self.cfg["loss"]["label_smoothing"]), batch["valid"]
         total: Tensor = (losses * valid).sum()
@@ -127,7 +127,7 @@ class Classifier(L.LightningModule):
         return total * self.trainer.accumulate_grad_batches / images  # Lightning divides by accumulate_grad_batches
 
     def on_train_epoch_end(self) -> None:
-        """Record the epoch, then step the plateau schedule with the last validation score.
+        """Record the epoch's training metrics, then step the plateau schedule with the last validation score.
 
         This method steps the schedule itself, because Lightning would not do so in an epoch that was resumed midway.
         """

@@ -30,8 +30,8 @@ class WandbMirror(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send one record to wandb.
 
-        wandb merges the records of a step into one row. The end of an epoch and the first batch of the next epoch
-        share a step, so the row keeps the epoch of its first record.
+        wandb merges all records with the same step into one row. The last record of an epoch and the first record of
+        the next epoch can have the same step, so only the first record of a step sends its `epoch`.
         """
         row = {key: value for key, value in metrics.items() if key != "epoch" or step != self._last_step}
         self._last_step = step
@@ -39,17 +39,17 @@ class WandbMirror(WandbLogger):
 
 
 class ReplayRecords(Callback):
-    """Sends all records from before the interruption to wandb again when an offline run resumes.
+    """When an offline run resumes, sends all earlier records to wandb again.
 
     Each start of an offline run writes a separate part of the wandb run. When a part is synced, it may replace the
-    previous one, and the part of a killed process may be empty.
+    previous one, and the part of a killed process may be empty. The last part must therefore hold all records.
     """
 
     def __init__(self, logger: WandbMirror, records: Path) -> None:
         self.logger, self.records = logger, records
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # by now, `MetricsFile` has truncated the file to its length at the checkpoint
+        # By now, `MetricsFile` has truncated the file to the length that the checkpoint stores.
         if not trainer.is_global_zero or not self.records.exists():
             return
         for line in self.records.read_text(encoding="utf-8").splitlines():
@@ -72,7 +72,8 @@ def build_mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
             WandbMirror(
                 name=run.path.name,
                 id=digest({"study": cfg["study"], "run": run.path.name}),  # stays the same when the run resumes
-                # if there is no checkpoint, any run with this id on the server comes from a discarded start
+                # Without a checkpoint, any run with this id on the server comes from a discarded start and is not
+                # continued.
                 resume="allow" if run.has_checkpoint else None,
                 group=cfg["study"],
                 tags=node["tags"] or None,
@@ -126,7 +127,7 @@ class MetricsFile(Logger, Callback):
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """Sync the file to disk, because the checkpoint relies on it, and return its length."""
+        """Return the length of the file, which is first synced to disk because the checkpoint relies on it."""
         if not self.path.exists():
             return {"bytes": 0}
         with self.path.open("rb") as file:

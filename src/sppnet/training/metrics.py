@@ -1,7 +1,7 @@
-"""Metrics of one phase, per input size and over all sizes.
+"""Metrics of one phase (training, validation or test), per input size and over all sizes.
 
 The torchmetrics objects are not submodules of the LightningModule. Therefore the `state_dict` in a checkpoint holds
-only weights, averaged weights carry no metric states, and a new input size needs no new key in a checkpoint.
+only weights, `trainer.ema` averages no metric states, and a new input size needs no new key in a checkpoint.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ class SizeMetrics:
 
         This is a collective call under DDP.
         """
-        assert self.phase == "train"  # in the other phases, some states are lists instead of tensors of a fixed shape
+        # In the other phases, some states are lists, but gathering needs tensors of a fixed shape.
+        assert self.phase == "train"
         return {
             key: {name: {part: _gather_ranks(v) for part, v in _states(metric).items()} for name, metric in m.items()}
             for key, m in self._by_size.items()
@@ -140,7 +141,7 @@ class SizeMetrics:
             for name, parts in metrics.items():
                 for part, value in parts.items():
                     if name == "loss":
-                        restored[name].set_dtype(value.dtype)  # outside a step, `_of_size` may choose another one
+                        restored[name].set_dtype(value.dtype)  # outside a step, `_of_size` may choose another dtype
                     setattr(restored[name], part, value[rank].to(device))
                 restored[name]._update_count = 1  # otherwise, compute() warns that update() was never called
 
@@ -149,8 +150,8 @@ class SizeMetrics:
             collection = MetricCollection(self._new_metrics(), compute_groups=False).to(device)
             for name, metric in collection.items(copy_state=False):
                 if name in ("loss", "images"):
-                    # During a step, Lightning makes the dtype of trainer.precision the default, and bfloat16 can count
-                    # only to 256. The dtype is set after `to`, because `to` resets it.
+                    # Accumulate in at least float32: during a step, the default dtype is that of trainer.precision, and
+                    # bfloat16 can count only to 256. The dtype is set after `to`, because `to` resets it.
                     metric.set_dtype(torch.promote_types(torch.get_default_dtype(), torch.float32))
             self._by_size[key] = collection
         return self._by_size[key]

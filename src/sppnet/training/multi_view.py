@@ -1,8 +1,8 @@
 """Multi-view testing: scores many windows of an image at several scales and averages the scores.
 
-At each scale, all windows are pooled from two feature maps: one of the whole image and one of its mirror image (section
-3.1.5). The convolutions run once per map, no matter how many windows overlap. With `views.source: image`, each window
-is cut out of the image and goes through the network separately, as a network with a fixed input size requires.
+At each scale, all windows are pooled from two feature maps: one of the whole image and one of its mirror image (paper,
+section 3.1.5). The convolutions run once per map, no matter how many windows overlap. With `views.source: image`, each
+window is cut out of the image and goes through the network separately, as a network with a fixed input size requires.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Scorer:
             variants = (images, images.flip(3)) if self.views.mirror else (images,)
             logits_NVK = torch.cat([self._score_windows(variant) for variant in variants], 1)
             self.seconds[side] = self.seconds.get(side, 0.0) + _synchronised_time(images) - start
-            self.count[side] = max(self.count.get(side, 0), logits_NVK.shape[1])  # square images have fewer views
+            self.count[side] = max(self.count.get(side, 0), logits_NVK.shape[1])  # square images may have fewer views
             logits_by_scale.append(logits_NVK)
         self.images += len(scales[0])
         return logits_by_scale
@@ -98,7 +98,7 @@ def average_views(logits_NVK: Tensor, sigmoid: bool) -> Tensor:
 
 
 def map_windows(windows: Sequence[Window], field: ReceptiveField, height: int, width: int) -> list[Window]:
-    """Convert windows from pixels to cells of a feature map of `height` x `width` cells, as input to `pool_windows`."""
+    """Convert windows in pixels to windows in cells of a `height` x `width` feature map, for `pool_windows`."""
     in_cells = []
     for window in windows:
         left, right = field.cells(window.left, window.right, width)
@@ -108,7 +108,7 @@ def map_windows(windows: Sequence[Window], field: ReceptiveField, height: int, w
 
 
 def _window_pooling(head: nn.Sequential) -> tuple[tuple[int, ...], str, str]:
-    """Return the arguments (bins, pool, kernel) that make `pool_windows` pool windows the way the head pools a map."""
+    """Return the arguments (bins, pool, kernel) with which `pool_windows` pools a window as the head pools a map."""
     pool = head[0]
     if isinstance(pool, SpatialPyramidPool2d):
         return pool.bins, pool.pool, pool.kernel

@@ -95,10 +95,10 @@ def check_hardware(trainer: Mapping[str, Any], devices_per_node: int) -> None:
     if kind == "cpu" or not (gpus or apple):
         _check_cpu(trainer)
     elif gpus and isinstance(devices, list) and max(devices) >= gpus:
-        raise UserError(f"trainer.devices={devices}: GPU indices here range from 0 to {gpus - 1}")
+        raise UserError(f"trainer.devices={devices}: the highest GPU index here is {gpus - 1}")
     elif gpus and devices_per_node > gpus:
         raise UserError(
-            f"trainer.devices={devices} is too many: there {'is' if gpus == 1 else 'are'} {gpus} GPU(s) here"
+            f"trainer.devices={devices} is too many: this machine has {gpus} {'GPU' if gpus == 1 else 'GPUs'}"
         )
 
 

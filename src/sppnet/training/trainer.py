@@ -54,7 +54,7 @@ HARMLESS_WARNINGS = (
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Everything a run needs, built before its directory is created, so that an error leaves nothing behind."""
+    """Everything a run needs, built before the run directory is created, so that an error leaves nothing behind."""
 
     cfg: Mapping[str, Any]
     classifier: Classifier
@@ -77,7 +77,10 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
     set_threads_and_filter_warnings(cfg)
     sets = load_splits(cfg["data"], build_images_from_config(cfg) if images is None else images)
     if len(sets.train) < world_size(cfg):
-        raise UserError(f"{len(sets.train)} training images are too few for {world_size(cfg)} processes")
+        raise UserError(
+            f"the number of training images ({len(sets.train)}) is smaller than the number of processes"
+            f" ({world_size(cfg)})"
+        )
     notices = describe_duplicates(cfg["data"], sets.images, sets.parts())
     if sets.val is sets.test:
         notices.append(
@@ -170,12 +173,13 @@ def build_classifier(cfg: Mapping[str, Any], sets: Splits, overrides: Sequence[s
     """Build the network of `cfg`, with an output for each class of `sets`, and wrap it in its LightningModule."""
     network = build_network(cfg["backbone"], cfg["head"], len(sets.images.classes), cfg["sizes"]["train"][0])
     if cfg["trainer"]["compile"]:
-        for part in (network.backbone, network.head):  # separately: multi-view testing pools windows between the two
+        for part in (network.backbone, network.head):  # separately, as multi-view testing pools windows between them
             # Compiling in place keeps "_orig_mod." out of the state_dict keys. Image sizes change, hence dynamic=True.
             part.compile(dynamic=True)
     images = sets.images
     classifier = Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
-    # Lightning would convert the network only after loading a checkpoint, so loading would round the weights
+    # Lightning would convert the network to float64 only after loading a checkpoint, so loading would round the weights
+    # to float32.
     return classifier.double() if cfg["trainer"]["precision"] == "64-true" else classifier
 
 
@@ -198,7 +202,7 @@ def make_trainer(
         limit_train_batches=settings["limit_batches"],
         limit_val_batches=settings["limit_batches"],
         limit_test_batches=settings["limit_batches"],
-        log_every_n_steps=1,  # `Classifier.training_step` applies trainer.log_every_n_steps
+        log_every_n_steps=1,  # not trainer.log_every_n_steps, which `Classifier.training_step` applies
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=root,

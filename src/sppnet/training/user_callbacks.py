@@ -87,7 +87,7 @@ def check_kinds(callbacks: Mapping[str, Callback], reserved_keys: Iterable[str])
     """Check that the user's callbacks work here and that a resumed run can find the state of each one.
 
     Args:
-        callbacks: the user's callbacks, by their names in the configuration.
+        callbacks: the user's callbacks, keyed by their names in the configuration.
         reserved_keys: the `state_key`s of sppnet's own callbacks.
 
     Raises:
@@ -123,7 +123,7 @@ def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str]) -> 
     """Check that every monitored metric is logged, and print a notice for a `mode` in the wrong direction.
 
     Args:
-        callbacks: the user's callbacks, by their names in the configuration. If one has a user-defined class,
+        callbacks: the user's callbacks, keyed by their names in the configuration. If one has a user-defined class,
             which may log any metric, no `monitor` is refused.
         logged: the metrics logged after each validation.
 
