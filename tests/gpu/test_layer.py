@@ -58,7 +58,8 @@ def check(pool: Callable[[Tensor], Tensor], x: Tensor, device: str, layout: torc
         assert values.dtype == gradient.dtype == x.dtype
         assert torch.equal(values.cpu().double().nan_to_num(7.5), expected.nan_to_num(7.5)), tuple(x.shape)
         exact_sums = bool((grad == grad.round()).all())
-        allowed = 0.0 if exact_sums else torch.finfo(x.dtype).eps * (1 if device == "cuda" else 8)
+        rounded_once = device == "cuda" and x.dtype != torch.float32  # otherwise after every addition
+        allowed = 0.0 if exact_sums else torch.finfo(x.dtype).eps * (1 if rounded_once else 8)
         assert ((gradient.cpu().double() - exact).abs() <= allowed * bound).all(), tuple(x.shape)
     with torch.no_grad():
         assert torch.equal(pool(placed).cpu().double().nan_to_num(7.5), expected.nan_to_num(7.5))
@@ -149,7 +150,9 @@ def test_a_step_under_autocast_equals_that_of_torch_s_operations(dtype: torch.dt
         assert gradient is not None
         steps.append((pooled.detach(), loss.detach(), gradient / scaler.get_scale()))
     assert torch.equal(steps[0][0], steps[1][0])
-    torch.testing.assert_close(steps[0][1:], steps[1][1:], rtol=0.02, atol=1e-4)
+    # torch's operations round the sums of gradients to `dtype` after every addition
+    atol = 0.02 * float(steps[1][2].abs().max())
+    torch.testing.assert_close(steps[0][1:], steps[1][1:], rtol=0.02, atol=atol)
 
 
 @everywhere

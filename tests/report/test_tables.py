@@ -98,7 +98,7 @@ def test_a_name_is_printed_verbatim_and_another_format_is_reported(capsys: pytes
     report._show(Summary(table_of([0.5], name="gap [eb2d09e622]", format=1)))  # rich must not read it as markup
     printed = capsys.readouterr()
     assert "gap [eb2d09e622] 0" in printed.out
-    assert "t: its rows are results of format 1" in printed.err
+    assert "t: all rows show results in format 1" in printed.err
 
 
 def test_documents_agree_on_how_many_seeds_a_mark_needs() -> None:

@@ -88,7 +88,7 @@ def test_what_is_to_be_said_of_a_run_that_is_done(tmp_path: Path) -> None:
     result(run, identity={"format": FORMAT - 1})
     state, reason = standing(run)
     assert state == "done"
-    assert reason.startswith(f"training ended after epoch 2 of 9; results of format {FORMAT - 1}, from a version")
+    assert reason.startswith(f"training ended after epoch 2 of 9; results in format {FORMAT - 1}, from a version")
 
 
 @pytest.mark.parametrize("state", ["failed", "preempted", "queued"])

@@ -37,7 +37,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         batch = cfg["data"]["batch_size"]
         yield Row(
             "throughput",
-            f"{name} at {cfg['sizes']['train'][0]}, kept photographs (time of ours over theirs)",
+            f"{name} at {cfg['sizes']['train'][0]}, cached photographs (time of ours over theirs)",
             "one batch again and again",
             ours,
             theirs,
@@ -57,7 +57,7 @@ def _compose(setting: Setting, overrides: tuple[str, ...]) -> dict[str, Any]:
         "trainer.progress=none",
         "trainer.checkpoint_every_n_steps=null",  # writing a gigabyte of weights would count as training time
     )
-    more = ("optim.lr=0.0001", f"paths.cache={setting.scratch / 'kept'}")
+    more = ("optim.lr=0.0001", f"paths.cache={setting.scratch / 'cache'}")
     cfg = compose_config("train", [*CACHED, *overrides, *data, *trainer, *more])
     set_threads_and_filter_warnings(cfg)
     cfg["trainer"]["accelerator"] = "gpu" if setting.device.type == "cuda" else "cpu"

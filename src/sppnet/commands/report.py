@@ -191,7 +191,7 @@ def _show(summary: Summary) -> None:
     if summary.table.mixed:
         notice(f"{summary.table.name}: {summary.table.mixed}, so no row is marked as better than another")
     elif formats := {format_mismatch(result.provenance.get("format")) for result in results} - {""}:
-        notice(f"{summary.table.name}: its rows are {', '.join(formats)}")
+        notice(f"{summary.table.name}: all rows show {', '.join(formats)}")
     for line in summary.missing():
         print(f"missing: {line}")
 

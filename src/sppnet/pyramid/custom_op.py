@@ -18,13 +18,24 @@ from . import cpu, reference
 
 
 def pool_max(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str = "adaptive") -> Tensor:
-    """Call `pyramid_max` and return the maxima. The cells are found only if `x` needs a gradient."""
-    values: Tensor = pyramid_max(x, windows, bins, rule, torch.is_grad_enabled() and x.requires_grad)[0]
+    """Return the maxima. Their cells are found only if `x` needs a gradient."""
+    with_cells = torch.is_grad_enabled() and x.requires_grad
+    call = pyramid_max if not _is_plain(x) else _PyramidMax.apply if with_cells else _max_pool
+    values: Tensor = call(x, windows, bins, rule, with_cells)[0]
     return values
 
 
-@torch.library.custom_op("sppnet::pyramid_max", mutates_args=())
-def pyramid_max(
+def _is_plain(x: Tensor) -> bool:
+    """Whether nothing needs the operator: no compiler, no tensor subclass such as a fake tensor, no dispatch mode.
+
+    Without the dispatcher, a call takes less than half of the time on the host.
+    """
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0
+
+
+def _max_pool(
     x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str, with_cells: bool
 ) -> tuple[Tensor, Tensor]:
     """Max-pool windows of `x` `(N, C, H, W)` to `(R, C * M)`.
@@ -48,8 +59,7 @@ def pyramid_max(
     return reference.take(x, cells, bins), kept_cells.to(torch.int32)
 
 
-@torch.library.custom_op("sppnet::pyramid_max_backward", mutates_args=())
-def pyramid_max_backward(
+def _max_pool_backward(
     grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[int], shape: Sequence[int], channels_last: bool
 ) -> Tensor:
     """Compute the gradient of maps of `shape` (N, C, H, W) from `grad`, the gradient of the maxima.
@@ -89,6 +99,10 @@ def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
     return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout)
 
 
+pyramid_max = torch.library.custom_op("sppnet::pyramid_max", _max_pool, mutates_args=())
+pyramid_max_backward = torch.library.custom_op("sppnet::pyramid_max_backward", _max_pool_backward, mutates_args=())
+
+
 @pyramid_max.register_fake
 def _(x: Tensor, windows: Tensor | None, bins: Sequence[int], _rule: str, with_cells: bool) -> tuple[Tensor, Tensor]:
     rows, length = (x if windows is None else windows).shape[0], x.shape[1] * sum(n * n for n in bins)
@@ -105,12 +119,16 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     assert with_cells or not x.requires_grad, "the gradient needs the cells"
     ctx.shape, ctx.channels_last = x.shape, _is_channels_last(x)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # otherwise torch fills a tensor with zeros as the gradient of the cells
     ctx.save_for_backward(output[1], None if windows is None else windows[:, 0].long())
 
 
-def _backward(ctx: Any, grad: Tensor, _cells: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _cells: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
     cells, images = ctx.saved_tensors
-    return pyramid_max_backward(grad, cells, images, ctx.bins, ctx.shape, ctx.channels_last), None, None, None, None
+    call = _PyramidMaxBackward.apply if _is_plain(grad) else pyramid_max_backward
+    return call(grad, cells, images, ctx.bins, ctx.shape, ctx.channels_last), None, None, None, None
 
 
 def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -122,6 +140,30 @@ def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor)
 def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     cells, images = ctx.saved_tensors
     return reference.take(grad, cells, ctx.bins, images), None, None, None, None, None
+
+
+class _PyramidMax(torch.autograd.Function):
+    """`pyramid_max` without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _max_pool(*inputs)
+        _save_for_backward(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+class _PyramidMaxBackward(torch.autograd.Function):
+    """`pyramid_max_backward` without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        gradient = _max_pool_backward(*inputs)
+        _save_for_double_backward(ctx, inputs, gradient)
+        return gradient
+
+    backward = staticmethod(_double_backward)
 
 
 pyramid_max.register_autograd(_backward, setup_context=_save_for_backward)

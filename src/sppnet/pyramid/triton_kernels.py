@@ -7,6 +7,8 @@ equal cells wins. Sums run in a fixed order, so results are reproducible bit for
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 from collections.abc import Sequence
 
@@ -21,8 +23,12 @@ from .cpu import order_levels
 
 log = logging.getLogger(__name__)
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_SIDE = 64  # bins along a side; a finer level would take minutes to compile
-BLOCK_VALUES = 1024  # values that one Triton program holds at once
+MAX_BINS = 4096  # a program holds all bins of a channel; more would take minutes to compile
+# The bins that one program pools at once, over all its channels, and its number of warps; then the same for gradients.
+# These were the fastest of about ten pairs on an H200, over maps of 7 to 40 cells.
+FORWARD_BLOCK = {"contiguous": (256, 2), "channels-last": (512, 4)}
+BACKWARD_BLOCK = {"contiguous": (512, 2), "channels-last": (2048, 4)}
+BLOCK_BINS = 64  # gradients of one channel that one program sums at once
 
 CHECKED: dict[tuple[torch.device, torch.dtype], bool] = {}  # results of `matches_reference`
 
@@ -30,7 +36,7 @@ CHECKED: dict[tuple[torch.device, torch.dtype], bool] = {}  # results of `matche
 def can_pool(x: Tensor, bins: Sequence[int]) -> bool:
     """Whether `forward` supports `x` and `bins`. The first call for each device and dtype checks the kernels."""
     # The kernels index the values of one image with 32-bit integers.
-    supported = x.is_cuda and x.dtype in TYPES and max(bins) <= MAX_SIDE and x[:1].numel() < 2**31
+    supported = x.is_cuda and x.dtype in TYPES and sum(n * n for n in bins) <= MAX_BINS and x.numel() < 2**31 * len(x)
     return supported and matches_reference(x.device, x.dtype)
 
 
@@ -81,8 +87,10 @@ def _find_difference(device: torch.device, dtype: torch.dtype) -> str:
         values, kernel_cells = forward(map_, windows, bins, True)
         kernel_images = None if windows is None else images
         gradient = backward(grad.to(device), kernel_cells, kernel_images, bins, torch.empty_like(map_))
+        maxima = reference.take(x, cells, bins, images)
         for name, actual, expected in (
-            ("maxima", values, reference.take(x, cells, bins, images)),
+            ("maxima", values, maxima),
+            ("maxima without cells", forward(map_, windows, bins, False)[0], maxima),
             ("cells", kernel_cells, cells),
             ("gradients", gradient, expected_gradient),
         ):
@@ -106,37 +114,59 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
     out = x.new_empty(count, length)
     cells = torch.empty((count, length) if with_cells else (count, 0), dtype=torch.int32, device=x.device)
     boxes = out if windows is None else windows.to(x.device, torch.int32).contiguous()
-    most_bins = triton.next_power_of_2(max(n * n for n in bins))
-    lanes = max(1, min(triton.next_power_of_2(channels), BLOCK_VALUES // most_bins))
+    block, warps = FORWARD_BLOCK[_layout(x)]
+    lanes = max(1, min(channels, block // max(n * n for n in bins)))
     if not out.numel():
         return out, cells
-    with torch.cuda.device(x.device if x.is_cuda else -1):  # Triton launches on the current device
+    with _on_device(x):
         _forward_kernel[(count, triton.cdiv(channels, lanes))](
             *(x, boxes, out, cells, channels, height, width, *x.stride()),
-            *(length, windows is None, with_cells, lanes, _level_table(bins)),
+            *(length, windows is None, with_cells, _layout(x) == "channels-last", lanes, _level_table(tuple(bins))),
+            num_warps=warps,
         )
     return out, cells
 
 
 def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[int], out: Tensor) -> Tensor:
     """Fill `out` with the gradient of the maps, as `cpu.backward` does."""
-    count, channels, height, width = out.shape
-    first_windows = torch.arange(count + 1, device=out.device)  # index of each image's first window
-    if images is not None:
-        first_windows = torch.searchsorted(images.to(out.device), first_windows)
-    block = triton.next_power_of_2(min(height * width, BLOCK_VALUES))
-    lanes = max(1, min(triton.next_power_of_2(channels), BLOCK_VALUES // block))
-    if not out.numel():
-        return out
-    with torch.cuda.device(out.device if out.is_cuda else -1):
-        _backward_kernel[(count, triton.cdiv(channels, lanes), triton.cdiv(height * width, block))](
-            *(grad.contiguous(), cells, first_windows, out, channels, height * width, width, *out.stride()),
-            *(grad.shape[1], lanes, block, _level_table(bins)),
-        )
-    return out
+    count, channels, _, width = out.shape
+    total_bins = sum(n * n for n in bins)
+    total = out.zero_()
+    if images is None:
+        first_windows = cells  # not read, because window r is all of image r
+        own = min(triton.next_power_of_2(total_bins), BLOCK_BINS)
+        block, warps = BACKWARD_BLOCK[_layout(out)]
+    else:
+        # The gradients of an image's windows are added up in memory. In float32, 16-bit results are rounded only once.
+        # Each program adds up one channel: the windows are summed one after another, so many programs are needed.
+        total = out.to(torch.promote_types(out.dtype, torch.float32))
+        first_windows = torch.searchsorted(images.to(out.device), torch.arange(count + 1, device=out.device))
+        own = triton.next_power_of_2(total_bins)
+        block, warps = own, 1
+    lanes = max(1, min(triton.next_power_of_2(channels), block // own))
+    if out.numel():
+        with _on_device(out):
+            _backward_kernel[(count, triton.cdiv(channels, lanes))](
+                *(grad.contiguous(), cells, first_windows, total, channels, width, *total.stride()),
+                *(grad.shape[1], images is None, lanes, own, total_bins, _level_table(tuple(bins))),
+                num_warps=warps,
+            )
+    return out if total is out else out.copy_(total)
 
 
-def _level_table(bins: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+def _layout(x: Tensor) -> str:
+    return "channels-last" if x.stride(1) == 1 else "contiguous"
+
+
+def _on_device(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Make the GPU of `x` the current device, on which Triton launches its kernels."""
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _level_table(bins: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """Return (side, first bin, parent's side, parent's first bin) per level, parents first.
 
     A level without a parent has zeros in place of the parent's values.
@@ -157,34 +187,51 @@ def _better(value, cell, best, best_cell):
 
 @triton.jit
 def _scan(
-    plane, top, bottom, left, right, row_step, col_step, width, channel, inside, n: tl.constexpr, wide: tl.constexpr
+    plane,
+    top,
+    bottom,
+    left,
+    right,
+    row_step,
+    col_step,
+    width,
+    bin_,
+    inside,
+    n: tl.constexpr,
+    with_cells: tl.constexpr,
+    wide: tl.constexpr,
 ):
-    """Find each maximum of a window's n x n bins, and its cell, by reading the map. Values are compared as `wide`."""
-    bin_ = tl.arange(0, triton.next_power_of_2(n * n))[None, :]
+    """Find the maximum, and its cell, of each bin in `bin_`, by reading the map. A window has n x n bins.
+
+    Values are compared as `wide`. `best_cell` has no meaning without `with_cells`.
+    """
     i, j = bin_ // n, bin_ % n
     window_height, window_width = bottom - top, right - left
     first_row, last_row = top + i * window_height // n, top + ((i + 1) * window_height + n - 1) // n
     first_col, last_col = left + j * window_width // n, left + ((j + 1) * window_width + n - 1) // n
-    best = tl.load(plane + first_row * row_step + first_col * col_step, inside, 0.0).to(wide)
-    best_cell = first_row * width + first_col + channel * 0
-    for y in range(0, (window_height + n - 1) // n + 1):
-        for z in range(0, (window_width + n - 1) // n + 1):
-            row, col = first_row + y, first_col + z
-            in_bin = inside & (row < last_row) & (col < last_col)
-            value = tl.load(plane + row * row_step + col * col_step, in_bin, 0.0).to(wide)
-            take = in_bin & ((value > best) | (value != value))
-            best = tl.where(take, value, best)
-            best_cell = tl.where(take, row * width + col, best_cell)
+    start = plane + first_row * row_step + first_col * col_step
+    best = tl.load(start, inside, 0.0).to(wide)
+    best_cell = first_row * width + first_col
+    for y in range(0, tl.max(last_row - first_row)):
+        in_row = inside & (first_row + y < last_row)
+        for z in range(0, tl.max(last_col - first_col)):
+            value = tl.load(start + y * row_step + z * col_step, in_row & (first_col + z < last_col), -float("inf"))
+            value = value.to(wide)
+            if with_cells:
+                take = (value > best) | (value != value)
+                best = tl.where(take, value, best)
+                best_cell = tl.where(take, (first_row + y) * width + first_col + z, best_cell)
+            else:
+                best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
     return best, best_cell
 
 
 @triton.jit
 def _merge(
-    out, cells, source, inside, n: tl.constexpr, finer: tl.constexpr, with_cells: tl.constexpr, wide: tl.constexpr
+    out, cells, source, bin_, inside, n: tl.constexpr, finer: tl.constexpr, with_cells: tl.constexpr, wide: tl.constexpr
 ):
-    """Merge the `finer` x `finer` bins that this program has stored at `source` for each channel into n x n bins."""
+    """Merge the `finer` x `finer` bins that this program has stored at `source` into bins `bin_` of n x n."""
     tl.debug_barrier()  # makes the stored values visible to all threads of the program
-    bin_ = tl.arange(0, triton.next_power_of_2(n * n))[None, :]
     k: tl.constexpr = finer // n
     start = source + bin_ // n * (k * finer) + bin_ % n * k
     best = tl.load(out + start, inside, 0.0).to(wide)
@@ -194,11 +241,12 @@ def _merge(
     for part in range(1, k * k):
         finer_bin = start + part // k * finer + part % k
         value = tl.load(out + finer_bin, inside, 0.0).to(wide)
-        cell = best_cell
         if with_cells:
             cell = tl.load(cells + finer_bin, inside, 0)
-        take = _better(value, cell, best, best_cell)
-        best, best_cell = tl.where(take, value, best), tl.where(take, cell, best_cell)
+            take = _better(value, cell, best, best_cell)
+            best, best_cell = tl.where(take, value, best), tl.where(take, cell, best_cell)
+        else:
+            best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
     return best, best_cell
 
 
@@ -218,6 +266,7 @@ def _forward_kernel(
     length,
     whole: tl.constexpr,
     with_cells: tl.constexpr,
+    channels_last: tl.constexpr,
     lanes: tl.constexpr,
     levels: tl.constexpr,
 ):
@@ -229,22 +278,52 @@ def _forward_kernel(
         image = tl.load(windows + window * 5).to(tl.int64)
         left, top = tl.load(windows + window * 5 + 1), tl.load(windows + window * 5 + 2)
         right, bottom = tl.load(windows + window * 5 + 3), tl.load(windows + window * 5 + 4)
-    channel = tl.program_id(1) * lanes + tl.arange(0, lanes)[:, None]
-    plane = x + image * image_step + channel.to(tl.int64) * channel_step
     for step in tl.static_range(len(levels)):
-        bin_ = tl.arange(0, triton.next_power_of_2(levels[step][0] * levels[step][0]))[None, :]
-        inside = (channel < channels) & (bin_ < levels[step][0] * levels[step][0])
+        index = tl.arange(0, triton.next_power_of_2(lanes * levels[step][0] * levels[step][0]))
+        if channels_last:  # neighbouring threads read neighbouring addresses
+            lane, bin_ = index % lanes, index // lanes
+        else:
+            lane, bin_ = index // (levels[step][0] * levels[step][0]), index % (levels[step][0] * levels[step][0])
+        channel = tl.program_id(1) * lanes + lane
+        inside = (index < lanes * levels[step][0] * levels[step][0]) & (channel < channels)
+        bin_ = tl.where(inside, bin_, 0)
         if levels[step][2] > 0:
             source = window * length + channels * levels[step][3] + channel * (levels[step][2] * levels[step][2])
-            best, best_cell = _merge(out, cells, source, inside, levels[step][0], levels[step][2], with_cells, wide)
+            best, best_cell = _merge(
+                out, cells, source, bin_, inside, levels[step][0], levels[step][2], with_cells, wide
+            )
         else:
+            plane = x + image * image_step + channel.to(tl.int64) * channel_step
             best, best_cell = _scan(
-                plane, top, bottom, left, right, row_step, col_step, width, channel, inside, levels[step][0], wide
+                plane,
+                top,
+                bottom,
+                left,
+                right,
+                row_step,
+                col_step,
+                width,
+                bin_,
+                inside,
+                levels[step][0],
+                with_cells,
+                wide,
             )
         to = window * length + channels * levels[step][1] + channel * (levels[step][0] * levels[step][0]) + bin_
         tl.store(out + to, best.to(out.dtype.element_ty), inside)
         if with_cells:
             tl.store(cells + to, best_cell, inside)
+
+
+@triton.jit
+def _offset(channel, bin_, channels, levels: tl.constexpr):
+    """Return where in a pooled vector the bin `bin_` of `channel` is; bins are counted over all levels."""
+    offset = channel + bin_ * 0
+    for level in tl.static_range(len(levels)):
+        in_level = bin_ - levels[level][1]
+        here = channels * levels[level][1] + channel * (levels[level][0] * levels[level][0]) + in_level
+        offset = tl.where((in_level >= 0) & (in_level < levels[level][0] * levels[level][0]), here, offset)
+    return offset
 
 
 @triton.jit
@@ -254,29 +333,47 @@ def _backward_kernel(
     first_windows,
     out,
     channels,
-    area,
     width,
     image_step,
     channel_step,
     row_step,
     col_step,
     length,
+    whole: tl.constexpr,
     lanes: tl.constexpr,
-    block: tl.constexpr,
+    own: tl.constexpr,
+    total_bins: tl.constexpr,
     levels: tl.constexpr,
 ):
-    """Sum the gradient over all windows and bins. Each program sums `block` cells of `lanes` channels of one image."""
+    """Each program adds up the gradient of `lanes` channels of one image, and stores it in `out`, which is zero before.
+
+    For every bin of a window, it sums the gradients of all bins whose maximum is in the same cell. So all of these bins
+    store the same sum, and in which order does not matter. If `whole`, each window is a whole map. Otherwise, the sums
+    of an image's windows are added in `out` one window after another, each in one step: `own` covers all bins.
+    """
     wide: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
     image = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * lanes + tl.arange(0, lanes)[:, None]
-    cell = tl.program_id(2) * block + tl.arange(0, block)[None, :]
-    inside = channel < channels
-    total = tl.zeros((lanes, block), dtype=wide)
-    for window in range(tl.load(first_windows + image), tl.load(first_windows + image + 1)):
-        for level in tl.static_range(len(levels)):
-            source = window * length + channels * levels[level][1] + channel * (levels[level][0] * levels[level][0])
-            for bin_ in range(0, levels[level][0] * levels[level][0]):
-                hit = tl.load(cells + source + bin_, inside, -1) == cell
-                total += tl.where(hit, tl.load(grad + source + bin_, inside, 0.0).to(wide), 0.0)
-    to = image * image_step + channel.to(tl.int64) * channel_step + (cell // width) * row_step + cell % width * col_step
-    tl.store(out + to, total.to(out.dtype.element_ty), inside & (cell < area))
+    plane = out + image * image_step + channel.to(tl.int64) * channel_step
+    first, last = image, image + 1
+    if not whole:
+        first, last = tl.load(first_windows + image), tl.load(first_windows + image + 1)
+    for window in range(first, last):
+        source = window * length
+        for first_bin in range(0, total_bins, own):
+            bin_ = first_bin + tl.arange(0, own)[None, :]
+            inside = (channel < channels) & (bin_ < total_bins)
+            cell = tl.load(cells + source + _offset(channel, bin_, channels, levels), inside, -1)
+            total = tl.zeros((lanes, own), dtype=wide)
+            for level in tl.static_range(len(levels)):
+                start = source + channels * levels[level][1] + channel * (levels[level][0] * levels[level][0])
+                for other in tl.range(0, levels[level][0] * levels[level][0], loop_unroll_factor=5):
+                    equal = cell == tl.load(cells + start + other, channel < channels, -2)
+                    total += tl.where(equal, tl.load(grad + start + other, channel < channels, 0.0).to(wide), 0.0)
+            to = plane + (cell // width) * row_step + cell % width * col_step
+            if not whole:
+                total += tl.load(to, inside, 0.0)
+                tl.debug_barrier()  # several threads may hold the same cell: all must read before one stores
+            tl.store(to, total.to(out.dtype.element_ty), inside)
+        if not whole:
+            tl.debug_barrier()  # the next window's sums are added to those in memory

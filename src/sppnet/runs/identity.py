@@ -101,7 +101,7 @@ def format_mismatch(number: object) -> str:
     return (
         ""
         if number in (None, FORMAT)
-        else f"results of format {number}, from a version of sppnet that trains differently"
+        else f"results in format {number}, from a version of sppnet that trains differently"
     )
 
 

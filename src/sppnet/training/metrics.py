@@ -133,7 +133,8 @@ class SizeMetrics:
     def load(self, state: dict[str, dict[str, dict[str, Tensor]]], device: torch.device, rank: int) -> None:
         """Restore this rank's row of `state`.
 
-        Restoring the sum of all rows instead would change the last bit of the result.
+        Restoring the total on rank 0 and zeros on the others would change the order of the additions, and with it the
+        last bit of the result.
         """
         self.reset()
         for key, metrics in state.items():
