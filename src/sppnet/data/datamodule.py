@@ -79,9 +79,9 @@ class DataModule(LightningDataModule):
         """The training batches of `rank`, one of `world` ranks, starting at the run's current position.
 
         With `data.fit=full`, images of a shape that is too rare to fill a quarter of a batch are stretched to the
-        nearest shape, unless it is more than two steps (`data.aspect_step`) away. Images of a shape that is too rare
-        for a batch on every rank are stretched to the nearest shape, however far away it is. Validation and tests keep
-        each image's own (rounded) shape.
+        nearest shape, unless it is more than two steps (`data.aspect_step`) away. If a shape has too few
+        images to give every rank one (or two, with `pairs`), they are stretched to the nearest shape, however far away
+        it is. Validation and tests keep each image's own (rounded) shape.
 
         Raises:
             UserError: a batch needs two images (`pairs`), but the batch size is 1 or there are too few images.

@@ -47,7 +47,7 @@ def plot_attribution(
     """Plot an RGB image, its likeliest classes (at most 10), a panel per level of the pyramid, and a legend.
 
     The network sees the region `box` of the image, resized to `view` (width, height). `classes` holds names and
-    probabilities, and `attribution` belongs to the first class.
+    probabilities, and `attribution` explains the score of the first class.
     """
     levels, classes, panel, whole = attribution.levels, classes[:10], _panel_size(*view), _panel_size(*image.size)
     column = max(NARROWEST, panel[0], whole[0]) + GAP

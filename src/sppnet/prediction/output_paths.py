@@ -166,7 +166,7 @@ def _check_folder(path: Path, images: InputFiles) -> None:
     count = f"{len(images.names)} images are to be plotted" if several else "plots are PNG files"
     if path.exists() and not path.is_dir():
         allowed = "true, false or a folder" if several else "true, false, a folder or a .png file"
-        raise UserError(f"draw={path} is a file that cannot hold the plots; draw must be {allowed}")
+        raise UserError(f"draw={path} is an existing file, so plots cannot be written there; draw must be {allowed}")
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         kind = "draw must be a folder" if several else f"use draw={path.with_suffix('.png')}"
         raise UserError(f"draw={path} has the suffix of an image file, but {count}; {kind}")

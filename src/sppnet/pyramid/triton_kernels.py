@@ -373,7 +373,7 @@ def _backward_kernel(
             to = plane + (cell // width) * row_step + cell % width * col_step
             if not whole:
                 total += tl.load(to, inside, 0.0)
-                tl.debug_barrier()  # several threads may hold the same cell: all must read before one stores
+                tl.debug_barrier()  # several threads may hold the same cell: all must read it before any stores it
             tl.store(to, total.to(out.dtype.element_ty), inside)
         if not whole:
             tl.debug_barrier()  # the next window's sums are added to those in memory

@@ -65,7 +65,7 @@ def check_world_size(cfg: Mapping[str, Any]) -> None:
     shape = f"trainer.devices={cfg['trainer']['devices']} and trainer.num_nodes={cfg['trainer']['num_nodes']}"
     fix = "let launch=slurm set nodes and tasks" if inside_slurm else f"set trainer.devices={count} or unset WORLD_SIZE"
     raise UserError(
-        f"{key}={count} in the environment gives the number of processes, but {shape} require {required}: {fix}"
+        f"{key}={count} in the environment specifies {count} process(es), but {shape} require {required}: {fix}"
     )
 
 

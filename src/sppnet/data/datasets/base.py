@@ -96,7 +96,7 @@ class ImageSet(ABC):
         It is part of a run's identity, so it must not depend on where the files are stored. In your own data set,
         override this method, for example to return a version number and the source of the images. If the images change
         but the fingerprint does not, a run on the changed images counts as the same run as before. The default hashes
-        the pixels of all images, so every start reads all of them.
+        the pixels of all images, so all of them are read each time a run starts.
 
         Raises:
             sppnet.errors.UserError: the method is not overridden, and `read` returns different pixels each time.
@@ -136,7 +136,7 @@ def _hash_all_pixels(images: ImageSet) -> str:
         if not noticed and time.monotonic() - start > SLOW:
             noticed = True
             notice(
-                f"data: {name} has no fingerprint() method, so every start reads all of its {len(images)} images to"
+                f"data: {name} has no fingerprint() method, so every run first reads all of its {len(images)} images to"
                 " identify them by their pixels; define the method to avoid this"
             )
     return digest(lines)
