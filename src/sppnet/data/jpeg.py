@@ -92,7 +92,9 @@ def notice_remarks(remarks: Mapping[str, str]) -> None:
         return
     path, count = min(remarks), len(remarks)
     files = "1 JPEG file causes" if count == 1 else f"{count} JPEG files cause"
-    notice(f"{files} decoder warnings but can still be read; usually no pixel is wrong (see {path}: {remarks[path]})")
+    notice(
+        f"{files} decoder warnings but can still be read; their pixels are usually correct (see {path}: {remarks[path]})"
+    )
 
 
 def _decode_strictly(data: bytes, colours: str) -> Pixels | str:

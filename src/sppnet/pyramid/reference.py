@@ -40,7 +40,7 @@ def argmax_cells(x: Tensor, bins: Sequence[int], rule: str) -> Tensor:
 
 def take(x: Tensor, cells: Tensor, bins: Sequence[int], images: Tensor | None = None) -> Tensor:
     """Return the values of `x` at `cells` `(R, C * M)`. Row r refers to image `images[r]`, or r if `images` is None."""
-    # All rules share this gather, so their gradient is one scatter for all levels. On CUDA, scatter can be made
+    # Every rule gathers all levels at once here, so its backward is a single scatter. On CUDA, scatter can be made
     # deterministic; the backward of adaptive_max_pool2d cannot.
     planes = x.flatten(2) if images is None else x.flatten(2)[images]
     values = planes.gather(2, _by_plane(cells.long(), x.shape[1], bins))

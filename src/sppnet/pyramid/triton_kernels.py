@@ -24,8 +24,8 @@ from .cpu import order_levels
 log = logging.getLogger(__name__)
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_BINS = 4096  # a program holds all bins of a channel; more would take minutes to compile
-# The bins that one program pools at once, over all its channels, and its number of warps; then the same for gradients.
-# These were the fastest of about ten pairs on an H200, over maps of 7 to 40 cells.
+# How many bins one program pools at once, counted over its channels, and how many warps it uses. BACKWARD_BLOCK is the
+# same for gradients. Each pair was the fastest of about ten tried on an H200, on maps of 7x7 to 40x40 cells.
 FORWARD_BLOCK = {"contiguous": (256, 2), "channels-last": (512, 4)}
 BACKWARD_BLOCK = {"contiguous": (512, 2), "channels-last": (2048, 4)}
 BLOCK_BINS = 64  # gradients of one channel that one program sums at once

@@ -96,8 +96,8 @@ def _format(results: Mapping[int, Result]) -> object:
 def _row_name(name: str, setting_hash: str, formats: Sequence[object], results: Mapping[int, Result]) -> str:
     """Name one row of a setting.
 
-    If a setting has several rows, each name includes the format of the code that trained the networks, unless this is
-    the current format. If two rows share a format, every name includes the setting's hash instead.
+    If a setting has several rows, each name includes the `FORMAT` of the code that trained the networks, unless this is
+    the current one. If two rows have the same `FORMAT`, every name includes the setting's hash instead.
     """
     if len(formats) < 2:
         return name

@@ -21,7 +21,7 @@ class Result:
         metrics: values by metric name.
         provenance: `hash`, `setting` (the hash without the seed), `commit`, `machine`, `time`, `seconds`, `parameters`,
             `bins` (number of bins in the pyramid), `note`, `limited` (whether `trainer.limit_batches` cut the run
-            short), `format` (the format of the code that trained the network), `data` (the fingerprint of the test
+            short), `format` (`FORMAT` of the code that trained the network), `data` (the fingerprint of the test
             data).
     """
 
