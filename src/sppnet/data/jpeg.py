@@ -93,7 +93,8 @@ def notice_remarks(remarks: Mapping[str, str]) -> None:
     path, count = min(remarks), len(remarks)
     files = "1 JPEG file causes" if count == 1 else f"{count} JPEG files cause"
     notice(
-        f"{files} decoder warnings but can still be read; their pixels are usually correct (see {path}: {remarks[path]})"
+        f"{files} decoder warnings but can still be read; their pixels are usually correct (see {path}:"
+        f" {remarks[path]})"
     )
 
 

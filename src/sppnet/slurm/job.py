@@ -5,8 +5,9 @@ SIGTERM end the process.
 
 - SIGUSR2 arrives before the time limit (the `warning` option of `launch=slurm` sets how many seconds before) and, on
   some clusters, before the job is preempted. The job saves a checkpoint, asks SLURM to requeue it and ends.
-- SIGTERM arrives when the job is cancelled or about to be preempted. SLURM requeues a preempted job itself, but only if the job is
-  still running at the end of its grace time. The job therefore saves a checkpoint and continues until it is killed.
+- SIGTERM arrives when the job is cancelled or about to be preempted. SLURM requeues a preempted job itself, but only if
+  the job is still running at the end of its grace time. The job therefore saves a checkpoint and continues until it is
+  killed.
 """
 
 from __future__ import annotations

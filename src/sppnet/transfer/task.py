@@ -153,8 +153,8 @@ def make_task(cfg: dict[str, Any], trained: TrainedNetwork | None) -> Task:
         raise UserError(f"sizes.test={sizes} is not allowed: transfer takes one size, such as sizes.test=[{sizes[0]}]")
     if layer == "conv" and views["fit"] == "full":
         raise UserError(
-            "with layer=conv, the number of features depends on the shape of the image; with views=full, use layer=spp, pool"
-            " or gap"
+            "with layer=conv, the number of features depends on the shape of the image; with views=full, use"
+            " layer=spp, pool or gap"
         )
     if layer.startswith("fc"):
         _check_hidden(cfg, layer, trained)
