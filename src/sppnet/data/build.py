@@ -151,7 +151,8 @@ def check_training(cfg: Mapping[str, Any], images: ImageSet) -> None:
     if problem := images.untrainable():
         raise UserError(problem)
     if len(images.classes) < 2 and not images.multilabel:
-        raise UserError(f"data={cfg['name']} has only one class ({', '.join(images.classes)}); at least two are needed")
+        count = f"only one class ({images.classes[0]})" if images.classes else "no classes"
+        raise UserError(f"data={cfg['name']} has {count}; at least two are needed")
 
 
 def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from sppnet.config.instantiate import instantiate
-from sppnet.errors import UserError
 from sppnet.models.heads import build_head
 from sppnet.models.pretrained import load_weights, resolve_weights
 from sppnet.models.probe import map_size, probe
@@ -83,12 +82,7 @@ def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
     weights = resolve_weights(cfg)
     if isinstance(weights, str):
         node["weights"] = weights
-    try:
-        module = instantiate(node, nn.Module, "backbone")
-    except UserError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: torch ran out of memory
-        raise UserError(f"backbone._target_={cfg['_target_']} refuses its arguments: {error}") from error
+    module = instantiate(node, nn.Module, "backbone")
     if isinstance(weights, Path):
         load_weights(module, weights)
     return module

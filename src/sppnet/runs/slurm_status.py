@@ -24,7 +24,10 @@ def _changed_code_note() -> str | None:
     submission = read_json(Path(os.environ["SPPNET_SUBMISSION"]) / "submission.json") or {}
     if submission.get("code_digest") in {None, digest(code_state())}:
         return None
-    before, now = submission["code"]["commit"], code_state()["commit"]
-    if before == now:
-        return f"ran commit {str(now)[:10]} with uncommitted changes that differ from those at submission"
-    return f"ran commit {str(now)[:10]}, but was submitted at commit {str(before)[:10]}"
+    before, now = submission["code"], code_state()
+    if before["version"] != now["version"]:
+        return f"ran sppnet {now['version']}, but was submitted with sppnet {before['version']}"
+    if before["commit"] == now["commit"]:
+        return f"ran commit {now['commit'][:10]} with uncommitted changes that differ from those at submission"
+    commits = [(code["commit"] or "unknown")[:10] for code in (now, before)]
+    return "ran commit {}, but was submitted at commit {}".format(*commits)

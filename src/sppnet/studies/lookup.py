@@ -141,10 +141,7 @@ def _filed_points(command: str, experiments: str) -> set[tuple[str, ...]]:
 
 
 def _plan_point(cfg: dict[str, Any], job: ExpandedJob, shared: Collection[str], digest: str) -> SweepPoint | None:
-    """The point of a job; None if its data set is not on this machine.
-
-    Without the data, the run's hash cannot be computed.
-    """
+    """The point of a job; None if its hash cannot be computed, for example without the data set or a weights file."""
     validate(cfg)
     try:
         return sweep_point(job.overrides, shared, job.row, plan_run(cfg), digest)
