@@ -1,4 +1,4 @@
-"""`sppnet COMMAND [overrides]`: run a command and report any failure in one line, below a traceback if it is a bug.
+"""`sppnet COMMAND [overrides]`: run a command and report any failure in one line; a bug also prints a traceback.
 
 Heavy modules are imported only after the command is known.
 

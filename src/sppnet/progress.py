@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-LINES_EVERY = 10.0  # seconds between two lines
+LINES_EVERY = 10.0  # minimum number of seconds between two lines
 
 
 @contextlib.contextmanager
@@ -15,7 +15,7 @@ def meter(command: str, kind: str, total: int) -> Iterator[Callable[[int], None]
     """Show the progress of `sppnet COMMAND`. Yield a function that adds to the number of images done.
 
     Args:
-        command: the name at the beginning of each line.
+        command: the name of the command, which each printed line begins with.
         kind: the value of `trainer.progress`: `none`, `bar`, `lines`, or `auto` (a bar on a terminal, lines elsewhere).
         total: the number of images; nothing is shown for a single image.
     """

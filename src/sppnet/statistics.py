@@ -65,7 +65,7 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def differences(values: Mapping[str, Mapping[int, float]], base: str) -> dict[str, Difference | None]:
-    """Compare each of the other rows with the baseline row in a paired t-test; Holm's correction covers all tests.
+    """Compare each row except the baseline with the baseline in a paired t-test; Holm's correction covers all tests.
 
     Args:
         values: the metric of each row for each seed.
@@ -145,8 +145,9 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 def _paired_p(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p-value of the paired t-test.
 
-    If all differences are equal, t is infinite and p would be 0 for any number of pairs. In this case, which is
-    likely on a small test set because its metrics can take only a few values, the two-sided sign test is used instead.
+    If all differences are equal but not 0, t is infinite and p would be 0 for any number of pairs. In this case, which
+    is likely on a small test set because its metrics can take only a few values, the two-sided sign test is used
+    instead. If all differences are 0, p is 1.
     """
     gaps = np.subtract(a, b)
     if np.allclose(gaps, gaps[0], atol=1e-12):

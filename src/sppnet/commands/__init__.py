@@ -1,5 +1,5 @@
-"""One module per command; each lists the steps of its command from top to bottom.
+"""One module per command, with the steps of the command in order from top to bottom.
 
-`sppnet.cli` imports `sppnet.commands.COMMAND` and calls its `main`. `hydra_app` composes the configuration from the
-command line, and `checkpoint_app` composes it on top of a trained run's configuration.
+`sppnet.cli` imports `sppnet.commands.COMMAND` and calls its `main`. `hydra_app` composes a command's configuration from
+the command line. For commands that take a `checkpoint`, `checkpoint_app` starts from the trained run's configuration.
 """

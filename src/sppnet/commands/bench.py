@@ -30,7 +30,7 @@ from sppnet.runs.provenance import code_state, machine, packages
 if TYPE_CHECKING:
     from sppnet.benchmarks.measurement import Row, Setting
 
-GROUPS = {  # group name: module in sppnet.benchmarks, function in that module, and what it measures
+GROUPS = {  # group name: module in sppnet.benchmarks, function in that module, and what the group measures
     "layer": ("pooling_layer", "measure", "the pyramid pooling layer"),
     "loading": ("loading", "measure", "from JPEG to a batch of crops"),
     "views": ("views", "measure", "a test with ten views and with 96"),

@@ -1,8 +1,8 @@
 """Compose a command's configuration on top of a trained run's configuration (`checkpoint=RUN_DIR_OR_FILE`).
 
 The run's overrides are replayed before the typed ones, so that a typed override such as `views=full` or `data=folder`
-has the effect that it would have had in training. `sppnet.runs.from_checkpoint` then applies whatever the typed
-overrides change to the configuration that the run stored.
+has the effect that it would have had in training. `sppnet.runs.from_checkpoint` then takes the configuration that
+the run stored and changes only the values that the typed overrides affect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def run(
     own: Sequence[str],
     may_change: Sequence[str],
 ) -> None:
-    """Compose `conf/COMMAND.yaml` on top of the run in `checkpoint=`, and pass the trained network to `run_command`.
+    """Compose `conf/COMMAND.yaml` for the run that `checkpoint=` names, and pass the trained network to `run_command`.
 
     Args:
         command: the name of the command and of its primary configuration file.
@@ -51,6 +51,7 @@ def run(
 def named_checkpoint(words: Sequence[str]) -> str | None:
     """Return the value of `checkpoint=` on a command line.
 
-    None if the key is missing or `null`, or if a sweep gives several values (each job of the sweep then has its own).
+    None if the key is missing, is `null` or is swept over several values. Each job of such a sweep is started with a
+    single value.
     """
     return overrides.last_value("checkpoint", words)

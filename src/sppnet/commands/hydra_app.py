@@ -1,4 +1,4 @@
-"""Compose a command's configuration with Hydra and call the command with it as a plain, resolved dict.
+"""Compose a command's configuration with Hydra, resolve it into a plain dict and call the command with this dict.
 
 Hydra only composes; the job runs after `hydra.main` has returned. If the job ran inside `hydra.main`, Hydra would
 report its errors in Hydra's own format (several lines, exit code 1), and Lightning would detect Hydra and launch the
@@ -48,7 +48,7 @@ OmegaConf.register_new_resolver("sppnet.scratch", _scratch_directory, replace=Tr
 
 
 def normalise(command: str, words: Sequence[str]) -> list[str]:
-    """Rewrite a command line for Hydra, and register the folder of its `--config-dir` as a source of option files.
+    """Rewrite a command line for Hydra, and register the folder that `--config-dir` names as a source of option files.
 
     Raises:
         UserError: a command-line option is unknown, or a word is not an override.
@@ -67,7 +67,7 @@ class _Composed:
         sweeper_overrides: the overrides of `hydra.sweeper`.
         in_sweep: whether the job belongs to a sweep.
         slurm_options: the launcher's options if this is a single job for SLURM; None otherwise.
-        problem: the error message if a study was typed without `-m`; empty otherwise.
+        problem: the error message if a study's sweep was typed without `-m`; empty otherwise.
     """
 
     cfg: DictConfig
@@ -95,8 +95,8 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], 
 
     def task(cfg: DictConfig) -> None:
         composed.append(_describe(command, words, replayed, cfg))
-        # In this mode, a third-party launcher (such as joblib) calls `task` for one job of a sweep. It may do so in a
-        # worker process, which never reaches the call of `start` below, so the job is started here.
+        # In MULTIRUN mode, a third-party launcher (such as joblib) calls `task` for one job of a sweep. This may happen
+        # in a worker process, which never reaches the last line of `run`, so the job is started here.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             option_files.use_config_dir(words)
             start()
@@ -105,13 +105,13 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], 
         while composed:
             _start(command, replayed, composed.pop(), run_command)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra pass exceptions on; `sppnet.cli` prints them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra re-raise exceptions, which `sppnet.cli` prints
     sys.argv[1:] = words  # Hydra reads the command line from there
     try:
         hydra.main(version_base="1.3", config_path=str(option_files.root() / "conf"), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(compose.explain(error, command)) from error
-    except UserError:  # raised by our launchers; as a ValueError, it would otherwise reach the next clause
+    except UserError:  # raised by our launchers; it is a ValueError, so the next clause would catch it
         raise
     except (ValueError, TypeError) as error:  # raised by Hydra if a group gets a list or a number instead of a name
         if problem := option_files.unnamed_option(words):
@@ -137,7 +137,7 @@ def _describe(command: str, words: Sequence[str], replayed: int, cfg: DictConfig
 
 
 def _start(command: str, replayed: int, composed: _Composed, run_command: Callable[[Job], None]) -> None:
-    """Submit the job if its launcher is the SLURM launcher; otherwise run it here."""
+    """Submit the job if its launcher is the SLURM launcher; otherwise run it in this process."""
     typed = composed.task_overrides[replayed:]
     if composed.problem:
         raise UserError(composed.problem)
@@ -168,7 +168,8 @@ def _resolved(node: Any) -> list[str]:
 def _set_show_traceback(cfg: DictConfig, typed: list[str] | None) -> None:
     """Set `errors.show_traceback` to the value of `debug.traceback`.
 
-    If the command starts from a run (`typed` is not None), the run's value is ignored.
+    If the overrides of a run were replayed (`typed` is not None), the value that the run was trained with is ignored:
+    only a typed override can then change `errors.show_traceback`.
     """
     if typed is None or any(word.lstrip("+").startswith(("debug", "experiments=")) for word in typed):
         errors.show_traceback = OmegaConf.select(cfg, "debug.traceback") is True

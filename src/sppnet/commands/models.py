@@ -36,7 +36,7 @@ def models(job: Job) -> None:
         table.add_column("G mult-adds", justify="right")
     for row in _rows(sizes):
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)  # wide enough that no line is wrapped in a file
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)  # outside a terminal, no line may wrap
 
 
 def _rows(sizes: Sequence[int]) -> Iterator[list[str]]:

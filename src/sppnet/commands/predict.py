@@ -41,7 +41,7 @@ def predict(trained: TrainedNetwork) -> None:
     """Print the likeliest classes of every image, write them to `output` and save plots to `draw`.
 
     Raises:
-        UserError: a value is not allowed. Nothing has been written.
+        UserError: a value is not allowed; no file has been written.
         RunFailed: no image could be read.
     """
     own = schema.take_own_keys(trained.cfg, OWN)
@@ -54,7 +54,7 @@ def predict(trained: TrainedNetwork) -> None:
 
     check_job(cfg)
     plot_writer = _build_plot_writer(cfg, plots) if plots else None
-    # SIGTERM then raises KeyboardInterrupt, so that half-written files are removed
+    # make SIGTERM raise KeyboardInterrupt, so that half-written files are removed
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with JsonLines(own["output"]) as lines:
         _predict(cfg, trained, images, own["top"], lines, plot_writer)
@@ -135,7 +135,7 @@ def _build_plot_writer(cfg: Mapping[str, Any], plots: PlotPaths) -> PlotWriter:
     """
     if cfg["views"]["fit"] == "windows":
         raise UserError(
-            f"draw needs a single view of each image, but views={cfg['views']['name']} has several; use views=full,"
+            f"draw needs a single view of each image, but views={cfg['views']['name']} gives several; use views=full,"
             " center or warp"
         )
     from sppnet.models.network import build_backbone
@@ -152,7 +152,7 @@ def _build_plot_writer(cfg: Mapping[str, Any], plots: PlotPaths) -> PlotWriter:
 
 
 def _check_pooling(cfg: Mapping[str, Any], predictor: Predictor) -> None:
-    """Raise UserError if the bins of the pooling layer are unknown or do not reproduce the layer's output."""
+    """Raise UserError if the pooling layer's bins are unknown, or if pooling them one by one changes the output."""
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import map_size, on_meta
     from sppnet.prediction.attribution import check_pooling

@@ -1,8 +1,8 @@
 """The additional processes of a run on several devices; they take no lock and write no status.
 
-On each machine, Lightning starts `sppnet rank RUN_DIR` for every process after the first. That process reads the
-configuration from the run directory and ends when the machine's first process ends. SLURM starts all tasks of a job
-with the same command (`sppnet train`), and every task except the first calls `join`.
+On each machine, Lightning runs `sppnet rank RUN_DIR` in every process except the first. Such a process reads the
+configuration from the run directory and ends when the first process on its machine ends. SLURM starts all tasks of
+a job with the same command (`sppnet train`), and every task except the first calls `join`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from sppnet.slurm import job
 from sppnet.storage.files import write_text
 
 PR_SET_PDEATHSIG = 1
-POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0  # interval between checks for the first task, and the longest wait
+# How often a task checks whether the job's first task has started, and how long it waits for that.
+POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0
 
 
 def main(words: Sequence[str]) -> None:
     """Train as an additional process of the run in the directory `words[0]`."""
     if len(words) != 1 or "LOCAL_RANK" not in os.environ:
         raise UserError("`sppnet rank` is started by `sppnet train trainer.devices=N`, not by hand")
-    # Let the kernel kill this process when the first one ends; collective operations would otherwise wait forever.
+    # Let the kernel kill this process when the first process ends. Otherwise, its collective operations would wait
+    # forever.
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -61,7 +63,7 @@ def join(planned: PlannedRun, overrides: list[str]) -> None:
         if status.get("state") == "running" and status.get("slurm") == slurm_job:
             break
         if planned.result is not None and not planned.cfg["force"]:
-            return  # the run is done; the first task returns, too
+            return  # the run is done, so the first task does not train either
         time.sleep(POLL_SECONDS)
     else:
         raise RunFailed(f"task {job.rank()}: the job's first task did not start within {WAIT_SECONDS:.0f} s")

@@ -1,4 +1,4 @@
-"""`sppnet report [experiments=NAME | study=NAME]`: write the table and figure of one study or of all."""
+"""`sppnet report [experiments=NAME | study=NAME]`: write the table and figure of one study or of all studies."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) 
     names = Counter(table.name for _, table in study_tables)
     reports = []
     for study, table in study_tables:
-        # if an experiments file was run in several folders, only the folder's name tells the reports apart
+        # if several folders have runs of the same experiments file, only the folder's name tells their reports apart
         name = f"{study.folder.name}_{table.name}" if names[table.name] > 1 else table.name
         summary = Summary(replace(table, name=name))
         folder = Path(own["output"]).expanduser() if own["output"] else default_folder(study)
@@ -181,9 +181,9 @@ def _show(summary: Summary) -> None:
     table = Table(title=Text(summary.table.name), title_justify="left", title_style="bold", box=box.SIMPLE)
     head, *rows = summary.main()
     for text in head:
-        table.add_column(Text(text), overflow="fold")  # a narrow terminal wraps cells instead of cutting them off
+        table.add_column(Text(text), overflow="fold")  # in a narrow terminal, wrap cells instead of cutting them off
     for i, row in enumerate(rows, start=1):
-        # Text, because rich would parse a name such as `spp [eb2d09e622]` as markup
+        # Text objects, because rich would parse a string such as `spp [eb2d09e622]` as markup
         table.add_row(*(Text(cell, "bold" if summary.marked(i, j) else "") for j, cell in enumerate(row)))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 500
     Console(width=width, highlight=False).print(table)
@@ -199,4 +199,7 @@ def _show(summary: Summary) -> None:
 def _nothing_done(studies: list[Study]) -> str:
     names = ", ".join(study.name for study in studies)
     has_others = any(study.points and any(study.folder.glob("*/summary.json")) for study in studies)
-    return f"no run of {names} is done yet{'; the folder has runs that are not in the plan' if has_others else ''}"
+    return (
+        f"no run of {names} is done yet"
+        f"{'; the study folder has finished runs that are not in the plan' if has_others else ''}"
+    )

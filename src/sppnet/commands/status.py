@@ -28,7 +28,7 @@ from sppnet.studies.study import Study, SweepPoint
 REFRESH_SECONDS = 3.0  # refresh interval of watch=true
 COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "lost": "red", "preempted": "yellow"}
 OWN = ("watch",)
-LONG_TABLE = 60  # with more runs than this, the table omits those that are done or missing
+LONG_TABLE = 60  # with more runs than this, the table omits the runs that are done or missing
 
 
 def main(words: Sequence[str]) -> None:
@@ -93,7 +93,7 @@ def _headline(study: Study, statuses: Sequence[tuple[SweepPoint, RunStatus]], ex
 
 
 def _result(run: RunStatus) -> str:
-    """Return the first test metric as text. It is the metric by which best.ckpt was selected."""
+    """Return the first test metric as text. Its validation counterpart selects best.ckpt."""
     metrics = (run.result or {}).get("metrics") or {}
     return next((f"{name.removeprefix('test/')} {value:.4f}" for name, value in metrics.items()), "")
 
@@ -108,7 +108,7 @@ def _progress(run: RunStatus) -> tuple[str, str, str]:
 
 
 def _unplanned_runs(study: Study) -> list[SweepPoint]:
-    """Return the runs in the study's folder that are not in its plan, each with its first test."""
+    """Return the runs in the study's folder that are not in the study's plan, each with its first stored test."""
     planned = {point.run for point in study.points}
     unplanned = []
     for path in sorted(study.folder.glob("*/status.json")):

@@ -43,7 +43,7 @@ def test(trained: TrainedNetwork) -> None:
         print_result(run, result)
         return
     result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed_keys))
-    print_result(run, result)  # first, because writing fails in another user's read-only directory
+    print_result(run, result)  # print before writing, which may fail in another user's run directory
     if run:
         file = run.test_file(test_hash)
         file.parent.mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ def score_run(
     Args:
         cfg: the configuration to test with.
         weights: the checkpoint file.
-        name: the name of the weights in the record.
+        name: the name under which the weights are recorded.
         images: the data set.
         chosen: whether the user chose the data (see `load_tested`).
     """

@@ -68,13 +68,14 @@ def _test(planned: PlannedRun) -> None:
 
     if planned.cfg["trainer"]["limit_batches"] and world_size(planned.cfg) > 1:
         raise UserError(
-            f"{planned.run.path} was trained by several processes; with trainer.limit_batches, a single process"
-            f" would test different images; to test other views or sizes, use sppnet test checkpoint={planned.run.path}"
+            f"{planned.run.path} was trained by several processes, but this test would run in a single process, where"
+            " trainer.limit_batches selects different images; to test with different views or sizes, use sppnet test"
+            f" checkpoint={planned.run.path}"
         )
     slurm_job.requeue_on_warning()
     print(f"{planned.run.path} is trained; testing it with different views or sizes", flush=True)
     result = score_run(planned.cfg, planned.run.best, "best", planned.images)
-    print_result(planned.run, result)  # first, because writing fails in another user's read-only directory
+    print_result(planned.run, result)  # print before writing, which may fail in another user's run directory
     write_json(planned.run.test_file(planned.test), result)
 
 
@@ -114,7 +115,7 @@ def _status_file(run: Run) -> Iterator[None]:
     from sppnet.training.checkpointing import Preempted
 
     def interrupt(*_: object) -> None:
-        # During training, `Checkpoints` handles the signal instead. Before and after, there is nothing to save.
+        # `Checkpoints` replaces this handler during training. Before and after training, there is nothing to save.
         raise KeyboardInterrupt
 
     previous_handler = signal.signal(signal.SIGTERM, interrupt)
@@ -129,7 +130,7 @@ def _status_file(run: Run) -> Iterator[None]:
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full
             run.write_status("failed", _last_line(error))
-        if isinstance(error, UserError):  # such as an unreadable file; the run has begun, so the exit code is 1
+        if isinstance(error, UserError):  # such as an unreadable file; exit code 2 would mean that nothing was written
             raise RunFailed(str(error)) from None
         raise
     finally:
@@ -137,7 +138,10 @@ def _status_file(run: Run) -> Iterator[None]:
 
 
 def _write_preempted(run: Run, preempted: Preempted) -> str:
-    """Write the status of a stopped run, requeue its SLURM job if the time limit stopped it, and return the message."""
+    """Write the status of a run that a signal has stopped, and return the error message.
+
+    If the signal was SLURM's warning before the time limit, the run's SLURM job is requeued.
+    """
     message = str(preempted)
     if preempted.number == slurm_job.WARNING and slurm_job.inside_slurm():
         run.write_status("queued", f"{preempted}; queued again")

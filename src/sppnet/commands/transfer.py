@@ -25,7 +25,7 @@ from sppnet.transfer.task import FORMAT, MAY_CHANGE, OWN, Task, make_task, refus
 
 
 def main(words: Sequence[str]) -> None:
-    """Compose `conf/transfer.yaml`, on top of the trained run if `checkpoint=` names one."""
+    """Evaluate the trained network that `checkpoint=` names or, without that key, the network in `backbone`."""
     if checkpoint_app.named_checkpoint(hydra_app.normalise("transfer", words)) is None:
         hydra_app.run("transfer", words, _transfer_backbone)
     else:
@@ -48,11 +48,12 @@ def _transfer_trained(trained: TrainedNetwork) -> None:
 
 
 def transfer(task: Task, typed: Sequence[str]) -> None:
-    """Print the task's row with all comparable rows. A row that is not stored yet is computed first."""
+    """Print the task's row and all rows comparable with it. If the task's row is not stored yet, compute it first."""
     images = build_images_from_config(task.cfg)
     warn_ineffective(task, images, typed)
     identity = task.identity(images)
-    protocol = check_protocol(task, images)  # a stored row is checked too: its identity lacks `data.duplicates`
+    # A stored row is checked, too: it may have been computed with a different value of `data.duplicates`.
+    protocol = check_protocol(task, images)
     for line in images.notices():
         notice(line)
     folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"
@@ -82,7 +83,7 @@ def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
     for name in bad_files:
         notice(f"{name} could not be read and was left out")
     if bad_files:
-        notice(f"{len(bad_files)} of {len(images)} images could not be read and were left out")
+        notice(f"unreadable images left out: {len(bad_files)} of {len(images)}")
     outcome = evaluate(task, images, features, unreadable)
     fitted, origin = time.monotonic(), provenance()
     return {
@@ -104,7 +105,7 @@ def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
 
 
 def _describe(task: Task, length: int) -> dict[str, Any]:
-    """Return the columns of the printed table that identify the row."""
+    """Return the values that identify the row in the printed table, by column title."""
     layer, cfg = task.own["layer"], task.cfg
     bins = task.layer.get("bins")
     network = cfg["backbone"].get("name") or "net"

@@ -36,10 +36,10 @@ def compose_config(command: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def drop_missing_options(command: str, overrides: list[str]) -> list[str]:
-    """Drop those of a run's overrides that select a missing option file, and all others in the same group.
+    """Drop each override of a run that selects a missing option file, and all other overrides of the same group.
 
     For example, the option file of a user's own backbone is missing if the command was typed without `--config-dir`.
-    Dropping these overrides is harmless, because the run also stores the resulting configuration of the backbone.
+    Dropping these overrides is harmless, because the run stores the composed configuration of the backbone as well.
     """
     while True:
         try:
@@ -57,7 +57,7 @@ def drop_missing_options(command: str, overrides: list[str]) -> list[str]:
 
 
 def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob], dict[str, Any], dict[str, Any]]:
-    """Expand the sweep that `-m` with `overrides` would start.
+    """Expand the sweep that `overrides` would start with `-m`.
 
     Returns:
         The jobs, the rows of the sweep (see `hydra_plugins.sppnet.row_sweeper`) and the section `report`.
@@ -172,7 +172,7 @@ class Job:
 
     Attributes:
         cfg: the resolved configuration, as plain data.
-        overrides: the overrides that were typed for the job.
+        overrides: all overrides that `cfg` was composed from: those replayed from a run, then the typed ones.
         sweeper: the overrides of `hydra.sweeper`, which describe the study and not the job.
     """
 
@@ -194,7 +194,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
-        # Often the cause is a wrong value that another key refers to, such as sizes.train=[]. Report that value first.
+        # The cause is often a wrong value that another key refers to, such as sizes.train=[]. If so, report that value.
         schema.check_values(OmegaConf.to_container(own, resolve=False))
         raise UserError(one_line(error)) from None
     assert isinstance(resolved, dict)

@@ -35,7 +35,9 @@ def allowed_prefixes() -> tuple[str, ...]:
 
 
 def check_target(name: object, slot: str) -> str:
-    """Return `name` if a config may use it in `slot`. Only the text is checked; nothing is imported.
+    """Return `name` if it is allowed as the `_target_` of the config key `slot`.
+
+    Only the text is checked; nothing is imported.
 
     Raises:
         UserError: `name` is not a dotted public name with an allowed prefix, or it starts with a prefix in `REFUSED`.
@@ -46,7 +48,7 @@ def check_target(name: object, slot: str) -> str:
     if not name.startswith(allowed) or name.startswith(REFUSED):
         raise UserError(
             f"{slot}._target_={name} is not allowed; the name must match one of {', '.join(p + '*' for p in allowed)}"
-            " (allow your own package with allow=PACKAGE on the command line or SPPNET_ALLOW=PACKAGE)"
+            " (to allow your own package, put allow=PACKAGE on the command line or set SPPNET_ALLOW=PACKAGE)"
         )
     if name.startswith("sppnet.") and name.rpartition(".")[0] not in PUBLIC_PACKAGES:
         public = " and ".join(f"{package}.NAME" for package in PUBLIC_PACKAGES)
@@ -94,7 +96,7 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
 
 
 def user_source_files(node: Any) -> dict[str, Path]:
-    """Return a mapping from the name of each user class in a `_target_` of `node` to the class's source file.
+    """Map the name of each user class that is a `_target_` in `node` to the path of its source file.
 
     Raises:
         UserError: the module of a class does not exist.

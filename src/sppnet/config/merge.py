@@ -1,4 +1,4 @@
-"""Apply the changes that overrides make to the stored configuration of a run, and compare two configurations."""
+"""Apply overrides to the stored configuration of a run, and list the differences between two configurations."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def merge(
 
     `before` is composed from the run's overrides, and `after` from the run's overrides followed by the typed ones.
 
-    The normalisation (`data.mean`, `data.std`) belongs to the network. Unless it was typed, it stays as stored, even
-    for a different data set.
+    The normalisation (`data.mean`, `data.std`) belongs to the network. Unless the user typed it, the stored one is
+    kept, even for a different data set.
     """
     merged = {
         key: _merge(stored[key], before.get(key), after.get(key)) if key in stored else after[key]

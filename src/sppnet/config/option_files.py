@@ -18,9 +18,9 @@ def root() -> Path:
 
 
 def unnamed_option(overrides: Sequence[str]) -> str:
-    """Return the error message for the first override that gives a group anything but the name of an option.
+    """Return the error message for the first override that sets a group to anything but an option's name.
 
-    An example of a wrong value is a list. The message is "" if there is no such override.
+    A list is an example of such a value. The message is "" if every group is set to an option's name.
     """
     allowed = {group: sorted(path.stem for path in options(group)) for group in group_names()}
     for override in overrides:
@@ -50,7 +50,7 @@ def config_dir() -> Path | None:
 
 
 def folders() -> list[Path]:
-    """Return the folders that contain the groups: `conf/` and, if `--config-dir` was typed, its folder."""
+    """Return the folders that contain the groups: `conf/` and, if `--config-dir` was typed, the folder it names."""
     return [root() / "conf", *filter(None, [config_dir()])]
 
 

@@ -95,7 +95,7 @@ def _check_storable(words: Iterable[str]) -> None:
 
 
 def last_value(key: str, words: Sequence[str]) -> str | None:
-    """Return the last value of `key` on a command line, without quotes; None if it is null, a sweep or absent."""
+    """Return the last value of `key` on a command line, without quotes; None if `key` is absent, null or swept."""
     typed = [word for word in _parse(words).overrides if word.partition("=")[0].lstrip("+") == key]
     if not typed:
         return None
@@ -194,7 +194,7 @@ def expand(
     typed: Sequence[str],
     loader: ConfigLoader,
 ) -> list[ExpandedJob]:
-    """Expand a sweep into one job for each row and each combination of the axes' values.
+    """Expand a sweep into one job for each pair of a row and a combination of the axes' values.
 
     Jobs with equal overrides become one job, which has the name of the first of their rows.
 

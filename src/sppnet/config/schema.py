@@ -41,7 +41,7 @@ LAYOUT = 1  # increased when keys are renamed or moved; stored in every run and 
 # This repeats the limit in sppnet.pyramid, which cannot be imported here because it imports torch. The memory that the
 # bins need is checked in sppnet.models.fit_check.
 MAX_LEVEL = 1024
-SIDES = list_of(whole(1, 8192))  # `build_sizes` checks the further limits of each size schedule
+SIDES = list_of(whole(1, 8192))  # `build_sizes` checks the additional limits of each size schedule
 
 SPP, GRID = {"head.name": ("spp",)}, {"head.name": ("flatten",)}
 PLATEAU, COSINE = {"optim.schedule.kind": ("plateau",)}, {"optim.schedule.kind": ("cosine",)}
@@ -117,7 +117,7 @@ RULES: dict[str, Rule] = {
     "data.split.fold": or_null(whole(0)),
     "data.crop.kind": only(CROP, choice("paper", "random_resized")),
     "data.crop.positions": only(SQUARE, choice("random", "fixed")),
-    "data.crop.ratio": only(CROP, RATIO),  # validation crops use it whatever data.crop.kind is
+    "data.crop.ratio": only(CROP, RATIO),  # validation crops use it with every data.crop.kind
     "data.crop.scale": only(RESIZED, interval(1)),
     "data.crop.aspect": only(RESIZED, interval(1000)),
     "views.name": LABEL,
@@ -197,7 +197,7 @@ def check_layout(layout: object, where: str) -> None:
 
 
 def check_values(cfg: object) -> None:
-    """Check each value on its own and refuse missing keys. Interpolations and values still to be given (`???`) pass."""
+    """Check each value on its own and refuse missing keys. Interpolations and the placeholder `???` are accepted."""
     for key, rule in RULES.items():
         present, value = _lookup(cfg, key)
         if present and not rule.accepts(value) and not re.search(r"\$\{|^\?\?\?$", str(value)):
@@ -271,7 +271,10 @@ SLURM_OPTIONS: dict[str, Rule] = {  # options of launch=slurm; conf/launch/slurm
     "account": or_null(TEXT),
     "qos": or_null(TEXT),
     "time": or_null(
-        Rule(lambda v: bool(TIME_LIMIT.fullmatch(str(v))), "minutes, or a time such as '12:00:00' or '1-12:00:00'")
+        Rule(
+            lambda v: bool(TIME_LIMIT.fullmatch(str(v))),
+            "a number of minutes, or a time such as '12:00:00' or '1-12:00:00'",
+        )
     ),
     "cpus": whole(1),
     "gpus": whole(0),
@@ -279,7 +282,7 @@ SLURM_OPTIONS: dict[str, Rule] = {  # options of launch=slurm; conf/launch/slurm
     "parallel": or_null(whole(1)),
     "warning": whole(1, 65535),
     "setup": list_of(TEXT, least=0),
-    "options": Rule(lambda v: isinstance(v, Mapping), "a mapping of sbatch's long options to values"),
+    "options": Rule(lambda v: isinstance(v, Mapping), "a mapping from sbatch's long options to values"),
 }
 
 

@@ -101,7 +101,7 @@ FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 TEXT = Rule(lambda v: isinstance(v, str) and bool(v.strip()), "a non-empty string", "non-empty strings", text=True)
 LABEL = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", v) is not None and len(v.encode()) <= 100,
-    "a name of at most 100 letters, digits and . _ + = -, because it names a directory",
+    "a name of at most 100 letters, digits and . _ + = - that starts with a letter or digit (it names a directory)",
     "names of at most 100 letters, digits and . _ + = -",
     text=True,
 )
@@ -110,7 +110,7 @@ NOT_NEGATIVE = real(lambda v: v >= 0, "a number of at least 0")
 SHARE = real(lambda v: 0 <= v < 1, "a number of at least 0 and less than 1")
 INSIDE = real(lambda v: 0 < v < 1, "a number greater than 0 and less than 1")
 RATIO = real(lambda v: 0 < v <= 1, "a number greater than 0 and at most 1")
-# A string that YAML would read as something else if it were not quoted.
+# Matches a string that YAML would read as a number, boolean, null or list if it were not quoted.
 LITERAL = re.compile(r"\s*([-+]?[\d._]+(e[-+]?\d+)?|true|false|null|\[.*\])\s*", re.I | re.S)
 
 
