@@ -73,7 +73,7 @@ def test_the_data_trained_on_keep_their_split_wherever_they_lie(trained: dict[st
     assert len(sets.test) == 6
     assert len(notices) == 1
     assert "1 .txt" in notices[0]
-    with pytest.raises(UserError, match="would test on training images"):
+    with pytest.raises(UserError, match="would be tested on training images"):
         load(trained, tmp_path / "copy", split={"val": 0.25, "test": 0.5, "seed": 1})
 
 

@@ -384,7 +384,7 @@ def test_a_test_never_sees_images_that_were_trained_on(sppnet: Caller, trained: 
     run = trained.run
     refused = sppnet("test", f"checkpoint={run}", "data.split.seed=1")
     assert refused.code == 2
-    assert "would test on training images" in refused.err
+    assert "would be tested on training images" in refused.err
 
 
 def test_a_class_without_test_images_does_not_count_against_the_mean(sppnet: Caller, tmp_path: Path) -> None:

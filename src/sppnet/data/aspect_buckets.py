@@ -26,11 +26,11 @@ class Bucket:
     input size.
 
     Attributes:
-        aspect: width / height. The ratio of the longer side to the shorter is rounded to a multiple of the step and is
-            between 1 and `MAX_ASPECT`.
+        aspect: width / height. The ratio of the longer side to the shorter is rounded to a multiple of `aspect_step`
+            and is between 1 and `MAX_ASPECT`.
         members: sorted indices of the images.
-        stretched: number of members from other buckets that were merged into this one. Their own rounded aspect ratio
-            differs from `aspect`, so they are stretched.
+        stretched: number of members that come from other buckets, which were merged into this one. The rounded aspect
+            ratio of these images differs from `aspect`, so they are stretched.
     """
 
     aspect: float
@@ -70,13 +70,13 @@ def shape_buckets(
     Args:
         members: indices of the images to group.
         shapes: (height, width) of every image in the data set. An unknown shape is (0, 0) and counts as square.
-        step: step to which the ratio of the longer side to the shorter is rounded. The relative distortion is at most
-            half a step, except for images beyond `MAX_ASPECT` and images in merged buckets.
-        minimum: buckets with fewer images are always merged, however far away their nearest neighbour is. In training,
-            this is at least the number of ranks, as every rank needs images from every bucket. Otherwise, images of
-            very rare shapes could not be used.
-        merge_below: buckets with fewer images are merged if that changes no image's rounded aspect ratio by more than
-            two steps.
+        step: the ratio of the longer side to the shorter is rounded to a multiple of this step. The relative distortion
+            is at most half a step, except for images beyond `MAX_ASPECT` and images in merged buckets.
+        minimum: buckets with fewer images than this are always merged, however far away their nearest neighbour is. In
+            training, `minimum` is at least the number of ranks. Every rank needs images from every bucket, so images
+            of very rare shapes could not be used without merging.
+        merge_below: buckets with fewer images than this are merged if that changes no image's rounded aspect ratio by
+            more than two steps.
     """
     groups: dict[float, list[int]] = {}
     for index in members.tolist():
@@ -101,6 +101,6 @@ def shape_buckets(
 
 
 def _distance(a: float, b: float, step: float) -> float:
-    """The number of steps between two aspect ratios. The steps from landscape to portrait go through 1:1."""
+    """The distance between two aspect ratios, in steps. Between landscape and portrait, it is measured through 1:1."""
     positions = [aspect - 1 if aspect >= 1 else 1 - 1 / aspect for aspect in (a, b)]
     return round(abs(positions[0] - positions[1]) / step, 6)

@@ -1,4 +1,4 @@
-"""Batch samplers: they choose the images and the size of each batch on every rank.
+"""Batch samplers, which choose the images and the input size of each batch on every rank.
 
 Lightning does not tell a batch sampler the epoch or the position to resume from, and it cannot shard a custom batch
 sampler across ranks. Therefore, every rank computes its batches as a pure function of (seed, epoch), and a resumed run
@@ -20,12 +20,12 @@ from sppnet.data.splits import IntArray
 
 
 class Item(NamedTuple):
-    """Everything that a worker needs to load one image of a batch, so that workers keep no state.
+    """Everything that a worker needs to load one image of a batch. Workers keep no state of their own.
 
     Attributes:
         index: index of the image in the data set.
         size: the size from the schedule, in pixels.
-        shapes: the (height, width) to which the image is resized, once per scale. Only tests use several scales.
+        shapes: the (height, width) of the resized image at each scale. Only multi-view testing uses several scales.
         epoch: the epoch, counted from 0.
         valid: whether the image counts; False if it only pads the batch.
     """
@@ -41,7 +41,8 @@ class TrainBatchSampler(Sampler[list[Item]]):
     """The training batches of this rank.
 
     In every epoch, each rank gets n // world of the n images in each bucket. A single process gets every image once.
-    All ranks have the same number of batches, and the k-th batch has the same size and number of images on every rank.
+    All ranks have the same number of batches, and the k-th batch has the same input size and number of images on every
+    rank.
 
     Args:
         buckets: groups of images that may share a batch, each with at least `world` members.
@@ -53,8 +54,8 @@ class TrainBatchSampler(Sampler[list[Item]]):
         taken: function that returns the number of batches taken since the run's first step. It is called once per
             epoch, in `__iter__`.
         pairs: sizes at which a batch needs at least two images (see `sppnet.training.preflight.sizes_for_pairs`). An
-            image that would otherwise be alone in a batch joins a different batch, which may then hold one image more
-            than its batch size.
+            image that would otherwise be alone in a batch joins a different batch, which may then hold more images than
+            its batch size.
 
     Attributes:
         images: number of images per epoch on this rank.

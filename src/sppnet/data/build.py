@@ -78,7 +78,7 @@ def build_images(cfg: Mapping[str, Any]) -> ImageSet:
     """Build the data set that the config's `data` describes. This lists its files but does not read any image.
 
     Each call lists the files again, since only a new listing shows whether a file has changed. To avoid a
-    second listing, use the returned object again: it caches its `fingerprint()` and can be passed to `load_splits`.
+    second listing, reuse the returned object: it caches its `fingerprint()` and can be passed to `load_splits`.
 
     Raises:
         UserError: the class is not allowed, or there is a problem with the files.
@@ -88,9 +88,10 @@ def build_images(cfg: Mapping[str, Any]) -> ImageSet:
 
 
 def fingerprint(cfg: Mapping[str, Any]) -> str:
-    """The fingerprint of the data set that `cfg` describes: 64 hexadecimal digits.
+    """The fingerprint of the data set that `cfg` describes: 64 hexadecimal digits by default.
 
-    It does not depend on where the data are stored.
+    The data set's class may return a different kind of string. The fingerprint does not depend on where the data are
+    stored.
 
     Raises:
         UserError: see `build_images`.

@@ -1,4 +1,4 @@
-"""Regions: the part of an image that becomes the network's input, whether it is mirrored, and its colour offset.
+"""Regions: which box of an image becomes the network's input, whether it is mirrored, and its colour offset.
 
 A training region has floating-point coordinates in the image, drawn by a generator seeded with (seed, epoch, index), so
 it does not depend on the worker or rank that loads the image. The region is resized directly to the size of the batch:

@@ -42,8 +42,8 @@ class DataModule(LightningDataModule):
         progress: `trainer.progress`, the progress display to use while the pixel cache is built.
 
     Attributes:
-        pairs: training sizes at which a batch needs two images (see `sppnet.training.preflight.sizes_for_pairs`). Set
-            it before the training loader is created.
+        pairs: training sizes at which a batch needs at least two images (see
+            `sppnet.training.preflight.sizes_for_pairs`). Set this attribute before the training loader is created.
         device: device on which the batches are used if there is no Trainer. If it is a GPU, the loaders use pinned
             memory.
     """
@@ -79,12 +79,12 @@ class DataModule(LightningDataModule):
         """The training batches of `rank`, one of `world` ranks, starting at the run's current position.
 
         With `data.fit=full`, images of a shape that is too rare to fill a quarter of a batch are stretched to the
-        nearest shape, unless it is more than two steps (`data.aspect_step`) away. If a shape has too few
-        images to give every rank one (or two, with `pairs`), they are stretched to the nearest shape, however far away
-        it is. Validation and tests keep each image's own (rounded) shape.
+        nearest shape, unless that shape is more than two steps (`data.aspect_step`) away. If there are too few images
+        of a shape to give every rank one (or two, with `pairs`), they are stretched to the nearest shape, however far
+        away it is. In validation and testing, every image keeps its own (rounded) shape.
 
         Raises:
-            UserError: a batch needs two images (`pairs`), but the batch size is 1 or there are too few images.
+            UserError: a batch needs at least two images (`pairs`), but the batch size is 1 or there are too few images.
         """
         batch_size, minimum = self.cfg["batch_size"], world * (2 if self.pairs else 1)
         key = (world, minimum)
@@ -103,8 +103,8 @@ class DataModule(LightningDataModule):
     def images_per_step(self) -> float:
         """The mean number of images per optimizer step on this rank, including unreadable images.
 
-        The value is the same in every epoch. With `trainer.limit_batches`, where the number of images differs between
-        epochs, it assumes batches of average size.
+        The value is the same in every epoch. With `trainer.limit_batches`, the number of images differs between epochs,
+        so the value is based on the mean number of images per batch.
         """
         assert self.trainer is not None
         batches, accumulate = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
@@ -162,7 +162,7 @@ class DataModule(LightningDataModule):
         return loaders
 
     def _single_image_message(self, world: int) -> str:
-        sizes = ", ".join(map(str, sorted(self.pairs)))
+        sizes = " or ".join(map(str, sorted(self.pairs)))
         problem = (
             "batch normalisation needs more than one value per channel, but a single image provides only one"
             f" at size {sizes}"
@@ -201,7 +201,7 @@ class DataModule(LightningDataModule):
         return self.trainer.global_rank if self.trainer is not None else 0
 
     def _taken(self) -> int:
-        """The number of batches taken since the run's first step, as if `limit_train_batches` shortened no epoch."""
+        """The number of batches taken since the run's first step, including those skipped by `limit_train_batches`."""
         if self.trainer is None:
             return 0
         limit, full = self.trainer.limit_train_batches, self._train_batches
@@ -218,7 +218,7 @@ def eval_buckets(members: IntArray, fit: str, shapes: Callable[[], ShapeArray], 
         fit: the region of each image to evaluate, as in `views.fit`. Whole images are grouped by their rounded aspect
             ratio.
         shapes: function that loads the shapes of all images. It is called only if they are needed.
-        aspect_step: step to which aspect ratios are rounded.
+        aspect_step: aspect ratios are rounded to multiples of this.
     """
     return shape_buckets(members, shapes(), aspect_step) if fit in WHOLE_IMAGE else square_bucket(members)
 
@@ -228,7 +228,7 @@ def eval_batch_size(nominal: int, sides: Sequence[int], largest: int) -> int:
 
     Args:
         nominal: `data.batch_size`.
-        sides: shorter sides in pixels at which each image is loaded.
+        sides: shorter sides, in pixels, at which each image is loaded.
         largest: the largest training size.
     """
     return min(nominal, equal_memory_batch_size(nominal, max(sides), largest))

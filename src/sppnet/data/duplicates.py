@@ -21,7 +21,7 @@ from sppnet.errors import UserError
 def describe_duplicates(
     cfg: Mapping[str, Any], images: ImageSet, parts: Mapping[str, IntArray] | None = None
 ) -> list[str]:
-    """Return up to two lines that report identical files: those in different parts and those in different classes.
+    """Return up to two lines: one reports identical files in different parts, the other those in different classes.
 
     Files with the same digest are compared byte by byte. Only data sets of image files are checked. The result is empty
     if `data.duplicates` is `ignore`.
@@ -39,7 +39,7 @@ def describe_duplicates(
         return []
     filecmp.clear_cache()  # the cache relies on modification times, so it may miss that a file has changed
     part_of = np.full(len(images), "", dtype="<U5")
-    for part, members in (parts or {}).items():  # `test` comes last and overrides `val` if both are the same images
+    for part, members in (parts or {}).items():  # `test` comes last and overrides `val` if both contain the same images
         part_of[members] = part
     groups = list(_find_equal_files(images, part_of.tolist(), anywhere=parts is None))
     facts = (_describe_parts(images, groups, part_of.tolist(), parts), _describe_classes(images, groups))
@@ -57,7 +57,7 @@ def _find_equal_files(images: Files, part_of: Sequence[str], anywhere: bool) -> 
     halves = np.ascontiguousarray(images.digests).view("<u8")
     _, inverse, counts = np.unique(halves[:, 0], return_inverse=True, return_counts=True)
     candidates: dict[bytes, list[int]] = {}
-    for index in np.flatnonzero((counts[inverse] > 1) & halves.any(1)).tolist():  # unreadable files have digest 0
+    for index in np.flatnonzero((counts[inverse] > 1) & halves.any(1)).tolist():  # skip unreadable files, with digest 0
         candidates.setdefault(images.digests[index].tobytes(), []).append(index)
     for members in candidates.values():
         if len(members) > 1 and (anywhere or len({(part_of[i], images.label(i)) for i in members}) > 1):

@@ -1,9 +1,9 @@
 """A cache of images resized to `data.short_side`, in one memory-mapped file per data set (`data.cache=true`).
 
 The file contains a line of JSON, a table with four int64 values (offset, height, width, CRC-32) per image, the SHA-256
-of everything before it, and the raw pixels (h, w, 3). It is written atomically. Its name contains a hash of everything
-that the pixels depend on. Each process verifies the checksum of each image once. If the checksum is wrong, the
-image is read from the original file and repaired in the cache, and a message is printed.
+of the JSON line and the table, and the raw pixels (h, w, 3). The file is written atomically. Its name contains a hash
+of everything that the pixels depend on. Each process verifies the checksum of each image once. If the checksum is
+wrong, the image is read from the original file and repaired in the cache, and a message is printed.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ImageCache:
             return None
         with self.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # torch warns about tensors in read-only memory, which is harmless here, as nothing writes to them
+        # hide torch's warning about tensors in read-only memory: nothing writes to these tensors
         warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)
         return mapped, table, np.zeros(len(table), dtype=np.bool_)
 
@@ -106,7 +106,7 @@ def build_image_cache(
 ) -> Path:
     """Write the resized images of `reader` to a cache file in `folder`, unless the file exists, and return its path.
 
-    A lock makes other processes wait for the one that builds the file.
+    A lock makes other processes wait while one process builds the file.
 
     Args:
         reader: reader with a `short_side`.
@@ -194,7 +194,7 @@ def _build(
     start = len(header) + 32 * count + 32
     resized = [resized_shape(int(height), int(width), side) for height, width in shapes if height]
     size = start + sum(height * width * 3 for height, width in resized)
-    remove_temporary(path)  # left by a killed process; no other process is writing, as this one holds the lock
+    remove_temporary(path)  # files left by killed processes; none are in use, as this process holds the lock
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise UserError(

@@ -3,8 +3,8 @@
 The pixels are exactly the same as Pillow's. The decoder's warnings are of two kinds:
 
 - Damage: the data end early or contain invalid codes, and the decoder makes up all pixels from that point on.
-- Harmless warnings, such as stray bytes between segments or an unknown JFIF revision: the decoder does not make up
-  any pixels. `take_remarks` returns these warnings.
+- Harmless warnings, such as stray bytes between segments or an unknown JFIF revision: the decoder usually
+  makes up no pixels. `take_remarks` returns these warnings.
 
 Damage that results in valid codes goes unnoticed.
 """
@@ -28,14 +28,14 @@ try:
 except ImportError:  # simplejpeg is optional, as offline machines may lack it; Pillow decodes to the same pixels
     simplejpeg, DECODER = None, "pillow"
     if multiprocessing.parent_process() is None:
-        notice("warning: simplejpeg is not installed, so damaged JPEG files go unnoticed")
+        notice("warning: simplejpeg is not installed, so damaged JPEG files may go unnoticed")
 
 STRANGE = (
     "unknown JFIF revision|Unknown Adobe color transform|bad ICC marker|Invalid SOS parameters for sequential JPEG"
 )
 HARMLESS = re.compile(f"extraneous bytes before marker 0x(?!d[0-7])|{STRANGE}")
-# From the first scan on, extraneous bytes come from damaged data. The exception is extraneous bytes before the end
-# marker (0xd9), which far more often come from a camera's firmware that wrote them after undamaged data.
+# From the first scan on, extraneous bytes come from damaged data, except for those before the end marker (0xd9), which
+# are far more often written by a camera's firmware after undamaged data.
 HARMLESS_IN_SCANS = re.compile(f"extraneous bytes before marker 0xd9|{STRANGE}")
 STANDALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers without a segment; 0xFF 0x00 is an escaped 0xFF
 NEEDLESS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and comment segments
@@ -69,7 +69,8 @@ def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
         return first
     in_scans: Pixels | str = first
     if HARMLESS.search(first):
-        # simplejpeg reports only the first warning. A harmless one may hide a warning of damage, so remove its cause.
+        # simplejpeg reports only the first warning. If it is harmless, it may hide a warning of damage, so remove its
+        # cause and decode again.
         data = _strip_metadata(data)
         in_scans = _decode_strictly(data, colours)
     if not isinstance(in_scans, str) or HARMLESS_IN_SCANS.search(in_scans):
@@ -93,8 +94,7 @@ def notice_remarks(remarks: Mapping[str, str]) -> None:
     path, count = min(remarks), len(remarks)
     files = "1 JPEG file causes" if count == 1 else f"{count} JPEG files cause"
     notice(
-        f"{files} decoder warnings but can still be read; their pixels are usually correct (see {path}:"
-        f" {remarks[path]})"
+        f"{files} decoder warnings but can still be read; the pixels are usually correct (see {path}: {remarks[path]})"
     )
 
 

@@ -47,7 +47,10 @@ SMALL_TENSORS = frozenset({"target", "index", "valid", "offset"})
 
 
 class Sample(NamedTuple):
-    """One image of a batch, without its pixels. If it could not be read, `problem` says why; otherwise, it is empty."""
+    """One image of a batch, without its pixels.
+
+    `problem` says why the image could not be read; it is empty if the image was read.
+    """
 
     item: Item
     target: Label
@@ -132,8 +135,8 @@ class Collator:
     Attributes:
         images: the data set.
         skip: whether to leave out images that cannot be read (`data.bad_files=skip`) instead of returning an error.
-        pairs: whether to duplicate an image if it is the only readable one of several, as batch normalisation may be
-            unable to train on a single image. The copy has `valid` False.
+        pairs: whether to duplicate an image if it is the only readable one in a batch of several, as batch
+            normalisation may be unable to train on a single image. The copy has `valid` False.
     """
 
     images: ImageSet

@@ -1,11 +1,11 @@
-"""Readers: they read an image and resize a region of it into the tensor of the batch.
+"""Readers, which read an image and resize a region of it into the tensor of the batch.
 
 There are three protocols. They produce different pixels, so the protocol is part of a run's identity:
 
 - `SubpixelReader` (the default): boxes have fractional coordinates in the original image. They are cropped and
   resized by Pillow in one step.
 - `PixelReader` with `resampler: torch`: boxes have integer coordinates in the original image. They are resized by
-  torch, which is twice as fast.
+  torch, which is twice as fast as Pillow.
 - `PixelReader` with `short_side: S`: every image is first resized to a shorter side of S (256 in the paper, section
   3.1.1), and boxes have integer coordinates in the resized image. A crop that already has the size of the batch is
   copied as it is. The resized images can be cached across epochs and runs (`sppnet.data.image_cache`).
@@ -132,7 +132,7 @@ def build_reader(
         open_cache: function that builds or opens the cache of a reader with a `short_side`; None for no cache.
     """
     if isinstance(images, RelabelledImages):
-        images = images.images  # `decode_pixels` and the cache depend on the class, which the wrapper hides
+        images = images.images  # `decode_pixels` and the cache depend on the Python type, which the wrapper hides
     resampler, side = data["resampler"], data.get("short_side")
     if side is not None and data["fit"] == "crop" and fit in ("crop", "center"):
         reader = PixelReader(images, resampler, side)

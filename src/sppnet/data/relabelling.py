@@ -72,8 +72,8 @@ def load_tested(
             the network was trained on.
 
     Raises:
-        UserError: `cfg` splits the training data differently from the run, so that training images would be used for
-            testing; the labels do not suit the network; or there are no images to test on.
+        UserError: `cfg` splits the training data differently from the training run, so that training images would be
+            used for testing; the labels do not suit the network; or there are no images to test on.
     """
     classes, setting = list(trained["classes"]), _setting(cfg)
     if images.fingerprint() == trained["fingerprint"] and list(images.classes) == classes:
@@ -81,7 +81,8 @@ def load_tested(
         if cfg["split"] != split:
             if not len((images.split() or {}).get("test", ())):
                 raise UserError(
-                    "data.split must be the same as in training: a different split would test on training images"
+                    "data.split must be the same as in training: with a different split, the network would be tested on"
+                    " training images"
                 )
             notices.append(f"data.split has no effect on {setting}, which has its own test part")
         return make_splits({**cfg, "split": split}, images), notices
@@ -95,7 +96,8 @@ def load_tested(
     # the user's choice.
     if cfg["name"] == trained_data["name"] and cfg["split"] != trained_data["split"]:
         notices.append(
-            f"warning: data.split has no effect when testing on {setting}, as the network was trained on different data"
+            f"warning: data.split has no effect when testing on {setting}: it splits only the data set that the"
+            " network was trained on"
         )
     relabelled = RelabelledImages(images, classes)
     members, class_notices = _members_of_known_classes(setting, relabelled, members)
@@ -124,15 +126,15 @@ def _test_members(setting: str, images: ImageSet, chosen: bool) -> tuple[list[in
     if not len(parts.get("test", ())):
         raise UserError(f"{setting} has no test images (its parts: {', '.join(parts)})")
     members = sorted(parts["test"])
-    return members, [f"{prefix}; the test uses its test part; make sure that none of it was used for training"]
+    return members, [f"{prefix}, so the test uses its test part; make sure that none of it was used for training"]
 
 
 def _members_of_known_classes(
     setting: str, images: RelabelledImages, members: Sequence[int]
 ) -> tuple[list[int], list[str]]:
-    """Drop the members whose class the network does not know. Returns the remaining members and notices.
+    """Drop the images whose class the network does not know. Returns the remaining indices and notices.
 
-    The notices name classes that only the data set or only the network has. In a multi-label data set, all members
+    The notices name classes that only the data set or only the network has. In a multi-label data set, all images
     remain, since an image without any class is a valid negative example.
     """
     names, original = images.classes, images.images

@@ -1,9 +1,9 @@
 """Size schedules: the input size of each training batch, as a pure function of (seed, epoch).
 
 All images in a batch have the same size, but a run can use several sizes (He et al., section 2.3). A size is the side
-of a square input, or the shorter side of an input that keeps its aspect ratio, in pixels. Schedules do not depend on
-images, torch or ranks: every rank computes the same sizes, a resumed run needs no stored state, and this file can be
-copied into other projects on its own.
+of a square input, or the shorter side of an input that keeps the image's aspect ratio, in pixels. Schedules do not
+depend on images, torch or ranks: every rank computes the same sizes, a resumed run needs no stored state, and this file
+can be copied into other projects on its own.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class SizeSchedule(ABC):
         return nominal
 
     def batches(self, samples: int, nominal: int) -> int:
-        """The number of batches per epoch of `samples` images. It must be constant, as Lightning reads it only once.
+        """The number of batches per epoch of `samples` images.
 
-        An override must return at most `samples` batches, and enough of them to hold all samples, whichever sizes
-        `epoch_sizes` draws.
+        Lightning reads this number only once, so it must be the same in every epoch. An override must return at most
+        `samples` batches, and enough of them to hold all samples, whichever sizes `epoch_sizes` draws.
         """
         return -(-samples // nominal)
 
@@ -178,14 +178,14 @@ class Weighted(SizeSchedule):
         return [high - low for low, high in zip([Fraction(0), *self.cumulative], self.cumulative, strict=False)]
 
     def _counts(self, batches: int, u: Fraction) -> list[int]:
-        """The number of batches of each size: how many points (k + u) / batches lie in the size's interval."""
+        """The number of batches of each size: the points (k + u) / batches in its interval (see `epoch_sizes`)."""
         ends = [ceil(batches * c - u) for c in self.cumulative]
         return [high - low for low, high in zip([0, *ends], ends, strict=False)]
 
     def _smallest_capacity(self, batches: int, capacities: Sequence[int]) -> int:
         """The minimum number of images that an epoch's batches can hold, over all u in [0, 1).
 
-        The counts change only at values of u where `batches * c - u` is an integer for some cumulative weight c.
+        `_counts` changes only at values of u where `batches * c - u` is an integer for some cumulative weight c.
         """
         breakpoints = {Fraction(0), *(batches * c % 1 for c in self.cumulative)}
         return min(

@@ -18,9 +18,9 @@ IntArray = npt.NDArray[np.int64]
 def make_parts(images: ImageSet, val: float, test: float, seed: int, fold: int | None = None) -> dict[str, IntArray]:
     """The sorted image indices of the parts `train`, `val` and `test`.
 
-    Official parts are used as they are; if `val` is missing, a share `val` of the training images of each class becomes
-    the validation part. A data set without official parts is split by the shares `test` and `val` of each class. With
-    `val=0`, the test part is used for validation, unless there is an official `val` part.
+    Official parts are used as they are; if there is no `val` part, the share `val` of the training images of each class
+    becomes the validation part. A data set without official parts is split by the shares `test` and `val` of each
+    class. With `val=0`, the test part is used for validation, unless there is an official `val` part.
 
     Args:
         images: the data set.
@@ -68,7 +68,7 @@ def stratified_split(
 ) -> dict[str, IntArray]:
     """Split `members` separately for each class. A multi-label image counts only towards its rarest class.
 
-    Each class has its own generator, so adding a class does not change the split of the others.
+    Each class has its own generator, so adding a class does not change the split of the other classes.
 
     Args:
         labels: labels of all images in the data set.

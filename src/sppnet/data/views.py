@@ -90,7 +90,7 @@ class Views:
     def windows(self, height: int, width: int, size: int) -> list[Window]:
         """The distinct windows of an image of `height` x `width` pixels, in reading order, without mirror images.
 
-        If the shorter side of the image equals a view's side, there are 3 windows (one row or column) instead of 9.
+        If only the shorter side of the image equals a view's side, there are 3 windows (one row or column), not 9.
         Together with their mirror images, these are 6 of the paper's 96 views.
         """
         across, down = width - size, height - size
