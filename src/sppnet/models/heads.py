@@ -17,7 +17,7 @@ HEADS = ("spp", "flatten", "gap")
 def build_head(cfg: Mapping[str, Any], channels: int, classes: int, side: int | None = None) -> nn.Sequential:
     """Build the stages `pool`, `fc1`, `fc2` ..., `classifier` from the configuration `head`.
 
-    - spp: spatial pyramid pooling with `bins`, `pool` and `rule`. Takes maps of any size.
+    - spp: spatial pyramid pooling with `bins`, `pool` and `rule`. Takes maps of any size with the adaptive rule.
     - flatten: pooling to a fixed grid, as in the network without a pyramid (Table 2a). Takes maps of one size. The
       stride `side // pool_to` and the window `side - (pool_to - 1) * stride` make exactly `pool_to` bins from `side`
       cells. With `pool_to: 6`, these are the paper's 3x3 windows, at stride 2 on 13x13 maps and at stride 3 on 18x18

@@ -95,7 +95,10 @@ def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _rename_densenet_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename keys of published densenet files, as torchvision replaced `norm.1.weight` by `norm1.weight` in 2018."""
+    """Rename keys of published densenet files to the names that torchvision has used since 2018.
+
+    For example, `norm.1.weight` becomes `norm1.weight`.
+    """
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in state.items()}
 
 

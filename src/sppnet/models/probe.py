@@ -64,7 +64,8 @@ def run_on_meta(module: nn.Module, height: int, width: int) -> torch.Tensor:
     """Run a `meta_copy` on one image of `height` x `width` pixels, and return its output on the meta device.
 
     Raises:
-        UserError: the module does not accept that size (with the module's own message), or its output is not a tensor.
+        UserError: the module does not accept that size (the message quotes the module's own error), or its output is
+            not a tensor.
     """
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     try:

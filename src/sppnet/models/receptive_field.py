@@ -55,7 +55,8 @@ def receptive_field(backbone: nn.Module) -> ReceptiveField:
     a residual block, the centres are averaged. Gates and attention do not move centres.
 
     Raises:
-        UserError: an operation between image and map cannot be traced, the axes differ, or a stride is not an integer.
+        UserError: an operation between image and map cannot be traced, the stride or offset differs between the axes,
+            or the stride is not an integer.
     """
     image = torch.empty(1, 3, SIDE, SIDE, device="meta", dtype=next((p.dtype for p in backbone.parameters()), None))
     shadow = meta_copy(backbone)

@@ -5,7 +5,8 @@ This package depends only on torch and can be copied into another project unchan
 - `bins.py` computes which rows and columns each bin covers (`bin_edges`), and checks arguments.
 - `reference.py` pools with torch's own operations. It is the reference for the kernels, and the fallback.
 - `cpu.py` (with `native.c` and `lanes.h`) max-pools on a CPU with a C kernel, and `triton_kernels.py` on a GPU with
-  Triton kernels. Both give the reference's values and send gradients to the same cells, even where values are equal.
+  Triton kernels. Both give the same values as the reference and send gradients to the same cells, even if several
+  cells hold the maximum.
 - `custom_op.py` wraps the kernels in a differentiable torch operator that picks the kernel.
 - This file defines `SpatialPyramidPool2d`, `spatial_pyramid_pool2d` and `pool_windows`, which choose between the
   operator and the reference.
@@ -51,7 +52,7 @@ __all__ = [
 
 
 class SpatialPyramidPool2d(nn.Module):
-    """Pool a map over one grid of n x n bins per level and concatenate: `(N, C, H, W) -> (N, C * num_bins)`.
+    """Pool a map over one grid of n x n bins per level and concatenate the bins: `(N, C, H, W) -> (N, C * num_bins)`.
 
     The levels are in the order of `bins`, each flattened from `(C, n, n)`. With the adaptive rule, a map may have fewer
     cells than a level has bins; the bins then share cells. NaN propagates. If several cells hold the maximum, its
@@ -68,8 +69,9 @@ class SpatialPyramidPool2d(nn.Module):
 
     Exported programs use torch's own operations. With the adaptive rule, they pool maps of any size.
 
-    - `torch.export` supports the other rules too. Its program raises an error for sizes that the rule rejects, and
-      possibly for some sizes that the rule accepts. With the sliding rule and several levels, the export may fail.
+    - `torch.export` supports the other rules too. The exported program raises an error for sizes that the rule
+      rejects, and possibly for some sizes that the rule accepts. With the sliding rule and several levels, the export
+      may fail.
     - `torch.onnx.export(dynamo=True)`, called with the layer and not with its exported program, and `torch.jit.trace`
       support only the adaptive rule because their programs cannot reject a size. In ONNX, NaN may not propagate through
       a maximum.
@@ -181,7 +183,7 @@ def _is_transformed(x: Tensor) -> bool:
     """Whether `torch.func` or forward-mode differentiation is active. The custom operator supports neither."""
     if torch._C._are_functorch_transforms_active():
         return True
-    if torch.compiler.is_compiling():  # the compiler traces forward mode only through `torch.func`, checked above
+    if torch.compiler.is_compiling():  # forward mode can be compiled only through `torch.func`, which is checked above
         return False
     dual: Any = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
     return dual.tangent is not None

@@ -73,7 +73,7 @@ def _sliding_edges(length: int, n: int) -> Edges:
 def _padded_edges(length: int, n: int) -> Edges:
     kernel = _ceil(length, n)
     padding = (n * kernel - length + 1) // 2
-    inner = [i * kernel - padding for i in range(1, n)]  # between two bins; only the outer bins contain padding
+    inner = [i * kernel - padding for i in range(1, n)]  # edges between bins; only the outer bins contain padding
     edges = list(zip([0, *inner], [*inner, length], strict=True))
     if any(start >= end for start, end in edges):
         raise ValueError(

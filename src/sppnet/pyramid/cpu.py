@@ -182,7 +182,10 @@ def _compile(path: Path, compiler: str) -> bool:
 
 
 def _machine() -> str:
-    """Return the processor's features: `-march=native` uses them, and different machines may share the cache folder."""
+    """Return the processor's features.
+
+    `-march=native` compiles for these features, so machines that share a cache folder may need different libraries.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

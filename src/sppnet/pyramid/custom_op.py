@@ -1,4 +1,4 @@
-"""The torch operator `sppnet::pyramid_max`: differentiable max pooling over a pyramid by the fastest kernel available.
+"""The torch operator `sppnet::pyramid_max`: differentiable pyramid max pooling with the fastest available kernel.
 
 `torch.compile` sees the operator as a single node, so it builds one graph for maps of every size. With
 `adaptive_max_pool2d`, it would build a separate graph for each size.
@@ -18,7 +18,7 @@ from . import cpu, reference
 
 
 def pool_max(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str = "adaptive") -> Tensor:
-    """Return the maxima. Their cells are found only if `x` needs a gradient."""
+    """Return the maximum of each bin. The cells of the maxima are found only if `x` needs a gradient."""
     with_cells = torch.is_grad_enabled() and x.requires_grad
     call = pyramid_max if not _is_plain(x) else _PyramidMax.apply if with_cells else _max_pool
     values: Tensor = call(x, windows, bins, rule, with_cells)[0]
@@ -26,9 +26,10 @@ def pool_max(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str =
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether nothing needs the operator: no compiler, no tensor subclass such as a fake tensor, no dispatch mode.
+    """Whether a call on `x` can bypass the operator.
 
-    Without the dispatcher, a call takes less than half of the time on the host.
+    Only the compiler, tensor subclasses such as fake tensors, and dispatch modes need the operator. Without the
+    dispatcher, a call takes less than half as long on the host.
     """
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
         return False

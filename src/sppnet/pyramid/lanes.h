@@ -64,8 +64,8 @@ static inline void transpose(Cells x[LANES]) {
 }
 
 /* Write `bins` bins of LANES channels to rows of k elements. Consecutive bins are `apart` vectors apart in `from`. If
-   `narrow` (bfloat16), write the upper half of each value; otherwise, write the 32-bit value plus `add`. Always store
-   whole vectors, even for fewer than LANES bins. */
+   `narrow` (bfloat16), write the upper half of each value; otherwise, write the 32-bit value plus `add`. Whole vectors
+   are stored even for fewer than LANES bins. */
 static inline __attribute__((always_inline)) void put_vectors(const Cells *from, int64_t apart, int64_t bins, int64_t k,
                                                               int32_t add, const int narrow, char *to) {
   Cells x[LANES];

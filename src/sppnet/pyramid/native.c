@@ -1,9 +1,9 @@
 /* Max pooling of windows over a pyramid of bins, and its gradient. cpu.py compiles this file and calls it with ctypes.
 
    The loops process 16 channels at a time as one vector. A level whose side divides a finer level's side is merged from
-   the finer level's bins (each bin is a union of finer bins), so most pyramids read the map only once. Results equal
-   those of adaptive_max_pool2d bit for bit: in row-major order, the first of equal cells wins, but the last of several
-   NaN.
+   the finer level's bins (each bin is a union of finer bins), so for most pyramids, the map is read only once. Results
+   equal those of adaptive_max_pool2d bit for bit: in row-major order, the first of several equal cells wins, but the
+   last of several cells that hold NaN.
 
    The file includes itself once per element type, which compiles the part below #else for that type. */
 

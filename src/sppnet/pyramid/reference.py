@@ -119,6 +119,6 @@ def _average(x: Tensor, n: int, rule: str) -> Tensor:
 
 def _average_of_slices(x: Tensor, rows: Edges, cols: Edges) -> Tensor:
     """Return the mean over each rectangle of `rows` x `cols`. The backward is deterministic on every device."""
-    wide = torch.promote_types(x.dtype, torch.float32)  # in half precision, both means would be rounded
+    wide = torch.promote_types(x.dtype, torch.float32)  # otherwise, half precision would be rounded after both means
     by_col = torch.stack([x[..., start:end].mean(-1, dtype=wide) for start, end in cols], -1)
     return torch.stack([by_col[:, :, start:end].mean(2) for start, end in rows], 2).to(x.dtype)

@@ -23,12 +23,13 @@ from .cpu import order_levels
 
 log = logging.getLogger(__name__)
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_BINS = 4096  # a program holds all bins of a channel; more would take minutes to compile
-# How many bins one program pools at once, counted over its channels, and how many warps it uses. BACKWARD_BLOCK is the
-# same for gradients. Each pair was the fastest of about ten tried on an H200, on maps of 7x7 to 40x40 cells.
+MAX_BINS = 4096  # one program handles all bins of a channel, so with more bins, it would take minutes to compile
+# FORWARD_BLOCK: the number of bins that one program pools at once (the total over its channels), and the number of its
+# warps. BACKWARD_BLOCK: the same two numbers for gradients. Each pair was the fastest of about ten tried on an H200, on
+# maps of 7x7 to 40x40 cells.
 FORWARD_BLOCK = {"contiguous": (256, 2), "channels-last": (512, 4)}
 BACKWARD_BLOCK = {"contiguous": (512, 2), "channels-last": (2048, 4)}
-BLOCK_BINS = 64  # gradients of one channel that one program sums at once
+BLOCK_BINS = 64  # for whole maps: at most this many gradients of a channel are summed at once
 
 CHECKED: dict[tuple[torch.device, torch.dtype], bool] = {}  # results of `matches_reference`
 
@@ -107,7 +108,7 @@ def _argmax_cells(x: Tensor, box: Sequence[int], bins: Sequence[int]) -> Tensor:
 
 
 def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: bool) -> tuple[Tensor, Tensor]:
-    """Max-pool windows of `x` and find the cell of each maximum, as `cpu.forward` does."""
+    """Max-pool windows of `x` and find the cell of each maximum. For arguments and results, see `cpu.forward`."""
     images, channels, height, width = x.shape
     count = images if windows is None else len(windows)
     length = channels * sum(n * n for n in bins)
@@ -128,17 +129,18 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
 
 
 def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[int], out: Tensor) -> Tensor:
-    """Fill `out` with the gradient of the maps, as `cpu.backward` does."""
+    """Fill `out` with the gradient of the maps. For the arguments, see `cpu.backward`."""
     count, channels, _, width = out.shape
     total_bins = sum(n * n for n in bins)
     total = out.zero_()
     if images is None:
-        first_windows = cells  # not read, because window r is all of image r
+        first_windows = cells  # a placeholder, which is not read because window r is all of image r
         own = min(triton.next_power_of_2(total_bins), BLOCK_BINS)
         block, warps = BACKWARD_BLOCK[_layout(out)]
     else:
-        # The gradients of an image's windows are added up in memory. In float32, 16-bit results are rounded only once.
-        # Each program adds up one channel: the windows are summed one after another, so many programs are needed.
+        # The gradients of an image's windows are added up in memory, at least in float32, so that 16-bit results are
+        # rounded only once. Each program sums the windows one after another. It therefore takes only one channel, so
+        # that many programs run in parallel.
         total = out.to(torch.promote_types(out.dtype, torch.float32))
         first_windows = torch.searchsorted(images.to(out.device), torch.arange(count + 1, device=out.device))
         own = triton.next_power_of_2(total_bins)
@@ -201,9 +203,9 @@ def _scan(
     with_cells: tl.constexpr,
     wide: tl.constexpr,
 ):
-    """Find the maximum, and its cell, of each bin in `bin_`, by reading the map. A window has n x n bins.
+    """Find the maximum of each bin in `bin_`, and its cell, by reading the map. The level has n x n bins per window.
 
-    Values are compared as `wide`. `best_cell` has no meaning without `with_cells`.
+    Values are compared in the dtype `wide`. Without `with_cells`, the returned `best_cell` has no meaning.
     """
     i, j = bin_ // n, bin_ % n
     window_height, window_width = bottom - top, right - left
@@ -230,7 +232,7 @@ def _scan(
 def _merge(
     out, cells, source, bin_, inside, n: tl.constexpr, finer: tl.constexpr, with_cells: tl.constexpr, wide: tl.constexpr
 ):
-    """Merge the `finer` x `finer` bins that this program has stored at `source` into bins `bin_` of n x n."""
+    """Merge the `finer` x `finer` bins that this program stored at `source` into the bins `bin_` of an n x n grid."""
     tl.debug_barrier()  # makes the stored values visible to all threads of the program
     k: tl.constexpr = finer // n
     start = source + bin_ // n * (k * finer) + bin_ % n * k
@@ -271,7 +273,7 @@ def _forward_kernel(
     levels: tl.constexpr,
 ):
     """Each program pools all levels of one window for `lanes` channels. If `whole`, each window is a whole map."""
-    wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32  # both casts are exact
+    wide: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32  # represents each value exactly
     window = tl.program_id(0).to(tl.int64)
     image, left, top, right, bottom = window, 0, 0, width, height
     if not whole:
@@ -345,11 +347,12 @@ def _backward_kernel(
     total_bins: tl.constexpr,
     levels: tl.constexpr,
 ):
-    """Each program adds up the gradient of `lanes` channels of one image, and stores it in `out`, which is zero before.
+    """Each program adds up the gradient of `lanes` channels of one image, and stores it in `out`, initially all zeros.
 
-    For every bin of a window, it sums the gradients of all bins whose maximum is in the same cell. So all of these bins
-    store the same sum, and in which order does not matter. If `whole`, each window is a whole map. Otherwise, the sums
-    of an image's windows are added in `out` one window after another, each in one step: `own` covers all bins.
+    For every bin of a window, it sums the gradients of all bins whose maximum is in the same cell. All of these bins
+    therefore store the same sum, so the order in which they store it does not matter. If `whole`, each window is a
+    whole map. Otherwise, the program adds the sums of one window after another to `out`. It handles all bins of a
+    window in one step, so `own` must be at least `total_bins`.
     """
     wide: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
     image = tl.program_id(0).to(tl.int64)
@@ -376,4 +379,4 @@ def _backward_kernel(
                 tl.debug_barrier()  # several threads may hold the same cell: all must read it before any stores it
             tl.store(to, total.to(out.dtype.element_ty), inside)
         if not whole:
-            tl.debug_barrier()  # the next window's sums are added to those in memory
+            tl.debug_barrier()  # all sums must be in memory before the next window's are added to them

@@ -254,7 +254,7 @@ def test_an_interrupted_first_reading_resumes_and_two_processes_do_not_read_the_
             second.send_signal(signal.SIGINT)
             assert "KeyboardInterrupt" in second.communicate()[1]
             out, err = third.communicate()
-    announced = re.search(r"reading (\d+) files in .* once, ", err)
+    announced = re.search(r"reading (\d+) file\(s\) in .* once, ", err)
     assert announced
     assert int(announced[1]) < 442 - cached  # the third continues after both
     assert out.split() == [Folder(str(root)).fingerprint(), "False"]

@@ -22,9 +22,10 @@ class ImageSet(ABC):
     """All labelled images of a data set, indexed from 0 across its train, val and test parts.
 
     A subclass sets `classes` and implements `__len__`, `label` and `read`. The other methods have correct defaults;
-    override those that are slow (`fingerprint`, `shape`) or uninformative (`name`). Keys of the `data` config that the
-    template does not use itself, such as `root`, are passed to the constructor. Instances must be picklable, because
-    DataLoader workers may receive pickled copies. For image files in folders, subclass `sppnet.data.Files` instead.
+    override a method if its default is slow (`fingerprint`, `shape`) or uninformative (`name`). Keys of the `data`
+    config that the template does not use itself, such as `root`, are passed to the constructor. Instances must be
+    picklable, because DataLoader workers may receive pickled copies. For image files in folders, subclass
+    `sppnet.data.Files` instead.
 
     Attributes:
         classes: class names; labels are indices into this sequence.
@@ -93,10 +94,11 @@ class ImageSet(ABC):
     def fingerprint(self) -> str:
         """A string that identifies the images.
 
-        It is part of a run's identity, so it must not depend on where the files are stored. In your own data set,
-        override this method, for example to return a version number and the source of the images. If the images change
-        but the fingerprint does not, a run on the changed images counts as the same run as before. The default hashes
-        the pixels of all images, so all of them are read each time a run starts.
+        It is part of a run's identity, so it must not depend on where the files are stored; otherwise, moving the
+        files would make a run count as a different one. In your own data set, override this method, for example to
+        return a version number and the source of the images. If the images change but the fingerprint does not, a run
+        on the changed images counts as the same run as before. The default hashes the pixels of all images, so all of
+        them are read each time a run starts.
 
         Raises:
             sppnet.errors.UserError: the method is not overridden, and `read` returns different pixels each time.
@@ -136,7 +138,7 @@ def _hash_all_pixels(images: ImageSet) -> str:
         if not noticed and time.monotonic() - start > SLOW:
             noticed = True
             notice(
-                f"data: {name} has no fingerprint() method, so every run first reads all of its {len(images)} images to"
+                f"data: {name} has no fingerprint() method, so every run first reads all {len(images)} images, to"
                 " identify them by their pixels; define the method to avoid this"
             )
     return digest(lines)

@@ -38,7 +38,10 @@ class Digits(ImageSet):
 
     @cached_property
     def _scans(self) -> tuple[npt.NDArray[np.uint8], list[int]]:
-        """Scans (1797, 8, 8) in 0..255 and their labels. Loaded on first use, as the import takes a second."""
+        """Scans (1797, 8, 8) in 0..255 and their labels.
+
+        Loaded on first use, because importing scikit-learn takes a second.
+        """
         from sklearn.datasets import load_digits
 
         data = load_digits()
@@ -77,7 +80,7 @@ def _layout(index: int) -> tuple[int, int, int, int, int]:
     long = int(short * generator.uniform(1, ASPECT))
     height, width = (long, short) if generator.random() < 0.5 else (short, long)
     square = CENTRE * short
-    # The 1 subtracted leaves room to round `left` and `top` up without moving the digit out of the square.
+    # Subtracting 1 leaves room to round `left` and `top` up without moving the digit out of the square.
     side = int(square * generator.uniform(*FILL)) - 1
     left, top = (
         int(np.ceil((axis - square) / 2 + generator.random() * (square - side - 1))) for axis in (width, height)

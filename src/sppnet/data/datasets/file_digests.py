@@ -28,12 +28,12 @@ FULL = 64 * 2**10  # bytes; of larger compressed files, only four blocks are rea
 BLOCK = FULL // 8
 TICK = 2 * 10**9  # ns; a file that has just changed may change again within this time and keep the same mtime and ctime
 DAY = 86_400 * 10**9  # ns; how far a file server's clock may be ahead of the local clock
-THREADS = 16  # may exceed the number of cores: at least on a network drive, threads mostly wait for the files
+THREADS = 16  # may exceed the number of cores, because on a network drive, the threads mostly wait for the files
 AT_ONCE = 64  # files per thread-pool task
 SAVE_EVERY = 10.0  # minimum seconds between two saves; a killed process loses the digests computed since its last save
 MANY, MANY_BYTES = 1000, 2**27
 """Digests are cached, and reading the files is announced, if there are at least this many files or bytes. A smaller
-data set is read in an instant. It gets no cache, so a start that fails on a configuration error leaves no files."""
+data set is read in an instant and is not cached, so a run that stops with a configuration error leaves no files."""
 COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 """First bytes of JPEG, PNG, GIF and JPEG 2000 files; `_is_compressed` also recognises WebP and AVIF. In all these
 formats, a change anywhere also alters or moves the data after it, or alters the checksum at the end, so a few blocks
@@ -60,7 +60,8 @@ def digest_files(root: Path, files: Sequence[FileStat], cache: Path | None, prog
     path = None
     if cache is not None and _are_many(stamps):
         # Copies of a data set on the local drives of several machines may have the same path and share one cache
-        # folder, but the times of their files differ. The inode of the root tells the copies apart.
+        # folder, but the times of their files differ, so each copy needs its own cache file. The inode of the root
+        # tells the copies apart.
         key = os.fsencode(os.path.realpath(root)) + b"\0%d" % root.stat().st_ino
         path = cache / f"digests-{hashlib.sha256(key).hexdigest()[:32]}.bin"
     missing = _fill_from_cache(table, path)
@@ -68,10 +69,10 @@ def digest_files(root: Path, files: Sequence[FileStat], cache: Path | None, prog
         return table.digests
     with contextlib.ExitStack() as stack:
         if path is not None:
-            with contextlib.suppress(OSError, UserError):  # if locking fails, two processes may read the same files
+            with contextlib.suppress(OSError, UserError):  # without the lock, two processes may both read the files
                 waiting = f"another process is reading the files in {root} for the first time; waiting until it is done"
                 stack.enter_context(file_lock(path.with_suffix(".lock"), waiting))
-                missing = _fill_from_cache(table, path)  # the other process may have cached digests by now
+                missing = _fill_from_cache(table, path)  # another process may have cached digests during the wait
                 remove_temporary(path)
         _read_missing(root, table, missing, path, progress)
     return table.digests
@@ -142,7 +143,7 @@ def _read_missing(
     if not _are_many(table.stamps[missing]):
         progress = "none"
     if progress != "none":
-        notice(f"reading {len(missing)} files in {root} once, to identify the data set by its content")
+        notice(f"reading {len(missing)} file(s) in {root} once, to identify the data set by its content")
     start = time.monotonic()
     save_at, errors, save_error = start + SAVE_EVERY, [], None
     try:
@@ -171,13 +172,13 @@ def _read_missing(
         )
     if save_error and time.monotonic() - start > 2:
         notice(
-            f"paths.cache: the digests of the data files cannot be saved ({save_error}); every start will read the"
-            " files again"
+            f"paths.cache: the digests of the data files cannot be saved ({save_error}); the files will be read again"
+            " each time a run starts"
         )
 
 
 def _retry(path: str, error: OSError) -> Digest | OSError:
-    """Retry a file that could not be read, so that a drive's transient error does not change the fingerprint.
+    """Read a file again after `error`, so that a transient error of the drive does not change the fingerprint.
 
     Returns:
         The digest; `error` if the second attempt fails with an error in `LASTING`.

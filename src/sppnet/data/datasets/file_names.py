@@ -64,7 +64,7 @@ def has_image_suffix(name: str) -> bool:
 
 
 class ImageFilter:
-    """Tells image files from other files, and counts the others by suffix for a notice."""
+    """Distinguishes image files from other files, and counts the other files by suffix for a notice."""
 
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()

@@ -137,7 +137,11 @@ class FolderWalk:
         return files
 
     def _find_loose(self, base: Path) -> list[str]:
-        """The images beside the class folders in `base`. Archives count as skipped, because they may hold classes."""
+        """The images beside the class folders in `base`.
+
+        Archives beside the class folders may hold further classes. They are counted as skipped files, so that a notice
+        mentions them.
+        """
         with os.scandir(base) as entries:
             files = [entry for entry in entries if not is_ignored_folder(entry.name) and not entry.is_dir()]
         for file in files:

@@ -12,8 +12,8 @@ class Tiny(nn.Module):
     """Four 3x3 convolutions with batch normalisation; total stride 4, `2 * width` channels.
 
     The map is 12x12 for inputs of 48 pixels and 10x10 for 40. These sizes are close to the 13x13 and 10x10 of the
-    paper's ZF-5, so the paper's pyramids suit them. The first two layers have stride 2, because large maps take most of
-    the time.
+    paper's ZF-5, so the paper's pyramids suit them. The first two layers have stride 2, because convolutions
+    on larger maps would take most of the time.
     """
 
     def __init__(self, width: int = 32) -> None:

@@ -81,7 +81,7 @@ def _download(arch: str, weights: str) -> models.WeightsEnum:
 class _Tracer(fx.Tracer):
     """Traces only into the network and its `Sequential`s.
 
-    Every other module becomes a single node that calls it, so it still follows training and evaluation mode.
+    Every other module is called by a single node, so the module still follows training and evaluation mode.
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
