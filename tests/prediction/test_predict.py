@@ -216,13 +216,13 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", "output=/dev/null", "force=true"], ["output=/dev/null", "not a regular file"]),
     (["input=pictures", "draw=x.png"], ["draw=x.png", "13 images", "folder"]),
     (["input=pictures/dot.png", "draw=x.jpg"], ["draw=x.jpg", "draw=x.png"]),
-    (["input=pictures/dot.png", "draw=pictures/cmyk.png"], ["by this network: pictures/cmyk.png", "force=true"]),
+    (["input=pictures/dot.png", "draw=pictures/cmyk.png"], ["of the same images: pictures/cmyk.png", "force=true"]),
     (
         ["input=pictures/dot.png", "draw=pictures/dot.png", "force=true"],
         ["draw=pictures/dot.png", "the image itself"],
     ),
     (["input=pictures/dot.png", "draw=x.png", "output=x.png"], ["output=x.png", "draw=x.png"]),
-    (["input=pictures", "draw=kept"], ["by this network: kept/deep/er/dot.png.png", "force=true"]),
+    (["input=pictures", "draw=kept"], ["of the same images: kept/deep/er/dot.png.png", "force=true"]),
     (["input=pictures", "draw=true", "views=ten"], ["draw", "views=ten", "full"]),
     (["input=pictures", "sizes.test=[24,32]"], ["sizes.test=[24, 32]", "one size"]),
     (["input=pictures", "sizes.test=[0]"], ["sizes.test=[0]"]),
@@ -311,7 +311,7 @@ def test_plots_lie_where_git_ignores_them_and_replace_only_their_own(
         words = [f"checkpoint=runs/default/{checkpoint}", f"input=pictures/{picture}", "draw=a/x.png"]
         refused = sppnet("predict", *words)
         assert (refused.code, refused.out) == (2, "")
-        assert "not plots of the same images by this network: a/x.png" in refused.err
+        assert "not this network's plots of the same images: a/x.png" in refused.err
         assert Path("a/x.png").read_bytes() == first
     assert sppnet("predict", *words, "force=true").code == 0
     assert Path("a/x.png").read_bytes() != first

@@ -46,9 +46,9 @@ class Level:
     Attributes:
         grid: the grid of bins.
         bins: what each bin adds to the logit, float64 (rows, cols).
-        winners: row and column of the cell that adds most in each bin, int64 (rows, cols, 2); -1 for a bin in which
-            no cell adds a positive amount. With max pooling, only cells that hold the maximum of a channel add to the
-            logit.
+        winners: for each bin, the row and column of the cell that adds most to the logit, int64 (rows, cols, 2); -1 if
+            no cell of the bin adds a positive amount. With max pooling, only cells that hold the maximum of a channel
+            add to the logit.
     """
 
     grid: Grid
@@ -75,7 +75,8 @@ class Attribution:
 
     Attributes:
         logit: the logit.
-        levels: one for each level of the pyramid; for the `gap` head, one whose bins are the cells of the feature map.
+        levels: a `Level` per level of the pyramid; for the `gap` head, a single `Level` whose bins are the cells of the
+            feature map.
     """
 
     logit: float
@@ -103,7 +104,7 @@ def attribute_logit(network: SPPNet, image: Tensor, label: int) -> Attribution:
     map_CHW, gradient = map_CHW.cpu().double(), gradient[0].cpu().double()
     levels, start = [], 0
     for grid in find_grids(network.head[0], *map_CHW.shape[1:]):
-        if grid.pool == "cells":  # all cells share their channel's gradient equally
+        if grid.pool == "cells":  # every cell gets an equal share of its channel's gradient
             shares = map_CHW * gradient[:, None, None] / map_CHW[0].numel()
             levels.append(_cell_level(grid, shares.sum(0)))
             continue
@@ -149,7 +150,9 @@ def cell_edges(cells: int, field: ReceptiveField, length: float) -> FloatArray:
 
 
 def check_pooling(pool: nn.Module, side: int) -> None:
-    """Check that pooling the bins from `find_grids` one by one gives the output of `pool` on `side` x `side` cells.
+    """Check on a random map that pooling each bin from `find_grids` separately gives the output of `pool`.
+
+    The map has `side` x `side` cells.
 
     Raises:
         UserError: the bins are unknown, or the outputs differ.
@@ -185,7 +188,7 @@ def _cell_level(grid: Grid, cells_HW: Tensor) -> Level:
 
 
 def _bin_level(grid: Grid, map_CHW: Tensor, gradient_Cnm: Tensor) -> Level:
-    """Sum activation x gradient over the channels of each bin, and find the cell that adds most."""
+    """Sum pooled activation x gradient over the channels of each bin, and find the cell that adds most to the sum."""
     bins = torch.zeros(len(grid.rows), len(grid.cols), dtype=torch.float64)
     winners = torch.full((*bins.shape, 2), -1)
     for i, (top, bottom) in enumerate(grid.rows):

@@ -24,12 +24,12 @@ from sppnet.prediction.attribution import Attribution, FloatArray, Level, cell_e
 Size = tuple[int, int]
 Classes = Sequence[tuple[str, float]]
 FOR, AGAINST, INK, FAINT, TRACK = "#e85d04", "#1d4ed8", "#1c1c1c", "#686868", "#e2e2e2"  # colour-blind safe
-# The exponent makes small contributions visible; at an opacity of 0.85, the image still shows through.
+# The exponent makes small contributions visible; the opacity is at most 0.85, so the image always shows through.
 SHADES = ListedColormap([to_rgba(FOR if v > 0 else AGAINST, 0.85 * abs(v) ** 0.7) for v in np.linspace(-1, 1, 255)])
 # parse_math: a "$" in a name is plain text, not the start of a formula
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 12, "text.color": INK, "text.parse_math": False}
-# All sizes are in pixels. A panel has the area of a square with side SIDE, but no side longer than LONGEST. A column is
-# at least NARROWEST wide.
+# All sizes are in pixels. A panel has the area of a SIDE x SIDE square, or less if one of its sides would otherwise be
+# longer than LONGEST. A column is at least NARROWEST wide.
 SIDE, LONGEST, NARROWEST, WIDEST, MARGIN, GAP, HEADER, CLASS, BAR = 270, 540, 210, 1384, 18, 20, 44, 33, 260
 OUTLINE = [withStroke(linewidth=4, foreground="white")]
 UNITS = {"max": "bin (the maximum of its cells)", "avg": "bin (the mean of its cells)", "cells": "cell"}
@@ -106,7 +106,7 @@ def _list_classes(page: Axes, classes: Classes, x: float, y: float, width: float
 
 
 def _plot_level(page: Axes, level: Level, x_edges: FloatArray, y_edges: FloatArray, limit: float) -> None:
-    """Shade the bins, put a dot on the cell that adds most in each bin, and print the value of each bin if all fit."""
+    """Shade the bins, put a dot on the cell that adds most in each bin, and print the bins' values if all fit."""
     bins, rows, cols = level.bins.numpy(), y_edges[np.array(level.grid.rows)], x_edges[np.array(level.grid.cols)]
     total, count = np.zeros((2, len(y_edges) - 1, len(x_edges) - 1))
     for (i, j), value in np.ndenumerate(bins):
@@ -114,22 +114,22 @@ def _plot_level(page: Axes, level: Level, x_edges: FloatArray, y_edges: FloatArr
         total[cells] += value
         count[cells] += 1
     page.pcolormesh(x_edges, y_edges, total / np.maximum(count, 1), cmap=SHADES, vmin=-limit, vmax=limit)
-    if bins.size == total.size:  # each bin is a cell
+    if bins.size == total.size:  # each bin is a single cell: draw no lines, dots or values
         return
     page.hlines(np.unique(rows), x_edges[0], x_edges[-1], INK, linewidth=1, alpha=0.45)
     page.vlines(np.unique(cols), y_edges[0], y_edges[-1], INK, linewidth=1, alpha=0.45)
     won = level.winners[level.winners[..., 0] >= 0].numpy()
     dots = np.stack([(x_edges[:-1] + x_edges[1:])[won[:, 1]], (y_edges[:-1] + y_edges[1:])[won[:, 0]]], 1) / 2
     page.plot(*dots.T, "o", markersize=8, markerfacecolor="white", markeredgecolor=INK, markeredgewidth=1)
-    for axis in (rows, cols):  # each value is printed where its bin overlaps no other bin
+    for axis in (rows, cols):  # print each value in the part of its bin that overlaps no other bin
         axis[1:, 0], axis[:-1, 1] = np.maximum(axis[1:, 0], axis[:-1, 1]), np.minimum(axis[1:, 0], axis[:-1, 1])
-    half = np.array([4 * max(len(f"{value:+z.2f}") for value in bins.flat), 9])  # half the width and height of a value
+    half = np.array([4 * max(len(f"{value:+z.2f}") for value in bins.flat), 9])  # half the width and height of the text
     if np.diff(cols).min() < 2 * half[0] or np.diff(rows).min() < 2.6 * half[1]:
         return
     for (i, j), value in np.ndenumerate(bins):
         xs, ys = np.array([cols[j], rows[i]]) + np.outer(half, (1, -1))
         spots = [(x, y) for x in (xs.mean(), *xs) for y in (ys.mean(), *ys)]
-        # for each spot, the distance to the nearest dot, capped at 1; from a distance of 1, the value touches no dot
+        # for each spot, the distance to the nearest dot, capped at 1; a value printed at a distance of 1 touches no dot
         clear = [np.abs((dots - spot) / (half + 5)).max(1).min(initial=1) for spot in spots]
         page.text(*spots[int(np.argmax(clear))], f"{value:+z.2f}", ha="center", va="center", path_effects=OUTLINE)
 

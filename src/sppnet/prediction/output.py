@@ -19,8 +19,8 @@ class Table:
     """The table on standard output; each image's line is printed as soon as the image is classified.
 
     The columns are path, width and height, then the name and probability of each listed class. They are aligned on a
-    terminal and separated by tabs in a pipe. Tabs, line breaks and characters that the output's encoding lacks are
-    escaped as in JSON.
+    terminal, and separated by tabs in a pipe or a file. Tabs, line breaks and characters that the output's encoding
+    lacks are escaped as in JSON.
 
     Args:
         names: the names of all images.

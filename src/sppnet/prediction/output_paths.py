@@ -1,4 +1,7 @@
-"""Choose the paths of predictions and plots, and check which files would be replaced. Does not import torch."""
+"""Choose the paths of plots, and check that plots and predictions can be written without replacing other files.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class PlotPaths:
         """Return the path of an image's plot. A name that would be too long is shortened and ends in a digest."""
         if self.single:
             return self.place
-        path = self.place / f"{name}.png"  # keeps the image's suffix, because a.jpg and a.png are two images
+        path = self.place / f"{name}.png"  # keeps the image's suffix, so a.jpg and a.png get different plots
         return path.with_name(_limit_bytes(path.name, self.longest))
 
     def origin(self, name: str) -> str:
@@ -85,14 +88,14 @@ def build_plot_paths(
         _check_folder(path, images)
     parent = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
     if not os.access(parent, os.W_OK):
-        raise UserError(f"draw={path}: {parent} is not writable; draw=FOLDER writes to a different folder")
+        raise UserError(f"draw={path}: {parent} is not writable; draw=FOLDER writes the plots to a different folder")
     network = trained.run.path.resolve().name if trained.run and trained.name == "best" else trained.name
     plots = PlotPaths(path, single, images.root, network, os.pathconf(parent, "PC_NAME_MAX"))
     conflicts = [] if cfg["force"] else [file for name in images.names if (file := plots.find_conflict(name))]
     if conflicts:
         more = f" and {len(conflicts) - 1} more" if len(conflicts) > 1 else ""
         raise UserError(
-            f"draw={path} would replace files that are not plots of the same images by this network:"
+            f"draw={path} would replace files that are not this network's plots of the same images:"
             f" {conflicts[0]}{more}; force=true replaces them, draw=FOLDER writes to a different folder"
         )
     return plots
@@ -117,7 +120,7 @@ def check_output(
     if path.exists() and path.resolve() in {trained.weights.resolve(), *(file.resolve() for file in files)}:
         raise UserError(f"output={output} is one of the images or the checkpoint; choose a different file")
     if path.exists() and not path.is_file():
-        raise UserError(f"output={output} is not a regular file; it must be a file, or - for standard output")
+        raise UserError(f"output={output} is not a regular file; choose a regular file, or - for standard output")
     if trained.run is not None and path.resolve().is_relative_to(trained.run.path.resolve()):
         raise UserError(f"output={output} is inside the run directory; choose a file elsewhere")
     if plots is not None and path.resolve() in {plots.path(name).resolve() for name in images.names}:
@@ -132,7 +135,7 @@ def check_output(
 
 
 def _default_folder(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
-    """Return RUNS/STUDY/predictions/RUN, which git ignores; without a run, RUNS/predictions/CHECKPOINT."""
+    """Return RUNS/STUDY/predictions/RUN, which git ignores; for a file outside a run, RUNS/predictions/CHECKPOINT."""
     if trained.run is None:
         return Path(cfg["paths"]["runs"]).expanduser() / "predictions" / trained.checkpoint.stem
     run = trained.run.path

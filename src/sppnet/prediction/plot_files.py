@@ -43,5 +43,5 @@ class PlotWriter:
         metadata.add_text(KEY, self.paths.origin(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "wb") as file:
-            # This level is faster than the default, and the files are hardly larger.
+            # Compression level 4 is faster than the default, and the files are hardly larger.
             plot.save(file, "PNG", compress_level=4, pnginfo=metadata)

@@ -1,8 +1,8 @@
-"""Predict a stream of images. Workers read ahead, images of similar shape share a batch, and the input order is kept.
+"""Predict the classes of a stream of images, in the order of the stream.
 
-Images are read, resized and scored by the code that also tests a network, so the same image gets the same scores.
-Memory does not grow with the number of images, because a result waits for the results of earlier images only within a
-window of `data.batch_size` images.
+Workers read ahead, and images of similar shape share a batch. Images are read, resized and scored by the code that also
+tests a network, so an image gets the same scores as in a test. Memory does not grow with the number of images, because
+a result waits for the results of earlier images only within a window of `data.batch_size` images.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Prediction:
     Attributes:
         index: position of the image in the stream.
         name: the image's path.
-        shape: (height, width) in pixels; (0, 0) if it could not be read.
+        shape: (height, width) of the image in pixels; (0, 0) if the image could not be read.
         probabilities: float64 (K,), on the CPU.
         view: the network's input before normalisation, uint8 (3, h, w); at the first scale if there are several.
         problem: why the image could not be read; empty if it was read.
@@ -53,7 +53,7 @@ class Prediction:
     problem: str = ""
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """Return the `count` likeliest classes (all if there are fewer), likeliest first, as (number, probability)."""
+        """Return the `count` likeliest classes (or all, if fewer) as (class number, probability), likeliest first."""
         order = self.probabilities.argsort(descending=True, stable=True)[:count]
         return [(label, float(self.probabilities[label])) for label in order.tolist()]
 
@@ -74,7 +74,7 @@ class Predictor:
     """A trained network, ready to predict.
 
     Args:
-        cfg: the run's configuration with the typed overrides and a single test size.
+        cfg: the run's configuration, with the overrides from the command line and a single test size.
         checkpoint: the checkpoint that `read_checkpoint` returns.
         weights: the path of the checkpoint file, used in messages.
         files: the image files.

@@ -65,8 +65,8 @@ def _planned_rows(study: Study) -> list[Row]:
 def _rows_of_setting(name: str, points: Sequence[SweepPoint], study: Study, listed: Mapping[str, Any]) -> list[Row]:
     """Build the rows of a setting; usually there is only one.
 
-    If the configuration files changed between the runs, the same overrides mean different settings. Each of these
-    gets its own row, because a mean over all of them would describe none of them.
+    If the configuration files changed between the runs, the same overrides stand for different configurations. Each
+    configuration gets its own row, because a mean over all of them would describe none of them.
     """
     results_by_hash: dict[str, dict[int, Result]] = {}
     missing = {}
@@ -96,8 +96,8 @@ def _format(results: Mapping[int, Result]) -> object:
 def _row_name(name: str, setting_hash: str, formats: Sequence[object], results: Mapping[int, Result]) -> str:
     """Name one row of a setting.
 
-    If a setting has several rows, each name includes the `FORMAT` of the code that trained the networks, unless this is
-    the current one. If two rows have the same `FORMAT`, every name includes the setting's hash instead.
+    If a setting has several rows, each name includes the version number of the training code (`FORMAT`), unless that
+    number is the current one. If two rows have the same number, every name includes a hash instead.
     """
     if len(formats) < 2:
         return name
@@ -108,7 +108,7 @@ def _row_name(name: str, setting_hash: str, formats: Sequence[object], results: 
 
 
 def _drop_duplicates(settings: Mapping[Setting, list[SweepPoint]]) -> dict[Setting, list[SweepPoint]]:
-    """Drop settings whose runs and tests all belong to another setting, as when the same sweep is typed in two ways."""
+    """Drop settings whose runs and tests all belong to another setting too, as when one sweep is typed in two ways."""
     tests = {setting: {(point.run, point.test) for point in points} for setting, points in settings.items()}
     settings_by_test: dict[tuple[str, str], list[Setting]] = {}
     for setting, own_tests in tests.items():
@@ -128,7 +128,7 @@ def _drop_duplicates(settings: Mapping[Setting, list[SweepPoint]]) -> dict[Setti
 
 def _setting_names(study: str, settings: Mapping[Setting, Sequence[SweepPoint]]) -> dict[Setting, str]:
     """Name each setting by its listed row and the overrides that distinguish it from other settings of that row."""
-    shared: dict[str, set[str]] = {}  # overrides that all settings of a row share; in a plain grid, the row is ""
+    shared: dict[str, set[str]] = {}  # overrides that all settings of a row share, by row name ("" in a plain grid)
     for row, overrides in settings:
         shared[row] = shared.get(row, set(overrides)) & set(overrides)
     candidates = []
@@ -141,7 +141,10 @@ def _setting_names(study: str, settings: Mapping[Setting, Sequence[SweepPoint]])
 
 
 def _transfer_table(study: Study) -> Table | None:
-    """Build the table of `sppnet transfer`, with a row per record of the latest protocol; None if no record exists."""
+    """Build the table of `sppnet transfer`: one row per record that has the latest record's protocol.
+
+    Returns None if no record exists.
+    """
     records = [read_json(path) for path in sorted((study.folder / "transfer").glob("*.json"))]
     records = [record for record in records if isinstance(record, dict) and record.get("splits")]
     if not records:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from sppnet.report.table import Column, Row, Table
 from sppnet.statistics import MIN_PAIRS, Spread, spread
 
-BLUE, GREY = "#0072B2", "#555555"  # a blue by Okabe and Ito that every reader can tell from black, even in print
+BLUE, GREY = "#0072B2", "#555555"  # Okabe and Ito's blue, which every reader can tell from black, even in print
 STYLE: Any = {"svg.hashsalt": "sppnet", "font.size": 9, "svg.fonttype": "path", "axes.spines.top": False}
 MAX_PANELS = 6
 CHARACTER_INCHES = 0.075  # approximate width of a character in a label
@@ -139,7 +139,7 @@ def _axis_label(column: Column) -> str:
 
 
 def _thin_out(ticks: Sequence[int]) -> list[int]:
-    """Drop each of the sorted `ticks` whose label would overlap the one before it on a logarithmic axis."""
+    """Drop each of the sorted `ticks` whose label would overlap the label before it on a logarithmic axis."""
     spaced: list[int] = []
     for tick in ticks:
         if not spaced or tick / spaced[-1] > 1.25:

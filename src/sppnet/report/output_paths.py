@@ -13,7 +13,7 @@ from sppnet.errors import UserError
 from sppnet.report.table import Table
 from sppnet.studies.study import Study
 
-# The folder in a checkout for results under version control, next to the study files.
+# The folder for results under version control, relative to a checkout; the study files are in its parent folder.
 RESULTS = Path("experiments/results")
 ENDINGS = (".csv", "_runs.csv", ".md", ".svg", ".tex")
 PAGE_MARK = "<!-- sppnet report of "  # precedes the list of runs in an HTML page
@@ -39,12 +39,12 @@ def run_keys(tables: Iterable[Table]) -> set[str]:
 
 
 def find_foreign_file(folder: Path, table: Table, own: bool = False) -> Path | None:
-    """Find a file in `folder` that the report of `table` would replace although it belongs to other runs.
+    """Find a file in `folder` that belongs to other runs and would be replaced by the report on `table`.
 
     In the study's own folder (`own`), a report may replace any earlier report, but no other file.
 
     Returns:
-        The first such file; None if the report replaces nothing, or only reports on the same runs.
+        The first such file; None if no file would be replaced, or only files that belong to the same runs.
     """
     existing = [path for ending in ENDINGS if (path := folder / f"{table.name}{ending}").exists()]
     if not existing:

@@ -13,8 +13,8 @@ UNNAMED_KEYS = (  # keys with these prefixes, such as fingerprints, never appear
     *("seed", "layout", "data.fingerprint"),
     *("test.format", "test.fingerprint", "test.limit"),
 )
-# The last parts of keys whose value usually determines the other values of their section, as views.name determines the
-# rest of views. A row's name then needs no other key of that section.
+# The last parts of naming keys, such as `name` in views.name. The value of a naming key usually determines all other
+# values of its section, so a row's name that contains the naming key needs no other key of that section.
 NAMING_KEYS = ("name", "_target_", "train")
 
 
@@ -40,7 +40,7 @@ def pick_names(candidates: Sequence[Sequence[str]], hashes: Sequence[str]) -> li
 def name_by_difference(
     identities: Sequence[Mapping[str, Any]], runs: Sequence[str], hashes: Sequence[str]
 ) -> list[str]:
-    """Name rows that no sweep planned, by the keys in which their configurations differ.
+    """Name the rows of runs that no sweep planned, by the keys in which their configurations differ.
 
     Args:
         identities: the flattened configuration of each row; the keys of the row's test start with `test.`.

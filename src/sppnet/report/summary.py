@@ -32,7 +32,7 @@ class ColumnStatistics:
 
 @dataclass(frozen=True)
 class Summary:
-    """A table as text. The first row of every list of rows is the header."""
+    """A table as text. In every list of rows, the first row is the header."""
 
     table: Table
 
@@ -58,7 +58,7 @@ class Summary:
         return 0 <= index < len(self.columns) and self.columns[index][1].best == self.table.rows[row - 1].name
 
     def difference_table(self) -> list[list[str]]:
-        """The differences between each setting and the row it is compared with; empty if there are none."""
+        """The differences between each row and the row it is compared with; empty if there are none."""
         rows = []
         for row in self.table.rows:
             gaps = [(column, stats.differences.get(row.name)) for column, stats in self.columns]
@@ -78,7 +78,7 @@ class Summary:
         return [[row[i] for i in filled] for row in [["", *heads], *rows]]
 
     def missing(self) -> list[str]:
-        """A line for each seed without a result, with its state and the reason."""
+        """A line for each seed without a result, with the run's state and any known reason for it."""
         return [
             f"{row.name}, {self.table.over} {seed}: {status.state}{f' ({status.reason})' if status.reason else ''}"
             for row in self.table.rows

@@ -19,10 +19,10 @@ class Result:
     Attributes:
         run: the name of the run.
         metrics: values by metric name.
-        provenance: `hash`, `setting` (the hash without the seed), `commit`, `machine`, `time`, `seconds`, `parameters`,
-            `bins` (number of bins in the pyramid), `note`, `limited` (whether `trainer.limit_batches` cut the run
-            short), `format` (`FORMAT` of the code that trained the network), `data` (the fingerprint of the test
-            data).
+        provenance: `hash`, `setting` (a hash that does not depend on the seed), `commit`, `machine`, `time`, `seconds`,
+            `parameters`, `bins` (number of bins in the pyramid), `note`, `limited` (whether `trainer.limit_batches` cut
+            the run short), `format` (the version number of the training code, `FORMAT`), `data` (the fingerprint of the
+            test data).
     """
 
     run: str
@@ -81,13 +81,13 @@ class Table:
     """A table of a study.
 
     Attributes:
-        name: the name of the table and the start of its file names.
+        name: the name of the table; the names of its files start with it.
         over: what the means are taken over, `seed` or `split`.
         header: question, command, expected result and cost, from the study's file.
         columns: the metrics.
         rows: the rows, in the order of the sweep.
         report: the section `report` of the configuration.
-        unplanned: the number of runs in the study's folder that are not in the table.
+        unplanned: the number of runs (or transfer records) in the study's folder that are not in the table.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Table:
 
     @property
     def mixed(self) -> str:
-        """The reason why rows cannot be compared: different test data or formats; "" if they can be compared."""
+        """The reason why rows cannot be compared (different test data or `FORMAT`); "" if they can be compared."""
         provenances = [result.provenance for row in self.rows for result in row.results.values()]
         formats = sorted({str(provenance.get("format")) for provenance in provenances})
         if len(formats) > 1:

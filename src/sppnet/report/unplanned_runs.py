@@ -14,7 +14,7 @@ from sppnet.report.run_results import build_result, read_provenance
 from sppnet.report.table import Result, Row
 from sppnet.runs.run_directory import Run
 
-Setting = tuple[dict[str, Any], dict[int, Result]]  # flattened identity of run and test, and results by seed
+Setting = tuple[dict[str, Any], dict[int, Result]]  # flattened identities of run and test, and results by seed
 
 
 def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:

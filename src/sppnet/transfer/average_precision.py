@@ -1,4 +1,4 @@
-"""Average precision by the two definitions of PASCAL VOC: VOC 2007, and VOC 2010 and later.
+"""Average precision by both definitions of PASCAL VOC: that of VOC 2007, and that of VOC 2010 and later.
 
 As in the official evaluation, an image whose objects of a class are all marked difficult is left out for that class,
 and images with equal scores keep their order.
@@ -46,6 +46,6 @@ def average_precision(scores: Floats, relevant: Bools, ignored: Bools | None = N
     true_positives = np.cumsum(hits)
     precision = true_positives / np.arange(1, len(hits) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]  # best precision at this recall or higher
-    # compares the recall with i / 10 in integers: with floats, 3 of 10 might not reach 0.3 because of rounding
+    # compare the recall with i / 10 in integers: with floats, rounding might keep a recall of 3/10 below 0.3
     eleven = sum(best[np.argmax(10 * true_positives >= i * total)] for i in range(11)) / 11
     return float(eleven), float(best[hits].sum() / total)

@@ -52,7 +52,7 @@ def _verdict(a: Mapping[str, Any], b: Mapping[str, Any], low: float, high: float
 
 
 def _same_features(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two rows have the same C and identical features (such as views=warp and views=full on square images)."""
+    """Whether two rows have the same C and identical features (on square images, views=warp and views=full do)."""
     return bool(a["features"] == b["features"] and a["row"]["C"] == b["row"]["C"])
 
 
@@ -77,7 +77,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _distinguishing_settings(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield the settings in which `row` differs from other rows with the same columns; none of these has a column."""
+    """Yield the settings without a column that distinguish `row` from other rows with equal values in all columns."""
     alike = [other["identity"] for other in rows if _columns(other) == _columns(row)]
     for section in ({"view", "mean", "std", "precision"} & row["identity"].keys()) if len(alike) > 1 else ():
         values = row["identity"][section]

@@ -21,7 +21,7 @@ from sppnet.transfer.task import Task
 
 
 class Extractor(nn.Module):
-    """Map uint8 images (N, 3, H, W) to float32 features (N, D) for each layer; every row has L2 norm 1.
+    """Map uint8 images (N, 3, H, W) to float32 features (N, D) for each layer; each image's features have L2 norm 1.
 
     Args:
         normalise: maps uint8 images to the backbone's input.
@@ -61,7 +61,7 @@ def check_extraction(task: Task) -> None:
     """
     cfg, layer = task.cfg, task.layer
     check_hardware({**cfg["trainer"], "devices": 1, "num_nodes": 1}, 1)
-    # a placeholder, because only fully connected layers need the trained head
+    # a placeholder for the trained head, which only fully connected layers need
     head: dict[str, Any] = {"name": "gap", "bins": [1], "hidden": []}
     sizes: dict[str, Any] = {"train": [], "val": [], "test": [task.size]}
     if layer["kind"] == "fc":
@@ -103,8 +103,8 @@ def _build(task: Task, names: list[str]) -> Extractor:
         torch.manual_seed(cfg["seed"])
         extractor = Extractor(normalise, build_backbone(cfg["backbone"]), None, layers)
     else:
-        # The head is built as the checkpoint describes it, because with layer=spp, the pyramid in cfg may differ from
-        # the one that the head was trained with, and the weights might not fit.
+        # Build the head as the checkpoint describes it, not as cfg does: with layer=spp, the pyramid in cfg may differ
+        # from that of the trained head, and the trained weights might not fit.
         checkpoint = read_checkpoint(task.trained.weights)
         network = load_network(checkpoint, cfg["backbone"], cfg["sizes"]["train"][0], task.trained.checkpoint)
         extractor = Extractor(normalise, network.backbone, network.head, layers)

@@ -1,6 +1,7 @@
-"""Feature files, which are written row by row, appear only when complete, and are verified and memory-mapped when read.
+"""Write feature files row by row, and read them as memory-mapped arrays.
 
-A file is a `.npy` array, float32 (N, D), followed by the SHA-256 of the bytes before it. `numpy.load` ignores the hash.
+A file appears only when it is complete, and is verified when it is read. It is a `.npy` array, float32 (N, D), followed
+by the SHA-256 of all preceding bytes. `numpy.load` ignores the hash.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def writing(paths: dict[str, Path], count: int) -> Iterator[dict[str, Rows]]:
         UserError: the folder is not writable.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ValueError):  # only the main thread may set signal handlers
+        with contextlib.suppress(ValueError):  # raised outside the main thread, where no signal handler can be set
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         new_folders = [folder for path in paths.values() for folder in path.parents if not folder.exists()]
         stack.callback(_remove_empty, dict.fromkeys(new_folders))

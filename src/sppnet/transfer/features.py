@@ -1,4 +1,4 @@
-"""Features of all images in a data set, computed in one pass and stored on disk for all splits and later rows."""
+"""Features of all images in a data set, computed in one pass and stored on disk for all splits and later table rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load_features(task: Task, images: ImageSet) -> Array:
     paths = {name: _path(task, images, name) for name in _layers_to_compute(task)}
     path = paths[task.own["layer"]]
     features_ND = feature_file.load(path, len(images))
-    # if unreadable images are not allowed, computing the features again reports them
+    # If a stored file lacks images that this run must not skip, computing the features again reports these images.
     if features_ND is None or (find_unreadable(features_ND) and not task.skip):
         # keyed by path, because pool and spp may share a file, which is then written only once
         missing = {p: name for name, p in paths.items() if p == path or not p.exists()}
@@ -67,7 +67,7 @@ def _path(task: Task, images: ImageSet, layer: str) -> Path:
 
 
 def _layers_to_compute(task: Task) -> list[str]:
-    """Return the requested layer, and those other layers that add little cost and cannot fail."""
+    """Return the requested layer and all other layers that are cheap to compute and cannot fail."""
     head, requested = task.cfg["head"], task.own["layer"]
     names = ["pool", "gap"]
     if head.get("rule", "adaptive") == "adaptive":
@@ -101,12 +101,12 @@ def _compute(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
                     raise RunFailed(f"layer={name}: the features of {file} are not all finite")
                 rows.put(indices, features_ND.numpy())
         if not any(rows.width for rows in files.values()):
-            raise UserError(f"data={task.cfg['data']['name']}: none of its images ({len(images)} in total) can be read")
+            raise UserError(f"data={task.cfg['data']['name']}: none of the {len(images)} image(s) can be read")
     notice_remarks(remarks)
 
 
 def _pyramid_is_trained(task: Task, trained: TrainedNetwork) -> bool:
-    """Whether the network was trained with this pyramid, as its fully connected layers require."""
+    """Whether the network was trained with the pyramid of `task`, as is required to use its fully connected layers."""
     stored, head = load_stored_config(trained.checkpoint)[0]["head"], task.cfg["head"]
     return all(stored.get(key.partition(".")[2]) == head.get(key.partition(".")[2]) for key in PYRAMID)
 

@@ -1,4 +1,4 @@
-"""Choose train and test images (a data set's own parts or, as for Caltech-101, random splits), and score the SVM."""
+"""Split a data set into train and test images, by its own parts or at random as for Caltech-101, and score the SVM."""
 
 from __future__ import annotations
 

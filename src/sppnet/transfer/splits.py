@@ -22,7 +22,9 @@ class Split(NamedTuple):
 def draw_splits(
     labels: Sequence[int], members: Sequence[int], classes: Sequence[str], splits: Mapping[str, int]
 ) -> list[Split]:
-    """Draw seeded splits of `members`. Each class is drawn independently, so a new class leaves the others unchanged.
+    """Draw seeded splits of `members`.
+
+    Each class is drawn independently, so adding a class does not change which images of the other classes are drawn.
 
     Args:
         labels: the class of each image in the data set.

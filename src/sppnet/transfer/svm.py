@@ -16,7 +16,7 @@ from sppnet.transfer.splits import Split
 
 Array = npt.NDArray[np.floating]
 ROWS = 512  # number of test images whose features are in memory at once
-COLUMNS = 2048  # number of feature dimensions that are multiplied at once
+COLUMNS = 2048  # number of feature dimensions in each block of the matrix product
 RIDGE = 1e-7  # added to each squared norm, which is 1, so that a Cholesky factor exists even if images are identical
 TOLERANCE = 1e-4  # for the gradient's norm; the default of LinearSVC
 ITERATIONS = 1_000  # limit for Newton's method, which usually needs about 10

@@ -118,8 +118,8 @@ class Task:
         if parts is not None and not (parts.get("train") and parts.get("test")):
             advice = "" if images.multilabel else f"; splits={PAPERS_SPLITS} draws random splits of all images instead"
             raise UserError(
-                f"data={self.cfg['data']['name']}: the data set's own parts are {', '.join(parts)}, but transfer needs"
-                f" images in both train and test{advice}"
+                f"data={self.cfg['data']['name']}: the data set comes with the part(s) {', '.join(parts)}, but transfer"
+                f" needs both train and test, with images in each{advice}"
             )
         return parts
 
@@ -153,8 +153,8 @@ def make_task(cfg: dict[str, Any], trained: TrainedNetwork | None) -> Task:
         raise UserError(f"sizes.test={sizes} is not allowed: transfer takes one size, such as sizes.test=[{sizes[0]}]")
     if layer == "conv" and views["fit"] == "full":
         raise UserError(
-            "with layer=conv, the number of features depends on the shape of the image; with views=full, use"
-            " layer=spp, pool or gap"
+            "with layer=conv, the number of features depends on the shape of the image; with views=full, use layer=spp,"
+            " pool or gap"
         )
     if layer.startswith("fc"):
         _check_hidden(cfg, layer, trained)
@@ -202,7 +202,7 @@ def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None
 
 def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: TrainedNetwork | None) -> None:
     if trained is None:
-        raise UserError(f"layer={layer} is part of a trained head and needs checkpoint=RUN")
+        raise UserError(f"layer={layer} is part of a trained head, so it needs checkpoint=RUN")
     hidden = cfg["head"]["hidden"]
     if int(layer[2:]) > len(hidden):
         layers = ", ".join(f"fc{i}" for i in range(1, len(hidden) + 1)) or "none"
