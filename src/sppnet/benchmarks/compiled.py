@@ -15,7 +15,7 @@ SIZES = (64, 48, 80, 56, 72, 96)
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Yield the rows of the group `compile`: the number of graphs for each part that `trainer.compile` compiles."""
+    """Yield the rows of the group `compile`: the number of graphs for each module that `trainer.compile` compiles."""
     cfg = compose_config("train", ["backbone.width=4"] if setting.quick else [])
     sizes = SIZES[: 2 if setting.quick else None]
 
@@ -44,7 +44,7 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 
 def _count_graphs(network: SPPNet, part: str, sizes: tuple[int, ...], compile_anew: bool = True) -> tuple[int, float]:
-    """Train on one batch of each size; return the number of graphs compiled and the seconds taken."""
+    """Run forward and backward on one batch per size; return the number of graphs compiled and the seconds taken."""
     if compile_anew:
         torch.compiler.reset()
         getattr(network, part).compile(dynamic=True)  # as `trainer.compile` does

@@ -81,7 +81,7 @@ def _time_pair(
 ) -> tuple[float, float]:
     """Return the seconds per photograph for sppnet and for ImageFolder.
 
-    Epochs of the two alternate, after a warm-up epoch of each. The faster of two timed epochs counts.
+    Each loader runs a warm-up epoch; then the two alternate for two timed epochs each, of which the faster counts.
     """
     steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps.append(transforms.Normalize([0.5] * 3, [0.25] * 3))
@@ -111,7 +111,7 @@ def _time_pair(
 
 
 def _time_decoding(root: Path) -> float:
-    """Return the seconds per photograph for the JPEG decoder alone: no loader that uses it can be faster."""
+    """Return the seconds per photograph for the JPEG decoder alone. No loader that uses this decoder can be faster."""
     paths = sorted(root.rglob("*.jpg"))
     files = {}
     for path in paths[:: -(-len(paths) // 256)]:
@@ -134,7 +134,7 @@ def _time_epoch(batches: Iterable[Any], photographs: int) -> float:
 
 
 def _write_scaled_photographs(setting: Setting) -> dict[str, Path]:
-    """Write real photographs scaled to the sizes in `SCALED`, and return their folders by name."""
+    """Write real photographs scaled to the sizes in `SCALED`, and return the folder of each size."""
     originals = sorted(path for root in setting.photographs.values() for path in root.rglob("*.jpg"))[::5]
     roots = {}
     for name, (width, height, count) in (SCALED_QUICK if setting.quick else SCALED).items():

@@ -21,8 +21,8 @@ class Row:
         group: name of the group, as in the option `only`.
         what: what is measured.
         against: the alternative.
-        ours: sppnet's time, in `unit`.
-        theirs: the alternative's time, in `unit`; NaN if there is only a target.
+        ours: the time or count measured for sppnet, in `unit`.
+        theirs: the time or count measured for the alternative, in `unit`; NaN if there is only a target.
         value: the number that is compared with the target; theirs / ours unless `what` says otherwise.
         target: the bound on `value`.
         most: whether the target is an upper bound; otherwise it is a lower bound.
@@ -69,7 +69,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of two calls; `ratio` is the median of theirs / ours over pairs of consecutive calls."""
+    """The seconds per call for sppnet (`ours`) and for the alternative (`theirs`); `ratio` is theirs / ours."""
 
     ours: float
     theirs: float
@@ -81,7 +81,8 @@ def compare(
 ) -> Timing:
     """Call each function once to warm up, then both alternately for about `seconds`, but at least `least` times each.
 
-    Alternating makes the ratio robust, because other load on the machine slows consecutive calls equally.
+    The results are the median times, and the median ratio over pairs of consecutive calls. Alternating makes this ratio
+    robust, because other load on the machine slows consecutive calls equally.
     """
     ours(), theirs()
     pairs: list[tuple[float, float]] = []
@@ -105,7 +106,7 @@ def time_call(call: Callable[[], object], device: str = "cpu") -> float:
 
 
 def compare_on_gpu(ours: Callable[[], object], theirs: Callable[[], object]) -> Timing:
-    """Time the GPU's work alone: each call is recorded as a CUDA graph and replayed, so the host has nothing to do."""
+    """Time the GPU's work without that of the host: each call is recorded as a CUDA graph and then replayed."""
     from triton.testing import do_bench_cudagraph
 
     our_time, their_time = (do_bench_cudagraph(call, rep=5) / 1000 for call in (ours, theirs))

@@ -40,7 +40,7 @@ def pool_strided(x: Tensor, bins: Sequence[int]) -> Tensor:
 
 
 def forward_and_backward(pool: Pool, x: Tensor) -> Callable[[], object]:
-    """Return a function that runs `pool` forward and backward, with a random gradient of its output."""
+    """Return a function that runs `pool` forward and backward, with a random gradient for its output."""
     leaf = x.detach().requires_grad_()
     grad = torch.rand_like(pool(leaf.detach()))
 
@@ -81,8 +81,8 @@ def measure(setting: Setting) -> Iterator[Row]:
 def _time_cases(setting: Setting) -> dict[str, dict[str, Timing]]:
     """Time the layer against each alternative, for each shape, dtype, memory format and pyramid.
 
-    On a GPU, this is the time of the GPU's work. In a training step, the host launches that work ahead of time. The
-    times under "called" include the launches: the host waits for the GPU after every call.
+    On a GPU, only the GPU's work is timed, because in a training step the host launches this work ahead of time. The
+    times under "called" also include the launches, because there the host waits for the GPU after every call.
     """
     device = setting.device.type
     maps = SMALL if setting.quick else MAPS

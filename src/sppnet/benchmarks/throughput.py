@@ -25,7 +25,7 @@ STEPS = 60
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Yield the rows of the group `throughput`. Without a GPU, there are none unless `quick` is set."""
+    """Yield the rows of the group `throughput`. Without a GPU, there are no rows unless `quick` is set."""
     if setting.device.type != "cuda" and not setting.quick:
         notice("bench: the group throughput needs a GPU and is skipped")
         return
@@ -67,7 +67,7 @@ def _compose(setting: Setting, overrides: tuple[str, ...]) -> dict[str, Any]:
 def _build_data(cfg: dict[str, Any], sets: Splits, steps: int) -> tuple[DataModule, DataModule, int]:
     """Return a data module that loads photographs, another that repeats one batch, and the number of steps for each.
 
-    There are at least `steps` steps, rounded up to complete epochs. Sets `cfg["trainer"]["max_epochs"]` accordingly.
+    This number is `steps` rounded up to complete epochs; `cfg["trainer"]["max_epochs"]` is set accordingly.
     """
     loaded = build_data(cfg, sets)
     batches = loaded.train_dataloader()

@@ -82,7 +82,10 @@ class StepClock(Callback):
 
 
 class FixedBatches(DataModule):
-    """A data module that serves batches from memory: all for training, only the first for validation at each size."""
+    """A data module that serves batches from memory.
+
+    All batches are used for training, and only the first one for validation at each size.
+    """
 
     batches: list[Any]
 
@@ -105,7 +108,7 @@ def _time_trainer(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting
 
 
 def train(cfg: dict[str, Any], sets: Splits, data: DataModule, setting: Setting) -> StepClock:
-    """Train with all default callbacks of a run, and return the clock with the times of its steps."""
+    """Train with all default callbacks of a run, and return the clock that recorded the times of the steps."""
     run = Run(setting.scratch / f"run{time.monotonic_ns()}")
     run.path.mkdir(parents=True)
     metrics_file, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), StepClock()
@@ -122,7 +125,7 @@ def _time_bare_loop(cfg: dict[str, Any], sets: Splits, batches: list[Any], setti
     network, mean, std = classifier.network, classifier.normalise.mean, classifier.normalise.std
     optimizer = build_optimizer(cfg["optim"], list(network.parameters()))
     autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg["trainer"]["precision"] == "bf16-mixed")
-    pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # in the memory format of ToTensor
+    pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # contiguous, as from ToTensor
     times = []
     for pair in pairs:
         torch.cuda.synchronize() if torch.cuda.is_available() else None

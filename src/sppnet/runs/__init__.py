@@ -1,10 +1,10 @@
 """A single run: its identity, its directory and the trained network that it produces.
 
 - `plan.py` maps a configuration to a run directory and a test hash before anything is created.
-- `identity.py` computes the hash of a run, from everything that determines its weights, and the hash of a test, from
-  everything that determines its metrics.
+- `identity.py` computes two hashes: that of a run, from everything that determines its weights, and that of a test,
+  from everything that determines its metrics.
 - `run_directory.py` defines the layout of the directory, its lock, its status and its stored results.
-- `provenance.py` describes the command, commit, packages and machine; every start of a run records them.
+- `provenance.py` describes the command, commit, packages and machine, which are recorded each time a run starts.
 - `ranks.py` removes stale rank variables from the environment and checks the number of processes.
 - `slurm_status.py` provides the fields of `status.json` that describe the SLURM job.
 - `from_checkpoint.py` resolves `checkpoint=...` to the configuration and the weights file of a trained network.

@@ -1,7 +1,7 @@
 """Resolves `checkpoint=RUN_DIR_OR_FILE` to a trained network's stored configuration plus the typed overrides.
 
 The overrides stored with the network are composed twice, with and without the overrides that the user typed. Only the
-difference between the two results is applied to the stored configuration, so a later change of a default in `conf/`
+difference between the two results is applied to the stored configuration, so a later change to a default in `conf/`
 does not affect old runs. Only `read_checkpoint` imports torch.
 """
 
@@ -27,7 +27,7 @@ from sppnet.storage.paths import expand_path
 
 NORMALISATION = ("data.mean", "data.std")
 
-# Keys that control a network's execution, such as its device and precision. Every command may override them.
+# Keys that control how a network is executed, such as the device and the precision. Every command may override them.
 HARDWARE = (
     *("trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile"),
     *("trainer.channels_last", "trainer.limit_batches", "trainer.progress"),
@@ -36,15 +36,16 @@ HARDWARE = (
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A trained network that a command is about to use: its configuration and its weights file, not yet loaded.
+    """The configuration of a trained network and the path of its weights file, which a command is about to load.
 
     Attributes:
-        cfg: the configuration of its run, with the typed overrides applied.
+        cfg: the configuration of the network's run, with the typed overrides applied.
         checkpoint: the path that `checkpoint=` gives.
         run: the run that `checkpoint` belongs to; None for a file outside a run directory.
         weights: the checkpoint file.
         typed_keys: the keys and config groups that the user typed.
-        changed_code: the current digests of the user's backbone classes whose source files have changed since training.
+        changed_code: maps each of the user's backbone classes whose source file has changed since training to the
+            current digest of that file.
     """
 
     cfg: dict[str, Any]
@@ -56,10 +57,10 @@ class TrainedNetwork:
 
     @property
     def name(self) -> str:
-        """The name of the weights in the identity of a test.
+        """The name that the identity of a test uses for the weights.
 
         For the best.ckpt of a finished run, the name is `best`, so that the test counts as one of the run's own tests.
-        For any other file, it is the file's digest. In both cases, if the code of the backbone has changed since
+        For any other file, the name is the file's digest. In both cases, if the code of the backbone has changed since
         training, the name consists of two digests instead: that of the file and that of the code.
         """
         if self.changed_code:
@@ -78,7 +79,7 @@ def resolve_checkpoint(
         command: the name of the command.
         job: the job composed from the run's overrides followed by the typed ones.
         command_keys: the top-level keys that belong to the command and that no run's configuration contains.
-        may_change: the keys and sections that the command may set to values other than those in training.
+        may_change: the keys and sections whose values may differ from those used in training.
 
     Raises:
         UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override changes a key that must
@@ -98,7 +99,7 @@ def resolve_checkpoint(
 
 
 def _changed_code(backbone: Any, checkpoint: Path, run: Run | None) -> dict[str, str]:
-    """Print a notice for each user class whose file has changed since training, and return the current digests."""
+    """Print a notice for each user class whose file has changed since training; return the files' current digests."""
     if not isinstance(backbone, Mapping):
         return {}
     # own_class_digests can import the package of the class, so check first that the class is allowed
@@ -140,7 +141,7 @@ def locate(checkpoint: Path) -> tuple[Run | None, Path]:
     if checkpoint.is_dir():
         run = Run(checkpoint)
         if not run.best.is_file():
-            state = run.status.get("state", "not an sppnet run")
+            state = run.status.get("state", "none, so this is not an sppnet run")
             raise UserError(f"checkpoint={checkpoint} contains no checkpoints/best.ckpt (status: {state})")
         return run, run.best
     if not checkpoint.is_file():
@@ -157,7 +158,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: the file does not exist, is damaged, is not an sppnet checkpoint, contains pickled objects (which are
-            not executed), or stores a configuration with a different layout.
+            not executed), or stores a configuration in a layout that this version of sppnet does not read.
     """
     from sppnet.storage.tensors import read_tensor_file  # imports torch
 

@@ -84,7 +84,10 @@ def _limit(cfg: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """The first ten hex digits of the SHA-256 of `identity` as JSON with sorted keys; 1 and 1.0 hash alike."""
+    """Return the first ten hex digits of the SHA-256 hash of `identity`.
+
+    `identity` is hashed as JSON text with sorted keys; 1 and 1.0 hash alike.
+    """
     return hashlib.sha256(json.dumps(_whole_floats_as_ints(identity), sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -97,7 +100,7 @@ def _whole_floats_as_ints(node: Any) -> Any:
 
 
 def format_mismatch(number: object) -> str:
-    """Return a remark if `number` is not the current `FORMAT`; "" if it is, or if no format was recorded."""
+    """Return a remark if a result's format `number` differs from `FORMAT`; "" if they are equal or `number` is None."""
     return (
         ""
         if number in (None, FORMAT)

@@ -46,7 +46,7 @@ def _surroundings() -> dict[str, Any]:
 
 
 def code_state() -> dict[str, Any]:
-    """The version and, in a git checkout, the commit, the diff of uncommitted changes (`dirty`) and untracked files."""
+    """sppnet's version and, in a git checkout, the commit, the uncommitted changes (`dirty`) and untracked files."""
     from sppnet import __version__
 
     here = root()

@@ -35,7 +35,7 @@ def clear_inherited_ranks(command: str) -> None:
     """
     if command in {"rank", "status", "report"}:  # `rank` needs these variables; `status` and `report` only read files
         return
-    if job.inside_slurm():  # srun set the SLURM variables for this task, but torch's come from the submitting shell
+    if job.inside_slurm():  # srun has set the SLURM variables; torch's come from the submitting shell and are stale
         _unset(*TORCH)
         return
     counts = {f"{name} ({key}={count})": count for key, name in LAUNCHERS.items() if (count := _count(key)) > 1}
@@ -70,7 +70,7 @@ def check_world_size(cfg: Mapping[str, Any]) -> None:
 
 
 def _count(key: str) -> int:
-    """The number of processes that an environment variable states; 1 if it is unset or is not a number."""
+    """The number of processes that an environment variable specifies; 1 if it is unset or is not a number."""
     text = os.environ.get(key, "")
     return int(text) if text.isdecimal() else 1
 

@@ -2,7 +2,7 @@
 
 All state of a run is in its directory (`config.yaml`, `status.json`, `metrics.jsonl`, `summary.json`, `tests/`,
 `provenance.json`, `checkpoints/`); loggers only mirror it. Commands validate the configuration before they lock the
-directory and create files, so a user's mistake leaves nothing behind.
+directory and create files, so an invalid configuration leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sppnet.errors import UserError
 from sppnet.runs.provenance import provenance
 from sppnet.storage.files import LockHeldError, file_lock, is_locked, read_record, write_json, write_text
 
-FAILED_RANK = "failed_rank.txt"  # in a run directory: the error in a rank above 0 that ended the run
+FAILED_RANK = "failed_rank.txt"  # in a run directory: the error that ended the run, if a rank above 0 raised it
 State = Literal["queued", "running", "done", "failed", "preempted"]
 
 
@@ -120,7 +120,7 @@ class Run:
             yield
 
     def held(self) -> bool:
-        """Whether a process currently holds the lock."""
+        """Whether another process currently holds the lock."""
         return is_locked(self.path / "lock")
 
     def clear(self) -> None:

@@ -13,7 +13,7 @@ from sppnet.storage.files import read_json
 
 
 def slurm_fields() -> dict[str, Any]:
-    """`slurm` (the job's name and restarts) and `note` (code changes since submission), both None outside a job."""
+    """The fields `slurm` (job name and restarts) and `note` (code changes since submission); None outside a job."""
     if not inside_slurm():
         return {"slurm": None, "note": None}
     return {"slurm": {"job": name(), "restarts": restarts()}, "note": _changed_code_note()}

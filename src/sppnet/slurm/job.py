@@ -4,7 +4,7 @@ This module has few imports, so that `install_signal_handlers` can be called ear
 SIGTERM end the process.
 
 - SIGUSR2 arrives before the time limit (the `warning` option of `launch=slurm` sets how many seconds before) and, on
-  some clusters, before the job is preempted. The job saves a checkpoint, asks SLURM to requeue it and ends.
+  some clusters, before the job is preempted. The job saves a checkpoint, asks SLURM for a requeue and ends.
 - SIGTERM arrives when the job is cancelled or about to be preempted. SLURM requeues a preempted job itself, but only if
   the job is still running at the end of its grace time. The job therefore saves a checkpoint and continues until it is
   killed.
@@ -52,19 +52,22 @@ def install_signal_handlers() -> None:
 
 
 def still_running() -> bool:
-    """Whether the job may continue after SIGTERM: true in a preemption's grace time, false if SLURM is ending it."""
+    """Whether the job may continue after SIGTERM.
+
+    True in the grace time before preemption, false if SLURM is ending the job.
+    """
     status, out, _ = run_slurm_command(["squeue", "--noheader", "--format=%T", f"--jobs={name()}"])
     return status == 0 and out == "RUNNING"
 
 
 def requeue() -> str | None:
-    """Ask SLURM to requeue this job once it has ended; return the reason if SLURM refuses, else None."""
+    """Ask SLURM to requeue this job; return the reason if SLURM refuses, else None."""
     status, _, error = run_slurm_command(["scontrol", "requeue", name()])
     return None if status == 0 else error.splitlines()[-1] if error else f"scontrol requeue: {status}"
 
 
 def requeue_on_warning() -> None:
-    """Requeue this job when the warning arrives, or now if it has already arrived.
+    """Requeue this job when the warning signal arrives, or now if it has already arrived.
 
     Called before a test, which has no state to save.
     """

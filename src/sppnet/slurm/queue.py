@@ -61,8 +61,8 @@ def run_slurm_command(command: Sequence[str], into: Path | None = None) -> tuple
 
     Args:
         command: the command line.
-        into: a file for the standard output. If it is given, the command keeps running even if this process or its
-            terminal ends.
+        into: a file for the standard output. If it is given, the command keeps running even if this process ends
+            or its terminal is closed.
     """
     try:
         if into:
@@ -91,7 +91,7 @@ def _ask_queue() -> dict[str, str] | None:
 
 
 def _ask_accounting(array: str) -> dict[str, str]:
-    """The last recorded state of each job of an array."""
+    """The last state of each job in an array, as recorded in the accounting database."""
     command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--jobs={array}"]
     code, out, _ = run_slurm_command([*command, "--array"])  # one line per job, even for jobs cancelled while pending
     if code:

@@ -15,7 +15,8 @@ from typing import IO, Any, BinaryIO
 
 from sppnet.errors import UserError, notice
 
-# A temporary file's name contains at most this many bytes of its target's name; otherwise, it could be too long.
+# At most this many bytes of a target's name are copied into the name of its temporary file. With all of them, the
+# longer name of the temporary file could exceed the file system's limit.
 NAME_BYTES = 100
 
 
@@ -93,15 +94,15 @@ class LockHeldError(Exception):
 
 @contextlib.contextmanager
 def file_lock(path: Path, waiting: str = "", wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` across processes and machines. Create the file and its folder.
+    """Hold an exclusive lock on the file `path` across processes and machines.
 
-    The lock is a POSIX record lock, which belongs only to this process and is released by the kernel however the
-    process ends. A lock taken with `flock` would be inherited by DataLoader workers. They outlive a killed run by some
-    seconds, and the run could not be restarted until they ended.
+    The file and its folder are created if they do not exist. The lock is a POSIX record lock, which belongs only to
+    this process and is released by the kernel however the process ends. A lock taken with `flock` would be inherited by
+    DataLoader workers. They outlive a killed run by some seconds, and the run could not be restarted until they ended.
 
     Args:
         path: the lock file.
-        waiting: the notice to print if another process holds the lock and this one has to wait; empty for no notice.
+        waiting: the notice to print before waiting for another process that holds the lock; empty for no notice.
         wait: whether to wait until the lock is free. If `wait` is false, this process writes its ID and machine to
             the lock file once it holds the lock.
 

@@ -1,4 +1,4 @@
-"""Paths that a user gives in a configuration key."""
+"""Expands paths that the user gives as values of configuration keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sppnet.errors import UserError
 
 
 def expand_path(key: str, value: str | os.PathLike[str]) -> Path:
-    """Expand `~` in the path `key=value`. The caller checks whether a file exists there.
+    """Expand `~` in `value`, the path that the user gives for `key`. The caller checks whether a file exists there.
 
     Raises:
         UserError: the file system cannot tell whether the path exists (no permission, name too long), or the

@@ -31,7 +31,7 @@ def read_tensor_file(path: Path, key: str) -> Any:
     """
     try:
         checked = _matches_checksums(path)
-        with warnings.catch_warnings(action="ignore"):  # hides torch's guesses about files that torch did not write
+        with warnings.catch_warnings(action="ignore"):  # hides warnings in which torch guesses what the file is
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{key}={path}: {error.strerror}") from None
@@ -98,6 +98,9 @@ def _warn_unchecked(path: Path, key: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch's reader failed: its message without the advice at the end. A message of one word is left out."""
+    """The reason why torch cannot read a file, followed by torch's message unless the message is a single word.
+
+    The advice at the end of the message is left out.
+    """
     message = re.split(r"\n|\. This is an internal|\. In PyTorch|\.\s+\(Could this", str(error))[0]
     return f"cannot be read; it is damaged or not a tensor file{f': {message}' if ' ' in message else ''}"

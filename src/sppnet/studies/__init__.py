@@ -1,4 +1,4 @@
-"""Sweeps: planning, starting and looking up many runs together.
+"""Sweeps of many runs: how they are planned, started and looked up.
 
 1. A sweeper (Hydra's basic sweeper or `hydra_plugins/sppnet/row_sweeper.py`) expands overrides, axes and listed rows
    into one list of overrides per job. `hydra_launcher.py` composes a `SweepJob` from each list.

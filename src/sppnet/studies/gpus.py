@@ -34,7 +34,7 @@ def visible_gpus() -> list[str]:
 
 
 def _installed_gpus() -> list[str]:
-    """The indexes of the GPUs that the driver lists, or UUIDs if MIG splits a card, as MIG devices have no index."""
+    """The indexes of the GPUs that the driver lists; UUIDs if MIG splits a card, because MIG devices have no index."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -24,7 +24,7 @@ class SweepLauncher(Launcher):
     """Builds a `SweepJob` from each list of overrides; the `sweep` method of a subclass runs the jobs."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Store the context. The task function is not called, because each job runs in a process of its own."""
+        """Store Hydra's context and configuration. The task function is unused: each job is a separate process."""
         self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, command: str, jobs: list[SweepJob]) -> Sweep:
@@ -64,7 +64,7 @@ class SweepLauncher(Launcher):
         return returns
 
     def _listed_rows(self) -> dict[tuple[str, ...], str]:
-        """The name of each job's listed row, by the job's sorted overrides.
+        """The name of each job's listed row, keyed by the job's sorted overrides.
 
         The rows are expanded a second time here, because the sweeper passes only overrides to the launcher, and a typed
         override can replace one that would identify the row.
@@ -74,7 +74,7 @@ class SweepLauncher(Launcher):
         node = self.config.hydra.sweeper
         if not node.get("rows"):
             return {}
-        # the sweeper expanded the rows with the same overrides
+        # the overrides with which the sweeper expanded the rows
         typed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
         assert isinstance(typed, list)
         expanded = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
@@ -82,7 +82,7 @@ class SweepLauncher(Launcher):
 
 
 def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:
-    """Refuse a number as the value of a string option, because YAML may have changed it (2024_05 to 202405).
+    """Refuse a number as the value of a string option: YAML may have changed what the user wrote (2024_05 to 202405).
 
     Only `hydra.sweeper.params` in a file can contain such a number, because sppnet quotes such values in typed
     overrides.

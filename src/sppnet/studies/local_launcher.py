@@ -1,4 +1,4 @@
-"""Runs a sweep on this machine: one process per job, n at a time, each with its own cores and GPUs.
+"""Runs a sweep on this machine: `n` jobs at a time, each in a process with its own cores and GPUs.
 
 The launcher does not change the number of threads, because `trainer.threads` is part of a run's identity.
 """
@@ -33,8 +33,8 @@ class LocalSweep(Sweep):
     Args:
         command: the `sppnet` command of all jobs.
         jobs: the jobs of the sweep.
-        n: the number of jobs that run at a time. None runs as many as can have their own GPUs, or two if no job uses
-            a GPU. With 1, every job sees all GPUs.
+        n: the number of jobs that run at a time. If None, as many jobs run as can have their own GPUs, or two if no
+            job uses a GPU. With 1, every job sees all GPUs.
     """
 
     def __init__(self, command: str, jobs: list[SweepJob], n: int | None) -> None:
@@ -57,7 +57,8 @@ class LocalSweep(Sweep):
                     for future in [pool.submit(self._run_group, group) for group in groups]:
                         future.result()
                 except BaseException:
-                    self._stopping.set()  # no new jobs start; the terminal or `_interrupt` signals the running ones
+                    # No new jobs start. The running jobs receive a signal from the terminal or from `_interrupt`.
+                    self._stopping.set()
                     raise
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
@@ -153,7 +154,7 @@ def split_cores(n: int) -> list[set[int]]:
 
 
 def _gpus_of(job: SweepJob) -> int | list[int]:
-    """The number of GPUs that a job needs, or their indexes; only training can use more than one."""
+    """The number of GPUs that a job needs, or their indexes; only training can use several GPUs."""
     if job.plan is not None:
         return requested_gpus(job.plan.cfg["trainer"])
     return requested_gpus({"accelerator": job.cfg.trainer.accelerator, "devices": 1})

@@ -72,9 +72,9 @@ def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] =
     """Load the studies in `folder` with the points that were recorded when their sweeps were started.
 
     The study's file and the `typed` overrides determine how the study is shown. If the file is missing or cannot be
-    composed, `report` determines it. Points that the file does not define, because it has changed or because the sweep
-    was started with other overrides, become a separate study, which is called `NAME_typed` (or `NAME`, if the file
-    defines none of the points).
+    composed, `report` determines this instead. Points that the file does not define, because it has changed or because
+    the sweep was started with other overrides, become a separate study, which is called `NAME_typed` (or `NAME`, if the
+    file defines none of the points).
     """
     by_file: dict[str | None, list[SweepPoint]] = {}
     for point in load_points(folder):

@@ -1,7 +1,7 @@
 """A study: the points of its sweeps, and the run and test that belong to each point. Does not import torch.
 
 `RUNS/STUDY/study.json` records the points of every sweep that was started under the study's name, so a table can show
-missing results even after the folder has been copied elsewhere. It is only a plan; results stay in the run directories.
+missing results even after the folder has been copied elsewhere. The results themselves stay in the run directories.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class Study:
     """A study whose runs have not been read yet.
 
     Attributes:
-        name: the name of its file, or of its folder if it has no file.
+        name: the name of the study's file, or of its folder if it has no file.
         folder: `RUNS/STUDY`. Studies that share runs, such as those of the paper's tables, share a folder.
         points: the planned points, in the order of the sweep.
         report: the `report` section of the configuration.
         rows: the listed rows of its sweep, each with its overrides and published values.
         header: the question, command, expected result and cost, from the top of the study's file.
-        as_filed: whether `points` are exactly the points of the study's file in `experiments/`.
+        as_filed: whether `points` are exactly those that the study's file in `experiments/` defines.
     """
 
     name: str
@@ -165,7 +165,7 @@ def study_command(experiments: str) -> str:
 
 
 def config_digest() -> str:
-    """The digest of the configuration files and of `FORMAT`, which help determine a point's run and test.
+    """The digest of the configuration files and of `FORMAT`, on which a point's run and test depend.
 
     The run and the test also depend on the point's overrides, the data and the user's own code, which the digest does
     not cover.

@@ -64,7 +64,7 @@ class Sweep:
 
     def __init__(self, command: str, jobs: list[SweepJob], record: bool = True) -> None:
         self.command, self.jobs, self.record = command, jobs, record
-        folder = option_files.config_dir()  # --config-dir is not an override, so `job.overrides` lacks it
+        folder = option_files.config_dir()  # --config-dir is not an override, so `job.overrides` does not contain it
         self.options = ["--config-dir", str(folder)] if folder else []
         self._common = common_overrides(job.overrides for job in jobs)
 
