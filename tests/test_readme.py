@@ -56,10 +56,10 @@ SAYS = {
     r"the layer, forward \+ backward": "layer, forward + backward",
     r"`AdaptiveMaxPool2d` per level": "AdaptiveMaxPool2d per level",
     r"its slowest case": "layer, its slowest case",
-    r"forward alone.*`amax`": "layer, forward, channels-last (time of ours over theirs) | one amax",
+    r"forward pass alone.*`amax`": "layer, forward, channels-last (time of ours over theirs) | one amax",
     r"photographs of (\S+):": r"photographs of \1 at",
     r"decoding and cropping": "the same crops, decoding",
-    r"kept": "kept, from the second epoch",
+    r"cached": "cached, from the second epoch",
     r"per core": "one core",
     r"two workers": "2 workers",
     r"a test in (\d+) views": r"a test in \1 views",
@@ -67,13 +67,13 @@ SAYS = {
     r"2,000 windows": "2000 windows",
     r"windows of a photograph through ZF-5": "on zf5, with pooling and fully connected layers",
     r"share of what multiply-adds allow": "(share of what multiply-adds allow)",
-    r"a step under the Trainer, in times of the bare loop": "(time of ours over theirs) | the bare loop",
+    r"a training step under the Trainer, relative to a bare loop": "(time of ours over theirs) | the bare loop",
     r"ZF-5 at 224": "a training step, zf5 at 224",
     r"the default run": "a training step, tiny, the default run",
     r"graphs compiled for six sizes": "for 6 sizes",
     r"trunk and head": "graphs of the ",
     r"time to the first step.*bare Lightning fit": "the first training step of the default run",
-    r"a sweep of eight runs, against one after another": "a sweep of 8 runs",
+    r"a sweep of eight runs, compared with one run after another": "a sweep of 8 runs",
 }
 
 
@@ -84,7 +84,7 @@ def numbers(text: str) -> list[float]:
 def test_each_row_of_the_table_of_speeds_is_what_the_bench_wrote_under_its_name() -> None:
     kept = json.loads((ROOT / "experiments/results/bench_cpu.json").read_text())
     assert not kept["dirty"]
-    table = README.split("| | measured | aim | |")[1].split("\n\n")[0]
+    table = README.split("| | measured | target | |")[1].split("\n\n")[0]
     missed = {f"{row['what']} | {row['against']}" for row in kept["rows"] if not row["reached"]}
     shown: set[str] = set()
     for line in table.splitlines()[2:]:

@@ -48,7 +48,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         for workers in (0, setting.threads):
             yield from _rows(setting, workers, "the same crops, decoding", 2.2, DECODING)
             yield from _rows(
-                setting, workers, "the paper's crops, kept, from the second epoch", 4.0 if workers else 10.0, CACHED
+                setting, workers, "the paper's crops, cached, from the second epoch", 4.0 if workers else 10.0, CACHED
             )
     finally:
         torch.set_num_threads(threads)

@@ -50,7 +50,7 @@ RULES: Mapping[str, Rule] = {
     "output": or_null(TEXT),
 }
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
-COLUMNS = ("what", "against", "ours", "theirs", "value", "target", "", "of it")
+COLUMNS = ("what", "against", "ours", "theirs", "value", "target", "", "details")
 
 
 def main(words: Sequence[str]) -> None:
