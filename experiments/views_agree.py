@@ -74,7 +74,7 @@ def score_run(run: Path, threads: int | None) -> Scores:
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:
-    """Mean of paired differences over images and half-width of its 95 % interval (normal approximation), in points."""
+    """The mean of per-image differences and the half-width of its 95 % interval (normal approximation), in points."""
     return 100 * differences.mean(), 100 * 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
 
 

@@ -23,8 +23,8 @@ STATUS_INTERVAL = 5.0  # seconds between two writes of status.json
 class BadFiles(Callback):
     """Counts and lists the images that could not be read and were skipped (`data.bad_files=skip`).
 
-    Images that the decoder reads with a warning are used nevertheless. After each epoch or test in which further images
-    caused warnings, one line reports the number of all such images so far.
+    Images that the decoder reads with a warning are still used. At the end of each epoch or test in which new images
+    caused warnings, one line reports the total number of such images so far.
 
     Args:
         path: text file with one image name per line, to which every rank appends. None to count without writing a file.
@@ -80,7 +80,7 @@ class StatusFile(Callback):
 
     def __init__(self, run: Run, bad_files: BadFiles) -> None:
         self.run, self.bad_files = run, bad_files
-        self.seconds = 0.0  # training time so far, including earlier starts of the run
+        self.seconds = 0.0  # training time so far, including the time before the run was resumed
         self._clock = self._written = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,7 +38,10 @@ class Preempted(Exception):  # noqa: N818  (not an error)
 
 
 class DurableIO(TorchCheckpointIO):
-    """Writes checkpoints atomically: a power cut or a full disk leaves either the old file or the new one, complete."""
+    """Writes checkpoints atomically.
+
+    A power cut or a full disk leaves either the complete old file or the complete new one.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save `checkpoint` at `path`.
@@ -70,9 +73,9 @@ class Checkpoints(Checkpoint):
     validation of that epoch, and a resumed run then skips that validation. Its state also includes the directory, so a
     run that is copied elsewhere loses its best score.
 
-    A run resumes bit for bit from either file, because each is saved only when all other work of the step or epoch is
-    done. After a validation within an epoch, the save therefore waits for the start of the next batch. The exception is
-    a best.ckpt saved within an accumulation window: a run cannot resume from it.
+    A run can resume exactly, bit for bit, from either file, because both are saved only when all other work of the step
+    or epoch is done. After a validation within an epoch, the save therefore waits for the start of the next batch. The
+    exception is a best.ckpt saved within an accumulation window: a run cannot resume from it.
 
     A stop signal (SIGTERM, SIGINT) takes effect at the end of the optimizer step: last.ckpt is saved, then `Preempted`
     is raised. A second SIGINT stops the run at once.
@@ -87,7 +90,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.every_n_steps, self.early_end = folder, every_n_steps, early_end
         self.best_score: float | None = None
         # False within an accumulation window. A checkpoint does not hold the gradients accumulated so far, so a run
-        # cannot resume from one saved there.
+        # cannot resume from a checkpoint saved there.
         self._whole = True
         self._due: list[str] = []  # checkpoints to save at the start of the next batch or at the end of the epoch
         self._step = 0  # number of optimizer steps taken by the end of the previous batch
@@ -142,8 +145,8 @@ class Checkpoints(Checkpoint):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Save the checkpoints that became due at a validation within the epoch.
 
-        During the save, Lightning's counters are set back to their values before this batch, which has already been
-        counted but has not run.
+        Lightning has already counted the batch that is about to run. During the save, Lightning's counters are
+        therefore set back to their values before this batch.
         """
         if not self._due:
             return
@@ -200,7 +203,10 @@ class Checkpoints(Checkpoint):
         self._signal = number
 
     def _stop_signal(self, trainer: L.Trainer) -> int:
-        """Return the stop signal that any rank has received, or 0 if none has: all ranks must save together."""
+        """Return the stop signal that any rank has received, or 0 if no rank has received one.
+
+        All ranks must get the same answer, because they save a checkpoint together.
+        """
         if trainer.world_size == 1:
             return self._signal
         number = torch.tensor(self._signal, device=trainer.strategy.root_device)

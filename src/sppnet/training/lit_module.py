@@ -96,7 +96,7 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Seed the generators from the batch's number, so that a resumed run draws the same dropout masks as an
-        # uninterrupted one. A user's own network may also draw from Python's or NumPy's generator.
+        # uninterrupted one. Python's and NumPy's generators are seeded too, as a user's network may draw from them.
         key = repr((self.cfg["seed"], self._batches_begun(), self.global_rank)).encode()
         seed = int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
         torch.manual_seed(seed)
@@ -104,7 +104,7 @@ class Classifier(L.LightningModule):
         np.random.seed(seed % 2**32)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the batch's share of the loss of the optimizer step (see the class); log the batch's mean loss."""
+        """Return the sum of the batch's losses, scaled as the class docstring describes, and log their mean."""
         logits = self(self.prepare(batch))
         losses, valid = self.losses(logits, batch["target"], self.cfg["loss"]["label_smoothing"]), batch["valid"]
         total: Tensor = (losses * valid).sum()
@@ -207,7 +207,8 @@ class Classifier(L.LightningModule):
     def record(self, values: dict[str, float]) -> None:
         """Write one record to every logger immediately.
 
-        `self.log` would hold back epoch metrics until after the checkpoint of that epoch is saved.
+        `self.log` would hold back epoch metrics until after the checkpoint of that epoch is saved, and a run resumed
+        from that checkpoint would lack them.
         """
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)

@@ -31,7 +31,7 @@ class WandbMirror(WandbLogger):
         """Send one record to wandb.
 
         wandb merges all records with the same step into one row. The last record of an epoch and the first record of
-        the next epoch can have the same step, so only the first record of a step sends its `epoch`.
+        the next epoch can have the same step, so `epoch` is sent only with the first record of a step.
         """
         row = {key: value for key, value in metrics.items() if key != "epoch" or step != self._last_step}
         self._last_step = step
@@ -41,8 +41,9 @@ class WandbMirror(WandbLogger):
 class ReplayRecords(Callback):
     """When an offline run resumes, sends all earlier records to wandb again.
 
-    Each start of an offline run writes a separate part of the wandb run. When a part is synced, it may replace the
-    previous one, and the part of a killed process may be empty. The last part must therefore hold all records.
+    Each time an offline run starts or resumes, it writes a separate part of the wandb run. When a part is synced, it
+    may replace the previous part, and the part of a killed process may be empty. The last part must therefore hold all
+    records.
     """
 
     def __init__(self, logger: WandbMirror, records: Path) -> None:
@@ -72,8 +73,8 @@ def build_mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
             WandbMirror(
                 name=run.path.name,
                 id=digest({"study": cfg["study"], "run": run.path.name}),  # stays the same when the run resumes
-                # Without a checkpoint, any run with this id on the server comes from a discarded start and is not
-                # continued.
+                # Without a checkpoint, training starts from scratch, so a run that is already on the server under this
+                # id must not be continued.
                 resume="allow" if run.has_checkpoint else None,
                 group=cfg["study"],
                 tags=node["tags"] or None,
@@ -135,7 +136,7 @@ class MetricsFile(Logger, Callback):
             return {"bytes": os.fstat(file.fileno()).st_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Truncate the file to its length at the checkpoint.
+        """Truncate the file to the length stored in the checkpoint.
 
         If the file is shorter, print a notice and drop its incomplete last line.
         """

@@ -42,8 +42,8 @@ class SizeMetrics:
       accuracies.
     - Multi-label: `loss`; in validation and test also `map`.
 
-    In training, each size sees only some of the images, so the overall metrics are computed over all images. In
-    validation and test, every size sees every image, and the overall metrics are those at the first size.
+    In training, only some of the images are seen at each size, so the overall metrics are computed over all images. In
+    validation and test, every image is scored at every size, and the overall metrics are those at the first size.
     """
 
     def __init__(self, phase: Phase, classes: int, multilabel: bool) -> None:
@@ -56,7 +56,10 @@ class SizeMetrics:
         return "map" if self.multilabel else "top1"
 
     def update(self, size: int, logits_NK: Tensor, target: Tensor, losses_N: Tensor, valid_N: Tensor) -> None:
-        """Add one batch without its invalid images (unreadable files, and padding that evens out the ranks).
+        """Add the valid images of one batch.
+
+        An image is invalid if it could not be read, or if it is a copy that was added to give all ranks the same number
+        of images.
 
         Args:
             size: input size of the batch in pixels.
@@ -82,7 +85,7 @@ class SizeMetrics:
                     metric.update(logits_NK, target)
 
     def compute(self) -> dict[str, float]:
-        """Compute all metrics, named `<phase>/<name>` and `<phase>/<size>/<name>`; a collective call under DDP.
+        """Compute all metrics, named `<phase>/<name>` and `<phase>/<size>/<name>`. This is a collective call under DDP.
 
         Raises:
             RunFailed: no image of the phase could be read.
@@ -107,7 +110,7 @@ class SizeMetrics:
         return {key: _value(name, metrics[name]).tolist() for key, metrics in self._by_size.items()}
 
     def images(self) -> dict[str, int]:
-        """Count the images scored at each test size; a collective call under DDP."""
+        """Count the images scored at each test size. This is a collective call under DDP."""
         return {key: int(metrics["images"].compute()) for key, metrics in self._by_size.items()}
 
     def names(self, sizes: Sequence[int]) -> list[str]:

@@ -108,7 +108,7 @@ def map_windows(windows: Sequence[Window], field: ReceptiveField, height: int, w
 
 
 def _window_pooling(head: nn.Sequential) -> tuple[tuple[int, ...], str, str]:
-    """Return the arguments (bins, pool, kernel) with which `pool_windows` pools a window as the head pools a map."""
+    """Return (bins, pool, kernel): arguments that make `pool_windows` pool a window as the head pools a whole map."""
     pool = head[0]
     if isinstance(pool, SpatialPyramidPool2d):
         return pool.bins, pool.pool, pool.kernel

@@ -22,7 +22,7 @@ def build_optimizer(optim: Mapping[str, Any], parameters: Iterable[nn.Parameter]
 def plateau(optimizer: Optimizer, schedule: Mapping[str, Any]) -> ReduceLROnPlateau:
     """Build a schedule that reduces the learning rate when the validation score stops rising.
 
-    It does so at most `drops` times (section 3.1: twice).
+    The learning rate is reduced at most `drops` times (section 3.1: twice).
     """
     lowest = [group["lr"] * schedule["factor"] ** schedule["drops"] for group in optimizer.param_groups]
     return ReduceLROnPlateau(

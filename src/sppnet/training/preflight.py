@@ -1,6 +1,6 @@
 """Checks that need torch, but neither data nor Lightning.
 
-They cover the hardware, and whether optimizer, network, sizes and views fit together.
+They check whether the required hardware is available, and whether optimizer, network, sizes and views fit together.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def check_hardware(trainer: Mapping[str, Any], devices_per_node: int) -> None:
 
 
 def _check_cpu(trainer: Mapping[str, Any]) -> None:
-    """Refuse settings that need a GPU; Lightning would silently use a different precision."""
+    """Refuse settings that need a GPU. For precision 16-mixed, Lightning would only warn and then use bf16-mixed."""
     if trainer["precision"] == "16-mixed":
         raise UserError("trainer.precision=16-mixed needs a GPU; on a CPU, use trainer.precision=bf16-mixed")
     devices = trainer["devices"]

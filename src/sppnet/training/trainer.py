@@ -101,8 +101,8 @@ def fit(prepared: PreparedRun, run: Run) -> tuple[dict[str, Any], dict[str, Any]
     """Train from the start or from the checkpoint that `checkpoint_to_resume` chooses, then test best.ckpt.
 
     Returns:
-        The record of the test (see `run_test`) and the totals of the run: `epochs`, `seconds` (training time over all
-        starts), `parameters`, `bad_files`, `stopped` (why training ended early, or None).
+        The record of the test (see `run_test`) and the totals of the run: `epochs`, `seconds` (training time, including
+        the time before the run was resumed), `parameters`, `bad_files`, `stopped` (why training ended early, or None).
 
     Raises:
         RunFailed: the loss is not finite, or the checkpoints are damaged.
@@ -173,7 +173,7 @@ def build_classifier(cfg: Mapping[str, Any], sets: Splits, overrides: Sequence[s
     """Build the network of `cfg`, with an output for each class of `sets`, and wrap it in its LightningModule."""
     network = build_network(cfg["backbone"], cfg["head"], len(sets.images.classes), cfg["sizes"]["train"][0])
     if cfg["trainer"]["compile"]:
-        for part in (network.backbone, network.head):  # separately, as multi-view testing pools windows between them
+        for part in (network.backbone, network.head):  # compiled separately: multi-view tests pool windows between them
             # Compiling in place keeps "_orig_mod." out of the state_dict keys. Image sizes change, hence dynamic=True.
             part.compile(dynamic=True)
     images = sets.images

@@ -1,4 +1,4 @@
-"""The user's callbacks (`callbacks` in the configuration): checks before training, and the reason for an early end.
+"""Checks the user's callbacks (`callbacks` in the configuration), and records why one of them has ended training early.
 
 - `check_kinds` refuses Lightning callbacks that do not work here, and callbacks whose states collide in a checkpoint.
 - `check_monitors` refuses a `monitor` that nothing logs.
