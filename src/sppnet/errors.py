@@ -20,5 +20,5 @@ class RunFailed(Exception):  # noqa: N818  (the name says what happened)
 
 
 def notice(text: str) -> None:
-    """Print one line on standard error: a fact that the user may not expect, but that does not stop the command."""
+    """Print one line to standard error about something that the user may not expect but that is not an error."""
     print(f"sppnet: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -36,8 +36,8 @@ def _transfer_backbone(job: Job) -> None:
     """Evaluate the features of `backbone` with its own `weights`; no trained run is involved."""
     if (checkpoint := job.cfg.pop("checkpoint")) is not None:
         raise UserError(
-            f"checkpoint={checkpoint} must be given on the command line: the run is read before the configuration is"
-            " composed"
+            f"checkpoint={checkpoint} must be given on the command line, not in a config file, because the run is"
+            " loaded before the configuration is composed"
         )
     refuse_ineffective(job.overrides)
     transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])

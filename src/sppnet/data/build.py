@@ -125,7 +125,10 @@ def make_splits(cfg: Mapping[str, Any], images: ImageSet) -> Splits:
     split = cfg.get("split")
     if not isinstance(split, Mapping) or not {"val", "test", "seed"} <= split.keys():
         problem = f"={split} is not allowed" if "split" in cfg else " is missing"
-        raise UserError(f"data.split{problem}; it takes shares and a seed, such as {{val: 0.15, test: 0.15, seed: 0}}")
+        raise UserError(
+            f"data.split{problem}; it must give the val and test fractions and a seed, such as"
+            " {val: 0.15, test: 0.15, seed: 0}"
+        )
     parts = make_parts(images, split["val"], split["test"], split["seed"], split.get("fold"))
     for part, members in parts.items():
         if not len(members):

@@ -59,8 +59,9 @@ class SizeSchedule(ABC):
     def batches(self, samples: int, nominal: int) -> int:
         """The number of batches per epoch of `samples` images.
 
-        Lightning reads this number only once, so it must be the same in every epoch. An override must return at most
-        `samples` batches, and enough of them to hold all samples, whichever sizes `epoch_sizes` draws.
+        Lightning reads this number only once, so it must be the same in every epoch. A subclass that overrides
+        this method must return at most `samples`, but enough for the batches to hold all images, whichever sizes
+        `epoch_sizes` draws.
         """
         return -(-samples // nominal)
 

@@ -171,7 +171,8 @@ def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "m
         return x.new_zeros((0, x.shape[1] * sum(n * n for n in bins)))
     if kernel == "plain" or pool == "avg" or not custom_op.has_kernel(x, bins) or _is_transformed(x):
         return reference.pool_windows(x, boxes, bins, pool)
-    x = x.contiguous(memory_format=torch.channels_last)  # the kernels then read each cell as vectors of channels
+    # In this layout, a cell's channels are contiguous, so the kernels load them as vectors.
+    x = x.contiguous(memory_format=torch.channels_last)
     images = boxes[:, 0]
     if bool((images[1:] >= images[:-1]).all()):
         return custom_op.pool_max(x, boxes.int(), bins)

@@ -13,8 +13,8 @@ UNNAMED_KEYS = (  # keys with these prefixes, such as fingerprints, never appear
     *("seed", "layout", "data.fingerprint"),
     *("test.format", "test.fingerprint", "test.limit"),
 )
-# The last parts of naming keys, such as `name` in views.name. The value of a naming key usually determines all other
-# values of its section, so a row's name that contains the naming key needs no other key of that section.
+# A key that ends in one of these parts, such as views.name, is a naming key: it usually determines all other values of
+# its section. If a row's name includes a naming key, it can leave out the section's other keys.
 NAMING_KEYS = ("name", "_target_", "train")
 
 
