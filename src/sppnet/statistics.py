@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]  # importing scipy.stats takes two seconds
 
 CONFIDENCE = 0.95
-MIN_PAIRS = 3  # the smallest number of pairs that is tested; with fewer, no row is called better than another
+MIN_PAIRS = 3  # the fewest pairs for a t-test; with fewer, no row is called better than another
 
 
 @dataclass(frozen=True)

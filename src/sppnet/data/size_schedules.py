@@ -179,7 +179,7 @@ class Weighted(SizeSchedule):
         return [high - low for low, high in zip([Fraction(0), *self.cumulative], self.cumulative, strict=False)]
 
     def _counts(self, batches: int, u: Fraction) -> list[int]:
-        """The number of batches of each size: the points (k + u) / batches in its interval (see `epoch_sizes`)."""
+        """The number of batches per size: how many points `(k + u) / batches` its interval has (see `epoch_sizes`)."""
         ends = [ceil(batches * c - u) for c in self.cumulative]
         return [high - low for low, high in zip([0, *ends], ends, strict=False)]
 

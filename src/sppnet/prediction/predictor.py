@@ -1,8 +1,9 @@
 """Predict the classes of a stream of images, in the order of the stream.
 
 Workers read ahead, and images of similar shape share a batch. Images are read, resized and scored by the code that also
-tests a network, so an image gets the same scores as in a test. Memory does not grow with the number of images, because
-a result waits for the results of earlier images only within a window of `data.batch_size` images.
+tests a network, so an image gets the same scores as in a test. A result is held in
+memory until those of all earlier images are ready. Batches never cross the borders of windows of `data.batch_size`
+images, so the memory does not grow with the length of the stream.
 """
 
 from __future__ import annotations

@@ -90,7 +90,10 @@ def _rank(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) 
     if missing := [name for name, value in result["per_class"].items() if value is None]:
         if len(missing) == classes:
             raise UserError(f"data={task.cfg['data']['name']}: no class is in both the train and the test part")
-        notice(f"warning: these classes are not in both parts and are left out of the means: {', '.join(missing)}")
+        notice(
+            "warning: these classes are missing from the train or the test part, so the means leave them out:"
+            f" {', '.join(missing)}"
+        )
     figures = {name: result[name] for name in ("map", "map_all")}
     return Outcome(figures, [result], _describe(task, images, splits))
 
