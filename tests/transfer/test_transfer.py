@@ -217,7 +217,7 @@ def test_a_folders_own_parts_are_the_train_and_test_images(sppnet: Caller, pets:
     assert done.out.splitlines()[0] == protocol
     assert done.out.count(protocol) == 2  # before the work, and above the table
     assert done.figure("transfer/accuracy") == 0  # no test image was trained on
-    assert "per_class.train has no effect with the data set's own parts" in done.err
+    assert "per_class.train has no effect because the data set has its own parts" in done.err
     [row] = rows()
     assert (len(row["splits"]), row["seed"], row["images"]) == (1, None, 24)
     stamps = cached()

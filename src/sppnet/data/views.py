@@ -78,8 +78,9 @@ class Views:
         sides = [self._side(scale, size) for scale in self.scales]
         if len(set(sides)) < len(sides):
             raise UserError(
-                f"views.scales={list(self.scales)} for views.of={self.of} become sides of {sides} pixels at"
-                f" sizes.test={size}; they must differ, or some views would count twice"
+                f"at sizes.test={size}, views.scales={list(self.scales)} (relative to views.of={self.of}) round to"
+                f" image sides of {', '.join(map(str, sides))} pixels; two scales of the same side would count the same"
+                " views twice"
             )
         return sides
 

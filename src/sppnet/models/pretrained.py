@@ -90,7 +90,9 @@ def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
         )
     invalid = [str(key) for key, value in loaded.items() if not (isinstance(key, str) and torch.is_tensor(value))]
     if invalid:
-        raise UserError(f"backbone.weights={path} holds entries that are not named tensors: {_abbreviate(invalid)}")
+        raise UserError(
+            f"backbone.weights={path} must map names to tensors, but these entries do not: {_abbreviate(invalid)}"
+        )
     return loaded
 
 

@@ -319,7 +319,7 @@ def _forward_kernel(
 
 @triton.jit
 def _offset(channel, bin_, channels, levels: tl.constexpr):
-    """Return where in a pooled vector the bin `bin_` of `channel` is; bins are counted over all levels."""
+    """Return the offset of bin `bin_` of `channel` in a pooled vector. Bins are numbered across all levels."""
     offset = channel + bin_ * 0
     for level in tl.static_range(len(levels)):
         in_level = bin_ - levels[level][1]

@@ -179,25 +179,27 @@ def refuse_ineffective(overrides: list[str]) -> None:
 def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None:
     """Warn about each key in `typed` that has no effect on the features or the splits."""
     layer, untrained, own = task.own["layer"], task.trained is None, task.own_parts(images) is not None
-    reasons = dict.fromkeys(("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "sppnet transfer")
+    reasons = dict.fromkeys(
+        ("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step"), "in sppnet transfer"
+    )
     if layer != "pool":
-        reasons["pool_to"] = f"layer={layer}"
+        reasons["pool_to"] = f"with layer={layer}"
     if layer != "spp" and (untrained or not layer.startswith("fc")):
-        reasons |= dict.fromkeys(("pyramid", "head"), f"layer={layer}")
+        reasons |= dict.fromkeys(("pyramid", "head"), f"with layer={layer}")
     if untrained and task.cfg["backbone"].get("weights") is not None:
-        reasons["seed"] = "pretrained weights"
+        reasons["seed"] = "with pretrained weights"
     if images.multilabel:
-        reasons |= dict.fromkeys(SPLITS, "a multi-label data set")
+        reasons |= dict.fromkeys(SPLITS, "on a multi-label data set")
     elif own:
-        reasons |= dict.fromkeys(SPLITS[1:], "the data set's own parts (splits=N draws random splits)")
+        reasons |= dict.fromkeys(SPLITS[1:], "because the data set has its own parts (splits=N draws random splits)")
     if own:
-        reasons["data.split"] = "the data set's own parts"
+        reasons["data.split"] = "because the data set has its own parts"
     elif not images.multilabel:
-        reasons["data.split"] = "random splits of all images (splits, per_class, split_seed)"
+        reasons["data.split"] = "because all images are split at random (use splits, per_class and split_seed)"
     for key in typed:
         for name, reason in reasons.items():
             if key == name or key.startswith(f"{name}."):
-                notice(f"warning: {key} has no effect with {reason}")
+                notice(f"warning: {key} has no effect {reason}")
 
 
 def _check_hidden(cfg: Mapping[str, Any], layer: str, trained: TrainedNetwork | None) -> None:
