@@ -150,7 +150,7 @@ def test_a_wrong_name_or_value(sppnet: Caller, tmp_path: Path, words: list[str],
 
 
 FIT = [
-    (["views=ten", "views.scales=[256,257]"], ["[256, 257]", "[55, 55]", "sizes.test=48", "differ"]),
+    (["views=ten", "views.scales=[256,257]"], ["[256, 257]", "55, 55 pixels", "sizes.test=48", "same side"]),
     (["backbone=zf5", "sizes=single", "sizes.train=[20]"], ["20", "the smallest size that works is"]),
     (["head.rule=sliding", "sizes=single", "sizes.train=[40]"], ["40", "10"]),
     (["backbone=torchvision", "backbone.name=vit_b_16"], ["vit_b_16", "every size", "224"]),
@@ -339,13 +339,14 @@ import sys
 from sppnet.cli import dispatch
 sys.argv = ["sppnet", *sys.argv[1:]]
 code = dispatch()
-print(code, "torch" in sys.modules, "lightning" in sys.modules)
+print(code, *(name in sys.modules for name in MODULES))
 """
 
 
-def imported(tmp_path: Path, *words: str) -> str:
-    """The exit code, and whether torch and Lightning were imported."""
-    done = subprocess.run([sys.executable, "-c", IMPORTED, *words], cwd=tmp_path, capture_output=True, text=True)
+def imported(tmp_path: Path, *words: str, modules: tuple[str, ...] = ("torch", "lightning")) -> str:
+    """The exit code, and whether each of `modules` was imported."""
+    code = IMPORTED.replace("MODULES", repr(modules))
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -359,6 +360,10 @@ def test_names_and_values_are_judged_before_torch_is_imported(tmp_path: Path, wo
 
 def test_what_does_not_fit_is_judged_before_lightning_is_imported(tmp_path: Path) -> None:
     assert imported(tmp_path, "train", "backbone=zf5", "sizes=single", "sizes.train=[20]") == "2 True False"
+
+
+def test_a_configuration_is_printed_without_numpy_or_torch(tmp_path: Path) -> None:
+    assert imported(tmp_path, "train", "--cfg", "job", modules=("torch", "numpy")) == "0 False False"
 
 
 def write_image(path: Path, color: int = 0) -> None:

@@ -108,7 +108,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty": (_empty, "is not a tensor file|cannot be read; it is damaged"),
     "truncated": (_cut_short, "cannot be read; it is damaged"),
     "list": (lambda path: _save([torch.zeros(3)], path), "must hold a state dict .* has type list"),
-    "nested": (lambda path: _save({"model": {}, "epoch": 3}, path), "must map names to tensors, but these entries do not: model, epoch"),
+    "nested": (
+        lambda path: _save({"model": {}, "epoch": 3}, path),
+        "must map names to tensors, but these entries do not: model, epoch",
+    ),
     "key too few": (
         lambda path: _save(_changed(**{"conv1.0.weight": None}), path),
         r"does not fit the backbone: missing: conv1\.0\.weight$",

@@ -29,8 +29,6 @@ from sppnet import errors
 from sppnet.config import compose, option_files, overrides, schema
 from sppnet.config.compose import Job, to_plain
 from sppnet.errors import UserError
-from sppnet.studies.slurm_launcher import SlurmSweep
-from sppnet.studies.sweep import SweepJob
 
 SWEEPABLE = ("train", "transfer")  # the commands that a study can run as a sweep
 
@@ -142,6 +140,9 @@ def _start(command: str, replayed: int, composed: _Composed, run_command: Callab
     if composed.problem:
         raise UserError(composed.problem)
     if composed.slurm_options is not None:
+        from sppnet.studies.slurm_launcher import SlurmSweep
+        from sppnet.studies.sweep import SweepJob
+
         SlurmSweep(command, [SweepJob(0, typed, composed.cfg)], composed.slurm_options, record=False).run()
         return
     _set_show_traceback(composed.cfg, typed if replayed else None)

@@ -1,18 +1,22 @@
-"""Determines the run and the test that a configuration names, before anything is created. Does not import torch."""
+"""Determines the run and the test that a configuration names, before anything is created. Does not import torch.
+
+NumPy and Pillow, which `sppnet.data` imports, take as long as Hydra. They are imported only when a run is planned, so
+that commands which plan none, such as `--cfg job`, start quickly.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sppnet.config import schema
-from sppnet.data import ImageSet, build_images_from_config, build_sizes, load_splits
-from sppnet.data.build import check_training
-from sppnet.data.duplicates import describe_duplicates
 from sppnet.runs.identity import digest, eval_identity, run_identity
 from sppnet.runs.run_directory import Run
+
+if TYPE_CHECKING:
+    from sppnet.data import ImageSet
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ def validate(cfg: Mapping[str, Any]) -> None:
     Raises:
         UserError: a key or value is not allowed; the message names the first such key, its value and what is allowed.
     """
+    from sppnet.data import build_sizes
+
     schema.check(cfg)
     build_sizes(cfg["sizes"])
 
@@ -56,6 +62,9 @@ def plan_run(cfg: dict[str, Any]) -> PlannedRun:
     Raises:
         UserError: a key, a value, the data set or the weights file is invalid.
     """
+    from sppnet.data import build_images_from_config
+    from sppnet.data.build import check_training
+
     validate(cfg)
     images = build_images_from_config(cfg)
     check_training(cfg["data"], images)
@@ -74,6 +83,9 @@ def check_duplicates(planned: PlannedRun) -> None:
     Raises:
         UserError: a file occurs in two parts or classes, or the data set cannot be split.
     """
+    from sppnet.data import load_splits
+    from sppnet.data.duplicates import describe_duplicates
+
     data = planned.cfg["data"]
     if data["duplicates"] == "error":
         describe_duplicates(data, planned.images, load_splits(data, planned.images).parts())
