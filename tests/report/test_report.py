@@ -171,7 +171,7 @@ def test_runs_of_another_format_are_separate_rows_and_reported(study: Caller) ->
         rows = {line["setting"]: line["test/top1 n"] for line in csv.DictReader(file)}
     assert rows == {"spp [format 1]": "1", "spp": "2", "gap [format 1]": "1", "gap": "2"}
     shown = study("status", "study=mine").out
-    assert shown.count("of format 1") == 2
+    assert shown.count("in format 1") == 2
 
 
 def test_retry_is_for_sweeps(sppnet: Caller) -> None:

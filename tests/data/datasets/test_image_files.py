@@ -267,7 +267,7 @@ def test_a_missing_or_wrong_split_gives_an_example(config: Load, split: Any) -> 
     cfg = config("digits", split=split)
     if split == "missing":
         del cfg["split"]
-    with pytest.raises(UserError, match=r"^data\.split( is missing|=.* is not allowed); it takes .*seed: 0}$"):
+    with pytest.raises(UserError, match=r"^data\.split( is missing|=.* is not allowed); it must give .*seed: 0}$"):
         load_splits(cfg)
 
 
