@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from sppnet import SpatialPyramidPool2d, pool_windows, spatial_pyramid_pool2d
 from sppnet.pyramid import cpu
@@ -144,6 +147,25 @@ def test_gradients_go_through_the_kernels_unless_plain() -> None:
     names = [type(spatial_pyramid_pool2d(x, (3, 1), kernel=kernel).grad_fn).__name__ for kernel in ("auto", "plain")]
     assert "PyramidMax" in names[0]
     assert "PyramidMax" not in names[1]
+
+
+def test_tensors_that_are_more_than_memory_pool_as_with_torch_s_operations() -> None:
+    auto, plain = (SpatialPyramidPool2d((3, 1), kernel=kernel) for kernel in ("auto", "plain"))
+    x = torch.arange(180.0).sin().view(2, 3, 6, 5)
+    negated = torch.fft.fft2(x).mH.imag
+    assert negated.is_neg()
+    assert torch.equal(auto(negated), plain(negated))
+    zeros = torch._efficientzerotensor((2, 3, 5, 6))
+    assert torch.equal(auto(zeros), plain(zeros))
+    x.requires_grad_()
+    for grads, batched in ((torch._neg_view(torch.ones(2, 30)), False), (torch.eye(60).view(60, 2, 30), True)):
+        gradients = [torch.autograd.grad(pool(x), x, grads, is_grads_batched=batched)[0] for pool in (auto, plain)]
+        assert torch.equal(*gradients)
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False):
+        assert auto(torch.empty(2, 3, 6, 5)).shape == (2, 30)
+    graph = make_fx(auto, pre_dispatch=True)(x.detach())
+    other = x.detach().flip(3)
+    assert torch.equal(graph(other), plain(other))
 
 
 def test_every_torch_func_transform_equals_that_of_torch_s_operations() -> None:

@@ -16,6 +16,14 @@ from torch import Tensor
 
 from . import cpu, reference
 
+PLAIN_KEYS = functools.reduce(  # the dispatch keys of an ordinary tensor on a CPU or a CUDA device, as bits
+    int.__or__,
+    (
+        torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)).raw_repr()
+        for key in ("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
+    ),
+)
+
 
 def pool_max(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str = "adaptive") -> Tensor:
     """Return the maximum of each bin. The cells of the maxima are found only if `x` needs a gradient."""
@@ -26,14 +34,17 @@ def pool_max(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str =
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether a call on `x` can bypass the operator.
+    """Whether a call on `x` can bypass the operator, which halves the host's time per call.
 
-    Only the compiler, tensor subclasses such as fake tensors, and dispatch modes need the operator. Without the
-    dispatcher, a call takes less than half as long on the host.
+    The dispatcher is needed while a program is traced or compiled, in dispatch modes, and for tensors whose memory does
+    not hold their values as they are: subclasses, lazily negated tensors (`x.mH.imag`) and batched gradients. The last
+    two are recognised by dispatch keys that are not in `PLAIN_KEYS`.
     """
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
         return False
-    return torch._C._len_torch_dispatch_stack() == 0
+    if torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch():  # type: ignore[no-untyped-call]
+        return False
+    return not torch._C._dispatch_keys(x).raw_repr() & ~PLAIN_KEYS
 
 
 def _max_pool(

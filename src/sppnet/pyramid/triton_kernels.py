@@ -1,8 +1,8 @@
 """Max pooling on a GPU: Triton kernels that pool all levels in one launch and compute the gradient without atomics.
 
 As in `native.c`, a level whose bins are unions of a finer level's bins is merged from the finer level, and the first of
-equal cells wins. Sums run in a fixed order, so results are reproducible bit for bit. Gradients are summed in float32
-(in float64 for float64 maps) and rounded once.
+equal cells wins. If the cells are not needed, a maximum of zero may have the opposite sign. Sums run in a fixed order,
+so results are reproducible bit for bit. Gradients are summed in float32 (in float64 for float64 maps) and rounded once.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ CHECKED: dict[tuple[torch.device, torch.dtype], bool] = {}  # results of `matche
 
 def can_pool(x: Tensor, bins: Sequence[int]) -> bool:
     """Whether `forward` supports `x` and `bins`. The first call for each device and dtype checks the kernels."""
-    # The kernels index the values of one image with 32-bit integers.
-    supported = x.is_cuda and x.dtype in TYPES and sum(n * n for n in bins) <= MAX_BINS and x.numel() < 2**31 * len(x)
-    return supported and matches_reference(x.device, x.dtype)
+    if not (x.is_cuda and x.dtype in TYPES and sum(n * n for n in bins) <= MAX_BINS):
+        return False
+    # The kernels compute the offsets of one image's values as 32-bit integers.
+    last_offset = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return last_offset < 2**31 and matches_reference(x.device, x.dtype)
 
 
 def matches_reference(device: torch.device, dtype: torch.dtype) -> bool:

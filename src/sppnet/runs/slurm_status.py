@@ -27,7 +27,7 @@ def _changed_code_note() -> str | None:
     before, now = submission["code"], code_state()
     if before["version"] != now["version"]:
         return f"ran sppnet {now['version']}, but was submitted with sppnet {before['version']}"
-    if before["commit"] == now["commit"]:
-        return f"ran commit {now['commit'][:10]} with uncommitted changes that differ from those at submission"
-    commits = [(code["commit"] or "unknown")[:10] for code in (now, before)]
-    return "ran commit {}, but was submitted at commit {}".format(*commits)
+    commit, commit_before = ((code["commit"] or "unknown")[:10] for code in (now, before))
+    if commit == commit_before:
+        return f"ran commit {commit} with uncommitted changes that differ from those at submission"
+    return f"ran commit {commit}, but was submitted at commit {commit_before}"
