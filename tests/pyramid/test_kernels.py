@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sppnet import SpatialPyramidPool2d, pool_windows, spatial_pyramid_pool2d
 from sppnet.pyramid import cpu
@@ -149,23 +149,48 @@ def test_gradients_go_through_the_kernels_unless_plain() -> None:
     assert "PyramidMax" not in names[1]
 
 
-def test_tensors_that_are_more_than_memory_pool_as_with_torch_s_operations() -> None:
+class SeenOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class OwnTensor(Tensor):
+    """A subclass without any behaviour of its own."""
+
+
+@needs_compiler
+def test_only_ordinary_tensors_bypass_the_operator() -> None:
     auto, plain = (SpatialPyramidPool2d((3, 1), kernel=kernel) for kernel in ("auto", "plain"))
     x = torch.arange(180.0).sin().view(2, 3, 6, 5)
     negated = torch.fft.fft2(x).mH.imag
     assert negated.is_neg()
-    assert torch.equal(auto(negated), plain(negated))
-    zeros = torch._efficientzerotensor((2, 3, 5, 6))
-    assert torch.equal(auto(zeros), plain(zeros))
-    x.requires_grad_()
+    for special in (negated, torch._efficientzerotensor((2, 3, 5, 6))):
+        assert torch.equal(auto(special), plain(special))
+    leaf = x.clone().requires_grad_()
     for grads, batched in ((torch._neg_view(torch.ones(2, 30)), False), (torch.eye(60).view(60, 2, 30), True)):
-        gradients = [torch.autograd.grad(pool(x), x, grads, is_grads_batched=batched)[0] for pool in (auto, plain)]
+        gradients = [
+            torch.autograd.grad(pool(leaf), leaf, grads, is_grads_batched=batched)[0] for pool in (auto, plain)
+        ]
         assert torch.equal(*gradients)
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False):
-        assert auto(torch.empty(2, 3, 6, 5)).shape == (2, 30)
-    graph = make_fx(auto, pre_dispatch=True)(x.detach())
-    other = x.detach().flip(3)
-    assert torch.equal(graph(other), plain(other))
+    with SeenOperators() as seen:
+        auto(leaf).sum().backward()
+    assert {"sppnet.pyramid_max.default", "sppnet.pyramid_max_backward.default"} <= seen.names
+    assert isinstance(auto(x.as_subclass(OwnTensor)), OwnTensor)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(auto(x), FakeTensor)
+    graph = make_fx(auto, pre_dispatch=True)(x)
+    assert torch.equal(graph(x.flip(3)), plain(x.flip(3)))
+    windows = torch.tensor([[0, 0, 0, 5, 6], [1, 1, 2, 4, 3]])
+    with torch.device("meta"):  # a default device must not reach the kernels' own tensors
+        for pool in (auto, lambda y: pool_windows(y, windows, (3, 1))):
+            assert torch.autograd.grad(pool(leaf).sum(), leaf)[0].device.type == "cpu"
 
 
 def test_every_torch_func_transform_equals_that_of_torch_s_operations() -> None:
@@ -253,7 +278,8 @@ import itertools, torch
 from sppnet.pyramid import reference, triton_kernels
 for dtype, last in itertools.product((torch.float32, torch.bfloat16), (False, True)):
     for bins, (count, channels, height, width) in (
-        ((6, 3, 2, 1), (2, 5, 13, 10)), ((4, 3, 2, 1), (1, 3, 7, 7)), ((2, 4), (1, 1, 3, 2)), ((3, 5, 1), (0, 2, 6, 6))
+        ((6, 3, 2, 1), (2, 5, 13, 10)), ((4, 3, 2, 1), (1, 3, 7, 7)), ((8, 4, 2, 1), (1, 37, 9, 8)),
+        ((2, 4), (1, 1, 3, 2)), ((3, 5, 1), (0, 2, 6, 6)),
     ):
         x = torch.randint(-2, 3, (count, channels, height, width)).to(dtype)
         x = x.contiguous(memory_format=torch.channels_last) if last else x
@@ -305,7 +331,7 @@ WRONG = [  # the source of the kernels, a mistake in its place, and what the che
 ]
 CHECK_ITSELF = """
 import importlib.util, logging, pathlib, sys, torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from sppnet.pyramid import triton_kernels
 
 cpu, messages = torch.device("cpu"), []
@@ -365,21 +391,27 @@ from sppnet.pyramid import triton_kernels
 
 levels = triton_kernels._level_table((6, 3, 2, 1))
 sizes = ("channels", "height", "width", "image_step", "channel_step", "row_step", "col_step", "length")
-for kind, whole, with_cells in itertools.product(TYPES, (True, False), (True, False)):
-    signature = {"x": f"*{kind}", "windows": "*i32", "out": f"*{kind}", "cells": "*i32"} | dict.fromkeys(sizes, "i32")
-    constants = {"whole": whole, "with_cells": with_cells, "channels_last": whole, "lanes": 28, "levels": levels}
-    source = ASTSource(triton_kernels._forward_kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
-    assert "ld.global" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+
+def ptx(kernel, signature, constants, warps):
+    source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm["ptx"]
+
 for kind in TYPES:
-    for whole in (True, False):
-        tensors = {"grad": f"*{kind}", "cells": "*i32", "first_windows": "*i64", "out": f"*{kind}"}
+    for (whole, last, lanes, warps), with_cells in itertools.product(
+        ((True, False, 7, 2), (True, True, 14, 4), (False, True, 14, 4)), (True, False)
+    ):
+        tensors = {"x": f"*{kind}", "windows": "*i32", "out": f"*{kind}", "cells": "*i32"}
+        signature = tensors | dict.fromkeys(sizes, "i32")
+        constants = {"whole": whole, "with_cells": with_cells, "channels_last": last, "lanes": lanes, "levels": levels}
+        assert "ld.global" in ptx(triton_kernels._forward_kernel, signature, constants, warps)
+    wide = kind if kind == "fp64" else "fp32"
+    for whole, lanes, warps, out in ((True, 8, 2, kind), (True, 32, 4, kind), (False, 1, 1, wide)):
+        tensors = {"grad": f"*{kind}", "cells": "*i32", "first_windows": "*i64", "out": f"*{out}"}
         signature = tensors | dict.fromkeys(sizes, "i32")
         del signature["height"]
-        constants = {"whole": whole, "lanes": 4, "own": 64, "total_bins": 50, "levels": levels}
-        all_types = signature | dict.fromkeys(constants, "constexpr")
-        source = ASTSource(triton_kernels._backward_kernel, all_types, constants)
-        ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
-        assert "st.global" in ptx and "atom" not in ptx  # sums run in one order
+        constants = {"whole": whole, "lanes": lanes, "own": 64, "total_bins": 50, "levels": levels}
+        code = ptx(triton_kernels._backward_kernel, signature, constants, warps)
+        assert "st.global" in code and "atom" not in code  # sums run in one order
 """
 
 

@@ -1,4 +1,4 @@
-"""Times two calls alternately (`compare`), and defines the benchmark's settings (`Setting`) and table rows (`Row`)."""
+"""Times two calls (`compare`, `compare_on_gpu`), and defines the settings (`Setting`) and the table rows (`Row`)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,10 @@ def time_call(call: Callable[[], object], device: str = "cpu") -> float:
 
 
 def compare_on_gpu(ours: Callable[[], object], theirs: Callable[[], object]) -> Timing:
-    """Time the GPU's work without that of the host: each call is recorded as a CUDA graph and then replayed."""
+    """Time the GPU's work without that of the host: each call is recorded as a CUDA graph and then replayed.
+
+    The times are means over the replays, which use the same tensors. Small maps therefore stay in the GPU's cache.
+    """
     from triton.testing import do_bench_cudagraph
 
     our_time, their_time = (do_bench_cudagraph(call, rep=5) / 1000 for call in (ours, theirs))

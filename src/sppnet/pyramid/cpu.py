@@ -68,7 +68,7 @@ def forward(x: Tensor, windows: Tensor | None, bins: Sequence[int], with_cells: 
         count = len(windows)
     plan = _plan(x.shape, x.stride(), tuple(bins))
     out = x.new_empty(count, channels * plan.bins)
-    cells = torch.empty(count, channels * plan.bins if with_cells else 0, dtype=torch.int32)
+    cells = torch.empty(count, channels * plan.bins if with_cells else 0, dtype=torch.int32, device="cpu")
     kernel = getattr(load_library(), f"forward_{TYPES[x.dtype]}")
     threads = _count_threads(count * channels * height * width, count)
     window_pointer = None if windows is None else windows.data_ptr()
@@ -89,7 +89,7 @@ def backward(grad: Tensor, cells: Tensor, images: Tensor | None, bins: Sequence[
         out: tensor `(N, C, H, W)`, contiguous or channels-last, in the dtype of `grad`. Every element is written.
     """
     grad, count = grad.contiguous(), len(out)
-    first_windows = torch.arange(count + 1)  # index of each image's first window
+    first_windows = torch.arange(count + 1, device="cpu")  # index of each image's first window
     if images is not None:
         first_windows = torch.searchsorted(images, first_windows)
     kernel = getattr(load_library(), f"backward_{TYPES[out.dtype]}")

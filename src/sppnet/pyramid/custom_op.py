@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,7 +28,10 @@ PLAIN_KEYS = functools.reduce(  # the dispatch keys of an ordinary tensor on a C
 def pool_max(x: Tensor, windows: Tensor | None, bins: Sequence[int], rule: str = "adaptive") -> Tensor:
     """Return the maximum of each bin. The cells of the maxima are found only if `x` needs a gradient."""
     with_cells = torch.is_grad_enabled() and x.requires_grad
-    call = pyramid_max if not _is_plain(x) else _PyramidMax.apply if with_cells else _max_pool
+    if not _is_plain(x):
+        call: Callable[..., tuple[Tensor, Tensor]] = pyramid_max
+    else:
+        call = _PyramidMax.apply if with_cells else _max_pool
     values: Tensor = call(x, windows, bins, rule, with_cells)[0]
     return values
 

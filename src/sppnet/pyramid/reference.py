@@ -87,8 +87,8 @@ def _by_plane(flat: Tensor, channels: int, bins: Sequence[int]) -> Tensor:
 def _crop(x: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     """Crop the windows `boxes` `(B, 5)`, all of `height` x `width` cells, from `x`: `(B, C, height, width)`."""
     image, left, top = boxes[:, :3].unbind(1)
-    rows = top[:, None] + torch.arange(height)
-    cols = left[:, None] + torch.arange(width)
+    rows = top[:, None] + torch.arange(height, device=boxes.device)
+    cols = left[:, None] + torch.arange(width, device=boxes.device)
     crops_NHWC = x.permute(0, 2, 3, 1)[image[:, None, None], rows[:, :, None], cols[:, None, :]]
     return crops_NHWC.permute(0, 3, 1, 2)
 

@@ -22,9 +22,10 @@ def slurm_fields() -> dict[str, Any]:
 def _changed_code_note() -> str | None:
     """A note that says how the code has changed since submission; None if it has not changed."""
     submission = read_json(Path(os.environ["SPPNET_SUBMISSION"]) / "submission.json") or {}
-    if submission.get("code_digest") in {None, digest(code_state())}:
+    now = code_state()
+    if submission.get("code_digest") in {None, digest(now)}:
         return None
-    before, now = submission["code"], code_state()
+    before = submission["code"]
     if before["version"] != now["version"]:
         return f"ran sppnet {now['version']}, but was submitted with sppnet {before['version']}"
     commit, commit_before = ((code["commit"] or "unknown")[:10] for code in (now, before))
