@@ -104,6 +104,12 @@ def test_each_row_of_the_table_of_speeds_is_what_the_bench_wrote_under_its_name(
     assert missed <= shown  # nothing is hidden
 
 
+def test_published_results_name_no_folder_of_the_machine_that_made_them() -> None:
+    for path in (ROOT / "experiments/results").iterdir():
+        if path.suffix in (".json", ".md", ".csv"):
+            assert not re.search(r"(?<![\w.:/])/(tmp|home|root|work|mnt|var|Users)/", path.read_text()), path.name
+
+
 def test_every_link_into_the_repository_leads_somewhere() -> None:
     for path in (
         ROOT / "README.md",
