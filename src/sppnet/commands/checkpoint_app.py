@@ -8,6 +8,7 @@ the run stored and changes only the values that the typed overrides affect.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sppnet.commands import hydra_app
 from sppnet.config import compose, overrides
@@ -15,25 +16,17 @@ from sppnet.config.compose import Job
 from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, load_stored_config, resolve_checkpoint
 
 
-def run(
-    command: str,
-    words: Sequence[str],
-    run_command: Callable[[TrainedNetwork], None],
-    own: Sequence[str],
-    may_change: Sequence[str],
-) -> None:
+def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwork[Any]], None]) -> None:
     """Compose `conf/COMMAND.yaml` for the run that `checkpoint=` names, and pass the trained network to `run_command`.
 
     Args:
         command: the name of the command and of its primary configuration file.
         words: the words that follow the command on the command line.
         run_command: the body of the command.
-        own: top-level keys that only this command has; `run_command` checks their values.
-        may_change: keys and sections that typed overrides may change.
 
     Raises:
-        UserError: the checkpoint does not exist or was not written by sppnet, or a typed override
-            changes a key outside `may_change`.
+        UserError: the checkpoint does not exist or was not written by sppnet, or a typed override changes a key that
+            the command may not change.
     """
     words = hydra_app.normalise(command, words)
     checkpoint = named_checkpoint(words)
@@ -42,10 +35,12 @@ def run(
         _, run_overrides = load_stored_config(checkpoint_path(checkpoint))
         replayed = compose.drop_missing_options(command, run_overrides)
 
-    def run_job(job: Job) -> None:
-        run_command(resolve_checkpoint(command, job, own, may_change))
+    def run_job(job: Job[dict[str, Any]]) -> None:
+        trained = resolve_checkpoint(command, job)
+        hydra_app.warn_of_keys_without_effect(trained.cfg, job.overrides[len(replayed) :], {})
+        run_command(trained)
 
-    hydra_app.run(command, [*replayed, *words], run_job, len(replayed))
+    hydra_app.run_plain(command, [*replayed, *words], run_job, len(replayed))
 
 
 def named_checkpoint(words: Sequence[str]) -> str | None:

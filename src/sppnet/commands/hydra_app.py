@@ -1,4 +1,4 @@
-"""Compose a command's configuration with Hydra, resolve it into a plain dict and call the command with this dict.
+"""Compose a command's configuration with Hydra, check it against the command's schema, and call the command with it.
 
 Hydra only composes; the job runs after `hydra.main` has returned. If the job ran inside `hydra.main`, Hydra would
 report its errors in Hydra's own format (several lines, exit code 1), and Lightning would detect Hydra and launch the
@@ -14,9 +14,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,11 +26,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sppnet import errors
-from sppnet.config import compose, option_files, overrides, schema
-from sppnet.config.compose import Job, to_plain
+from sppnet.config import compose, option_files, overrides
+from sppnet.config.command_schemas import COMMANDS
+from sppnet.config.compose import Job
+from sppnet.config.keys import without_effect
+from sppnet.config.load import load
+from sppnet.config.schema import Section
 from sppnet.errors import UserError
 
 SWEEPABLE = ("train", "transfer")  # the commands that a study can run as a sweep
+Cfg = TypeVar("Cfg", bound=Section)
 
 
 @functools.cache
@@ -76,8 +81,28 @@ class _Composed:
     problem: str
 
 
-def run(command: str, words: Sequence[str], run_command: Callable[[Job], None], replayed: int = 0) -> None:
+def run(command: str, words: Sequence[str], run_command: Callable[[Job[Any]], None]) -> None:
     """Compose `conf/COMMAND.yaml` with the command line and call `run_command` with the result; `-m` runs a sweep.
+
+    The configuration is an object of the class that `COMMANDS` names for the command.
+
+    Raises:
+        UserError: Hydra does not accept an option, or a key or value is not allowed. The message is one line.
+    """
+
+    def run_typed(job: Job[dict[str, Any]]) -> None:
+        cfg = load(COMMANDS[command], job.cfg)
+        single = {"retry": "a single job"} if command in SWEEPABLE and not job.in_sweep else {}
+        warn_of_keys_without_effect(cfg, job.overrides, single)
+        run_command(Job(cfg, job.overrides, job.sweeper, job.in_sweep))
+
+    run_plain(command, words, run_typed)
+
+
+def run_plain(
+    command: str, words: Sequence[str], run_command: Callable[[Job[dict[str, Any]]], None], replayed: int = 0
+) -> None:
+    """Do what `run` does, but pass the configuration on as plain data that have not been checked.
 
     Args:
         command: the name of the command and of its primary configuration file.
@@ -134,7 +159,9 @@ def _describe(command: str, words: Sequence[str], replayed: int, cfg: DictConfig
     )
 
 
-def _start(command: str, replayed: int, composed: _Composed, run_command: Callable[[Job], None]) -> None:
+def _start(
+    command: str, replayed: int, composed: _Composed, run_command: Callable[[Job[dict[str, Any]]], None]
+) -> None:
     """Submit the job if its launcher is the SLURM launcher; otherwise run it in this process."""
     typed = composed.task_overrides[replayed:]
     if composed.problem:
@@ -146,17 +173,15 @@ def _start(command: str, replayed: int, composed: _Composed, run_command: Callab
         SlurmSweep(command, [SweepJob(0, typed, composed.cfg)], composed.slurm_options, record=False).run()
         return
     _set_show_traceback(composed.cfg, typed if replayed else None)
-    job = Job(to_plain(composed.cfg), composed.task_overrides, composed.sweeper_overrides)
-    single = not composed.in_sweep and command in SWEEPABLE
-    _warn_of_keys_without_effect(job.cfg, typed, {"retry": "a single job"} if single else {})
-    run_command(job)
+    plain = compose.resolve(command, composed.cfg)
+    run_command(Job(plain, composed.task_overrides, composed.sweeper_overrides, composed.in_sweep))
 
 
 def _resolved(node: Any) -> list[str]:
     """Return the overrides in `node` with their interpolations resolved.
 
     An override is returned unchanged if its interpolation cannot be resolved here, which happens if the interpolation
-    is relative to the override's key (`${.val}`) or names a missing key. `to_plain` reports a missing key later.
+    is relative to the override's key (`${.val}`) or names a missing key. `compose.resolve` reports a missing key later.
     """
     words = OmegaConf.to_container(node, resolve=False)
     assert isinstance(words, list)
@@ -201,13 +226,14 @@ def _missing_multirun(typed: list[str]) -> str:
     return f"{study} is a sweep: start it with -m{one_row}"
 
 
-def _warn_of_keys_without_effect(cfg: dict[str, Any], typed: list[str], more: dict[str, str]) -> None:
-    """Warn about each typed key that has no effect.
+def warn_of_keys_without_effect(cfg: Section, typed: Sequence[str], more: Mapping[str, str]) -> None:
+    """Warn about each typed key or group that has no effect.
 
     Keys that were not typed are ignored, because it is normal for a default (such as `optim.schedule.factor`) to have
     no effect.
     """
-    keys = {word.lstrip("+").partition("=")[0] for word in typed}
-    for key, setting in (schema.keys_without_effect(cfg) | more).items():
-        if key in keys:
-            print(f"sppnet: warning: {key} has no effect with {setting}", file=sys.stderr)
+    names = {word.lstrip("+").partition("=")[0]: None for word in typed}
+    for name in names:
+        for key, setting in {**without_effect(cfg), **more}.items():
+            if f"{name.replace('/', '.')}.".startswith(f"{key}."):
+                print(f"sppnet: warning: {name} has no effect with {setting}", file=sys.stderr)

@@ -9,7 +9,7 @@ import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -18,12 +18,28 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sppnet.config import option_files, schema
+from sppnet.config import option_files
+from sppnet.config.command_schemas import COMMANDS
+from sppnet.config.keys import keys, sections
+from sppnet.config.load import check_unresolved, load, renamed
 from sppnet.config.overrides import ExpandedJob, expand
+from sppnet.config.schema import RENAMED_OPTIONS, Config, OpenSection
 from sppnet.errors import UserError
 
 
-def compose_config(command: str, overrides: list[str]) -> dict[str, Any]:
+Cfg = TypeVar("Cfg")
+
+
+def compose_config(overrides: list[str]) -> Config:
+    """Compose the configuration of `sppnet train`.
+
+    Raises:
+        UserError: the overrides cannot be composed, or a key or a value is not allowed.
+    """
+    return load(Config, compose_plain("train", overrides))
+
+
+def compose_plain(command: str, overrides: list[str]) -> dict[str, Any]:
     """Compose the configuration of `command` as plain data; mandatory values may be missing.
 
     Raises:
@@ -126,6 +142,9 @@ def explain(error: BaseException, command: str) -> str:
         name, _, value = error.override.partition("=")
         return f"{error.override} cannot be parsed; quote values with special characters: \"{name}='{value}'\""
     text = re.sub(r"^In '[^']*': ", "", one_line(error))
+    if match := re.search(r"Could not find '(\w+)/(\w+)'", text):
+        if new := RENAMED_OPTIONS.get(f"{match[1]}={match[2]}"):
+            return f"{match[1]}={match[2]} is now called {new}"
     if "No match in the defaults list" in text:
         return f"unknown group {text.split(chr(39))[1]}; available groups are {', '.join(option_files.group_names())}"
     if text.startswith("Error merging override") and cause is not None:
@@ -135,6 +154,8 @@ def explain(error: BaseException, command: str) -> str:
 
 def _unknown_key(key: str, command: str) -> str:
     """Explain that `key` does not exist, and list the keys that its section has in the default configuration."""
+    if new := renamed(key):
+        return f"unknown key {key}; it is now called {new}"
     if key.startswith("hydra."):
         return f"unknown key {key}; add a new key with +{key}=VALUE"
     if (name := key.removeprefix("callbacks.")) != key:
@@ -158,31 +179,38 @@ def _unknown_key(key: str, command: str) -> str:
             has = f"{section or 'the top level'} has {', '.join(names) or 'no keys'}"
             return f"unknown key {key}; {hint}{has}{_hint_to_add(key, section)}"
         node, section = node[part], f"{section}.{part}".lstrip(".")
+    if variants := [each.variant for each in keys(Config) if each.name == key and each.variant is not None]:
+        options = [f"{setting.rpartition('.')[0].replace('.', '/')}={name}" for setting, name in variants]
+        return f"unknown key {key} with these options; it exists with {' or '.join(options)}"
     return f"unknown key {key} in this combination of options (add a new key with +{key}=VALUE)"
 
 
 def _hint_to_add(key: str, section: str) -> str:
     """Say how to add a key to a section whose class may take arguments that the section does not list."""
-    return f"; add another argument of its class with +{key}=VALUE" if section in schema.TARGETS else ""
+    field = Config.model_fields.get(section)
+    takes_arguments = field is not None and any(issubclass(s, OpenSection) for s in sections(field.annotation))
+    return f"; add another argument of its class with +{key}=VALUE" if takes_arguments else ""
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[Cfg]):
     """One composed job.
 
     Attributes:
-        cfg: the resolved configuration, as plain data.
+        cfg: the resolved configuration.
         overrides: all overrides that `cfg` was composed from: those replayed from a run, then the typed ones.
         sweeper: the overrides of `hydra.sweeper`, which describe the study and not the job.
+        in_sweep: whether the job belongs to a sweep.
     """
 
-    cfg: dict[str, Any]
+    cfg: Cfg
     overrides: list[str]
     sweeper: tuple[str, ...] = ()
+    in_sweep: bool = False
 
 
-def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """Resolve `cfg` into plain dicts and lists, without the section `hydra`.
+def resolve(command: str, cfg: DictConfig) -> dict[str, Any]:
+    """Resolve the configuration of `command` into plain dicts and lists, without the section `hydra`.
 
     Raises:
         UserError: a mandatory value is missing or an interpolation cannot be resolved.
@@ -195,7 +223,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         # The cause is often a wrong value that another key refers to, such as sizes.train=[]. If so, report that value.
-        schema.check_values(OmegaConf.to_container(own, resolve=False))
+        check_unresolved(COMMANDS[command], cast(dict[str, Any], OmegaConf.to_container(own, resolve=False)))
         raise UserError(one_line(error)) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}

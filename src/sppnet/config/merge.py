@@ -1,46 +1,106 @@
-"""Apply overrides to the stored configuration of a run, and list the differences between two configurations."""
+"""Apply overrides to the stored configuration of a run, as far as a command may change it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+from sppnet.config.keys import format_value, keys, nearest
+from sppnet.config.marks import Changes
+from sppnet.config.schema import Config
+from sppnet.errors import UserError
 
 
 def merge(
-    stored: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], typed_keys: Sequence[str]
+    command: str,
+    stored: Mapping[str, Any],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    typed_keys: Collection[str],
 ) -> dict[str, Any]:
     """Apply to `stored` every difference between `before` and `after`, and the value of every typed key.
 
     `before` is composed from the run's overrides, and `after` from the run's overrides followed by the typed ones.
 
-    The normalisation (`data.mean`, `data.std`) belongs to the network. Unless the user typed it, the stored one is
-    kept, even for a different data set.
+    A key that `command` may not change keeps its stored value if it differs only because an option file sets it too:
+    `data=folder` also has a `data.mean`, but the normalisation belongs to the network.
+
+    Raises:
+        UserError: a typed override changes a key that `command` may not change.
     """
     merged = {
-        key: _merge(stored[key], before.get(key), after.get(key)) if key in stored else after[key]
-        for key in {**stored, **after}
+        name: _merge(stored[name], before.get(name), after.get(name)) if name in stored else after[name]
+        for name in {**stored, **after}
     }
-    for key in typed_keys:
-        _copy_node(merged, after, key.split("."))
-    for key in ("mean", "std"):
-        if f"data.{key}" not in typed_keys:
-            merged["data"] = {**merged["data"], key: stored["data"][key]}
+    for name in typed_keys:
+        _copy(after, merged, name.split("."))
+    refuse_changes(command, stored, merged, typed_keys)
+    for name, _, _ in differences(stored, merged):
+        if not may_change(name, command):
+            _copy(stored, merged, name.split("."))
     return merged
 
 
-def _copy_node(target: dict[str, Any], source: Any, path: list[str]) -> None:
-    """Copy the node at `path` from `source` to `target`.
+def may_change(name: str, command: str) -> bool:
+    """Whether `command` may change the key `name` of a run's configuration."""
+    key = nearest(Config, name)
+    return key is not None and key.may_change(command)
 
-    Nothing is copied for a group such as `pyramid`, which is not itself a key and so has no node.
+
+def refuse_changes(
+    command: str, stored: Mapping[str, Any], cfg: Mapping[str, Any], typed_keys: Collection[str], but: str = ""
+) -> None:
+    """Check that typed overrides changed only keys that `command` may change.
+
+    Args:
+        command: the name of the command.
+        stored: the configuration of the run.
+        cfg: the configuration of the command.
+        typed_keys: the keys and groups that the user typed.
+        but: a section that must not change either.
+
+    Raises:
+        UserError: a typed override changed a key that must stay as it was in training.
     """
+    for name, old, new in differences(stored, cfg):
+        excluded = bool(but) and f"{name}.".startswith(f"{but}.")
+        if (excluded or not may_change(name, command)) and _is_typed(name, typed_keys):
+            raise UserError(
+                f"{name}={format_value(new)} is not allowed: the checkpoint was trained with {format_value(old)}, and"
+                f" {command} can only change {_changeable(command)}"
+            )
+
+
+def _is_typed(name: str, typed_keys: Collection[str]) -> bool:
+    key = nearest(Config, name)
+    fixed = key is not None and key.mark(Changes) == Changes(frozenset())
+    sections = [typed for typed in typed_keys if f"{name}.".startswith(f"{typed.replace('/', '.')}.")]
+    return "experiments" in typed_keys or bool(sections if not fixed else name in typed_keys)
+
+
+def _changeable(command: str) -> str:
+    """List the keys that `command` may change: a section stands for its keys, apart from the exceptions."""
+    allowed, exceptions = [], []
+    for key in keys(Config):
+        section = nearest(Config, key.name.rpartition(".")[0])
+        if key.may_change(command) != (section is not None and section.may_change(command)):
+            (allowed if key.may_change(command) else exceptions).append(key.name)
+    text = ", ".join(dict.fromkeys(allowed))
+    return f"{text} (but not {' or '.join(dict.fromkeys(exceptions))})" if exceptions else text
+
+
+def _copy(source: Mapping[str, Any], target: dict[str, Any], path: list[str]) -> None:
+    """Copy the node at `path`, or its absence, from `source` to `target`; nothing if a section on the way is absent."""
     node: Any = target
     for part in path[:-1]:
-        if not isinstance(source, dict) or part not in source or not isinstance(node.get(part), dict):
+        if not isinstance(source, Mapping) or part not in source or not isinstance(node.get(part), dict):
             return
         node[part] = dict(node[part])
         node, source = node[part], source[part]
-    if isinstance(source, dict) and path[-1] in source:
+    if isinstance(source, Mapping) and path[-1] in source:
         node[path[-1]] = source[path[-1]]
+    elif isinstance(source, Mapping):
+        node.pop(path[-1], None)
 
 
 def _merge(stored: Any, before: Any, after: Any) -> Any:
@@ -48,18 +108,18 @@ def _merge(stored: Any, before: Any, after: Any) -> Any:
         return stored
     if not (isinstance(stored, dict) and isinstance(before, dict) and isinstance(after, dict)):
         return after
-    keys = [key for key in {**stored, **after} if key in after or before.get(key) == after.get(key)]
-    return {key: _merge(stored.get(key), before.get(key), after.get(key)) for key in keys}
+    names = [name for name in {**stored, **after} if name in after or before.get(name) == after.get(name)]
+    return {name: _merge(stored.get(name), before.get(name), after.get(name)) for name in names}
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """Return (key, old value, new value) for every leaf that differs between the two configurations."""
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, old value, new value) for every leaf that differs between the two configurations."""
     if old == new:
-        return []
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [(key, old, new)]
-    return [
-        difference
-        for name in {**old, **new}
-        for difference in differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
-    ]
+        return
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        yield name, old, new
+        return
+    for part in {**old, **new}:
+        yield from differences(old.get(part), new.get(part), f"{name}.{part}".lstrip("."))
+
+

@@ -61,7 +61,9 @@ def options(group: str) -> list[Path]:
 
 
 def group_names() -> list[str]:
-    groups = {path.name for folder in folders() if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
+    """Return the names of all groups, including groups inside a group, such as `data/crop`."""
+    files = [(folder, path) for folder in folders() if folder.is_dir() for path in folder.rglob("*.yaml")]
+    groups = {path.parent.relative_to(folder).as_posix() for folder, path in files} - {"."}
     return sorted(groups | {"experiments"})
 
 

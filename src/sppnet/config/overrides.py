@@ -5,11 +5,12 @@ A "word" is one argument of the command line as the shell passes it. Nothing her
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +21,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from sppnet.config import option_files
-from sppnet.config.schema import RULES
+from sppnet.config.command_schemas import COMMANDS, SlurmOptions
+from sppnet.config.keys import Key, keys
+from sppnet.config.schema import Trainer
 from sppnet.errors import UserError
 
-# The keys whose value is always a string, even if it looks like a number.
-TEXTS = {key for key, rule in RULES.items() if rule.text} | {
-    *("checkpoint", "input", "output", "draw", "photographs", "hydra.sweeper.only"),
-    *(f"hydra.launcher.{name}" for name in ("partition", "account", "qos")),
-}
-PATHS = frozenset({
-    *("checkpoint", "input", "output", "draw", "photographs"),
-    *("data.root", "paths.runs", "paths.cache", "backbone.weights"),
-})  # fmt: skip
 # Hydra's sweep functions whose arguments may be strings.
 TEXT_FUNCTIONS = ("choice(", "shuffle(", "sort(")
 # A quoted string, an escaped character, or a sequence of characters that are not special in Hydra's grammar.
@@ -72,7 +66,7 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
         if problem := override_problem(command, override):
             raise UserError(problem)
         key, _, value = override.partition("=")
-        if key in PATHS and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
+        if key in path_keys() and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
             raise UserError(f"{override}: there is no home directory {value.partition('/')[0]}")
         options.remove(override)
     return [*options, *map(quote_names, arguments.overrides)]
@@ -92,6 +86,36 @@ def _check_storable(words: Iterable[str]) -> None:
                 f"{word!r} contains a line break, but a run stores one override per line; remove the line break, or"
                 " rename the file or folder"
             )
+
+
+def _names(test: Callable[[Key], bool]) -> frozenset[str]:
+    return frozenset(key.name for schema in COMMANDS.values() for key in keys(schema) if test(key))
+
+
+@functools.cache
+def text_keys() -> frozenset[str]:
+    """The keys whose value is always a string, even if it looks like a number."""
+    launcher = {f"hydra.launcher.{key.name}" for key in keys(SlurmOptions) if key.is_text and key.name != "time"}
+    return _names(lambda key: key.is_text) | launcher | {"hydra.sweeper.only"}
+
+
+@functools.cache
+def path_keys() -> frozenset[str]:
+    """The keys whose value is a path."""
+    return _names(lambda key: key.is_path)
+
+
+def _listed_arguments(word: str) -> frozenset[str]:
+    """The keys of `trainer` that every option file lists; none if `word` sets a part of one, as in trainer.x.y=1."""
+    nested = "." in word.partition("=")[0].removeprefix("trainer.")
+    return frozenset() if nested else frozenset(
+        f"trainer.{name}" for name, field in Trainer.model_fields.items() if field.is_required()
+    )
+
+
+@functools.cache
+def _flags() -> frozenset[str]:
+    return _names(lambda key: key.takes_flag)
 
 
 def last_value(key: str, words: Sequence[str]) -> str | None:
@@ -136,12 +160,17 @@ def _suggest(command: str, word: str) -> list[str]:
 
 
 def quote_names(word: str) -> str:
-    """Quote each name in an override that Hydra's grammar would misread, such as 2024_05, which it reads as 202405."""
+    """Quote each name in an override that Hydra's grammar would misread, such as 2024_05, which it reads as 202405.
+
+    An override gets `++` if it adds an argument of Lightning's Trainer that conf/trainer does not list.
+    """
+    if (match := re.match(r"\+?trainer\.(\w+)(?=[.=])", word)) and match[0].lstrip("+") not in _listed_arguments(word):
+        word = f"++{word.lstrip('+')}"
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
     # A list is not the name of an option; it stays unquoted, so that Hydra reports the mistake.
     is_group = name.partition("@")[0] in option_files.group_names() and not value.startswith("[")
-    if not equals or not value or name.startswith("~") or not (name in TEXTS or is_group):
+    if not equals or not value or name.startswith("~") or not (name in text_keys() or is_group):
         return word
     try:
         OverridesParser.create().parse_override(word)
@@ -160,9 +189,9 @@ def quote_names(word: str) -> str:
 
 
 def _misread(part: str, key: str) -> bool:
-    """Whether Hydra reads `part` as a number or a boolean although `key` takes strings (`draw` takes booleans too)."""
+    """Whether Hydra reads `part` as a number or a boolean although `key` takes strings (a few keys take booleans too)."""
     value = OverridesParser.create().parse_override(f"x={part}").value()
-    return isinstance(value, int | float) and not (isinstance(value, bool) and key == "draw")
+    return isinstance(value, int | float) and not (isinstance(value, bool) and key in _flags())
 
 
 def parse_value(word: str) -> object:

@@ -7,35 +7,30 @@ does not affect old runs. Only `read_checkpoint` imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 
 from sppnet.config import compose
 from sppnet.config.compose import Job
-from sppnet.config.instantiate import check_target
-from sppnet.config.merge import differences, merge
-from sppnet.config.schema import check_layout, format_value
+from sppnet.config.command_schemas import COMMANDS
+from sppnet.config.load import check_layout, load
+from sppnet.config.merge import merge
+from sppnet.config.schema import Backbone, Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_class_digests
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 from sppnet.storage.paths import expand_path
 
-NORMALISATION = ("data.mean", "data.std")
-
-# Keys that control how a network is executed, such as the device and the precision. Every command may override them.
-HARDWARE = (
-    *("trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile"),
-    *("trainer.channels_last", "trainer.limit_batches", "trainer.progress"),
-)
+Cfg = TypeVar("Cfg", bound=Config)
 
 
 @dataclass(frozen=True)
-class TrainedNetwork:
+class TrainedNetwork(Generic[Cfg]):
     """The configuration of a trained network and the path of its weights file, which a command is about to load.
 
     Attributes:
@@ -43,15 +38,17 @@ class TrainedNetwork:
         checkpoint: the path that `checkpoint=` gives.
         run: the run that `checkpoint` belongs to; None for a file outside a run directory.
         weights: the checkpoint file.
+        stored: the configuration of the network's run, as plain data.
         typed_keys: the keys and config groups that the user typed.
         changed_code: maps each of the user's backbone classes whose source file has changed since training to the
             current digest of that file.
     """
 
-    cfg: dict[str, Any]
+    cfg: Cfg
     checkpoint: Path
     run: Run | None
     weights: Path
+    stored: Mapping[str, Any]
     typed_keys: tuple[str, ...]
     changed_code: dict[str, str]
 
@@ -70,40 +67,34 @@ class TrainedNetwork:
         return file_digest(self.weights)
 
 
-def resolve_checkpoint(
-    command: str, job: Job, command_keys: Sequence[str], may_change: Sequence[str]
-) -> TrainedNetwork:
+def resolve_checkpoint(command: str, job: Job[dict[str, Any]]) -> TrainedNetwork[Any]:
     """Apply the typed overrides to the configuration stored with `job.cfg["checkpoint"]`.
 
     Args:
         command: the name of the command.
-        job: the job composed from the run's overrides followed by the typed ones.
-        command_keys: the top-level keys that belong to the command and that no run's configuration contains.
-        may_change: the keys and sections whose values may differ from those used in training.
+        job: the job composed from the run's overrides followed by the typed ones, as plain data.
 
     Raises:
-        UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override changes a key that must
-            stay as it was in training.
+        UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override has a value that is not
+            allowed, or changes a key that must stay as it was in training.
     """
-    checkpoint = checkpoint_path(job.cfg.pop("checkpoint"))
+    schema = COMMANDS[command]
+    checkpoint = checkpoint_path(job.cfg["checkpoint"])
     stored, overrides = load_stored_config(checkpoint)
     overrides = compose.drop_missing_options(command, overrides)
     typed_keys = [override.partition("=")[0].lstrip("+~") for override in job.overrides[len(overrides) :]]
-    before, after = compose.compose_config(command, overrides), job.cfg
-    command_cfg = {key: after.pop(key) for key in command_keys}
-    cfg = merge(stored, {key: value for key, value in before.items() if key not in command_keys}, after, typed_keys)
-    refuse_changes(stored, cfg, may_change, command)
+    own = {name: value for name, value in job.cfg.items() if name not in Config.model_fields}
+    before, after = compose.compose_plain(command, overrides), job.cfg
+    plain = merge(command, stored, *({k: v for k, v in c.items() if k not in own} for c in (before, after)), typed_keys)
+    cfg = load(schema, plain | own)
+    assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
-    changed_code = _changed_code(cfg.get("backbone"), checkpoint, run)
-    return TrainedNetwork(cfg | command_cfg, checkpoint, run, weights, tuple(typed_keys), changed_code)
+    network = TrainedNetwork(cfg, checkpoint, run, weights, stored, tuple(typed_keys), {})
+    return replace(network, changed_code=_changed_code(cfg.backbone, checkpoint, run))
 
 
-def _changed_code(backbone: Any, checkpoint: Path, run: Run | None) -> dict[str, str]:
+def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict[str, str]:
     """Print a notice for each user class whose file has changed since training; return the files' current digests."""
-    if not isinstance(backbone, Mapping):
-        return {}
-    # own_class_digests can import the package of the class, so check first that the class is allowed
-    check_target(backbone.get("_target_"), "backbone")
     if not (now := own_class_digests(backbone)):
         return {}
     if run is not None:
@@ -192,20 +183,3 @@ def load_stored_config(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
             raise UserError(f"checkpoint={checkpoint}: the configuration cannot be read ({error})") from None
     content = read_checkpoint(weights)["sppnet"]
     return content["config"], content["overrides"]
-
-
-def refuse_changes(stored: Mapping[str, Any], cfg: Mapping[str, Any], may_change: Sequence[str], command: str) -> None:
-    """Check that a command's configuration differs from the stored one only in keys that may change.
-
-    Raises:
-        UserError: a key outside `may_change` differs, or `data.mean` or `data.std` differs, even if `may_change` lists
-            the section `data`.
-    """
-    for key, old, new in differences(stored, cfg):
-        listed = any(key == may or key.startswith(f"{may}.") for may in may_change)
-        if not listed or key in NORMALISATION:
-            exceptions = f" (but not {' or '.join(NORMALISATION)})" if listed else ""
-            raise UserError(
-                f"{key}={format_value(new)} is not allowed: the checkpoint was trained with {format_value(old)}, and"
-                f" {command} can only change {', '.join(may_change)}{exceptions}"
-            )

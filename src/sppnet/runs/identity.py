@@ -1,61 +1,50 @@
 """The identities of runs and tests, and their hashes. Does not import torch.
 
 The identity of a run is everything that determines its weights; the identity of a test is everything that determines
-its metrics. The keys to leave out are listed by name. Every other key is included, so a key that is added later cannot
-be forgotten. Data and weights are identified by their content, never by their path.
+its metrics. The schema marks what each key determines, and a key without a mark determines the weights. Data and weights are identified by their content, never by their path.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppnet.config.instantiate import user_source_files
-from sppnet.config.schema import LAYOUT, keys_without_effect
+from sppnet.config.keys import Key, select, without_effect
+from sppnet.config.load import to_plain
+from sppnet.config.schema import LAYOUT, Config
 from sppnet.errors import UserError
 
 if TYPE_CHECKING:
     from sppnet.data import ImageSet
 
 FORMAT = 2  # increment it when a code change alters the weights that a configuration produces
-NOT_IN_A_RUN = (
-    *("study", "name", "report", "force", "retry", "paths", "logger", "debug", "views", "checkpoint", "sizes.test"),
-    *("data.root", "data.workers", "data.name", "data.cache", "data.duplicates"),
-    *("backbone.weights", "backbone.name", "head.kernel"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.progress"),
-    *("trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
-)
-NOT_IN_A_TEST = (
-    *("data.root", "data.workers", "data.name", "data.batch_size", "data.cache", "data.duplicates"),
-    *("data.fit", "data.crop", "data.flip", "data.color", "data.aspect_step"),
-)
 
-
-def run_identity(cfg: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
+def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
     """Everything that determines the weights of a run on `images`, as plain data.
 
     Raises:
         UserError: the weights file or the module of a user class does not exist.
     """
-    kind = cfg["loss"]["kind"]
-    # a key without effect, such as head.bins for a head without a pyramid, must not change the identity
-    return _without(cfg, (*NOT_IN_A_RUN, *keys_without_effect(cfg))) | {
+    loss = ("cross_entropy", "bce")[images.multilabel] if cfg.loss.name == "auto" else cfg.loss.name
+    return {
         "format": FORMAT,
         "layout": LAYOUT,
+        "config": _select(cfg, lambda key: key.affects.weights),
         "data.fingerprint": images.fingerprint(),
-        "loss": cfg["loss"] | {"kind": ("softmax", "sigmoid")[images.multilabel] if kind == "auto" else kind},
-        "code": own_class_digests(cfg),
-        "backbone.weights": weights_identity(cfg["backbone"].get("weights")),
+        "loss.name": loss,
+        "code": own_class_digests(to_plain(cfg)),
+        "backbone.weights": weights_identity(cfg.backbone.weights),
+        "strategy": strategy(cfg),
         "world_size": world_size(cfg),
     }
 
 
-def eval_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dict[str, Any]:
+def eval_identity(cfg: Config, weights: str, images: ImageSet) -> dict[str, Any]:
     """Everything that determines the metrics of a test on `images`.
 
     Args:
@@ -65,22 +54,33 @@ def eval_identity(cfg: Mapping[str, Any], weights: str, images: ImageSet) -> dic
     """
     return {
         "format": FORMAT,
+        "layout": LAYOUT,
+        "config": _select(cfg, lambda key: key.affects.test),
         "weights": weights,
-        "views": _without(cfg, tuple(keys_without_effect(cfg)))["views"],
-        "sizes": cfg["sizes"]["test"],
-        "data": _without({"data": cfg["data"]}, NOT_IN_A_TEST)["data"],
         "fingerprint": images.fingerprint(),
-        "precision": cfg["trainer"]["precision"],
         "limit": _limit(cfg),
     }
 
 
-def _limit(cfg: Mapping[str, Any]) -> dict[str, int] | None:
-    """Everything that determines which images a test scores under `trainer.limit_batches`; None without a limit."""
-    batches = cfg["trainer"]["limit_batches"]
+def _select(cfg: Config, keep: Callable[[Key], bool]) -> dict[str, Any]:
+    """Select the keys that `keep` accepts, without those that have no effect, such as data.crop for whole images."""
+    ineffective = without_effect(cfg)
+    return select(cfg, lambda key: keep(key) and not any(f"{key.name}.".startswith(f"{k}.") for k in ineffective))
+
+
+def _limit(cfg: Config) -> dict[str, float] | None:
+    """Everything that determines which images a test scores under `trainer.limit_test_batches`; None without limit."""
+    batches = cfg.trainer.limit_test_batches
     if batches is None:
         return None
-    return {"batches": batches, "batch_size": cfg["data"]["batch_size"], "processes": world_size(cfg)}
+    return {"batches": batches, "batch_size": cfg.data.batch_size, "processes": world_size(cfg)}
+
+
+def strategy(cfg: Config) -> Any:
+    """The strategy with which Lightning trains: `trainer.strategy`, in which `auto` means DDP for several processes."""
+    if cfg.trainer.strategy != "auto":
+        return cfg.trainer.strategy
+    return "ddp" if world_size(cfg) > 1 else "auto"
 
 
 def digest(identity: Mapping[str, Any]) -> str:
@@ -108,10 +108,10 @@ def format_mismatch(number: object) -> str:
     )
 
 
-def world_size(cfg: Mapping[str, Any]) -> int:
+def world_size(cfg: Config) -> int:
     """The number of processes that train together: devices x nodes."""
-    devices = cfg["trainer"]["devices"]
-    return (len(devices) if isinstance(devices, list) else int(devices)) * int(cfg["trainer"]["num_nodes"])
+    devices = cfg.trainer.devices
+    return (len(devices) if isinstance(devices, list) else devices) * cfg.trainer.num_nodes
 
 
 def weights_identity(weights: str | None) -> str | None:
@@ -144,15 +144,3 @@ def file_digest(path: Path) -> str:
 def _file_digest(path: str, _mtime: int, _size: int) -> str:
     with Path(path).open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def _without(cfg: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of `cfg` without the dotted `keys`."""
-    result = copy.deepcopy(dict(cfg))
-    for key in keys:
-        node: Any = result
-        *parents, last = key.split(".")
-        for part in parents:
-            node = node.get(part) or {}
-        node.pop(last, None)
-    return result

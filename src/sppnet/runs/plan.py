@@ -6,12 +6,11 @@ that commands which plan none, such as `--cfg job`, start quickly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppnet.config import schema
+from sppnet.config.schema import GAP, SPP, Config, Flatten
 from sppnet.runs.identity import digest, eval_identity, run_identity
 from sppnet.runs.run_directory import Run
 
@@ -32,7 +31,7 @@ class PlannedRun:
             have been added since.
     """
 
-    cfg: dict[str, Any]
+    cfg: Config
     identity: dict[str, Any]
     run: Run
     test: str
@@ -44,34 +43,21 @@ class PlannedRun:
         return self.run.result(self.test) if self.run.status.get("state") == "done" else None
 
 
-def validate(cfg: Mapping[str, Any]) -> None:
-    """Check every key and value of a configuration, including the size schedule.
+def plan_run(cfg: Config) -> PlannedRun:
+    """Name the run directory of a configuration: `<paths.runs>/<study>/<name>-<hash>`.
 
     Raises:
-        UserError: a key or value is not allowed; the message names the first such key, its value and what is allowed.
+        UserError: the size schedule, the data set or the weights file is invalid.
     """
-    from sppnet.data import build_sizes
-
-    schema.check(cfg)
-    build_sizes(cfg["sizes"])
-
-
-def plan_run(cfg: dict[str, Any]) -> PlannedRun:
-    """Validate `cfg` and name its run directory: `<paths.runs>/<study>/<name>-<hash>`.
-
-    Raises:
-        UserError: a key, a value, the data set or the weights file is invalid.
-    """
-    from sppnet.data import build_images_from_config
+    from sppnet.data import build_images_from_config, build_sizes
     from sppnet.data.build import check_training
 
-    validate(cfg)
+    build_sizes(cfg.sizes)
     images = build_images_from_config(cfg)
-    check_training(cfg["data"], images)
+    check_training(cfg.data, images)
     identity = run_identity(cfg, images)
-    backbone = str(cfg["backbone"].get("name") or "net")
-    name = cfg["name"] or "-".join([cfg["data"]["name"], backbone, _head_label(cfg["head"])])
-    path = Path(cfg["paths"]["runs"]).expanduser() / cfg["study"] / f"{name}-{digest(identity)}"
+    name = cfg.name or "-".join([cfg.data.name, cfg.backbone.name or "net", _pooling_label(cfg.pooling)])
+    path = Path(cfg.paths.runs).expanduser() / cfg.study / f"{name}-{digest(identity)}"
     return PlannedRun(cfg, identity, Run(path), digest(eval_identity(cfg, "best", images)), images)
 
 
@@ -86,11 +72,11 @@ def check_duplicates(planned: PlannedRun) -> None:
     from sppnet.data import load_splits
     from sppnet.data.duplicates import describe_duplicates
 
-    data = planned.cfg["data"]
-    if data["duplicates"] == "error":
+    data = planned.cfg.data
+    if data.duplicates == "error":
         describe_duplicates(data, planned.images, load_splits(data, planned.images).parts())
 
 
-def _head_label(head: Mapping[str, Any]) -> str:
-    bins = "_".join(map(str, head["bins"]))
-    return f"spp_{bins}" if head["name"] == "spp" and len(bins) < 30 else str(head["name"])
+def _pooling_label(pooling: SPP | GAP | Flatten) -> str:
+    bins = "_".join(map(str, pooling.bins)) if isinstance(pooling, SPP) else ""
+    return f"spp_{bins}" if bins and len(bins) < 30 else pooling.name

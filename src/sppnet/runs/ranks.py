@@ -8,9 +8,8 @@ otherwise, Lightning would take the rank of this process from them.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
+from sppnet.config.schema import Config
 from sppnet.errors import UserError
 from sppnet.runs.identity import world_size
 from sppnet.slurm import job
@@ -50,7 +49,7 @@ def clear_inherited_ranks(command: str) -> None:
     _unset(*TORCH, *ADDRESS, *SLURM, *LSF)
 
 
-def check_world_size(cfg: Mapping[str, Any]) -> None:
+def check_world_size(cfg: Config) -> None:
     """Check that the environment and `cfg` specify the same number of processes.
 
     Raises:
@@ -62,7 +61,7 @@ def check_world_size(cfg: Mapping[str, Any]) -> None:
     if count == required or (count == 1 and not inside_slurm):
         _unset("WORLD_SIZE")
         return
-    shape = f"trainer.devices={cfg['trainer']['devices']} and trainer.num_nodes={cfg['trainer']['num_nodes']}"
+    shape = f"trainer.devices={cfg.trainer.devices} and trainer.num_nodes={cfg.trainer.num_nodes}"
     fix = "let launch=slurm set nodes and tasks" if inside_slurm else f"set trainer.devices={count} or unset WORLD_SIZE"
     raise UserError(
         f"{key}={count} in the environment specifies {count} process(es), but {shape} require {required}: {fix}"

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import yaml
 
-from sppnet.config import schema
+from sppnet.config.load import to_plain
+from sppnet.config.schema import LAYOUT, Config
 from sppnet.errors import UserError
 from sppnet.runs.provenance import provenance
 from sppnet.storage.files import LockHeldError, file_lock, is_locked, read_record, write_json, write_text
@@ -85,7 +86,7 @@ class Run:
         process = {"host": socket.gethostname(), "pid": os.getpid(), "updated": _now()}
         write_json(self.path / "status.json", {"state": state, "reason": reason} | previous | process | progress)
 
-    def begin(self, cfg: Mapping[str, Any], overrides: list[str], identity: Mapping[str, Any]) -> None:
+    def begin(self, cfg: Config, overrides: list[str], identity: Mapping[str, Any]) -> None:
         """Write the configuration, overrides and provenance. Called at every start of the run, with the lock held."""
         for temporary in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):  # left by a killed process
             temporary.unlink(missing_ok=True)
@@ -96,7 +97,7 @@ class Run:
         write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in lasting))
         write_text(
             self.path / "config.yaml",
-            yaml.safe_dump({"layout": schema.LAYOUT, **cfg, "force": False}, sort_keys=False),
+            yaml.safe_dump({"layout": LAYOUT, **to_plain(cfg), "force": False}, sort_keys=False),
         )
         history = {"identity": identity, "starts": []} | read_record(self.path / "provenance.json")
         history["starts"].append({"time": _now()} | provenance())

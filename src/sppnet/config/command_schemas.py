@@ -1,0 +1,118 @@
+"""The configurations of the commands: that of a run, and the keys that each command adds. Does not import torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from sppnet.config.marks import Expected, PathText, affects
+from sppnet.config.schema import (
+    DISTINCT,
+    MAX_LEVEL,
+    Config,
+    Count,
+    FilePath,
+    Label,
+    Positive,
+    Section,
+    Sides,
+    Text,
+    Whole,
+)
+
+
+class TestConfig(Config):
+    checkpoint: FilePath
+
+
+class PredictConfig(TestConfig):
+    input: FilePath
+    output: FilePath | None
+    top: Whole
+    draw: Annotated[bool | Text, PathText()]
+
+
+class SVM(Section):
+    C: Positive
+
+
+class PerClass(Section):
+    train: Whole
+    test: Whole
+
+
+class TransferConfig(Config):
+    checkpoint: FilePath | None
+    layer: Literal["conv", "pool", "spp", "gap", "fc1", "fc2"]
+    pool_to: Annotated[int, Field(ge=1, le=MAX_LEVEL)]
+    svm: SVM
+    splits: Annotated[int, Field(ge=1, le=10_000)] | None
+    per_class: PerClass
+    split_seed: Count
+
+
+class StatusConfig(Config):
+    study: Annotated[Label | None, affects.bookkeeping]  # type: ignore[assignment]  # null: see conf/status.yaml
+    watch: bool
+
+
+class ReportConfig(Config):
+    study: Annotated[Label | None, affects.bookkeeping]  # type: ignore[assignment]  # null: see conf/report.yaml
+    output: FilePath | None
+    latex: bool
+    html: bool
+
+
+class BenchConfig(Section):
+    only: Annotated[
+        list[
+            Literal["layer", "loading", "views", "windows", "step", "throughput", "compile", "start", "sweep"]
+        ],
+        Field(min_length=1),
+        DISTINCT,
+    ] | None
+    accelerator: Literal["auto", "cpu", "gpu"]
+    num_threads: Annotated[int, Field(ge=1, le=1024)]
+    photographs: FilePath | None
+    quick: bool
+    output: FilePath | None
+
+
+class TestSizes(Section):
+    test: Sides
+
+
+class ModelsConfig(Section):
+    sizes: TestSizes
+
+
+COMMANDS: dict[str, type[Section]] = {
+    "train": Config,
+    "test": TestConfig,
+    "predict": PredictConfig,
+    "transfer": TransferConfig,
+    "status": StatusConfig,
+    "report": ReportConfig,
+    "bench": BenchConfig,
+    "models": ModelsConfig,
+}
+
+
+class SlurmOptions(Section):
+    """Options of launch=slurm (`hydra.launcher`); conf/launch/slurm.yaml has the defaults."""
+
+    partition: Text | None
+    account: Text | None
+    qos: Text | None
+    time: Annotated[
+        Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] | Whole,
+        Expected("a number of minutes, or a time such as '12:00:00' or '1-12:00:00'"),
+    ] | None
+    cpus: Whole
+    gpus: Count
+    memory: Text | Whole | None
+    parallel: Whole | None
+    warning: Annotated[int, Field(ge=1, le=65535)]
+    setup: list[Text]
+    options: Annotated[dict[str, Any], Expected("a mapping from sbatch's long options to values")]

@@ -1,0 +1,258 @@
+"""What the schema says about keys: their types, marks and descriptions, and the parts of a configuration they select."""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+import annotated_types as limits
+from pydantic import AfterValidator, BaseModel
+from pydantic.fields import FieldInfo
+
+from sppnet.config.marks import Affects, Changes, Expected, Only, Passed, PathText, affects
+from sppnet.config.schema import DISTINCT, OpenSection, Section
+
+Mark = TypeVar("Mark")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a schema.
+
+    Attributes:
+        name: the dotted name, such as `data.batch_size`.
+        field: pydantic's description of its type.
+        marks: its own marks and those that it takes over from the sections it is in, the outermost first.
+        variant: the key and the value with which this key exists, if its section is one of several alternatives.
+    """
+
+    name: str
+    field: FieldInfo
+    marks: tuple[Any, ...]
+    variant: tuple[str, str] | None = None
+
+    def mark(self, kind: type[Mark]) -> Mark | None:
+        """The innermost mark of a kind."""
+        return next((mark for mark in reversed(self.marks) if isinstance(mark, kind)), None)
+
+    @property
+    def affects(self) -> Affects:
+        return self.mark(Affects) or affects.weights
+
+    def may_change(self, command: str) -> bool:
+        """Whether `command` may change the key of the run whose checkpoint it loads."""
+        changes = self.mark(Changes)
+        return changes is not None and command in changes.commands
+
+    @property
+    def is_section(self) -> bool:
+        return bool(sections(self.field.annotation))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the value is a string or a list of strings, so that a typed `2024` means the string "2024"."""
+        return takes_text(self.field.annotation)
+
+    @property
+    def takes_flag(self) -> bool:
+        """Whether the value may be true or false."""
+        return bool in (_without_marks(self.field.annotation), *map(_without_marks, _arms(self.field.annotation)))
+
+    @property
+    def is_path(self) -> bool:
+        return any(isinstance(mark, PathText) for mark in _all_marks(self.field.annotation, self.field.metadata))
+
+
+@functools.cache
+def keys(schema: type[Section]) -> tuple[Key, ...]:
+    """All sections and keys of `schema`, in its order; a key that several alternatives have is listed for each."""
+    return tuple(_keys(schema, "", (), None))
+
+
+def _keys(
+    schema: type[BaseModel], prefix: str, inherited: tuple[Any, ...], variant: tuple[str, str] | None
+) -> Iterator[Key]:
+    for name, field in schema.model_fields.items():
+        marks = (*inherited, *field.metadata)
+        key = Key(f"{prefix}{field.alias or name}", field, marks, variant)
+        yield key
+        alternatives = sections(field.annotation)
+        for section in alternatives:
+            tag = field.discriminator if len(alternatives) > 1 else None
+            value = None if tag is None else typing.get_args(section.model_fields[str(tag)].annotation)[0]
+            yield from _keys(section, f"{key.name}.", marks, variant if tag is None else (f"{key.name}.{tag}", value))
+
+
+def sections(annotation: Any) -> list[type[Section]]:
+    """The sections that a value of this type may be: none for a plain value, several for a group of alternatives."""
+    inner = _without_marks(annotation)
+    if isinstance(inner, type) and issubclass(inner, Section):
+        return [inner]
+    return [section for arm in _arms(inner) for section in sections(arm)]
+
+
+def key_named(schema: type[Section], name: str) -> Key | None:
+    """The key or section called `name`; None if the schema does not list it."""
+    return next((key for key in keys(schema) if key.name == name), None)
+
+
+def nearest(schema: type[Section], name: str) -> Key | None:
+    """The key called `name`, or the innermost section that it lies in."""
+    while name:
+        if key := key_named(schema, name):
+            return key
+        name = name.rpartition(".")[0]
+    return None
+
+
+def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
+    """Dump the keys of `cfg` for which `keep` returns true, as plain data.
+
+    Arguments of a user's class and of the Trainer have no line in the schema; `keep` is asked about their section.
+    """
+    result: dict[str, Any] = {}
+    _select(cfg, "", (), keep, result)
+    return result
+
+
+def _select(
+    section: BaseModel, prefix: str, inherited: tuple[Any, ...], keep: Callable[[Key], bool], result: dict[str, Any]
+) -> None:
+    for name, field in type(section).model_fields.items():
+        if name not in section.model_fields_set:
+            continue
+        value, key = getattr(section, name), Key(f"{prefix}{field.alias or name}", field, (*inherited, *field.metadata))
+        if isinstance(value, BaseModel):
+            inner: dict[str, Any] = {}
+            _select(value, f"{key.name}.", key.marks, keep, inner)
+            if inner:
+                result[field.alias or name] = inner
+        elif keep(key):
+            result[field.alias or name] = _plain(value)
+    extra = section.model_extra or {}
+    if extra and keep(Key(prefix.rstrip("."), FieldInfo(), inherited)):
+        result |= {name: _plain(value) for name, value in extra.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(by_alias=True, exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def without_effect(cfg: Section) -> dict[str, str]:
+    """Map each key of `cfg` that has no effect to the setting that disables it (such as `data.fit=full`)."""
+    ineffective = {}
+    for key in keys(type(cfg)):
+        only = key.mark(Only)
+        if only is not None and (value := value_of(cfg, only.key)) not in only.values:
+            ineffective[key.name] = f"{only.key}={format_value(value)}"
+    return ineffective
+
+
+def value_of(cfg: object, name: str) -> Any:
+    """The value of a key of a configuration or of plain data; None if it is absent."""
+    for part in name.split("."):
+        if isinstance(cfg, Mapping):
+            cfg = cfg.get(part)
+        elif part == "_target_":
+            cfg = getattr(cfg, "target", None)
+        else:
+            cfg = getattr(cfg, part, None)
+    return cfg
+
+
+def format_value(value: object) -> str:
+    """Format `value` as YAML writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+# Descriptions of types
+
+
+def describe(annotation: Any, metadata: Sequence[Any] = (), plural: bool = False) -> str:
+    """Describe the values of a type in words that complete "must be ..."."""
+    marks = [*_own_marks(annotation), *metadata]
+    inner = _without_marks(annotation)
+    if expected := next((mark for mark in reversed(marks) if isinstance(mark, Expected)), None):
+        return expected.plural if plural and expected.plural else expected.text
+    if typing.get_origin(inner) is Literal:
+        listed = ", ".join(map(format_value, typing.get_args(inner)))
+        return f"values from {listed}" if plural else f"one of {listed}"
+    if arms := _arms(inner):
+        if all(sections(arm) for arm in arms):
+            return "a mapping"
+        given = [arm for arm in arms if arm is not types.NoneType]
+        text = ", or ".join(describe(arm, metadata) for arm in given)
+        return f"null or {text}" if types.NoneType in arms else text
+    if inner is bool:
+        return "true or false"
+    if inner is int or inner is float:
+        return _describe_number(inner is int, marks, plural)
+    if inner is str:
+        return "strings" if plural else "a string"
+    if typing.get_origin(inner) is list:
+        least = any(isinstance(mark, limits.MinLen) and mark.min_length > 0 for mark in marks)
+        items = describe(typing.get_args(inner)[0], plural=True)
+        return f"a {'non-empty ' if least else ''}list of {'different ' if DISTINCT in marks else ''}{items}"
+    return "a mapping"
+
+
+def _describe_number(whole: bool, marks: Sequence[Any], plural: bool) -> str:
+    bound = {type(m).__name__: getattr(m, type(m).__name__.lower()) for m in marks if isinstance(m, LIMITS)}
+    noun = ("integers" if plural else "an integer") if whole else ("numbers" if plural else "a number")
+    low, high = bound.get("Ge"), bound.get("Le")
+    if whole and low is not None and high is not None and high < 2**31 - 1:
+        return f"{noun} from {low} to {high}"
+    parts = [f"of at least {low:g}"] if low is not None else []
+    if "Gt" in bound:
+        parts.append(f"greater than {bound['Gt']:g}")
+    if "Lt" in bound and bound["Lt"] < 1e300:
+        parts.append(f"less than {bound['Lt']:g}")
+    if high is not None and not whole:
+        parts.append(f"at most {high:g}")
+    return f"{noun} {' and '.join(parts)}".rstrip()
+
+
+LIMITS = (limits.Ge, limits.Gt, limits.Le, limits.Lt)
+
+
+def takes_text(annotation: Any) -> bool:
+    inner = _without_marks(annotation)
+    if typing.get_origin(inner) is list:
+        return takes_text(typing.get_args(inner)[0])
+    return inner is str or any(takes_text(arm) for arm in _arms(inner))
+
+
+def _arms(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else ()
+
+
+def _without_marks(annotation: Any) -> Any:
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
+
+
+def _own_marks(annotation: Any) -> list[Any]:
+    """The marks of an annotated type, with pydantic's `Field(ge=1)` as the single limits that it stands for."""
+    if typing.get_origin(annotation) is not Annotated:
+        return []
+    inner, *marks = typing.get_args(annotation)
+    single = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
+    return [*_own_marks(inner), *single]
+
+
+def _all_marks(annotation: Any, metadata: Sequence[Any]) -> Iterator[Any]:
+    yield from metadata
+    yield from _own_marks(annotation)
+    for arm in _arms(_without_marks(annotation)):
+        yield from _all_marks(arm, ())

@@ -1,0 +1,69 @@
+"""Which arguments of `lightning.Trainer` a configuration may give. Does not import Lightning.
+
+The names come from the Trainer's own signature, read from Lightning's source file, because importing Lightning takes
+seconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+REFUSED = {  # argument: why it is refused, and what to use instead
+    "max_time": "a run that a clock ends cannot be repeated; use trainer.max_epochs or trainer.max_steps",
+    "use_distributed_sampler": "the batch samplers divide the images among the processes themselves",
+    "logger": "use logger=tensorboard or logger=wandb",
+    "callbacks": "use +callbacks.NAME._target_=CLASS",
+    "enable_checkpointing": "a run saves its checkpoints always; see checkpointing.every_n_steps",
+    "enable_progress_bar": "use progress=none",
+    "default_root_dir": "use paths.runs",
+    "reload_dataloaders_every_n_epochs": "every epoch has the same number of batches, and a resumed run relies on it",
+    "num_sanity_val_steps": "sizes, labels and files are checked before training, without running the network on them",
+    "limit_predict_batches": "sppnet predict uses every image of its input",
+    "fast_dev_run": "use debug=fast, which also tests saving and testing",
+    "barebones": "a run needs its checkpoints and records; use progress=none for less output",
+}
+SPAWNING = ("spawn", "fork", "notebook")  # parts of the names of strategies that start processes without a command line
+
+
+@functools.cache
+def trainer_argument_names() -> tuple[str, ...]:
+    """The names of the Trainer's arguments, in the order of its signature."""
+    package = importlib.util.find_spec("lightning")
+    assert package is not None
+    assert package.origin is not None
+    source = Path(package.origin).parent / "pytorch" / "trainer" / "trainer.py"
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    classes = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
+    methods = (node for node in next(classes).body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return tuple(argument.arg for argument in next(methods).args.kwonlyargs)
+
+
+def check_trainer_arguments(passed: Mapping[str, Any], strategy: object) -> None:
+    """Check the names of the arguments in `passed`, and that `strategy` does not spawn processes.
+
+    Raises:
+        ValueError: the Trainer has no such argument, or it would break what a run promises.
+    """
+    for name, value in passed.items():
+        if name in REFUSED:
+            raise ValueError(f"trainer.{name}={value} is not allowed: {REFUSED[name]}")
+        if name not in trainer_argument_names():
+            raise ValueError(f"unknown key trainer.{name}; {suggest_argument(name)}")
+    if isinstance(strategy, str) and any(part in strategy for part in SPAWNING):
+        raise ValueError(
+            f"trainer.strategy={strategy} is not allowed: it starts processes that cannot resume a run; use ddp"
+        )
+
+
+def suggest_argument(name: str, more: Iterable[str] = ()) -> str:
+    """Suggest the argument that the user may have meant by `name`."""
+    names = [*(name for name in trainer_argument_names() if name not in REFUSED), *more]
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean trainer.{near[0]}? " if near else ""
+    return f"{hint}trainer has the arguments of lightning.Trainer: {', '.join(names)}"
