@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
+from sppnet.config.load import load, replace
+from sppnet.config.schema import Config
 from sppnet.data import load_splits
 from sppnet.data.views import Views
-from sppnet.runs.from_checkpoint import read_checkpoint
+from sppnet.runs.from_checkpoint import load_stored_config, read_checkpoint
 from sppnet.runs.provenance import code_state, machine
 from sppnet.training.inference import load_classifier
 from sppnet.training.multi_view import Scorer
@@ -50,13 +51,13 @@ class Scores:
 @torch.no_grad()
 def score_run(run: Path, threads: int | None) -> Scores:
     """Score a run's test images in the views of its configuration, once from the feature map and once from pixels."""
-    cfg = yaml.safe_load((run / "config.yaml").read_text())
+    cfg = load(Config, load_stored_config(run)[0])
     if threads:
-        cfg["trainer"]["threads"] = threads
+        cfg = replace(cfg, {"compute.num_threads": threads})
     set_threads_and_filter_warnings(cfg)
-    sets = load_splits(cfg["data"])
+    sets = load_splits(cfg.data)
     classifier = load_classifier(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval()
-    data, size = build_data(cfg, sets), cfg["sizes"]["test"][0]
+    data, size = build_data(cfg, sets), cfg.sizes.test[0]
     scorers = [
         Scorer(classifier.network, Views(**{**vars(classifier.views), "source": source}), size)
         for source in ("map", "image")
@@ -70,7 +71,7 @@ def score_run(run: Path, threads: int | None) -> Scores:
         targets.append(batch["target"].numpy())
     map_seconds, pixel_seconds = (sum(scorer.seconds.values()) / scorer.images for scorer in scorers)
     from_map, from_pixels = (np.concatenate(batches) for batches in scores)
-    return Scores(from_map, from_pixels, np.concatenate(targets), (map_seconds, pixel_seconds), cfg["seed"])
+    return Scores(from_map, from_pixels, np.concatenate(targets), (map_seconds, pixel_seconds), cfg.seed)
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:

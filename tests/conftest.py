@@ -72,14 +72,14 @@ def spawn(tmp_path: Path) -> Caller:
 
 @pytest.fixture
 def study(sppnet: Caller, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Caller:
-    """A sweep of two heads and three seeds, trained once and copied for every test."""
-    trained = tmp_path_factory.getbasetemp() / "study_of_two_heads"
+    """A sweep of two poolings and three seeds, trained once and copied for every test."""
+    trained = tmp_path_factory.getbasetemp() / "study_of_two_poolings"
     if trained.exists():
         shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
         return sppnet
-    for head in ("spp", "gap"):
+    for pooling in ("spp", "gap"):
         for seed in (0, 1, 2):
-            assert sppnet("train", *OF_A_STUDY, f"head={head}", f"seed={seed}").code == 0
+            assert sppnet("train", *OF_A_STUDY, f"pooling={pooling}", f"seed={seed}").code == 0
     swept = sppnet(*SWEEP)
     assert swept.code == 0, swept.out
     assert swept.out.count("(already done)") == 6

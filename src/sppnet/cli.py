@@ -28,6 +28,7 @@ COMMANDS = {
     "status": "show the state of a study's runs, and why failed runs failed",
     "report": "write the table and figure of a study from its run directories",
     "bench": "compare the speed of sppnet on this machine with that of the usual alternatives",
+    "config": "print the JSON Schema of the configuration, for editors: sppnet config schema",
     "models": "print feature map sizes, parameters and multiply-adds of every backbone",
     "transfer": "fit a linear SVM to features of a trained or pretrained network, on a different data set",
 }

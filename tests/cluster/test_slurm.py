@@ -18,12 +18,8 @@ from private_slurm import Cluster
 pytestmark = pytest.mark.slow
 
 OVERRIDES = (
-    *(
-        override
-        for override in SMALL
-        if not override.startswith(("trainer.limit", "trainer.max", "trainer.checkpoint"))
-    ),
-    *("trainer.max_epochs=4", "trainer.checkpoint_every_n_steps=1000", "trainer.accelerator=cpu", "study=mishaps"),
+    *(override for override in SMALL if not override.startswith(("trainer.limit", "trainer.max", "checkpointing"))),
+    *("trainer.max_epochs=4", "checkpointing.every_n_steps=1000", "trainer.accelerator=cpu", "study=mishaps"),
     *PLUG,
 )
 SLURM = (
@@ -156,7 +152,7 @@ def test_mistakes_are_found_before_anything_is_queued(on: Caller, cluster: Clust
     wrong = {
         ("hydra.launcher.cpus=0",): "hydra.launcher.cpus=0 is not allowed",
         ("hydra.launcher.time=soon",): "minutes",
-        ("head.rule=sliding", "head.bins=[6,1]"): "sliding",
+        ("pooling.rule=sliding", "pooling.bins=[6,1]"): "sliding",
         ("hydra.launcher.partition=fly",): "sbatch:",
     }
     for overrides, message in wrong.items():

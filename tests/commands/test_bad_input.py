@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from calling import SMALL, Called, Caller, command
+from calling import SMALL, Called, Caller, command, limits
+from sppnet.config.compose import compose_config
 from sppnet.errors import UserError
 
 
@@ -30,6 +31,8 @@ NAMES_AND_VALUES = [
     (["fly"], ["unknown command 'fly'", "train"]),
     (["train", "--fly"], ["--fly", "KEY=VALUE"]),
     (["train", "fly=1"], ["fly", "backbone", "trainer"]),
+    (["train", "trainer.threads=1"], ["trainer.threads", "now called compute.num_threads"]),
+    (["train", "head=gap"], ["head=gap is now called pooling=gap"]),
     (["train", "trainer.epochs=1"], ["trainer.epochs", "trainer.max_epochs"]),
     (["train", "+trainer.fly=1"], ["trainer.fly", "max_epochs"]),
     (["train", "backbone=fly"], ["backbone/fly", "zf5"]),
@@ -52,10 +55,10 @@ NAMES_AND_VALUES = [
     (["train", "study=a/b"], ["study=a/b", "letters"]),
     (["train", "trainer.max_epochs=ten"], ["trainer.max_epochs=ten", "must be an integer of at least 1"]),
     (["train", "trainer.precision=8"], ["trainer.precision=8", "bf16-mixed"]),
-    (["train", "head.bins=[]"], ["head.bins=[]", "must be a non-empty list of integers from 1 to 1024"]),
-    (["train", "head.bins=[0]"], ["head.bins=[0]", "from 1 to 1024"]),
-    (["train", "head.bins=[2.5]"], ["head.bins=[2.5]", "integers"]),
-    (["train", "head.bins=[1000000]"], ["head.bins=[1000000]", "from 1 to 1024"]),
+    (["train", "pooling.bins=[]"], ["pooling.bins=[]", "must be a non-empty list of integers from 1 to 1024"]),
+    (["train", "pooling.bins=[0]"], ["pooling.bins=[0]", "from 1 to 1024"]),
+    (["train", "pooling.bins=[2.5]"], ["pooling.bins=[2.5]", "integers"]),
+    (["train", "pooling.bins=[1000000]"], ["pooling.bins=[1000000]", "from 1 to 1024"]),
     (["train", "optim.lr=-1"], ["optim.lr=-1", "must be a number greater than 0"]),
     (["train", "sizes.train=[]"], ["sizes.train=[]"]),
     (["train", "sizes.test=[32,32]"], ["sizes.test", "32"]),
@@ -113,7 +116,7 @@ NAMES_AND_VALUES = [
     (["train", "backbone._target_=os.system"], ["os.system", "sppnet.*", "SPPNET_ALLOW"]),
     (["train", "optim._target_=torch.load"], ["torch.load", "not allowed"]),
     (["train", "+callbacks.x._target_=subprocess.run"], ["subprocess.run", "not allowed"]),
-    (["train", "+callbacks.x=1"], ["callbacks.x=1", "_target_"]),
+    (["train", "+callbacks.x=1"], ["callbacks.x=1", "mapping"]),
     (["train", "data=folder", "data.root=no/such"], ["no/such"]),
     (["test"], ["checkpoint"]),
     (["test", "checkpoint=no/such"], ["no/such", "no such file or directory"]),
@@ -125,13 +128,16 @@ NAMES_AND_VALUES = [
 ]
 
 
-CLOSED = ("loss", "paths", "head", "views", "trainer", "logger", "debug", "data.split", "data.crop", "optim.schedule")
+CLOSED = (
+    *("loss", "paths", "pooling", "head", "views", "trainer", "logger", "debug", "augment", "compute", "checkpointing"),
+    *("data.split", "data.crop", "optim.schedule"),
+)
 NAMES_AND_VALUES += [
     (["train", f"~{key}"], [f"{key} is missing"])
     for key in (
         "data.crop",
         "data.split",
-        "data.flip",
+        "augment.flip",
         "data.mean",
         "optim.schedule",
         "trainer.devices",
@@ -152,17 +158,17 @@ def test_a_wrong_name_or_value(sppnet: Caller, tmp_path: Path, words: list[str],
 FIT = [
     (["views=ten", "views.scales=[256,257]"], ["[256, 257]", "55, 55 pixels", "sizes.test=48", "same side"]),
     (["backbone=zf5", "sizes=single", "sizes.train=[20]"], ["20", "the smallest size that works is"]),
-    (["head.rule=sliding", "sizes=single", "sizes.train=[40]"], ["40", "10"]),
+    (["pooling.rule=sliding", "sizes=single", "sizes.train=[40]"], ["40", "10"]),
     (["backbone=torchvision", "backbone.name=vit_b_16"], ["vit_b_16", "every size", "224"]),
     (["backbone=torchvision", "backbone.name=resnet1"], ["resnet1"]),
     (["backbone=resnet18", "backbone.weights=FLY"], ["FLY"]),
-    (["head.bins=[128]", "head.hidden=[1000000]"], ["GiB"]),
+    (["pooling.bins=[128]", "head.hidden=[1000000]"], ["GiB"]),
     (["optim._target_=torch.nn.Linear"], ["torch.nn.Linear", "Optimizer"]),
-    (["head=flatten"], ["flatten", "sizes.train=[48, 40]"]),
-    (["head=flatten", "sizes=single", "views=full"], ["flatten", "whole images"]),
+    (["pooling=flatten"], ["flatten", "sizes.train=[48, 40]"]),
+    (["pooling=flatten", "sizes=single", "views=full"], ["flatten", "whole images"]),
     (["backbone.width=100000000"], ["backbone", "more memory than is available"]),
     (["+backbone.foo=1"], ["backbone", "foo"]),
-    (["+data.foo=1"], ["data", "foo"]),
+    (["+data.foo=1"], ["data", "Digits() takes no arguments"]),
     (["+sizes.foo=1"], ["sizes", "foo"]),
     (["+optim.foo=1"], ["optim", "foo"]),
     (["+optim.betas=[0.9]"], ["optim", "torch.optim.AdamW refuses"]),
@@ -180,7 +186,7 @@ def test_what_does_not_fit_together(sppnet: Caller, tmp_path: Path, words: list[
 
 def test_a_batch_of_one_on_which_batch_normalisation_cannot_train(sppnet: Caller, tmp_path: Path) -> None:
     """A frozen network keeps its batch statistics, so one image is enough."""
-    words = ("train", *SMALL, "data.batch_size=1", "trainer.limit_batches=2")
+    words = ("train", *SMALL, "data.batch_size=1", *limits(2))
     small = ("sizes=single", "sizes.train=[4]")
     refused = sppnet(*words, *small)
     assert_one_line(refused, "data.batch_size=1:", "at size 4", "data.batch_size=2 or more", "sizes.train")
@@ -213,7 +219,7 @@ CALLBACKS = [
     ),
     (
         ["+callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{0:2}}"],
-        ["GradientAccumulationScheduler is not allowed", "use trainer.accumulate"],
+        ["GradientAccumulationScheduler is not allowed", "use trainer.accumulate_grad_batches"],
     ),
     (
         ["allow=stop_at", "+callbacks.x._target_=stop_at.StatusFile"],
@@ -269,7 +275,7 @@ def test_a_number_of_processes_in_the_environment_that_is_not_the_runs(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert_one_line(sppnet("train", *SMALL), "WORLD_SIZE=2", "trainer.devices=1", "unset WORLD_SIZE")
     assert not list(tmp_path.iterdir())
-    cfg = {"trainer": {"devices": 2, "num_nodes": 1}}
+    cfg = compose_config(["trainer.devices=2"])
     ranks.check_world_size(cfg)  # 2 processes, as WORLD_SIZE says
     for name, value in {"SPPNET_SUBMISSION": "x", "SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -352,7 +358,7 @@ def imported(tmp_path: Path, *words: str, modules: tuple[str, ...] = ("torch", "
 
 @pytest.mark.parametrize(
     "words",
-    [["seed=-1"], ["head.bins=[0]"], ["trainer.epochs=1"], ["sizes.train=[0]"], ["sizes.test=[32,32]"], ["+foo=1"]],
+    [["seed=-1"], ["pooling.bins=[0]"], ["trainer.epochs=1"], ["sizes.train=[0]"], ["sizes.test=[32,32]"], ["+foo=1"]],
 )
 def test_names_and_values_are_judged_before_torch_is_imported(tmp_path: Path, words: list[str]) -> None:
     assert imported(tmp_path, "train", *words) == "2 False False"

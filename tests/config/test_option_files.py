@@ -11,13 +11,20 @@ import yaml
 from PIL import Image
 
 from calling import Caller
-from sppnet.config import compose, option_files, schema
+from sppnet.config import option_files
+from sppnet.config.compose import compose_config
+from sppnet.config.load import load
+from sppnet.config.schema import Config
 
 CONF = option_files.root() / "conf"
-OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
-NEEDS = {"backbone=torchvision": ["backbone.name=resnet18"], "head=flatten": ["sizes=single"]}
-BACKBONES, HEADS, SIZES = (
-    [name for option_group, name in OPTIONS if option_group == group] for group in ("backbone", "head", "sizes")
+OPTIONS = [
+    (path.parent.relative_to(CONF).as_posix(), path.stem)
+    for path in sorted(CONF.rglob("*.yaml"))
+    if path.parent != CONF
+]
+NEEDS = {"backbone=torchvision": ["backbone.name=resnet18"], "pooling=flatten": ["sizes=single"]}
+BACKBONES, POOLINGS, SIZES = (
+    [name for option_group, name in OPTIONS if option_group == group] for group in ("backbone", "pooling", "sizes")
 )
 
 
@@ -26,7 +33,7 @@ def test_every_option_composes_to_a_valid_configuration(sppnet: Caller, group: s
     choice = f"{group}={name}"
     shown = sppnet("train", choice, *NEEDS.get(choice, []), "--cfg", "job", "--resolve")
     assert shown.code == 0, shown.err
-    schema.check(yaml.safe_load(shown.out))
+    load(Config, yaml.safe_load(shown.out))
 
 
 @pytest.mark.parametrize("command", ["train", "test", "predict", "transfer"])
@@ -41,23 +48,25 @@ def test_every_named_pyramid_says_its_depth_and_its_bins() -> None:
 
 
 def combinations(sides: tuple[int, int], *extra: str) -> list[list[str]]:
-    """The overrides of every allowed backbone x head x size schedule, at these input sizes."""
+    """The overrides of every allowed backbone x pooling x size schedule, at these input sizes."""
     cases = []
     for backbone in BACKBONES:
-        for head in HEADS:
+        for pooling in POOLINGS:
             for sizes in SIZES:
-                if head == "flatten" and sizes != "single":
+                if pooling == "flatten" and sizes != "single":
                     continue  # refused: it takes one size only, see test_bad_input
                 low, high = sorted(sides)
                 train = {"single": [high], "uniform": [low, high]}.get(sizes, [high, low])
-                words = [f"backbone={backbone}", f"head={head}", f"sizes={sizes}", f"sizes.train={train}"]
+                words = [f"backbone={backbone}", f"pooling={pooling}", f"sizes={sizes}", f"sizes.train={train}"]
                 words += ["sizes.weights=[0.5,0.5]"] if sizes == "weighted" else []
-                words += NEEDS.get(f"backbone={backbone}", []) + (["head.pool_to=null"] if head == "flatten" else [])
+                words += NEEDS.get(f"backbone={backbone}", [])
+                words += ["pooling.output_size=null"] if pooling == "flatten" else []
                 cases.append([word.replace(" ", "") for word in (*words, *extra)])
     return cases
 
 
-STEPS = ("trainer.limit_batches=2", "trainer.max_epochs=1", "trainer.progress=none", "data.split.val=0.01")
+LIMITS = tuple(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test"))
+STEPS = (*LIMITS, "trainer.max_epochs=1", "progress=none", "data.split.val=0.01")
 
 
 def trains_two_steps(sppnet: Caller, words: list[str]) -> None:
@@ -67,28 +76,28 @@ def trains_two_steps(sppnet: Caller, words: list[str]) -> None:
     assert '"step": 2,' in metrics
 
 
-SMALL = ("head.hidden=[8]", "head.bins=[2,1]", "data.batch_size=2", "trainer.threads=1")
+SMALL = ("head.hidden=[8]", "pyramid.bins=[2,1]", "data.batch_size=2", "compute.num_threads=1")
 QUICK = [
     words
     for words in combinations((64, 72), *SMALL)
-    if words[2] == "sizes=single" or (words[0] == "backbone=tiny" and words[1] == "head=spp")
+    if words[2] == "sizes=single" or (words[0] == "backbone=tiny" and words[1] == "pooling=spp")
 ]
 
 
 @pytest.mark.parametrize("words", QUICK, ids=lambda words: " ".join(words[:3]))
-def test_backbone_head_and_schedule_train_two_steps(sppnet: Caller, words: list[str]) -> None:
+def test_backbone_pooling_and_schedule_train_two_steps(sppnet: Caller, words: list[str]) -> None:
     trains_two_steps(sppnet, words)
 
 
 def in_pairs(words: list[str]) -> bool:
-    """Whether this is one of the combinations in which each backbone meets each head and each schedule, and each head
-    each schedule: the schedules meet the heads in turns, backbone by backbone."""
-    backbone, head, sizes = (word.partition("=")[2] for word in words[:3])
+    """Whether this is one of the combinations in which each backbone meets each pooling and each schedule, and each
+    pooling each schedule: the schedules meet the poolings in turns, backbone by backbone."""
+    backbone, pooling, sizes = (word.partition("=")[2] for word in words[:3])
     turn = (BACKBONES.index(backbone) + SIZES.index(sizes)) % 2
-    return head == "flatten" or head == ("spp", "gap")[turn]
+    return pooling == "flatten" or pooling == ("spp", "gap")[turn]
 
 
-FULL = [words for words in combinations((112, 128), "data.batch_size=4", "trainer.threads=1") if in_pairs(words)]
+FULL = [words for words in combinations((112, 128), "data.batch_size=4", "compute.num_threads=1") if in_pairs(words)]
 
 
 def test_among_the_full_networks_is_each_pair_of_option_files() -> None:
@@ -99,7 +108,7 @@ def test_among_the_full_networks_is_each_pair_of_option_files() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", FULL, ids=lambda words: " ".join(words[:3]))
-def test_backbone_head_and_schedule_train_two_steps_at_full_width(sppnet: Caller, words: list[str]) -> None:
+def test_backbone_pooling_and_schedule_train_two_steps_at_full_width(sppnet: Caller, words: list[str]) -> None:
     trains_two_steps(sppnet, words)
 
 
@@ -124,8 +133,8 @@ def test_a_users_folder_joins_the_configuration(sppnet: Caller, tmp_path: Path) 
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (30 + number, 40), (30 * number, 0, 0)).save(path)
     shutil.copy(done.run / "checkpoints/best.ckpt", tmp_path / "lone.ckpt")
-    rows = ["transfer", "--config-dir", "mine", "backbone=two", "data=folder", "data.root=pets", "data.workers=0"]
-    rows += ["splits=1", "per_class.train=2", "sizes.test=[24]", "trainer.threads=1", "layer=pool", "allow=mynets"]
+    rows = ["transfer", "--config-dir", "mine", "backbone=two", "data=folder", "data.root=pets", "data.num_workers=0"]
+    rows += ["splits=1", "per_class.train=2", "sizes.test=[24]", "compute.num_threads=1", "layer=pool", "allow=mynets"]
     assert sppnet(*rows).code == 0
     with (tmp_path / "mynets.py").open("a") as file:
         file.write("        self[0].weight.data *= 2\n")
@@ -139,4 +148,4 @@ def test_a_users_folder_joins_the_configuration(sppnet: Caller, tmp_path: Path) 
 
 def test_composing_in_another_program_minds_none_of_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["notebook", "--collect-only", "-f", "kernel.json"])
-    assert compose.compose_config("train", ["seed=3"])["seed"] == 3
+    assert compose_config(["seed=3"]).seed == 3

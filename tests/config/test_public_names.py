@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import torch
 import yaml
 
 from calling import SMALL, Called, Caller
-from sppnet.config import compose
+from sppnet.config.command_schemas import COMMANDS
+from sppnet.config.compose import compose_config
+from sppnet.config.keys import keys
+from sppnet.config.load import to_plain
 from sppnet.config.option_files import root
 
 OURS = sorted(
@@ -58,7 +63,7 @@ def set_layout(path: Path, layout: Any) -> None:
     config = path.suffix == ".yaml"
     whole = yaml.safe_load(path.read_text()) if config else torch.load(path, weights_only=True)
     node = whole if config else whole["sppnet"]
-    assert node.pop("layout") == 1
+    assert node.pop("layout") == 2
     if layout is not None:
         node["layout"] = layout
     if config:
@@ -68,16 +73,16 @@ def set_layout(path: Path, layout: Any) -> None:
 
 
 def test_a_run_of_another_layout_is_refused_in_one_line(sppnet: Caller, tmp_path: Path) -> None:
-    words = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
+    words = (*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2")
     run = sppnet("train", *words).run
     lone = tmp_path / "lone.ckpt"
-    for layout, part in ((None, "without a configuration layout"), (7, "layout 7"), ("1", "layout '1'")):
+    for layout, part in ((None, "without a configuration layout"), (1, "layout 1"), ("2", "layout '2'")):
         shutil.copytree(run, tmp_path / "old")
         set_layout(tmp_path / "old/config.yaml", layout)
         shutil.copy(run / "checkpoints/best.ckpt", lone)
         set_layout(lone, layout)
         for command, checkpoint in (("test", "old"), ("predict", "old"), ("transfer", "old"), ("test", "lone.ckpt")):
-            refused(sppnet(command, f"checkpoint={checkpoint}"), f"checkpoint={checkpoint}", part, "reads layout 1")
+            refused(sppnet(command, f"checkpoint={checkpoint}"), f"checkpoint={checkpoint}", part, "reads layout 2")
         shutil.rmtree(tmp_path / "old")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lone.ckpt", "runs"]
     set_layout(run / "checkpoints/best.ckpt", 7)  # the run has this version's layout, its weights have not
@@ -85,5 +90,32 @@ def test_a_run_of_another_layout_is_refused_in_one_line(sppnet: Caller, tmp_path
 
 
 def test_nobody_sets_the_layout(sppnet: Caller) -> None:
-    assert "layout" not in compose.compose_config("train", [])
+    assert "layout" not in to_plain(compose_config([]))
     refused(sppnet("train", "+layout=2"), "layout")
+
+
+CODE = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
+
+
+def test_configurations_are_typed_in_all_of_the_code() -> None:
+    """Outside sppnet/config, no function takes a configuration as a mapping, and no code looks a key up by its name."""
+    looked_up = re.compile(r"\bcfg\[[\"']")
+    mappings = re.compile(r"\b(cfg|config|settings|views|head|data): (Mapping|dict)\[")
+    for path in CODE:
+        text = path.read_text(encoding="utf-8")
+        if path.parent.name != "config" and path.name != "from_checkpoint.py":  # which reads stored configurations
+            assert not looked_up.findall(text), path
+        if path.parent.name != "config":
+            assert not mappings.findall(text), path
+
+
+def test_only_the_schema_lists_keys() -> None:
+    """Every list of keys is computed from the schema's marks, so that a new key cannot be forgotten in one."""
+    dotted = {key.name for schema in COMMANDS.values() for key in keys(schema) if "." in key.name}
+    for path in CODE:
+        if path.name == "schema.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Tuple | ast.List | ast.Set):
+                listed = [item.value for item in node.elts if isinstance(item, ast.Constant) and item.value in dotted]
+                assert len(listed) < 2, f"{path}:{node.lineno}: {listed}"

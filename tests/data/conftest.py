@@ -1,13 +1,15 @@
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from sppnet.config.compose import compose_plain
+from sppnet.config.load import load
+from sppnet.config.schema import Data
 
 
 def _paint(path: Path, width: int, height: int, seed: int = 0) -> None:
@@ -35,17 +37,22 @@ def make_tree() -> Callable[..., Path]:
     return _make_tree
 
 
+@functools.cache
+def _composed(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = compose_plain("train", [f"data={name}"])["data"]
+    return data
+
+
 @pytest.fixture
-def config() -> Callable[..., dict[str, Any]]:
-    """config(name, **changes): the config conf/data/NAME.yaml as a plain dict, with changes."""
+def config() -> Callable[..., Data]:
+    """config(name, **changes): the section `data` of `data=NAME`, read by the main process, with changes.
 
-    def load(name: str, **changes: Any) -> dict[str, Any]:
-        cfg: dict[str, Any] = {}
-        for file in ("folder", name) if name != "digits" else (name,):
-            node = yaml.safe_load((ROOT / "conf" / "data" / f"{file}.yaml").read_text())
-            for key, value in node.items():
-                cfg[key] = cfg[key] | value if isinstance(cfg.get(key), dict) else value
-        cfg.pop("defaults", None)
-        return cfg | {"workers": 0} | changes
+    Changes of `split` leave its other keys alone.
+    """
 
-    return load
+    def change(name: str, /, **changes: Any) -> Data:
+        data = _composed(name)
+        split = data["split"] | changes.pop("split", {})
+        return load(Data, data | {"num_workers": 0, "split": split} | changes)
+
+    return change

@@ -216,7 +216,7 @@ def test_a_limited_evaluation_uses_a_seeded_mixture(
 ) -> None:
     buckets = make_buckets(samples, 1, full)
 
-    def batches_of_ranks(limit: int | None, seed: int = 0) -> list[list[list[Item]]]:
+    def batches_of_ranks(limit: float | None, seed: int = 0) -> list[list[list[Item]]]:
         ranks = [list(EvalBatchSampler(buckets, 48, [48], batch, rank, world, limit, seed)) for rank in range(world)]
         for step in zip(*ranks, strict=True):
             assert len({len(items) for items in step}) == 1
@@ -224,11 +224,12 @@ def test_a_limited_evaluation_uses_a_seeded_mixture(
         return ranks
 
     whole = batches_of_ranks(None)
+    assert batches_of_ranks(1.0) == whole
     if limit >= len(whole[0]):
         assert batches_of_ranks(limit) == whole
         return
     cut = batches_of_ranks(limit)
-    assert cut == batches_of_ranks(limit)
+    assert cut == batches_of_ranks(limit) == batches_of_ranks((limit + 0.5) / len(whole[0]))  # a share is rounded down
     assert [len(rank) for rank in cut] == [limit] * world
     counted = Counter(item.index for rank in cut for items in rank for item in items if item.valid)
     assert set(counted.values()) == {1}

@@ -1,25 +1,26 @@
-from typing import Any
-
 import numpy as np
 import pytest
 from PIL import Image
 
+from sppnet.config.schema import AnyCrop, PaperCrop, RandomResizedCrop
 from sppnet.data.crops import EvalRegions, Region, TrainRegions, render
 
-PAPER = {"kind": "paper", "positions": "random", "ratio": 0.875, "scale": [0.35, 1.0], "aspect": [0.75, 4 / 3]}
+PAPER = PaperCrop(name="paper", positions="random")
+FIXED = PaperCrop(name="paper", positions="fixed")
+RESIZED = RandomResizedCrop(name="random_resized", scale=[0.35, 1.0], ratio=[0.75, 4 / 3])
 SHAPES = [(300, 200), (200, 300), (256, 256), (1, 1), (1, 50), (517, 31)]
 
 
-def regions(fit: str = "crop", flip: bool = True, color: float = 0.1, **crop: Any) -> TrainRegions:
-    return TrainRegions(0, fit, PAPER | crop, flip, color)
+def regions(crop: AnyCrop = PAPER, fit: str = "crop", flip: bool = True, color: float = 0.1) -> TrainRegions:
+    return TrainRegions(0, fit, crop, 0.875, flip, color)
 
 
-@pytest.mark.parametrize("kind", ["paper", "random_resized"])
+@pytest.mark.parametrize("crop", [PAPER, RESIZED])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_region_lies_in_the_image_and_is_not_empty(kind: str, shape: tuple[int, int]) -> None:
+def test_every_region_lies_in_the_image_and_is_not_empty(crop: AnyCrop, shape: tuple[int, int]) -> None:
     width, height = shape
     image = Image.new("RGB", shape)
-    train_regions = regions(kind=kind)
+    train_regions = regions(crop)
     for index in range(300):
         left, top, right, bottom = train_regions(index, 0)(width, height).box
         assert 0 <= left < right <= width
@@ -45,15 +46,15 @@ def test_a_region_depends_on_seed_epoch_and_image_only() -> None:
 
 
 def test_switching_mirroring_or_colour_off_leaves_the_boxes_alone() -> None:
-    for kind in ("paper", "random_resized"):
+    for crop in (PAPER, RESIZED):
         for index in range(20):
-            plain = regions(kind=kind, flip=False, color=0.0)(index, 0)(300, 200)
-            assert plain.box == regions(kind=kind)(index, 0)(300, 200).box
+            plain = regions(crop, flip=False, color=0.0)(index, 0)(300, 200)
+            assert plain.box == regions(crop)(index, 0)(300, 200).box
             assert plain == Region(plain.box)
 
 
 def test_fixed_positions_are_the_centre_and_the_corners_of_the_whole_image() -> None:
-    boxes = {regions(positions="fixed")(index, 0)(300, 200).box for index in range(200)}
+    boxes = {regions(FIXED)(index, 0)(300, 200).box for index in range(200)}
     assert boxes == {
         (62.5, 12.5, 237.5, 187.5),
         (0, 0, 175, 175),
@@ -72,13 +73,13 @@ def test_random_positions_reach_all_of_the_image() -> None:
 
 def test_random_resized_crops_keep_to_their_limits() -> None:
     for index in range(300):
-        left, top, right, bottom = regions(kind="random_resized")(index, 0)(300, 200).box
+        left, top, right, bottom = regions(RESIZED)(index, 0)(300, 200).box
         assert 0.35 - 1e-9 <= (right - left) * (bottom - top) / 60000 <= 1 + 1e-9
         assert 0.75 - 1e-9 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-9
 
 
 def test_whole_images_are_whole() -> None:
-    assert regions("full")(1, 0)(300, 200).box == (0, 0, 300, 200)
+    assert regions(fit="full")(1, 0)(300, 200).box == (0, 0, 300, 200)
     assert EvalRegions("full", 0.875).region(300, 200).box == (0, 0, 300, 200)
     assert EvalRegions("warp", 0.875).region(300, 200).box == (0, 0, 300, 200)
     assert EvalRegions("center", 0.875).region(300, 200) == Region((62.5, 12.5, 237.5, 187.5))

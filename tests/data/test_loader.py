@@ -8,18 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
+from sppnet.config.schema import AnyViews, Augment, Center, Data, Full, Sizes, Warp
 from sppnet.data import ImageSet, Splits, build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.decode import DataError
 
-Load = Callable[..., dict[str, Any]]
+Load = Callable[..., Data]
 Make = Callable[..., Path]
-VIEWS = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
+SIZES = Sizes(_target_="sppnet.data.Alternating", train=[32, 24], val=[32], test=[32, 40])
+AUGMENT = Augment(flip=True, color=0.1)
+CENTER = Center(name="center", fit="center", crop_pct=0.875)
+WARP, FULL = Warp(name="warp", fit="warp"), Full(name="full", fit="full", aspect_step=0.125)
 
 
-def data_module(cfg: dict[str, Any], cache: Path, sets: Splits | None = None, **views: Any) -> DataModule:
-    sizes = {"_target_": "sppnet.data.Alternating", "train": [32, 24], "val": [32], "test": [32, 40]}
-    return DataModule(sets or load_splits(cfg), build_sizes(sizes), cfg, VIEWS | views, 0, cache)
+def data_module(cfg: Data, cache: Path, sets: Splits | None = None, views: AnyViews = CENTER) -> DataModule:
+    return DataModule(sets or load_splits(cfg), build_sizes(SIZES), cfg, AUGMENT, views, 0, cache)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -31,8 +34,8 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("fit", ["crop", "full"])
 def test_workers_change_nothing(config: Load, tmp_path: Path, fit: str) -> None:
     loaders = [
-        data_module(config("digits", fit=fit, flip=True, color=0.1, workers=workers), tmp_path).train_dataloader()
-        for workers in (0, 2)
+        data_module(config("digits", fit=fit, num_workers=num_workers), tmp_path).train_dataloader()
+        for num_workers in (0, 2)
     ]
     for epoch in range(2):  # the second with persistent workers
         for loader in loaders:
@@ -45,7 +48,7 @@ def test_workers_change_nothing(config: Load, tmp_path: Path, fit: str) -> None:
 
 @pytest.mark.parametrize("fit", ["crop", "full"])
 def test_a_training_batch_has_the_documented_types_and_shapes(config: Load, tmp_path: Path, fit: str) -> None:
-    cfg = config("digits", fit=fit, color=0.1)
+    cfg = config("digits", fit=fit)
     data = data_module(cfg, tmp_path)
     indices = []
     for batch in data.train_dataloader():
@@ -66,9 +69,11 @@ def test_a_training_batch_has_the_documented_types_and_shapes(config: Load, tmp_
     assert sorted(indices) == data.sets.train.tolist()
 
 
-@pytest.mark.parametrize(("fit", "squares"), [("center", True), ("warp", True), ("full", False)])
-def test_each_test_size_shows_every_test_image_once(config: Load, tmp_path: Path, fit: str, squares: bool) -> None:
-    data = data_module(config("digits"), tmp_path, fit=fit)
+@pytest.mark.parametrize(("views", "squares"), [(CENTER, True), (WARP, True), (FULL, False)])
+def test_each_test_size_shows_every_test_image_once(
+    config: Load, tmp_path: Path, views: AnyViews, squares: bool
+) -> None:
+    data = data_module(config("digits"), tmp_path, views=views)
     loaders = data.test_dataloader()
     assert len(loaders) == 2
     for size, loader in zip((32, 40), loaders, strict=True):
@@ -98,11 +103,11 @@ def damaged(make_tree: Make, tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_file_that_cannot_be_decoded_stops_the_run_and_is_named(
-    config: Load, damaged: Path, tmp_path: Path, workers: int
+    config: Load, damaged: Path, tmp_path: Path, num_workers: int
 ) -> None:
-    cfg = config("folder", root=str(damaged), workers=workers)
+    cfg = config("folder", root=str(damaged), num_workers=num_workers)
     data = data_module(cfg, tmp_path)
     with pytest.raises(DataError) as caught:
         [list(loader) for loader in (data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader())]
@@ -112,12 +117,12 @@ def test_a_file_that_cannot_be_decoded_stops_the_run_and_is_named(
     assert "Traceback" not in str(caught.value)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("fit", ["crop", "full"])
 def test_a_file_that_is_skipped_is_left_out_and_listed(
-    config: Load, damaged: Path, tmp_path: Path, workers: int, fit: str
+    config: Load, damaged: Path, tmp_path: Path, num_workers: int, fit: str
 ) -> None:
-    cfg = config("folder", root=str(damaged), workers=workers, bad_files="skip", fit=fit)
+    cfg = config("folder", root=str(damaged), num_workers=num_workers, bad_files="skip", fit=fit)
     data = data_module(cfg, tmp_path)
     batches = [*data.train_dataloader(), *data.val_dataloader()[0], *data.test_dataloader()[0]]
     bad = [name for batch in batches for name in batch["bad"]]
@@ -139,10 +144,14 @@ def test_a_batch_of_bad_files_only_becomes_one_blank_invalid_image(config: Load,
         assert batch["image"].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_single_readable_training_image_is_doubled(config: Load, damaged: Path, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_single_readable_training_image_is_doubled(
+    config: Load, damaged: Path, tmp_path: Path, num_workers: int
+) -> None:
     """Batch normalisation may be unable to train on a single image; the copy is invalid."""
-    data = data_module(config("folder", root=str(damaged), bad_files="skip", batch_size=2, workers=workers), tmp_path)
+    data = data_module(
+        config("folder", root=str(damaged), bad_files="skip", batch_size=2, num_workers=num_workers), tmp_path
+    )
     broken = [batch for batch in data.train_dataloader() if batch["bad"]]
     assert broken
     for batch in broken:

@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from sppnet.config.load import replace, to_plain
+from sppnet.config.schema import Augment, Center, Data, PaperCrop, Sizes
 from sppnet.data import build_sizes, load_splits
 from sppnet.data.crops import Region, TrainRegions
 from sppnet.data.datamodule import DataModule
@@ -42,11 +44,13 @@ from sppnet.data.readers import (
 )
 from sppnet.errors import UserError
 
-Load = Callable[..., dict[str, Any]]
+Load = Callable[..., Data]
 XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
 CHANGES: list[dict[str, Any]] = [{}, {"short_side": 81}, {"resampler": "torch"}, {}]
-VIEWS = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
+SIZES = Sizes(_target_="sppnet.data.Alternating", train=[64, 48], val=[64], test=[64])
+AUGMENT = Augment(flip=True, color=0.1)
+CENTER = Center(name="center", fit="center", crop_pct=0.875)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +69,11 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def data_module(cfg: dict[str, Any], cache: Path) -> DataModule:
-    sizes = {"_target_": "sppnet.data.Alternating", "train": [64, 48], "val": [64], "test": [64]}
-    return DataModule(load_splits(cfg), build_sizes(sizes), cfg, VIEWS, 0, cache)
+def data_module(cfg: Data, cache: Path) -> DataModule:
+    return DataModule(load_splits(cfg), build_sizes(SIZES), cfg, AUGMENT, CENTER, 0, cache)
 
 
-def batches(cfg: dict[str, Any], cache: Path) -> list[dict[str, Any]]:
+def batches(cfg: Data, cache: Path) -> list[dict[str, Any]]:
     """The batches of two training epochs, which have different sizes, and of the validation."""
     data = data_module(cfg, cache)
     train = data.train_dataloader()
@@ -156,7 +159,7 @@ def test_resized_shapes_have_the_shorter_side_and_keep_the_aspect_ratio(height: 
 def test_a_crop_of_the_size_of_the_batch_is_a_copy_of_the_resized_photograph(photographs: Path, resampler: str) -> None:
     images = Folder(str(photographs))
     reader = PixelReader(images, resampler, 128)
-    regions = TrainRegions(0, "crop", {"kind": "paper", "positions": "random", "ratio": 0.875}, True, 0.0)
+    regions = TrainRegions(0, "crop", PaperCrop(name="paper", positions="random"), 0.875, True, 0.0)
     flips = set()
     for index in range(len(images)):
         pixels = reader.read(index)
@@ -203,29 +206,31 @@ def test_whole_pixels_are_within_a_level_of_the_default_where_the_box_is_whole(
         assert inside.max() <= 1
 
 
-def test_only_crops_are_taken_from_images_with_a_short_side(photographs: Path) -> None:
+def test_only_crops_are_taken_from_images_with_a_short_side(config: Load, photographs: Path) -> None:
     images = Folder(str(photographs))
     for trained, fit, side in (
         *(("crop", fit, 64) for fit in ("crop", "center")),
         *(("crop", fit, None) for fit in ("full", "windows", "warp")),
         *(("full", fit, None) for fit in ("full", "windows", "warp", "center")),
     ):
-        reader = build_reader(images, {"fit": trained, "resampler": "torch", "short_side": 64}, fit)
+        reader = build_reader(images, config("folder", fit=trained, resampler="torch", short_side=64), fit)
         assert isinstance(reader, PixelReader)
         assert reader.short_side == side
 
 
 @pytest.mark.parametrize("resampler", ["pillow", "torch"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_cached_images_give_the_same_batches(
-    config: Load, photographs: Path, tmp_path: Path, resampler: str, workers: int
+    config: Load, photographs: Path, tmp_path: Path, resampler: str, num_workers: int
 ) -> None:
-    cfg = config("folder", root=str(photographs), short_side=80, resampler=resampler, workers=workers, batch_size=8)
+    cfg = config(
+        "folder", root=str(photographs), short_side=80, resampler=resampler, num_workers=num_workers, batch_size=8
+    )
     expected = batches(cfg, tmp_path)
     assert not list(tmp_path.glob("photographs-*"))
-    assert same(batches(cfg | {"cache": True}, tmp_path), expected)
+    assert same(batches(replace(cfg, {"cache": True}), tmp_path), expected)
     stamp = cache_file(tmp_path).stat().st_mtime_ns
-    assert same(batches(cfg | {"cache": True}, tmp_path), expected)
+    assert same(batches(replace(cfg, {"cache": True}), tmp_path), expected)
     assert cache_file(tmp_path).stat().st_mtime_ns == stamp
 
 
@@ -234,7 +239,7 @@ def test_another_side_resampler_or_changed_image_makes_another_file(
 ) -> None:
     cfg = config("folder", root=str(photographs), short_side=80, cache=True)
     for count, more in enumerate(CHANGES, start=1):
-        data_module(cfg | more, tmp_path).prepare_data()
+        data_module(replace(cfg, more), tmp_path).prepare_data()
         assert len(list(tmp_path.glob("photographs-*.bin"))) == min(count, 3)
     changed = photographs / "china" / "00.jpg"
     os.utime(changed, ns=(1, 1))
@@ -243,16 +248,16 @@ def test_another_side_resampler_or_changed_image_makes_another_file(
 
 
 @pytest.fixture
-def cached(config: Load, photographs: Path, tmp_path: Path) -> tuple[dict[str, Any], Path]:
+def cached(config: Load, photographs: Path, tmp_path: Path) -> tuple[Data, Path]:
     """A config with `data.cache=true`, and the cache folder with its file."""
     cfg = config("folder", root=str(photographs), short_side=80, cache=True, batch_size=8)
     data_module(cfg, tmp_path).prepare_data()
     return cfg, tmp_path
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_flipped_byte_is_reported_and_repaired(
-    cached: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str], workers: int
+    cached: tuple[Data, Path], capfd: pytest.CaptureFixture[str], num_workers: int
 ) -> None:
     cfg, cache = cached
     expected = batches(cfg, cache)
@@ -264,18 +269,18 @@ def test_a_flipped_byte_is_reported_and_repaired(
     at = int(table[index, 0]) + 1234
     path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
     capfd.readouterr()
-    assert same(batches(cfg | {"workers": workers}, cache), expected)
+    assert same(batches(replace(cfg, {"num_workers": num_workers}), cache), expected)
     output = capfd.readouterr().err
     assert "damaged" in output
     assert load_splits(cfg).images.name(int(index)) in output
     assert path.read_bytes() == good
-    assert same(batches(cfg | {"workers": workers}, cache), expected)
+    assert same(batches(replace(cfg, {"num_workers": num_workers}), cache), expected)
     assert "damaged" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["index", "header", "end", "empty"])
 def test_a_damaged_file_is_reported_and_built_again(
-    cached: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str], damage: str
+    cached: tuple[Data, Path], capfd: pytest.CaptureFixture[str], damage: str
 ) -> None:
     cfg, cache = cached
     path = cache_file(cache)
@@ -291,19 +296,20 @@ BUILD = """
 import sys, yaml
 from pathlib import Path
 from types import SimpleNamespace
+from sppnet.config.schema import Augment, Center, Data, Sizes
 from sppnet.data import build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
-cfg = yaml.safe_load(Path(sys.argv[1]).read_text())
-sizes = {"_target_": "sppnet.data.Single", "train": [64], "val": [64], "test": [64]}
-views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
-data = DataModule(load_splits(cfg), build_sizes(sizes), cfg, views, 0, Path(sys.argv[2]), "lines")
+cfg = Data.model_validate(yaml.safe_load(Path(sys.argv[1]).read_text()))
+schedule = build_sizes(Sizes(_target_="sppnet.data.Single", train=[64], val=[64], test=[64]))
+augment, views = Augment(flip=True, color=0.1), Center(name="center", fit="center", crop_pct=0.875)
+data = DataModule(load_splits(cfg), schedule, cfg, augment, views, 0, Path(sys.argv[2]), "lines")
 data.prepare_data()
 """
 
 
-def builder(cfg: dict[str, Any], cache: Path, **more: Any) -> subprocess.Popen[str]:
+def builder(cfg: Data, cache: Path, **more: Any) -> subprocess.Popen[str]:
     cache.mkdir(exist_ok=True)
-    (cache / "cfg.yaml").write_text(yaml.safe_dump(cfg))
+    (cache / "cfg.yaml").write_text(yaml.safe_dump(to_plain(cfg)))
     command = [sys.executable, "-c", BUILD, str(cache / "cfg.yaml"), str(cache)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **more)
 
@@ -375,11 +381,11 @@ def test_an_image_that_cannot_be_read_is_skipped_or_stops_the_build(
     odd.write_bytes(odd.read_bytes()[:20] + b"stray" + odd.read_bytes()[20:])
     cfg = config("folder", root=str(root), short_side=80, batch_size=8)
     with pytest.raises(DataError, match=r"03\.jpg.*bad_files=skip"):
-        data_module(cfg | {"cache": True}, tmp_path).prepare_data()
+        data_module(replace(cfg, {"cache": True}), tmp_path).prepare_data()
     assert not list(tmp_path.glob("photographs-*.bin"))
-    skipping = cfg | {"bad_files": "skip"}
+    skipping = replace(cfg, {"bad_files": "skip"})
     capsys.readouterr()
-    cached, read = batches(skipping | {"cache": True}, tmp_path), batches(skipping, tmp_path)
+    cached, read = batches(replace(skipping, {"cache": True}), tmp_path), batches(skipping, tmp_path)
     assert same(cached, read)
     assert any("china/03.jpg" in batch["bad"] for batch in read)
     assert "1 JPEG file causes decoder warnings" in capsys.readouterr().err  # while the cache is built
@@ -402,22 +408,22 @@ def test_an_overridden_read_is_used(photographs: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
-def test_images_of_an_overridden_read_become_rgb(photographs: Path, mode: str) -> None:
+def test_images_of_an_overridden_read_become_rgb(config: Load, photographs: Path, mode: str) -> None:
     class Converted(Boxed):
         def read(self, index: int) -> Image.Image:
             return super().read(index).convert(mode)
 
     images = Converted(str(photographs))
     assert PixelReader(images, "torch").read(0).shape == (50, 50, 3)
-    assert build_reader(images, {"fit": "crop", "resampler": "pillow"}, "crop").read(0).mode == "RGB"
+    assert build_reader(images, config("folder"), "crop").read(0).mode == "RGB"
 
 
 def test_a_file_that_is_removed_is_reported_and_the_originals_are_read(
-    cached: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str]
+    cached: tuple[Data, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     cfg, cache = cached
     expected = batches(cfg, cache)
-    data = data_module(cfg | {"bad_files": "skip"}, cache)
+    data = data_module(replace(cfg, {"bad_files": "skip"}), cache)
     loader: Any = data.train_dataloader()
     cache_file(cache).unlink()
     capfd.readouterr()

@@ -1,17 +1,19 @@
 """Which images of another data set a trained network is tested on."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from sppnet.config.load import replace, to_plain
+from sppnet.config.schema import Data
 from sppnet.data import ImageSet, Splits, build_images, load_splits, load_tested
 from sppnet.errors import UserError
 
-Load = Callable[..., dict[str, Any]]
+Load = Callable[..., Data]
 CLASSES = ["ant", "bee", "cat"]
 
 
@@ -27,20 +29,20 @@ def folder(root: Path, *names: str, count: int = 4) -> Path:
 @pytest.fixture
 def trained(tmp_path: Path, config: Load) -> dict[str, Any]:
     """What a checkpoint stores about its training data, and under `test` the names of the run's test images."""
-    cfg = config(
-        "folder", root=str(folder(tmp_path / "trained", *CLASSES)), split={"val": 0.25, "test": 0.5, "seed": 0}
-    )
+    cfg = config("folder", root=str(folder(tmp_path / "trained", *CLASSES)), split={"val": 0.25, "test": 0.5})
     images = build_images(cfg)
     stored = {"classes": CLASSES, "multilabel": False, "fingerprint": images.fingerprint()}
-    return stored | {"config": {"data": cfg}, "test": names(load_splits(cfg, images))}
+    return stored | {"config": {"data": to_plain(cfg)}, "test": names(load_splits(cfg, images))}
 
 
 def names(sets: Splits) -> list[str]:
     return [sets.images.name(i) for i in sets.test.tolist()]
 
 
-def load(trained: dict[str, Any], root: Path, chosen: bool = True, **keys: Any) -> tuple[Splits, list[str]]:
-    cfg = trained["config"]["data"] | {"root": str(root)} | keys
+def load(
+    trained: dict[str, Any], root: Path, chosen: bool = True, keys: Mapping[str, Any] = {}
+) -> tuple[Splits, list[str]]:
+    cfg = replace(Data.model_validate(trained["config"]["data"]), {"root": str(root), **keys})
     return load_tested(cfg, build_images(cfg), trained, chosen)
 
 
@@ -49,7 +51,7 @@ def test_of_other_data_all_images_are_tested(trained: dict[str, Any], tmp_path: 
     assert len(sets.test) == 15
     assert [len(sets.train), len(sets.val)] == [0, 0]
     assert [f"data.root={tmp_path / 'new'} is not the data set that the net" in line for line in notices] == [True]
-    _, notices = load(trained, tmp_path / "new", split={"val": 0.25, "test": 0.5, "seed": 1})
+    _, notices = load(trained, tmp_path / "new", keys={"split.seed": 1})
     assert "data.split has no effect" in notices[1]
 
 
@@ -58,8 +60,7 @@ def test_of_other_data_with_parts_the_test_part_is_tested(
     trained: dict[str, Any], tmp_path: Path, parts: list[str]
 ) -> None:
     new = folder(tmp_path / "new", *(f"{part}/{name}" for part in parts for name in CLASSES))
-    split = {"val": 0.25, "test": 0.5, "seed": 0, "fold": 1}  # the run's; it has no effect on official parts
-    sets, notices = load(trained, new, split=split)
+    sets, notices = load(trained, new, keys={"split.fold": 1})  # has no effect on official parts
     assert names(sets) == [f"{parts[-1]}/{name}/{i}.png" for name in CLASSES for i in range(4)]
     assert ("has no test/" in "".join(notices)) == (parts[-1] == "val")
 
@@ -74,7 +75,7 @@ def test_the_data_trained_on_keep_their_split_wherever_they_lie(trained: dict[st
     assert len(notices) == 1
     assert "1 .txt" in notices[0]
     with pytest.raises(UserError, match="would be tested on training images"):
-        load(trained, tmp_path / "copy", split={"val": 0.25, "test": 0.5, "seed": 1})
+        load(trained, tmp_path / "copy", keys={"split.seed": 1})
 
 
 def test_an_official_test_part_does_not_depend_on_the_split_of_the_run(config: Load, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_an_official_test_part_does_not_depend_on_the_split_of_the_run(config: L
     cfg = config("folder", root=str(tmp_path / "parts"))
     images = build_images(cfg)
     trained = {"classes": images.classes, "multilabel": False, "fingerprint": images.fingerprint()}
-    trained["config"] = {"data": cfg | {"split": {**cfg["split"], "val": 0.01}}}  # like conf/data/imagenet.yaml
+    trained["config"] = {"data": to_plain(replace(cfg, {"split.val": 0.01}))}  # like conf/data/imagenet.yaml
     sets, notices = load_tested(cfg, images, trained, True)
     assert {sets.images.name(i).split("/")[0] for i in sets.test.tolist()} == {"test"}
     assert "data.split has no effect" in notices[-1]
@@ -159,7 +160,7 @@ def test_several_labels_are_reduced_to_those_that_the_network_knows(
     trained: dict[str, Any], config: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPPNET_ALLOW", __name__)
-    cfg = config("digits") | {"_target_": f"{__name__}.Several", "name": "several"}
+    cfg = config("digits", _target_=f"{__name__}.Several", name="several")
     with pytest.raises(UserError, match="several labels"):
         load_tested(cfg, build_images(cfg), trained, True)
     sets, notices = load_tested(cfg, build_images(cfg), trained | {"multilabel": True}, True)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sppnet.config.schema import Sizes
 from sppnet.data import build_sizes
 from sppnet.data.size_schedules import Alternating, Single, Uniform, Weighted, equal_memory_batch_size, rng
 from sppnet.errors import UserError
@@ -109,9 +110,10 @@ def test_streams_depend_on_every_part_of_the_key() -> None:
     ],
 )
 def test_an_invalid_schedule_is_refused_in_one_line(name: str, values: dict[str, Any], message: str) -> None:
-    node = {"_target_": f"sppnet.data.{name}", "val": [224], "test": [224]} | values
+    """The schema refuses some of these values as well, but not if a program builds the schedule."""
+    valid = Sizes(_target_=f"sppnet.data.{name}", train=[224], val=[224], test=[224])
     with pytest.raises(UserError) as caught:
-        build_sizes(node)
+        build_sizes(valid.model_copy(update=values))
     assert message in str(caught.value)
     assert str(caught.value).startswith("sizes")
     assert "\n" not in str(caught.value)
@@ -119,7 +121,7 @@ def test_an_invalid_schedule_is_refused_in_one_line(name: str, values: dict[str,
 
 def test_a_class_that_is_no_schedule_is_refused() -> None:
     with pytest.raises(UserError, match="SizeSchedule"):
-        build_sizes({"_target_": "sppnet.data.Digits"})
+        build_sizes(Sizes(_target_="sppnet.data.Digits", train=[224], val=[224], test=[224]))
 
 
 def test_single_offers_its_one_size_to_the_network_check() -> None:

@@ -12,15 +12,22 @@ from typing import Any
 
 import torch
 
+
+def limits(batches: int | None) -> tuple[str, ...]:
+    """Overrides that limit training, validation and test to a number of batches; None means no limit."""
+    value = "null" if batches is None else batches
+    return tuple(f"trainer.limit_{part}_batches={value}" for part in ("train", "val", "test"))
+
+
 # A run of seconds: a narrow network, small images, few steps. A test adds its own overrides.
 SMALL = (
-    *("backbone.width=4", "head.hidden=[8]", "head.bins=[2,1]", "sizes.train=[24,20]", "data.batch_size=32"),
-    *("trainer.threads=1", "trainer.max_epochs=2", "trainer.limit_batches=4", "trainer.checkpoint_every_n_steps=3"),
-    *("trainer.log_every_n_steps=1", "trainer.progress=none"),
+    *("backbone.width=4", "head.hidden=[8]", "pyramid.bins=[2,1]", "sizes.train=[24,20]", "data.batch_size=32"),
+    *("compute.num_threads=1", "trainer.max_epochs=2", *limits(4), "checkpointing.every_n_steps=3"),
+    *("trainer.log_every_n_steps=1", "progress=none"),
 )
 
-OF_A_STUDY = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2", "study=mine")  # each takes a second
-SWEEP = ("train", "-m", *OF_A_STUDY, "head=spp,gap", "seed=0,1,2")
+OF_A_STUDY = (*SMALL, "trainer.max_epochs=1", *limits(2), "study=mine")  # each takes a second
+SWEEP = ("train", "-m", *OF_A_STUDY, "pooling=spp,gap", "seed=0,1,2")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def _in_turn(originals: list[Path], number: int) -> Iterator[tuple[Path, int]]:
 
 def _copy(run: Path, cell: SweepPoint, seed: int, into: Path) -> SweepPoint:
     provenance: dict[str, Any] = json.loads((run / "provenance.json").read_text())
-    provenance["identity"]["seed"] = seed
+    provenance["identity"]["config"]["seed"] = seed
     new = into / f"{run.name.rsplit('-', 1)[0]}-{digest(provenance['identity'])}"
     shutil.copytree(run, new, ignore=shutil.ignore_patterns("*.ckpt"))
     (new / "provenance.json").write_text(json.dumps(provenance, indent=1))

@@ -21,6 +21,6 @@ class Mishaps(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if Path("slow").exists():
             time.sleep(0.25 if trainer.global_step < 10 else 2)
-        names = (f"raise-{pl_module.cfg['seed']}", f"raise-rank-{trainer.global_rank}")
+        names = (f"raise-{pl_module.cfg.seed}", f"raise-rank-{trainer.global_rank}")
         if trainer.global_step >= 10 and any(Path(name).exists() for name in names):
             raise RuntimeError("a mishap after step 10")

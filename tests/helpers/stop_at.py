@@ -45,16 +45,6 @@ class StopAt(Callback):
         os.kill(os.getpid(), getattr(signal, stop_by))
 
 
-class ValidateOften(Callback):
-    """Validate within epochs, as a user with long epochs may."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        trainer.val_check_interval = self.every
-
-
 class Remembers(Callback):
     """A callback whose state is not plain data."""
 

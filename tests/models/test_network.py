@@ -6,14 +6,13 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import nn
 
+from sppnet.config.compose import compose_config
+from sppnet.config.schema import MLP, SPP, AnyPooling, Backbone
 from sppnet.errors import UserError
 from sppnet.models.fit_check import check_network
 from sppnet.models.heads import build_head
@@ -22,23 +21,21 @@ from sppnet.models.probe import on_meta, probe
 from sppnet.training.preflight import sizes_for_pairs
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-HEADS = ("spp", "flatten", "gap")
+POOLINGS = ("spp", "flatten", "gap")
 
 
 def _names(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-def _config(*overrides: str, **head: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compose the sections `backbone` and `head` from overrides; `head` then replaces values of the latter."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose(overrides=list(overrides))
-    cfg: Any = OmegaConf.to_container(composed, resolve=True)
-    return cfg.get("backbone", {}), {**cfg.get("head", {}), **head}
+def _config(*overrides: str) -> tuple[Backbone, AnyPooling, MLP]:
+    """Compose the sections `backbone`, `pooling` and `head` from overrides."""
+    cfg = compose_config(list(overrides))
+    return cfg.backbone, cfg.pooling, cfg.head
 
 
-def _tiny(head: str = "spp", **values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    return _config("+backbone=tiny", "backbone.width=2", f"+head={head}", **values)
+def _tiny(*overrides: str) -> tuple[Backbone, AnyPooling, MLP]:
+    return _config("backbone.width=2", *overrides)
 
 
 def _sizes(train: list[int], test: list[int] | None = None) -> dict[str, list[int]]:
@@ -46,28 +43,30 @@ def _sizes(train: list[int], test: list[int] | None = None) -> dict[str, list[in
 
 
 @pytest.mark.parametrize("backbone", _names("backbone"))
-def test_every_backbone_file_builds_with_every_head(backbone: str) -> None:
+def test_every_backbone_file_builds_with_every_pooling(backbone: str) -> None:
     extra = ["backbone.name=mnasnet0_5"] if backbone == "torchvision" else []
-    for head in HEADS:
-        node, head_node = _config(f"+backbone={backbone}", *extra, f"+head={head}")
-        check_network(node, head_node, _sizes([224]))
+    for pooling in POOLINGS:
+        cfg = _config(f"backbone={backbone}", *extra, f"pooling={pooling}")
+        check_network(*cfg, _sizes([224]))
     with on_meta():
-        net = build_network(node, head_node, 7, 224)
+        net = build_network(*cfg, 7, 224)
     assert net.eval()(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
 
 
 @pytest.mark.parametrize("pyramid", _names("pyramid"))
 def test_a_pyramid_file_is_named_after_its_levels(pyramid: str) -> None:
     depth, *levels = pyramid.split("_")
-    for head in HEADS:
-        _, node = _config(f"+head={head}", f"+pyramid={pyramid}")
-        assert node["bins"] == [int(level) for level in levels]
+    for name in POOLINGS:
+        _, pooling, _ = _config(f"pooling={name}", f"pyramid={pyramid}")
+        assert isinstance(pooling, SPP) == (name == "spp")
+        if isinstance(pooling, SPP):
+            assert pooling.bins == [int(level) for level in levels]
     assert depth == f"l{len(levels)}"
 
 
-@pytest.mark.parametrize("head", ["spp", "gap"])
-def test_one_network_takes_images_of_every_size_and_shape(head: str) -> None:
-    net = build_network(*_tiny(head), classes=5).eval()
+@pytest.mark.parametrize("pooling", ["spp", "gap"])
+def test_one_network_takes_images_of_every_size_and_shape(pooling: str) -> None:
+    net = build_network(*_tiny(f"pooling={pooling}"), classes=5).eval()
     with torch.no_grad():
         for height, width in ((1, 1), (17, 60), (48, 48), (61, 32)):
             logits = net(torch.randn(2, 3, height, width))
@@ -76,17 +75,17 @@ def test_one_network_takes_images_of_every_size_and_shape(head: str) -> None:
 
 
 def test_a_flatten_network_takes_its_own_size_and_no_other() -> None:
-    net = build_network(*_tiny("flatten"), classes=5, size=48).eval()
+    net = build_network(*_tiny("pooling=flatten"), classes=5, size=48).eval()
     assert net(torch.randn(2, 3, 48, 48)).shape == (2, 5)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         net(torch.randn(2, 3, 40, 40))
 
 
-def test_the_flatten_window_makes_exactly_pool_to_bins_and_reads_every_cell() -> None:
-    _, cfg = _tiny("flatten")
+def test_the_flatten_window_makes_exactly_output_size_bins_and_reads_every_cell() -> None:
+    _, cfg, mlp = _tiny("pooling=flatten", "pooling.pool=avg")
     for side in range(1, 21):
         for cells in range(1, side + 1):
-            pool = build_head({**cfg, "pool_to": cells, "pool": "avg"}, 1, 2, side)[0]
+            pool = build_head(cfg.model_copy(update={"output_size": cells}), mlp, 1, 2, side)[0]
             x = torch.ones(1, 1, side, side, requires_grad=True)
             out = pool(x)
             out.sum().backward()
@@ -96,14 +95,14 @@ def test_the_flatten_window_makes_exactly_pool_to_bins_and_reads_every_cell() ->
 
 
 def test_flatten_without_pooling_keeps_the_map_as_it_is() -> None:
-    head = build_head(_tiny("flatten", pool_to=None)[1], 4, 2, 7)
+    _, pooling, mlp = _tiny("pooling=flatten", "pooling.output_size=null")
+    head = build_head(pooling, mlp, 4, 2, 7)
     x = torch.randn(2, 4, 7, 7)
     assert torch.equal(head[:1](x), x.flatten(1))
 
 
 def test_the_heads_stages_are_named_and_sliced_for_features() -> None:
-    node, head = _tiny(hidden=[12, 7])
-    net = build_network(node, head, classes=3).eval()
+    net = build_network(*_tiny("head.hidden=[12,7]"), classes=3).eval()
     assert [name for name, _ in net.head.named_children()] == ["pool", "fc1", "fc2", "classifier"]
     x = torch.randn(2, 3, 48, 48)
     pooled, fc1, fc2 = (net.head[:stages](net.backbone(x)) for stages in (1, 2, 3))
@@ -112,8 +111,8 @@ def test_the_heads_stages_are_named_and_sliced_for_features() -> None:
 
 
 def test_the_keys_of_a_state_dict_are_those_of_published_checkpoints() -> None:
-    node, head = _tiny(hidden=[8])
-    keys = [key for key in build_network(node, head, 3).state_dict() if "conv1" in key or key.startswith("head")]
+    net = build_network(*_tiny("head.hidden=[8]"), 3)
+    keys = [key for key in net.state_dict() if "conv1" in key or key.startswith("head")]
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     assert keys == [
         "backbone.conv1.0.weight",
@@ -124,7 +123,7 @@ def test_the_keys_of_a_state_dict_are_those_of_published_checkpoints() -> None:
         "head.classifier.bias",
     ]
     with on_meta():
-        resnet = build_backbone(_config("+backbone=resnet18")[0])
+        resnet = build_backbone(_config("backbone=resnet18")[0])
     assert {"conv1.weight", "layer4.1.bn2.running_var"} < set(resnet.state_dict())
 
 
@@ -138,8 +137,7 @@ def test_dropout_acts_in_training_only_and_the_first_logits_are_small() -> None:
 
 
 def test_a_frozen_backbone_does_not_move_while_the_head_learns() -> None:
-    node, head = _tiny()
-    net = build_network({**node, "freeze": True}, head, classes=3).train()
+    net = build_network(*_tiny("backbone.freeze=true"), classes=3).train()
     before = copy.deepcopy(net.state_dict())
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
@@ -163,83 +161,82 @@ def test_a_backbone_that_is_not_frozen_learns_with_its_statistics() -> None:
 
 
 def test_a_users_own_module_needs_nothing_but_its_name() -> None:
-    cfg = {"_target_": "torch.nn.Conv2d", "name": "mine", "in_channels": 3, "out_channels": 6, "kernel_size": 5}
-    cfg |= {"stride": 3, "weights": None, "freeze": True}
-    _, head = _tiny()
-    check_network(cfg, head, _sizes([32, 5]))
-    assert build_network(cfg, head, classes=4)(torch.randn(1, 3, 20, 31)).shape == (1, 4)
+    node = {"_target_": "torch.nn.Conv2d", "name": "mine", "in_channels": 3, "out_channels": 6, "kernel_size": 5}
+    cfg = (Backbone.model_validate({**node, "stride": 3, "weights": None, "freeze": True}), *_tiny()[1:])
+    check_network(*cfg, _sizes([32, 5]))
+    assert build_network(*cfg, classes=4)(torch.randn(1, 3, 20, 31)).shape == (1, 4)
     with pytest.raises(UserError, match=r"sizes\.train: size 4 gives no feature map .* smallest size that works is 5$"):
-        check_network(cfg, head, _sizes([32, 4]))
+        check_network(*cfg, _sizes([32, 4]))
 
 
 def test_weights_from_a_file_reach_the_network(tmp_path: Path) -> None:
-    node, head = _tiny()
-    torch.save(build_backbone(node).state_dict(), tmp_path / "w.pth")
-    node["weights"] = str(tmp_path / "w.pth")
-    check_network(node, head, _sizes([48]))
-    first, second = (build_network(node, head, 3).backbone.state_dict() for _ in range(2))
+    torch.save(build_backbone(_tiny()[0]).state_dict(), tmp_path / "w.pth")
+    cfg = _tiny(f"backbone.weights={tmp_path / 'w.pth'}")
+    check_network(*cfg, _sizes([48]))
+    first, second = (build_network(*cfg, 3).backbone.state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-Case = tuple[list[str], dict[str, Any], dict[str, list[int]], bool, str]
-TINY = ["+backbone=tiny", "+head=spp"]
+Case = tuple[list[str], dict[str, list[int]], bool, str]
 MISTAKES: dict[str, Case] = {
-    "no map": (["+backbone=alexnet", "+head=spp"], {}, _sizes([224], [63, 30]), False,
+    "no map": (["backbone=alexnet"], _sizes([224], [63, 30]), False,
                r"^sizes\.val: size 30 gives no feature map \(.*\); the smallest size that works is 31$"),
-    "flatten, two sizes": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48, 40]), False,
-                           r"head=flatten takes one square input size, not sizes\.train=\[48, 40\], sizes\.val=\[48\]"),
-    "flatten, tested at another": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48], [40]), False,
+    "flatten, two sizes": (["pooling=flatten"], _sizes([48, 40]), False,
+                           r"pooling=flatten takes one square .* not sizes\.train=\[48, 40\], sizes\.val=\[48\]"),
+    "flatten, tested at another": (["pooling=flatten"], _sizes([48], [40]), False,
                                    r"not sizes\.train=\[48\], sizes\.val=\[40\]"),
-    "flatten, whole images": (["+backbone=tiny", "+head=flatten"], {}, _sizes([48]), True, "not whole images"),
-    "flatten, finer than the map": (["+backbone=tiny", "+head=flatten"], {"pool_to": 13}, _sizes([48]), False,
-                                    r"head\.pool_to=13 exceeds the side of the 12x12 feature map; head\.pool_to=null"),
-    "sliding at 10 cells": (["+backbone=zf5", "+head=spp"], {"rule": "sliding"}, _sizes([224, 180]), False,
+    "flatten, whole images": (["pooling=flatten"], _sizes([48]), True, "not whole images"),
+    "flatten, finer than the map": (["pooling=flatten", "pooling.output_size=13"], _sizes([48]), False,
+                                    r"pooling\.output_size=13 exceeds the .* 12x12 .*; pooling\.output_size=null"),
+    "sliding at 10 cells": (["backbone=zf5", "pooling.rule=sliding"], _sizes([224, 180]), False,
                             r"sizes\.train: size 180 gives a 10x10 feature map: .*\b6\b"),
-    "padded at 10 cells": (TINY, {"rule": "padded", "bins": [7]}, _sizes([40]), False,
+    "padded at 10 cells": (["pooling.rule=padded", "pooling.bins=[7]"], _sizes([40]), False,
                            r"sizes\.train: size 40 gives a 10x10 feature map: .*\b7\b"),
-    "sliding, whole images": (TINY, {"rule": "sliding"}, _sizes([48]), True, r"head\.rule=sliding cannot .*adaptive"),
-    "no bins": (TINY, {"bins": []}, _sizes([48]), False, r"head\.bins=\[\]"),
-    "too many bins": (TINY, {"bins": [1024], "hidden": [2**20]}, _sizes([48]), False,
-                      r"head\.bins=\[1024\] and head\.hidden=\[1048576\]: the network would have \d+ GiB of weights"),
-    "unknown head": (TINY, {"name": "roi"}, _sizes([48]), False, r"head\.name=roi is not one of spp, flatten, gap"),
-    "one size only": (["+backbone=torchvision", "backbone.name=vit_b_16", "+head=spp"], {}, _sizes([224]), False,
+    "sliding, whole images": (["pooling.rule=sliding"], _sizes([48]), True, r"pooling\.rule=sliding cannot .*adaptive"),
+    "no bins": (["pooling.bins=[]"], _sizes([48]), False, r"pooling\.bins=\[\]"),
+    "too many bins": (["pooling.bins=[1024]", "head.hidden=[1048576]"], _sizes([48]), False,
+                      r"pooling\.bins=\[1024\] and head\.hidden=\[1048576\]: the network would have \d+ GiB"),
+    "too wide a layer": (["pooling=gap", "head.hidden=[1048576,1048576]"], _sizes([48]), False,
+                         r"^head\.hidden=\[1048576, 1048576\]: the network would have \d+ GiB of"),
+    "unknown pooling": (["pooling.name=roi"], _sizes([48]), False, r"pooling\.name=roi .* one of spp, gap, flatten"),
+    "one size only": (["backbone=torchvision", "backbone.name=vit_b_16"], _sizes([224]), False,
                       "vit_b_16 does not accept images of every size .*Wrong image height"),
-    "too wide": ([*TINY, "backbone.width=16777216"], {}, _sizes([48]), False, "Tiny refuses its arguments: .*memory"),
-    "unknown argument": ([*TINY, "+backbone.depth=3"], {}, _sizes([48]), False, "backbone: .*depth"),
-    "refused argument": ([*TINY, "backbone._target_=torch.nn.Conv2d", "~backbone.width", "+backbone.in_channels=3",
-                          "+backbone.out_channels=4", "+backbone.kernel_size=3", "+backbone.groups=3"], {},
+    "too wide": (["backbone.width=16777216"], _sizes([48]), False, "Tiny refuses its arguments: .*memory"),
+    "unknown argument": (["+backbone.depth=3"], _sizes([48]), False, "backbone: .*depth"),
+    "refused argument": (["backbone._target_=torch.nn.Conv2d", "~backbone.width", "+backbone.in_channels=3",
+                          "+backbone.out_channels=4", "+backbone.kernel_size=3", "+backbone.groups=3"],
                          _sizes([48]), False, "torch.nn.Conv2d refuses its arguments: out_channels must be divisible"),
-    "no weights": ([*TINY, "backbone.weights=none.pth"], {}, _sizes([48]), False, "backbone.weights=none.pth: no such"),
-    "no such weights": (["+backbone=resnet18", "backbone.weights=none.pth", "+head=spp"], {}, _sizes([48]), False,
+    "no weights": (["backbone.weights=none.pth"], _sizes([48]), False, "backbone.weights=none.pth: no such"),
+    "no such weights": (["backbone=resnet18", "backbone.weights=none.pth"], _sizes([48]), False,
                         "backbone.weights=none.pth is neither a file nor one of resnet18's weights: IMAGENET1K_V1"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("overrides", "head", "sizes", "whole", "message"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(("overrides", "sizes", "whole", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mismatch_is_refused_in_one_line(
-    overrides: list[str], head: dict[str, Any], sizes: dict[str, list[int]], whole: bool, message: str
+    overrides: list[str], sizes: dict[str, list[int]], whole: bool, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        check_network(*_config(*overrides, **head), sizes, whole_images=whole)
+        check_network(*_config(*overrides), sizes, whole_images=whole)
     assert "\n" not in str(caught.value)
 
 
 def test_the_check_accepts_exactly_the_sizes_that_run() -> None:
-    node, head = _tiny(bins=[4, 3, 1])
+    backbone, _, mlp = _tiny()
     with on_meta():
-        trunk = build_backbone(node).eval()
+        trunk = build_backbone(backbone).eval()
     channels = probe(trunk).out_channels
     for rule in ("sliding", "padded"):
+        pooling = _tiny("pooling.bins=[4,3,1]", f"pooling.rule={rule}")[1]
         for size in range(1, 62, 4):
-            cfg = {**head, "rule": rule}
             try:
-                check_network(node, cfg, _sizes([size]))
+                check_network(backbone, pooling, mlp, _sizes([size]))
                 allowed = True
             except UserError:
                 allowed = False
             shape = trunk(torch.empty(1, 3, size, size, device="meta")).shape
             try:
-                runs = build_head(cfg, channels, 2)[0](torch.randn(shape)).shape == (1, channels * 26)
+                runs = build_head(pooling, mlp, channels, 2)[0](torch.randn(shape)).shape == (1, channels * 26)
             except ValueError:
                 runs = False
             assert runs == allowed, (rule, size)
@@ -247,8 +244,7 @@ def test_the_check_accepts_exactly_the_sizes_that_run() -> None:
 
 def test_the_check_allocates_no_weights_and_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
-    node, head = _config("+backbone=vgg16", "+head=spp")
-    check_network(node, {**head, "hidden": [4096, 4096]}, _sizes([224, 180]), whole_images=True)
+    check_network(*_config("backbone=vgg16", "head.hidden=[4096,4096]"), _sizes([224, 180]), whole_images=True)
     assert torch.equal(torch.get_rng_state(), state)
     assert not nn.Linear(2, 2).weight.is_meta  # later modules have values again
 
@@ -265,8 +261,8 @@ class Normed(nn.Sequential):
     [("gap", False, {4}), ("spp", False, {4}), ("gap", True, set()), ("own", True, {4, 8, 32}), ("none", False, set())],
 )
 def test_sizes_for_pairs_are_those_at_which_one_image_cannot_train(head: str, freeze: bool, pairs: set[int]) -> None:
-    node, head_node = _tiny("gap" if head in ("own", "none") else head)
-    net = build_network({**node, "freeze": freeze}, head_node, 7)
+    pooling = "spp" if head == "spp" else "gap"
+    net = build_network(*_tiny(f"pooling={pooling}", f"backbone.freeze={freeze}"), 7)
     if head == "own":
         net.head = Normed()
     if head == "none":

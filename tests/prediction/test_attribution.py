@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from sppnet.config.schema import GAP, MLP, SPP, AnyPooling, Flatten
 from sppnet.errors import UserError
 from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet
@@ -20,33 +20,33 @@ from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import attribute_logit, cell_edges, check_pooling, find_grids
 from sppnet.pyramid import SpatialPyramidPool2d
 
-HEADS: dict[str, dict[str, Any]] = {
-    "max": {"name": "spp", "bins": [3, 2, 1], "pool": "max", "rule": "adaptive"},
-    "avg": {"name": "spp", "bins": [3, 2, 1], "pool": "avg", "rule": "adaptive"},
-    "sliding": {"name": "spp", "bins": [2, 1], "pool": "max", "rule": "sliding"},
-    "padded": {"name": "spp", "bins": [2], "pool": "max", "rule": "padded"},
-    "gap": {"name": "gap"},
-    "grid": {"name": "flatten", "pool": "max", "pool_to": 3},
-    "mean grid": {"name": "flatten", "pool": "avg", "pool_to": 2},
-    "flat": {"name": "flatten", "pool": "max", "pool_to": None},
+POOLINGS: dict[str, AnyPooling] = {
+    "max": SPP(name="spp", bins=[3, 2, 1], pool="max", rule="adaptive"),
+    "avg": SPP(name="spp", bins=[3, 2, 1], pool="avg", rule="adaptive"),
+    "sliding": SPP(name="spp", bins=[2, 1], pool="max", rule="sliding"),
+    "padded": SPP(name="spp", bins=[2], pool="max", rule="padded"),
+    "gap": GAP(name="gap"),
+    "grid": Flatten(name="flatten", pool="max", output_size=3),
+    "mean grid": Flatten(name="flatten", pool="avg", output_size=2),
+    "flat": Flatten(name="flatten", pool="max", output_size=None),
 }
 ANY_SHAPE = ("max", "avg", "gap")
 
 
-def network(head: str, hidden: list[int], side: int = 6) -> SPPNet:
+def network(pooling: str, hidden: list[int], side: int = 6) -> SPPNet:
     torch.manual_seed(0)
-    layers = build_head({**HEADS[head], "hidden": hidden, "dropout": 0.5}, 3, 4, side)
+    layers = build_head(POOLINGS[pooling], MLP(name="mlp", hidden=hidden, dropout=0.5), 3, 4, side)
     for parameter in layers.parameters():
         nn.init.normal_(parameter)
     return SPPNet(nn.Identity(), layers).double().eval()
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("pooling", POOLINGS)
 @given(data=st.data())
-def test_the_bins_of_a_linear_head_and_the_bias_make_the_logit(head: str, data: st.DataObject) -> None:
-    sides = st.integers(1, 12) if head in ANY_SHAPE else st.just(6)
+def test_the_bins_of_a_linear_head_and_the_bias_make_the_logit(pooling: str, data: st.DataObject) -> None:
+    sides = st.integers(1, 12) if pooling in ANY_SHAPE else st.just(6)
     image = torch.randn(1, 3, data.draw(sides), data.draw(sides), dtype=torch.float64)
-    net = network(head, [])
+    net = network(pooling, [])
     label = data.draw(st.integers(0, 3))
     attribution = attribute_logit(net, image, label)
     assert attribution.logit == pytest.approx(net(image)[0, label].item(), abs=1e-12)
@@ -55,9 +55,9 @@ def test_the_bins_of_a_linear_head_and_the_bias_make_the_logit(head: str, data: 
     assert attribution.rest == pytest.approx(last.bias[label].item(), abs=1e-10)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_hidden_layers_leave_what_a_bin_adds_true_to_first_order(head: str) -> None:
-    net, image, step = network(head, [5, 5]), torch.rand(1, 3, 6, 6, dtype=torch.float64), 1e-6
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_hidden_layers_leave_what_a_bin_adds_true_to_first_order(pooling: str) -> None:
+    net, image, step = network(pooling, [5, 5]), torch.rand(1, 3, 6, 6, dtype=torch.float64), 1e-6
     attribution = attribute_logit(net, image, 2)
     pooled = net.head[0](image)
     start = 0
@@ -74,9 +74,9 @@ def test_hidden_layers_leave_what_a_bin_adds_true_to_first_order(head: str) -> N
         start += 3 * rows * cols
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_what_a_bin_adds_comes_from_its_cells(head: str) -> None:
-    net, image = network(head, []), torch.randn(1, 3, 6, 6, dtype=torch.float64)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_what_a_bin_adds_comes_from_its_cells(pooling: str) -> None:
+    net, image = network(pooling, []), torch.randn(1, 3, 6, 6, dtype=torch.float64)
     for level in attribute_logit(net, image, 1).levels:
         for i, (top, bottom) in enumerate(level.grid.rows):
             for j, (left, right) in enumerate(level.grid.cols):
@@ -113,11 +113,11 @@ def test_a_pooling_whose_bins_are_not_known_is_refused(pool: nn.Module) -> None:
 
 
 def test_the_poolings_that_are_drawn_are_known() -> None:
-    for head, cfg in HEADS.items():
-        check_pooling(network(head, []).head[0], 6)
-        if cfg["name"] == "spp":
+    for name, pooling in POOLINGS.items():
+        check_pooling(network(name, []).head[0], 6)
+        if isinstance(pooling, SPP):
             for pool in ("max", "avg"):
-                check_pooling(SpatialPyramidPool2d([3, 1], pool, cfg["rule"]), 9)
+                check_pooling(SpatialPyramidPool2d([3, 1], pool, pooling.rule), 9)
 
 
 def test_the_cell_that_matters_wins() -> None:

@@ -5,31 +5,32 @@ from __future__ import annotations
 import io
 import warnings
 from fractions import Fraction
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from sppnet.config.schema import GAP, MLP, SPP, AnyPooling
 from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet
 from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import attribute_logit
 from sppnet.prediction.attribution_plot import plot_attribution
 
-HEADS: dict[str, dict[str, Any]] = {
-    "spp": {"name": "spp", "bins": [6, 3, 2, 1], "pool": "max", "rule": "adaptive"},
-    "one level": {"name": "spp", "bins": [2], "pool": "avg", "rule": "adaptive"},
-    "gap": {"name": "gap"},
+POOLINGS: dict[str, AnyPooling] = {
+    "spp": SPP(name="spp", bins=[6, 3, 2, 1], pool="max", rule="adaptive"),
+    "one level": SPP(name="spp", bins=[2], pool="avg", rule="adaptive"),
+    "gap": GAP(name="gap"),
 }
+LINEAR = MLP(name="mlp", hidden=[], dropout=0.0)
 
 
-def plot(head: str, size: tuple[int, int], name: str = "photo.jpg", label: str = "cat") -> Image.Image:
+def plot(pooling: str, size: tuple[int, int], name: str = "photo.jpg", label: str = "cat") -> Image.Image:
     """Plot an image of `size` (width, height), seen in cells of 8 pixels."""
     torch.manual_seed(0)
     width, height = (max(1, side // 8) for side in size)
-    network = SPPNet(nn.Identity(), build_head({**HEADS[head], "hidden": [], "dropout": 0.0}, 3, 4, height)).eval()
+    network = SPPNet(nn.Identity(), build_head(POOLINGS[pooling], LINEAR, 3, 4, height)).eval()
     attribution = attribute_logit(network, torch.randn(1, 3, height, width), 0)
     image = Image.linear_gradient("L").resize(size).convert("RGB")
     box = (0.0, 0.0, float(size[0]), float(size[1]))
@@ -40,9 +41,9 @@ def plot(head: str, size: tuple[int, int], name: str = "photo.jpg", label: str =
 
 
 @pytest.mark.parametrize("size", [(96, 64), (5, 700), (700, 5), (1, 1)], ids=str)
-@pytest.mark.parametrize("head", HEADS)
-def test_any_image_fits_the_page(head: str, size: tuple[int, int]) -> None:
-    page = plot(head, size)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_any_image_fits_the_page(pooling: str, size: tuple[int, int]) -> None:
+    page = plot(pooling, size)
     assert 600 <= page.width <= 1400
     assert 250 <= page.height <= 2000
     assert all(page.getpixel((x, y)) == (255, 255, 255) for x in (0, page.width - 1) for y in (0, page.height - 1))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from calling import SMALL, Caller, command
+from calling import SMALL, Caller, command, limits
 from sppnet import cli
 from sppnet.config import option_files
 from sppnet.data.datasets.digits import Digits
@@ -39,8 +39,8 @@ def train(home: Path, *overrides: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    more = ("backbone.width=16", "head.hidden=[32]", "trainer.limit_batches=null", "trainer.max_epochs=3")
-    return train(tmp_path_factory.mktemp("spp"), "head.bins=[3,2,1]", *more)  # long enough for scores to differ
+    more = ("backbone.width=16", "head.hidden=[32]", *limits(None), "trainer.max_epochs=3")
+    return train(tmp_path_factory.mktemp("spp"), "pooling.bins=[3,2,1]", *more)  # long enough for scores to differ
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_workers_and_windows_change_neither_order_nor_scores(sppnet: Caller, run
     for number in range(12):  # enough to start workers
         shutil.copy(pictures / "grey.JPG", pictures / f"deep/{number}.jpg")
     outputs = []
-    for overrides in (["data.batch_size=1"], ["data.batch_size=5", "data.workers=2"], ["trainer.progress=bar"]):
+    for overrides in (["data.batch_size=1"], ["data.batch_size=5", "data.num_workers=2"], ["progress=bar"]):
         done = sppnet("predict", f"checkpoint={run}", "input=pictures", "output=-", "top=99", *overrides)
         assert done.code == 0, done.err
         outputs.append(rows(done.out))
@@ -127,7 +127,7 @@ def test_a_worker_does_not_keep_a_file_open_per_image(run: Path, tmp_path: Path)
     (tmp_path / "many").mkdir()
     for number in range(200):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"many/{number}.png")
-    words = (f"checkpoint={run}", "input=many", "output=-", "data.batch_size=200", "data.workers=1")
+    words = (f"checkpoint={run}", "input=many", "output=-", "data.batch_size=200", "data.num_workers=1")
     few = ["bash", "-c", 'ulimit -n 150; exec "$@"', "bash", *command("predict", *words)]
     done = subprocess.run(few, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_scores_are_those_of_a_test(sppnet: Caller, run: Path, tmp_path: Path) -
     for views in ("full", "center", "warp", "ten"):
         shutil.rmtree(own / "tests")
         words = [f"checkpoint={own}", "sizes.test=[32]", f"views={views}"]
-        folder = ("data=folder", "data.root=files", "data.workers=0", "trainer.limit_batches=null")
+        folder = ("data=folder", "data.root=files", "data.num_workers=0", "trainer.limit_test_batches=null")
         tested = sppnet("test", *words, *folder)
         assert tested.code == 0, tested.err
         [record] = [json.loads(path.read_text()) for path in (own / "tests").iterdir()]
@@ -228,7 +228,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", "sizes.test=[0]"], ["sizes.test=[0]"]),
     (["input=pictures", "data=folder"], ["data"]),
     (["input=pictures", "backbone.width=8"], ["backbone.width=8", "and predict can only change"]),
-    (["input=pictures", "trainer.limit_batches=3"], ["trainer.limit_batches=3", "views"]),
+    (["input=pictures", "trainer.limit_test_batches=3"], ["trainer.limit_test_batches=3", "views"]),
     (["input=pictures", "backround=1"], ["unknown key backround"]),
 ]
 
@@ -251,25 +251,25 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert set(tmp_path.rglob("*")) == before
 
 
-HEADS = {
+NETWORKS = {
     "spp": [],
-    "gap": ["head=gap", "loss.kind=sigmoid"],
-    "flatten": ["head=flatten", "head.pool_to=2", "sizes=single", "sizes.train=[24]"],
-    "linear": ["head.hidden=[]", "head.pool=avg", "head.rule=sliding", "head.bins=[2,1]"],
+    "gap": ["pooling=gap", "loss=bce"],
+    "flatten": ["pooling=flatten", "pooling.output_size=2", "sizes=single", "sizes.train=[24]"],
+    "linear": ["head.hidden=[]", "pooling.pool=avg", "pooling.rule=sliding", "pooling.bins=[2,1]"],
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_predicts_and_plots(
-    sppnet: Caller, run: Path, pictures: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, head: str
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_predicts_and_plots(
+    sppnet: Caller, run: Path, pictures: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
-    net = run if head == "spp" else train(tmp_path_factory.mktemp(head), *HEADS[head], "trainer.max_epochs=1")
-    folder = "pictures" if head == "spp" else "pictures/deep"
+    net = run if name == "spp" else train(tmp_path_factory.mktemp(name), *NETWORKS[name], "trainer.max_epochs=1")
+    folder = "pictures" if name == "spp" else "pictures/deep"
     done = sppnet("predict", f"checkpoint={net}", f"input={folder}", "draw=true", "output=-", "top=10")
     assert done.code == 0, done.err
     predictions = rows(done.out)
     sums = [sum(scores(row).values()) for row in predictions]
-    if head == "gap":
+    if name == "gap":
         assert max(sums) > 1.5  # classes do not share one probability
     else:
         assert sums == pytest.approx([1] * len(sums), abs=1e-5)
@@ -413,7 +413,7 @@ def test_it_ends_quietly_when_the_reader_of_a_pipe_leaves(run: Path, pictures: P
     (pictures / "notes.txt").unlink()  # a message would name it
     for number in range(3000):  # far more than a pipe holds
         os.link(pictures / "grey.JPG", pictures / f"{number}.jpg")
-    words = command("predict", f"checkpoint={run}", f"input={pictures}", "trainer.progress=none")
+    words = command("predict", f"checkpoint={run}", f"input={pictures}", "progress=none")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calling import SMALL, Caller
+from calling import SMALL, Caller, limits
 
 pytestmark = pytest.mark.slow
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ONE_EPOCH = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
+ONE_EPOCH = (*SMALL, "trainer.max_epochs=1", *limits(2))
 MEASURE = """<!doctype html><iframe src="index.html" style="width:WIDTHpx;height:800px;border:0"></iframe><pre></pre>
 <script>onload = () => {
   const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
@@ -37,7 +37,7 @@ MEASURE = """<!doctype html><iframe src="index.html" style="width:WIDTHpx;height
 @pytest.fixture
 def page(sppnet: Caller, tmp_path: Path) -> Path:
     """The page of two studies, one of them incomplete."""
-    for study, key, values in (("heads", "head", ("spp", "gap")), ("rates", "optim.lr", ("0.01", "0.02"))):
+    for study, key, values in (("heads", "pooling", ("spp", "gap")), ("rates", "optim.lr", ("0.01", "0.02"))):
         for value in values:
             for seed in range(3):
                 assert sppnet("train", *ONE_EPOCH, f"study={study}", f"{key}={value}", f"seed={seed}").code == 0

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import scipy.stats  # type: ignore[import-untyped]
 
-from calling import OF_A_STUDY, SWEEP, Called, Caller
+from calling import OF_A_STUDY, SWEEP, Called, Caller, limits
 from sppnet import statistics
 from sppnet.config import option_files
 from sppnet.runs.identity import FORMAT
@@ -30,10 +30,8 @@ Result = dict[str, Any]
 
 def summaries(name: str) -> dict[int, Result]:
     """By seed, the `summary.json` of the runs with `name` in their names."""
-    return {
-        json.loads((path.parent / "provenance.json").read_text())["identity"]["seed"]: json.loads(path.read_text())
-        for path in Path("runs/mine").glob(f"*-{name}*/summary.json")
-    }
+    paths = Path("runs/mine").glob(f"*-{name}*/summary.json")
+    return {seed(path.parent): json.loads(path.read_text()) for path in paths}
 
 
 def lines(name: str) -> list[dict[str, str]]:
@@ -64,7 +62,7 @@ def test_a_report_agrees_with_its_runs(study: Caller) -> None:
     assert all(line["commit"] and line["machine"] and line["time"] and line["hash"] for line in runs)
     text = Path("runs/mine/report/mine.md").read_text()
     assert "![mine: top1](mine.svg)" in text
-    assert "| spp † | 3 |" in text  # cut short by trainer.limit_batches
+    assert "| spp † | 3 |" in text  # cut short by trainer.limit_train_batches
     assert "\\toprule" in Path("runs/mine/report/mine.tex").read_text()
     page = Path("runs/mine/report/index.html").read_text()
     links = [part.split('"')[0] for part in page.split('href="')[1:] if not part.startswith("#")]
@@ -92,7 +90,7 @@ def test_only_missing_runs_are_shown_and_run_again(study: Caller) -> None:
 
 
 def seed(run: Path) -> int:
-    return int(json.loads((run / "provenance.json").read_text())["identity"]["seed"])
+    return int(json.loads((run / "provenance.json").read_text())["identity"]["config"]["seed"])
 
 
 def test_states_reasons_and_what_retry_starts(study: Caller) -> None:
@@ -143,7 +141,7 @@ def test_a_run_that_a_process_holds_is_running_and_skipped(study: Caller) -> Non
 
 def test_rows_with_equal_short_names_get_long_ones(study: Caller) -> None:
     plan = Path("runs/mine/study.json")
-    plan.write_text(plan.read_text().replace('"head=spp"', '"a.kind=x"').replace('"head=gap"', '"b.kind=x"'))
+    plan.write_text(plan.read_text().replace('"pooling=spp"', '"a.kind=x"').replace('"pooling=gap"', '"b.kind=x"'))
     assert study("report", "study=mine").code == 0
     assert [line["setting"] for line in lines("mine")] == ["a.kind=x", "b.kind=x"]
 
@@ -161,7 +159,7 @@ def test_one_study_in_two_folders_is_two_tables(study: Caller) -> None:
 def test_runs_of_another_format_are_separate_rows_and_reported(study: Caller) -> None:
     for path in Path("runs/mine").glob("*/provenance.json"):
         provenance = json.loads(path.read_text())
-        if provenance["identity"]["seed"] == 0:
+        if provenance["identity"]["config"]["seed"] == 0:
             for record in (path, *path.parent.glob("tests/*.json")):
                 record.write_text(record.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
     done = study("report", "study=mine", "report.compare=spp", "output=out")
@@ -181,7 +179,11 @@ def test_retry_is_for_sweeps(sppnet: Caller) -> None:
 
 
 def test_runs_without_a_sweep_are_named_by_what_differs(sppnet: Caller) -> None:
-    for overrides in (["optim.lr=0.01", "seed=0"], ["optim.lr=0.01", "seed=1"], ["optim.lr=0.02", "head.bins=[3,1]"]):
+    for overrides in (
+        ["optim.lr=0.01", "seed=0"],
+        ["optim.lr=0.01", "seed=1"],
+        ["optim.lr=0.02", "pooling.bins=[3,1]"],
+    ):
         run = sppnet("train", *OF_A_STUDY, *overrides).run
     sppnet("test", f"checkpoint={run}", "sizes.test=[20]")
     done = sppnet("report", "report.metrics=[top1_error,loss]", "output=out")
@@ -197,7 +199,7 @@ def test_runs_without_a_sweep_are_named_by_what_differs(sppnet: Caller) -> None:
     first = rows["bins=2, 1 lr=0.01 sizes=24"]
     values = [1 - json.loads(path.read_text())["test/top1"] for path in summaries_with_rate(Path("runs/mine"), 0.01)]
     assert float(first["test/top1_error mean"]) == pytest.approx(np.mean(values))
-    assert first["note"] == "trainer.limit_batches=2"
+    assert first["note"] == ", ".join(limits(2))
 
 
 def summaries_with_rate(folder: Path, rate: float) -> list[Path]:
@@ -205,7 +207,7 @@ def summaries_with_rate(folder: Path, rate: float) -> list[Path]:
     return [
         path
         for path in folder.glob("*/summary.json")
-        if json.loads((path.parent / "provenance.json").read_text())["identity"]["optim"]["lr"] == rate
+        if json.loads((path.parent / "provenance.json").read_text())["identity"]["config"]["optim"]["lr"] == rate
     ]
 
 
@@ -328,7 +330,7 @@ def test_evidence_is_written_for_a_study_run_as_filed(study: Caller) -> None:
     plan = Path("runs/mine/study.json")
     points = json.loads(plan.read_text())["cells"]
     filed = [  # as if the six runs were all points of heads.yaml
-        {**points[first + seed % 3], "words": [f"head={head}", f"seed={seed}"], "experiments": "heads"}
+        {**points[first + seed % 3], "words": [f"pooling={head}", f"seed={seed}"], "experiments": "heads"}
         for head, first in (("spp", 0), ("gap", 3), ("flatten", 3))
         for seed in range(5)
     ]
@@ -363,7 +365,9 @@ def test_evidence_is_written_for_a_study_run_as_filed(study: Caller) -> None:
 
 def test_a_pyramid_is_named_by_its_levels_and_a_long_name_becomes_the_runs(study: Caller) -> None:
     plan, long = Path("runs/mine/study.json"), "data.root=/home/somebody/a/very/long/folder/of/photographs"
-    plan.write_text(plan.read_text().replace('"head=spp"', '"pyramid=l3_3_2_1"').replace('"head=gap"', f'"{long}"'))
+    plan.write_text(
+        plan.read_text().replace('"pooling=spp"', '"pyramid=l3_3_2_1"').replace('"pooling=gap"', f'"{long}"')
+    )
     assert study("report", "study=mine", "report.compare=l3_3_2_1").code == 0
     first, second = [line["setting"] for line in lines("mine")]
     assert first == "3, 2, 1"

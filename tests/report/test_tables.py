@@ -15,15 +15,21 @@ from hypothesis import strategies as st
 from sppnet import statistics
 from sppnet.commands import report
 from sppnet.config import option_files
+from sppnet.config.schema import Report
 from sppnet.report import figures, row_names
 from sppnet.report.summary import Summary
 from sppnet.report.table import Column, Result, Row, Table
 
 
 def test_names_are_short_and_no_two_are_alike() -> None:
-    views = {"test.views.name": "ten", "test.views.ratio": 0.9, "test.views.mirror": False}
-    base = {"head.bins": [6, 3, 2, 1], "test.sizes": [48], "test.views.name": "center", "test.views.ratio": 0.8}
-    rows = [base, base | views, base | {"test.sizes": [48, 64]}, base | {"head.bins": [4]}]
+    views = {"test.views.name": "ten", "test.views.crop_pct": 0.9, "test.views.mirror": False}
+    base = {
+        "pooling.bins": [6, 3, 2, 1],
+        "test.sizes.test": [48],
+        "test.views.name": "center",
+        "test.views.crop_pct": 0.8,
+    }
+    rows = [base, base | views, base | {"test.sizes.test": [48, 64]}, base | {"pooling.bins": [4]}]
     assert row_names.name_by_difference(rows, ["a-1", "a-2", "a-3", "a-4"], list("wxyz")) == [
         "bins=6, 3, 2, 1 views=center sizes=48",
         "bins=6, 3, 2, 1 views=ten sizes=48",
@@ -42,7 +48,9 @@ def test_names_are_short_and_no_two_are_alike() -> None:
 @given(
     st.lists(
         st.dictionaries(
-            st.sampled_from(["optim.lr", "head.name", "head.bins", "data.crop.ratio", "test.sizes", "test.views.name"]),
+            st.sampled_from(
+                ["optim.lr", "pooling.name", "pooling.bins", "data.crop.scale", "test.sizes.test", "test.views.name"]
+            ),
             st.one_of(st.none(), st.integers(0, 2), st.lists(st.integers(1, 30), max_size=30), st.text(max_size=50)),
         ),
         min_size=2,
@@ -63,14 +71,14 @@ def table_of(*values: Sequence[float], name: str = "x" * 60, **changes: Any) -> 
         Row(f"{name} {n}", {seed: Result("r", {"test/top1": v}, provenance) for seed, v in enumerate(row)}, {}, {})
         for n, row in enumerate(values)
     ]
-    report = {"metrics": None, "figure": "rows", "compare": None}
+    report = Report(metrics=None, figure="rows", compare=None)
     return Table("t", "seed", {}, [Column("test/top1", "top1")], rows, report, 0)
 
 
 @pytest.mark.parametrize("kind", ["rows", "bins", "sizes"])
 def test_a_figure_cuts_no_label_and_two_seeds_do_not_stretch_its_axis(kind: str) -> None:
     table = table_of([0.90, 0.94], [0.91, 0.92, 0.93])
-    drawn = figures.draw_svg(replace(table, report={**table.report, "figure": kind}))
+    drawn = figures.draw_svg(replace(table, report=table.report.model_copy(update={"figure": kind})))
     assert drawn is not None
     root = ElementTree.fromstring(drawn)
     width, height = (float(root.attrib[side].removesuffix("pt")) for side in ("width", "height"))

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from calling import SMALL, Caller, command, same_weights
+from sppnet.config.compose import compose_config
+from sppnet.config.load import replace
+from sppnet.config.schema import Config
 from sppnet.errors import UserError
 from sppnet.runs import slurm_status
 from sppnet.runs.identity import digest
@@ -28,88 +30,76 @@ from sppnet.storage.files import file_lock, write_text
 
 
 @pytest.fixture
-def cfg(sppnet: Caller) -> dict[str, Any]:
+def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """The default configuration."""
-    loaded: dict[str, Any] = yaml.safe_load(sppnet("train", "--cfg", "job", "--resolve").out)
-    return loaded
+    monkeypatch.chdir(tmp_path)
+    return compose_config([])
 
 
-def changed(cfg: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """A copy in which `section__key=value`."""
-    copy: dict[str, Any] = json.loads(json.dumps(cfg))
-    for name, value in values.items():
-        node = copy
-        *parents, last = name.split("__")
-        for part in parents:
-            node = node[part]
-        node[last] = value
-    return copy
-
-
-NOT_THE_RUN = [
-    *({"trainer__accelerator": "cpu"}, {"trainer__progress": "none"}, {"trainer__log_every_n_steps": 3}),
-    *(
-        {"trainer__checkpoint_every_n_steps": None},
-        {"data__workers": 4},
-        {"data__duplicates": "error"},
-        {"force": True},
-        {"trainer__devices": [3]},
-    ),
-    *({"logger": {"tensorboard": {}}}, {"paths__cache": "elsewhere"}, {"debug__traceback": True}),
-    *({"head__kernel": "plain"},),
-    *(
-        {"loss__label_smoothing": 0},
-        {"data__color": 0},
-        {"loss__kind": "softmax"},
-    ),  # as by default
+FULL = {"name": "full", "fit": "full", "aspect_step": 0.125}
+RESIZED = {"name": "random_resized", "scale": [0.35, 1.0], "ratio": [0.75, 1.3333333]}
+NOT_THE_RUN: list[dict[str, Any]] = [
+    *({"trainer.accelerator": "cpu"}, {"progress": "none"}, {"trainer.log_every_n_steps": 3}, {"trainer.devices": [3]}),
+    *({"checkpointing.every_n_steps": None}, {"data.num_workers": 4}, {"data.duplicates": "error"}, {"force": True}),
+    *({"logger": {"tensorboard": {}}}, {"paths.cache": "elsewhere"}, {"debug.traceback": True}),
+    *({"pooling.kernel": "plain"}, {"trainer.profiler": "simple"}, {"trainer.limit_test_batches": 3}),
+    # as by default
+    *({"loss.label_smoothing": 0}, {"augment.color": 0}, {"loss.name": "cross_entropy"}),
+    {"trainer.limit_train_batches": 1.0},
 ]
-THE_RUN = [
-    *({"seed": 1}, {"trainer__threads": 1}, {"trainer__precision": "bf16-mixed"}, {"trainer__devices": 2}),
-    *({"sizes__train": [40]}, {"sizes__val": [40]}, {"head__bins": [1]}, {"optim__lr": 0.02}, {"data__flip": True}),
-    *({"trainer__max_epochs": 3}, {"backbone__width": 8}, {"data__split__seed": 1}, {"trainer__ema": 0.9}),
-    *({"data__short_side": 64}, {"data__resampler": "torch"}),
+THE_RUN: list[dict[str, Any]] = [
+    *({"seed": 1}, {"compute.num_threads": 1}, {"trainer.precision": "bf16-mixed"}, {"trainer.devices": 2}),
+    *({"sizes.train": [40]}, {"sizes.val": [40]}, {"pooling.bins": [1]}, {"optim.lr": 0.02}, {"augment.flip": True}),
+    *({"trainer.max_epochs": 3}, {"backbone.width": 8}, {"data.split.seed": 1}, {"optim.ema": 0.9}),
+    *({"data.short_side": 64}, {"data.resampler": "torch"}, {"data.crop": RESIZED}, {"trainer.limit_train_batches": 2}),
+    *({"trainer.strategy": "ddp"}, {"trainer.gradient_clip_algorithm": "value"}),  # the latter is not in the schema
 ]
-THE_TEST = [{"sizes__test": [64]}, {"views__fit": "full"}, {"views__ratio": 0.5}]
+THE_TEST: list[dict[str, Any]] = [
+    *({"sizes.test": [64]}, {"views": FULL}, {"views.crop_pct": 0.5}, {"trainer.limit_test_batches": 2}),
+]
 
 
-def test_the_image_cache_is_not_part_of_a_run(cfg: dict[str, Any]) -> None:
-    side = changed(cfg, data__short_side=64)
-    assert plan_run(changed(side, data__cache=True)).run == plan_run(side).run
+def test_the_image_cache_is_not_part_of_a_run(cfg: Config) -> None:
+    side = replace(cfg, {"data.short_side": 64})
+    assert plan_run(replace(side, {"data.cache": True})).run == plan_run(side).run
 
 
 @pytest.mark.parametrize("values", NOT_THE_RUN, ids=str)
-def test_where_and_how_fast_is_not_part_of_a_run(cfg: dict[str, Any], values: dict[str, Any]) -> None:
-    assert plan_run(changed(cfg, **values)).run == plan_run(cfg).run
+def test_where_and_how_fast_is_not_part_of_a_run(cfg: Config, values: dict[str, Any]) -> None:
+    assert plan_run(replace(cfg, values)).run == plan_run(cfg).run
 
 
 @pytest.mark.parametrize("values", THE_RUN, ids=str)
-def test_what_determines_the_weights_is_part_of_a_run(cfg: dict[str, Any], values: dict[str, Any]) -> None:
-    assert plan_run(changed(cfg, **values)).run != plan_run(cfg).run
+def test_what_determines_the_weights_is_part_of_a_run(cfg: Config, values: dict[str, Any]) -> None:
+    assert plan_run(replace(cfg, values)).run != plan_run(cfg).run
 
 
 @pytest.mark.parametrize("values", THE_TEST, ids=str)
-def test_a_test_has_a_hash_of_its_own(cfg: dict[str, Any], values: dict[str, Any]) -> None:
-    assert plan_run(changed(cfg, **values)).run == plan_run(cfg).run
-    assert plan_run(changed(cfg, **values)).test != plan_run(cfg).test
+def test_a_test_has_a_hash_of_its_own(cfg: Config, values: dict[str, Any]) -> None:
+    assert plan_run(replace(cfg, values)).run == plan_run(cfg).run
+    assert plan_run(replace(cfg, values)).test != plan_run(cfg).test
 
 
-def test_what_a_test_does_not_use_does_not_count(cfg: dict[str, Any]) -> None:
-    for values in ({"views__aspect_step": 0.5}, {"data__aspect_step": 0.5}, {"data__crop__kind": "random_resized"}):
-        assert plan_run(changed(cfg, **values)).test == plan_run(cfg).test
+def test_what_a_run_or_a_test_does_not_use_does_not_count(cfg: Config) -> None:
+    full = replace(cfg, {"data.fit": "full"})
+    assert plan_run(full).run != plan_run(cfg).run
+    assert plan_run(replace(full, {"data.crop_pct": 0.5, "data.crop": RESIZED})).run == plan_run(full).run
+    for values in ({"data.aspect_step": 0.5}, {"data.crop": RESIZED}, {"augment.flip": True}):
+        assert plan_run(replace(cfg, values)).test == plan_run(cfg).test
 
 
-def test_names_are_names_only(cfg: dict[str, Any]) -> None:
-    before, after = plan_run(cfg).run, plan_run(changed(cfg, backbone__name="mine", data__name="scans")).run
+def test_names_are_names_only(cfg: Config) -> None:
+    before, after = plan_run(cfg).run, plan_run(replace(cfg, {"backbone.name": "mine", "data.name": "scans"})).run
     assert before.hash == after.hash
     assert after.path.name.startswith("scans-mine-")
 
 
 def test_a_changed_class_of_the_user_makes_another_run(
-    cfg: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPPNET_ALLOW", "some_nets")
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = changed(cfg, backbone={"_target_": "some_nets.Two", "name": "two"})
+    own = replace(cfg, {"backbone": {"_target_": "some_nets.Two", "name": "two"}})
     with pytest.raises(UserError, match="no module some_nets"):
         plan_run(own)
     code = "from torch import nn\n\n\nclass Two(nn.Conv2d):\n    def __init__(self): super().__init__(3, 4, {kernel})\n"
@@ -120,12 +110,12 @@ def test_a_changed_class_of_the_user_makes_another_run(
     assert hashes[0] == hashes[2] != hashes[1]
 
 
-def test_bins_that_a_head_does_not_use_do_not_count(cfg: dict[str, Any]) -> None:
-    gap = changed(cfg, head__name="gap")
-    assert plan_run(gap).run == plan_run(changed(gap, head__bins=[1])).run
+def test_bins_that_a_pooling_does_not_use_do_not_count(cfg: Config) -> None:
+    gap = replace(cfg, {"pooling": {"name": "gap"}})
+    assert plan_run(gap).run == plan_run(replace(gap, {"pyramid.bins": [1]})).run
 
 
-def test_data_and_weights_count_by_content_not_by_path(cfg: dict[str, Any], tmp_path: Path) -> None:
+def test_data_and_weights_count_by_content_not_by_path(cfg: Config, tmp_path: Path) -> None:
     for number in range(24):
         path = tmp_path / f"a/{'cat' if number % 2 else 'dog'}/{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,16 +124,17 @@ def test_data_and_weights_count_by_content_not_by_path(cfg: dict[str, Any], tmp_
     (tmp_path / "one.pth").write_bytes(b"1")
     (tmp_path / "two.pth").write_bytes(b"1")
     (tmp_path / "other.pth").write_bytes(b"2")
-    data = changed(cfg, data__name="folder", data___target_="sppnet.data.Folder", data__root="a")
-    run = plan_run(changed(data, backbone__weights="one.pth")).run
-    assert plan_run(changed(data, data__root=str(tmp_path / "b"), backbone__weights="two.pth")).run == run
-    assert plan_run(changed(data, backbone__weights="other.pth")).run != run
+    data = replace(cfg, {"data.name": "folder", "data._target_": "sppnet.data.Folder", "data.root": "a"})
+    run = plan_run(replace(data, {"backbone.weights": "one.pth"})).run
+    moved = {"data.root": str(tmp_path / "b"), "backbone.weights": "two.pth"}
+    assert plan_run(replace(data, moved)).run == run
+    assert plan_run(replace(data, {"backbone.weights": "other.pth"})).run != run
     next((tmp_path / "b").rglob("*.png")).rename(tmp_path / "b/cat/renamed.png")
-    assert plan_run(changed(data, data__root="b", backbone__weights="one.pth")).run != run
+    assert plan_run(replace(data, moved)).run != run
 
 
 def test_a_directory_has_one_process_and_a_dead_process_releases_it(tmp_path: Path, sppnet: Caller) -> None:
-    words = ("train", *SMALL, "trainer.max_epochs=500", "trainer.limit_batches=null")
+    words = ("train", *SMALL, "trainer.max_epochs=500", "trainer.limit_train_batches=null")
     child = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.DEVNULL)
     try:
         while not (metrics_files := list(tmp_path.rglob("metrics.jsonl"))):
@@ -211,7 +202,7 @@ def test_a_disk_that_fills_up_is_a_failure_from_which_the_run_resumes(sppnet: Ca
     if not mounted or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]).returncode:
         pytest.skip("a small file system to fill up cannot be mounted here (it takes root)")
     try:
-        words = ("train", *SMALL, "trainer.max_epochs=25", "trainer.checkpoint_every_n_steps=1")
+        words = ("train", *SMALL, "trainer.max_epochs=25", "checkpointing.every_n_steps=1")
         child = subprocess.Popen(
             command(*words, "paths.runs=disk/runs"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
@@ -226,7 +217,7 @@ def test_a_disk_that_fills_up_is_a_failure_from_which_the_run_resumes(sppnet: Ca
         assert content
         assert not list(disk.rglob("*.tmp"))
         (disk / "filler").unlink()
-        resumed = sppnet(*words, "paths.runs=disk/runs", "trainer.progress=lines")
+        resumed = sppnet(*words, "paths.runs=disk/runs", "progress=lines")
         assert resumed.code == 0, resumed.err
         assert "resumed at step" in resumed.out
         whole = sppnet(*words)

@@ -15,8 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from calling import SMALL, Caller, records
-from sppnet.config import compose, option_files, schema
+from calling import SMALL, Caller, limits, records
+from sppnet.config import compose, option_files
+from sppnet.config.command_schemas import COMMANDS, TransferConfig
+from sppnet.config.load import load
+from sppnet.config.schema import Config
 from sppnet.data import build_images
 from sppnet.runs.identity import run_identity
 from sppnet.studies.study import read_header, study_command
@@ -34,10 +37,13 @@ def listed_rows(study: str) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def compose_row(study: str, name: str) -> dict[str, Any]:
+def compose_row(study: str, name: str) -> Config:
     """The configuration of a listed row."""
-    cfg = compose.compose_config(study_command(study), [f"experiments={study}", *listed_rows(study)[name]["set"]])
-    return {key: value for key, value in cfg.items() if key != "hydra"}
+    command = study_command(study)
+    plain = compose.compose_plain(command, [f"experiments={study}", *listed_rows(study)[name]["set"]])
+    cfg = load(COMMANDS[command], plain)
+    assert isinstance(cfg, Config)
+    return cfg
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -57,11 +63,9 @@ ROWS = [(path.stem, name) for path in STUDIES for name in listed_rows(path.stem)
 @pytest.mark.parametrize(("study", "name"), ROWS, ids=str)
 def test_every_row_of_a_study_is_a_job_that_can_start(study: str, name: str) -> None:
     cfg = compose_row(study, name)
-    if study_command(study) == "transfer":
-        del cfg["checkpoint"]
+    if isinstance(cfg, TransferConfig):
         check_extraction(make_task(cfg, None))
     else:
-        schema.check(cfg)
         check_job(cfg)
 
 
@@ -91,7 +95,7 @@ def test_a_network_that_several_tables_show_is_trained_once(tmp_path: Path) -> N
 
     def trained(study: str, name: str) -> dict[str, Any]:
         cfg = compose_row(study, name)
-        return run_identity(cfg, build_images(cfg["data"] | {"root": str(tmp_path)}))
+        return run_identity(cfg, build_images(cfg.data.model_copy(update={"root": str(tmp_path)})))
 
     assert all(
         trained("paper_table4", name) == trained("paper_table2", "overfeat7_multi")
@@ -116,8 +120,8 @@ def write_imagenet_tree(root: Path, count: int) -> None:
 
 
 TWO_STEPS = (
-    *("data.batch_size=2", "trainer.limit_batches=2", "trainer.max_epochs=1", "trainer.progress=none"),
-    *("trainer.threads=1", "data.workers=0"),
+    *("data.batch_size=2", *limits(2), "trainer.max_epochs=1", "progress=none"),
+    *("compute.num_threads=1", "data.num_workers=0"),
 )
 
 
@@ -144,7 +148,7 @@ def test_views_out_of_the_map_are_compared_with_crops_over_all_folds(sppnet: Cal
         for i in range(20):
             pixels = rng.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-    overrides = ("data=folder", "data.root=photos", "data.workers=0", "trainer.max_epochs=1", "views=ten")
+    overrides = ("data=folder", "data.root=photos", "data.num_workers=0", "trainer.max_epochs=1", "views=ten")
     for fold in (0, 1):
         assert sppnet("train", *SMALL, *overrides, "data.split.test=0.5", f"data.split.fold={fold}").code == 0
     swept = sppnet("train", "-m", *SMALL, *overrides, "data.split.test=0.5", "data.split.fold=0,1")

@@ -51,7 +51,7 @@ def test_every_job_of_a_sweep_has_a_gpu_of_its_own(
 ) -> None:
     (tmp_path / "spy.py").write_text(SPY)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8a5c")
-    sppnet("train", "-m", "launch=processes", "allow=spy", "data._target_=spy.Spy", "trainer.threads=1", "seed=0,1")
+    sppnet("train", "-m", "launch=processes", "allow=spy", "data._target_=spy.Spy", "compute.num_threads=1", "seed=0,1")
     assert sorted(path.read_text() for path in tmp_path.glob("seen-*")) == ["3", "GPU-8a5c"]
 
 
@@ -83,7 +83,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, n: i
         for i, job in enumerate(jobs)
     ]
     sweep_jobs = [
-        SweepJob(i, of_job, OmegaConf.create(compose.compose_config("train", of_job)))
+        SweepJob(i, of_job, OmegaConf.create(compose.compose_plain("train", of_job)))
         for i, of_job in enumerate(overrides)
     ]
     RecordingSweep("train", sweep_jobs, n).run()

@@ -26,7 +26,7 @@ def change(path: Path, edit: Any) -> None:
 
 def run_of(head: str, seed: int) -> Path:
     for path in Path("runs/mine").glob(f"*-{head}*"):
-        if json.loads((path / "provenance.json").read_text())["identity"]["seed"] == seed:
+        if json.loads((path / "provenance.json").read_text())["identity"]["config"]["seed"] == seed:
             return path
     raise AssertionError
 
@@ -35,7 +35,7 @@ def test_runs_of_a_changed_configuration_are_separate_rows(study: Caller) -> Non
     """A configuration file changed between two seeds: the same overrides mean another network."""
 
     def change_rate(provenance: dict[str, Any]) -> dict[str, Any]:
-        provenance["identity"]["optim"]["lr"] = 0.5
+        provenance["identity"]["config"]["optim"]["lr"] = 0.5
         return provenance
 
     change(run_of("spp", 2) / "provenance.json", change_rate)
@@ -48,9 +48,9 @@ def test_runs_of_a_changed_configuration_are_separate_rows(study: Caller) -> Non
 def test_the_same_runs_under_other_overrides_are_one_row(study: Caller) -> None:
     def add_renamed(plan: dict[str, Any]) -> dict[str, Any]:
         more = [
-            {**point, "words": [override.replace("head=spp", "head.kind=x") for override in point["words"]]}
+            {**point, "words": [override.replace("pooling=spp", "pooling.kind=x") for override in point["words"]]}
             for point in plan["cells"]
-            if "head=spp" in point["words"]
+            if "pooling=spp" in point["words"]
         ]
         return {"cells": plan["cells"] + more}
 
@@ -95,8 +95,8 @@ def test_an_incomplete_record_counts_as_missing(study: Caller, text: str) -> Non
 def test_rows_with_different_test_sizes_share_a_column(study: Caller) -> None:
     """As in the paper's table 3: a crop of one size against the whole image at another."""
     for seed in range(3):
-        assert study("train", *OF_A_STUDY, "head=spp", f"seed={seed}", "sizes.test=[20]").code == 0
-    swept = study("train", "-m", *OF_A_STUDY, "head=spp", "sizes.test=[20]", "seed=0,1,2")
+        assert study("train", *OF_A_STUDY, "pooling=spp", f"seed={seed}", "sizes.test=[20]").code == 0
+    swept = study("train", "-m", *OF_A_STUDY, "pooling=spp", "sizes.test=[20]", "seed=0,1,2")
     assert swept.out.count("(already done)") == 3
     done = study("report", "study=mine")
     assert done.code == 0, done.err
@@ -108,8 +108,8 @@ def test_rows_with_different_test_sizes_share_a_column(study: Caller) -> None:
 
 def test_a_size_that_only_some_rows_are_tested_at(study: Caller) -> None:
     for seed in range(3):
-        assert study("train", *OF_A_STUDY, "head=gap", f"seed={seed}", "sizes.test=[24,20]").code == 0
-    assert study("train", "-m", *OF_A_STUDY, "head=gap", "sizes.test=[24,20]", "seed=0,1,2").code == 0
+        assert study("train", *OF_A_STUDY, "pooling=gap", f"seed={seed}", "sizes.test=[24,20]").code == 0
+    assert study("train", "-m", *OF_A_STUDY, "pooling=gap", "sizes.test=[24,20]", "seed=0,1,2").code == 0
     assert study("report", "study=mine").code == 0
     text = Path("runs/mine/report/mine.md").read_text()
     assert "top1 at 20 px" in text
@@ -120,7 +120,7 @@ def test_a_size_that_only_some_rows_are_tested_at(study: Caller) -> None:
 WRONG = {
     "report study=mine report.compare=ssp": "report.compare=ssp is not allowed: must be one of spp, gap",
     "report study=mine report.metrics=[top2]": "report.metrics=top2 is not allowed: must be one of class_accuracy",
-    "report study=mine head=gap": "head=gap has no effect without experiments=NAME",
+    "report study=mine pooling=gap": "pooling=gap has no effect without experiments=NAME",
     "status seed=4": "seed=4 has no effect without experiments=NAME",
 }
 
@@ -178,16 +178,16 @@ def test_a_sweep_is_of_one_study(sppnet: Caller) -> None:
 def test_transfer_rows_have_distinct_names(sppnet: Caller) -> None:
     arguments = (
         "transfer",
-        "trainer.threads=1",
-        "trainer.progress=none",
+        "compute.num_threads=1",
+        "progress=none",
         "backbone.width=4",
-        "head.bins=[2,1]",
+        "pooling.bins=[2,1]",
         "sizes.test=[24]",
         "splits=2",
     )
     protocol = ("per_class.train=5", "per_class.test=5", "study=mine")
     for pool in ("max", "avg"):
-        assert sppnet(*arguments, *protocol, f"head.pool={pool}").code == 0
+        assert sppnet(*arguments, *protocol, f"pooling.pool={pool}").code == 0
     done = sppnet("report", "study=mine")
     assert done.code == 0, done.err
     lines = table("mine")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from calling import SMALL, Caller, command, records
+from calling import SMALL, Caller, command, limits, records
 
-ONE_EPOCH = (*SMALL, "trainer.max_epochs=1", "trainer.limit_batches=2")
+ONE_EPOCH = (*SMALL, "trainer.max_epochs=1", *limits(2))
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -69,7 +69,7 @@ def test_notices_about_the_data_are_printed_once_and_in_every_log(spawn: Caller,
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(4):
             Image.new("RGB", (30, 30)).save(tmp_path / f"photos/{name}/{i}.png")
-    swept = spawn("train", "-m", *ONE_EPOCH, "data=folder", "data.root=photos", "data.workers=0", "seed=0,1")
+    swept = spawn("train", "-m", *ONE_EPOCH, "data=folder", "data.root=photos", "data.num_workers=0", "seed=0,1")
     assert swept.code == 0, swept.out
     logs = [path.read_text() for path in tmp_path.rglob("log.txt")]
     assert [text.count("the 8 images of val/ are its test part") for text in (swept.err, *logs)] == [1, 1, 1]
@@ -85,7 +85,7 @@ def test_a_sweep_of_tests_prints_every_result(sppnet: Caller, spawn: Caller) -> 
 
 @pytest.mark.slow
 def test_four_jobs_four_processes_four_directories(spawn: Caller, sppnet: Caller, tmp_path: Path) -> None:
-    without_bins = [word for word in ONE_EPOCH if not word.startswith("head.bins")]
+    without_bins = [word for word in ONE_EPOCH if not word.startswith("pyramid.bins")]
     words = ["train", "-m", *without_bins, "pyramid=l1_1,l4_6_3_2_1", "seed=0,1"]
     swept = spawn(*words)
     assert swept.code == 0, swept.err
@@ -100,7 +100,7 @@ def test_four_jobs_four_processes_four_directories(spawn: Caller, sppnet: Caller
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_saves_its_jobs_and_goes_on(spawn: Caller, tmp_path: Path) -> None:
-    arguments = ("train", "-m", *SMALL, "trainer.max_epochs=8", "trainer.limit_batches=null", "seed=0,1")
+    arguments = ("train", "-m", *SMALL, "trainer.max_epochs=8", *limits(None), "seed=0,1")
     child = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.rglob("metrics.jsonl")):
         assert child.poll() is None

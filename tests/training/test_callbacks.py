@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch.utils.data import DataLoader
 
 from sppnet.config.compose import compose_config
-from sppnet.data import load_splits
+from sppnet.config.schema import Config
+from sppnet.data import Splits, load_splits
 from sppnet.runs.run_directory import Run
 from sppnet.training import callbacks
 from sppnet.training.callbacks import BadFiles, EpochBar, EpochLines, StatusFile, progress_display
@@ -26,7 +27,7 @@ from sppnet.training.user_callbacks import EarlyEnd
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{pattern}") for pattern in HARMLESS_WARNINGS]
 
-WORDS = ["backbone.width=2", "head.hidden=[2]", "head.bins=[1]", "optim.schedule.kind=constant"]
+WORDS = ["backbone.width=2", "head.hidden=[2]", "pooling.bins=[1]", "optim/schedule=constant"]
 
 
 def batch(*bad: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
@@ -57,16 +58,16 @@ class Batches(L.LightningDataModule):
 
 
 @pytest.fixture(scope="module")
-def built() -> tuple[dict[str, Any], Any]:
-    cfg = compose_config("train", WORDS)
-    return cfg, load_splits(cfg["data"])
+def built() -> tuple[Config, Splits]:
+    cfg = compose_config(WORDS)
+    return cfg, load_splits(cfg.data)
 
 
 Train = Callable[..., L.Trainer]
 
 
 @pytest.fixture
-def train(built: tuple[dict[str, Any], Any], tmp_path: Path) -> Train:
+def train(built: tuple[Config, Splits], tmp_path: Path) -> Train:
     """Train a new network of a few weights with these callbacks; three batches an epoch."""
     classifier: Classifier = build_classifier(*built)
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from calling import SMALL, Caller, command, records, same_weights
+from calling import SMALL, Caller, command, limits, records, same_weights
+from sppnet.config.compose import compose_config
 from sppnet.data import load_splits
 from trace_ranks import PLUG
 
 pytestmark = pytest.mark.slow
 
 TESTS = str(Path(__file__).parents[1] / "helpers")
-TWO = (*SMALL, "trainer.accelerator=cpu", "trainer.devices=2", "trainer.limit_batches=null")
+TWO = (*SMALL, "trainer.accelerator=cpu", "trainer.devices=2", *limits(None))
 ENV = {"PYTHONPATH": TESTS}
 
 
@@ -41,16 +42,13 @@ def assert_promises(run: Path, left_over: int = 1) -> None:
     for steps in (train, val):
         assert len(steps[0]) == len(steps[1]) > 0
         assert [line["shape"] for line in steps[0]] == [line["shape"] for line in steps[1]]
-    sets = load_splits({"_target_": "sppnet.data.Digits", "name": "digits", "split": SPLIT})
+    sets = load_splits(compose_config([]).data)
     for epoch in {line["epoch"] for line in train[0]}:
         trained = [i for rank in train for line in rank if line["epoch"] == epoch for i in line["index"]]
         assert len(trained) == len(set(trained)) >= len(sets.train) - left_over
         assert set(trained) <= set(sets.train.tolist())
         validated = [i for rank in val for line in rank if line["epoch"] == epoch for i in line["index"]]
         assert sorted(validated) == sets.val.tolist()
-
-
-SPLIT = {"val": 0.15, "test": 0.15, "seed": 0}
 
 
 def test_two_processes_share_every_epoch(spawn: Caller, tmp_path: Path) -> None:
@@ -76,7 +74,7 @@ def test_two_processes_inside_a_sweep(spawn: Caller, tmp_path: Path) -> None:
 def test_a_test_of_two_processes_that_is_cut_short_is_not_made_by_one(
     spawn: Caller, sppnet: Caller, tmp_path: Path
 ) -> None:
-    words = (*TWO, "trainer.max_epochs=1", "trainer.limit_batches=1")
+    words = (*TWO, "trainer.max_epochs=1", *limits(1))
     done = spawn("train", *words)
     assert done.code == 0, done.err
     refused = sppnet("train", *words, "views=full")
@@ -88,7 +86,7 @@ def test_a_test_of_two_processes_that_is_cut_short_is_not_made_by_one(
 
 
 def test_two_processes_resume_after_a_kill(spawn: Caller, tmp_path: Path) -> None:
-    words = ("train", *TWO, "trainer.max_epochs=6", "trainer.ema=0.9")
+    words = ("train", *TWO, "trainer.max_epochs=6", "optim.ema=0.9")
     whole = spawn(*words, "paths.runs=whole")
     assert whole.code == 0, whole.err
     run = tmp_path / "runs/default" / whole.run.name

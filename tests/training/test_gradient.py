@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import Tensor, nn
 
-from calling import SMALL, Caller, weights
+from calling import SMALL, Caller, limits, weights
 from sppnet.config.compose import compose_config
 from sppnet.data import ImageSet, Splits, build_sizes
 from sppnet.data.datamodule import DataModule
@@ -26,15 +26,19 @@ WEIGHTED = ["sizes=weighted", "sizes.train=[16,12,30]", "sizes.weights=[0.5,0.25
 WHOLE = ["data.fit=full", "data.aspect_step=0.01"]  # a bucket for nearly every shape
 CASES = {
     "the last batch is smaller": (["data.batch_size=8"], 1, 43),
-    "the last window is shorter": (["data.batch_size=4", "trainer.accumulate=3"], 1, 41),
-    "an epoch is one window": (["data.batch_size=4", "trainer.accumulate=64"], 1, 41),
-    "batches level in memory": ([*WEIGHTED, "data.batch_size=6", "trainer.accumulate=2"], 1, 43),
+    "the last window is shorter": (["data.batch_size=4", "trainer.accumulate_grad_batches=3"], 1, 41),
+    "an epoch is one window": (["data.batch_size=4", "trainer.accumulate_grad_batches=64"], 1, 41),
+    "batches level in memory": ([*WEIGHTED, "data.batch_size=6", "trainer.accumulate_grad_batches=2"], 1, 43),
     "an epoch at each size": (["sizes=alternating", "sizes.train=[16,12]", "data.batch_size=6"], 1, 43),
     "whole images": ([*WHOLE, "data.batch_size=6"], 1, 43),
-    "whole images, weighted, in windows": ([*WHOLE, *WEIGHTED, "data.batch_size=5", "trainer.accumulate=4"], 1, 43),
-    "two processes": ([*WHOLE, "data.batch_size=4", "trainer.accumulate=2"], 2, 43),
+    "whole images, weighted, in windows": (
+        [*WHOLE, *WEIGHTED, "data.batch_size=5", "trainer.accumulate_grad_batches=4"],
+        1,
+        43,
+    ),
+    "two processes": ([*WHOLE, "data.batch_size=4", "trainer.accumulate_grad_batches=2"], 2, 43),
     "three processes": ([*WEIGHTED, "data.batch_size=4"], 3, 41),
-    "unreadable images": (["data.bad_files=skip", "data.batch_size=4", "trainer.accumulate=3"], 1, 41),
+    "unreadable images": (["data.bad_files=skip", "data.batch_size=4", "trainer.accumulate_grad_batches=3"], 1, 41),
     "unreadable images, two processes": ([*WHOLE, "data.bad_files=skip", "data.batch_size=4"], 2, 43),
     "smoothed labels": (["data.batch_size=8", "loss.label_smoothing=0.1"], 1, 43),
 }
@@ -102,8 +106,8 @@ class Gradients(Callback):
 def train(words: list[str], rank: int, world: int, count: int, folder: Path) -> tuple[Classifier, Gradients]:
     """Two epochs of rank `rank` of `world`."""
     more = ["sizes.val=[16]", "trainer.max_epochs=2", "trainer.precision=64-true", "trainer.accelerator=cpu"]
-    more += ["trainer.threads=1", "trainer.progress=none", "optim=sgd", "optim.weight_decay=0"]
-    cfg = compose_config("train", ["sizes=single", "sizes.train=[16]", *more, *words])
+    more += ["compute.num_threads=1", "progress=none", "optim=sgd", "optim.weight_decay=0"]
+    cfg = compose_config(["sizes=single", "sizes.train=[16]", *more, *words])
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Tanh())
     head = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), classifier=nn.Linear(4, 3)))
     torch.manual_seed(0)
@@ -112,8 +116,8 @@ def train(words: list[str], rank: int, world: int, count: int, folder: Path) -> 
     images = Noise(count, bad="data.bad_files=skip" in words)
     classifier = Classifier(SPPNet(backbone, head), cfg, images.classes, False).double()
     indices = np.arange(count)
-    schedule = build_sizes(cfg["sizes"])
-    data = OneOfSeveral(Splits(images, indices, indices, indices), schedule, cfg["data"], cfg["views"], 0, folder)
+    sets, schedule = Splits(images, indices, indices, indices), build_sizes(cfg.sizes)
+    data = OneOfSeveral(sets, schedule, cfg.data, cfg.augment, cfg.views, 0, folder)
     data.rank, data.world = rank, world
     gradients = Gradients()
     make_trainer(cfg, [gradients], [], folder).fit(classifier, datamodule=data)
@@ -126,7 +130,7 @@ def of_one_large_batch(classifier: Classifier, batches: list[dict[str, Any]]) ->
     for shape in {batch["image"].shape[2:] for batch in batches}:
         same = [batch for batch in batches if batch["image"].shape[2:] == shape]
         joined = {key: torch.cat([batch[key] for batch in same]) for key in ("image", "target", "valid", "offset")}
-        smoothing = classifier.cfg["loss"]["label_smoothing"]
+        smoothing = classifier.cfg.loss.label_smoothing
         logits = classifier(classifier.normalise(joined["image"], joined["offset"]))
         losses = classifier.losses(logits, joined["target"], smoothing)
         total = total + losses[joined["valid"]].sum()
@@ -153,9 +157,11 @@ def test_an_epochs_summed_gradient_is_that_of_one_large_batch(case: str, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("words", [["data.batch_size=5", "trainer.accumulate=2"], [*WHOLE, "data.batch_size=5"]])
+@pytest.mark.parametrize(
+    "words", [["data.batch_size=5", "trainer.accumulate_grad_batches=2"], [*WHOLE, "data.batch_size=5"]]
+)
 def test_images_of_a_limited_epoch_weigh_the_same_in_every_epoch(words: list[str], tmp_path: Path) -> None:
-    classifier, gradients = train([*words, "trainer.limit_batches=5"], 0, 1, 43, tmp_path)
+    classifier, gradients = train([*words, *limits(5)], 0, 1, 43, tmp_path)
     ratios, images = [], []
     for epoch in (0, 1):
         whole, read, _ = of_one_large_batch(classifier, gradients.batches[epoch])
@@ -172,7 +178,7 @@ def test_images_of_a_limited_epoch_weigh_the_same_in_every_epoch(words: list[str
 def test_an_epoch_of_one_window_is_one_full_step_whatever_its_batches_and_processes(
     spawn: Caller, sppnet: Caller, tmp_path: Path
 ) -> None:
-    words = [*SMALL, "optim=sgd", "trainer.max_epochs=1", "trainer.limit_batches=null", "trainer.accumulate=1000"]
+    words = [*SMALL, "optim=sgd", "trainer.max_epochs=1", *limits(None), "trainer.accumulate_grad_batches=1000"]
     words += ["backbone.freeze=true", "head.dropout=0", "trainer.precision=64-true", "trainer.accelerator=cpu"]
     # 90 training images: an even number, as two processes leave an odd one out
     words += ["data.split.val=0.8"]

@@ -10,8 +10,8 @@ from PIL import Image
 from calling import SMALL, Caller, records
 
 NARROW = (
-    *("backbone.width=16", "head.hidden=[32]", "head.bins=[2,1]", "sizes=single", "sizes.train=[20]"),
-    *("data.batch_size=32", "optim.lr=0.005", "trainer.max_epochs=3", "trainer.threads=1", "trainer.progress=none"),
+    *("backbone.width=16", "head.hidden=[32]", "pooling.bins=[2,1]", "sizes=single", "sizes.train=[20]"),
+    *("data.batch_size=32", "optim.lr=0.005", "trainer.max_epochs=3", "compute.num_threads=1", "progress=none"),
 )
 
 
@@ -26,7 +26,7 @@ def test_a_narrow_network_learns_digits_in_a_few_steps(sppnet: Caller) -> None:
 
 @pytest.mark.slow
 def test_the_default_run_reads_digits(sppnet: Caller) -> None:
-    done = sppnet("train", "trainer.progress=none")
+    done = sppnet("train", "progress=none")
     assert done.code == 0, done.err
     assert done.figure("test/top1") >= 0.95
     assert done.figure("images") == 269
@@ -43,7 +43,7 @@ def test_the_rate_falls_by_the_factor_once_the_score_has_not_risen_for_so_many_e
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (24, 24), (shade, number, 0)).save(path)
     plateau = ("optim=sgd", "optim.schedule.patience=1", "optim.schedule.factor=0.5", "optim.schedule.drops=2")
-    words = ("data=folder", "data.root=pets", "data.workers=0", "sizes=single", "sizes.train=[24]", "optim.lr=0.08")
+    words = ("data=folder", "data.root=pets", "data.num_workers=0", "sizes=single", "sizes.train=[24]", "optim.lr=0.08")
     done = sppnet("train", *SMALL, *words, *plateau, "trainer.max_epochs=8")
     assert done.code == 0, done.err
     assert {record["val/top1"] for record in records(done.run) if "val/top1" in record} == {0.5}

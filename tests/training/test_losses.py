@@ -1,4 +1,4 @@
-"""The losses compose_configst their formulas, written out number by number."""
+"""The losses against their formulas, written out number by number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from sppnet.config.compose import compose_config
+from sppnet.config.load import replace
+from sppnet.config.schema import Config
 from sppnet.errors import UserError
 from sppnet.models.network import SPPNet, build_network
 from sppnet.training.lit_module import Classifier
@@ -20,14 +22,14 @@ SETS = [[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]  # its labels, in a multi-la
 
 
 @functools.cache
-def network() -> tuple[dict[str, Any], SPPNet]:
-    cfg: dict[str, Any] = compose_config("train", ["backbone.width=2", "head.hidden=[2]", "head.bins=[1]"])
-    return cfg, build_network(cfg["backbone"], cfg["head"], 3, 24)
+def network() -> tuple[Config, SPPNet]:
+    cfg = compose_config(["backbone.width=2", "head.hidden=[2]", "pooling.bins=[1]"])
+    return cfg, build_network(cfg.backbone, cfg.pooling, cfg.head, 3, 24)
 
 
-def classifier(kind: str, multilabel: bool) -> Classifier:
+def classifier(name: str, multilabel: bool) -> Classifier:
     cfg, net = network()
-    return Classifier(net, cfg | {"loss": {"kind": kind}}, ["cat", "dog", "owl"], multilabel)
+    return Classifier(net, replace(cfg, {"loss.name": name}), ["cat", "dog", "owl"], multilabel)
 
 
 def losses(trained: Classifier, targets: list[Any], smoothing: float) -> list[float]:
@@ -53,26 +55,26 @@ def sigmoid(scores: list[float], labels: list[int], smoothing: float) -> float:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-@pytest.mark.parametrize("kind", ["softmax", "auto"])
-def test_an_image_of_one_class_loses_by_the_softmax(kind: str, smoothing: float) -> None:
+@pytest.mark.parametrize("name", ["cross_entropy", "auto"])
+def test_an_image_of_one_class_loses_by_the_softmax(name: str, smoothing: float) -> None:
     expected = [softmax(scores, label, smoothing) for scores, label in zip(SCORES, NUMBERS, strict=True)]
-    assert losses(classifier(kind, False), NUMBERS, smoothing) == pytest.approx(expected, rel=1e-5)
+    assert losses(classifier(name, False), NUMBERS, smoothing) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_an_image_of_one_class_may_lose_by_a_sigmoid_of_each_class(smoothing: float) -> None:
     only = [[int(label == each) for each in range(3)] for label in NUMBERS]
     expected = [sigmoid(scores, labels, smoothing) for scores, labels in zip(SCORES, only, strict=True)]
-    assert losses(classifier("sigmoid", False), NUMBERS, smoothing) == pytest.approx(expected, rel=1e-5)
+    assert losses(classifier("bce", False), NUMBERS, smoothing) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-@pytest.mark.parametrize("kind", ["sigmoid", "auto"])
-def test_an_image_of_several_classes_loses_by_a_sigmoid_of_each_class(kind: str, smoothing: float) -> None:
+@pytest.mark.parametrize("name", ["bce", "auto"])
+def test_an_image_of_several_classes_loses_by_a_sigmoid_of_each_class(name: str, smoothing: float) -> None:
     expected = [sigmoid(scores, labels, smoothing) for scores, labels in zip(SCORES, SETS, strict=True)]
-    assert losses(classifier(kind, True), SETS, smoothing) == pytest.approx(expected, rel=1e-5)
+    assert losses(classifier(name, True), SETS, smoothing) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_softmax_over_several_labels_is_refused() -> None:
-    with pytest.raises(UserError, match=r"loss\.kind=softmax: images of digits have several labels"):
-        classifier("softmax", True)
+    with pytest.raises(UserError, match=r"loss=cross_entropy: images of digits have several labels"):
+        classifier("cross_entropy", True)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from calling import SMALL, Called, Caller
 from sppnet.config import option_files
+from sppnet.config.load import load, replace
+from sppnet.config.schema import GAP, MLP, SPP, AnyPooling, Backbone, Config, Flatten, Windows
 from sppnet.data import load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.loader import Batch
@@ -31,19 +33,29 @@ from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet, build_backbone
 from sppnet.models.probe import map_size, on_meta
 from sppnet.models.receptive_field import ReceptiveField, receptive_field
-from sppnet.runs.from_checkpoint import read_checkpoint
+from sppnet.runs.from_checkpoint import load_stored_config, read_checkpoint
 from sppnet.training.inference import load_classifier
 from sppnet.training.lit_module import Classifier
 from sppnet.training.multi_view import Scorer, map_windows
 from sppnet.training.trainer import build_data
 
 CONF = option_files.root() / "conf"
-TEN = {"fit": "windows", "scales": [256], "of": 224, "positions": 5, "mirror": True, "full": None, "source": "map"}
+TEN = Windows(
+    name="ten",
+    fit="windows",
+    scales=[256],
+    base_size=224,
+    positions=5,
+    mirror=True,
+    full=None,
+    source="map",
+    aspect_step=0.125,
+)
 NAMES = ("alexnet", "vgg11", "resnet18", "densenet121", "googlenet", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t")
 
 
 def views(**changed: Any) -> Views:
-    built = Views.build(TEN | changed)
+    built = Views.build(replace(TEN, changed))
     assert built is not None
     return built
 
@@ -81,7 +93,7 @@ def build(name: str) -> nn.Module:
     """A backbone of `conf/backbone` or of torchvision, with random weights."""
     file = CONF / "backbone" / f"{name}.yaml"
     cfg = yaml.safe_load(file.read_text()) if file.exists() else {}
-    return build_backbone(cfg) if "_target_" in cfg else torchvision_trunk(name)
+    return build_backbone(load(Backbone, cfg)) if "_target_" in cfg else torchvision_trunk(name)
 
 
 def test_a_backbone_that_cannot_be_followed_is_refused() -> None:
@@ -184,18 +196,26 @@ def test_ten_views_are_the_centre_and_the_corners_both_ways_round() -> None:
     assert views().windows(224, 224, 224) == [(0, 0, 224, 224)]
 
 
-def net(head: str = "spp", pool: str = "max") -> SPPNet:
+POOLINGS: dict[str, AnyPooling] = {
+    "spp, max": SPP(name="spp", bins=[3, 1], pool="max", rule="adaptive"),
+    "spp, avg": SPP(name="spp", bins=[3, 1], pool="avg", rule="adaptive"),
+    "gap": GAP(name="gap"),
+    "flatten": Flatten(name="flatten", pool="max", output_size=3),
+}
+
+
+def net(pooling: str = "spp, max") -> SPPNet:
     torch.manual_seed(0)
-    cfg = {"name": head, "bins": [3, 1], "pool": pool, "rule": "adaptive", "hidden": [8], "dropout": 0.5, "pool_to": 3}
-    network = SPPNet(Tiny(4), build_head(cfg, 8, 5, 10)).eval()
+    head = build_head(POOLINGS[pooling], MLP(name="mlp", hidden=[8], dropout=0.5), 8, 5, 10)
+    network = SPPNet(Tiny(4), head).eval()
     nn.init.normal_(cast(nn.Linear, network.head.classifier).weight)
     return network
 
 
-@pytest.mark.parametrize(("head", "pool"), [("spp", "max"), ("spp", "avg"), ("gap", "avg")])
+@pytest.mark.parametrize("pooling", ["spp, max", "spp, avg", "gap"])
 @torch.no_grad()
-def test_views_from_the_map_are_its_windows(head: str, pool: str) -> None:
-    network, protocol = net(head, pool), views(scales=[48, 56], of=40, positions=9, full=56)
+def test_views_from_the_map_are_its_windows(pooling: str) -> None:
+    network, protocol = net(pooling), views(scales=[48, 56], base_size=40, positions=9, full=56)
     images = [torch.rand(2, 3, 48, 60), torch.rand(2, 3, 56, 70)]
     scorer = Scorer(network, protocol, 40)
     began = time.monotonic()
@@ -221,7 +241,7 @@ def test_views_from_the_map_are_its_windows(head: str, pool: str) -> None:
 def test_a_view_that_is_the_whole_image_is_the_same_from_map_and_pixels() -> None:
     images = [torch.rand(3, 3, 40, 40)]
     of_map, of_pixels = (
-        Scorer(net(), views(scales=[40], of=40, source=source), 40)(images)[0] for source in ("map", "image")
+        Scorer(net(), views(scales=[40], base_size=40, source=source), 40)(images)[0] for source in ("map", "image")
     )
     assert of_map.shape == (3, 2, 5)
     assert torch.allclose(of_map, of_pixels, atol=1e-6)
@@ -230,22 +250,22 @@ def test_a_view_that_is_the_whole_image_is_the_same_from_map_and_pixels() -> Non
 @torch.no_grad()
 def test_views_from_the_pixels_are_crops() -> None:
     network, x = net("flatten"), torch.rand(2, 3, 46, 55)
-    (logits,) = Scorer(network, views(scales=[46], of=40, mirror=False, source="image"), 40)([x])
+    (logits,) = Scorer(network, views(scales=[46], base_size=40, mirror=False, source="image"), 40)([x])
     crops = [x[:, :, w.top : w.bottom, w.left : w.right] for w in views().windows(46, 55, 40)]
     assert torch.equal(logits, torch.stack([network(crop) for crop in crops], 1))
 
 
-def load(run: Path, cfg: dict[str, Any]) -> tuple[Classifier, DataModule]:
-    """The trained network of a run, and the data of `cfg`."""
-    sets = load_splits(cfg["data"])
+def trained_network(run: Path) -> tuple[Classifier, DataModule]:
+    """The trained network of a run, and its data."""
+    cfg = load(Config, load_stored_config(run)[0])
+    sets = load_splits(cfg.data)
     return load_classifier(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval(), build_data(cfg, sets)
 
 
 @torch.no_grad()
 def test_whole_images_score_as_the_plain_network_does_to_the_bit(sppnet: Caller) -> None:
     run = sppnet("train", *SMALL, "trainer.max_epochs=1", "views=full", "sizes.test=[32]").run
-    cfg = yaml.safe_load((run / "config.yaml").read_text())
-    classifier, data = load(run, cfg)
+    classifier, data = trained_network(run)
     (loader,) = data.test_dataloader()
     for batch in cast(Iterable[Batch], loader):
         height, width = batch["image"].shape[2:]
@@ -257,11 +277,11 @@ def test_whole_images_score_as_the_plain_network_does_to_the_bit(sppnet: Caller)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 def test_the_probabilities_of_views_are_averaged(sppnet: Caller, loss: str) -> None:
-    words = (f"loss.kind={loss}", "trainer.max_epochs=1", "views=multi_full", "sizes.test=[24]")
+    words = (f"loss={loss}", "trainer.max_epochs=1", "views=multi_full", "sizes.test=[24]")
     run = sppnet("train", *SMALL, *words).run
-    classifier, data = load(run, yaml.safe_load((run / "config.yaml").read_text()))
+    classifier, data = trained_network(run)
     batch = next(iter(data.test_dataloader()[0]))
     assert [min(x.shape[2:]) for x in (batch["image"], *batch["more"])] == [24, 27, 32, 39, 48, 60]
     scores = classifier.scores(batch)
@@ -269,7 +289,7 @@ def test_the_probabilities_of_views_are_averaged(sppnet: Caller, loss: str) -> N
         (x / 255 - classifier.normalise.mean) / classifier.normalise.std for x in (batch["image"], *batch["more"])
     ]
     logits = torch.cat(classifier.scorers[24](images), 1)
-    if loss == "softmax":
+    if loss == "cross_entropy":
         assert torch.allclose(scores.softmax(1), logits.softmax(2).mean(1), atol=1e-6)
     else:
         assert torch.allclose(scores.sigmoid().float(), logits.sigmoid().mean(1), atol=1e-6)
@@ -295,7 +315,8 @@ def test_a_test_in_ten_views_prints_what_each_scale_costs(sppnet: Caller, traine
 
 
 def test_a_head_of_one_size_is_viewed_in_pixels_only(sppnet: Caller) -> None:
-    words = (*SMALL, "head=flatten", "head.pool_to=2", "sizes=single", "sizes.train=[24]", "trainer.max_epochs=1")
+    network = ("pooling=flatten", "pooling.output_size=2", "sizes=single", "sizes.train=[24]")
+    words = (*SMALL, *network, "trainer.max_epochs=1")
     refused = sppnet("train", *words, "views=ten")
     assert (refused.code, refused.out) == (2, "")
     assert "views.source=image" in refused.err
@@ -305,11 +326,11 @@ def test_a_head_of_one_size_is_viewed_in_pixels_only(sppnet: Caller) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["views.scales=[200,256]"], "views.of=224"),
+        (["views.scales=[200,256]"], "views.base_size=224"),
         (["views.full=300"], "views.full=300"),
         (["views.positions=7"], "5 or 9"),
         (["views.source=film"], "map, image"),
-        (["head.rule=sliding", "sizes=single", "sizes.train=[24]"], "head.rule=adaptive"),
+        (["pooling.rule=sliding", "sizes=single", "sizes.train=[24]"], "pooling.rule=adaptive"),
     ],
 )
 def test_invalid_views_are_refused_in_one_line(sppnet: Caller, words: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from calling import SMALL, Caller, records, same_weights
+from calling import SMALL, Caller, limits, records, same_weights
 from sppnet.training.callbacks import BadFiles
 
 PHOTOS = Path(os.environ.get("SPPNET_DATA", "no")) / "caltech20"
@@ -27,7 +27,7 @@ def test_a_trained_trunk_tells_photographs_apart_on_whole_images(sppnet: Caller)
     trunk = ("backbone=alexnet", f"backbone.weights={WEIGHTS.resolve()}", "backbone.freeze=true")
     whole = ("data.fit=full", "views=full", "sizes.train=[224,180]")
     words = ("data=folder", f"data.root={PHOTOS.resolve()}", *trunk, *whole)
-    done = sppnet("train", *words, "trainer.max_epochs=2", "trainer.progress=none", "trainer.threads=1")
+    done = sppnet("train", *words, "trainer.max_epochs=2", "progress=none", "compute.num_threads=1")
     assert done.code == 0, done.err
     assert done.figure("test/top1") > 0.8  # chance is 0.05
 
@@ -45,7 +45,7 @@ def test_whole_photographs_tell_more_than_their_centres(sppnet: Caller) -> None:
     )
     accuracy = {}
     for view in ("center", "full"):
-        done = sppnet("transfer", *words, f"views={view}", "splits=5", "trainer.progress=none", "trainer.threads=1")
+        done = sppnet("transfer", *words, f"views={view}", "splits=5", "progress=none", "compute.num_threads=1")
         assert done.code == 0, done.err
         accuracy[view] = done.figure("transfer/accuracy")
     assert accuracy["full"] > accuracy["center"] > 0.9  # chance is 0.05
@@ -55,7 +55,7 @@ def test_whole_photographs_tell_more_than_their_centres(sppnet: Caller) -> None:
 @pytest.mark.slow
 def test_a_small_network_learns_photographs_from_nothing(sppnet: Caller) -> None:
     words = ("data=folder", f"data.root={PHOTOS.resolve()}", "sizes.train=[64,48]", "trainer.max_epochs=4")
-    done = sppnet("train", *words, "trainer.progress=none", "trainer.threads=1")
+    done = sppnet("train", *words, "progress=none", "compute.num_threads=1")
     assert done.code == 0, done.err
     losses = [record["train/loss"] for record in records(done.run) if "train/loss" in record]
     assert losses[-1] < losses[0]
@@ -81,7 +81,7 @@ def folder(root: Path, broken: int = 0) -> None:
 
 def test_a_file_that_cannot_be_read_is_named(sppnet: Caller, tmp_path: Path) -> None:
     folder(tmp_path / "pets", broken=20)
-    done = sppnet("train", *SMALL, "data=folder", "data.root=pets", "data.workers=1")
+    done = sppnet("train", *SMALL, "data=folder", "data.root=pets", "data.num_workers=1")
     assert done.code == 1
     line = done.err.strip().splitlines()[-1]
     assert ".jpg" in line
@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_read_is_named(sppnet: Caller, tmp_path: Path) -> 
 @pytest.mark.parametrize("fit", ["crop", "full"])
 def test_bad_files_are_skipped_counted_and_listed(sppnet: Caller, tmp_path: Path, fit: str) -> None:
     folder(tmp_path / "pets", broken=4)
-    words = (*SMALL, "data=folder", "data.root=pets", "data.batch_size=4", "trainer.limit_batches=null")
+    words = (*SMALL, "data=folder", "data.root=pets", "data.batch_size=4", *limits(None))
     done = sppnet("train", *words, "data.bad_files=skip", f"data.fit={fit}", f"views={fit.replace('crop', 'center')}")
     assert done.code == 0, done.err
     listed = (done.run / "bad_files.txt").read_text().splitlines()
@@ -118,9 +118,9 @@ def test_a_bad_file_that_two_ranks_meet_is_listed_once_and_counted_by_both(tmp_p
 
 def test_two_classes_and_whole_images_are_learned(sppnet: Caller, tmp_path: Path) -> None:
     folder(tmp_path / "pets")
-    words = ("data=folder", "data.root=pets", "sizes.train=[32,24]", "data.batch_size=4", "data.workers=0")
-    small = ("trainer.max_epochs=6", "trainer.threads=1", "backbone.width=8", "head.hidden=[16]", "head.bins=[2,1]")
-    done = sppnet("train", *words, "data.fit=full", "views=full", *small)
+    words = ("data=folder", "data.root=pets", "sizes.train=[32,24]", "data.batch_size=4", "data.num_workers=0")
+    small = ("trainer.max_epochs=6", "backbone.width=8", "head.hidden=[16]", "pooling.bins=[2,1]")
+    done = sppnet("train", *words, "compute.num_threads=1", "data.fit=full", "views=full", *small)
     assert done.code == 0, done.err
     assert not done.err  # a quarter of a batch is one image
     assert done.figure("test/top1") == 1.0

@@ -20,23 +20,32 @@ from stop_at import PLUG
 
 TESTS = str(Path(__file__).parents[1] / "helpers")
 # Three epochs of six steps, with a save at every second step of an epoch.
-RUN = (*SMALL, *PLUG, "trainer.max_epochs=3", "trainer.limit_batches=6", "trainer.checkpoint_every_n_steps=2")
+RUN = (*SMALL, *PLUG, "trainer.max_epochs=3", "trainer.limit_train_batches=6", "checkpointing.every_n_steps=2")
 KINDS = {
-    "plateau": ("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "trainer.ema=0.9"),
-    "cosine, ema": ("trainer.ema=0.9", "data.workers=1", "data.color=0.1", "backbone._target_=stop_at.Draws"),
-    "weighted": ("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate=2"),
+    "plateau": ("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "optim.ema=0.9"),
+    "cosine, ema": ("optim.ema=0.9", "data.num_workers=1", "augment.color=0.1", "backbone._target_=stop_at.Draws"),
+    "weighted": (
+        *("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"),
+        "trainer.accumulate_grad_batches=2",
+    ),
     "whole images": (  # saves and validates before the last batch of an epoch
-        *("data.fit=full", "optim.schedule.kind=constant", "trainer.precision=64-true"),
-        *("+callbacks.often._target_=stop_at.ValidateOften", "+callbacks.often.every=5"),
-        "trainer.checkpoint_every_n_steps=5",
+        *("data.fit=full", "optim/schedule=constant", "trainer.precision=64-true"),
+        *("trainer.val_check_interval=5", "checkpointing.every_n_steps=5"),
     ),
     "validated every four batches": (
-        *("+callbacks.often._target_=stop_at.ValidateOften", "+callbacks.often.every=4", "data.flip=true"),
-        *("optim=sgd", "optim.schedule.patience=0", "trainer.ema=0.5", "trainer.accumulate=2", "optim.lr=0.05"),
+        *("trainer.val_check_interval=4", "augment.flip=true", "trainer.accumulate_grad_batches=2"),
+        *("optim=sgd", "optim.schedule.patience=0", "optim.ema=0.5", "optim.lr=0.05"),
     ),
+    "validated in every second epoch": ("trainer.check_val_every_n_epoch=2", "optim=sgd", "optim.schedule.patience=0"),
+    "overfit": ("trainer.overfit_batches=6", "data.num_workers=1", "augment=paper"),
+    "a limit of steps": ("trainer.max_steps=8", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.5"),
 }
-SLOW = ("plateau", "weighted", "whole images", "validated every four batches")
+SLOW = tuple(kind for kind in KINDS if kind not in ("cosine, ema", "a limit of steps"))
 MOMENTS = ["batch 1", "batch 3", "validation of 0", "batch 6", "end of 0", "batch 7", "batch 9", "batch 11", "batch 17"]
+KINDS_MOMENTS = {  # where not all of these moments come
+    "validated in every second epoch": [moment for moment in MOMENTS if moment != "validation of 0"],
+    "a limit of steps": [*MOMENTS[:7], "batch 13", "batch 15", "validation of 2"],
+}
 DAMAGED = ("batch 9", "batch 17")  # a bit of last.ckpt flips afterwards
 
 
@@ -62,7 +71,7 @@ def test_a_run_stopped_at_every_moment_ends_like_an_unbroken_one(
     assert unbroken.code == 0, unbroken.err
     run = Path("runs/default") / unbroken.run.name
     expected = ""  # on standard error
-    for moment in [*MOMENTS, "test"]:
+    for moment in [*KINDS_MOMENTS.get(kind, MOMENTS), "test"]:
         with monkeypatch.context() as context:
             context.setenv("STOP_AT", moment)
             stopped = sppnet("train", *RUN, *KINDS[kind])
@@ -93,7 +102,7 @@ def test_a_stop_signal_saves_the_step_it_came_at(sppnet: Caller, monkeypatch: py
     run = Path("runs/default") / unbroken.run.name
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["step"]) == ("preempted", 9)
-    resumed = sppnet("train", *RUN, "trainer.progress=lines")
+    resumed = sppnet("train", *RUN, "progress=lines")
     assert "resumed at step 9" in resumed.out
     assert_same_end(resumed.run, unbroken.run)
 
@@ -176,7 +185,7 @@ def wandb_records(path: Path) -> list[Any]:
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_lose_nothing(spawn: Caller, tmp_path: Path) -> None:
     """Ten times `kill -9` at a random moment, also while the process starts; then to the end."""
-    words = (*SMALL, "trainer.max_epochs=10", "trainer.limit_batches=null", "data.workers=1", "trainer.ema=0.9")
+    words = (*SMALL, "trainer.max_epochs=10", "trainer.limit_train_batches=null", "data.num_workers=1", "optim.ema=0.9")
     unbroken = spawn("train", *words, "paths.runs=unbroken")
     assert unbroken.code == 0, unbroken.err
     took = json.loads((tmp_path / unbroken.run / "summary.json").read_text())["seconds"]

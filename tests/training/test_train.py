@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from calling import SMALL, Called, Caller, flip, records, same_weights, weights
+from calling import SMALL, Called, Caller, flip, limits, records, same_weights, weights
 from sppnet import cli
 from sppnet.config.compose import compose_config
 from sppnet.data import build_sizes, load_splits
@@ -48,7 +48,7 @@ def test_a_run_writes_all_its_files(sppnet: Caller) -> None:
     assert "test/top1" in done.out.splitlines()[-3]
     [tested] = [json.loads(file.read_text()) for file in (run / "tests").iterdir()]
     assert 0 < tested["images"] <= 4 * 32  # of 269
-    assert done.out.splitlines()[-5] == "trainer.limit_batches=4 cut the test short"
+    assert done.out.splitlines()[-5] == "trainer.limit_test_batches=4 cut the test short"
     assert done.figure("images") == tested["images"]
     trunk = Tiny(width=4)
     load_weights(trunk, run / "checkpoints/best.ckpt")  # as a start for another head, for example
@@ -67,7 +67,7 @@ def test_a_batch_has_one_size_and_epochs_alternate(sppnet: Caller) -> None:
 def test_the_same_run_is_not_done_twice_and_force_does_it_again(sppnet: Caller, trained: Called) -> None:
     first = trained
     stamp = (first.run / "checkpoints/best.ckpt").stat().st_mtime_ns
-    again = sppnet("train", *SMALL, "trainer.log_every_n_steps=7", "data.workers=1")
+    again = sppnet("train", *SMALL, "trainer.log_every_n_steps=7", "data.num_workers=1")
     assert again.code == 0
     assert "is done" in again.out
     assert again.run == first.run
@@ -80,10 +80,10 @@ def test_the_same_run_is_not_done_twice_and_force_does_it_again(sppnet: Caller, 
 
 
 def test_a_fast_kernel_trains_the_same_weights_by_the_same_losses(sppnet: Caller, tmp_path: Path) -> None:
-    wide = ("backbone.width=16", "head.bins=[4,2,1]", "sizes=alternating")
-    for more in ((*wide, "trainer.threads=2"), (*wide, "trainer.channels_last=true")):
+    wide = ("backbone.width=16", "pooling.bins=[4,2,1]", "sizes=alternating")
+    for more in ((*wide, "compute.num_threads=2"), (*wide, "compute.channels_last=true")):
         fast = sppnet("train", *SMALL, *more).run
-        plain = sppnet("train", *SMALL, *more, "head.kernel=plain", f"paths.runs={tmp_path}").run
+        plain = sppnet("train", *SMALL, *more, "pooling.kernel=plain", f"paths.runs={tmp_path}").run
         assert fast.name == plain.name  # the same run: the kernel changes no result
         losses = [[r for r in records(run) if "train/loss" in r] for run in (fast, plain)]
         assert losses[0]
@@ -97,10 +97,10 @@ def test_a_fast_kernel_trains_the_same_weights_by_the_same_losses(sppnet: Caller
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_channels_last_changes_the_layout_and_no_pixel(channels_last: bool) -> None:
-    cfg = compose_config("train", [f"trainer.channels_last={channels_last}"])
-    classifier = build_classifier(cfg, load_splits(cfg["data"]))
+    cfg = compose_config([f"compute.channels_last={channels_last}"])
+    classifier = build_classifier(cfg, load_splits(cfg.data))
     images, offset = torch.randint(256, (3, 3, 20, 24), dtype=torch.uint8), torch.randn(3, 3)
-    mean, std = (torch.tensor(cfg["data"][key])[:, None, None] for key in ("mean", "std"))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (cfg.data.mean, cfg.data.std))
     for layout in (torch.contiguous_format, torch.channels_last):
         pixels = classifier.normalise(images.contiguous(memory_format=layout), offset)
         assert pixels.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -113,7 +113,7 @@ def test_cached_images_train_the_same_weights(sppnet: Caller, tmp_path: Path) ->
         path = tmp_path / f"photos/{digits.label(index)}/{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         digits.read(index).save(path)
-    words = ("train", *SMALL, "data=folder", f"data.root={tmp_path}/photos", "data.workers=0", "data.short_side=32")
+    words = ("train", *SMALL, "data=folder", f"data.root={tmp_path}/photos", "data.num_workers=0", "data.short_side=32")
     plain = sppnet(*words).run
     built, reused = (sppnet(*words, "data.cache=true", f"paths.runs={name}", "paths.cache=kept").run for name in "ab")
     assert built.name == reused.name == plain.name
@@ -143,8 +143,8 @@ def test_test_gives_the_training_figure_and_one_per_size(sppnet: Caller, trained
     counts = json.loads(newest.read_text())["images_per_size"]  # a batch holds fewer images of a larger size
     assert [line.split()[-1] for line in several.out.splitlines()[-3:]] == [str(count) for count in counts.values()]
     assert several.figure("images") == counts["24"] > counts["32"]
-    whole = sppnet("test", f"checkpoint={trained.run}", "trainer.limit_batches=null")
-    assert "limit_batches" not in whole.out
+    whole = sppnet("test", f"checkpoint={trained.run}", "trainer.limit_test_batches=null")
+    assert "cut the test short" not in whole.out
     assert whole.figure("test/top5") != trained.figure("test/top5")
 
 
@@ -167,8 +167,10 @@ def test_a_lone_checkpoint_file_carries_its_configuration(sppnet: Caller, traine
 
 def test_a_run_is_tested_without_the_weights_that_it_started_from(sppnet: Caller, tmp_path: Path) -> None:
     torch.save(Tiny(4).state_dict(), tmp_path / "start.pth")
-    words = ("backbone.weights=start.pth", "backbone.freeze=true", "trainer.max_epochs=1", "head.rule=padded")
-    run = sppnet("train", *SMALL, *words, "head.bins=[1]", "loss.label_smoothing=0").run
+    words = ("backbone.weights=start.pth", "backbone.freeze=true", "trainer.max_epochs=1", "pooling.rule=padded")
+    trained = sppnet("train", *SMALL, *words, "pooling.bins=[1]", "data.aspect_step=0.5")
+    assert trained.err == "sppnet: warning: data.aspect_step has no effect with data.fit=crop\n"
+    run = trained.run
     (tmp_path / "start.pth").unlink()
     for checkpoint in (run, run / "checkpoints/last.ckpt"):
         scored = sppnet("test", f"checkpoint={checkpoint}", "views=warp")
@@ -176,11 +178,11 @@ def test_a_run_is_tested_without_the_weights_that_it_started_from(sppnet: Caller
 
 
 def test_a_key_without_effect_on_a_test_gives_a_notice(sppnet: Caller) -> None:
-    run = sppnet("train", *SMALL, "trainer.max_epochs=1", "views.aspect_step=0.5").run
-    scored = sppnet("test", f"checkpoint={run}", "data.color=0.3", "data.crop.kind=random_resized")
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1", "data.aspect_step=0.5").run
+    scored = sppnet("test", f"checkpoint={run}", "data.crop_pct=0.5", "data/crop=random_resized")
     assert scored.code == 0
     message = "sppnet: warning: {} has no effect on a test"
-    assert scored.err.splitlines() == [message.format("data.color"), message.format("data.crop.kind")]
+    assert scored.err.splitlines() == [message.format("data.crop_pct"), message.format("data/crop")]
 
 
 def test_label_smoothing_does_not_count_in_what_is_reported(sppnet: Caller) -> None:
@@ -200,7 +202,11 @@ def test_a_moved_run_is_found_done_and_tests_the_same(sppnet: Caller, trained: C
 
 
 @pytest.mark.parametrize(
-    "change", ["backbone.freeze=true", "head=gap", "seed=1", "sizes.train=[20]", "trainer.max_epochs=9"]
+    "change",
+    [
+        *("backbone.freeze=true", "pooling=gap", "seed=1", "sizes.train=[20]", "trainer.max_epochs=9"),
+        *("augment.color=0.3", "head.dropout=0", "trainer.limit_train_batches=3", "optim.ema=0.9"),
+    ],
 )
 def test_a_test_refuses_to_change_what_was_trained(sppnet: Caller, trained: Called, change: str) -> None:
     tested = sppnet("test", f"checkpoint={trained.run}", change)
@@ -211,18 +217,18 @@ def test_a_test_refuses_to_change_what_was_trained(sppnet: Caller, trained: Call
 @pytest.mark.parametrize(
     "options",
     [
-        ["optim=adamw", "trainer.gradient_clip=1.0", "loss.label_smoothing=0.1", "data.split.val=0"],
-        ["trainer.precision=bf16-mixed", "trainer.channels_last=true", "trainer.accumulate=2"],
-        ["loss.kind=sigmoid", "trainer.ema=0.9", "sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"],
-        ["data.fit=full", "views=full", "data.workers=2", "data.color=0.1", "data.crop.kind=random_resized"],
-        ["logger=tensorboard", "head=gap", "sizes=uniform", "sizes.train=[20,24]"],
-        ["logger=wandb", "head=flatten", "head.pool_to=2", "sizes=single", "sizes.train=[24]"],
+        ["optim=adamw", "trainer.gradient_clip_val=1.0", "loss.label_smoothing=0.1", "data.split.val=0"],
+        ["trainer.precision=bf16-mixed", "compute.channels_last=true", "trainer.accumulate_grad_batches=2"],
+        ["loss=bce", "optim.ema=0.9", "sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"],
+        ["data.fit=full", "views=full", "data.num_workers=2", "augment.color=0.1", "data/crop=random_resized"],
+        ["logger=tensorboard", "pooling=gap", "sizes=uniform", "sizes.train=[20,24]"],
+        ["logger=wandb", "pooling=flatten", "pooling.output_size=2", "sizes=single", "sizes.train=[24]"],
     ],
 )
 def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
     done = sppnet("train", *SMALL, *options)
     assert done.code == 0, done.err
-    assert records(done.run)[-1]["step"] == (4 if "trainer.accumulate=2" in options else 8)
+    assert records(done.run)[-1]["step"] == (4 if "trainer.accumulate_grad_batches=2" in options else 8)
     [tested] = [json.loads(path.read_text()) for path in (done.run / "tests").iterdir()]
     hits = tested["metrics"]["test/top1"] * tested["images"]
     assert hits == pytest.approx(round(hits), abs=1e-3)  # of so many images
@@ -235,9 +241,9 @@ def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true"])
 def test_ema_weights_are_the_ones_tested(sppnet: Caller, precision: str) -> None:
     """Averages are at least float32, and a validation rounds neither them nor the weights."""
-    words = (*SMALL, f"trainer.precision={precision}", "trainer.checkpoint_every_n_steps=null")
+    words = (*SMALL, f"trainer.precision={precision}", "checkpointing.every_n_steps=null")
     plain = sppnet("train", *words)
-    averaged = sppnet("train", *words, "trainer.ema=0.99")
+    averaged = sppnet("train", *words, "optim.ema=0.99")
     average = weights(averaged.run / "checkpoints/last.ckpt")["network.backbone.conv2.0.weight"]
     assert average.dtype == (torch.float64 if precision == "64-true" else torch.float32)
     coarser = torch.bfloat16 if precision == "bf16-true" else torch.float32
@@ -253,7 +259,7 @@ def test_ema_weights_are_the_ones_tested(sppnet: Caller, precision: str) -> None
 @pytest.mark.slow
 def test_compile_in_place_keeps_the_keys(sppnet: Caller) -> None:
     plain = sppnet("train", *SMALL, "trainer.max_epochs=1")
-    compiled = sppnet("train", *SMALL, "trainer.max_epochs=1", "trainer.compile=true")
+    compiled = sppnet("train", *SMALL, "trainer.max_epochs=1", "compute.compile=true")
     assert compiled.code == 0, compiled.err
     keys = [
         set(torch.load(d.run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]) for d in (plain, compiled)
@@ -265,9 +271,7 @@ def test_compile_in_place_keeps_the_keys(sppnet: Caller) -> None:
 @pytest.mark.parametrize(("steps", "message"), [(4, "at step 1 "), (1, "the network's scores at input size 24 are")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(sppnet: Caller, steps: int, message: str) -> None:
     """Also if it happens in the last step."""
-    done = sppnet(
-        "train", *SMALL, "optim=sgd", "optim.lr=1e30", "trainer.max_epochs=1", f"trainer.limit_batches={steps}"
-    )
+    done = sppnet("train", *SMALL, "optim=sgd", "optim.lr=1e30", "trainer.max_epochs=1", *limits(steps))
     assert done.code == 1
     [line] = done.err.strip().splitlines()
     assert message in line
@@ -278,8 +282,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(sppnet: Caller, 
 
 
 def test_weights_are_the_same_for_any_number_of_workers(sppnet: Caller) -> None:
-    in_process = sppnet("train", *SMALL, "paths.runs=a", "data.color=0.1").run
-    two_workers = sppnet("train", *SMALL, "paths.runs=b", "data.color=0.1", "data.workers=2").run
+    in_process = sppnet("train", *SMALL, "paths.runs=a", "augment.color=0.1").run
+    two_workers = sppnet("train", *SMALL, "paths.runs=b", "augment.color=0.1", "data.num_workers=2").run
     assert in_process.name == two_workers.name
     assert same_weights(in_process / "checkpoints/last.ckpt", two_workers / "checkpoints/last.ckpt")
     assert (in_process / "metrics.jsonl").read_bytes() == (two_workers / "metrics.jsonl").read_bytes()
@@ -301,8 +305,8 @@ def test_a_test_shows_what_was_typed_whatever_the_run_was_resumed_with(sppnet: C
     tested = sppnet("test", f"checkpoint={first.run}", "views=full", "sizes.test=[32]", "force=true")
     assert tested.figure("test/top1") == first.figure("test/top1")
     assert tested.figure("test/loss") == first.figure("test/loss")
-    identities = [json.loads(path.read_text())["identity"] for path in (first.run / "tests").glob("*.json")]
-    assert {(identity["views"]["fit"], *identity["sizes"]) for identity in identities} == {("full", 32), ("warp", 20)}
+    configs = [json.loads(path.read_text())["identity"]["config"] for path in (first.run / "tests").glob("*.json")]
+    assert {(config["views"]["fit"], *config["sizes"]["test"]) for config in configs} == {("full", 32), ("warp", 20)}
 
 
 def test_force_is_for_one_call(sppnet: Caller) -> None:
@@ -314,9 +318,9 @@ def test_force_is_for_one_call(sppnet: Caller) -> None:
 
 
 def test_a_test_that_is_cut_short_is_another_test(sppnet: Caller) -> None:
-    run = sppnet("train", *SMALL, "trainer.limit_batches=null", "trainer.max_epochs=1").run
+    run = sppnet("train", *SMALL, *limits(None), "trainer.max_epochs=1").run
     counted = set()
-    for words in ([], ["trainer.limit_batches=1"], ["trainer.limit_batches=1", "data.batch_size=64"]):
+    for words in ([], ["trainer.limit_test_batches=1"], ["trainer.limit_test_batches=1", "data.batch_size=64"]):
         sppnet("test", f"checkpoint={run}", *words)
         counted.add(len(list((run / "tests").iterdir())))
     assert counted == {1, 2, 3}
@@ -325,15 +329,12 @@ def test_a_test_that_is_cut_short_is_another_test(sppnet: Caller) -> None:
 @pytest.mark.parametrize("fit", ["crop", "full"])
 def test_a_validation_and_a_test_that_are_cut_short_see_a_mixture_of_classes(tmp_path: Path, fit: str) -> None:
     digits_as_files(tmp_path)
-    cfg = compose_config(
-        "train", ["data=folder", f"data.root={tmp_path}", "data.workers=0", "data.batch_size=16", "views=full"]
-    )
-    cfg["data"]["fit"], cfg["views"]["fit"] = fit, fit.replace("crop", "center")
+    words = ["data=folder", f"data.root={tmp_path}", "data.num_workers=0", "data.batch_size=16"]
+    cfg = compose_config([*words, f"data.fit={fit}", f"views={fit.replace('crop', 'center')}"])
     by_seed = []
     for seed in (0, 1):  # the run's seed does not matter
-        data = DataModule(
-            load_splits(cfg["data"]), build_sizes(cfg["sizes"]), cfg["data"], cfg["views"], seed, tmp_path
-        )
+        sets, schedule = load_splits(cfg.data), build_sizes(cfg.sizes)
+        data = DataModule(sets, schedule, cfg.data, cfg.augment, cfg.views, seed, tmp_path)
         data.trainer = L.Trainer(accelerator="cpu", limit_val_batches=1, limit_test_batches=1, logger=False)
         loaders: Any = (data.val_dataloader()[0], data.test_dataloader()[0])
         batches = [list(loader.batch_sampler) for loader in loaders]
@@ -359,7 +360,8 @@ def test_images_are_normalised_as_in_training_whatever_set_is_tested(
     run = trained.run
     digits_as_files(tmp_path / "files")
     (tmp_path / "files/0").rename(tmp_path / "files/00")  # a class that the network does not know, first in the order
-    other = (f"checkpoint={run}", "data=folder", "data.root=files", "data.workers=0", "trainer.limit_batches=null")
+    folder = ("data=folder", "data.root=files", "data.num_workers=0")
+    other = (f"checkpoint={run}", *folder, "trainer.limit_test_batches=null")
     for _ in range(2):  # the second time the stored result is shown, with the same notices
         tested = sppnet("test", *other)
         assert tested.code == 0, tested.err
@@ -367,10 +369,11 @@ def test_images_are_normalised_as_in_training_whatever_set_is_tested(
         assert "that the network does not know are left out (00)" in tested.err
         assert "no images of 1 of the network's 10 classes (0)" in tested.err
     records = [json.loads(path.read_text()) for path in (run / "tests").iterdir()]
-    [record] = [result for result in records if result["identity"]["data"]["_target_"].endswith("Folder")]
-    assert record["identity"]["data"]["mean"] == yaml.safe_load((run / "config.yaml").read_text())["data"]["mean"]
+    [record] = [result for result in records if result["identity"]["config"]["data"]["_target_"].endswith("Folder")]
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert record["identity"]["config"]["data"]["mean"] == stored["data"]["mean"]
     shutil.rmtree(tmp_path / "files/00")
-    words = (f"checkpoint={run}", "input=files", "output=-", "views=center", "sizes.test=[24]", "data.workers=0")
+    words = (f"checkpoint={run}", "input=files", "output=-", "views=center", "sizes.test=[24]", "data.num_workers=0")
     rows = [json.loads(line) for line in sppnet("predict", *words).out.splitlines()]
     hits = [row["file"].split("/")[1] == row["classes"][0]["class"] for row in rows]
     assert len(hits) == record["images"] == tested.figure("images")
@@ -391,14 +394,10 @@ def test_a_class_without_test_images_does_not_count_against_the_mean(sppnet: Cal
     for part, classes in {"train": 10, "val": 3}.items():
         digits_as_files(tmp_path / "files" / part, classes)
     words = (
-        "data=folder",
-        "data.root=files",
-        "data.flip=false",
-        "data.workers=0",
-        "sizes.train=[32]",
-        "trainer.threads=1",
+        *("data=folder", "data.root=files", "augment.flip=false", "data.num_workers=0"),
+        *("sizes.train=[32]", "compute.num_threads=1"),
     )
-    done = sppnet("train", *words, "sizes=single", "backbone.width=8", "trainer.max_epochs=8", "trainer.progress=none")
+    done = sppnet("train", *words, "sizes=single", "backbone.width=8", "trainer.max_epochs=8", "progress=none")
     assert done.code == 0, done.err
     [record] = [json.loads(path.read_text()) for path in (done.run / "tests").iterdir()]
     assert done.err.count(f"has no test/: the {record['images']} images of val/ are its test part") == 1

@@ -12,7 +12,7 @@ EARLY = (*SMALL, "trainer.max_epochs=30", f"{STOP}.EarlyStopping", "+callbacks.s
 
 
 def test_early_stopping_says_that_it_stopped_and_is_not_trained_past(sppnet: Caller) -> None:
-    words = ("train", *EARLY, "+callbacks.stop.monitor=val/top1", "trainer.progress=lines", "optim.lr=1e-9")
+    words = ("train", *EARLY, "+callbacks.stop.monitor=val/top1", "progress=lines", "optim.lr=1e-9")
     done = sppnet(*words)
     assert done.code == 0, done.err
     epoch = records(done.run)[-1]["epoch"] + 1
@@ -64,7 +64,7 @@ def test_a_stop_counts_epochs_from_one_and_a_callback_may_follow_what_another_lo
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
     words = ("allow=[own]", "+callbacks.own._target_=own.Own", "+callbacks.stop.monitor=mine/figure")
-    done = sppnet("train", *EARLY, *words, "++callbacks.stop.patience=3", "trainer.progress=lines")
+    done = sppnet("train", *EARLY, *words, "++callbacks.stop.patience=3", "progress=lines")
     assert done.code == 1
     assert done.out.splitlines()[-1].startswith("epoch 2/30")
     assert "stopped by SIGTERM after epoch 2" in done.err

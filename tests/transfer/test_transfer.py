@@ -18,6 +18,8 @@ from PIL import Image
 from sklearn.svm import LinearSVC
 
 from calling import SMALL, Caller
+from sppnet.config.load import load
+from sppnet.config.schema import Config
 from sppnet.data.crops import EvalRegions, render
 from sppnet.data.datasets.file_names import SUFFIXES
 from sppnet.models.backbones import Tiny
@@ -29,7 +31,7 @@ from sppnet.transfer.splits import Split, draw_splits
 from sppnet.transfer.svm import _in_span, accuracies
 
 COLOURS = {"cat": (250, 20, 20), "dog": (20, 20, 250), "emu": (20, 250, 20)}
-QUICK = ("data.workers=0", "trainer.threads=1", "trainer.progress=none", "sizes.test=[32]")
+QUICK = ("data.num_workers=0", "compute.num_threads=1", "progress=none", "sizes.test=[32]")
 SPLITS = ("splits=3", "per_class.train=4", "per_class.test=3")
 GIVEN = ("data=folder", "data.root=pets", *QUICK, *SPLITS, "backbone.width=4", "backbone.weights=tiny.pth")
 
@@ -78,7 +80,7 @@ def inputs(pets: Path, fit: str, size: int = 32) -> list[torch.Tensor]:
 
 
 def test_a_row_is_complete_and_computed_once(sppnet: Caller, pets: Path) -> None:
-    done = sppnet("transfer", *GIVEN, "head.bins=[2,1]")
+    done = sppnet("transfer", *GIVEN, "pooling.bins=[2,1]")
     assert done.code == 0, done.err
     [row] = rows()
     assert done.figure("transfer/accuracy") == row["figures"]["accuracy"] == 1.0  # three colours
@@ -88,11 +90,11 @@ def test_a_row_is_complete_and_computed_once(sppnet: Caller, pets: Path) -> None
     assert str(pets.parent) not in json.dumps(row["identity"])
     assert not list(Path("runs").rglob("*.tmp"))
     stamps, written = cached(), Path("runs/default/transfer").stat().st_mtime_ns
-    again = sppnet("transfer", *GIVEN, "head.bins=[2,1]")
+    again = sppnet("transfer", *GIVEN, "pooling.bins=[2,1]")
     assert "exists" in again.out
     assert again.figure("transfer/accuracy") == 1.0
     assert Path("runs/default/transfer").stat().st_mtime_ns == written
-    forced = sppnet("transfer", *GIVEN, "head.bins=[2,1]", "force=true")
+    forced = sppnet("transfer", *GIVEN, "pooling.bins=[2,1]", "force=true")
     assert "exists" not in forced.out
     assert Path("runs/default/transfer").stat().st_mtime_ns != written
     assert rows()[0]["splits"] == row["splits"]
@@ -118,7 +120,7 @@ def test_features_are_those_of_a_plain_forward_pass(sppnet: Caller, pets: Path, 
     trunk = Tiny(width=4).eval()
     trunk.load_state_dict(torch.load(pets.parent / "tiny.pth", weights_only=True))
     layer = "gap" if fit == "full" else "conv"
-    assert sppnet("transfer", *GIVEN, f"views={fit}", f"layer={layer}", "pool_to=3", "head.bins=[2,1]").code == 0
+    assert sppnet("transfer", *GIVEN, f"views={fit}", f"layer={layer}", "pool_to=3", "pooling.bins=[2,1]").code == 0
     with torch.inference_mode():
         maps = [trunk(x) for x in inputs(pets, fit)]
     expected = {
@@ -133,16 +135,28 @@ def test_features_are_those_of_a_plain_forward_pass(sppnet: Caller, pets: Path, 
         np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1, atol=1e-6)
 
 
+def test_keys_without_an_effect_on_the_features_are_named(sppnet: Caller, pets: Path) -> None:
+    words = ("layer=pool", "data/crop=random_resized", "data.crop_pct=0.5", "pyramid=l1_3", "seed=1")
+    effective = ("data.batch_size=3", "data.mean=[0,0,0]", "pooling.kernel=plain", "compute.channels_last=true")
+    done = sppnet("transfer", *GIVEN, *words, *effective)
+    assert done.code == 0, done.err
+    reasons = {"data/crop": "in sppnet transfer", "data.crop_pct": "in sppnet transfer", "pyramid": "with layer=pool"}
+    assert done.err.splitlines() == [
+        f"sppnet: warning: {key} has no effect {reason}"
+        for key, reason in {**reasons, "seed": "with pretrained weights"}.items()
+    ]
+
+
 def test_a_checkpoint_gives_its_fully_connected_layers(sppnet: Caller, pets: Path) -> None:
-    words = ("data=folder", "data.root=pets", "data.workers=0", "head.hidden=[7,6]")
+    words = ("data=folder", "data.root=pets", "data.num_workers=0", "head.hidden=[7,6]")
     run = sppnet("train", *SMALL, *words, "trainer.max_epochs=1").run
     from_run = (f"checkpoint={run}", *SPLITS, "sizes.test=[32]", "views=full")
     done = sppnet("transfer", *from_run, "layer=fc2", "paths.cache=kept")
     assert done.code == 0, done.err
     assert "trained on some of the test images of data=folder" in done.err
     state = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
-    cfg = state["sppnet"]["config"]
-    network = build_network(cfg["backbone"], cfg["head"], 3, 24).eval()
+    cfg = load(Config, state["sppnet"]["config"])
+    network = build_network(cfg.backbone, cfg.pooling, cfg.head, 3, 24).eval()
     network.load_state_dict({key.removeprefix("network."): value for key, value in state["state_dict"].items()})
     with torch.inference_mode():
         maps = [network.backbone(x) for x in inputs(pets, "full")]
@@ -153,11 +167,12 @@ def test_a_checkpoint_gives_its_fully_connected_layers(sppnet: Caller, pets: Pat
     stamps = cached("kept")
     assert sppnet("transfer", *from_run, "layer=fc1", "paths.cache=kept").code == 0
     assert cached("kept") == stamps
-    pyramid = sppnet("transfer", *from_run, "layer=spp", "head.bins=[3]", "study=other")
+    pyramid = sppnet("transfer", *from_run, "layer=spp", "pooling.bins=[3]", "study=other")
     assert pyramid.code == 0, pyramid.err
     assert rows("runs/other")[0]["row"]["length"] == 9 * 8
     for override, message in (
-        ("head.bins=[3]", "head.bins=[3]"),
+        ("pooling.bins=[3]", "pooling.bins=[3] is not allowed with layer=fc1: the checkpoint was trained with [2, 1]"),
+        ("pyramid.bins=[3]", "pooling.bins=[3] is not allowed with layer=fc1"),
         ("seed=5", "seed=5"),
         ("data.mean=[0,0,0]", "data.mean"),
     ):
@@ -244,7 +259,7 @@ def test_no_warning_of_test_images_in_training_with_the_sets_own_parts(sppnet: C
         part = pets.parent / "parts" / ("test" if path.stem in "67" else "train") / path.parent.name
         part.mkdir(parents=True, exist_ok=True)
         path.rename(part / path.name)
-    words = ("data=folder", "data.root=parts", "data.workers=0", "data.batch_size=4", "trainer.max_epochs=1")
+    words = ("data=folder", "data.root=parts", "data.num_workers=0", "data.batch_size=4", "trainer.max_epochs=1")
     run = sppnet("train", *SMALL, *words).run
     done = sppnet("transfer", f"checkpoint={run}", "sizes.test=[32]")
     assert done.code == 0, done.err
@@ -405,19 +420,19 @@ NAMES_AND_VALUES = [
     (["splits=0"], ["splits=0", "from 1 to"]),
     (["splits=own"], ["splits=own", "null or an integer"]),
     (["per_class.train=no"], ["per_class.train=no", "integer"]),
-    (["+per_class.val=3"], ["per_class.val", "train, test"]),
+    (["+per_class.val=3"], ["per_class.val", "per_class has test, train"]),
     (["views=ten"], ["views=ten", "center, warp or full"]),
     (["views=full", "layer=conv"], ["layer=conv", "views=full"]),
     (["sizes.test=[48,64]"], ["sizes.test=[48, 64]", "one size"]),
     (["optim.lr=1"], ["optim.lr has no effect"]),
     (["sizes.train=[40]"], ["sizes.train has no effect"]),
-    (["trainer.limit_batches=3"], ["trainer.limit_batches has no effect"]),
+    (["trainer.limit_test_batches=3"], ["trainer.limit_test_batches has no effect"]),
     (["per_class.train=200"], ["per_class.train=200", "no test images for"]),
     (["data=folder", "data.root=no/such"], ["no/such"]),
     (["checkpoint=no/such"], ["no/such", "no such file"]),
     (["backbone.weights=no/such.pth"], ["backbone.weights=no/such.pth"]),
     (["backbone=zf5", "sizes.test=[20]"], ["sizes.test: size 20", "the smallest size that works is"]),
-    (["head.rule=sliding", "views=full"], ["head.rule=sliding", "whole images"]),
+    (["pooling.rule=sliding", "views=full"], ["pooling.rule=sliding", "whole images"]),
     (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], ["16-mixed"]),
 ]
 

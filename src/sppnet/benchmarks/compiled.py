@@ -15,12 +15,12 @@ SIZES = (64, 48, 80, 56, 72, 96)
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    """Yield the rows of the group `compile`: the number of graphs for each module that `trainer.compile` compiles."""
-    cfg = compose_config("train", ["backbone.width=4"] if setting.quick else [])
+    """Yield the rows of the group `compile`: the number of graphs for each module that `compute.compile` compiles."""
+    cfg = compose_config(["backbone.width=4"] if setting.quick else [])
     sizes = SIZES[: 2 if setting.quick else None]
 
     def build() -> SPPNet:
-        return build_network(cfg["backbone"], cfg["head"], 10).to(setting.device)
+        return build_network(cfg.backbone, cfg.pooling, cfg.head, 10).to(setting.device)
 
     for part, description in (("backbone", "the trunk"), ("head", "the head with its pyramid")):
         single_graphs, single_time = _count_graphs(build(), part, sizes[:1])
@@ -47,7 +47,7 @@ def _count_graphs(network: SPPNet, part: str, sizes: tuple[int, ...], compile_an
     """Run forward and backward on one batch per size; return the number of graphs compiled and the seconds taken."""
     if compile_anew:
         torch.compiler.reset()
-        getattr(network, part).compile(dynamic=True)  # as `trainer.compile` does
+        getattr(network, part).compile(dynamic=True)  # as `compute.compile` does
     counters.clear()
     device = next(network.parameters()).device
 

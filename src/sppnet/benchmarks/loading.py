@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import timeit
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,9 @@ SCALED = {  # name: width, height and number of scaled photographs
 SCALED_QUICK = {"500x375": (500, 375, 16)}
 
 # torchvision's defaults
-RESIZED = {
-    "kind": "random_resized",
-    "scale": [0.08, 1.0],
-    "aspect": [3 / 4, 4 / 3],
-    "ratio": 0.875,
-}
-DECODING = {"resampler": "torch", "crop": RESIZED}
-CACHED = {"resampler": "torch", "short_side": 256, "cache": True}
+RESIZED = ("data/crop=random_resized", "data.crop.scale=[0.08,1.0]", f"data.crop.ratio=[{3 / 4},{4 / 3}]")
+DECODING = ("data.resampler=torch", *RESIZED)
+CACHED = ("data.resampler=torch", "data.short_side=256", "data.cache=true")
 
 
 def measure(setting: Setting) -> Iterator[Row]:
@@ -54,14 +49,14 @@ def measure(setting: Setting) -> Iterator[Row]:
         torch.set_num_threads(threads)
 
 
-def _rows(setting: Setting, workers: int, kind: str, target: float, data_keys: Mapping[str, Any]) -> Iterator[Row]:
+def _rows(setting: Setting, workers: int, kind: str, target: float, overrides: tuple[str, ...]) -> Iterator[Row]:
     originals = {} if setting.quick else setting.photographs
     for name, root in {**originals, **_write_scaled_photographs(setting)}.items():
-        pairs = [_time_pair(setting, root, size, workers, data_keys) for size in SIZES]
+        pairs = [_time_pair(setting, root, size, workers, overrides) for size in SIZES]
         ratio = geometric_mean([theirs / ours for ours, theirs in pairs])
         processes = f"{workers} workers" if workers else "one core"
         limit = ", ".join(f"{theirs / ours:.1f}x at {size}" for size, (ours, theirs) in zip(SIZES, pairs, strict=True))
-        if not workers and data_keys is DECODING:
+        if not workers and overrides is DECODING:
             limit += f"; the decoder alone takes {_time_decoding(root) * 1e3:.3g} ms"
         yield Row(
             "loading",
@@ -77,7 +72,7 @@ def _rows(setting: Setting, workers: int, kind: str, target: float, data_keys: M
 
 
 def _time_pair(
-    setting: Setting, root: Path, size: int, workers: int, data_keys: Mapping[str, Any]
+    setting: Setting, root: Path, size: int, workers: int, overrides: tuple[str, ...]
 ) -> tuple[float, float]:
     """Return the seconds per photograph for sppnet and for ImageFolder.
 
@@ -92,16 +87,11 @@ def _time_pair(
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-    cfg = compose_config("train", ["data=folder", f"data.root={root}"])["data"]
-    cfg |= {
-        "workers": workers,
-        "batch_size": BATCH,
-        "split": {"val": 0.02, "test": 0.02, "seed": 0, "fold": None},
-        **data_keys,
-    }
-    sizes = {"_target_": "sppnet.data.Single", "train": [size], "val": [size], "test": [size]}
-    views = {"fit": "center", "ratio": 0.875, "aspect_step": 0.125}
-    module = DataModule(load_splits(cfg), build_sizes(sizes), cfg, views, 0, setting.scratch)
+    data = ("data=folder", f"data.root={root}", f"data.num_workers={workers}", f"data.batch_size={BATCH}")
+    split = ("data.split.val=0.02", "data.split.test=0.02")
+    cfg = compose_config([*data, *split, "sizes=single", f"sizes.train=[{size}]", *overrides])
+    sets, schedule = load_splits(cfg.data), build_sizes(cfg.sizes)
+    module = DataModule(sets, schedule, cfg.data, cfg.augment, cfg.views, cfg.seed, setting.scratch)
     ours = module.train_dataloader()
     _time_epoch(ours, 1), _time_epoch(theirs, 1)
     our_count, their_count = len(module.sets.train), len(theirs.dataset)  # type: ignore[arg-type]

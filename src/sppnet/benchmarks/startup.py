@@ -19,11 +19,12 @@ JOBS, SINGLE = 8, 3  # jobs in the sweep; number of single runs whose mean time 
 SPPNET = (sys.executable, "-P", "-m", "sppnet.cli")
 # about 10 s of training
 SHORT_RUN = (
-    "trainer.threads=1",
+    "compute.num_threads=1",
     "trainer.max_epochs=4",
-    "trainer.progress=none",
+    "progress=none",
     "force=true",
 )
+TWO_BATCHES = ("trainer.limit_train_batches=2", "trainer.limit_val_batches=2", "trainer.limit_test_batches=2")
 HYDRA = """
 import hydra
 @hydra.main(version_base="1.3", config_path=None)
@@ -61,7 +62,7 @@ def measure_startup(setting: Setting) -> Iterator[Row]:
     ours = [*SPPNET, "train", "--cfg", "job"]
     pairs = [(_time_process(ours, folder), _time_process(minimal, folder)) for _ in range(rounds)]
     yield _row("sppnet train --cfg job (time of ours over theirs)", "Hydra's minimal app", pairs, 1.5)
-    overrides = ("trainer.limit_batches=2", "trainer.log_every_n_steps=1", "force=true", "trainer.progress=none")
+    overrides = (*TWO_BATCHES, "trainer.log_every_n_steps=1", "force=true", "progress=none")
     ours, bare = [*SPPNET, "train", *overrides], [sys.executable, "bare.py"]
     pairs = [
         (_time_until_file(ours, folder, "runs/**/metrics.jsonl"), _time_until_file(bare, folder, "stepped"))
@@ -77,7 +78,7 @@ def measure_sweep(setting: Setting) -> Iterator[Row]:
     folder = setting.scratch / "sweep"
     folder.mkdir(exist_ok=True)
     jobs, single = (2, 1) if setting.quick else (JOBS, SINGLE)
-    overrides = (*SHORT_RUN, "trainer.max_epochs=1", "trainer.limit_batches=2") if setting.quick else SHORT_RUN
+    overrides = (*SHORT_RUN, "trainer.max_epochs=1", *TWO_BATCHES) if setting.quick else SHORT_RUN
     single_times = [
         _time_process([*SPPNET, "train", *overrides, f"seed={seed}", "study=alone"], folder) for seed in range(single)
     ]

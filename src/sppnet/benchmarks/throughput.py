@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from typing import Any
 
 from sppnet.benchmarks.measurement import Row, Setting
 from sppnet.benchmarks.training_step import FixedBatches, StepClock, train
 from sppnet.config.compose import compose_config
-from sppnet.data import Splits, load_splits
-from sppnet.data.datamodule import DataModule
+from sppnet.config.load import replace
+from sppnet.config.schema import Config
+from sppnet.data import load_splits
 from sppnet.errors import notice
 from sppnet.training.trainer import build_data, set_threads_and_filter_warnings
 
 CACHED = ("data=folder", "data.short_side=256", "data.cache=true", "data.resampler=torch", "sizes=single")
-FAST = ("trainer.precision=bf16-mixed", "trainer.channels_last=true", "sizes.train=[224]", "data.batch_size=128")
+FAST = ("trainer.precision=bf16-mixed", "compute.channels_last=true", "sizes.train=[224]", "data.batch_size=128")
 CASES = {  # name: overrides
     "zf5": (*FAST, "backbone=zf5", "head.hidden=[4096,4096]"),
     "resnet50": (*FAST, "backbone=resnet50"),
@@ -31,13 +31,17 @@ def measure(setting: Setting) -> Iterator[Row]:
         return
     for name, overrides in (CASES_QUICK if setting.quick else CASES).items():
         cfg = _compose(setting, overrides)
-        sets = load_splits(cfg["data"])
-        loaded, fixed, steps = _build_data(cfg, sets, 3 if setting.quick else STEPS)
+        sets = load_splits(cfg.data)
+        loaded = build_data(cfg, sets)
+        batches = loaded.train_dataloader()
+        fixed = FixedBatches.replace(loaded, [next(iter(batches))] * len(batches))
+        epochs = -(-(3 if setting.quick else STEPS) // len(batches))  # only complete epochs
+        cfg = replace(cfg, {"trainer.max_epochs": epochs})
         ours, theirs = (_seconds_per_step(train(cfg, sets, data, setting)) for data in (loaded, fixed))
-        batch = cfg["data"]["batch_size"]
+        batch = cfg.data.batch_size
         yield Row(
             "throughput",
-            f"{name} at {cfg['sizes']['train'][0]}, cached photographs (time of ours over theirs)",
+            f"{name} at {cfg.sizes.train[0]}, cached photographs (time of ours over theirs)",
             "one batch again and again",
             ours,
             theirs,
@@ -45,36 +49,23 @@ def measure(setting: Setting) -> Iterator[Row]:
             1.05,  # the GPU waits for photographs at most 5 % of the time
             most=True,
             limit=f"{batch / ours:.0f} images a second; {batch / theirs:.0f} where nothing is read",
-            detail={"images a second": batch / ours, "batch": batch, "steps": steps},
+            detail={"images a second": batch / ours, "batch": batch, "steps": epochs * len(batches)},
         )
 
 
-def _compose(setting: Setting, overrides: tuple[str, ...]) -> dict[str, Any]:
+def _compose(setting: Setting, overrides: tuple[str, ...]) -> Config:
     root = next(iter(setting.photographs.values()))
-    data = (f"data.root={root}", f"data.workers={setting.threads}", "data.split.val=0.02", "data.split.test=0.02")
+    data = (f"data.root={root}", f"data.num_workers={setting.threads}", "data.split.val=0.02", "data.split.test=0.02")
     trainer = (
-        f"trainer.threads={setting.threads}",
-        "trainer.progress=none",
-        "trainer.checkpoint_every_n_steps=null",  # writing a gigabyte of weights would count as training time
+        f"trainer.accelerator={'gpu' if setting.device.type == 'cuda' else 'cpu'}",
+        f"compute.num_threads={setting.threads}",
+        "progress=none",
+        "checkpointing.every_n_steps=null",  # writing a gigabyte of weights would count as training time
     )
     more = ("optim.lr=0.0001", f"paths.cache={setting.scratch / 'cache'}")
-    cfg = compose_config("train", [*CACHED, *overrides, *data, *trainer, *more])
+    cfg = compose_config([*CACHED, *overrides, *data, *trainer, *more])
     set_threads_and_filter_warnings(cfg)
-    cfg["trainer"]["accelerator"] = "gpu" if setting.device.type == "cuda" else "cpu"
     return cfg
-
-
-def _build_data(cfg: dict[str, Any], sets: Splits, steps: int) -> tuple[DataModule, DataModule, int]:
-    """Return a data module that loads photographs, another that repeats one batch, and the number of steps for each.
-
-    This number is `steps` rounded up to complete epochs; `cfg["trainer"]["max_epochs"]` is set accordingly.
-    """
-    loaded = build_data(cfg, sets)
-    batches = loaded.train_dataloader()
-    per_epoch = len(batches)
-    cfg["trainer"]["max_epochs"] = -(-steps // per_epoch)
-    fixed = FixedBatches.replace(loaded, [next(iter(batches))] * per_epoch)
-    return loaded, fixed, cfg["trainer"]["max_epochs"] * per_epoch
 
 
 def _seconds_per_step(clock: StepClock) -> float:

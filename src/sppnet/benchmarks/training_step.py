@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from sppnet.benchmarks.measurement import Row, Setting
 from sppnet.config.compose import compose_config
+from sppnet.config.schema import Config
 from sppnet.data import Splits, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.runs.run_directory import Run
@@ -41,13 +42,12 @@ def measure(setting: Setting) -> Iterator[Row]:
     for name, (overrides, steps, target) in list(CASES.items())[setting.quick :]:
         steps = 5 if setting.quick else steps
         root = next(iter(setting.photographs.values()))
-        data = ("data=folder", f"data.root={root}", "data.workers=0") if overrides else ()
-        precision = ("trainer.precision=bf16-mixed",) if gpu else ()
-        trainer = (*precision, f"trainer.threads={setting.threads}", "trainer.progress=none")
-        cfg = compose_config("train", [*data, *overrides, *trainer])
+        data = ("data=folder", f"data.root={root}", "data.num_workers=0") if overrides else ()
+        device = ("trainer.accelerator=gpu", "trainer.precision=bf16-mixed") if gpu else ("trainer.accelerator=cpu",)
+        trainer = (*device, "trainer.max_epochs=1", f"compute.num_threads={setting.threads}", "progress=none")
+        cfg = compose_config([*data, *overrides, *trainer])
         set_threads_and_filter_warnings(cfg)
-        cfg["trainer"] |= {"accelerator": "gpu" if gpu else "cpu", "max_epochs": 1}
-        sets = load_splits(cfg["data"])
+        sets = load_splits(cfg.data)
         batches = list(itertools.islice(itertools.cycle(build_data(cfg, sets).train_dataloader()), steps + 2))
         pairs = [
             (_time_trainer(cfg, sets, batches, setting), _time_bare_loop(cfg, sets, batches, setting))
@@ -92,7 +92,7 @@ class FixedBatches(DataModule):
     @classmethod
     def replace(cls, data: DataModule, batches: list[Any]) -> FixedBatches:
         """Return a copy of `data` that serves `batches` instead of loading data."""
-        fixed = cls(data.sets, data.schedule, data.cfg, data.views, data.seed, data.cache)
+        fixed = cls(data.sets, data.schedule, data.cfg, data.augment, data.views, data.seed, data.cache)
         fixed.batches = batches
         return fixed
 
@@ -103,28 +103,28 @@ class FixedBatches(DataModule):
         return [DataLoader(self.batches[:1], batch_size=None) for _ in self.schedule.val]  # type: ignore[arg-type]
 
 
-def _time_trainer(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting: Setting) -> float:
+def _time_trainer(cfg: Config, sets: Splits, batches: list[Any], setting: Setting) -> float:
     return _seconds_per_step(train(cfg, sets, FixedBatches.replace(build_data(cfg, sets), batches), setting).times)
 
 
-def train(cfg: dict[str, Any], sets: Splits, data: DataModule, setting: Setting) -> StepClock:
+def train(cfg: Config, sets: Splits, data: DataModule, setting: Setting) -> StepClock:
     """Train with all default callbacks of a run, and return the clock that recorded the times of the steps."""
     run = Run(setting.scratch / f"run{time.monotonic_ns()}")
     run.path.mkdir(parents=True)
     metrics_file, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), StepClock()
     status = StatusFile(run, bad_files)
-    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"], EarlyEnd())
+    checkpoints = Checkpoints(run.last.parent, cfg.checkpointing.every_n_steps, EarlyEnd())
     trainer = make_trainer(cfg, [metrics_file, bad_files, status, clock, checkpoints], [metrics_file], run.path)
     trainer.fit(build_classifier(cfg, sets), datamodule=data)
     return clock
 
 
-def _time_bare_loop(cfg: dict[str, Any], sets: Splits, batches: list[Any], setting: Setting) -> float:
+def _time_bare_loop(cfg: Config, sets: Splits, batches: list[Any], setting: Setting) -> float:
     torch.use_deterministic_algorithms(False)  # torch's default, which the Trainer has changed
     classifier = build_classifier(cfg, sets).to(setting.device).train()
     network, mean, std = classifier.network, classifier.normalise.mean, classifier.normalise.std
-    optimizer = build_optimizer(cfg["optim"], list(network.parameters()))
-    autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg["trainer"]["precision"] == "bf16-mixed")
+    optimizer = build_optimizer(cfg.optim, list(network.parameters()))
+    autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
     pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # contiguous, as from ToTensor
     times = []
     for pair in pairs:

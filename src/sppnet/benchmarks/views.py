@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +25,7 @@ def measure(setting: Setting) -> Iterator[Row]:
     """Yield the rows of the group `views`."""
     network = build_paper_network(setting.quick).to(setting.device)
     for name in ("ten", "multi"):
-        cfg = compose_config("train", [f"views={name}"])["views"]
-        scorers = {source: _scorer(network, cfg, source) for source in ("map", "image")}
+        scorers = {source: _scorer(network, name, source) for source in ("map", "image")}
         batch_sizes = {source: _best_batch_size(scorer, setting) for source, scorer in scorers.items()}
         batches = {source: _photographs(scorers[source], batch_sizes[source], setting) for source in scorers}
         time = compare(
@@ -54,8 +52,8 @@ def measure(setting: Setting) -> Iterator[Row]:
         )
 
 
-def _scorer(network: SPPNet, cfg: dict[str, Any], source: str) -> Scorer:
-    views = Views.build({**cfg, "source": source})
+def _scorer(network: SPPNet, name: str, source: str) -> Scorer:
+    views = Views.build(compose_config([f"views={name}", f"views.source={source}"]).views)
     assert views is not None
     return Scorer(network, views, SIZE)
 

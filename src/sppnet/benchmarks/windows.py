@@ -32,8 +32,8 @@ SAMPLE = 32  # number of crops that are timed; their time is scaled up to all wi
 def build_paper_network(quick: bool = False) -> SPPNet:
     """Build ZF-5 with 50 bins and two fully connected layers of 4,096 units, or a tiny network if `quick`."""
     overrides = ["backbone=tiny", "head.hidden=[64]"] if quick else ["backbone=zf5", "head.hidden=[4096,4096]"]
-    cfg = compose_config("train", [*overrides, "head.bins=[6,3,2,1]"])
-    return build_network(cfg["backbone"], cfg["head"], 20).eval()
+    cfg = compose_config([*overrides, "pooling.bins=[6,3,2,1]"])
+    return build_network(cfg.backbone, cfg.pooling, cfg.head, 20).eval()
 
 
 def random_windows(height: int, width: int, count: int = COUNT) -> list[Window]:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sppnet.commands import hydra_app
-from sppnet.config import schema
+from sppnet.config.command_schemas import BenchConfig
 from sppnet.config.compose import Job
-from sppnet.config.validators import FLAG, TEXT, Rule, choice, list_of, or_null, whole
 from sppnet.errors import UserError
 from sppnet.report.output_paths import check_writable
 from sppnet.runs.provenance import code_state, machine, packages
@@ -41,14 +40,6 @@ GROUPS = {  # group name: module in sppnet.benchmarks, function in that module, 
     "start": ("startup", "measure_startup", "the time to the first training step"),
     "sweep": ("startup", "measure_sweep", "a sweep on one machine"),
 }
-RULES: Mapping[str, Rule] = {
-    "only": or_null(list_of(choice(*GROUPS), distinct=True)),
-    "accelerator": choice("auto", "cpu", "gpu"),
-    "threads": whole(1, 1024),
-    "photographs": or_null(TEXT),
-    "quick": FLAG,
-    "output": or_null(TEXT),
-}
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
 COLUMNS = ("what", "against", "ours", "theirs", "value", "target", "", "details")
 
@@ -57,46 +48,43 @@ def main(words: Sequence[str]) -> None:
     hydra_app.run("bench", words, bench)
 
 
-def bench(job: Job) -> None:
+def bench(job: Job[BenchConfig]) -> None:
     """Run the benchmarks, print a table of the results and write it to the folder `output`.
 
     Raises:
-        UserError: a value is not allowed, the accelerator or the photographs are missing, or `output` is not writable.
+        UserError: the accelerator or the photographs are missing, or `output` is not writable.
     """
-    cfg = dict(job.cfg)
-    own = schema.take_own_keys(cfg, RULES)
-    if cfg:
-        raise UserError(f"unknown key {next(iter(cfg))}; the keys of sppnet bench are {', '.join(RULES)}")
-    output = None if own["output"] is None else Path(own["output"]).expanduser()
+    cfg = job.cfg
+    output = None if cfg.output is None else Path(cfg.output).expanduser()
     if output is not None:
         check_writable(output)  # checked first, so that minutes of measurements are not lost
     import torch
 
     gpu = torch.cuda.is_available()
-    if own["accelerator"] == "gpu" and not gpu:
+    if cfg.accelerator == "gpu" and not gpu:
         raise UserError("accelerator=gpu: torch sees no GPU here; use accelerator=cpu or auto")
-    device = torch.device("cuda" if gpu and own["accelerator"] != "cpu" else "cpu")
-    torch.set_num_threads(own["threads"])
+    device = torch.device("cuda" if gpu and cfg.accelerator != "cpu" else "cpu")
+    torch.set_num_threads(cfg.num_threads)
     console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 240, highlight=False)
     with tempfile.TemporaryDirectory(prefix="sppnet-bench-") as scratch:
         from sppnet.benchmarks.measurement import Setting
 
-        folders = _photographs(own["photographs"], Path(scratch))
-        setting = Setting(device, own["threads"], folders, Path(scratch), own["quick"])
+        folders = _photographs(cfg.photographs, Path(scratch))
+        setting = Setting(device, cfg.num_threads, folders, Path(scratch), cfg.quick)
         name = f"bench_{'gpu' if device.type == 'cuda' else 'cpu'}"
         began, rows = time.monotonic(), []
-        for group in own["only"] or GROUPS:
+        for group in cfg.only or GROUPS:
             for row in _measure(group, setting):
                 rows.append(row)
                 print(f"sppnet bench: {row.what}: {_format_value(row)}", file=sys.stderr, flush=True)
                 if output is not None:  # written after each row, so that an interruption loses no finished rows
-                    _write(output, f"{name}.partial", rows, own["threads"], time.monotonic() - began, device.type)
+                    _write(output, f"{name}.partial", rows, cfg.num_threads, time.monotonic() - began, device.type)
         seconds = time.monotonic() - began
         if output is not None and rows:  # only a complete result replaces an older one
             for suffix in ("json", "md"):
                 (output / f"{name}.partial.{suffix}").replace(output / f"{name}.{suffix}")
     console.print(_build_table(rows))
-    console.print(_describe_machine(device.type, own["threads"], seconds))
+    console.print(_describe_machine(device.type, cfg.num_threads, seconds))
     if output is not None and rows:
         print(f"written: {output / name}.json, {output / name}.md")
 

@@ -11,9 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sppnet.commands import hydra_app
-from sppnet.config import compose, overrides
+from sppnet.config import overrides
 from sppnet.config.compose import Job
-from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, load_stored_config, resolve_checkpoint
+from sppnet.runs.from_checkpoint import (
+    TrainedNetwork,
+    checkpoint_path,
+    load_stored_config,
+    replayed_overrides,
+    resolve_checkpoint,
+)
 
 
 def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwork[Any]], None]) -> None:
@@ -33,10 +39,10 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
     replayed: list[str] = []
     if checkpoint is not None:
         _, run_overrides = load_stored_config(checkpoint_path(checkpoint))
-        replayed = compose.drop_missing_options(command, run_overrides)
+        replayed = replayed_overrides(command, run_overrides, words)
 
     def run_job(job: Job[dict[str, Any]]) -> None:
-        trained = resolve_checkpoint(command, job)
+        trained = resolve_checkpoint(command, job, len(replayed))
         hydra_app.warn_of_keys_without_effect(trained.cfg, job.overrides[len(replayed) :], {})
         run_command(trained)
 

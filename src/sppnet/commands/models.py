@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sppnet.commands import hydra_app
-from sppnet.config import schema
+from sppnet.config.command_schemas import ModelsConfig
 from sppnet.config.compose import Job, compose_config
 from sppnet.config.option_files import options
-from sppnet.config.schema import SIDES
 from sppnet.errors import UserError
 
 
@@ -20,13 +19,13 @@ def main(words: Sequence[str]) -> None:
     hydra_app.run("models", words, models)
 
 
-def models(job: Job) -> None:
+def models(job: Job[ModelsConfig]) -> None:
     """Print one row per option of the group `backbone`.
 
     Raises:
-        UserError: a size is not allowed, or is too small for a backbone.
+        UserError: a size is too small for a backbone.
     """
-    sizes: list[int] = schema.take_own_keys(job.cfg, {"sizes.test": SIDES})["sizes"]["test"]
+    sizes = job.cfg.sizes.test
     table = Table(box=None)
     table.add_column("backbone")
     for title in ("channels", "stride", "offset", "M parameters"):
@@ -50,9 +49,9 @@ def _rows(sizes: Sequence[int]) -> Iterator[list[str]]:
     # torchvision.yaml does not name a network; it is the base of other option files
     names = {path.stem for path in options("backbone")} - {"torchvision"}
     for name in sorted(names):
-        cfg = compose_config("train", [f"backbone={name}"])["backbone"]
+        backbone = compose_config([f"backbone={name}"]).backbone
         with on_meta(), torch.no_grad():
-            trunk = build_backbone({**cfg, "weights": None}).eval()
+            trunk = build_backbone(backbone.model_copy(update={"weights": None})).eval()
             columns = []
             for size in sizes:
                 try:

@@ -5,59 +5,53 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from sppnet.commands import checkpoint_app
-from sppnet.config import compose, schema
-from sppnet.config.validators import FLAG, TEXT, either, or_null, whole
+from sppnet.commands.test import ONE_DEVICE
+from sppnet.config import compose
+from sppnet.config.command_schemas import PredictConfig
+from sppnet.config.load import replace
+from sppnet.config.schema import SPP, Flatten, Windows
+from sppnet.data import build_sizes
 from sppnet.data.datasets.unlabelled import InputFiles, find_images
 from sppnet.data.jpeg import notice_remarks
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.prediction.output import JsonLines, Table
 from sppnet.prediction.output_paths import PlotPaths, build_plot_paths, check_output
 from sppnet.progress import meter
-from sppnet.runs.from_checkpoint import HARDWARE, TrainedNetwork
-from sppnet.runs.plan import validate
+from sppnet.runs.from_checkpoint import TrainedNetwork
 
 if TYPE_CHECKING:
     from sppnet.prediction.plot_files import PlotWriter
     from sppnet.prediction.predictor import Predictor
 
-OWN = {"input": TEXT, "output": or_null(TEXT), "top": whole(1), "draw": either(FLAG, TEXT)}
-NOT_FOR_PREDICTION = {"trainer.limit_batches"}  # only for training and tests; prediction uses every image
-LOADING = ("data.batch_size", "data.workers")
-MAY_CHANGE = (
-    *("views", "sizes.test", *LOADING, "debug", "force"),
-    *(key for key in HARDWARE if key not in NOT_FOR_PREDICTION),
-)
-
 
 def main(words: Sequence[str]) -> None:
-    checkpoint_app.run("predict", words, predict, tuple(OWN), MAY_CHANGE)
+    checkpoint_app.run("predict", words, predict)
 
 
-def predict(trained: TrainedNetwork) -> None:
+def predict(trained: TrainedNetwork[PredictConfig]) -> None:
     """Print the likeliest classes of every image, write them to `output` and save plots to `draw`.
 
     Raises:
         UserError: a value is not allowed; no file has been written.
         RunFailed: no image could be read.
     """
-    own = schema.take_own_keys(trained.cfg, OWN)
     cfg = _prediction_config(trained.cfg, trained.typed_keys)
-    validate(cfg)
-    images = find_images(own["input"])
-    plots = build_plot_paths(trained, cfg, own["draw"], images)
-    check_output(own["output"], images, trained, plots, cfg["force"])
+    build_sizes(cfg.sizes)
+    images = find_images(cfg.input)
+    plots = build_plot_paths(trained, cfg, images)
+    check_output(cfg, images, trained, plots)
     from sppnet.training.preflight import check_job  # imports torch
 
     check_job(cfg)
     plot_writer = _build_plot_writer(cfg, plots) if plots else None
     # make SIGTERM raise KeyboardInterrupt, so that half-written files are removed
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with JsonLines(own["output"]) as lines:
-        _predict(cfg, trained, images, own["top"], lines, plot_writer)
+    with JsonLines(cfg.output) as lines:
+        _predict(cfg, trained, images, lines, plot_writer)
     if lines.path is not None:
         notice(f"predictions: {lines.path}")
     if plots is not None:
@@ -65,10 +59,9 @@ def predict(trained: TrainedNetwork) -> None:
 
 
 def _predict(
-    cfg: Mapping[str, Any],
-    trained: TrainedNetwork,
+    cfg: PredictConfig,
+    trained: TrainedNetwork[PredictConfig],
     images: InputFiles,
-    top: int,
     lines: JsonLines,
     plot_writer: PlotWriter | None,
 ) -> None:
@@ -84,13 +77,13 @@ def _predict(
         _check_pooling(cfg, predictor)
     table = Table([predictor.images.name(i) for i in range(len(predictor.images))], predictor.classes)
     failed = 0
-    with meter("predict", cfg["trainer"]["progress"], len(images.names)) as tick:
+    with meter("predict", cfg.progress, len(images.names)) as tick:
         for prediction in predictor:
             if prediction.problem:
                 failed += 1
                 print(f"sppnet predict: {prediction.problem}; skipped", file=sys.stderr, flush=True)
             else:
-                best = prediction.top(top)
+                best = prediction.top(cfg.top)
                 probabilities = [(predictor.classes[label], probability) for label, probability in best]
                 lines.write(prediction.name, prediction.shape, probabilities)
                 if not lines.instead_of_table:
@@ -105,38 +98,28 @@ def _predict(
         print(f"sppnet predict: {failed} of {len(images.names)} images could not be read", file=sys.stderr)
 
 
-def _prediction_config(cfg: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
+def _prediction_config(cfg: PredictConfig, typed: Collection[str]) -> PredictConfig:
     """Return the configuration for prediction: one device, one size, and whole images unless `views` was typed."""
-    sizes = cfg["sizes"]["test"]
-    if "sizes.test" in typed and isinstance(sizes, list) and len(sizes) > 1:
+    sizes, views, pooling = cfg.sizes.test, cfg.views, cfg.pooling
+    if "sizes.test" in typed and len(sizes) > 1:
         raise UserError(f"sizes.test={sizes} is not allowed: predict takes one size, such as [{sizes[0]}]")
-    if isinstance(sizes, list):
-        sizes = sizes[:1]
-    views = cfg["views"]
     if not any(key.split(".")[0] == "views" for key in typed):
-        head = cfg["head"]
-        other_rule = head["name"] == "spp" and head.get("rule", "adaptive") != "adaptive"
-        needs_square = head["name"] == "flatten" or other_rule
-        views = compose.compose_config("predict", [f"views={'warp' if needs_square else 'full'}"])["views"]
-    return {
-        **cfg,
-        "views": views,
-        "sizes": {**cfg["sizes"], "test": sizes},
-        "backbone": {**cfg["backbone"], "weights": None},  # all weights come from the checkpoint
-        "trainer": {**cfg["trainer"], "devices": 1, "num_nodes": 1},
-    }
+        needs_square = isinstance(pooling, Flatten) or (isinstance(pooling, SPP) and pooling.rule != "adaptive")
+        views = compose.compose_plain("predict", [f"views={'warp' if needs_square else 'full'}"])["views"]
+    # all weights come from the checkpoint
+    return replace(cfg, {"views": views, "sizes.test": sizes[:1], "backbone.weights": None, **ONE_DEVICE})
 
 
-def _build_plot_writer(cfg: Mapping[str, Any], plots: PlotPaths) -> PlotWriter:
+def _build_plot_writer(cfg: PredictConfig, plots: PlotPaths) -> PlotWriter:
     """Build the plot writer, which needs the backbone's receptive field.
 
     Raises:
         UserError: the receptive field is unknown, or the network sees several views of each image.
     """
-    if cfg["views"]["fit"] == "windows":
+    if isinstance(cfg.views, Windows):
         raise UserError(
-            f"draw needs a single view of each image, but views={cfg['views']['name']} gives several; use views=full,"
-            " center or warp"
+            f"draw needs a single view of each image, but views={cfg.views.name} gives several; use views=full, center"
+            " or warp"
         )
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import on_meta
@@ -145,19 +128,19 @@ def _build_plot_writer(cfg: Mapping[str, Any], plots: PlotPaths) -> PlotWriter:
 
     try:
         with on_meta():
-            field = receptive_field(build_backbone(cfg["backbone"]))
+            field = receptive_field(build_backbone(cfg.backbone))
     except UserError as error:
         raise UserError(f"draw={plots.place}: {re.sub('; use .*', '', str(error))}") from None
     return PlotWriter(plots, field)
 
 
-def _check_pooling(cfg: Mapping[str, Any], predictor: Predictor) -> None:
+def _check_pooling(cfg: PredictConfig, predictor: Predictor) -> None:
     """Raise UserError if the pooling layer's bins are unknown, or if pooling them one by one changes the output."""
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import map_size, on_meta
     from sppnet.prediction.attribution import check_pooling
 
-    size = cfg["sizes"]["test"][0]
+    size = cfg.sizes.test[0]
     with on_meta():
-        side = min(map_size(build_backbone(cfg["backbone"]), size, size))
+        side = min(map_size(build_backbone(cfg.backbone), size, size))
     check_pooling(predictor.classifier.network.head[0], side)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import yaml
 
+from sppnet.config.load import check_layout, load
+from sppnet.config.schema import Config
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs.plan import PlannedRun
 from sppnet.runs.run_directory import FAILED_RANK, Run
@@ -40,8 +42,9 @@ def main(words: Sequence[str]) -> None:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     run = Run(Path(words[0]))
-    cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-    del cfg["layout"]
+    stored = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    check_layout(stored.pop("layout", None), str(run.path))
+    cfg = load(Config, stored)
     overrides = (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
 
     from sppnet.training.checkpointing import Preempted
@@ -62,7 +65,7 @@ def join(planned: PlannedRun, overrides: list[str]) -> None:
         status = run.status
         if status.get("state") == "running" and status.get("slurm") == slurm_job:
             break
-        if planned.result is not None and not planned.cfg["force"]:
+        if planned.result is not None and not planned.cfg.force:
             return  # the run is done, so the first task does not train either
         time.sleep(POLL_SECONDS)
     else:

@@ -9,17 +9,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sppnet import __version__
 from sppnet.commands import hydra_app
-from sppnet.config import schema
+from sppnet.config.command_schemas import ReportConfig
 from sppnet.config.compose import Job
-from sppnet.config.validators import FLAG, LABEL, TEXT, or_null
 from sppnet.errors import UserError, notice
 from sppnet.report.output_paths import RESULTS, check_writable, default_folder, find_foreign_file, is_foreign_page
 from sppnet.runs.identity import format_mismatch
-from sppnet.runs.plan import validate
 from sppnet.runs.provenance import code_state
 from sppnet.storage.files import write_text
 from sppnet.studies.lookup import find_studies
@@ -27,8 +25,6 @@ from sppnet.studies.study import Study
 
 if TYPE_CHECKING:
     from sppnet.report.summary import Summary
-
-OWN = {"output": or_null(TEXT), "latex": FLAG, "html": FLAG, "force": FLAG}
 
 
 @dataclass(frozen=True)
@@ -54,22 +50,24 @@ def main(words: Sequence[str]) -> None:
     hydra_app.run("report", words, report)
 
 
-def report(job: Job) -> None:
+def report(job: Job[ReportConfig]) -> None:
     """Print each study's table, and save the table and its figure; `latex=true` and `html=true` save further files.
 
     Raises:
-        UserError: no run is done, a report on different runs would be replaced, or a folder cannot be written to.
+        UserError: the size schedule is invalid, no run is done, a report on different runs would be replaced, or a
+            folder cannot be written to.
     """
-    own = schema.take_own_keys(job.cfg, OWN)
-    schema.take_own_keys({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
-    validate({**job.cfg, "study": "all", "force": False})
-    studies = find_studies(job, OWN)
+    from sppnet.data import build_sizes  # imports NumPy
+
+    cfg = job.cfg
+    build_sizes(cfg.sizes)
+    studies = find_studies(job)
     from sppnet.report.html import render_page
 
-    runs = Path(job.cfg["paths"]["runs"]).expanduser()
-    reports = _build_reports(studies, own, f"paths.runs={runs}")
-    index = _page_path(reports, own["output"], runs) if own["html"] else None
-    _check_targets(reports, index, own)
+    runs = Path(cfg.paths.runs).expanduser()
+    reports = _build_reports(studies, cfg, f"paths.runs={runs}")
+    index = _page_path(reports, cfg.output, runs) if cfg.html else None
+    _check_targets(reports, index, cfg)
     try:
         for study_report in reports:
             folder = study_report.folder
@@ -91,7 +89,7 @@ def report(job: Job) -> None:
         ) from None
 
 
-def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) -> list[Report]:
+def _build_reports(studies: list[Study], cfg: ReportConfig, runs_key: str) -> list[Report]:
     """Build the reports of all studies without writing anything."""
     from sppnet.report.collect import build_tables
     from sppnet.report.figures import draw_svg  # imports matplotlib
@@ -106,12 +104,12 @@ def _build_reports(studies: list[Study], own: Mapping[str, Any], runs_key: str) 
         # if several folders have runs of the same experiments file, only the folder's name tells their reports apart
         name = f"{study.folder.name}_{table.name}" if names[table.name] > 1 else table.name
         summary = Summary(replace(table, name=name))
-        folder = Path(own["output"]).expanduser() if own["output"] else default_folder(study)
-        if not own["output"] and folder == RESULTS and not own["force"] and find_foreign_file(folder, summary.table):
+        folder = Path(cfg.output).expanduser() if cfg.output else default_folder(study)
+        if not cfg.output and folder == RESULTS and not cfg.force and find_foreign_file(folder, summary.table):
             folder = study.folder / "report"
             notice(f"{RESULTS} already has a report on {name} from different runs; force=true replaces it")
         figure = draw_svg(summary.table)
-        reports.append(Report(summary, figure, study.folder, folder, _files(summary, figure, own["latex"])))
+        reports.append(Report(summary, figure, study.folder, folder, _files(summary, figure, cfg.latex)))
     return reports
 
 
@@ -126,7 +124,7 @@ def _page_path(reports: Sequence[Report], output: str | None, runs: Path) -> Pat
     return (folders.pop() if len(folders) == 1 else runs) / "report" / "index.html"
 
 
-def _check_targets(reports: Sequence[Report], index: Path | None, own: Mapping[str, Any]) -> None:
+def _check_targets(reports: Sequence[Report], index: Path | None, cfg: ReportConfig) -> None:
     """Check every file and folder that the reports will write to, before anything is written.
 
     Raises:
@@ -134,9 +132,9 @@ def _check_targets(reports: Sequence[Report], index: Path | None, own: Mapping[s
     """
     for folder in dict.fromkeys([*(report.folder for report in reports), *([index.parent] if index else [])]):
         check_writable(folder)
-    if own["force"]:
+    if cfg.force:
         return
-    default = not own["output"]
+    default = not cfg.output
     foreign = [
         path
         for report in reports

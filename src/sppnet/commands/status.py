@@ -16,10 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sppnet.commands import hydra_app
-from sppnet.config import schema
+from sppnet.config.command_schemas import StatusConfig
 from sppnet.config.compose import Job
-from sppnet.config.validators import FLAG, LABEL, or_null
-from sppnet.runs.plan import validate
 from sppnet.runs.run_directory import Run
 from sppnet.studies.lookup import find_studies
 from sppnet.studies.status import RunStatus, run_status
@@ -27,7 +25,6 @@ from sppnet.studies.study import Study, SweepPoint
 
 REFRESH_SECONDS = 3.0  # refresh interval of watch=true
 COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "lost": "red", "preempted": "yellow"}
-OWN = ("watch",)
 LONG_TABLE = 60  # with more runs than this, the table omits the runs that are done or missing
 
 
@@ -35,22 +32,22 @@ def main(words: Sequence[str]) -> None:
     hydra_app.run("status", words, status)
 
 
-def status(job: Job) -> None:
+def status(job: Job[StatusConfig]) -> None:
     """Print a table for each study; with `watch=true`, refresh the tables until Ctrl-C.
 
     Raises:
-        UserError: the study does not exist.
+        UserError: the study does not exist, or the size schedule is invalid.
     """
-    own = schema.take_own_keys(job.cfg, {"watch": FLAG})
-    schema.take_own_keys({"study": job.cfg["study"]}, {"study": or_null(LABEL)})
-    validate({**job.cfg, "study": "all"})
+    from sppnet.data import build_sizes  # imports NumPy
+
+    build_sizes(job.cfg.sizes)
     console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 300, highlight=False)
-    if not own["watch"]:
-        console.print(_render(find_studies(job, OWN)))
+    if not job.cfg.watch:
+        console.print(_render(find_studies(job)))
         return
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            studies = find_studies(job, OWN)
+            studies = find_studies(job)
             live.update(_render(studies), refresh=True)
             time.sleep(REFRESH_SECONDS)
 

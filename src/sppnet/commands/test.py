@@ -8,41 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.commands import checkpoint_app
-from sppnet.data import ImageSet, build_images_from_config, load_tested
-from sppnet.data.build import OWN_KEYS
+from sppnet.config.command_schemas import TestConfig
+from sppnet.config.keys import nearest
+from sppnet.config.load import replace
+from sppnet.config.schema import Config, Data
+from sppnet.data import ImageSet, build_images_from_config, build_sizes, load_tested
 from sppnet.errors import notice
-from sppnet.runs.from_checkpoint import HARDWARE, TrainedNetwork
+from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.identity import digest, eval_identity
-from sppnet.runs.plan import validate
 from sppnet.runs.result_text import print_result
 from sppnet.storage.files import write_json
 
-TRAINING_ONLY = ("data.crop", "data.flip", "data.color", "data.fit", "data.aspect_step")
-MAY_CHANGE = ("data", "sizes.test", "views", "paths", "debug", "force", *HARDWARE)
+# A network is tested on one device. Otherwise, the hash of a test would depend on how many devices the run trained on.
+ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
 
 
 def main(words: Sequence[str]) -> None:
-    checkpoint_app.run("test", words, test, (), MAY_CHANGE)
+    checkpoint_app.run("test", words, test)
 
 
-def test(trained: TrainedNetwork) -> None:
+def test(trained: TrainedNetwork[TestConfig]) -> None:
     """Print a checkpoint's test metrics. If the checkpoint belongs to a run, store them in `RUN/tests` for reuse."""
-    run = trained.run
-    # one device, as in `score_run`; otherwise the hash below would not match the test that `score_run` records
-    cfg = {**trained.cfg, "trainer": {**trained.cfg["trainer"], "devices": 1, "num_nodes": 1}}
-    validate(cfg)
-    for key in trained.typed_keys:
-        if key.startswith(TRAINING_ONLY):
-            print(f"sppnet: warning: {key} has no effect on a test", file=sys.stderr)
+    run, cfg = trained.run, replace(trained.cfg, ONE_DEVICE)
+    build_sizes(cfg.sizes)
+    warn_of_training_keys(trained.typed_keys, "on a test")
     images = build_images_from_config(cfg)
     test_hash = digest(eval_identity(cfg, trained.name, images))
-    result = run.result(test_hash) if run and not cfg["force"] else None
+    result = run.result(test_hash) if run and not cfg.force else None
     if result is not None and _checked_duplicates(result, cfg):
         for line in result.get("notices", ()):
             notice(line)
         print_result(run, result)
         return
-    result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed_keys))
+    result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed_keys, cfg.data))
     print_result(run, result)  # print before writing, which may fail in another user's run directory
     if run:
         file = run.test_file(test_hash)
@@ -50,24 +48,34 @@ def test(trained: TrainedNetwork) -> None:
         write_json(file, result)
 
 
-def _checked_duplicates(result: Mapping[str, Any], cfg: Mapping[str, Any]) -> bool:
+def warn_of_training_keys(typed: Iterable[str], where: str) -> None:
+    """Warn about each typed key of `data` that determines only how a network is trained, such as `data.crop`.
+
+    A key that `predict` may change, such as `data.batch_size`, also determines how a trained network is run.
+    """
+    for name in typed:
+        key = nearest(Config, name.replace("/", "."))
+        if key is None or not key.name.startswith("data."):
+            continue
+        if key.affects.weights and not key.affects.test and not key.may_change("predict"):
+            notice(f"warning: {name} has no effect {where}")
+
+
+def _checked_duplicates(result: Mapping[str, Any], cfg: Config) -> bool:
     """Whether a stored test passed the check that `data.duplicates` requires.
 
     `data.duplicates` is not part of the test's hash, so the test may have been run with a different value.
     """
-    policy = cfg["data"]["duplicates"]
+    policy = cfg.data.duplicates
     return bool(policy != "error" or result.get("duplicates") == policy)
 
 
-def _chose_data(typed: Iterable[str]) -> bool:
-    """Whether the user chose the data to test on."""
-    own = {f"data.{key}" for key in OWN_KEYS}
-    return any(key == "data" or (key.startswith("data.") and ".".join(key.split(".")[:2]) not in own) for key in typed)
+def _chose_data(typed: Iterable[str], data: Data) -> bool:
+    """Whether the user chose the data to test on: the data set, its class or an argument of the class."""
+    return any(key == "data" or (key.startswith("data.") and key.split(".")[1] in data.node()) for key in typed)
 
 
-def score_run(
-    cfg: Mapping[str, Any], weights: Path, name: str, images: ImageSet, chosen: bool = False
-) -> dict[str, Any]:
+def score_run(cfg: Config, weights: Path, name: str, images: ImageSet, chosen: bool = False) -> dict[str, Any]:
     """Test a network on one device and return the record of the test.
 
     Args:
@@ -79,8 +87,7 @@ def score_run(
     """
     from sppnet.training.preflight import check_job  # imports torch
 
-    backbone = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
-    cfg = {**cfg, "backbone": backbone, "trainer": {**cfg["trainer"], "devices": 1, "num_nodes": 1}}
+    cfg = replace(cfg, {"backbone.weights": None, **ONE_DEVICE})  # all weights come from the checkpoint
     check_job(cfg)
     from sppnet.data.duplicates import describe_duplicates
     from sppnet.runs.from_checkpoint import read_checkpoint
@@ -90,13 +97,13 @@ def score_run(
 
     set_threads_and_filter_warnings(cfg)
     checkpoint = read_checkpoint(weights)
-    sets, notices = load_tested(cfg["data"], images, checkpoint["sppnet"], chosen)
-    notices = [*notices, *describe_duplicates(cfg["data"], images, sets.parts())]
+    sets, notices = load_tested(cfg.data, images, checkpoint["sppnet"], chosen)
+    notices = [*notices, *describe_duplicates(cfg.data, images, sets.parts())]
     for line in notices:
         notice(line)
     classifier = load_classifier(checkpoint, cfg, sets, weights)
     bad_files = BadFiles(None)
-    trainer = make_trainer(cfg, [bad_files, *progress_display(cfg["trainer"]["progress"])], [])
+    trainer = make_trainer(cfg, [bad_files, *progress_display(cfg.progress)], [])
     try:
         result = run_test(trainer, classifier, build_data(cfg, sets), eval_identity(cfg, name, images))
     except SystemExit:  # Lightning turns Ctrl-C into SystemExit
@@ -109,5 +116,5 @@ def score_run(
         **result,
         "bad_files": sorted(bad_files.names),
         "notices": notices,
-        "duplicates": cfg["data"]["duplicates"],
+        "duplicates": cfg.data.duplicates,
     }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from sppnet.commands import hydra_app
 from sppnet.commands.rank import join
 from sppnet.config.compose import Job
+from sppnet.config.schema import Config
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.runs import ranks
 from sppnet.runs.identity import world_size
@@ -35,24 +36,23 @@ def main(words: Sequence[str]) -> None:
     hydra_app.run("train", words, train)
 
 
-def train(job: Job) -> None:
+def train(job: Job[Config]) -> None:
     """Train, resume or test the run that `job` describes, then print the run directory and the test result."""
-    if slurm_job.restarts():
-        job.cfg["force"] = False
-    planned = plan_run(job.cfg)
-    ranks.check_world_size(planned.cfg)
+    cfg = job.cfg.model_copy(update={"force": False}) if slurm_job.restarts() else job.cfg
+    planned = plan_run(cfg)
+    ranks.check_world_size(cfg)
     check_duplicates(planned)
     if slurm_job.rank() > 0:
         join(planned, job.overrides)
         return
-    if planned.result is not None and not job.cfg["force"]:
+    if planned.result is not None and not cfg.force:
         line = f"{planned.run.path} is done (force=true trains it again)"
         print("; ".join(filter(None, (line, planned.run.status.get("stopped")))))
-    elif planned.run.done and not job.cfg["force"]:
+    elif planned.run.done and not cfg.force:
         _test(planned)
         return
     else:
-        _train(planned, job)
+        _train(planned, job.overrides)
     assert planned.result is not None
     print_result(planned.run, planned.result)
 
@@ -61,16 +61,16 @@ def _test(planned: PlannedRun) -> None:
     """Test a trained run at different sizes or with different views.
 
     Raises:
-        UserError: several processes trained the run, and in a single process `trainer.limit_batches` would select
-            different images.
+        UserError: several processes trained the run, and in a single process `trainer.limit_test_batches` would
+            select different images.
     """
     from sppnet.commands.test import score_run
 
-    if planned.cfg["trainer"]["limit_batches"] and world_size(planned.cfg) > 1:
+    if planned.cfg.trainer.limit_test_batches and world_size(planned.cfg) > 1:
         raise UserError(
             f"{planned.run.path} was trained by several processes, but this test would run in a single process, where"
-            " trainer.limit_batches selects different images; to test with different views or sizes, use sppnet test"
-            f" checkpoint={planned.run.path}"
+            " trainer.limit_test_batches selects different images; to test with different views or sizes, use sppnet"
+            f" test checkpoint={planned.run.path}"
         )
     slurm_job.requeue_on_warning()
     print(f"{planned.run.path} is trained; testing it with different views or sizes", flush=True)
@@ -79,7 +79,7 @@ def _test(planned: PlannedRun) -> None:
     write_json(planned.run.test_file(planned.test), result)
 
 
-def _train(planned: PlannedRun, job: Job) -> None:
+def _train(planned: PlannedRun, overrides: list[str]) -> None:
     """Check the network, lock the run directory, train (from the last checkpoint, if any) and test."""
     run, cfg = planned.run, planned.cfg
     from sppnet.training.preflight import check_job  # imports torch
@@ -87,12 +87,12 @@ def _train(planned: PlannedRun, job: Job) -> None:
     check_job(cfg)
     from sppnet.training.trainer import fit, prepare  # imports Lightning
 
-    prepared = prepare(cfg, job.overrides, planned.images)
+    prepared = prepare(cfg, overrides, planned.images)
     for line in prepared.notices:
         notice(line)
     with run.locked():
         _log_to_file(run)
-        if cfg["force"]:
+        if cfg.force:
             run.clear()
         if planned.result is not None:
             return  # another process finished the run in the meantime
@@ -100,7 +100,7 @@ def _train(planned: PlannedRun, job: Job) -> None:
             notice(line)
         print(f"{run.path}{' resumes from its last checkpoint' if run.has_checkpoint else ''}", flush=True)
         with _status_file(run):
-            run.begin(cfg, job.overrides, planned.identity)
+            run.begin(cfg, overrides, planned.identity)
             result, totals = fit(prepared, run)
             write_json(run.test_file(planned.test), result)
             write_json(run.path / "summary.json", result["metrics"] | totals)

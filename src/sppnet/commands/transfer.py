@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.commands import checkpoint_app, hydra_app
+from sppnet.commands.test import warn_of_training_keys
+from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.compose import Job
+from sppnet.config.load import to_plain
+from sppnet.config.schema import LAYOUT
 from sppnet.data import ImageSet, build_images_from_config
 from sppnet.errors import UserError, notice
-from sppnet.runs.from_checkpoint import TrainedNetwork, load_stored_config
+from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import provenance
 from sppnet.storage.files import read_json, write_json
 from sppnet.transfer.comparison import format_rows, load_comparable_rows
 from sppnet.transfer.protocols import check_protocol, evaluate
-from sppnet.transfer.task import FORMAT, MAY_CHANGE, OWN, Task, make_task, refuse_ineffective, warn_ineffective
+from sppnet.transfer.task import FORMAT, Task, make_task, refuse_ineffective, warn_ineffective
 
 
 def main(words: Sequence[str]) -> None:
@@ -29,36 +33,37 @@ def main(words: Sequence[str]) -> None:
     if checkpoint_app.named_checkpoint(hydra_app.normalise("transfer", words)) is None:
         hydra_app.run("transfer", words, _transfer_backbone)
     else:
-        checkpoint_app.run("transfer", words, _transfer_trained, OWN, MAY_CHANGE)
+        checkpoint_app.run("transfer", words, _transfer_trained)
 
 
-def _transfer_backbone(job: Job) -> None:
+def _transfer_backbone(job: Job[TransferConfig]) -> None:
     """Evaluate the features of `backbone` with its own `weights`; no trained run is involved."""
-    if (checkpoint := job.cfg.pop("checkpoint")) is not None:
+    if job.cfg.checkpoint is not None:
         raise UserError(
-            f"checkpoint={checkpoint} must be given on the command line, not in a config file, because the run is"
-            " loaded before the configuration is composed"
+            f"checkpoint={job.cfg.checkpoint} must be given on the command line, not in a config file, because the run"
+            " is loaded before the configuration is composed"
         )
     refuse_ineffective(job.overrides)
     transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])
 
 
-def _transfer_trained(trained: TrainedNetwork) -> None:
+def _transfer_trained(trained: TrainedNetwork[TransferConfig]) -> None:
     transfer(make_task(trained.cfg, trained), trained.typed_keys)
 
 
 def transfer(task: Task, typed: Sequence[str]) -> None:
     """Print the task's row and all rows comparable with it. If the task's row is not stored yet, compute it first."""
-    images = build_images_from_config(task.cfg)
+    cfg, images = task.cfg, build_images_from_config(task.cfg)
+    warn_of_training_keys(typed, "in sppnet transfer")
     warn_ineffective(task, images, typed)
     identity = task.identity(images)
     # A stored row is checked, too: it may have been computed with a different value of `data.duplicates`.
     protocol = check_protocol(task, images)
     for line in images.notices():
         notice(line)
-    folder = Path(task.cfg["paths"]["runs"]).expanduser() / task.cfg["study"] / "transfer"
+    folder = Path(cfg.paths.runs).expanduser() / cfg.study / "transfer"
     file = folder / f"{digest(identity)}.json"
-    row = None if task.cfg["force"] else read_json(file)
+    row = None if cfg.force else read_json(file)
     if isinstance(row, dict) and row.get("identity") == identity:
         print(f"{file} exists (force=true computes it again)")
     else:
@@ -74,7 +79,7 @@ def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
 
     check_extraction(task)
     _warn_of_meaningless_figures(task, images)
-    print(f"{task.cfg['data']['name']}: {protocol}", flush=True)
+    print(f"{task.cfg.data.name}: {protocol}", flush=True)
     began = time.monotonic()
     features = feature_files.load_features(task, images)
     extracted = time.monotonic()
@@ -90,7 +95,7 @@ def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
         "row": _describe(task, features.shape[1]) | {"protocol": outcome.protocol},
         "figures": outcome.figures,
         "splits": outcome.splits,
-        "compare": digest({**task.protocol(images), "bad_files": bad_files, "format": FORMAT}),
+        "compare": digest({**task.protocol(images), "bad_files": bad_files, "format": FORMAT, "layout": LAYOUT}),
         "features": feature_files.features_digest(task, images),
         "images": len(images),
         "bad_files": bad_files,
@@ -106,37 +111,36 @@ def _compute(task: Task, images: ImageSet, protocol: str) -> dict[str, Any]:
 
 def _describe(task: Task, length: int) -> dict[str, Any]:
     """Return the values that identify the row in the printed table, by column title."""
-    layer, cfg = task.own["layer"], task.cfg
+    layer, cfg = task.cfg.layer, task.cfg
     bins = task.layer.get("bins")
-    network = cfg["backbone"].get("name") or "net"
+    network = cfg.backbone.name or "net"
     if task.trained is not None:
         network = task.trained.run.path.resolve().name if task.trained.run else task.trained.checkpoint.name
-    elif cfg["backbone"].get("weights") is None:
-        network += f" (random, seed {cfg['seed']})"
+    elif cfg.backbone.weights is None:
+        network += f" (random, seed {cfg.seed})"
     return {
         "network": network,
         "layer": f"{layer} {', '.join(map(str, bins))}" if bins else layer,
-        "view": cfg["views"]["name"],
+        "view": cfg.views.name,
         "size": task.size,
         "length": length,
-        "C": float(task.own["svm"]["C"]),
-        "data": cfg["data"]["name"],
+        "C": float(cfg.svm.C),
+        "data": cfg.data.name,
     }
 
 
 def _warn_of_meaningless_figures(task: Task, images: ImageSet) -> None:
     """Warn about random weights, and about test images that the network was trained on."""
     if task.trained is None:
-        if task.cfg["backbone"].get("weights") is None:
+        if task.cfg.backbone.weights is None:
             notice("warning: backbone.weights is null, so the features come from a network with random weights")
         return
     from sppnet.transfer.extractor import load_checkpoint_metadata  # imports torch
 
-    same_split = task.cfg["data"]["split"] == load_stored_config(task.trained.checkpoint)[0]["data"]["split"]
+    same_split = to_plain(task.cfg.data.split) == task.trained.stored["data"]["split"]
     own_parts = task.own_parts(images) is not None or (images.multilabel and same_split)
     if load_checkpoint_metadata(task.trained)["fingerprint"] == images.fingerprint() and not own_parts:
-        name = task.cfg["data"]["name"]
-        notice(f"warning: the network was trained on some of the test images of data={name}")
+        notice(f"warning: the network was trained on some of the test images of data={task.cfg.data.name}")
 
 
 def _write(file: Path, row: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from sppnet.config.marks import Expected, PathText, affects
+from sppnet.config.marks import Expected, PathText, affects, changed_by
 from sppnet.config.schema import (
     DISTINCT,
     MAX_LEVEL,
@@ -15,6 +15,7 @@ from sppnet.config.schema import (
     FilePath,
     Label,
     Positive,
+    Pyramid,
     Section,
     Sides,
     Text,
@@ -43,6 +44,8 @@ class PerClass(Section):
 
 
 class TransferConfig(Config):
+    # layer=spp uses these bins for a network without a pyramid
+    pyramid: Annotated[Pyramid, affects.by_content, changed_by("transfer")]
     checkpoint: FilePath | None
     layer: Literal["conv", "pool", "spp", "gap", "fc1", "fc2"]
     pool_to: Annotated[int, Field(ge=1, le=MAX_LEVEL)]
@@ -65,13 +68,14 @@ class ReportConfig(Config):
 
 
 class BenchConfig(Section):
-    only: Annotated[
-        list[
-            Literal["layer", "loading", "views", "windows", "step", "throughput", "compile", "start", "sweep"]
-        ],
-        Field(min_length=1),
-        DISTINCT,
-    ] | None
+    only: (
+        Annotated[
+            list[Literal["layer", "loading", "views", "windows", "step", "throughput", "compile", "start", "sweep"]],
+            Field(min_length=1),
+            DISTINCT,
+        ]
+        | None
+    )
     accelerator: Literal["auto", "cpu", "gpu"]
     num_threads: Annotated[int, Field(ge=1, le=1024)]
     photographs: FilePath | None
@@ -105,10 +109,13 @@ class SlurmOptions(Section):
     partition: Text | None
     account: Text | None
     qos: Text | None
-    time: Annotated[
-        Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] | Whole,
-        Expected("a number of minutes, or a time such as '12:00:00' or '1-12:00:00'"),
-    ] | None
+    time: (
+        Annotated[
+            Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] | Whole,
+            Expected("a number of minutes, or a time such as '12:00:00' or '1-12:00:00'"),
+        ]
+        | None
+    )
     cpus: Whole
     gpus: Count
     memory: Text | Whole | None

@@ -20,12 +20,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sppnet.config import option_files
 from sppnet.config.command_schemas import COMMANDS
-from sppnet.config.keys import keys, sections
+from sppnet.config.keys import sections
 from sppnet.config.load import check_unresolved, load, renamed
 from sppnet.config.overrides import ExpandedJob, expand
 from sppnet.config.schema import RENAMED_OPTIONS, Config, OpenSection
 from sppnet.errors import UserError
-
 
 Cfg = TypeVar("Cfg")
 
@@ -142,9 +141,9 @@ def explain(error: BaseException, command: str) -> str:
         name, _, value = error.override.partition("=")
         return f"{error.override} cannot be parsed; quote values with special characters: \"{name}='{value}'\""
     text = re.sub(r"^In '[^']*': ", "", one_line(error))
-    if match := re.search(r"Could not find '(\w+)/(\w+)'", text):
-        if new := RENAMED_OPTIONS.get(f"{match[1]}={match[2]}"):
-            return f"{match[1]}={match[2]} is now called {new}"
+    match = re.search(r"Could not find '(\w+)/(\w+)'", text)
+    if match and (new := RENAMED_OPTIONS.get(f"{match[1]}={match[2]}")):
+        return f"{match[1]}={match[2]} is now called {new}"
     if "No match in the defaults list" in text:
         return f"unknown group {text.split(chr(39))[1]}; available groups are {', '.join(option_files.group_names())}"
     if text.startswith("Error merging override") and cause is not None:
@@ -154,7 +153,7 @@ def explain(error: BaseException, command: str) -> str:
 
 def _unknown_key(key: str, command: str) -> str:
     """Explain that `key` does not exist, and list the keys that its section has in the default configuration."""
-    if new := renamed(key):
+    if new := renamed(COMMANDS[command], key):
         return f"unknown key {key}; it is now called {new}"
     if key.startswith("hydra."):
         return f"unknown key {key}; add a new key with +{key}=VALUE"
@@ -170,19 +169,22 @@ def _unknown_key(key: str, command: str) -> str:
             names = sorted({str(name) for name in node} | set(() if section else option_files.group_names()))
             near = get_close_matches(part, names, n=1)
             hint = f"did you mean {'.'.join(filter(None, (section, near[0])))}? " if near else ""
-            others = [
-                path.stem
-                for path in option_files.options(section)
-                if re.search(rf"(?m)^{re.escape(part)}:", path.read_text())
-            ]
-            hint += f"it exists with {section}={others[0]}; " if section and others else ""
+            other = _option_with(section, part)
+            hint += f"it exists with {other}; " if other else ""
             has = f"{section or 'the top level'} has {', '.join(names) or 'no keys'}"
             return f"unknown key {key}; {hint}{has}{_hint_to_add(key, section)}"
         node, section = node[part], f"{section}.{part}".lstrip(".")
-    if variants := [each.variant for each in keys(Config) if each.name == key and each.variant is not None]:
-        options = [f"{setting.rpartition('.')[0].replace('.', '/')}={name}" for setting, name in variants]
-        return f"unknown key {key} with these options; it exists with {' or '.join(options)}"
+    if other := _option_with(*key.rpartition(".")[::2]):
+        return f"unknown key {key} in this combination of options; it exists with {other}"
     return f"unknown key {key} in this combination of options (add a new key with +{key}=VALUE)"
+
+
+def _option_with(section: str, name: str) -> str:
+    """Return an option of the group `section` that has the key `name`, such as `views=ten`; "" if there is none."""
+    group = section.replace(".", "/")
+    files = option_files.options(group) if group else []
+    names = [path.stem for path in files if re.search(rf"(?m)^{re.escape(name)}:", path.read_text(encoding="utf-8"))]
+    return f"{group}={names[0]}" if names else ""
 
 
 def _hint_to_add(key: str, section: str) -> str:

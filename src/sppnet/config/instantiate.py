@@ -18,6 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hydra.utils
+from hydra.errors import InstantiationException
+
 from sppnet.errors import UserError
 
 ALLOWED = ("sppnet.", "torch.nn.", "torch.optim.", "torchvision.", "lightning.", "torchmetrics.")
@@ -25,6 +28,7 @@ ALLOWED = ("sppnet.", "torch.nn.", "torch.optim.", "torchvision.", "lightning.",
 # inside them. Stored configurations then stay valid when a class moves to a different module.
 PUBLIC_PACKAGES = ("sppnet.data", "sppnet.models")
 REFUSED = ("torch.hub", "torch.jit", "torch.load", "torchvision.datasets.utils", "lightning.fabric.utilities.cloud_io")
+RESERVED_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")  # Hydra's own keys
 T = TypeVar("T")
 
 
@@ -57,7 +61,7 @@ def check_target(name: object, slot: str) -> str:
 
 
 def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, **kwargs: Any) -> T:
-    """Build the object that `node` describes.
+    """Build the object that `node` describes, with Hydra's `instantiate`.
 
     `_target_` names a class or an annotated function, and the other keys are its arguments.
 
@@ -72,24 +76,23 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
         UserError: the name is not allowed, does not exist or is not of `kind`, or the class refuses the arguments.
     """
     name = check_target(node.get("_target_"), slot)
+    if reserved := [str(key) for key in node if key in RESERVED_KEYS]:
+        raise UserError(f"{slot}.{reserved[0]} is not allowed; {slot} takes _target_ and the arguments of its class")
     target = _import_target(name, slot)
     if not _returns(target, kind):
         raise UserError(
             f"{slot}._target_={name} is neither a subclass of {kind.__name__} nor a function annotated to return one"
         )
-    arguments = {key: value for key, value in node.items() if key != "_target_"} | kwargs
     try:
-        inspect.signature(target).bind(*args, **arguments)
-    except TypeError as error:
-        raise UserError(f"{slot}: {name}: {error}") from None
-    try:
-        instance = target(*args, **arguments)
-    except UserError:
-        raise
-    except Exception as error:  # a user's class may raise any exception
-        out_of_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        problem = "they need more memory than is available" if out_of_memory else str(error) or type(error).__name__
-        raise UserError(f"{slot}: {name} refuses its arguments: {problem}") from error
+        instance = hydra.utils.instantiate(dict(node), *args, _recursive_=False, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from None
+        # a user's class may raise any exception
+        out_of_memory = isinstance(cause, MemoryError) or "allocate memory" in str(cause)
+        problem = "they need more memory than is available" if out_of_memory else str(cause) or type(cause).__name__
+        raise UserError(f"{slot}: {name} refuses its arguments: {problem}") from cause
     if not isinstance(instance, kind):
         raise UserError(f"{slot}._target_={name} returned {type(instance).__name__} instead of {kind.__name__}")
     return instance

@@ -1,20 +1,20 @@
-"""What the schema says about keys: their types, marks and descriptions, and the parts of a configuration they select."""
+"""What the schema says about the keys of a configuration: types, marks and descriptions."""
 
 from __future__ import annotations
 
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 import annotated_types as limits
-from pydantic import AfterValidator, BaseModel
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sppnet.config.marks import Affects, Changes, Expected, Only, Passed, PathText, affects
-from sppnet.config.schema import DISTINCT, OpenSection, Section
+from sppnet.config.marks import Affects, Changes, Expected, Only, PathText, affects
+from sppnet.config.schema import DISTINCT, Section
 
 Mark = TypeVar("Mark")
 
@@ -49,8 +49,9 @@ class Key:
         return changes is not None and command in changes.commands
 
     @property
-    def is_section(self) -> bool:
-        return bool(sections(self.field.annotation))
+    def alternatives(self) -> list[type[Section]]:
+        """The sections that the value may be; none for a plain value, several for a group of alternatives."""
+        return sections(self.field.annotation)
 
     @property
     def is_text(self) -> bool:
@@ -82,9 +83,11 @@ def _keys(
         yield key
         alternatives = sections(field.annotation)
         for section in alternatives:
-            tag = field.discriminator if len(alternatives) > 1 else None
-            value = None if tag is None else typing.get_args(section.model_fields[str(tag)].annotation)[0]
-            yield from _keys(section, f"{key.name}.", marks, variant if tag is None else (f"{key.name}.{tag}", value))
+            inner = variant
+            if len(alternatives) > 1:
+                tag = str(field.discriminator)
+                inner = (f"{key.name}.{tag}", str(typing.get_args(section.model_fields[tag].annotation)[0]))
+            yield from _keys(section, f"{key.name}.", marks, inner)
 
 
 def sections(annotation: Any) -> list[type[Section]]:
@@ -144,6 +147,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def drop_foreign_keys(schema: type[Section], data: dict[str, Any], section: str, typed: Collection[str]) -> None:
+    """Remove from a section of plain data the keys that only other alternatives have, except those that were typed.
+
+    A study's file may set keys of one alternative, of which the user has chosen another.
+    """
+    key, node = key_named(schema, section), value_of(data, section)
+    if key is None or not isinstance(node, dict):
+        return
+    tag = str(key.field.discriminator)
+    chosen = [s for s in key.alternatives if node.get(tag) in typing.get_args(s.model_fields[tag].annotation)]
+    for name in set(node).difference(*(s.model_fields for s in chosen)) if chosen else ():
+        if f"{section}.{name}" not in typed:
+            del node[name]
 
 
 def without_effect(cfg: Section) -> dict[str, str]:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sppnet.config.instantiate import check_target
-from sppnet.config.keys import describe, format_value, keys, sections, takes_text, value_of
-from sppnet.config.schema import LAYOUT, RENAMED, OpenSection, Section, Trainer
+from sppnet.config.keys import describe, format_value, key_named, keys, sections, takes_text, value_of
+from sppnet.config.schema import LAYOUT, RENAMED, RENAMED_OPTIONS, Config, OpenSection, Section, Trainer
 from sppnet.config.trainer_arguments import suggest_argument
 from sppnet.errors import UserError
 
@@ -28,6 +28,9 @@ def load(schema: type[AnySection], data: Mapping[str, Any]) -> AnySection:
     Raises:
         UserError: a key or a value is wrong; the message names the first one and what is allowed.
     """
+    for old in RENAMED:
+        if value_of(data, old) is not None and (new := renamed(schema, old)):
+            raise UserError(f"unknown key {old}; it is now called {new}")
     try:
         cfg = schema.model_validate(data)
     except ValidationError as error:
@@ -139,7 +142,10 @@ def _explain(
             return f"{name}.{tag} is missing; it is required"
         return f"{name}.{tag}={format_value(value[tag])} is not allowed: must be one of {', '.join(options)}"
     if field is None:
-        return f"{name}={format_value(value)} is not allowed: must be a mapping"
+        more = " with _target_" if name.startswith("callbacks.") else ""
+        return f"{name}={format_value(value)} is not allowed: must be a mapping{more}"
+    if new := RENAMED_OPTIONS.get(f"{name.removesuffix('.name')}={value}"):
+        return f"{name}={value} is not allowed: it is now {new}"
     return refusal(name, value, field)
 
 
@@ -194,18 +200,16 @@ def refusal(name: str, value: object, field: FieldInfo) -> str:
     strings = [] if text else [item for item in items if isinstance(item, str)]
     if any(re.fullmatch(r"[-+]?0[\d_]+", string) for string in strings):  # Hydra reads 007 as a string
         return f"{name}={format_value(value)} is not allowed: must be {expected}, without leading zeros"
-    if isinstance(value, str) and not text and LITERAL.fullmatch(value):
+    if isinstance(value, str) and not text and expected != "a mapping" and LITERAL.fullmatch(value):
         return f"{name}='{value}' is a quoted string: must be {expected}, without quotes"
     return f"{name}={format_value(value)} is not allowed: must be {expected}"
 
 
 def unknown_key(schema: type[Section], name: str, data: Mapping[str, Any]) -> str:
     """Explain that there is no key `name` in `data`: its new name, the nearest name, and the names that there are."""
-    if new := renamed(name):
-        return f"unknown key {name}; it is now called {new}"
     section, _, last = name.rpartition(".")
     if section == "trainer":
-        return f"unknown key {name}; {suggest_argument(last)}"
+        return f"unknown key {name}; {suggest_argument(last, Trainer.model_fields)}"
     here = [key for key in keys(schema) if key.name.rpartition(".")[0] == section]
     if others := [key.variant for key in here if key.name == name and key.variant is not None]:
         setting = others[0][0]
@@ -218,10 +222,9 @@ def unknown_key(schema: type[Section], name: str, data: Mapping[str, Any]) -> st
     return f"unknown key {name}; {hint}{section or 'the top level'} has {', '.join(names) or 'no keys'}"
 
 
-def renamed(name: str) -> str:
-    """The new name of a key that an earlier version had; "" if it had no such key."""
-    for old, new in RENAMED.items():
-        if name == old or name.startswith(f"{old}."):
-            return new
-    return ""
-
+def renamed(schema: type[Section], name: str) -> str:
+    """The new name of a key that an earlier version had; "" if `schema` still has the key, or never had it."""
+    new = RENAMED.get(name, "")
+    if key_named(schema, name) or (key_named(Config, new) and not key_named(schema, new)):
+        return ""
+    return new

@@ -34,10 +34,15 @@ def merge(
     }
     for name in typed_keys:
         _copy(after, merged, name.split("."))
-    refuse_changes(command, stored, merged, typed_keys)
-    for name, _, _ in differences(stored, merged):
-        if not may_change(name, command):
-            _copy(stored, merged, name.split("."))
+    for name, old, new in list(differences(stored, merged)):
+        if may_change(name, command):
+            continue
+        if _is_typed(name, typed_keys):
+            raise UserError(
+                f"{name}={format_value(new)} is not allowed: the checkpoint was trained with {format_value(old)}, and"
+                f" {command} can only change {_changeable(command)}"
+            )
+        _copy(stored, merged, name.split("."))
     return merged
 
 
@@ -45,30 +50,6 @@ def may_change(name: str, command: str) -> bool:
     """Whether `command` may change the key `name` of a run's configuration."""
     key = nearest(Config, name)
     return key is not None and key.may_change(command)
-
-
-def refuse_changes(
-    command: str, stored: Mapping[str, Any], cfg: Mapping[str, Any], typed_keys: Collection[str], but: str = ""
-) -> None:
-    """Check that typed overrides changed only keys that `command` may change.
-
-    Args:
-        command: the name of the command.
-        stored: the configuration of the run.
-        cfg: the configuration of the command.
-        typed_keys: the keys and groups that the user typed.
-        but: a section that must not change either.
-
-    Raises:
-        UserError: a typed override changed a key that must stay as it was in training.
-    """
-    for name, old, new in differences(stored, cfg):
-        excluded = bool(but) and f"{name}.".startswith(f"{but}.")
-        if (excluded or not may_change(name, command)) and _is_typed(name, typed_keys):
-            raise UserError(
-                f"{name}={format_value(new)} is not allowed: the checkpoint was trained with {format_value(old)}, and"
-                f" {command} can only change {_changeable(command)}"
-            )
 
 
 def _is_typed(name: str, typed_keys: Collection[str]) -> bool:
@@ -80,7 +61,8 @@ def _is_typed(name: str, typed_keys: Collection[str]) -> bool:
 
 def _changeable(command: str) -> str:
     """List the keys that `command` may change: a section stands for its keys, apart from the exceptions."""
-    allowed, exceptions = [], []
+    allowed: list[str] = []
+    exceptions: list[str] = []
     for key in keys(Config):
         section = nearest(Config, key.name.rpartition(".")[0])
         if key.may_change(command) != (section is not None and section.may_change(command)):
@@ -121,5 +103,3 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, 
         return
     for part in {**old, **new}:
         yield from differences(old.get(part), new.get(part), f"{name}.{part}".lstrip("."))
-
-

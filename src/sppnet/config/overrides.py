@@ -108,8 +108,10 @@ def path_keys() -> frozenset[str]:
 def _listed_arguments(word: str) -> frozenset[str]:
     """The keys of `trainer` that every option file lists; none if `word` sets a part of one, as in trainer.x.y=1."""
     nested = "." in word.partition("=")[0].removeprefix("trainer.")
-    return frozenset() if nested else frozenset(
-        f"trainer.{name}" for name, field in Trainer.model_fields.items() if field.is_required()
+    return (
+        frozenset()
+        if nested
+        else frozenset(f"trainer.{name}" for name, field in Trainer.model_fields.items() if field.is_required())
     )
 
 
@@ -189,7 +191,7 @@ def quote_names(word: str) -> str:
 
 
 def _misread(part: str, key: str) -> bool:
-    """Whether Hydra reads `part` as a number or a boolean although `key` takes strings (a few keys take booleans too)."""
+    """Whether Hydra reads `part` as a number or a boolean, although `key` takes strings (and no booleans)."""
     value = OverridesParser.create().parse_override(f"x={part}").value()
     return isinstance(value, int | float) and not (isinstance(value, bool) and key in _flags())
 

@@ -54,6 +54,11 @@ Label = Annotated[
         "names of at most 100 letters, digits and . _ + = -",
     ),
 ]
+# A number of batches, or a share of all batches. The share 1.0 becomes null, because identities do not tell it from the
+# number 1.
+BatchLimit = Annotated[
+    Whole | Ratio | None, AfterValidator(lambda value: None if isinstance(value, float) and value == 1 else value)
+]
 Side = Annotated[int, Field(ge=1, le=8192)]
 Sides = Annotated[list[Side], Field(min_length=1)]  # `build_sizes` checks the further limits of each size schedule
 Bins = Annotated[list[Annotated[int, Field(ge=1, le=MAX_LEVEL)]], Field(min_length=1)]
@@ -243,7 +248,7 @@ class Trainer(Section):
     model_config = ConfigDict(extra="allow")
 
     max_epochs: Whole
-    max_steps: Annotated[int, Field(ge=-1, le=INT_MAX)] = -1
+    max_steps: Annotated[Whole | Literal[-1], Expected("-1 or an integer of at least 1")] = -1
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], affects.nothing, EVERY]
     devices: Annotated[
         Annotated[int, Field(ge=1, le=1024)]
@@ -258,19 +263,19 @@ class Trainer(Section):
     deterministic: Annotated[bool | Literal["warn"], EVERY]
     gradient_clip_val: Positive | None
     accumulate_grad_batches: Whole
-    limit_train_batches: Whole | Ratio | None
-    limit_val_batches: Whole | Ratio | None
+    limit_train_batches: BatchLimit
+    limit_val_batches: BatchLimit
     # The identity of a test describes the images that the limit selects; see `sppnet.runs.identity`.
-    limit_test_batches: Annotated[Whole | Ratio | None, affects.by_content, changed_by("test")]
+    limit_test_batches: Annotated[BatchLimit, affects.by_content, changed_by("test")]
     overfit_batches: Whole | Share = 0
-    val_check_interval: Whole | Ratio | None = None
+    val_check_interval: BatchLimit = None
     check_val_every_n_epoch: Whole | None = 1
     log_every_n_steps: Annotated[Whole, affects.nothing]
     profiler: Annotated[str | dict[str, Any] | None, affects.nothing, changed_by("test")] = None
 
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:
-        check_trainer_arguments(self.model_extra or {}, self.strategy)
+        check_trainer_arguments(self.model_extra or {}, type(self).model_fields, self.strategy)
         return self
 
 

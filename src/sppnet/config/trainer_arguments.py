@@ -9,10 +9,9 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 REFUSED = {  # argument: why it is refused, and what to use instead
     "max_time": "a run that a clock ends cannot be repeated; use trainer.max_epochs or trainer.max_steps",
@@ -44,26 +43,26 @@ def trainer_argument_names() -> tuple[str, ...]:
     return tuple(argument.arg for argument in next(methods).args.kwonlyargs)
 
 
-def check_trainer_arguments(passed: Mapping[str, Any], strategy: object) -> None:
-    """Check the names of the arguments in `passed`, and that `strategy` does not spawn processes.
+def check_trainer_arguments(passed: Iterable[str], usual: Iterable[str], strategy: object) -> None:
+    """Check the names of the arguments that are `passed` on, and that `strategy` does not spawn processes.
 
     Raises:
         ValueError: the Trainer has no such argument, or it would break what a run promises.
     """
-    for name, value in passed.items():
+    for name in passed:
         if name in REFUSED:
-            raise ValueError(f"trainer.{name}={value} is not allowed: {REFUSED[name]}")
+            raise ValueError(f"trainer.{name} is not allowed: {REFUSED[name]}")
         if name not in trainer_argument_names():
-            raise ValueError(f"unknown key trainer.{name}; {suggest_argument(name)}")
+            raise ValueError(f"unknown key trainer.{name}; {suggest_argument(name, usual)}")
     if isinstance(strategy, str) and any(part in strategy for part in SPAWNING):
         raise ValueError(
             f"trainer.strategy={strategy} is not allowed: it starts processes that cannot resume a run; use ddp"
         )
 
 
-def suggest_argument(name: str, more: Iterable[str] = ()) -> str:
-    """Suggest the argument that the user may have meant by `name`."""
-    names = [*(name for name in trainer_argument_names() if name not in REFUSED), *more]
-    near = get_close_matches(name, names, n=1)
+def suggest_argument(name: str, usual: Iterable[str]) -> str:
+    """Suggest the argument that the user may have meant by `name`, preferably one of the `usual` ones."""
+    names = [name for name in trainer_argument_names() if name not in REFUSED]
+    near = get_close_matches(name, usual, n=1) or get_close_matches(name, names, n=1)
     hint = f"did you mean trainer.{near[0]}? " if near else ""
     return f"{hint}trainer has the arguments of lightning.Trainer: {', '.join(names)}"

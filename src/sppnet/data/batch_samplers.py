@@ -129,9 +129,9 @@ class EvalBatchSampler(Sampler[list[Item]]):
         batch_size: maximum number of images per rank in a batch of square images.
         rank: rank of this process.
         world: number of processes.
-        limit: number of batches that will be used; None for all. If it is less than the number of batches, each batch
-            is a random sample of its bucket, and batches are drawn with probabilities proportional to their number of
-            images, so that a limited evaluation covers all classes and the common shapes.
+        limit: number (int) or share (float) of the batches that will be used; None for all. If some are left out, each
+            batch is a random sample of its bucket, and batches are drawn with probabilities proportional to their
+            number of images, so that a limited evaluation covers all classes and the common shapes.
         seed: seed of these random draws.
     """
 
@@ -143,7 +143,7 @@ class EvalBatchSampler(Sampler[list[Item]]):
         batch_size: int,
         rank: int = 0,
         world: int = 1,
-        limit: int | None = None,
+        limit: float | None = None,
         seed: int = 0,
     ) -> None:
         assert 0 <= rank < world
@@ -156,12 +156,13 @@ class EvalBatchSampler(Sampler[list[Item]]):
         return sum(-(-share // nominal) for share, nominal in zip(shares, self.nominal, strict=True))
 
     def __iter__(self) -> Iterator[list[Item]]:
-        if self.limit is None or self.limit >= len(self):
+        limit = int(self.limit * len(self)) if isinstance(self.limit, float) else self.limit  # as Lightning rounds it
+        if limit is None or limit >= len(self):
             return self._batches(None)
         batches = list(self._batches(rng(self.seed, "limited", "members")))
         counts = np.array([len(batch) for batch in batches])
         generator = rng(self.seed, "limited", "batches")
-        chosen = generator.choice(len(batches), self.limit, replace=False, p=counts / counts.sum())
+        chosen = generator.choice(len(batches), limit, replace=False, p=counts / counts.sum())
         return iter([batches[k] for k in chosen])
 
     def _batches(self, shuffle: np.random.Generator | None) -> Iterator[list[Item]]:

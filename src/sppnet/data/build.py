@@ -9,24 +9,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sppnet.config.instantiate import instantiate
+from sppnet.config.schema import Config, Data, Sizes
 from sppnet.data.datasets.base import ImageSet
 from sppnet.data.size_schedules import SizeSchedule
 from sppnet.data.splits import IntArray, all_labels, make_parts
 from sppnet.errors import UserError
-
-OWN_KEYS = frozenset({
-    "name", "fit", "batch_size", "workers", "split", "crop", "flip", "color", "aspect_step", "bad_files",
-    "mean", "std", "short_side", "resampler", "cache", "duplicates",
-})  # fmt: skip
-"""Keys of `data` that the template uses itself; all others are passed to the class named in `_target_`."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +40,14 @@ class Splits:
         return np.setdiff1d(np.union1d(self.train, self.val), self.test)
 
 
-def build_sizes(cfg: Mapping[str, Any]) -> SizeSchedule:
+def build_sizes(cfg: Sizes) -> SizeSchedule:
     """Build the size schedule that the config's `sizes` describes.
 
     Raises:
         UserError: the class or the sizes are not allowed.
     """
     try:
-        return instantiate(cfg, SizeSchedule, "sizes")  # type: ignore[type-abstract]
+        return instantiate(cfg.node(), SizeSchedule, "sizes")  # type: ignore[type-abstract]
     except UserError as error:
         # size_schedules.py is self-contained, so it raises ValueError instead of UserError. Its messages start with a
         # key of `sizes`, such as `train`, so the prefix `sizes.` is added here.
@@ -63,18 +56,18 @@ def build_sizes(cfg: Mapping[str, Any]) -> SizeSchedule:
         raise
 
 
-def build_images_from_config(cfg: Mapping[str, Any]) -> ImageSet:
+def build_images_from_config(cfg: Config) -> ImageSet:
     """Build the data set of a complete config, with `paths.cache` as its cache folder.
 
     Raises:
         UserError: see `build_images`.
     """
-    images = build_images(cfg["data"])
-    images.keep_in(Path(cfg["paths"]["cache"]).expanduser(), cfg["trainer"]["progress"])
+    images = build_images(cfg.data)
+    images.keep_in(Path(cfg.paths.cache).expanduser(), cfg.progress)
     return images
 
 
-def build_images(cfg: Mapping[str, Any]) -> ImageSet:
+def build_images(cfg: Data) -> ImageSet:
     """Build the data set that the config's `data` describes. This lists its files but does not read any image.
 
     Each call lists the files again, since only a new listing shows whether a file has changed. To avoid a
@@ -83,11 +76,10 @@ def build_images(cfg: Mapping[str, Any]) -> ImageSet:
     Raises:
         UserError: the class is not allowed, or there is a problem with the files.
     """
-    arguments = {key: value for key, value in cfg.items() if key not in OWN_KEYS}
-    return instantiate(arguments, ImageSet, "data")  # type: ignore[type-abstract]
+    return instantiate(cfg.node(), ImageSet, "data")  # type: ignore[type-abstract]
 
 
-def fingerprint(cfg: Mapping[str, Any]) -> str:
+def fingerprint(cfg: Data) -> str:
     """The fingerprint of the data set that `cfg` describes: 64 hexadecimal digits by default.
 
     The data set's class may return a different kind of string. The fingerprint does not depend on where the data are
@@ -99,13 +91,13 @@ def fingerprint(cfg: Mapping[str, Any]) -> str:
     return build_images(cfg).fingerprint()
 
 
-def load_splits(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Splits:
+def load_splits(cfg: Data, images: ImageSet | None = None) -> Splits:
     """Build the data set that the config's `data` describes, check all labels, and divide it into parts.
 
     No image is read.
 
     Args:
-        cfg: the config's `data`, as a plain dict.
+        cfg: the config's `data`.
         images: the result of `build_images(cfg)`, if available, so that the files are not listed again.
 
     Raises:
@@ -116,27 +108,21 @@ def load_splits(cfg: Mapping[str, Any], images: ImageSet | None = None) -> Split
     return make_splits(cfg, images)
 
 
-def make_splits(cfg: Mapping[str, Any], images: ImageSet) -> Splits:
-    """Divide `images` into the official parts or as `cfg["split"]` describes, without checking the labels.
+def make_splits(cfg: Data, images: ImageSet) -> Splits:
+    """Divide `images` into the official parts or as `cfg.split` describes, without checking the labels.
 
     Raises:
-        UserError: `cfg` has no valid `split`, a class has too few images for it, or a part is empty.
+        UserError: see `make_parts`; or a part is empty.
     """
-    split = cfg.get("split")
-    if not isinstance(split, Mapping) or not {"val", "test", "seed"} <= split.keys():
-        problem = f"={split} is not allowed" if "split" in cfg else " is missing"
-        raise UserError(
-            f"data.split{problem}; it must give the val and test fractions and a seed, such as"
-            " {val: 0.15, test: 0.15, seed: 0}"
-        )
-    parts = make_parts(images, split["val"], split["test"], split["seed"], split.get("fold"))
+    split = cfg.split
+    parts = make_parts(images, split.val, split.test, split.seed, split.fold)
     for part, members in parts.items():
         if not len(members):
-            raise UserError(f"data={cfg['name']}: the part {part!r} contains no images")
+            raise UserError(f"data={cfg.name}: the part {part!r} contains no images")
     return Splits(images, **parts)
 
 
-def check_labels(cfg: Mapping[str, Any], images: ImageSet) -> None:
+def check_labels(cfg: Data, images: ImageSet) -> None:
     """Check that `images`, built from `cfg`, can be used for training and has valid labels and official parts.
 
     Raises:
@@ -146,7 +132,7 @@ def check_labels(cfg: Mapping[str, Any], images: ImageSet) -> None:
     check_each_label(cfg, images)
 
 
-def check_training(cfg: Mapping[str, Any], images: ImageSet) -> None:
+def check_training(cfg: Data, images: ImageSet) -> None:
     """Check that `images`, built from `cfg`, has a training part and enough classes. Does not read the labels.
 
     Raises:
@@ -156,10 +142,10 @@ def check_training(cfg: Mapping[str, Any], images: ImageSet) -> None:
         raise UserError(problem)
     if len(images.classes) < 2 and not images.multilabel:
         count = f"only one class ({images.classes[0]})" if images.classes else "no classes"
-        raise UserError(f"data={cfg['name']} has {count}; at least two are needed")
+        raise UserError(f"data={cfg.name} has {count}; at least two are needed")
 
 
-def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
+def check_each_label(cfg: Data, images: ImageSet) -> None:
     """Check the class names, the official parts and every label of `images`, built from `cfg`.
 
     Raises:
@@ -167,7 +153,7 @@ def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
             indices or overlaps with `train`.
     """
     if repeated := [name for name, count in Counter(map(str, images.classes)).items() if count > 1]:
-        raise UserError(f"data={cfg['name']} has two classes called {repeated[0]}")
+        raise UserError(f"data={cfg.name} has two classes called {repeated[0]}")
     _check_parts(cfg, images)
     count, integer_types = len(images.classes), (int, np.integer)
     for i in range(len(images)):
@@ -176,16 +162,16 @@ def check_each_label(cfg: Mapping[str, Any], images: ImageSet) -> None:
             continue  # the fast path: a data set may have a million labels
         if isinstance(label, tuple) != images.multilabel:
             raise UserError(
-                f"data={cfg['name']}: label({i}) is {label!r}; it must be a tuple if and only if multilabel is set"
+                f"data={cfg.name}: label({i}) is {label!r}; it must be a tuple if and only if multilabel is set"
             )
         if not all(isinstance(c, integer_types) and type(c) is not bool and 0 <= c < count for c in all_labels(label)):
             raise UserError(
-                f"data={cfg['name']}: label({i}) is {label!r}, but class indices must be integers that are at least 0"
+                f"data={cfg.name}: label({i}) is {label!r}, but class indices must be integers that are at least 0"
                 f" and less than the number of classes, {count}"
             )
 
 
-def _check_parts(cfg: Mapping[str, Any], images: ImageSet) -> None:
+def _check_parts(cfg: Data, images: ImageSet) -> None:
     """Check that each official part holds distinct indices, and that no index of `train` is in another part."""
     is_trained = np.zeros(len(images), dtype=bool)
     for part, indices in sorted((images.split() or {}).items(), key=lambda item: item[0] != "train"):
@@ -196,13 +182,13 @@ def _check_parts(cfg: Mapping[str, Any], images: ImageSet) -> None:
         is_list = members.ndim == 1 and members.dtype.kind in "iu"
         if not is_list or ((members < 0) | (members >= len(images))).any() or (np.bincount(members) > 1).any():
             raise UserError(
-                f"data={cfg['name']}: the part {part!r} must be a list of distinct indices (integers from 0 to"
+                f"data={cfg.name}: the part {part!r} must be a list of distinct indices (integers from 0 to"
                 f" {len(images) - 1})"
             )
         shared = members[is_trained[members]]
         if len(shared):
             raise UserError(
-                f"data={cfg['name']}: the parts 'train' and {part!r} must not overlap, but {len(shared)} image(s) are"
+                f"data={cfg.name}: the parts 'train' and {part!r} must not overlap, but {len(shared)} image(s) are"
                 f" in both (for example {images.name(int(shared[0]))})"
             )
         if part == "train":

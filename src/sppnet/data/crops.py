@@ -7,15 +7,16 @@ a smaller input shows the same region at a lower resolution, not a smaller crop 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sppnet.config.schema import AnyCrop, RandomResizedCrop
 from sppnet.data.size_schedules import rng
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the image that the reader returns
@@ -47,13 +48,15 @@ class TrainRegions:
         seed: the run's seed.
         fit: `crop`, or `full` for the whole image.
         crop: the config's `data.crop`.
+        crop_pct: side of the paper's crop / shorter side of the image.
         flip: whether to mirror half of the regions, chosen at random.
         color: standard deviation of the coefficients in AlexNet's colour augmentation; 0 turns it off.
     """
 
     seed: int
     fit: str
-    crop: Mapping[str, Any]
+    crop: AnyCrop
+    crop_pct: float
     flip: bool
     color: float
 
@@ -74,9 +77,9 @@ class TrainRegions:
     def _box(self, generator: np.random.Generator, width: int, height: int) -> Box:
         if self.fit == "full":
             return (0.0, 0.0, float(width), float(height))
-        if self.crop["kind"] == "random_resized":
-            return random_resized_crop(generator, width, height, self.crop["scale"], self.crop["aspect"])
-        return paper_crop(generator, width, height, self.crop["ratio"], fixed=self.crop["positions"] == "fixed")
+        if isinstance(self.crop, RandomResizedCrop):
+            return random_resized_crop(generator, width, height, self.crop.scale, self.crop.ratio)
+        return paper_crop(generator, width, height, self.crop_pct, fixed=self.crop.positions == "fixed")
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,11 @@ class EvalRegions:
 
     Attributes:
         fit: `center` for the central square; any other value for the whole image.
-        ratio: side of the central square / shorter side of the image.
+        crop_pct: side of the central square / shorter side of the image.
     """
 
     fit: str
-    ratio: float
+    crop_pct: float
 
     def __call__(self, index: int, epoch: int) -> RegionFunction:
         """Return the same region function for every image and epoch."""
@@ -98,19 +101,19 @@ class EvalRegions:
     def region(self, width: int, height: int) -> Region:
         """The region of an image of `width` x `height` pixels."""
         if self.fit == "center":
-            side = self.ratio * min(width, height)
+            side = self.crop_pct * min(width, height)
             return Region(_place(width, height, side, side, 0.5, 0.5))
         return Region((0.0, 0.0, float(width), float(height)))
 
 
-def paper_crop(generator: np.random.Generator, width: int, height: int, ratio: float, fixed: bool) -> Box:
-    """The paper's training crop (section 3.1.1): a square whose side is `ratio` times the image's shorter side.
+def paper_crop(generator: np.random.Generator, width: int, height: int, crop_pct: float, fixed: bool) -> Box:
+    """The paper's training crop (section 3.1.1): a square whose side is `crop_pct` times the image's shorter side.
 
-    The paper's ratio is 224 / 256 = 0.875, and its crops are taken from the whole image, not from a central square.
+    The paper's fraction is 224 / 256 = 0.875, and its crops are taken from the whole image, not from a central square.
     With `fixed`, the position is drawn from five: the centre and the four corners. Otherwise, all positions are equally
     likely. The paper mentions the five positions, but AlexNet, whose recipe it follows, used random ones.
     """
-    side = ratio * min(width, height)
+    side = crop_pct * min(width, height)
     x, y = generator.random(2).tolist()
     if fixed:
         x, y = ((0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))[int(x * 5)]
@@ -118,29 +121,29 @@ def paper_crop(generator: np.random.Generator, width: int, height: int, ratio: f
 
 
 def random_resized_crop(
-    generator: np.random.Generator, width: int, height: int, scale: tuple[float, float], aspect: tuple[float, float]
+    generator: np.random.Generator, width: int, height: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> Box:
     """Inception's training crop, with a random area, aspect ratio (log-uniform) and position.
 
     As in torchvision's `RandomResizedCrop`, the fallback after ten failed attempts is the largest central crop whose
-    aspect ratio is within `aspect`.
+    aspect ratio is within `ratio`.
 
     Args:
         generator: random generator that draws the crop.
         width: width of the image.
         height: height of the image.
         scale: range of the crop's area as a fraction of the image's area.
-        aspect: range of the crop's aspect ratio (width / height).
+        ratio: range of the crop's aspect ratio (width / height).
     """
     for _ in range(10):
-        area = width * height * generator.uniform(*scale)
-        ratio = exp(generator.uniform(log(aspect[0]), log(aspect[1])))
-        w, h = sqrt(area * ratio), sqrt(area / ratio)
+        area = width * height * generator.uniform(scale[0], scale[1])
+        aspect = exp(generator.uniform(log(ratio[0]), log(ratio[1])))
+        w, h = sqrt(area * aspect), sqrt(area / aspect)
         if w <= width and h <= height:
             x, y = generator.random(2).tolist()
             return _place(width, height, w, h, x, y)
-    ratio = min(max(width / height, aspect[0]), aspect[1])
-    return _place(width, height, min(width, height * ratio), min(height, width / ratio), 0.5, 0.5)
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    return _place(width, height, min(width, height * aspect), min(height, width / aspect), 0.5, 0.5)
 
 
 def render(image: Image.Image, region: Region, height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 
+from sppnet.config.schema import AnyViews, Augment, Center, Data, Full, Windows
 from sppnet.data.aspect_buckets import Bucket, shape_buckets, square_bucket
 from sppnet.data.batch_samplers import EvalBatchSampler, TrainBatchSampler
 from sppnet.data.build import Splits
@@ -35,11 +36,12 @@ class DataModule(LightningDataModule):
     Args:
         sets: the data set and its parts, from `sppnet.data.load_splits`.
         schedule: the size schedule, from `sppnet.data.build_sizes`.
-        cfg_data: the config's `data`, as a plain dict.
-        cfg_views: the config's `views`, as a plain dict; it determines which regions of a test image are scored.
+        cfg: the config's `data`.
+        augment: the config's `augment`.
+        views: the config's `views`, which determines which regions of a test image are scored.
         seed: the run's seed.
         cache: `paths.cache`, the folder for cached image shapes and, with `data.cache=true`, cached pixels.
-        progress: `trainer.progress`, the progress display to use while the pixel cache is built.
+        progress: `progress`, the progress display to use while the pixel cache is built.
 
     Attributes:
         pairs: training sizes at which a batch needs at least two images (see
@@ -52,16 +54,17 @@ class DataModule(LightningDataModule):
         self,
         sets: Splits,
         schedule: SizeSchedule,
-        cfg_data: Mapping[str, Any],
-        cfg_views: Mapping[str, Any],
+        cfg: Data,
+        augment: Augment,
+        views: AnyViews,
         seed: int,
         cache: Path,
         progress: str = "none",
     ) -> None:
         super().__init__()
-        self.sets, self.schedule, self.cfg, self.views = sets, schedule, cfg_data, cfg_views
+        self.sets, self.schedule, self.cfg, self.augment, self.views = sets, schedule, cfg, augment, views
         self.seed, self.cache, self.progress = seed, cache, progress
-        self.skip = cfg_data["bad_files"] == "skip"
+        self.skip = cfg.bad_files == "skip"
         self.pairs: Collection[int] = ()
         self.device = torch.device("cpu")
         self._shapes: ShapeArray | None = None
@@ -70,9 +73,9 @@ class DataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Cache the shapes and pixels of the images, if needed. Lightning calls this in one process per machine."""
-        if self.cfg["fit"] == "full" or self.views["fit"] in WHOLE_IMAGE:
+        if self.cfg.fit == "full" or self.views.fit in WHOLE_IMAGE:
             self._load_shapes()
-        if self.cfg["fit"] == "crop":
+        if self.cfg.fit == "crop":
             self._reader("crop")
 
     def train_batches(self, rank: int = 0, world: int = 1) -> TrainBatchSampler:
@@ -86,15 +89,13 @@ class DataModule(LightningDataModule):
         Raises:
             UserError: a batch needs at least two images (`pairs`), but the batch size is 1 or there are too few images.
         """
-        batch_size, minimum = self.cfg["batch_size"], world * (2 if self.pairs else 1)
+        batch_size, minimum = self.cfg.batch_size, world * (2 if self.pairs else 1)
         key = (world, minimum)
         if key not in self._buckets:
             self._buckets[key] = square_bucket(self.sets.train)
-            if self.cfg["fit"] == "full":
+            if self.cfg.fit == "full":
                 shapes, merge_below = self._load_shapes(), world * batch_size / 4
-                self._buckets[key] = shape_buckets(
-                    self.sets.train, shapes, self.cfg["aspect_step"], minimum, merge_below
-                )
+                self._buckets[key] = shape_buckets(self.sets.train, shapes, self.cfg.aspect_step, minimum, merge_below)
         buckets = self._buckets[key]
         if self.pairs and (batch_size == 1 or len(buckets[0].members) < minimum):
             raise UserError(self._single_image_message(world))
@@ -103,8 +104,8 @@ class DataModule(LightningDataModule):
     def images_per_step(self) -> float:
         """The mean number of images per optimizer step on this rank, including unreadable images.
 
-        The value is the same in every epoch. With `trainer.limit_batches`, the number of images differs between epochs,
-        so the value is based on the mean number of images per batch.
+        The value is the same in every epoch. With `trainer.limit_train_batches`, the number of images differs between
+        epochs, so the value is based on the mean number of images per batch.
         """
         assert self.trainer is not None
         batches, accumulate = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
@@ -119,7 +120,8 @@ class DataModule(LightningDataModule):
         """The loader for the training batches of this rank, starting at the run's current position."""
         batches = self.train_batches(self._rank(), self._world())
         self._train_batches = len(batches)
-        regions = TrainRegions(self.seed, self.cfg["fit"], self.cfg["crop"], self.cfg["flip"], self.cfg["color"])
+        cfg, augment = self.cfg, self.augment
+        regions = TrainRegions(self.seed, cfg.fit, cfg.crop, cfg.crop_pct, augment.flip, augment.color)
         return self._loader(BatchDataset(self.sets.images, regions, self._reader("crop")), batches, persistent=True)
 
     def notice_stretched(self, world: int) -> None:
@@ -133,30 +135,30 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[Loader]:
         """One loader per size in `sizes.val`, with whole images if `data.fit=full` and centre crops otherwise."""
-        fit = "full" if self.cfg["fit"] == "full" else "center"
-        regions = EvalRegions(fit, self.cfg["crop"]["ratio"])
+        fit = "full" if self.cfg.fit == "full" else "center"
+        regions = EvalRegions(fit, self.cfg.crop_pct)
         scales = {size: [size] for size in self.schedule.val}
-        return self._eval_loaders("val", scales, regions, self.cfg["aspect_step"])
+        return self._eval_loaders("val", scales, regions, self.cfg.aspect_step)
 
     def test_dataloader(self) -> list[Loader]:
         """One loader per size in `sizes.test`, with the regions and scales that `views` describes."""
-        regions = EvalRegions(self.views["fit"], self.views["ratio"])
-        views = Views.build(self.views)
-        scales = {size: [size] if views is None else views.sides(size) for size in self.schedule.test}
-        return self._eval_loaders("test", scales, regions, self.views["aspect_step"])
+        views, protocol = self.views, Views.build(self.views)
+        regions = EvalRegions(views.fit, views.crop_pct if isinstance(views, Center) else 1.0)
+        scales = {size: [size] if protocol is None else protocol.sides(size) for size in self.schedule.test}
+        step = views.aspect_step if isinstance(views, Full | Windows) else 1.0  # has no effect on squares
+        return self._eval_loaders("test", scales, regions, step)
 
     def _eval_loaders(
         self, part: Literal["val", "test"], scales: Mapping[int, Sequence[int]], regions: EvalRegions, step: float
     ) -> list[Loader]:
         members: IntArray = getattr(self.sets, part)
         limit = getattr(self.trainer, f"limit_{part}_batches", None)
-        limit = limit if isinstance(limit, int) else None  # Lightning's default, 1.0, means all batches
         buckets, loaders = eval_buckets(members, regions.fit, self._load_shapes, step), []
         dataset = BatchDataset(self.sets.images, regions, self._reader(regions.fit))
         for size, sides in scales.items():
-            batch_size = eval_batch_size(self.cfg["batch_size"], sides, max(self.schedule.sizes))
+            batch_size = eval_batch_size(self.cfg.batch_size, sides, max(self.schedule.sizes))
             # not the run's seed, so that limited evaluations of all runs on the same split use the same images
-            seed = self.cfg["split"]["seed"]
+            seed = self.cfg.split.seed
             batches = EvalBatchSampler(buckets, size, sides, batch_size, self._rank(), self._world(), limit, seed)
             loaders.append(self._loader(dataset, batches))
         return loaders
@@ -167,10 +169,10 @@ class DataModule(LightningDataModule):
             "batch normalisation needs more than one value per channel, but a single image provides only one"
             f" at size {sizes}"
         )
-        if self.cfg["batch_size"] == 1:
+        if self.cfg.batch_size == 1:
             return f"data.batch_size=1: {problem}; use data.batch_size=2 or more, or larger sizes in sizes.train"
         return (
-            f"data={self.cfg['name']}: {problem}, and {len(self.sets.train)} training image(s) are too few for a"
+            f"data={self.cfg.name}: {problem}, and {len(self.sets.train)} training image(s) are too few for a"
             f" batch of two on each of {world} process(es); use more images, fewer trainer.devices, or larger sizes in"
             " sizes.train"
         )
@@ -179,13 +181,13 @@ class DataModule(LightningDataModule):
         self, dataset: BatchDataset, batches: TrainBatchSampler | EvalBatchSampler, persistent: bool = False
     ) -> Loader:
         device = self.device if self.trainer is None else self.trainer.strategy.root_device
-        return Loader(dataset, batches, self.skip, self.cfg["workers"], device.type == "cuda", persistent)
+        return Loader(dataset, batches, self.skip, self.cfg.num_workers, device.type == "cuda", persistent)
 
     def _reader(self, fit: str) -> Reader:
-        return build_reader(self.sets.images, self.cfg, fit, self._open_cache if self.cfg.get("cache") else None)
+        return build_reader(self.sets.images, self.cfg, fit, self._open_cache if self.cfg.cache else None)
 
     def _open_cache(self, reader: PixelReader) -> ImageCache:
-        name, workers, progress = self.cfg["name"], self.cfg["workers"], self.progress
+        name, workers, progress = self.cfg.name, self.cfg.num_workers, self.progress
         path = build_image_cache(reader, self._load_shapes(), self.cache, name, workers, progress, self.skip)
         return ImageCache(path, reader)
 
@@ -207,7 +209,8 @@ class DataModule(LightningDataModule):
         limit, full = self.trainer.limit_train_batches, self._train_batches
         used = int(limit * full) if isinstance(limit, float) else min(limit or full, full)
         epoch, start = divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready, max(1, used))
-        return epoch * full + start
+        repeats = getattr(self.trainer, "overfit_batches", 0) > 0  # the Trainer does not declare this attribute
+        return start + (0 if repeats else epoch * full)  # overfitting repeats the first epoch
 
 
 def eval_buckets(members: IntArray, fit: str, shapes: Callable[[], ShapeArray], aspect_step: float) -> list[Bucket]:

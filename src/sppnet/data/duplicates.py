@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from sppnet.config.schema import Data
 from sppnet.data.datasets.base import ImageSet
 from sppnet.data.datasets.image_files import Files
 from sppnet.data.decode import DataError
@@ -18,23 +18,21 @@ from sppnet.data.splits import IntArray
 from sppnet.errors import UserError
 
 
-def describe_duplicates(
-    cfg: Mapping[str, Any], images: ImageSet, parts: Mapping[str, IntArray] | None = None
-) -> list[str]:
+def describe_duplicates(cfg: Data, images: ImageSet, parts: Mapping[str, IntArray] | None = None) -> list[str]:
     """Return up to two lines: one reports identical files in different parts, the other those in different classes.
 
     Files with the same digest are compared byte by byte. Only data sets of image files are checked. The result is empty
     if `data.duplicates` is `ignore`.
 
     Args:
-        cfg: the config's `data`, as a plain dict.
+        cfg: the config's `data`.
         images: the data set.
         parts: image indices of `train`, `val` and `test`; None if any image may end up in any part.
 
     Raises:
         UserError: there are identical files, and `data.duplicates` is `error`.
     """
-    action = cfg["duplicates"]
+    action = cfg.duplicates
     if action == "ignore" or not isinstance(images, Files):
         return []
     filecmp.clear_cache()  # the cache relies on modification times, so it may miss that a file has changed
@@ -43,7 +41,7 @@ def describe_duplicates(
         part_of[members] = part
     groups = list(_find_equal_files(images, part_of.tolist(), anywhere=parts is None))
     facts = (_describe_parts(images, groups, part_of.tolist(), parts), _describe_classes(images, groups))
-    lines = [f"data={cfg['name']}: {fact}" for fact in facts if fact]
+    lines = [f"data={cfg.name}: {fact}" for fact in facts if fact]
     if lines and action == "error":
         raise UserError(f"{lines[0]}; use data.duplicates=warn to continue anyway")
     return [f"{line} (data.duplicates=error makes this an error; data.duplicates=ignore hides it)" for line in lines]

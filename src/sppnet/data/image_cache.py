@@ -114,7 +114,7 @@ def build_image_cache(
         folder: `paths.cache`, created if it does not exist.
         name: the data set's name, used in messages.
         workers: number of processes that read images.
-        progress: `trainer.progress`.
+        progress: `progress`.
         skip: whether to leave out images that cannot be read instead of raising an error.
 
     Raises:

@@ -14,7 +14,7 @@ There are three protocols. They produce different pixels, so the protocol is par
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sppnet.config.schema import Data
 from sppnet.data.crops import Region, render
 from sppnet.data.datasets.base import ImageSet, read_rgb
 from sppnet.data.datasets.image_files import Files
@@ -115,11 +116,11 @@ class PixelReader(Reader):
 
 def build_reader(
     images: ImageSet,
-    data: Mapping[str, Any],
+    cfg: Data,
     fit: str,
     open_cache: Callable[[PixelReader], Callable[[int], Tensor]] | None = None,
 ) -> Reader:
-    """The reader that the `data` config selects for a given `fit`.
+    """The reader that the config's `data` selects for a given `fit`.
 
     `short_side` applies only to crops (`crop` and `center`), and only in a run that trains on crops. Everything else is
     resized directly from the original image: whole images and windows (`full`, `windows` and `warp`), and all regions
@@ -127,14 +128,14 @@ def build_reader(
 
     Args:
         images: the data set.
-        data: the config's `data`, as a plain dict.
+        cfg: the config's `data`.
         fit: `crop` for training; for evaluation, a value of `views.fit`.
         open_cache: function that builds or opens the cache of a reader with a `short_side`; None for no cache.
     """
     if isinstance(images, RelabelledImages):
         images = images.images  # `decode_pixels` and the cache depend on the Python type, which the wrapper hides
-    resampler, side = data["resampler"], data.get("short_side")
-    if side is not None and data["fit"] == "crop" and fit in ("crop", "center"):
+    resampler, side = cfg.resampler, cfg.short_side
+    if side is not None and cfg.fit == "crop" and fit in ("crop", "center"):
         reader = PixelReader(images, resampler, side)
         return reader if open_cache is None else PixelReader(images, resampler, side, open_cache(reader))
     return SubpixelReader(images) if resampler == "pillow" else PixelReader(images, resampler)

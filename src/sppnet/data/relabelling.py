@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sppnet.config.load import load
+from sppnet.config.schema import Data, Split
 from sppnet.data.build import Splits, check_each_label, make_splits
 from sppnet.data.datasets.base import ImageSet, Label
 from sppnet.data.splits import all_labels
@@ -56,16 +58,14 @@ class RelabelledImages(ImageSet):
         return self.images.state()
 
 
-def load_tested(
-    cfg: Mapping[str, Any], images: ImageSet, trained: Mapping[str, Any], chosen: bool
-) -> tuple[Splits, list[str]]:
+def load_tested(cfg: Data, images: ImageSet, trained: Mapping[str, Any], chosen: bool) -> tuple[Splits, list[str]]:
     """Select the images to test a network on. Returns them as the test part of a `Splits`, with one-line notices.
 
     A network that was trained on `images` is tested on the test images of its run, even if the files have moved since.
     Any other network is tested on the test part of `images`, or on all images if the data set has no parts.
 
     Args:
-        cfg: the config's `data`, as a plain dict.
+        cfg: the config's `data`.
         images: the result of `build_images(cfg)`.
         trained: `classes`, `multilabel`, `fingerprint` and `config`, as stored in a checkpoint.
         chosen: whether the user selected the data on the command line. If not, the data are expected to be those that
@@ -76,25 +76,26 @@ def load_tested(
             used for testing; the labels do not suit the network; or there are no images to test on.
     """
     classes, setting = list(trained["classes"]), _setting(cfg)
+    trained_data = trained["config"]["data"]
+    split = load(Split, trained_data["split"])
     if images.fingerprint() == trained["fingerprint"] and list(images.classes) == classes:
-        split, notices = trained["config"]["data"]["split"], list(images.notices())
-        if cfg["split"] != split:
+        notices = list(images.notices())
+        if cfg.split != split:
             if not len((images.split() or {}).get("test", ())):
                 raise UserError(
                     "data.split must be the same as in training: with a different split, the network would be tested on"
                     " training images"
                 )
             notices.append(f"data.split has no effect on {setting}, which has its own test part")
-        return make_splits({**cfg, "split": split}, images), notices
+        return make_splits(cfg.model_copy(update={"split": split}), images), notices
     if images.multilabel != trained["multilabel"]:
         own, networks = ("several labels", "one label") if images.multilabel else ("one label", "several labels")
         raise UserError(f"{setting} has {own} per image, but the network was trained with {networks} per image")
     check_each_label(cfg, images)
     members, notices = _test_members(setting, images, chosen)
-    trained_data = trained["config"]["data"]
     # No warning if the names differ: each data set has its own default for data.split, so a different value need not be
     # the user's choice.
-    if cfg["name"] == trained_data["name"] and cfg["split"] != trained_data["split"]:
+    if cfg.name == trained_data["name"] and cfg.split != split:
         notices.append(
             f"warning: data.split has no effect when testing on {setting}: it splits only the data set that the"
             " network was trained on"
@@ -164,9 +165,9 @@ def _members_of_known_classes(
     return remaining, notices
 
 
-def _setting(cfg: Mapping[str, Any]) -> str:
+def _setting(cfg: Data) -> str:
     """The command-line override that selects the data, for use in messages."""
-    return f"data.root={cfg['root']}" if cfg.get("root") else f"data={cfg['name']}"
+    return f"data.root={cfg.root}" if cfg.root else f"data={cfg.name}"
 
 
 def _abridged(names: Sequence[str]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from sppnet.config.schema import GAP, SPP, AnyPooling, AnyViews, Windows
 from sppnet.errors import UserError
 
 
@@ -23,9 +23,9 @@ class Views:
     """A multi-view test protocol (`conf/views`).
 
     Attributes:
-        scales: shorter sides of the resized image in pixels, for views of `of` pixels.
-        of: the view size, in pixels, to which `scales` and `full` refer. For other sizes, both are scaled
-            in proportion.
+        scales: shorter sides of the resized image in pixels, for views of `base_size` pixels.
+        base_size: the view size, in pixels, to which `scales` and `full` refer. For other sizes, both are scaled in
+            proportion.
         positions: 5 for the centre and the corners; 9 adds the middles of the sides.
         mirror: whether to score the mirror image of every view as well.
         full: one of `scales`, at which to score the whole image as well; None to score only windows.
@@ -33,40 +33,42 @@ class Views:
     """
 
     scales: tuple[int, ...]
-    of: int
+    base_size: int
     positions: int
     mirror: bool
     full: int | None
     source: str
 
     @classmethod
-    def build(cls, views: Mapping[str, Any]) -> Views | None:
+    def build(cls, views: AnyViews) -> Views | None:
         """The protocol that the config's `views` describes; None if it scores only one view per image.
 
         Raises:
             UserError: a scale is smaller than a view, or `full` is not one of the scales.
         """
-        if views["fit"] != "windows":
+        if not isinstance(views, Windows):
             return None
-        protocol = cls(*(views[key] for key in ("scales", "of", "positions", "mirror", "full", "source")))
-        if min(protocol.scales) < protocol.of:
+        protocol = cls(tuple(views.scales), views.base_size, views.positions, views.mirror, views.full, views.source)
+        if min(protocol.scales) < protocol.base_size:
             raise UserError(
-                f"views.scales={list(protocol.scales)} must all be at least views.of={protocol.of}, the side of a view"
+                f"views.scales={list(protocol.scales)} must all be at least views.base_size={protocol.base_size}, the"
+                " side of a view"
             )
         if protocol.full is not None and protocol.full not in protocol.scales:
             raise UserError(f"views.full={protocol.full} is not allowed; it must be null or one of views.scales")
         return protocol
 
-    def check_head(self, head: Mapping[str, Any]) -> None:
-        """If `source` is `map`, check that the head described by `head` can pool windows of the feature map.
+    def check_pooling(self, pooling: AnyPooling) -> None:
+        """If `source` is `map`, check that `pooling` can pool windows of the feature map.
 
         Raises:
-            UserError: the head needs a feature map of fixed size, or its pooling rule is not `adaptive`.
+            UserError: it needs a feature map of fixed size, or its rule is not `adaptive`.
         """
-        if self.source == "map" and (head["name"] == "flatten" or head.get("rule", "adaptive") != "adaptive"):
+        suits = isinstance(pooling, GAP) or (isinstance(pooling, SPP) and pooling.rule == "adaptive")
+        if self.source == "map" and not suits:
             raise UserError(
-                "views.source=map needs a head that can pool windows of any shape: head=gap, or head=spp with"
-                " head.rule=adaptive; views.source=image cuts the views out of the image instead"
+                "views.source=map needs a layer that can pool windows of any shape: pooling=gap, or pooling=spp with"
+                " pooling.rule=adaptive; views.source=image cuts the views out of the image instead"
             )
 
     def sides(self, size: int) -> list[int]:
@@ -78,9 +80,9 @@ class Views:
         sides = [self._side(scale, size) for scale in self.scales]
         if len(set(sides)) < len(sides):
             raise UserError(
-                f"at sizes.test={size}, views.scales={list(self.scales)} (relative to views.of={self.of}) round to"
-                f" image sides of {', '.join(map(str, sides))} pixels; two scales of the same side would count the same"
-                " views twice"
+                f"at sizes.test={size}, views.scales={list(self.scales)} (relative to views.base_size={self.base_size})"
+                f" round to image sides of {', '.join(map(str, sides))} pixels; two scales of the same side would count"
+                " the same views twice"
             )
         return sides
 
@@ -102,4 +104,4 @@ class Views:
         return [Window(x, y, x + size, y + size) for y, x in sorted((top, left) for left, top in positions)]
 
     def _side(self, scale: int, size: int) -> int:
-        return max(size, round(scale * size / self.of))
+        return max(size, round(scale * size / self.base_size))

@@ -1,14 +1,14 @@
-"""Checks on the meta device, without weights or data, that backbone, head and input sizes fit together."""
+"""Checks on the meta device, without weights or data, that backbone, pooling, head and input sizes fit together."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
+from sppnet.config.schema import MLP, SPP, AnyPooling, Backbone, Flatten
 from sppnet.errors import UserError
 from sppnet.models.heads import build_head
 from sppnet.models.network import build_backbone
@@ -19,19 +19,21 @@ from sppnet.pyramid import bin_edges
 
 
 def check_network(
-    backbone: Mapping[str, Any],
-    head: Mapping[str, Any],
-    sizes: Mapping[str, Any],
+    backbone: Backbone,
+    pooling: AnyPooling,
+    head: MLP,
+    sizes: Mapping[str, Sequence[int]],
     whole_images: bool = False,
     pools_windows: bool = False,
 ) -> None:
-    """Check that the head can pool the feature maps of all input sizes, and that the weights fit in memory.
+    """Check that the feature maps of all input sizes can be pooled, and that the weights fit in memory.
 
     Args:
-        backbone: the configuration `backbone`, as for `build_network`.
-        head: the configuration `head`, as for `build_network`.
+        backbone: the configuration `backbone`.
+        pooling: the configuration `pooling`.
+        head: the configuration `head`.
         sizes: lists of input sizes in pixels (sides of squares, or shorter sides) under `train`, `val` and `test`.
-        whole_images: whether some images keep their aspect ratio, so that the head must pool maps of any shape.
+        whole_images: whether some images keep their aspect ratio, so that maps of any shape must be pooled.
         pools_windows: whether windows of maps are pooled, so that the backbone's receptive field must be known.
 
     Raises:
@@ -40,14 +42,18 @@ def check_network(
     resolve_weights(backbone)
     sizes_by_key = {f"sizes.{split}": list(sizes[split]) for split in ("train", "val", "test")}
     distinct = sorted({size for listed in sizes_by_key.values() for size in listed})
-    if head["name"] == "flatten" and (len(distinct) > 1 or whole_images):
+    if isinstance(pooling, Flatten) and (len(distinct) > 1 or whole_images):
         listing = ", ".join(f"{key}={listed}" for key, listed in sizes_by_key.items())
         inputs = "whole images" if whole_images else listing
-        raise UserError(f"head=flatten takes one square input size, not {inputs}; head=spp and head=gap take any size")
-    if head["name"] == "spp" and head["rule"] != "adaptive" and whole_images:
-        raise UserError(f"head.rule={head['rule']} cannot pool whole images of every shape; head.rule=adaptive can")
+        raise UserError(
+            f"pooling=flatten takes one square input size, not {inputs}; pooling=spp and pooling=gap take any size"
+        )
+    if isinstance(pooling, SPP) and pooling.rule != "adaptive" and whole_images:
+        raise UserError(
+            f"pooling.rule={pooling.rule} cannot pool whole images of every shape; pooling.rule=adaptive can"
+        )
     with on_meta():
-        trunk = build_backbone({**backbone, "weights": None})
+        trunk = build_backbone(backbone.model_copy(update={"weights": None}))
         channels = probe(trunk).out_channels
     if pools_windows:
         receptive_field(trunk)
@@ -55,9 +61,10 @@ def check_network(
     for key, listed in sizes_by_key.items():
         for size in sorted(set(listed)):
             sides[size] = _map_side(trunk, key, size)
-            _check_rule(head, key, size, sides[size])
+            _check_rule(pooling, key, size, sides[size])
     with torch.device("meta"):  # with very many bins, a single layer may not fit in memory
-        _check_memory(nn.ModuleList([trunk, build_head(head, channels, 2, sides[distinct[0]])]), head)
+        network = nn.ModuleList([trunk, build_head(pooling, head, channels, 2, sides[distinct[0]])])
+    _check_memory(network, pooling, head)
 
 
 def _map_side(trunk: nn.Module, key: str, size: int) -> int:
@@ -70,16 +77,17 @@ def _map_side(trunk: nn.Module, key: str, size: int) -> int:
         ) from error
 
 
-def _check_rule(head: Mapping[str, Any], key: str, size: int, side: int) -> None:
-    levels: Sequence[int] = head["bins"] if head["name"] == "spp" and head["rule"] != "adaptive" else ()
-    for level in levels:
+def _check_rule(pooling: AnyPooling, key: str, size: int, side: int) -> None:
+    if not isinstance(pooling, SPP) or pooling.rule == "adaptive":
+        return
+    for level in pooling.bins:
         try:
-            bin_edges(side, level, head["rule"])
+            bin_edges(side, level, pooling.rule)
         except ValueError as error:
             raise UserError(f"{key}: size {size} gives a {side}x{side} feature map: {error}") from error
 
 
-def _check_memory(network: nn.Module, head: Mapping[str, Any]) -> None:
+def _check_memory(network: nn.Module, pooling: AnyPooling, head: MLP) -> None:
     """Raise a UserError if the weights exceed the machine's memory.
 
     Training needs several times as much memory, which is not checked.
@@ -89,7 +97,8 @@ def _check_memory(network: nn.Module, head: Mapping[str, Any]) -> None:
     required = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if required > memory:
+        bins = f"pooling.bins={pooling.bins} and " if isinstance(pooling, SPP) else ""
         raise UserError(
-            f"head.bins={list(head['bins'])} and head.hidden={list(head['hidden'])}: the network would have"
+            f"{bins}head.hidden={head.hidden}: the network would have"
             f" {required / 2**30:.0f} GiB of weights, but this machine has {memory / 2**30:.0f} GiB of memory"
         )

@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
+from sppnet.config.schema import GAP, MLP, SPP, AnyPooling
 from sppnet.errors import UserError
 from sppnet.pyramid import SpatialPyramidPool2d
 
-HEADS = ("spp", "flatten", "gap")
 
+def build_head(pooling: AnyPooling, head: MLP, channels: int, classes: int, side: int | None = None) -> nn.Sequential:
+    """Build the stages `pool`, `fc1`, `fc2` ..., `classifier`.
 
-def build_head(cfg: Mapping[str, Any], channels: int, classes: int, side: int | None = None) -> nn.Sequential:
-    """Build the stages `pool`, `fc1`, `fc2` ..., `classifier` from the configuration `head`.
+    The stage `pool` depends on the configuration `pooling`:
 
     - spp: spatial pyramid pooling with `bins`, `pool` and `rule`. Takes maps of any size with the adaptive rule.
     - flatten: pooling to a fixed grid, as in the network without a pyramid (Table 2a). Takes maps of one size. The
-      stride `side // pool_to` and the window `side - (pool_to - 1) * stride` make exactly `pool_to` bins from `side`
-      cells. With `pool_to: 6`, these are the paper's 3x3 windows, at stride 2 on 13x13 maps and at stride 3 on 18x18
-      maps. With `pool_to: null`, there is no pooling.
+      stride `side // output_size` and the window `side - (output_size - 1) * stride` make exactly `output_size` bins
+      from `side` cells. With `output_size: 6`, these are the paper's 3x3 windows, at stride 2 on 13x13 maps and at
+      stride 3 on 18x18 maps. With `output_size: null`, there is no pooling.
     - gap: global average pooling.
 
-    Each hidden layer (widths in `hidden`) is followed by ReLU and `dropout`, and is initialised as in He et al. (2015).
+    Each hidden layer is followed by ReLU and dropout, and is initialised as in He et al. (2015).
     The classifier's weights are Gaussian with standard deviation 0.01, so that all classes start with similar scores.
     Biases are 0.
 
     Args:
-        cfg: the configuration `head`.
+        pooling: the configuration `pooling`.
+        head: the configuration `head`.
         channels: channels of the feature map.
         classes: number of logits.
         side: height and width of the feature map in cells. Only `flatten` needs it.
 
     Raises:
-        UserError: a value is invalid, or the map is smaller than `pool_to`.
+        UserError: the map is smaller than `output_size`.
     """
-    pool, length = _build_pool(cfg, channels, side)
+    pool, length = _build_pool(pooling, channels, side)
     stages: OrderedDict[str, nn.Module] = OrderedDict(pool=pool)
-    for number, width in enumerate(cfg["hidden"], start=1):
+    for number, width in enumerate(head.hidden, start=1):
         linear = nn.Linear(length, width)
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)
-        layers = OrderedDict(linear=linear, relu=nn.ReLU(inplace=True), dropout=nn.Dropout(cfg["dropout"]))
+        layers = OrderedDict(linear=linear, relu=nn.ReLU(inplace=True), dropout=nn.Dropout(head.dropout))
         stages[f"fc{number}"] = nn.Sequential(layers)
         length = width
     classifier = nn.Linear(length, classes)
@@ -53,28 +53,23 @@ def build_head(cfg: Mapping[str, Any], channels: int, classes: int, side: int | 
     return nn.Sequential(stages)
 
 
-def _build_pool(cfg: Mapping[str, Any], channels: int, side: int | None) -> tuple[nn.Module, int]:
+def _build_pool(cfg: AnyPooling, channels: int, side: int | None) -> tuple[nn.Module, int]:
     """Return the pooling stage and the length of its output."""
-    name = cfg["name"]
-    if name == "gap":
+    if isinstance(cfg, GAP):
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
-    if name == "spp":
-        try:
-            pyramid = SpatialPyramidPool2d(cfg["bins"], cfg["pool"], cfg["rule"], cfg.get("kernel", "auto"))
-        except ValueError as error:
-            raise UserError(f"head.{error}") from error
+    if isinstance(cfg, SPP):
+        pyramid = SpatialPyramidPool2d(cfg.bins, cfg.pool, cfg.rule, cfg.kernel)
         return pyramid, channels * pyramid.num_bins
-    if name != "flatten":
-        raise UserError(f"head.name={name} is not one of {', '.join(HEADS)}")
-    assert side is not None, "head=flatten needs the side of the feature map"
-    cells = cfg["pool_to"]
+    assert side is not None, "pooling=flatten needs the side of the feature map"
+    cells = cfg.output_size
     if cells is None:
         return nn.Flatten(), channels * side * side
     if side < cells:
         raise UserError(
-            f"head.pool_to={cells} exceeds the side of the {side}x{side} feature map; head.pool_to=null skips pooling"
+            f"pooling.output_size={cells} exceeds the side of the {side}x{side} feature map; pooling.output_size=null"
+            " skips pooling"
         )
     stride = side // cells
     window = side - (cells - 1) * stride
-    pooling = nn.AvgPool2d if cfg["pool"] == "avg" else nn.MaxPool2d
+    pooling = nn.AvgPool2d if cfg.pool == "avg" else nn.MaxPool2d
     return nn.Sequential(pooling(window, stride), nn.Flatten()), channels * cells * cells

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from sppnet.config.instantiate import instantiate
+from sppnet.config.schema import MLP, AnyPooling, Backbone
 from sppnet.models.heads import build_head
 from sppnet.models.pretrained import load_weights, resolve_weights
 from sppnet.models.probe import map_size, probe
@@ -51,26 +50,25 @@ class SPPNet(nn.Module):
         return self
 
 
-def build_network(
-    backbone: Mapping[str, Any], head: Mapping[str, Any], classes: int, size: int | None = None
-) -> SPPNet:
-    """Build the network from the configurations `backbone` and `head`.
+def build_network(backbone: Backbone, pooling: AnyPooling, head: MLP, classes: int, size: int | None = None) -> SPPNet:
+    """Build the network from the configurations `backbone`, `pooling` and `head`.
 
     Args:
         backbone: the configuration `backbone`, as for `build_backbone`. `freeze: true` freezes the backbone.
+        pooling: the configuration `pooling`, as for `build_head`.
         head: the configuration `head`, as for `build_head`.
         classes: number of logits.
-        size: side of the square input in pixels. Only the head `flatten` needs it.
+        size: side of the square input in pixels. Only `pooling=flatten` needs it.
 
     Raises:
-        UserError: a value is invalid, the weights cannot be loaded, or the head does not fit the backbone.
+        UserError: a value is invalid, the weights cannot be loaded, or the pooling does not fit the backbone.
     """
     trunk = build_backbone(backbone)
     side = min(map_size(trunk, size, size)) if size is not None else None
-    return SPPNet(trunk, build_head(head, probe(trunk).out_channels, classes, side), bool(backbone.get("freeze")))
+    return SPPNet(trunk, build_head(pooling, head, probe(trunk).out_channels, classes, side), backbone.freeze)
 
 
-def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
+def build_backbone(cfg: Backbone) -> nn.Module:
     """Build the module named by `_target_` and load its `weights` (null, a file or the name of torchvision weights).
 
     All other keys except `name` and `freeze` are passed to its constructor.
@@ -78,10 +76,8 @@ def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: a value is invalid, or the weights cannot be loaded.
     """
-    node = {key: value for key, value in cfg.items() if key not in {"name", "weights", "freeze"}}
     weights = resolve_weights(cfg)
-    if isinstance(weights, str):
-        node["weights"] = weights
+    node = cfg.node(weights=weights) if isinstance(weights, str) else cfg.node()
     module = instantiate(node, nn.Module, "backbone")
     if isinstance(weights, Path):
         load_weights(module, weights)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx, nn
 
+from sppnet.config.schema import Backbone
 from sppnet.errors import UserError
 from sppnet.models.backbones.torchvision import CUT_KEYS, find_weights
 from sppnet.storage.tensors import read_tensor_file
@@ -19,22 +19,22 @@ OURS = "network.backbone."  # prefix of the backbone's keys in an sppnet checkpo
 TORCHVISION = "sppnet.models.torchvision_trunk"
 
 
-def resolve_weights(cfg: Mapping[str, Any]) -> Path | str | None:
+def resolve_weights(cfg: Backbone) -> Path | str | None:
     """Return `backbone.weights` as an existing file, the name of torchvision weights, or None.
 
     Raises:
         UserError: the value is neither an existing file nor the name of torchvision weights.
     """
-    weights = cfg.get("weights")
+    weights = cfg.weights
     if weights is None:
         return None
     file = Path(weights).expanduser()
     if file.is_file():
         return file
-    if cfg["_target_"] != TORCHVISION:
+    if cfg.target != TORCHVISION:
         raise UserError(f"backbone.weights={weights}: no such file (only torchvision networks accept names of weights)")
-    find_weights(cfg["arch"], weights)
-    return str(weights)
+    find_weights(cfg.node()["arch"], weights)
+    return weights
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from sppnet.config.command_schemas import PredictConfig
 from sppnet.data.datasets.base import digest
 from sppnet.data.datasets.file_names import SUFFIXES
 from sppnet.data.datasets.unlabelled import InputFiles
@@ -71,16 +70,16 @@ class PlotPaths:
 
 
 def build_plot_paths(
-    trained: TrainedNetwork, cfg: Mapping[str, Any], draw: bool | str, images: InputFiles
+    trained: TrainedNetwork[PredictConfig], cfg: PredictConfig, images: InputFiles
 ) -> PlotPaths | None:
-    """Choose the paths of the plots without creating any files or folders; None if `draw` is False.
+    """Choose the paths of the plots without creating any files or folders; None if `cfg.draw` is False.
 
     Raises:
-        UserError: the plots cannot be written to `draw`, or would replace other files.
+        UserError: the plots cannot be written to `cfg.draw`, or would replace other files.
     """
-    if draw is False:
+    if cfg.draw is False:
         return None
-    path = _default_folder(trained, cfg) if draw is True else Path(draw).expanduser()
+    path = _default_folder(trained, cfg) if cfg.draw is True else Path(cfg.draw).expanduser()
     single = path.suffix.lower() == ".png" and len(images.names) == 1 and not path.is_dir()
     if single:
         _check_file(path, images)
@@ -91,7 +90,7 @@ def build_plot_paths(
         raise UserError(f"draw={path}: {parent} is not writable; draw=FOLDER writes the plots to a different folder")
     network = trained.run.path.resolve().name if trained.run and trained.name == "best" else trained.name
     plots = PlotPaths(path, single, images.root, network, os.pathconf(parent, "PC_NAME_MAX"))
-    conflicts = [] if cfg["force"] else [file for name in images.names if (file := plots.find_conflict(name))]
+    conflicts = [] if cfg.force else [file for name in images.names if (file := plots.find_conflict(name))]
     if conflicts:
         more = f" and {len(conflicts) - 1} more" if len(conflicts) > 1 else ""
         raise UserError(
@@ -102,12 +101,13 @@ def build_plot_paths(
 
 
 def check_output(
-    output: str | None, images: InputFiles, trained: TrainedNetwork, plots: PlotPaths | None, force: bool
+    cfg: PredictConfig, images: InputFiles, trained: TrainedNetwork[PredictConfig], plots: PlotPaths | None
 ) -> None:
-    """Raise UserError if `output` cannot be written, or if it exists and `force` is not set."""
-    if output in (None, "-"):
+    """Raise UserError if `cfg.output` cannot be written, or if it exists and `cfg.force` is not set."""
+    output = cfg.output
+    if output is None or output == "-":
         return
-    path = Path(str(output)).expanduser()
+    path = Path(output).expanduser()
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):  # a missing folder is reported below
@@ -130,14 +130,14 @@ def check_output(
         raise UserError(f"output={output}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK):
         raise UserError(f"output={output}: the folder {folder} is not writable")
-    if path.exists() and not force:
+    if path.exists() and not cfg.force:
         raise UserError(f"output={output} exists; force=true replaces it")
 
 
-def _default_folder(trained: TrainedNetwork, cfg: Mapping[str, Any]) -> Path:
+def _default_folder(trained: TrainedNetwork[PredictConfig], cfg: PredictConfig) -> Path:
     """Return RUNS/STUDY/predictions/RUN, which git ignores; for a file outside a run, RUNS/predictions/CHECKPOINT."""
     if trained.run is None:
-        return Path(cfg["paths"]["runs"]).expanduser() / "predictions" / trained.checkpoint.stem
+        return Path(cfg.paths.runs).expanduser() / "predictions" / trained.checkpoint.stem
     run = trained.run.path
     run = run if run.name not in ("", "..") else run.resolve()
     return run.parent / "predictions" / run.name

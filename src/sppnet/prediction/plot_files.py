@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from PIL.PngImagePlugin import PngInfo
 
-from sppnet.data.crops import EvalRegions
 from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import attribute_logit
 from sppnet.prediction.attribution_plot import plot_attribution
@@ -32,11 +31,11 @@ class PlotWriter:
             best: numbers and probabilities of the classes to list, the likeliest first.
             name: the image's path.
         """
-        classifier, views = predictor.classifier, predictor.cfg["views"]
+        classifier = predictor.classifier
         view = classifier.normalise(prediction.view[None].to(classifier.device))
         attribution = attribute_logit(classifier.network, view, best[0][0])
         image, classes = predictor.images.read(prediction.index), [(predictor.classes[label], p) for label, p in best]
-        box = EvalRegions(views["fit"], views["ratio"]).region(*image.size).box
+        box = predictor.regions.region(*image.size).box
         size = view.shape[3], view.shape[2]
         plot = plot_attribution(image, name.rpartition("/")[2], box, size, classes, attribution, self.field)
         path, metadata = self.paths.path(name), PngInfo()

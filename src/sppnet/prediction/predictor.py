@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sppnet.config.schema import Center, Config, Full, Windows
 from sppnet.data import DataError, Splits, build_sizes
 from sppnet.data.batch_samplers import EvalBatchSampler, Item
 from sppnet.data.crops import EvalRegions
@@ -84,13 +85,14 @@ class Predictor:
         UserError: the checkpoint does not fit the configuration.
     """
 
-    def __init__(self, cfg: Mapping[str, Any], checkpoint: Mapping[str, Any], weights: Path, files: InputFiles) -> None:
+    def __init__(self, cfg: Config, checkpoint: Mapping[str, Any], weights: Path, files: InputFiles) -> None:
         metadata, none = checkpoint["sppnet"], np.arange(0)
         self.images = UnlabelledImages(files, metadata["classes"], metadata["multilabel"], metadata["fingerprint"])
         self.cfg = cfg
+        self.regions = EvalRegions(cfg.views.fit, cfg.views.crop_pct if isinstance(cfg.views, Center) else 1.0)
         self.remarks: dict[str, str] = {}  # harmless warnings from the decoder, keyed by file
         classifier = load_classifier(checkpoint, cfg, Splits(self.images, none, none, none), weights)
-        self.fabric, self.classifier = place_on_device(classifier, cfg["trainer"])
+        self.fabric, self.classifier = place_on_device(classifier, cfg)
 
     @property
     def classes(self) -> list[str]:
@@ -131,11 +133,10 @@ class Predictor:
                 yield Prediction(index, self.images.name(index), shape, probabilities, view)
 
     def _batches(self) -> Iterable[PredictionBatch]:
-        regions = EvalRegions(self.cfg["views"]["fit"], self.cfg["views"]["ratio"])
-        source = build_reader(self.images, self.cfg["data"], regions.fit)
-        workers = self.cfg["data"]["workers"] if len(self.images) > FEW else 0
+        source = build_reader(self.images, self.cfg.data, self.regions.fit)
+        workers = self.cfg.data.num_workers if len(self.images) > FEW else 0
         return DataLoader(
-            _ShapedSamples(self.images, BatchDataset(self.images, regions, source)),
+            _ShapedSamples(self.images, BatchDataset(self.images, self.regions, source)),
             batch_sampler=_WindowBatches(self.images, self.cfg),
             # The annotation expects a function that takes a list, but `__getitems__` returns a tuple.
             collate_fn=_ShapedCollate(Collator(self.images, skip=True)),  # type: ignore[arg-type]
@@ -176,19 +177,21 @@ class _WindowBatches(Sampler[list[Item]]):
     Aspect ratios are rounded, and image sizes and batch sizes are chosen, in the same way as in a test.
     """
 
-    def __init__(self, images: UnlabelledImages, cfg: Mapping[str, Any]) -> None:
-        schedule, views = build_sizes(cfg["sizes"]), Views.build(cfg["views"])
-        self.images, self.views = images, cfg["views"]
+    def __init__(self, images: UnlabelledImages, cfg: Config) -> None:
+        schedule, views = build_sizes(cfg.sizes), Views.build(cfg.views)
+        self.images, self.fit = images, cfg.views.fit
+        # the other views crop or warp every image to a square
+        self.aspect_step = cfg.views.aspect_step if isinstance(cfg.views, Full | Windows) else 1.0
         self.size = schedule.test[0]
         self.sides = [self.size] if views is None else views.sides(self.size)
-        self.window = cfg["data"]["batch_size"]
+        self.window = cfg.data.batch_size
         self.batch_size = eval_batch_size(self.window, self.sides, max(schedule.sizes))
 
     def __iter__(self) -> Iterator[list[Item]]:
         for start in range(0, len(self.images), self.window):
             members = np.arange(min(self.window, len(self.images) - start))
             shapes = partial(self._shapes, range(start, start + len(members)))
-            buckets = eval_buckets(members, self.views["fit"], shapes, self.views["aspect_step"])
+            buckets = eval_buckets(members, self.fit, shapes, self.aspect_step)
             batches = EvalBatchSampler(buckets, self.size, self.sides, self.batch_size)
             for batch in sorted(batches, key=lambda batch: batch[0].index):  # in the order of their first images
                 yield [item._replace(index=start + item.index) for item in batch]

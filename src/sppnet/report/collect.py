@@ -8,7 +8,7 @@ from typing import Any
 
 from sppnet.errors import UserError
 from sppnet.report import row_names
-from sppnet.report.run_results import build_result, format_commit, format_machine, read_provenance
+from sppnet.report.run_results import build_result, format_commit, format_machine, hoist_configuration, read_provenance
 from sppnet.report.table import Column, Result, Row, Table
 from sppnet.report.unplanned_runs import rows_by_data
 from sppnet.runs.identity import FORMAT
@@ -45,7 +45,7 @@ def _unplanned_tables(study: Study) -> list[Table]:
 
 
 def _table(study: Study, name: str, rows: Sequence[Row], unplanned: int) -> Table:
-    columns = _columns(study.report["metrics"], [result for row in rows for result in row.results.values()])
+    columns = _columns(study.report.metrics, [result for row in rows for result in row.results.values()])
     return Table(name, "seed", study.header, columns, rows, study.report, unplanned)
 
 
@@ -77,7 +77,8 @@ def _rows_of_setting(name: str, points: Sequence[SweepPoint], study: Study, list
             missing["of the configuration" if point.seed is None else str(point.seed)] = status
         else:
             provenance = read_provenance(run)
-            seed = point.seed if point.seed is not None else int(provenance["identity"].get("seed", 0))
+            default_seed = int(hoist_configuration(provenance["identity"]).get("seed", 0))
+            seed = point.seed if point.seed is not None else default_seed
             result = build_result(run, status.result, provenance)
             results_by_hash.setdefault(result.provenance["setting"], {})[seed] = result
     formats = [_format(results) for results in results_by_hash.values()]

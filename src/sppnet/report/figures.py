@@ -26,7 +26,7 @@ def draw_svg(table: Table) -> str | None:
         return None
     kinds: dict[str, Callable[[Table], Figure]] = {"rows": _draw_rows, "bins": _draw_bins, "sizes": _draw_sizes}
     with mpl.rc_context(STYLE | {"axes.spines.right": False}):
-        figure = kinds[str(table.report["figure"])](table)
+        figure = kinds[table.report.figure](table)
         out = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
         # "tight" enlarges the page to hold every label

@@ -11,7 +11,7 @@ MAX_LENGTH = 40  # number of characters that fit in a table and in its figure
 PYRAMID_FILE = re.compile(r"l\d+((?:_\d+)+)")  # the name of a file in conf/pyramid
 UNNAMED_KEYS = (  # keys with these prefixes, such as fingerprints, never appear in a name
     *("seed", "layout", "data.fingerprint"),
-    *("test.format", "test.fingerprint", "test.limit"),
+    *("test.format", "test.layout", "test.fingerprint", "test.limit"),
 )
 # A key that ends in one of these parts, such as views.name, is a naming key: it usually determines all other values of
 # its section. If a row's name includes a naming key, it can leave out the section's other keys.
@@ -94,7 +94,7 @@ def _format_override(override: str, short: bool) -> str:
         return override
     if key == "pyramid":
         return format_option(value)
-    if key == "head.bins" and re.fullmatch(r"\[[\d, ]+\]", value):
+    if key.rpartition(".")[2] == "bins" and re.fullmatch(r"\[[\d, ]+\]", value):
         return format_pyramid([int(n) for n in value[1:-1].split(",")])
     return value if "." not in key and not value.replace(".", "").isdigit() else f"{key.rpartition('.')[2]}={value}"
 
@@ -107,7 +107,7 @@ def _differing_keys(identities: Sequence[Mapping[str, Any]]) -> list[str]:
     keys.sort(key=lambda key: (key.startswith("test."), not _is_naming_key(key)))
     independent: list[str] = []
     for key in keys:
-        naming = [name for name in independent if _is_naming_key(name) and _section(name) == _section(key)]
+        naming = [name for name in independent if _is_naming_key(name) and _is_in(key, _section(name))]
         if not any(_determines(identities, name, key) for name in naming):
             independent.append(key)
     return independent
@@ -118,8 +118,13 @@ def _is_naming_key(key: str) -> bool:
 
 
 def _section(key: str) -> str:
-    """Return the section of a key: `head` for `head.bins`, `sizes` for `test.sizes`."""
-    return key.removeprefix("test.").split(".")[0]
+    """Return the section of a key: `pooling` for `pooling.bins`, `views` for `test.views.name`."""
+    return key.removeprefix("test.").rpartition(".")[0]
+
+
+def _is_in(key: str, section: str) -> bool:
+    """Whether a key lies in a section; `test.views.fit` lies in `views`."""
+    return f"{key.removeprefix('test.')}.".startswith(f"{section}.")
 
 
 def _determines(identities: Sequence[Mapping[str, Any]], name: str, key: str) -> bool:
@@ -131,14 +136,15 @@ def _determines(identities: Sequence[Mapping[str, Any]], name: str, key: str) ->
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Shorten each key to its last part, or to its section if the last part is `name` or `_target_`.
+    """Shorten each key to its last part, or to its section if the last part is `name`, `_target_` or a test size.
 
     Keys that would then be equal are not shortened.
     """
 
     def last_part(key: str) -> str:
         section, _, name = key.rpartition(".")
-        return section.rpartition(".")[2] if name in NAMING_KEYS[:2] and section else name
+        is_vague = name in NAMING_KEYS[:2] or key == "test.sizes.test"
+        return section.rpartition(".")[2] if is_vague and section else name
 
     counts = Counter(map(last_part, keys))
     return {key: last_part(key) if counts[last_part(key)] == 1 else key for key in keys}

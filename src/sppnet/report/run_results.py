@@ -17,19 +17,25 @@ def read_provenance(run: Run) -> dict[str, Any]:
     return {"identity": record.get("identity") or {}, "starts": record.get("starts") or [{}]}
 
 
+def hoist_configuration(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity of a run or a test with the sections of its configuration beside its other parts."""
+    return (identity.get("config") or {}) | {name: part for name, part in identity.items() if name != "config"}
+
+
 def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, Any]) -> Result:
     """Build the result of a test from its `record` and the run's `provenance` (see `read_provenance`)."""
-    identity, last, summary = provenance["identity"], provenance["starts"][-1], run.summary
-    code, head = last.get("code") or {}, identity.get("head") or {}
+    identity, last, summary = hoist_configuration(provenance["identity"]), provenance["starts"][-1], run.summary
+    code, pooling = last.get("code") or {}, identity.get("pooling") or {}
     commits = dict.fromkeys(
         format_commit(start["code"]["commit"], start["code"]["dirty"])
         for start in provenance["starts"]
         if "code" in start
     )
-    training, test = identity.get("trainer") or {}, record["identity"].get("limit") or {}
-    limit = training.get("limit_batches") or test.get("batches")
+    trainer, test = identity.get("trainer") or {}, record["identity"].get("limit") or {}
+    limits = {name: value for name, value in trainer.items() if name.startswith(("limit_", "overfit_"))}
+    limits["limit_test_batches"] = test.get("batches")
+    cut = ", ".join(f"trainer.{name}={value}" for name, value in limits.items() if value)
     version = identity.get("format") or record["identity"].get("format")
-    cut = f"trainer.limit_batches={limit}" if limit else None
     columns = {
         "hash": run.hash,
         "setting": digest({**{k: v for k, v in identity.items() if k != "seed"}, "test": record["identity"]}),
@@ -38,9 +44,9 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
         "time": record.get("time"),
         "seconds": summary.get("seconds"),
         "parameters": summary.get("parameters"),
-        "bins": sum(n * n for n in head.get("bins") or [1]),
+        "bins": sum(n * n for n in pooling.get("bins") or [1]),
         "note": "; ".join(filter(None, [run.status.get("note"), cut, format_mismatch(version)])) or None,
-        "limited": bool(limit),
+        "limited": bool(cut),
         "format": version,
         "data": record["identity"]["fingerprint"],
     }

@@ -92,7 +92,7 @@ class Summary:
         if self.table.over == "split":
             notes += " Splits share images, so these tests are overconfident."
         if any(row.limited for row in self.table.rows):
-            notes += f" {CUT_MARK} Cut short by trainer.limit_batches: not the result of a full run."
+            notes += f" {CUT_MARK} Cut short by a limit on the batches of an epoch: not the result of a full run."
         mean = f"Mean ± standard deviation over {over} [95 % interval of the mean], in percent except for losses."
         if self.table.mixed:
             return f"{mean} {self.table.mixed}, so they are not compared.{notes}"
@@ -110,7 +110,7 @@ class Summary:
     def _compute(self, column: Column) -> ColumnStatistics:
         row_by_name = {row.name: row for row in self.table.rows}
         values = {name: row.values(column.metric) for name, row in row_by_name.items()}
-        compare = self.table.report["compare"]
+        compare = self.table.report.compare
         if compare is not None and compare not in values:
             compare = row_names.format_option(compare)  # a pyramid may be given by the name of its file
         if compare is not None and compare not in values:

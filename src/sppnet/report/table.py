@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sppnet.config.schema import Report
 from sppnet.studies.status import RunStatus
 
 LOWER_IS_BETTER = ("loss", "error")
@@ -20,9 +21,9 @@ class Result:
         run: the name of the run.
         metrics: values by metric name.
         provenance: `hash`, `setting` (a hash that does not depend on the seed), `commit`, `machine`, `time`, `seconds`,
-            `parameters`, `bins` (number of bins in the pyramid), `note`, `limited` (whether `trainer.limit_batches` cut
-            the run short), `format` (the version number of the training code, `FORMAT`), `data` (the fingerprint of the
-            test data).
+            `parameters`, `bins` (number of bins in the pyramid), `note`, `limited` (whether a limit on the batches,
+            such as `trainer.limit_train_batches`, cut the run short), `format` (the version number of the training
+            code, `FORMAT`), `data` (the fingerprint of the test data).
     """
 
     run: str
@@ -48,7 +49,7 @@ class Row:
 
     @property
     def limited(self) -> bool:
-        """Whether `trainer.limit_batches` cut a run of this row short, in training or in the test."""
+        """Whether a limit on the batches cut a run of this row short, in training or in the test."""
         return any(result.provenance.get("limited") for result in self.results.values())
 
     @property
@@ -95,7 +96,7 @@ class Table:
     header: Mapping[str, str]
     columns: Sequence[Column]
     rows: Sequence[Row]
-    report: Mapping[str, Any]
+    report: Report
     unplanned: int
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sppnet.report import row_names
-from sppnet.report.run_results import build_result, read_provenance
+from sppnet.report.run_results import build_result, hoist_configuration, read_provenance
 from sppnet.report.table import Result, Row
 from sppnet.runs.run_directory import Run
 
@@ -27,7 +27,8 @@ def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
             if record and record["identity"]["weights"] == "best":
                 provenance = read_provenance(run)
                 result = build_result(run, record, provenance)
-                keys = dict(row_names.flatten(provenance["identity"] | {"test": record["identity"]}))
+                identity, test = hoist_configuration(provenance["identity"]), hoist_configuration(record["identity"])
+                keys = dict(row_names.flatten(identity | {"test": test}))
                 settings.setdefault(result.provenance["setting"], (keys, {}))[1][int(keys.get("seed", 0))] = result
     by_data: dict[str, dict[str, Setting]] = {}
     for setting_hash, setting in settings.items():

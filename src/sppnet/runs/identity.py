@@ -1,7 +1,8 @@
 """The identities of runs and tests, and their hashes. Does not import torch.
 
 The identity of a run is everything that determines its weights; the identity of a test is everything that determines
-its metrics. The schema marks what each key determines, and a key without a mark determines the weights. Data and weights are identified by their content, never by their path.
+its metrics. The schema marks what each key determines, and a key without a mark determines the weights. Data and
+weights are identified by their content, never by their path.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sppnet.data import ImageSet
 
 FORMAT = 2  # increment it when a code change alters the weights that a configuration produces
+
 
 def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
     """Everything that determines the weights of a run on `images`, as plain data.

@@ -30,7 +30,7 @@ def result_lines(record: Mapping[str, Any]) -> list[str]:
 def print_result(run: Run | None, record: Mapping[str, Any]) -> None:
     """Print the run directory, if there is one, and the metrics of a test."""
     if limit := record["identity"]["limit"]:  # the metrics alone do not show that the test was cut short
-        print(f"trainer.limit_batches={limit['batches']} cut the test short")
+        print(f"trainer.limit_test_batches={limit['batches']} cut the test short")
     if run is not None:
         print(f"run directory: {run.path}")
     for line in [*result_lines(record), *_view_lines(record["views"])]:

@@ -11,9 +11,8 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -51,12 +50,9 @@ def _installed_gpus() -> list[str]:
     return [str(i) for i, _ in enumerate(cards)]
 
 
-def requested_gpus(trainer: Mapping[str, Any]) -> int | list[int]:
+def requested_gpus(accelerator: str, devices: int | list[int]) -> int | list[int]:
     """The number of GPUs that a job needs on one machine, or their indexes; 0 if its accelerator is not a GPU."""
-    if trainer["accelerator"] not in {"auto", "gpu", "cuda"}:
-        return 0
-    devices = trainer["devices"]
-    return devices if isinstance(devices, int) else list(devices)
+    return devices if accelerator in {"auto", "gpu", "cuda"} else 0
 
 
 class GpuPool:

@@ -1,6 +1,6 @@
 """Runs a sweep on this machine: `n` jobs at a time, each in a process with its own cores and GPUs.
 
-The launcher does not change the number of threads, because `trainer.threads` is part of a run's identity.
+The launcher does not change the number of threads, because `compute.num_threads` is part of a run's identity.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import Any
 
+from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.result_text import result_lines
 from sppnet.runs.run_directory import Run
@@ -156,14 +155,15 @@ def split_cores(n: int) -> list[set[int]]:
 def _gpus_of(job: SweepJob) -> int | list[int]:
     """The number of GPUs that a job needs, or their indexes; only training can use several GPUs."""
     if job.plan is not None:
-        return requested_gpus(job.plan.cfg["trainer"])
-    return requested_gpus({"accelerator": job.cfg.trainer.accelerator, "devices": 1})
+        trainer = job.plan.cfg.trainer
+        return requested_gpus(trainer.accelerator, trainer.devices)
+    return requested_gpus(str(job.cfg.trainer.accelerator), 1)
 
 
-def _threads(cfg: Mapping[str, Any]) -> int:
+def _threads(cfg: Config) -> int:
     """The total number of compute threads in all processes of a job."""
-    devices, threads = cfg["trainer"]["devices"], cfg["trainer"]["threads"]
-    return int(threads) * (devices if isinstance(devices, int) else len(devices))
+    devices = cfg.trainer.devices
+    return cfg.compute.num_threads * (devices if isinstance(devices, int) else len(devices))
 
 
 def _reason(run: Run, code: int) -> str:

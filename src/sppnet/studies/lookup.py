@@ -7,15 +7,17 @@ builds the points that the study's file defines now.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from sppnet.config import compose
+from sppnet.config.command_schemas import ReportConfig, StatusConfig
 from sppnet.config.compose import Job
+from sppnet.config.load import load
 from sppnet.config.overrides import ExpandedJob, parse_value, quote_names
+from sppnet.config.schema import Config, Report
 from sppnet.errors import UserError
-from sppnet.runs.plan import plan_run, validate
+from sppnet.runs.plan import plan_run
 from sppnet.studies.study import (
     Study,
     SweepPoint,
@@ -28,20 +30,17 @@ from sppnet.studies.study import (
     sweep_point,
 )
 
-USED_WITHOUT_FILE = ("study", "report", "paths", "debug")  # keys that have an effect without experiments=NAME
+USED_WITHOUT_FILE = ("study", "report", "paths", "debug")  # keys of a run that have an effect without experiments=NAME
 
 
-def find_studies(job: Job, own_keys: Collection[str]) -> list[Study]:
+def find_studies(job: Job[StatusConfig] | Job[ReportConfig]) -> list[Study]:
     """Find the study that a command names, or all studies under `paths.runs` if it names none.
-
-    Args:
-        job: the job of the command.
-        own_keys: the keys of the command itself, which do not describe a study.
 
     Raises:
         UserError: no study has that name, or a typed override has no effect.
     """
-    runs, name = Path(job.cfg["paths"]["runs"]).expanduser(), job.cfg["study"]
+    cfg, own_keys = job.cfg, _own_keys(job.cfg)
+    runs, name = Path(cfg.paths.runs).expanduser(), cfg.study
     keyed = [(re.split(r"[.=]", override.lstrip("+~"))[0], override) for override in job.overrides]
     experiments = next((str(parse_value(override)) for key, override in keyed if key == "experiments"), None)
     if experiments is not None:
@@ -52,9 +51,7 @@ def find_studies(job: Job, own_keys: Collection[str]) -> list[Study]:
         raise UserError(f"{unused[0]} has no effect without experiments=NAME: stored runs are shown as they are")
     typed = [override for key, override in keyed if key == "report"]
     folders = [runs / name] if name else sorted(path for path in runs.glob("*") if path.is_dir())
-    studies = [
-        study for folder in folders if _is_study(folder) for study in load_studies(folder, job.cfg["report"], typed)
-    ]
+    studies = [study for folder in folders if _is_study(folder) for study in load_studies(folder, cfg.report, typed)]
     if not studies:
         existing = sorted(path.name for path in runs.glob("*") if _is_study(path))
         problem = (
@@ -64,11 +61,17 @@ def find_studies(job: Job, own_keys: Collection[str]) -> list[Study]:
     return studies
 
 
+def _own_keys(cfg: StatusConfig | ReportConfig) -> set[str]:
+    """The keys that configure the command itself and do not describe a study."""
+    own_keys = type(cfg).model_fields.keys() - Config.model_fields.keys()
+    return own_keys | {"force"} if isinstance(cfg, ReportConfig) else own_keys  # force=true replaces a report's files
+
+
 def _is_study(folder: Path) -> bool:
     return (folder / "study.json").is_file() or any(folder.glob("*/status.json")) or (folder / "transfer").is_dir()
 
 
-def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] = ()) -> list[Study]:
+def load_studies(folder: Path, report: Report, typed: Sequence[str] = ()) -> list[Study]:
     """Load the studies in `folder` with the points that were recorded when their sweeps were started.
 
     The study's file and the `typed` overrides determine how the study is shown. If the file is missing or cannot be
@@ -87,7 +90,8 @@ def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] =
             studies.append(Study(folder.name, folder, tuple(points), report, {}, header))
             continue
         try:
-            jobs, rows, file_report = compose.expand_sweep("train", [quote_names(f"experiments={experiments}"), *typed])
+            jobs, rows, section = compose.expand_sweep("train", [quote_names(f"experiments={experiments}"), *typed])
+            file_report = load(Report, section)
         except UserError:  # the study's file is missing or can no longer be composed
             studies.append(Study(experiments, folder, tuple(points), report, {}, read_header(experiments)))
             continue
@@ -101,7 +105,7 @@ def load_studies(folder: Path, report: Mapping[str, Any], typed: Sequence[str] =
             studies.append(Study(experiments, folder, tuple(filed_points), file_report, rows, header, complete))
         if other_points:
             name = f"{experiments}_typed" if filed_points else experiments
-            typed_report = {**file_report, "compare": None}  # the row that `compare` names may be missing here
+            typed_report = file_report.model_copy(update={"compare": None})  # its row may be missing here
             studies.append(Study(name, folder, tuple(other_points), typed_report, rows, header))
     return studies
 
@@ -113,9 +117,9 @@ def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
         UserError: the file cannot be composed, or a point is not a valid run.
     """
     command, overrides = study_command(experiments), [quote_names(f"experiments={experiments}"), *typed]
-    jobs, rows, report = compose.expand_sweep(command, overrides)
-    folder = runs / str(compose.compose_config(command, overrides)["study"])
-    header = read_header(experiments)
+    jobs, rows, section = compose.expand_sweep(command, overrides)
+    report, header = load(Report, section), read_header(experiments)
+    folder = runs / str(compose.compose_plain(command, overrides)["study"])
     if command == "transfer":  # a transfer table is built from result files, so there are no runs to plan
         return Study(experiments, folder, (), report, {}, header)
     recorded = {point.words: point for point in load_points(folder) if point.experiments == experiments}
@@ -125,7 +129,7 @@ def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
         identifying = identifying_overrides(job.overrides, shared)
         point = recorded.get(identifying)
         if point is None or point.conf != digest:
-            point = _plan_point(compose.compose_config("train", job.overrides), job, shared, digest) or point
+            point = _plan_point(compose.compose_config(job.overrides), job, shared, digest) or point
         points.append(point or SweepPoint(identifying, "", "", digest, job.row, experiments))
     shown, filed = {point.words for point in points}, _filed_points(command, experiments) if typed else None
     name = experiments if filed is None or shown <= filed else f"{experiments}_typed"
@@ -140,9 +144,15 @@ def _filed_points(command: str, experiments: str) -> set[tuple[str, ...]]:
     return {identifying_overrides(job.overrides, shared) for job in jobs}
 
 
-def _plan_point(cfg: dict[str, Any], job: ExpandedJob, shared: Collection[str], digest: str) -> SweepPoint | None:
-    """The point of a job; None if its hash cannot be computed, for example without the data set or a weights file."""
-    validate(cfg)
+def _plan_point(cfg: Config, job: ExpandedJob, shared: Collection[str], digest: str) -> SweepPoint | None:
+    """The point of a job; None if its hash cannot be computed, for example without the data set or a weights file.
+
+    Raises:
+        UserError: the size schedule is invalid.
+    """
+    from sppnet.data import build_sizes  # imports NumPy
+
+    build_sizes(cfg.sizes)
     try:
         return sweep_point(job.overrides, shared, job.row, plan_run(cfg), digest)
     except UserError:

@@ -14,14 +14,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sppnet.config.schema import check_slurm_options
+from omegaconf import OmegaConf
+
+from sppnet.config.command_schemas import SlurmOptions
+from sppnet.config.load import load
+from sppnet.config.schema import Section
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import COMMAND, code_state
 from sppnet.runs.run_directory import Run
 from sppnet.slurm.queue import NUMBER_FILE, clear_cached_states, job_number, run_slurm_command
-from sppnet.slurm.sbatch_script import build_script
 from sppnet.storage.files import file_lock, write_json, write_text
+from sppnet.studies.sbatch_script import build_script
 from sppnet.studies.sweep import Sweep, SweepJob
 
 MAX_ARRAY_JOBS = 1000  # SLURM's default MaxArraySize is 1001
@@ -36,7 +40,7 @@ class SlurmSweep(Sweep):
 
     def __init__(self, command: str, jobs: list[SweepJob], options: Mapping[str, Any], record: bool = True) -> None:
         super().__init__(command, jobs, record)
-        self.sbatch_options = check_slurm_options(options)
+        self.sbatch_options = load_slurm_options(options)
 
     def start(self, groups: list[list[SweepJob]]) -> None:
         """Submit the groups; groups with the same number of nodes and tasks become one array.
@@ -117,6 +121,34 @@ class SlurmSweep(Sweep):
                 folder.mkdir(parents=True)
                 return folder
         raise AssertionError
+
+
+class _Hydra(Section):
+    """Hydra's section `hydra`, as far as it holds the options, so that messages name the options in full."""
+
+    launcher: SlurmOptions
+
+
+class _Root(Section):
+    hydra: _Hydra
+
+
+def load_slurm_options(options: Mapping[str, Any]) -> SlurmOptions:
+    """Check the options of the SLURM launcher.
+
+    Raises:
+        UserError: an option is unknown, missing or not allowed.
+    """
+    plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in options.items()}
+    try:
+        return load(_Root, {"hydra": {"launcher": plain}}).hydra.launcher
+    except UserError as error:
+        hint = ""
+        if plain.keys() - SlurmOptions.model_fields.keys():
+            hint = " (set other sbatch options in hydra.launcher.options)"
+        elif SlurmOptions.model_fields.keys() - plain.keys():
+            hint = " (launch=slurm sets its default)"
+        raise UserError(f"{error}{hint}") from None
 
 
 def _shape(job: SweepJob) -> tuple[int, int]:

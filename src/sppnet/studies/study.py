@@ -13,21 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.config import option_files
+from sppnet.config.keys import nearest
 from sppnet.config.overrides import parse_value
+from sppnet.config.schema import Config, Report
 from sppnet.errors import UserError
 from sppnet.runs.identity import FORMAT
 from sppnet.runs.plan import PlannedRun
 from sppnet.storage.files import file_lock, read_json, write_json
 
-# Keys that never identify a point, even if they are swept.
-NEVER_IDENTIFYING = ("experiments", "study", "launch", "hydra", "paths", "force", "retry", "report")
-# Keys that do not identify a point if all jobs have the same value. Most of them say where and how a point is computed.
-NOT_IDENTIFYING = (
-    *NEVER_IDENTIFYING,
-    *("name", "logger", "head.kernel"),
-    *("data.root", "data.workers", "data.cache", "data.duplicates"),
-    *("trainer.progress", "trainer.accelerator", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps"),
-)
+GROUPS_OF_A_SWEEP = ("experiments", "launch", "hydra")  # groups that select a study or a launcher; they are not keys
 HEADER = re.compile(r"^# (Question|Command|Expected|Cost): +(.*(?:\n#  +.*)*)", re.M)
 
 
@@ -71,7 +65,7 @@ class Study:
         name: the name of the study's file, or of its folder if it has no file.
         folder: `RUNS/STUDY`. Studies that share runs, such as those of the paper's tables, share a folder.
         points: the planned points, in the order of the sweep.
-        report: the `report` section of the configuration.
+        report: the section `report` of the configuration.
         rows: the listed rows of its sweep, each with its overrides and published values.
         header: the question, command, expected result and cost, from the top of the study's file.
         as_filed: whether `points` are exactly those that the study's file in `experiments/` defines.
@@ -80,7 +74,7 @@ class Study:
     name: str
     folder: Path
     points: tuple[SweepPoint, ...]
-    report: Mapping[str, Any]
+    report: Report
     rows: Mapping[str, Mapping[str, Any]]
     header: Mapping[str, str]
     as_filed: bool = False
@@ -93,20 +87,24 @@ def common_overrides(jobs: Iterable[Sequence[str]]) -> frozenset[str]:
 
 
 def identifying_overrides(overrides: Iterable[str], shared: Collection[str]) -> tuple[str, ...]:
-    """The overrides that identify a sweep point, sorted.
+    """The overrides that identify a sweep point, sorted, without the `+` of overrides that add a key.
+
+    The schema marks which keys tell the points of a sweep apart (see `sppnet.config.marks.Affects.points`).
 
     Args:
         overrides: all overrides of the point's job.
-        shared: the overrides that every job of the sweep has. A shared override is left out if its key is in
-            `NOT_IDENTIFYING`; any other override is left out only if its key is in `NEVER_IDENTIFYING`.
+        shared: the overrides that every job of the sweep has.
     """
 
     def identifies(override: str) -> bool:
-        key = override.partition("=")[0].lstrip("+~")
-        dropped_keys = NOT_IDENTIFYING if override in shared else NEVER_IDENTIFYING
-        return not any(key == dropped or key.startswith((f"{dropped}.", f"{dropped}/")) for dropped in dropped_keys)
+        name = override.partition("=")[0].lstrip("+~").partition("@")[0].replace("/", ".")  # data/crop sets data.crop
+        if name.partition(".")[0] in GROUPS_OF_A_SWEEP:
+            return False
+        key = nearest(Config, name)  # None for a group of the user's own
+        points = "always" if key is None else key.affects.points
+        return points == "always" or (points == "swept" and override not in shared)
 
-    return tuple(sorted(filter(identifies, overrides)))
+    return tuple(sorted(override.lstrip("+") for override in overrides if identifies(override)))
 
 
 def sweep_point(

@@ -13,7 +13,9 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
 from sppnet.config import option_files
-from sppnet.config.compose import to_plain
+from sppnet.config.compose import resolve
+from sppnet.config.load import load
+from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.plan import PlannedRun, check_duplicates, plan_run
 from sppnet.runs.result_text import result_lines
@@ -120,8 +122,8 @@ class Sweep:
         """
         if job.plan is None:
             return
-        planned, retry = job.plan, job.plan.cfg["retry"]
-        if planned.result is not None and not planned.cfg["force"]:
+        planned, retry = job.plan, job.plan.cfg.retry
+        if planned.result is not None and not planned.cfg.force:
             job.outcome, job.lines = "done", [f"{result_lines(planned.result)[0]}  (already done)"]
             return
         status = run_status(planned.run, planned.test)
@@ -144,7 +146,7 @@ class Sweep:
         if self.command != "train":
             return
         try:
-            planned = plan_run(to_plain(job.cfg))
+            planned = plan_run(load(Config, resolve(self.command, job.cfg)))
             check_duplicates(planned)
         except UserError as error:
             job.outcome, job.lines = "refused", [str(error)]

@@ -126,6 +126,26 @@ class StatusFile(Callback):
         )
 
 
+class FinalValidation(Callback):
+    """Makes Lightning validate after the last step of a run, whatever intervals the Trainer's arguments give.
+
+    Otherwise, the steps after the last validation would never be selected, and a run that ends before its first
+    validation would have no best.ckpt. It must come after the callbacks that may end the training.
+    """
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        last_step = 0 <= trainer.max_steps <= trainer.global_step
+        last_batch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        stops = trainer.should_stop and loop._can_stop_early
+        if not (last_step or last_batch or stops):
+            return
+        if not epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
+            trainer.check_val_every_n_epoch = 1
+            loop.min_epochs = epoch_loop.min_steps = None
+            trainer.should_stop = True  # makes Lightning validate now
+
+
 class EpochBar(RichProgressBar):
     """Lightning's rich progress bar with input size, loss and validation score; epochs count from 1."""
 
@@ -171,7 +191,7 @@ class EpochLines(ProgressBar):
 
 
 def progress_display(kind: str) -> list[Callback]:
-    """Build the callbacks for `trainer.progress`; `auto` shows a bar on a terminal and prints lines elsewhere."""
+    """Build the callbacks for `progress`; `auto` shows a bar on a terminal and prints lines elsewhere."""
     if kind == "none":
         return []
     if kind == "bar" or (kind == "auto" and sys.stdout.isatty()):

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights (`trainer.ema`), exact even if weights and averages differ in precision."""
+"""Exponential moving average of the weights (`optim.ema`), exact even if weights and averages differ in precision."""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
+from sppnet.config.load import load, replace
+from sppnet.config.schema import Backbone, Config
 from sppnet.data import Splits
 from sppnet.errors import UserError
 from sppnet.models.network import SPPNet, build_network
@@ -20,21 +22,22 @@ from sppnet.training.trainer import build_classifier
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def place_on_device(module: Module, trainer: Mapping[str, Any]) -> tuple[Fabric, Module]:
+def place_on_device(module: Module, cfg: Config) -> tuple[Fabric, Module]:
     """Move `module` to one device, convert it to the configured precision and set it to evaluation mode.
 
     Args:
         module: the module, which is converted in place.
-        trainer: the `trainer` section of the configuration; `accelerator`, `precision` and `deterministic` are used.
+        cfg: the configuration; `accelerator`, `precision` and `deterministic` of its section `trainer` are used.
 
     Returns:
         The Fabric object (for `to_device` and `autocast`) and the module.
     """
-    torch.use_deterministic_algorithms(trainer["deterministic"])
+    deterministic = cfg.trainer.deterministic
+    torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
     fabric = Fabric(
-        accelerator=trainer["accelerator"],
+        accelerator=cfg.trainer.accelerator,
         devices=1,
-        precision=trainer["precision"],
+        precision=cfg.trainer.precision,
         plugins=[LightningEnvironment()],  # use a single process, even inside a cluster job
     )
     converted = fabric.strategy.precision.convert_module(fabric.to_device(module))
@@ -42,12 +45,12 @@ def place_on_device(module: Module, trainer: Mapping[str, Any]) -> tuple[Fabric,
     return fabric, converted.eval()
 
 
-def load_classifier(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets: Splits, path: Path) -> Classifier:
+def load_classifier(checkpoint: Mapping[str, Any], cfg: Config, sets: Splits, path: Path) -> Classifier:
     """Build the classifier that `cfg` describes and load the checkpoint's weights into it.
 
     Args:
         checkpoint: content of the checkpoint file.
-        cfg: the resolved configuration.
+        cfg: the configuration.
         sets: data with the same classes as the checkpoint (for different classes, see `sppnet.data.relabelling`).
         path: the checkpoint file, used in error messages.
 
@@ -55,17 +58,17 @@ def load_classifier(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], sets:
         UserError: the weights do not fit the network.
     """
     assert list(sets.images.classes) == list(checkpoint["sppnet"]["classes"])
-    backbone = {**cfg["backbone"], "weights": None}  # all weights come from the checkpoint
-    classifier = build_classifier({**cfg, "backbone": backbone}, sets)
+    cfg = replace(cfg, {"backbone.weights": None})  # all weights come from the checkpoint
+    classifier = build_classifier(cfg, sets)
     _load_state(classifier, checkpoint["state_dict"], path)
     return classifier
 
 
-def load_network(checkpoint: Mapping[str, Any], backbone: Mapping[str, Any], size: int, path: Path) -> SPPNet:
+def load_network(checkpoint: Mapping[str, Any], backbone: Backbone, size: int, path: Path) -> SPPNet:
     """Build the network of a checkpoint, without data or a LightningModule, and load its weights.
 
     Args:
-        checkpoint: content of the checkpoint file, which also specifies the head.
+        checkpoint: content of the checkpoint file, which also specifies pooling and head.
         backbone: configuration of the backbone.
         size: side of the training images, in pixels.
         path: the checkpoint file, used in error messages.
@@ -74,7 +77,9 @@ def load_network(checkpoint: Mapping[str, Any], backbone: Mapping[str, Any], siz
         UserError: the weights do not fit the network.
     """
     metadata = checkpoint["sppnet"]
-    network = build_network({**backbone, "weights": None}, metadata["config"]["head"], len(metadata["classes"]), size)
+    trained = load(Config, metadata["config"])
+    backbone = backbone.model_copy(update={"weights": None})
+    network = build_network(backbone, trained.pooling, trained.head, len(metadata["classes"]), size)
     weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
     _load_state(network, weights, path)
     return network

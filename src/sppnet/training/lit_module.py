@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from sppnet.config.schema import LAYOUT
+from sppnet.config.load import to_plain
+from sppnet.config.schema import LAYOUT, Config, Cosine, Plateau
 from sppnet.data.loader import Batch
 from sppnet.data.views import Views
 from sppnet.errors import RunFailed, UserError
@@ -37,7 +38,7 @@ class Classifier(L.LightningModule):
 
     Args:
         network: module that maps normalised images (N, 3, H, W) to logits (N, K).
-        cfg: the resolved configuration as plain data, stored in every checkpoint.
+        cfg: the configuration, stored in every checkpoint as plain data.
         classes: names of the K classes.
         multilabel: whether an image may have several labels.
         overrides: the overrides that `cfg` was composed from; commands that load the checkpoint apply them again.
@@ -49,7 +50,7 @@ class Classifier(L.LightningModule):
     def __init__(
         self,
         network: SPPNet,
-        cfg: Mapping[str, Any],
+        cfg: Config,
         classes: Sequence[str],
         multilabel: bool,
         overrides: Sequence[str] = (),
@@ -57,22 +58,20 @@ class Classifier(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
-        self.cfg, self.classes, self.multilabel = dict(cfg), list(classes), multilabel
+        self.cfg, self.classes, self.multilabel = cfg, list(classes), multilabel
         self.overrides, self.fingerprint = list(overrides), fingerprint
-        self.code = own_class_digests(cfg["backbone"])
-        kind = cfg["loss"]["kind"]
-        self.sigmoid = multilabel if kind == "auto" else kind == "sigmoid"
+        self.code = own_class_digests(cfg.backbone.node())
+        self.sigmoid = multilabel if cfg.loss.name == "auto" else cfg.loss.name == "bce"
         if multilabel and not self.sigmoid:
-            raise UserError(
-                f"loss.kind={kind}: images of {cfg['data']['name']} have several labels; use sigmoid or auto"
-            )
+            raise UserError(f"loss={cfg.loss.name}: images of {cfg.data.name} have several labels; use bce or auto")
         self.metrics = {phase: SizeMetrics(phase, len(classes), multilabel) for phase in ("train", "val", "test")}
-        self.normalise = Normalise(cfg["data"]["mean"], cfg["data"]["std"], cfg["trainer"]["channels_last"])
+        self.normalise = Normalise(cfg.data.mean, cfg.data.std, cfg.compute.channels_last)
         self.val_score: float | None = None  # score of the last validation, at the first validation size
+        self._score_is_new = False  # whether it was computed in this epoch
         self.test_metrics: dict[str, float] = {}
         self.test_per_class: dict[str, list[float]] = {}  # keyed by input size
         self.test_images: dict[str, int] = {}  # number of test images, keyed by input size
-        self.views = Views.build(cfg["views"])
+        self.views = Views.build(cfg.views)
         self.scorers: dict[int, Scorer] = {}  # for multi-view testing, keyed by input size
         self.displayed: dict[str, float] = {}  # values for the progress display
         self._plateau: ReduceLROnPlateau | None = None
@@ -97,7 +96,7 @@ class Classifier(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Seed the generators from the batch's number, so that a resumed run draws the same dropout masks as an
         # uninterrupted one. Python's and NumPy's generators are seeded too, as a user's network may draw from them.
-        key = repr((self.cfg["seed"], self._batches_begun(), self.global_rank)).encode()
+        key = repr((self.cfg.seed, self._batches_begun(), self.global_rank)).encode()
         seed = int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
         torch.manual_seed(seed)
         random.seed(seed)
@@ -106,17 +105,17 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the batch's losses, scaled as the class docstring describes, and log their mean."""
         logits = self(self.prepare(batch))
-        losses, valid = self.losses(logits, batch["target"], self.cfg["loss"]["label_smoothing"]), batch["valid"]
+        losses, valid = self.losses(logits, batch["target"], self.cfg.loss.label_smoothing), batch["valid"]
         total: Tensor = (losses * valid).sum()
         loss = total.detach() / valid.sum().clamp(min=1)
         if not torch.isfinite(loss):
             raise RunFailed(
                 f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch + 1}, input size"
                 f" {batch['size']}) with learning rate {self._learning_rate():g}; lower optim.lr or set"
-                " trainer.gradient_clip"
+                " trainer.gradient_clip_val"
             )
         self.metrics["train"].update(batch["size"], logits, batch["target"], losses, valid)
-        due = self._batches_begun() % self.cfg["trainer"]["log_every_n_steps"] == 0
+        due = self._batches_begun() % self.cfg.trainer.log_every_n_steps == 0
         if due or batch_idx == 0:
             self.displayed |= {"size": batch["size"], "loss": loss.item()}
         if due:
@@ -127,23 +126,24 @@ class Classifier(L.LightningModule):
         return total * self.trainer.accumulate_grad_batches / images  # Lightning divides by accumulate_grad_batches
 
     def on_train_epoch_end(self) -> None:
-        """Record the epoch's training metrics, then step the plateau schedule with the last validation score.
+        """Record the epoch's training metrics, then step the plateau schedule if there is a new validation score.
 
         This method steps the schedule itself, because Lightning would not do so in an epoch that was resumed midway.
         """
         values = self.metrics["train"].compute()
         self.metrics["train"].reset()
         self.record(values | {"train/lr": self._learning_rate()})
-        if self._plateau is not None and self.val_score is not None:
+        if self._plateau is not None and self._score_is_new and self.val_score is not None:
             self._plateau.step(self.val_score)
+        self._score_is_new = False
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.cfg["optim"], self.parameters())
-        schedule = self.cfg["optim"]["schedule"]
-        if schedule["kind"] == "cosine":
+        optimizer = build_optimizer(self.cfg.optim, self.parameters())
+        schedule = self.cfg.optim.schedule
+        if isinstance(schedule, Cosine):
             scheduler = cosine(optimizer, schedule, self._total_steps())
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        if schedule["kind"] == "plateau":
+        if isinstance(schedule, Plateau):
             self._plateau = plateau(optimizer, schedule)  # stepped in `on_train_epoch_end`
         return optimizer
 
@@ -177,7 +177,7 @@ class Classifier(L.LightningModule):
         metrics = self.metrics["val"]
         values = metrics.compute()
         metrics.reset()
-        self.val_score = values[f"val/{metrics.score}"]
+        self.val_score, self._score_is_new = values[f"val/{metrics.score}"], True
         self.displayed |= {f"val/{metrics.score}": self.val_score}
         self.log_dict(values, logger=False)  # for the user's callbacks that monitor a metric
         self.record(values)
@@ -193,8 +193,8 @@ class Classifier(L.LightningModule):
         if not (torch.isfinite(logits).all(1) | ~batch["valid"]).all():
             raise RunFailed(
                 f"the network's scores at input size {batch['size']} are not finite: the weights have diverged, or"
-                f" values overflow with trainer.precision={self.cfg['trainer']['precision']}; train with a lower"
-                " optim.lr, or set trainer.gradient_clip"
+                f" values overflow with trainer.precision={self.cfg.trainer.precision}; train with a lower"
+                " optim.lr, or set trainer.gradient_clip_val"
             )
         return logits
 
@@ -217,7 +217,7 @@ class Classifier(L.LightningModule):
         """Add the data needed to rebuild the network, and the training state that Lightning does not save."""
         checkpoint["sppnet"] = {
             "layout": LAYOUT,
-            "config": self.cfg,
+            "config": to_plain(self.cfg),
             "overrides": self.overrides,
             "code": self.code,
             "fingerprint": self.fingerprint,
@@ -228,6 +228,7 @@ class Classifier(L.LightningModule):
             "metrics": self.metrics["train"].state(),
             "plateau": None if self._plateau is None else self._plateau.state_dict(),
             "val_score": self.val_score,
+            "score_is_new": self._score_is_new,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -237,6 +238,7 @@ class Classifier(L.LightningModule):
         if self._resumed_state:
             self.metrics["train"].load(self._resumed_state["metrics"], self.device, self.global_rank)
             self.val_score = self._resumed_state["val_score"]
+            self._score_is_new = self._resumed_state["score_is_new"]
             if self._plateau is not None and self._resumed_state["plateau"] is not None:
                 self._plateau.load_state_dict(self._resumed_state["plateau"])
             self._resumed_state = {}
@@ -251,10 +253,12 @@ class Classifier(L.LightningModule):
         `trainer.estimated_stepping_batches` cannot be used. Reading it creates the iterator of the first epoch before
         the position of a resumed run is restored, so a resumed epoch would start at batch 0.
         """
-        data, settings = self.trainer.datamodule, self.cfg["trainer"]  # type: ignore[attr-defined]
-        batches = min(len(data.train_dataloader()), settings["limit_batches"] or 2**62)
-        steps: int = settings["max_epochs"] * math.ceil(batches / settings["accumulate"])
-        return steps
+        trainer = self.trainer
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches  # set by trainer.overfit_batches, too
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
+        steps = self.cfg.trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+        return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
 
     def _learning_rate(self) -> float:
         optimizer = self.optimizers()

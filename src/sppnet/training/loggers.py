@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from sppnet.config.load import to_plain
+from sppnet.config.schema import Config
 from sppnet.errors import notice
 from sppnet.runs.identity import digest
 from sppnet.runs.run_directory import Run
@@ -58,40 +60,40 @@ class ReplayRecords(Callback):
             self.logger.log_metrics(record, record.pop("step"))
 
 
-def build_mirrors(cfg: Mapping[str, Any], run: Run) -> list[Logger]:
+def build_mirrors(cfg: Config, run: Run) -> list[Logger]:
     """Build the loggers that mirror metrics.jsonl, from the `logger` section of the configuration."""
     loggers: list[Logger] = []
-    if "tensorboard" in cfg["logger"]:
+    if cfg.logger.tensorboard is not None:
         from lightning.pytorch.loggers import TensorBoardLogger
 
         loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
-    if "wandb" in cfg["logger"]:
+    if cfg.logger.wandb is not None:
         from wandb import Settings
 
-        node = cfg["logger"]["wandb"]
+        wandb = cfg.logger.wandb
         loggers.append(
             WandbMirror(
                 name=run.path.name,
-                id=digest({"study": cfg["study"], "run": run.path.name}),  # stays the same when the run resumes
+                id=digest({"study": cfg.study, "run": run.path.name}),  # stays the same when the run resumes
                 # Without a checkpoint, training starts from scratch, so a run that is already on the server under this
                 # id must not be continued.
                 resume="allow" if run.has_checkpoint else None,
-                group=cfg["study"],
-                tags=node["tags"] or None,
-                project=node["project"],
-                entity=node["entity"],
-                offline=node["mode"] == "offline",
+                group=cfg.study,
+                tags=wandb.tags or None,
+                project=wandb.project,
+                entity=wandb.entity,
+                offline=wandb.mode == "offline",
                 save_dir=run.path,
                 settings=Settings(silent=True),  # wandb must print nothing after the run's result
-                config=dict(cfg),
+                config=to_plain(cfg),
             )
         )
     return loggers
 
 
-def build_replays(cfg: Mapping[str, Any], loggers: Sequence[Logger], records: Path) -> list[Callback]:
+def build_replays(cfg: Config, loggers: Sequence[Logger], records: Path) -> list[Callback]:
     """Build a `ReplayRecords` for an offline wandb logger; the records of an online one are already on the server."""
-    offline = "wandb" in cfg["logger"] and cfg["logger"]["wandb"]["mode"] == "offline"
+    offline = cfg.logger.wandb is not None and cfg.logger.wandb.mode == "offline"
     return [ReplayRecords(logger, records) for logger in loggers if isinstance(logger, WandbMirror) and offline]
 
 

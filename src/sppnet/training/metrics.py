@@ -1,7 +1,7 @@
 """Metrics of one phase (training, validation or test), per input size and over all sizes.
 
 The torchmetrics objects are not submodules of the LightningModule. Therefore the `state_dict` in a checkpoint holds
-only weights, `trainer.ema` averages no metric states, and a new input size needs no new key in a checkpoint.
+only weights, `optim.ema` averages no metric states, and a new input size needs no new key in a checkpoint.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ They check whether the required hardware is available, and whether optimizer, ne
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from sppnet.config.schema import Config, Trainer
 from sppnet.data import build_sizes
 from sppnet.data.views import Views
 from sppnet.errors import UserError
@@ -23,33 +23,34 @@ from sppnet.slurm import job
 from sppnet.training.optim import build_optimizer
 
 
-def check_job(cfg: Mapping[str, Any]) -> None:
+def check_job(cfg: Config) -> None:
     """Run all checks.
 
     Raises:
         UserError: a check fails (the first failure is reported).
     """
     check_fit(cfg)
-    check_hardware(cfg["trainer"], world_size(cfg) // int(cfg["trainer"]["num_nodes"]))
+    check_hardware(cfg)
 
 
-def check_fit(cfg: Mapping[str, Any]) -> None:
+def check_fit(cfg: Config) -> None:
     """Check that optimizer, network, sizes and views fit together, whatever machine the job will run on.
 
     Raises:
         UserError: they do not fit together.
     """
-    build_optimizer(cfg["optim"], [nn.Parameter(torch.zeros(1))])
-    views = Views.build(cfg["views"])
-    whole_images = "full" in (cfg["data"]["fit"], cfg["views"]["fit"])
+    build_optimizer(cfg.optim, [nn.Parameter(torch.zeros(1))])
+    views = Views.build(cfg.views)
+    whole_images = "full" in (cfg.data.fit, cfg.views.fit)
     if views is not None:
-        views.check_head(cfg["head"])
-        for size in cfg["sizes"]["test"]:
+        views.check_pooling(cfg.pooling)
+        for size in cfg.sizes.test:
             views.sides(size)
         whole_images = whole_images or views.full is not None
-    sizes = {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}  # list every size of a range, not only its ends
+    # list every size of a range, not only its ends
+    sizes = {"train": build_sizes(cfg.sizes).sizes, "val": cfg.sizes.val, "test": cfg.sizes.test}
     from_map = views is not None and views.source == "map"
-    check_network(cfg["backbone"], cfg["head"], sizes, whole_images=whole_images, pools_windows=from_map)
+    check_network(cfg.backbone, cfg.pooling, cfg.head, sizes, whole_images=whole_images, pools_windows=from_map)
 
 
 def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
@@ -75,21 +76,22 @@ def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
     return frozenset(itertools.takewhile(lambda s: not trains_on(1, s) and trains_on(2, s), sorted(sizes)))
 
 
-def check_hardware(trainer: Mapping[str, Any], devices_per_node: int) -> None:
-    """Check that this machine has the devices that `trainer` names.
+def check_hardware(cfg: Config) -> None:
+    """Check that this machine has the devices that the section `trainer` names.
 
     Raises:
         UserError: a device is missing, or a setting does not work on this machine.
     """
-    kind, devices = trainer["accelerator"], trainer["devices"]
+    trainer = cfg.trainer
+    kind, devices, devices_per_node = trainer.accelerator, trainer.devices, world_size(cfg) // trainer.num_nodes
     gpus, apple = torch.cuda.device_count(), torch.backends.mps.is_available()
     if (kind == "gpu" and not gpus and not apple) or (kind == "cuda" and not gpus):
         raise UserError(f"trainer.accelerator={kind}: torch sees no GPU here; use trainer.accelerator=cpu or auto")
     if kind == "mps" and not apple:
         raise UserError("trainer.accelerator=mps: torch sees no Apple GPU here; use trainer.accelerator=cpu or auto")
-    if trainer["num_nodes"] > 1 and not job.inside_slurm():
+    if trainer.num_nodes > 1 and not job.inside_slurm():
         raise UserError(
-            f"trainer.num_nodes={trainer['num_nodes']}: nothing starts processes on the other nodes, so training would"
+            f"trainer.num_nodes={trainer.num_nodes}: nothing starts processes on the other nodes, so training would"
             " wait for them forever; use launch=slurm, which starts a task on every node with srun"
         )
     if kind == "cpu" or not (gpus or apple):
@@ -102,11 +104,11 @@ def check_hardware(trainer: Mapping[str, Any], devices_per_node: int) -> None:
         )
 
 
-def _check_cpu(trainer: Mapping[str, Any]) -> None:
+def _check_cpu(trainer: Trainer) -> None:
     """Refuse settings that need a GPU. For precision 16-mixed, Lightning would only warn and then use bf16-mixed."""
-    if trainer["precision"] == "16-mixed":
+    if trainer.precision == "16-mixed":
         raise UserError("trainer.precision=16-mixed needs a GPU; on a CPU, use trainer.precision=bf16-mixed")
-    devices = trainer["devices"]
+    devices = trainer.devices
     if isinstance(devices, list):
         raise UserError(
             f"trainer.devices={devices} lists GPU indices, but training would run on the CPU;"

@@ -21,18 +21,23 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import LayerSync, Precision
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
 
 from sppnet.config.instantiate import instantiate
+from sppnet.config.load import to_plain
+from sppnet.config.schema import Config
 from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
 from sppnet.errors import RunFailed, UserError
 from sppnet.models.network import build_network
-from sppnet.runs.identity import eval_identity, world_size
+from sppnet.runs.identity import eval_identity, strategy, world_size
 from sppnet.runs.provenance import code_state
 from sppnet.runs.run_directory import Run
 from sppnet.slurm import job
-from sppnet.training.callbacks import BadFiles, StatusFile, progress_display
+from sppnet.training.callbacks import BadFiles, FinalValidation, StatusFile, progress_display
 from sppnet.training.checkpointing import Checkpoints, DurableIO
 from sppnet.training.ema import Averages
 from sppnet.training.lit_module import Classifier
@@ -56,18 +61,18 @@ HARMLESS_WARNINGS = (
 class PreparedRun:
     """Everything a run needs, built before the run directory is created, so that an error leaves nothing behind."""
 
-    cfg: Mapping[str, Any]
+    cfg: Config
     classifier: Classifier
     data: DataModule
     callbacks: list[Callback]
     notices: list[str]  # notices about the data, printed by the first process
 
 
-def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet | None = None) -> PreparedRun:
+def prepare(cfg: Config, overrides: Sequence[str], images: ImageSet | None = None) -> PreparedRun:
     """Split the data, build the network with its initial weights, and build the user's callbacks.
 
     Args:
-        cfg: the resolved configuration.
+        cfg: the configuration.
         overrides: the overrides that `cfg` was composed from.
         images: the data set, if its images have already been listed; None to list them.
 
@@ -75,25 +80,26 @@ def prepare(cfg: Mapping[str, Any], overrides: Sequence[str], images: ImageSet |
         UserError: the data set, the weights or a callback is invalid.
     """
     set_threads_and_filter_warnings(cfg)
-    sets = load_splits(cfg["data"], build_images_from_config(cfg) if images is None else images)
+    sets = load_splits(cfg.data, build_images_from_config(cfg) if images is None else images)
     if len(sets.train) < world_size(cfg):
         raise UserError(
             f"the number of training images ({len(sets.train)}) is smaller than the number of processes"
             f" ({world_size(cfg)})"
         )
-    notices = describe_duplicates(cfg["data"], sets.images, sets.parts())
+    notices = describe_duplicates(cfg.data, sets.images, sets.parts())
     if sets.val is sets.test:
         notices.append(
             "data.split.val=0: the test split is also the validation split, so the test metrics come from weights that"
             " were selected on the test images"
         )
-    L.seed_everything(cfg["seed"], verbose=False)
+    L.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg, sets)
     data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
     classifier = build_classifier(cfg, sets, overrides)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images
-    callbacks = _build_callbacks(cfg, classifier.metrics["val"].names(cfg["sizes"]["val"]))
+    callbacks = _build_callbacks(cfg, classifier.metrics["val"].names(cfg.sizes.val))
+    _check_limits(cfg, make_trainer(cfg, [], []), data)
     return PreparedRun(cfg, classifier, data, callbacks, notices)
 
 
@@ -111,9 +117,9 @@ def fit(prepared: PreparedRun, run: Run) -> tuple[dict[str, Any], dict[str, Any]
     metrics_file, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(run.path / "bad_files.txt")
     status = StatusFile(run, bad_files)
     loggers, early_end = [metrics_file, *build_mirrors(cfg, run)], EarlyEnd()
-    checkpoints = Checkpoints(run.last.parent, cfg["trainer"]["checkpoint_every_n_steps"], early_end)
+    checkpoints = Checkpoints(run.last.parent, cfg.checkpointing.every_n_steps, early_end)
     own_callbacks = [metrics_file, bad_files, status, *build_replays(cfg, loggers, metrics_file.path)]
-    callbacks = [*own_callbacks, *prepared.callbacks, early_end, checkpoints]
+    callbacks = [*own_callbacks, *prepared.callbacks, FinalValidation(), early_end, checkpoints]
     trainer = make_trainer(cfg, callbacks, loggers, run.path)
     if trainer.is_global_zero:
         data.notice_stretched(trainer.world_size)
@@ -164,15 +170,15 @@ def run_test(
     }
 
 
-def build_data(cfg: Mapping[str, Any], sets: Splits) -> DataModule:
-    schedule, cache = build_sizes(cfg["sizes"]), Path(cfg["paths"]["cache"]).expanduser()
-    return DataModule(sets, schedule, cfg["data"], cfg["views"], cfg["seed"], cache, cfg["trainer"]["progress"])
+def build_data(cfg: Config, sets: Splits) -> DataModule:
+    schedule, cache = build_sizes(cfg.sizes), Path(cfg.paths.cache).expanduser()
+    return DataModule(sets, schedule, cfg.data, cfg.augment, cfg.views, cfg.seed, cache, cfg.progress)
 
 
-def build_classifier(cfg: Mapping[str, Any], sets: Splits, overrides: Sequence[str] = ()) -> Classifier:
+def build_classifier(cfg: Config, sets: Splits, overrides: Sequence[str] = ()) -> Classifier:
     """Build the network of `cfg`, with an output for each class of `sets`, and wrap it in its LightningModule."""
-    network = build_network(cfg["backbone"], cfg["head"], len(sets.images.classes), cfg["sizes"]["train"][0])
-    if cfg["trainer"]["compile"]:
+    network = build_network(cfg.backbone, cfg.pooling, cfg.head, len(sets.images.classes), cfg.sizes.train[0])
+    if cfg.compute.compile:
         for part in (network.backbone, network.head):  # compiled separately: multi-view tests pool windows between them
             # Compiling in place keeps "_orig_mod." out of the state_dict keys. Image sizes change, hence dynamic=True.
             part.compile(dynamic=True)
@@ -180,39 +186,91 @@ def build_classifier(cfg: Mapping[str, Any], sets: Splits, overrides: Sequence[s
     classifier = Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
     # Lightning would convert the network to float64 only after loading a checkpoint, so loading would round the weights
     # to float32.
-    return classifier.double() if cfg["trainer"]["precision"] == "64-true" else classifier
+    return classifier.double() if cfg.trainer.precision == "64-true" else classifier
 
 
-def make_trainer(
-    cfg: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], root: Path | None = None
-) -> L.Trainer:
-    """Build Lightning's Trainer with the settings of `cfg["trainer"]`."""
-    settings = cfg["trainer"]
-    devices = settings["devices"]
-    return L.Trainer(
-        accelerator=settings["accelerator"],
-        devices=devices if settings["accelerator"] != "cpu" or isinstance(devices, int) else len(devices),
-        num_nodes=settings["num_nodes"],
-        strategy="ddp" if world_size(cfg) > 1 else "auto",
-        precision=settings["precision"],
-        max_epochs=settings["max_epochs"],
-        accumulate_grad_batches=settings["accumulate"],
-        gradient_clip_val=settings["gradient_clip"],
-        deterministic=settings["deterministic"],
-        limit_train_batches=settings["limit_batches"],
-        limit_val_batches=settings["limit_batches"],
-        limit_test_batches=settings["limit_batches"],
-        log_every_n_steps=1,  # not trainer.log_every_n_steps, which `Classifier.training_step` applies
-        callbacks=callbacks,
-        logger=loggers or False,
-        default_root_dir=root,
-        plugins=[DurableIO(), _cluster_environment()],
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the batch samplers already divide the data among the ranks
-        enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
-        enable_model_summary=False,
-        enable_progress_bar=any("Progress" in base.__name__ for c in callbacks for base in type(c).__mro__),
-    )
+def _check_limits(cfg: Config, trainer: L.Trainer, data: DataModule) -> None:
+    """Check that every epoch, validation and test has batches, and that an epoch is long enough to be validated.
+
+    Raises:
+        UserError: a share of the batches rounds to none, or `trainer.val_check_interval` is longer than an epoch.
+    """
+    batches = len(data.train_batches(world=trainer.world_size))
+    used = {"train": [batches], "val": [*map(len, data.val_dataloader())], "test": [*map(len, data.test_dataloader())]}
+    for part, counts in used.items():
+        limit = getattr(trainer, f"limit_{part}_batches")
+        key = "overfit_batches" if cfg.trainer.overfit_batches and part != "test" else f"limit_{part}_batches"
+        if isinstance(limit, float) and int(min(counts) * limit) < 1:
+            raise UserError(
+                f"trainer.{key}={limit} is not allowed: {part} has only {min(counts)} batches, so none is used"
+            )
+    limit, interval = trainer.limit_train_batches, trainer.val_check_interval
+    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
+    if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
+        raise UserError(
+            f"trainer.val_check_interval={interval} is not allowed: an epoch has {batches} batches; with"
+            " trainer.check_val_every_n_epoch=null, the interval goes on over several epochs"
+        )
+
+
+# The types that an argument of the Trainer may have if it is an object, named by `_target_`.
+OBJECTS: dict[str, type] = {"strategy": Strategy, "profiler": Profiler}
+PLUGINS = (Precision, LayerSync)
+
+
+def make_trainer(cfg: Config, callbacks: list[Callback], loggers: list[Logger], root: Path | None = None) -> L.Trainer:
+    """Build Lightning's Trainer with the arguments in `cfg.trainer` and those that every run has.
+
+    Raises:
+        UserError: the Trainer refuses an argument.
+    """
+    settings = cfg.trainer
+    devices = settings.devices
+    arguments = to_plain(settings) | {
+        "devices": devices if settings.accelerator != "cpu" or isinstance(devices, int) else len(devices),
+        "strategy": strategy(cfg),
+        "log_every_n_steps": 1,  # not trainer.log_every_n_steps, which `Classifier.training_step` applies
+    }
+    for name, kind in OBJECTS.items():
+        if isinstance(arguments.get(name), Mapping):
+            arguments[name] = instantiate(arguments[name], kind, f"trainer.{name}")
+    plugins = _build_plugins(arguments.pop("plugins", None))
+    if any(isinstance(plugin, Precision) for plugin in plugins):
+        del arguments["precision"]  # Lightning takes only one of the two
+    defaults = {"enable_model_summary": False}
+    try:
+        return L.Trainer(
+            **(defaults | arguments),
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=root,
+            plugins=[DurableIO(), _cluster_environment(), *plugins],
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the batch samplers already divide the data among the ranks
+            enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
+            enable_progress_bar=any("Progress" in base.__name__ for c in callbacks for base in type(c).__mro__),
+        )
+    except Exception as error:  # Lightning checks few values before it uses them
+        raise UserError(f"trainer: lightning.Trainer refuses its arguments: {' '.join(str(error).split())}") from error
+
+
+def _build_plugins(listed: Any) -> list[Any]:
+    """Build the objects that `trainer.plugins` describes, as one mapping or a list of them."""
+    nodes = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    plugins = []
+    for number, node in enumerate(nodes):
+        slot = f"trainer.plugins[{number}]"
+        if not isinstance(node, Mapping):
+            raise UserError(f"{slot}={node} is not allowed: must be a mapping with _target_")
+        plugin = instantiate(node, object, slot)
+        if not isinstance(plugin, PLUGINS):
+            kinds = " or ".join(kind.__name__ for kind in PLUGINS)
+            raise UserError(
+                f"{slot}._target_={node['_target_']} is not allowed: must be a {kinds}; a run has a CheckpointIO and a"
+                " ClusterEnvironment of its own"
+            )
+        plugins.append(plugin)
+    return plugins
 
 
 def _cluster_environment() -> SLURMEnvironment | LightningEnvironment:
@@ -224,23 +282,24 @@ def _cluster_environment() -> SLURMEnvironment | LightningEnvironment:
     return SLURMEnvironment(auto_requeue=False) if job.inside_slurm() else LightningEnvironment()
 
 
-def set_threads_and_filter_warnings(cfg: Mapping[str, Any]) -> None:
-    """Apply `trainer.threads`, overriding the launcher, and hide Lightning's log messages and harmless warnings."""
-    threads = cfg["trainer"]["threads"]
+def set_threads_and_filter_warnings(cfg: Config) -> None:
+    """Apply `compute.num_threads`, overriding the launcher; hide Lightning's log messages and harmless warnings."""
+    threads = cfg.compute.num_threads
     os.environ["OMP_NUM_THREADS"] = str(threads)  # otherwise, Lightning would choose a number under DDP
     torch.set_num_threads(threads)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers.profiler").setLevel(logging.INFO)  # it prints what it has measured
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
 
 
-def _build_callbacks(cfg: Mapping[str, Any], logged: Sequence[str]) -> list[Callback]:
-    """Build and check the user's callbacks, and build those for `trainer.ema` and `trainer.progress`."""
-    by_name = {name: instantiate(node, Callback, f"callbacks.{name}") for name, node in cfg["callbacks"].items()}
+def _build_callbacks(cfg: Config, logged: Sequence[str]) -> list[Callback]:
+    """Build and check the user's callbacks, and build those for `optim.ema` and `progress`."""
+    by_name = {name: instantiate(node.node(), Callback, f"callbacks.{name}") for name, node in cfg.callbacks.items()}
     check_kinds(by_name, (c.__qualname__ for c in (MetricsFile, BadFiles, StatusFile, EarlyEnd, Checkpoints, Averages)))
     check_monitors(by_name, logged)
     callbacks = list(by_name.values())
-    if cfg["trainer"]["ema"] is not None:
-        callbacks.append(Averages(decay=cfg["trainer"]["ema"]))
-    return callbacks + progress_display(cfg["trainer"]["progress"])
+    if cfg.optim.ema is not None:
+        callbacks.append(Averages(decay=cfg.optim.ema))
+    return callbacks + progress_display(cfg.progress)

@@ -25,16 +25,18 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities import rank_zero_only
 
-from sppnet.config.schema import format_value
+from sppnet.config.keys import format_value
 from sppnet.errors import UserError, notice
 
 UNSUPPORTED: dict[type[Callback], str] = {
     BackboneFinetuning: "needs a LightningModule with a different structure; use backbone.freeze",
     BatchSizeFinder: "needs a different kind of DataModule; use data.batch_size",
-    GradientAccumulationScheduler: "is not accounted for by optim.schedule or a resumed run; use trainer.accumulate",
+    GradientAccumulationScheduler: (
+        "is not accounted for by optim.schedule or a resumed run; use trainer.accumulate_grad_batches"
+    ),
     LearningRateFinder: "needs a LightningModule with a different structure; use a sweep over optim.lr",
     ModelPruning: "is lost when a run is resumed",
-    StochasticWeightAveraging: "computes averages that no checkpoint stores and no test uses; use trainer.ema",
+    StochasticWeightAveraging: "computes averages that no checkpoint stores and no test uses; use optim.ema",
 }
 """Lightning callbacks that fail here or only appear to work, and why."""
 
@@ -65,7 +67,8 @@ class EarlyEnd(Callback):
         """If training ends early here, record why; called at the end of each epoch, after all other callbacks."""
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         within_epoch = not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        if trainer.should_stop and (within_epoch or epoch < epochs):
+        planned = 0 <= trainer.max_steps <= trainer.global_step
+        if trainer.should_stop and not planned and (within_epoch or epoch < epochs):
             messages = ((type(c).__name__, _stop_message(c)) for c in trainer.callbacks)  # type: ignore[attr-defined]
             reasons = "; ".join(f"{name}: {message}" for name, message in messages if message)
             position = "within" if within_epoch else "after"

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sppnet.config.load import replace
+from sppnet.config.schema import GAP, MLP, SPP, AnyPooling
 from sppnet.data import build_sizes
 from sppnet.models.fit_check import check_network
 from sppnet.models.network import build_backbone
@@ -29,14 +31,20 @@ class Extractor(nn.Module):
         head: the head of a trained network, needed only for its fully connected layers.
         layers: descriptions from `Task.describe`. `conv` is the flattened feature map; `fc1` and `fc2` are taken
             after their ReLUs.
+        kernel: the implementation of spatial pyramid pooling (`pooling.kernel`).
     """
 
     def __init__(
-        self, normalise: Normalise, backbone: nn.Module, head: nn.Sequential | None, layers: list[dict[str, Any]]
+        self,
+        normalise: Normalise,
+        backbone: nn.Module,
+        head: nn.Sequential | None,
+        layers: list[dict[str, Any]],
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
         self.normalise = normalise
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.kernel = backbone, head, kernel
         self.layers = nn.ModuleList([self._build_layer(layer) for layer in layers])
         self.eval().requires_grad_(False)
 
@@ -46,7 +54,7 @@ class Extractor(nn.Module):
 
     def _build_layer(self, layer: Mapping[str, Any]) -> nn.Module:
         if layer["kind"] == "pyramid":
-            return SpatialPyramidPool2d(layer["bins"], layer["pool"], layer["rule"])
+            return SpatialPyramidPool2d(layer["bins"], layer["pool"], layer["rule"], self.kernel)
         if layer["kind"] == "fc":
             assert self.head is not None
             return self.head[: layer["number"] + 1]
@@ -60,19 +68,21 @@ def check_extraction(task: Task) -> None:
         UserError: they do not fit together.
     """
     cfg, layer = task.cfg, task.layer
-    check_hardware({**cfg["trainer"], "devices": 1, "num_nodes": 1}, 1)
-    # a placeholder for the trained head, which only fully connected layers need
-    head: dict[str, Any] = {"name": "gap", "bins": [1], "hidden": []}
-    sizes: dict[str, Any] = {"train": [], "val": [], "test": [task.size]}
+    check_hardware(replace(cfg, {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}))
+    # placeholders for the trained pooling and head, which only fully connected layers need
+    pooling: AnyPooling = GAP(name="gap")
+    head = MLP(name="mlp", hidden=[], dropout=0.0)
+    sizes = {"train": [], "val": [], "test": [task.size]}
     if layer["kind"] == "fc":
-        head, sizes = cfg["head"], {**cfg["sizes"], "train": build_sizes(cfg["sizes"]).sizes}
+        pooling, head = cfg.pooling, cfg.head
+        sizes |= {"train": list(build_sizes(cfg.sizes).sizes), "val": cfg.sizes.val}
     elif layer["kind"] == "pyramid":
-        head = {**layer, "name": "spp", "hidden": []}
-    backbone = cfg["backbone"] if task.trained is None else {**cfg["backbone"], "weights": None}
-    check_network(backbone, head, sizes, whole_images=cfg["views"]["fit"] == "full")
+        pooling = SPP(name="spp", bins=layer["bins"], pool=layer["pool"], rule=layer["rule"])
+    backbone = cfg.backbone if task.trained is None else cfg.backbone.model_copy(update={"weights": None})
+    check_network(backbone, pooling, head, sizes, whole_images=cfg.views.fit == "full")
 
 
-def load_checkpoint_metadata(trained: TrainedNetwork) -> dict[str, Any]:
+def load_checkpoint_metadata(trained: TrainedNetwork[Any]) -> dict[str, Any]:
     """Load the run's metadata from the checkpoint, such as `config`, `classes` and the data set's `fingerprint`."""
     metadata: dict[str, Any] = read_checkpoint(trained.weights)["sppnet"]
     return metadata
@@ -86,7 +96,7 @@ class Runner:
     """
 
     def __init__(self, task: Task, names: list[str]) -> None:
-        self.fabric, self.extractor = place_on_device(_build(task, names), task.cfg["trainer"])
+        self.fabric, self.extractor = place_on_device(_build(task, names), task.cfg)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -98,16 +108,17 @@ class Runner:
 def _build(task: Task, names: list[str]) -> Extractor:
     cfg = task.cfg
     layers = [task.describe(name) for name in names]
-    normalise = Normalise(cfg["data"]["mean"], cfg["data"]["std"], cfg["trainer"]["channels_last"])
+    normalise = Normalise(cfg.data.mean, cfg.data.std, cfg.compute.channels_last)
+    kernel = cfg.pooling.kernel if isinstance(cfg.pooling, SPP) else "auto"
     if task.trained is None:
-        torch.manual_seed(cfg["seed"])
-        extractor = Extractor(normalise, build_backbone(cfg["backbone"]), None, layers)
+        torch.manual_seed(cfg.seed)
+        extractor = Extractor(normalise, build_backbone(cfg.backbone), None, layers, kernel)
     else:
-        # Build the head as the checkpoint describes it, not as cfg does: with layer=spp, the pyramid in cfg may differ
-        # from that of the trained head, and the trained weights might not fit.
+        # Build pooling and head as the checkpoint describes them, not as cfg does: with layer=spp, the pyramid in cfg
+        # may differ from the trained one, and the trained weights might not fit.
         checkpoint = read_checkpoint(task.trained.weights)
-        network = load_network(checkpoint, cfg["backbone"], cfg["sizes"]["train"][0], task.trained.checkpoint)
-        extractor = Extractor(normalise, network.backbone, network.head, layers)
-    if cfg["trainer"]["compile"]:
+        network = load_network(checkpoint, cfg.backbone, cfg.sizes.train[0], task.trained.checkpoint)
+        extractor = Extractor(normalise, network.backbone, network.head, layers, kernel)
+    if cfg.compute.compile:
         extractor.compile(dynamic=True)
     return extractor

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sppnet.config.schema import Flatten
 from sppnet.data import ImageSet, Splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.base import digest
@@ -16,12 +17,11 @@ from sppnet.data.loader import Loader
 from sppnet.data.size_schedules import Single
 from sppnet.errors import RunFailed, UserError
 from sppnet.progress import meter
-from sppnet.runs.from_checkpoint import TrainedNetwork, load_stored_config
 from sppnet.training.trainer import set_threads_and_filter_warnings
 from sppnet.transfer import feature_file
 from sppnet.transfer.extractor import Runner
 from sppnet.transfer.svm import Array
-from sppnet.transfer.task import PYRAMID, Task
+from sppnet.transfer.task import Task, pooling_changes
 
 ROOM = 224  # in pixels; for images larger than this, batches are smaller than `data.batch_size`
 
@@ -37,7 +37,7 @@ def load_features(task: Task, images: ImageSet) -> Array:
         RunFailed: a feature is not finite.
     """
     paths = {name: _path(task, images, name) for name in _layers_to_compute(task)}
-    path = paths[task.own["layer"]]
+    path = paths[task.cfg.layer]
     features_ND = feature_file.load(path, len(images))
     # If a stored file lacks images that this run must not skip, computing the features again reports these images.
     if features_ND is None or (find_unreadable(features_ND) and not task.skip):
@@ -57,35 +57,34 @@ def find_unreadable(features_ND: Array) -> list[int]:
 
 def features_digest(task: Task, images: ImageSet) -> str:
     """Return a digest of the stored features; it is the same for two views that give the same pixels."""
-    return feature_file.seal(_path(task, images, task.own["layer"]))
+    return feature_file.seal(_path(task, images, task.cfg.layer))
 
 
 def _path(task: Task, images: ImageSet, layer: str) -> Path:
     identity = task.features(images, task.describe(layer)) | {"state": images.state()}
     key = digest([json.dumps(identity, sort_keys=True)])[:32]
-    return Path(task.cfg["paths"]["cache"]).expanduser() / f"features-{key}.npy"
+    return Path(task.cfg.paths.cache).expanduser() / f"features-{key}.npy"
 
 
 def _layers_to_compute(task: Task) -> list[str]:
     """Return the requested layer and all other layers that are cheap to compute and cannot fail."""
-    head, requested = task.cfg["head"], task.own["layer"]
+    cfg, trained = task.cfg, task.trained
     names = ["pool", "gap"]
-    if head.get("rule", "adaptive") == "adaptive":
+    if task.describe("spp")["rule"] == "adaptive":
         names.append("spp")
-        if task.trained is not None and head["name"] != "flatten" and _pyramid_is_trained(task, task.trained):
-            names += [f"fc{i}" for i in range(1, min(2, len(head["hidden"])) + 1)]
-    return list(dict.fromkeys([requested, *names]))
+        if trained is not None and not isinstance(cfg.pooling, Flatten) and not pooling_changes(cfg, trained):
+            names += [f"fc{i}" for i in range(1, min(2, len(cfg.head.hidden)) + 1)]
+    return list(dict.fromkeys([cfg.layer, *names]))
 
 
 def _compute(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
     """Compute the layers named in `paths` for all images, and write each to its file."""
-    settings = task.cfg["trainer"]
     set_threads_and_filter_warnings(task.cfg)
     run = Runner(task, list(paths))
     remarks: dict[str, str] = {}
     with (
         feature_file.writing(paths, len(images)) as files,
-        meter("transfer", settings["progress"], len(images)) as tick,
+        meter("transfer", task.cfg.progress, len(images)) as tick,
     ):
         for batch in _loader(task, images, run.fabric.device):
             tick(len(batch["index"]) + len(batch["bad"]))
@@ -101,21 +100,16 @@ def _compute(task: Task, images: ImageSet, paths: dict[str, Path]) -> None:
                     raise RunFailed(f"layer={name}: the features of {file} are not all finite")
                 rows.put(indices, features_ND.numpy())
         if not any(rows.width for rows in files.values()):
-            raise UserError(f"data={task.cfg['data']['name']}: none of the {len(images)} image(s) can be read")
+            raise UserError(f"data={task.cfg.data.name}: none of the {len(images)} image(s) can be read")
     notice_remarks(remarks)
 
 
-def _pyramid_is_trained(task: Task, trained: TrainedNetwork) -> bool:
-    """Whether the network was trained with the pyramid of `task`, as is required to use its fully connected layers."""
-    stored, head = load_stored_config(trained.checkpoint)[0]["head"], task.cfg["head"]
-    return all(stored.get(key.partition(".")[2]) == head.get(key.partition(".")[2]) for key in PYRAMID)
-
-
 def _loader(task: Task, images: ImageSet, device: torch.device) -> Loader:
-    data, cache = {**task.cfg["data"], "cache": False}, Path(task.cfg["paths"]["cache"]).expanduser()
+    cfg, cache = task.cfg, Path(task.cfg.paths.cache).expanduser()
+    data = cfg.data.model_copy(update={"cache": False})
     none, sizes = np.arange(0), Single([ROOM], [ROOM], [task.size])
     sets = Splits(images, none, none, np.arange(len(images)))
-    data_module = DataModule(sets, sizes, data, task.cfg["views"], task.cfg["seed"], cache)
+    data_module = DataModule(sets, sizes, data, cfg.augment, cfg.views, cfg.seed, cache)
     data_module.device = device
     [loader] = data_module.test_dataloader()
     return loader

@@ -46,7 +46,7 @@ def check_protocol(task: Task, images: ImageSet) -> str:
     splits = _splits(task, images, [])
     random = task.own_parts(images) is None and not images.multilabel  # any image may be drawn for either part
     parts = None if random else {"train": splits[0].train, "test": splits[0].test}
-    for line in describe_duplicates(task.cfg["data"], images, parts):
+    for line in describe_duplicates(task.cfg.data, images, parts):
         notice(line)
     return _describe(task, images, splits)
 
@@ -65,7 +65,7 @@ def _classify(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[in
     labels, splits = _labels(images), _splits(task, images, bad)
     results = []
     for number, split in enumerate(splits):
-        result = accuracies(features_ND, labels, split, len(images.classes), task.own["svm"]["C"])
+        result = accuracies(features_ND, labels, split, len(images.classes), task.cfg.svm.C)
         name = f"the SVM of split {number}" if len(splits) > 1 else "the SVM"
         results.append(_name_classes(result, images.classes, name))
     _warn_of_missing_classes(images, labels, splits)
@@ -85,11 +85,11 @@ def _rank(task: Task, images: ImageSet, features_ND: Array, bad: Sequence[int]) 
     splits = _splits(task, images, bad)
     has = one_hot([all_labels(images.label(index)) for index in indices], classes)
     difficult = one_hot([images.difficult(index) for index in indices], classes)
-    result = precisions(features_ND, has, difficult, splits[0], task.own["svm"]["C"])
+    result = precisions(features_ND, has, difficult, splits[0], task.cfg.svm.C)
     result = _name_classes(result, images.classes, "the SVM")
     if missing := [name for name, value in result["per_class"].items() if value is None]:
         if len(missing) == classes:
-            raise UserError(f"data={task.cfg['data']['name']}: no class is in both the train and the test part")
+            raise UserError(f"data={task.cfg.data.name}: no class is in both the train and the test part")
         notice(
             "warning: these classes are missing from the train or the test part, so the means leave them out:"
             f" {', '.join(missing)}"
@@ -106,7 +106,7 @@ def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
     Raises:
         UserError: labels contradict each other, or there are too few images.
     """
-    data = task.cfg["data"]
+    data = task.cfg.data
     if (own := task.own_parts(images)) is not None:
         check_labels(data, images)
         # the val part may be the same as the test part, whose images must not be used for training
@@ -114,7 +114,7 @@ def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
         split = Split(*(np.setdiff1d(np.asarray(part, dtype=np.int64), bad) for part in (train, own["test"])))
         if (not images.multilabel and len(set(_labels(images)[split.train].tolist())) < 2) or not len(split.test):
             raise UserError(
-                f"data={data['name']}: the train part needs images of at least two classes, and the test part at least"
+                f"data={data.name}: the train part needs images of at least two classes, and the test part at least"
                 " one image"
             )
         return [split]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sppnet.config.schema import Data
 from sppnet.data import fingerprint, load_splits
 from sppnet.data.datasets import file_digests
 from sppnet.data.datasets.base import ImageSet
@@ -30,7 +31,7 @@ from sppnet.errors import UserError
 
 Make = Callable[..., Path]
 Paint = Callable[..., None]
-Load = Callable[..., dict[str, Any]]
+Load = Callable[..., Data]
 
 
 @pytest.fixture
@@ -75,12 +76,14 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def test_an_image_that_is_painted_over_changes_the_fingerprint(root: Path, tmp_path: Path, cache: Path) -> None:
+def test_an_image_that_is_painted_over_changes_the_fingerprint(
+    root: Path, tmp_path: Path, cache: Path, config: Load
+) -> None:
     before, state = fingerprint_of(root, cache), Folder(str(root)).state()
     shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copy)
     assert fingerprint_of(tmp_path / "elsewhere", cache) == before
     flip_a_byte(root / "cat" / "003.png")
-    assert fingerprint_of(root, cache) == fingerprint({"_target_": "sppnet.data.Folder", "root": str(root)}) != before
+    assert fingerprint_of(root, cache) == fingerprint(config("folder", root=str(root))) != before
     assert Folder(str(root)).state() != state  # cached pixels are not served either
     flip_a_byte(root / "cat" / "003.png")
     assert fingerprint_of(root, cache) == before
@@ -276,7 +279,7 @@ def describe(config: Load, root: Path) -> Describe:
     return call
 
 
-def members(cfg: dict[str, Any]) -> dict[str, list[Path]]:
+def members(cfg: Data) -> dict[str, list[Path]]:
     """The files of each part."""
     sets = load_splits(cfg)
     images = sets.images
@@ -304,7 +307,7 @@ def test_the_same_file_in_two_parts_gives_one_line_or_is_refused(root: Path, con
     assert line.startswith(
         "3 of 7 images in test are also in train or val, and 1 of 7 images in val is also in train ("
     )
-    assert describe(split={"val": 0.15, "test": 0.15, "seed": 0, "fold": 1}) != [line]
+    assert describe(split={"fold": 1}) != [line]
 
 
 def test_a_copy_is_found_in_official_parts_and_where_validation_is_the_test_part(
@@ -316,7 +319,7 @@ def test_a_copy_is_found_in_official_parts_and_where_validation_is_the_test_part
     shutil.copy(base / "train/cat/001.png", base / "test/cat/x copy.png")
     expected = "1 of 1 images in test is also in train (test/cat/x copy.png is the same file as train/cat/001.png)"
     for val in (0, 0.2):
-        [line] = describe(base, split={"val": val, "test": 0.2, "seed": 0})
+        [line] = describe(base, split={"val": val, "test": 0.2})
         assert line.startswith(expected.replace("also in train", f"also in {'val' if 'in val' in line else 'train'}"))
 
 

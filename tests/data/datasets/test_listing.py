@@ -4,16 +4,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
+from sppnet.config.schema import Data
 from sppnet.data import Splits, build_images, fingerprint, load_splits
 from sppnet.data.datasets.unlabelled import find_images
 from sppnet.errors import UserError
 
-Load = Callable[..., dict[str, Any]]
+Load = Callable[..., Data]
 Make = Callable[..., Path]
 Paint = Callable[..., None]
 JUNK = (
@@ -50,13 +50,13 @@ def test_a_folder_is_split_by_class_seeded_and_without_overlap(root: Path, confi
         assert [sum(sets.images.label(i) == c for i in part) for c in range(3)] == expected
     again = load_splits(config("folder", root=str(root)))
     assert again.test.tolist() == sets.test.tolist()
-    reseeded = load_splits(config("folder", root=str(root), split={"val": 0.15, "test": 0.15, "seed": 1}))
+    reseeded = load_splits(config("folder", root=str(root), split={"seed": 1}))
     assert reseeded.test.tolist() != sets.test.tolist()
 
 
 def test_folds_test_every_image_once(root: Path, config: Load) -> None:
     def parts(fold: int) -> Splits:
-        return load_splits(config("folder", root=str(root), split={"val": 0.15, "test": 0.3, "seed": 0, "fold": fold}))
+        return load_splits(config("folder", root=str(root), split={"test": 0.3, "fold": fold}))
 
     folds = [parts(fold) for fold in range(3)]
     assert sorted(i for sets in folds for i in sets.test.tolist()) == list(range(70))
@@ -72,7 +72,7 @@ def test_a_data_set_with_official_parts_has_no_folds(tmp_path: Path, config: Loa
     for part in ("train", "test"):
         make_tree(tmp_path / part, {"a": 5, "b": 5})
     with pytest.raises(UserError, match=r"data\.split\.fold=0 is not allowed: .* its own test part"):
-        load_splits(config("folder", root=str(tmp_path), split={"val": 0.2, "test": 0.2, "seed": 0, "fold": 0}))
+        load_splits(config("folder", root=str(tmp_path), split={"fold": 0}))
 
 
 def test_a_new_class_does_not_change_the_split_of_the_others(root: Path, config: Load, make_tree: Make) -> None:
@@ -133,7 +133,7 @@ def test_accents_may_be_spelled_in_two_ways(tmp_path: Path, config: Load) -> Non
 
 
 def test_validation_share_zero_validates_on_the_test_part(root: Path, config: Load) -> None:
-    sets = load_splits(config("folder", root=str(root), split={"val": 0, "test": 0.2, "seed": 0}))
+    sets = load_splits(config("folder", root=str(root), split={"val": 0, "test": 0.2}))
     assert sets.val.tolist() == sets.test.tolist()
     assert len(sets.train) == 56
 
@@ -537,11 +537,12 @@ def test_a_missing_root_names_the_key(config: Load, name: str) -> None:
 def test_listing_and_fingerprint_import_no_torch(root: Path) -> None:
     code = f"""
 import sys
+from sppnet.config.compose import compose_config
 from sppnet.data import build_sizes, fingerprint, load_splits
-own = dict(name="x", split=dict(val=0.15, test=0.15, seed=0))
-load_splits({{"_target_": "sppnet.data.Folder", "root": {str(root)!r}}} | own)
-fingerprint({{"_target_": "sppnet.data.Digits"}} | own)
-build_sizes({{"_target_": "sppnet.data.Single", "train": [48], "val": [48], "test": [48]}})
+load_splits(compose_config(["data=folder", "data.root={root}"]).data)
+cfg = compose_config(["data=digits"])
+fingerprint(cfg.data)
+build_sizes(cfg.sizes)
 print([name for name in ("torch", "torchvision", "lightning", "sklearn") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -112,7 +112,7 @@ class ImageSet(ABC):
 
         Args:
             cache: the value of `paths.cache`; the folder may not exist yet, and writing to it may fail.
-            progress: the value of `trainer.progress`.
+            progress: the value of `progress`.
         """
 
     def state(self) -> str | None:

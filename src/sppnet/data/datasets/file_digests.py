@@ -51,7 +51,7 @@ def digest_files(root: Path, files: Sequence[FileStat], cache: Path | None, prog
         files: the files, with the lengths and times that they had when they were listed.
         cache: the folder where digests are saved if there are at least `MANY` files or `MANY_BYTES` bytes. It is
             created if necessary. If it is None or not writable, all files are read each time.
-        progress: the value of `trainer.progress`; progress is shown only if there are many files to read.
+        progress: the value of `progress`; progress is shown only if there are many files to read.
     """
     stamps = np.empty((len(files), 3), dtype=np.int64)
     for column in range(3):  # five times as fast as np.array on the list of tuples

@@ -6,14 +6,14 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from sppnet.config.command_schemas import SlurmOptions
 from sppnet.slurm.job import WARNING
 
 
 def build_script(
     folder: Path,
-    options: Mapping[str, Any],
+    options: SlurmOptions,
     shape: tuple[int, int],
     commands: Sequence[Sequence[Sequence[str]]],
     environment: Mapping[str, str],
@@ -30,21 +30,24 @@ def build_script(
     nodes, tasks = shape
     directives = {
         "job-name": f"sppnet-{folder.parent.parent.name}",
-        "array": f"0-{len(commands) - 1}" + (f"%{options['parallel']}" if options["parallel"] else ""),
+        "array": f"0-{len(commands) - 1}" + (f"%{options.parallel}" if options.parallel else ""),
         "output": f"{folder}/%a.log",
         "open-mode": "append",
-        "signal": f"USR2@{options['warning']}",
+        "signal": f"USR2@{options.warning}",
         "nodes": nodes,
         "ntasks-per-node": tasks,
-        "cpus-per-task": options["cpus"],
-        "gpus-per-task": options["gpus"] or None,
-        "mem": options["memory"],
-        **{key: options[key] for key in ("partition", "account", "qos", "time")},
-        **options["options"],
+        "cpus-per-task": options.cpus,
+        "gpus-per-task": options.gpus or None,
+        "mem": options.memory,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "time": options.time,
+        **options.options,
     }
     directives = {key: value for key, value in directives.items() if value is not None and value is not False}
     lines = ["#!/bin/bash", *(_directive(key, value) for key, value in directives.items())]
-    lines += ["#SBATCH --requeue", "", f"cd {shlex.quote(str(Path.cwd()))} || exit", *options["setup"]]
+    lines += ["#SBATCH --requeue", "", f"cd {shlex.quote(str(Path.cwd()))} || exit", *options.setup]
     lines += [f"export SPPNET_SUBMISSION={shlex.quote(str(folder))} SPPNET_JOB_LOG=1", "status=0"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines += ['run() { srun --kill-on-bad-exit=1 "$@" || status=$?; }', "case $SLURM_ARRAY_TASK_ID in"]

@@ -1,0 +1,130 @@
+"""Every argument of lightning.Trainer can be given: it has its documented effect, or is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from calling import SMALL, Called, Caller, records
+
+ALL = (*SMALL, "trainer.limit_train_batches=6", "trainer.max_epochs=3")  # three epochs of six steps
+
+
+def status(done: Called) -> tuple[int, int]:
+    """The last step of a run, and the number of steps that its schedule was made for."""
+    content = json.loads((done.run / "status.json").read_text())
+    return content["step"], content["steps"]
+
+
+def validations(done: Called) -> list[int]:
+    """The steps at which a run was validated."""
+    return [record["step"] for record in records(done.run) if "val/top1" in record]
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "validated"),
+    [
+        ((), 18, [6, 12, 18]),
+        (("trainer.val_check_interval=0.5",), 18, [3, 6, 9, 12, 15, 18]),
+        (("trainer.val_check_interval=4",), 18, [4, 10, 16, 18]),  # and at the end
+        (("+trainer.check_val_every_n_epoch=2",), 18, [12, 18]),
+        (("trainer.check_val_every_n_epoch=5",), 18, [18]),
+        (("trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=8"), 18, [8, 16, 18]),
+        (("trainer.max_steps=8",), 8, [6, 8]),
+        (("trainer.max_steps=2", "trainer.accumulate_grad_batches=4", "trainer.check_val_every_n_epoch=2"), 2, [2]),
+        (("trainer.overfit_batches=2",), 6, [2, 4, 6]),
+        (("trainer.limit_train_batches=0.1", "trainer.limit_val_batches=0.5"), None, None),
+        (("trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2"), 9, [3, 6, 9]),
+    ],
+)
+def test_steps_and_validations(
+    sppnet: Caller, words: tuple[str, ...], steps: int | None, validated: list[int] | None
+) -> None:
+    """The learning rate has fallen to almost nothing at the last step, and the run has a best.ckpt."""
+    done = sppnet("train", *ALL, *words)
+    assert done.code == 0, done.err
+    assert (done.run / "checkpoints/best.ckpt").is_file()
+    last, planned = status(done)
+    if steps is not None:
+        assert (last, planned) == (steps, steps)
+        assert validations(done) == validated
+    assert last == planned
+    assert records(done.run)[-1]["train/lr"] < 0.001 * 0.25
+    assert json.loads((done.run / "summary.json").read_text())["stopped"] is None
+
+
+def test_a_plateau_is_a_number_of_validations(sppnet: Caller) -> None:
+    """Between two validations there is no new score, so the learning rate stays."""
+    schedule = ("optim.schedule.patience=0", "optim.schedule.drops=9")
+    words = ("optim=sgd", "optim.lr=1e-9", *schedule, "trainer.max_epochs=5")
+    done = sppnet("train", *ALL, *words, "trainer.check_val_every_n_epoch=2")
+    rates = [record["train/lr"] for record in records(done.run) if "train/top1" in record]
+    assert rates == pytest.approx([1e-9, 1e-9, 1e-9, 1e-9, 1e-10])
+
+
+def test_overfitting_repeats_the_same_batches(sppnet: Caller) -> None:
+    """With a learning rate of almost zero and no dropout, every epoch has the same loss."""
+    words = ("optim.lr=1e-12", "head.dropout=0", "augment=paper", "sizes.train=[24,20]")
+    losses = {}
+    for overfit in (2, 0):
+        done = sppnet("train", *ALL, *words, f"trainer.overfit_batches={overfit}")
+        losses[overfit] = {round(record["train/loss"], 6) for record in records(done.run) if "train/loss" in record}
+    assert len(losses[2]) == 1
+    assert len(losses[0]) == 3
+
+
+def test_arguments_that_are_passed_on(spawn: Caller, tmp_path: Path) -> None:
+    words = (
+        *("trainer.profiler=simple", "trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=0.1"),
+        *("trainer.detect_anomaly=true", "trainer.strategy=ddp", "trainer.enable_model_summary=true"),
+        "trainer.plugins=[{_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed, device: cpu}]",
+    )
+    done = spawn("train", *SMALL, *words, "trainer.accelerator=cpu")
+    assert done.code == 0, done.err
+    assert "run_training_epoch" in done.out + done.err  # what the profiler prints
+    assert "Params" in done.out + done.err
+    trainer = (tmp_path / done.run / "config.yaml").read_text()
+    assert "gradient_clip_algorithm: value" in trainer
+    # what is unknown to sppnet counts into the identity; a profiler does not
+    other = spawn("train", *SMALL, *[word for word in words if "anomaly" not in word], "trainer.accelerator=cpu")
+    assert other.run.name != done.run.name
+    same = spawn("train", *SMALL, *words, "trainer.accelerator=cpu", "trainer.profiler=advanced")
+    assert same.run.name == done.run.name
+    assert "is done" in same.out
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("trainer.max_time=00:01:00:00", "cannot be repeated"),
+        ("trainer.max_epochs=-1", "must be an integer of at least 1"),
+        ("trainer.max_steps=0", "must be -1 or an integer of at least 1"),
+        ("trainer.devices=auto", "must be an integer from 1 to 1024"),
+        ("trainer.devices=-1", "must be an integer from 1 to 1024"),
+        ("trainer.use_distributed_sampler=true", "batch samplers"),
+        ("trainer.logger=true", "use logger=tensorboard or logger=wandb"),
+        ("trainer.callbacks=[]", "use +callbacks.NAME._target_=CLASS"),
+        ("trainer.enable_checkpointing=false", "checkpointing.every_n_steps"),
+        ("trainer.reload_dataloaders_every_n_epochs=1", "same number of batches"),
+        ("trainer.num_sanity_val_steps=2", "before training"),
+        ("trainer.fast_dev_run=true", "use debug=fast"),
+        ("trainer.barebones=true", "use progress=none"),
+        ("trainer.strategy=ddp_spawn", "use ddp"),
+        ("trainer.strategy=fsdp", "trainer: lightning.Trainer refuses its arguments"),
+        ("trainer.strategy=dpp", "trainer: lightning.Trainer refuses its arguments"),
+        ("trainer.benchmark={_target_: os.system}", "trainer.benchmark._target_=os.system is not allowed"),
+        ("trainer.profiler={_target_: torch.nn.Identity}", "neither a subclass of Profiler nor"),
+        ("trainer.plugins={_target_: lightning.pytorch.plugins.io.TorchCheckpointIO}", "a CheckpointIO"),
+        ("trainer.val_check_interval=100", "val_check_interval"),
+        ("trainer.maxepochs=3", "did you mean trainer.max_epochs?"),
+        ("trainer.threads=3", "is now called compute.num_threads"),
+    ],
+)
+def test_arguments_that_are_refused(sppnet: Caller, word: str, expected: str) -> None:
+    done = sppnet("train", *SMALL, "trainer.accelerator=cpu", word)
+    assert done.code == 2, done.err
+    [line] = done.err.splitlines()
+    assert expected in line
+    assert not list(Path.cwd().glob("runs/*/*/*"))
