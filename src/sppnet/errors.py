@@ -19,6 +19,13 @@ class RunFailed(Exception):  # noqa: N818  (the name says what happened)
     """A command that has started its work cannot continue; the message gives the reason in one line (exit code 1)."""
 
 
+def format_value(value: object) -> str:
+    """Format the value of a key as YAML writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
 def notice(text: str) -> None:
     """Print one line to standard error about something that the user may not expect but that is not an error."""
     print(f"sppnet: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ def meter(command: str, kind: str, total: int) -> Iterator[Callable[[int], None]
 
     Args:
         command: the name of the command, which each printed line begins with.
-        kind: the value of `trainer.progress`: `none`, `bar`, `lines`, or `auto` (a bar on a terminal, lines elsewhere).
+        kind: the value of `progress`: `none`, `bar`, `lines`, or `auto` (a bar on a terminal, lines elsewhere).
         total: the number of images; nothing is shown for a single image.
     """
     if kind == "none" or total < 2:

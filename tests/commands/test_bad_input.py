@@ -111,7 +111,7 @@ NAMES_AND_VALUES = [
     (["train", "sizes=single", "sizes.train=[48,40]"], ["sizes.train=[48, 40]", "one size"]),
     (["train", "optim.lr=1e400"], ["optim.lr=inf", "greater than 0"]),
     (["train", "seed=1", "--info", "fly"], ["--info", "invalid choice"]),
-    (["train", "views=fly"], ["available options are center, full, multi, multi_full, ten, warp"]),
+    (["train", "views=fly"], ["available options are center, full, multi, multi_full, ten, ten_crops, warp"]),
     (["train", "backbone.weights=no/such.pth"], ["backbone.weights=no/such.pth", "no such file"]),
     (["train", "backbone._target_=os.system"], ["os.system", "sppnet.*", "SPPNET_ALLOW"]),
     (["train", "optim._target_=torch.load"], ["torch.load", "not allowed"]),

@@ -17,11 +17,12 @@ from sppnet.config.schema import Config
 from sppnet.config.trainer_arguments import trainer_argument_names
 from sppnet.errors import UserError
 from sppnet.runs.plan import PlannedRun, plan_run
+from sppnet.runs.run_directory import Run
 from sppnet.training.preflight import check_job
 from sppnet.training.trainer import fit, prepare
 
 COUNT, TRAINED = 3000, 30
-BASES = (
+BASES: tuple[list[str], ...] = (
     [],
     ["pooling=gap", "optim=sgd", "views=full"],
     ["pooling=flatten", "sizes=single", "optim/schedule=constant", "views=warp"],
@@ -93,17 +94,19 @@ def mutate(plain: dict[str, Any], rng: random.Random) -> str:
             (parent[last] + 1, parent[last] * 2, parent[last] / 2, -parent[last], str(parent[last]))
         )
     elif kind == "argue" and isinstance(plain.get("trainer"), dict):
-        name = rng.choice(trainer_argument_names())
-        plain["trainer"][name] = rng.choice(
+        argument = rng.choice(trainer_argument_names())
+        plain["trainer"][argument] = rng.choice(
             (1, 2, 3, 0.5, 1.0, True, False, None, "auto", "norm", "value", "warn", "ddp")
         )
-        return f"trainer.{name}={plain['trainer'][name]}"
+        return f"trainer.{argument}={plain['trainer'][argument]}"
     elif kind == "drop":
         del parent[last]
     elif kind == "borrow":
         parent[last] = copy.deepcopy(at(plain, rng.choice(list(nodes(plain)))))
     elif kind == "add" and isinstance(parent, dict):
-        name = rng.choice((*trainer_argument_names(), "x", "lr", "bins", "threads", 3)) if rng.random() < 0.7 else last
+        name: Any = last
+        if rng.random() < 0.7:
+            name = rng.choice((*trainer_argument_names(), "x", "lr", "bins", "threads", 3))
         section = (
             plain["trainer"] if name in trainer_argument_names() and isinstance(plain.get("trainer"), dict) else parent
         )
@@ -130,7 +133,8 @@ def test_a_mutated_configuration_is_refused_in_one_line_or_trains(tmp_path: Path
     rng = random.Random(0)
     place = [f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache", "progress=none", "trainer.accelerator=cpu"]
     bases = [compose_plain("train", [*base, *SMALL, *place]) for base in BASES]
-    refused, valid, trained = 0, 0, set()
+    refused, valid = 0, 0
+    trained: set[Run] = set()
     for number in range(COUNT):
         plain = copy.deepcopy(rng.choice(bases))
         changes = [mutate(plain, rng) for _ in range(rng.choice((1, 1, 1, 2, 3)))]

@@ -100,7 +100,7 @@ CODE = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
 def test_configurations_are_typed_in_all_of_the_code() -> None:
     """Outside sppnet/config, no function takes a configuration as a mapping, and no code looks a key up by its name."""
     looked_up = re.compile(r"\bcfg\[[\"']")
-    mappings = re.compile(r"\b(cfg|config|settings|views|head|data): (Mapping|dict)\[")
+    mappings = re.compile(r"\b(cfg|config|head|data): (Mapping|dict)\[str")
     for path in CODE:
         text = path.read_text(encoding="utf-8")
         if path.parent.name != "config" and path.name != "from_checkpoint.py":  # which reads stored configurations

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from PIL import Image
 
 from calling import SMALL, Caller, limits, records
@@ -49,8 +50,8 @@ def compose_row(study: str, name: str) -> Config:
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_states_its_question_and_how_to_run_it(sppnet: Caller, path: Path) -> None:
     lines = path.read_text().splitlines()
-    assert lines[0] == "# @package _global_"
-    names = [line.split()[1] for line in lines[1:] if line.startswith("# ") and not line.startswith("#  ")]
+    assert lines[:2] == ["# @package _global_", "# yaml-language-server: $schema=schema.json"]
+    names = [line.split()[1] for line in lines[2:] if line.startswith("# ") and not line.startswith("#  ")]
     assert names == ["Question:", "Command:", "Expected:", "Cost:"]
     shown = sppnet(study_command(path.stem), f"experiments={path.stem}", "--cfg", "job", "--resolve")
     assert shown.code == 0, shown.err
@@ -215,3 +216,18 @@ def test_the_papers_cells_train_two_steps_on_a_tree_like_imagenets(sppnet: Calle
                 assert ours[name][f"paper {figure} (%)"] == ("" if printed is None else str(printed))
     results = [json.loads(path.read_text())["identity"] for path in tmp_path.rglob("tests/*.json")]
     assert len(results) == sum(len(listed_rows(study)) for study in PAPER) - 1  # a cell of table 2 is one of table 4
+
+
+def test_an_editor_can_check_the_files_of_studies(sppnet: Caller) -> None:
+    """experiments/schema.json is what `sppnet config schema` prints, and every study's file passes its check."""
+    printed = sppnet("config", "schema")
+    folder = option_files.root() / "experiments"
+    assert printed.out == (folder / "schema.json").read_text(), "sppnet config schema > experiments/schema.json"
+    validator = Draft202012Validator(json.loads(printed.out))
+    for path in STUDIES:
+        validator.validate(yaml.safe_load(path.read_text()))
+    for wrong in ("seed: -1", "sed: 1", "pooling: {bin: [1]}", "trainer: {maxepochs: 1}", "views: {positions: 7}"):
+        assert not validator.is_valid(yaml.safe_load(wrong)), wrong
+    for right in ("seed: ${study}", "trainer: {profiler: simple}", "pooling: {pool: avg}", "data: {root: x, mine: 1}"):
+        assert validator.is_valid(yaml.safe_load(right)), right
+    assert sppnet("config", "scheme").code == 2

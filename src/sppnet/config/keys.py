@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from sppnet.config.marks import Affects, Changes, Expected, Only, PathText, affects
 from sppnet.config.schema import DISTINCT, Section
+from sppnet.errors import format_value
 
 Mark = TypeVar("Mark")
 
@@ -184,13 +185,6 @@ def value_of(cfg: object, name: str) -> Any:
         else:
             cfg = getattr(cfg, part, None)
     return cfg
-
-
-def format_value(value: object) -> str:
-    """Format `value` as YAML writes it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 # Descriptions of types

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sppnet.config.instantiate import check_target
-from sppnet.config.keys import describe, format_value, key_named, keys, sections, takes_text, value_of
+from sppnet.config.keys import describe, key_named, keys, sections, takes_text, value_of
 from sppnet.config.schema import LAYOUT, RENAMED, RENAMED_OPTIONS, Config, OpenSection, Section, Trainer
 from sppnet.config.trainer_arguments import suggest_argument
-from sppnet.errors import UserError
+from sppnet.errors import UserError, format_value
 
 AnySection = TypeVar("AnySection", bound=Section)
 # Matches a string that YAML would read as a number, boolean, null or list if it were not quoted.
@@ -29,7 +29,7 @@ def load(schema: type[AnySection], data: Mapping[str, Any]) -> AnySection:
         UserError: a key or a value is wrong; the message names the first one and what is allowed.
     """
     for old in RENAMED:
-        if value_of(data, old) is not None and (new := renamed(schema, old)):
+        if key_named(schema, old) is None and value_of(data, old) is not None and (new := renamed(schema, old)):
             raise UserError(f"unknown key {old}; it is now called {new}")
     try:
         cfg = schema.model_validate(data)
@@ -223,8 +223,6 @@ def unknown_key(schema: type[Section], name: str, data: Mapping[str, Any]) -> st
 
 
 def renamed(schema: type[Section], name: str) -> str:
-    """The new name of a key that an earlier version had; "" if `schema` still has the key, or never had it."""
+    """The new name of a key that an earlier version had; "" if there was no such key or `schema` lacks the new one."""
     new = RENAMED.get(name, "")
-    if key_named(schema, name) or (key_named(Config, new) and not key_named(schema, new)):
-        return ""
-    return new
+    return "" if key_named(Config, new) and not key_named(schema, new) else new

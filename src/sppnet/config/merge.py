@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from sppnet.config.keys import format_value, keys, nearest
+from sppnet.config.keys import keys, nearest
 from sppnet.config.marks import Changes
 from sppnet.config.schema import Config
-from sppnet.errors import UserError
+from sppnet.errors import UserError, format_value
 
 
 def merge(

@@ -9,9 +9,12 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
+
+from sppnet.errors import format_value
 
 REFUSED = {  # argument: why it is refused, and what to use instead
     "max_time": "a run that a clock ends cannot be repeated; use trainer.max_epochs or trainer.max_steps",
@@ -43,15 +46,15 @@ def trainer_argument_names() -> tuple[str, ...]:
     return tuple(argument.arg for argument in next(methods).args.kwonlyargs)
 
 
-def check_trainer_arguments(passed: Iterable[str], usual: Iterable[str], strategy: object) -> None:
+def check_trainer_arguments(passed: Mapping[str, Any], usual: Iterable[str], strategy: object) -> None:
     """Check the names of the arguments that are `passed` on, and that `strategy` does not spawn processes.
 
     Raises:
         ValueError: the Trainer has no such argument, or it would break what a run promises.
     """
-    for name in passed:
+    for name, value in passed.items():
         if name in REFUSED:
-            raise ValueError(f"trainer.{name} is not allowed: {REFUSED[name]}")
+            raise ValueError(f"trainer.{name}={format_value(value)} is not allowed: {REFUSED[name]}")
         if name not in trainer_argument_names():
             raise ValueError(f"unknown key trainer.{name}; {suggest_argument(name, usual)}")
     if isinstance(strategy, str) and any(part in strategy for part in SPAWNING):

@@ -112,7 +112,7 @@ def _window_pooling(head: nn.Sequential) -> tuple[tuple[int, ...], str, str]:
     pool = head[0]
     if isinstance(pool, SpatialPyramidPool2d):
         return pool.bins, pool.pool, pool.kernel
-    return (1,), "avg", "auto"  # head=gap; `Views.check_head` has refused all other heads
+    return (1,), "avg", "auto"  # pooling=gap; `Views.check_pooling` has refused everything else
 
 
 def _synchronised_time(images: Tensor) -> float:

@@ -25,8 +25,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities import rank_zero_only
 
-from sppnet.config.keys import format_value
-from sppnet.errors import UserError, notice
+from sppnet.errors import UserError, format_value, notice
 
 UNSUPPORTED: dict[type[Callback], str] = {
     BackboneFinetuning: "needs a LightningModule with a different structure; use backbone.freeze",

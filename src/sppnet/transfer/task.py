@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from sppnet.config.command_schemas import TransferConfig
-from sppnet.config.keys import format_value
+from sppnet.config.keys import keys
 from sppnet.config.load import to_plain
+from sppnet.config.marks import affects
 from sppnet.config.merge import differences, may_change
 from sppnet.config.schema import LAYOUT, SPP, Config, Windows
 from sppnet.data import ImageSet, build_sizes
 from sppnet.data.datasets.base import digest
-from sppnet.errors import UserError, notice
+from sppnet.errors import UserError, format_value, notice
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.identity import file_digest, own_class_digests, weights_identity
 
 PAPERS_SPLITS = 10  # the paper's number of splits for Caltech-101
-SPLITS = ("splits", "per_class.train", "per_class.test", "split_seed")
+SPLITS = ("splits", "per_class", "split_seed")
 # Without a checkpoint, these groups and keys may be given beside those that `transfer` may change in a run.
 GIVEN = {"backbone", "seed", "experiments", "launch", "hydra"} | (
     TransferConfig.model_fields.keys() - Config.model_fields.keys()
@@ -174,7 +175,9 @@ def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None
     if layer != "pool":
         reasons["pool_to"] = f"with layer={layer}"
     if layer != "spp" and (untrained or not layer.startswith("fc")):
-        reasons |= dict.fromkeys(("pyramid", "pooling.bins", "pooling.pool", "pooling.rule"), f"with layer={layer}")
+        pooled = [k.name for k in keys(Config) if k.may_change("transfer") and k.affects != affects.nothing]
+        pooled = [name for name in pooled if name.startswith(("pyramid", "pooling."))]
+        reasons |= dict.fromkeys(pooled, f"with layer={layer}")
     if untrained and task.cfg.backbone.weights is not None:
         reasons["seed"] = "with pretrained weights"
     if images.multilabel:
