@@ -34,7 +34,7 @@ def batch(*bad: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
     """Two images, beside which those called `bad` could not be read."""
     images = {"image": torch.zeros(2, 3, 12, 12, dtype=torch.uint8), "target": torch.tensor([0, 1])}
     plain = {"size": 12, "bad": list(bad), "remarks": dict.fromkeys(remarks, "Corrupt JPEG data")}
-    return {**images, "valid": torch.tensor([True, True]), **plain}
+    return {**images, "valid": torch.tensor([True, True]), "all_valid": True, **plain}
 
 
 class Batches(L.LightningDataModule):

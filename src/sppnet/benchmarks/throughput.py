@@ -37,7 +37,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         fixed = FixedBatches.replace(loaded, [next(iter(batches))] * len(batches))
         epochs = -(-(3 if setting.quick else STEPS) // len(batches))  # only complete epochs
         cfg = replace(cfg, {"trainer.max_epochs": epochs})
-        ours, theirs = (_seconds_per_step(train(cfg, sets, data, setting)) for data in (loaded, fixed))
+        ours, theirs = (_seconds_per_step(train(cfg, sets, data, setting, StepClock())) for data in (loaded, fixed))
         batch = cfg.data.batch_size
         yield Row(
             "throughput",

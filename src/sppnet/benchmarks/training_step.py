@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import lightning as L
@@ -68,17 +68,28 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 
 class StepClock(Callback):
-    """Records the time at which each training step begins, and its epoch."""
+    """Records the time at which each training step begins, and its epoch.
 
-    def __init__(self) -> None:
+    Args:
+        waits: the steps before which the GPU finishes its work; None for all of them. Between two of them, the host
+            may run ahead of the GPU, as in a real training.
+    """
+
+    def __init__(self, waits: Container[int] | None = None) -> None:
+        self.waits = waits
         self.times: list[float] = []
         self.epochs: list[int] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        # Wait until the GPU has finished the previous step.
-        torch.cuda.synchronize() if torch.cuda.is_available() else None
-        self.times.append(time.perf_counter())
+        self.times.append(_now(self.waits is None or len(self.times) in self.waits))
         self.epochs.append(trainer.current_epoch)
+
+
+def _now(wait: bool) -> float:
+    """The time, after the GPU has finished its work if `wait` is true."""
+    if wait and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class FixedBatches(DataModule):
@@ -104,14 +115,15 @@ class FixedBatches(DataModule):
 
 
 def _time_trainer(cfg: Config, sets: Splits, batches: list[Any], setting: Setting) -> float:
-    return _seconds_per_step(train(cfg, sets, FixedBatches.replace(build_data(cfg, sets), batches), setting).times)
+    data, clock = FixedBatches.replace(build_data(cfg, sets), batches), StepClock((1, len(batches) - 1))
+    return _seconds_per_step(train(cfg, sets, data, setting, clock).times)
 
 
-def train(cfg: Config, sets: Splits, data: DataModule, setting: Setting) -> StepClock:
+def train(cfg: Config, sets: Splits, data: DataModule, setting: Setting, clock: StepClock) -> StepClock:
     """Train with all default callbacks of a run, and return the clock that recorded the times of the steps."""
     run = Run(setting.scratch / f"run{time.monotonic_ns()}")
     run.path.mkdir(parents=True)
-    metrics_file, bad_files, clock = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None), StepClock()
+    metrics_file, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(None)
     status = StatusFile(run, bad_files)
     checkpoints = Checkpoints(run.last.parent, cfg.checkpointing.every_n_steps, EarlyEnd())
     trainer = make_trainer(cfg, [metrics_file, bad_files, status, clock, checkpoints], [metrics_file], run.path)
@@ -127,9 +139,8 @@ def _time_bare_loop(cfg: Config, sets: Splits, batches: list[Any], setting: Sett
     autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
     pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # contiguous, as from ToTensor
     times = []
-    for pair in pairs:
-        torch.cuda.synchronize() if torch.cuda.is_available() else None
-        times.append(time.perf_counter())
+    for number, pair in enumerate(pairs):
+        times.append(_now(number in (1, len(pairs) - 1)))
         images, target = (x.to(setting.device, non_blocking=True) for x in pair)
         with autocast:
             loss = F.cross_entropy(network((images.float() / 255 - mean) / std), target)

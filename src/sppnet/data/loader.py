@@ -26,6 +26,7 @@ class Batch(TypedDict):
         target: class indices, int64 (N,); for a multi-label data set, zeros and ones, float32 (N, K).
         index: int64 (N,), the image indices in the data set.
         valid: bool (N,), False for an image that only pads the batch and must not count.
+        all_valid: whether all images are valid; known without waiting for the device that holds `valid`.
         offset: float32 (N, 3), the colour offset to add to RGB in [0, 1] before normalisation.
         size: the size from the schedule, in pixels: the shorter side or, with windows, the side of a window.
         bad: names of the images that could not be read and were left out.
@@ -37,6 +38,7 @@ class Batch(TypedDict):
     target: torch.Tensor
     index: torch.Tensor
     valid: torch.Tensor
+    all_valid: bool
     offset: torch.Tensor
     size: int
     bad: list[str]
@@ -163,6 +165,7 @@ class Collator:
             target=self._targets([sample.target for sample in good]),
             index=torch.tensor([sample.item.index for sample in good]),
             valid=torch.tensor([sample.item.valid for sample in good]),
+            all_valid=all(sample.item.valid for sample in good),
             offset=torch.tensor([sample.offset for sample in good], dtype=torch.float32),
             size=good[0].item.size,
             bad=[self.images.name(sample.item.index) for sample in bad if sample.item.valid],

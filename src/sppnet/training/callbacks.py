@@ -78,8 +78,8 @@ class BadFiles(Callback):
 class StatusFile(Callback):
     """Keeps status.json up to date; only rank 0 writes it."""
 
-    def __init__(self, run: Run, bad_files: BadFiles) -> None:
-        self.run, self.bad_files = run, bad_files
+    def __init__(self, run: Run, bad_files: BadFiles, max_steps: int = -1) -> None:
+        self.run, self.bad_files, self.max_steps = run, bad_files, max_steps
         self.seconds = 0.0  # training time so far, including the time before the run was resumed
         self._clock = self._written = time.monotonic()
 
@@ -115,10 +115,11 @@ class StatusFile(Callback):
     def _write(self, trainer: L.Trainer) -> None:
         self._tick()
         self._written = time.monotonic()
+        steps = int(trainer.estimated_stepping_batches)
         self.run.write_status(
             "running",
             step=trainer.global_step,
-            steps=int(trainer.estimated_stepping_batches),
+            steps=steps if self.max_steps < 0 else min(steps, self.max_steps),
             epoch=trainer.current_epoch,
             epochs=trainer.max_epochs,
             seconds=round(self.seconds, 1),
@@ -127,23 +128,32 @@ class StatusFile(Callback):
 
 
 class FinalValidation(Callback):
-    """Makes Lightning validate after the last step of a run, whatever intervals the Trainer's arguments give.
+    """Ends a run after `trainer.max_steps`, and makes Lightning validate after the last step of every run.
 
-    Otherwise, the steps after the last validation would never be selected, and a run that ends before its first
-    validation would have no best.ckpt. It must come after the callbacks that may end the training.
+    Without this validation, the steps after the last one would never be selected, and a run that ends before its first
+    validation would have no best.ckpt. The callback must come after those that may end the training.
+
+    The Trainer does not get `max_steps` itself: with it, Lightning counts the epochs wrongly in a run that is resumed
+    at the end of an epoch.
     """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps  # -1 for no limit
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or 0 < self.max_steps <= trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
-        last_step = 0 <= trainer.max_steps <= trainer.global_step
+        last_step = 0 < self.max_steps <= trainer.global_step
         last_batch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         stops = trainer.should_stop and loop._can_stop_early
         if not (last_step or last_batch or stops):
             return
-        if not epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
+        if last_step or not epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
             trainer.check_val_every_n_epoch = 1
             loop.min_epochs = epoch_loop.min_steps = None
-            trainer.should_stop = True  # makes Lightning validate now
+            trainer.should_stop = True  # also makes Lightning validate now
 
 
 class EpochBar(RichProgressBar):

@@ -74,6 +74,7 @@ class Classifier(L.LightningModule):
         self.views = Views.build(cfg.views)
         self.scorers: dict[int, Scorer] = {}  # for multi-view testing, keyed by input size
         self.displayed: dict[str, float] = {}  # values for the progress display
+        self._unchecked_loss: tuple[Tensor, str] | None = None  # loss of the last training batch, and where it is from
         self._plateau: ReduceLROnPlateau | None = None
         self._resumed_state: dict[str, Any] = {}
 
@@ -108,13 +109,14 @@ class Classifier(L.LightningModule):
         losses, valid = self.losses(logits, batch["target"], self.cfg.loss.label_smoothing), batch["valid"]
         total: Tensor = (losses * valid).sum()
         loss = total.detach() / valid.sum().clamp(min=1)
-        if not torch.isfinite(loss):
-            raise RunFailed(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch + 1}, input size"
-                f" {batch['size']}) with learning rate {self._learning_rate():g}; lower optim.lr or set"
-                " trainer.gradient_clip_val"
-            )
-        self.metrics["train"].update(batch["size"], logits, batch["target"], losses, valid)
+        self.check_loss()
+        position = f"step {self.global_step} (epoch {self.current_epoch + 1}, input size {batch['size']})"
+        self._unchecked_loss = (loss, f"{position} with learning rate {self._learning_rate():g}")
+        if loss.device.type == "cpu":
+            self.check_loss()
+        self.metrics["train"].update(
+            batch["size"], logits, batch["target"], losses, None if batch["all_valid"] else valid
+        )
         due = self._batches_begun() % self.cfg.trainer.log_every_n_steps == 0
         if due or batch_idx == 0:
             self.displayed |= {"size": batch["size"], "loss": loss.item()}
@@ -125,11 +127,30 @@ class Classifier(L.LightningModule):
         images: float = self.trainer.datamodule.images_per_step()  # type: ignore[attr-defined]
         return total * self.trainer.accumulate_grad_batches / images  # Lightning divides by accumulate_grad_batches
 
+    def check_loss(self) -> None:
+        """Check that the loss of the last training batch is finite.
+
+        On a GPU, this check is one batch late, because it would otherwise wait for the network of each batch and leave
+        the GPU idle meanwhile. Nothing is saved or validated before the check.
+
+        Raises:
+            RunFailed: the loss is not finite.
+        """
+        if self._unchecked_loss is None:
+            return
+        (loss, position), self._unchecked_loss = self._unchecked_loss, None
+        if not torch.isfinite(loss):
+            raise RunFailed(f"the loss is {loss.item()} at {position}; lower optim.lr or set trainer.gradient_clip_val")
+
+    def on_validation_start(self) -> None:
+        self.check_loss()
+
     def on_train_epoch_end(self) -> None:
         """Record the epoch's training metrics, then step the plateau schedule if there is a new validation score.
 
         This method steps the schedule itself, because Lightning would not do so in an epoch that was resumed midway.
         """
+        self.check_loss()
         values = self.metrics["train"].compute()
         self.metrics["train"].reset()
         self.record(values | {"train/lr": self._learning_rate()})
@@ -200,7 +221,8 @@ class Classifier(L.LightningModule):
 
     def _update_metrics(self, phase: str, batch: Batch, logits: Tensor) -> None:
         losses = self.losses(logits, batch["target"])
-        self.metrics[phase].update(batch["size"], logits, batch["target"], losses, batch["valid"])
+        valid = None if batch["all_valid"] else batch["valid"]
+        self.metrics[phase].update(batch["size"], logits, batch["target"], losses, valid)
 
     # Records and checkpoints
 
@@ -215,6 +237,7 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the data needed to rebuild the network, and the training state that Lightning does not save."""
+        self.check_loss()
         checkpoint["sppnet"] = {
             "layout": LAYOUT,
             "config": to_plain(self.cfg),
@@ -258,7 +281,7 @@ class Classifier(L.LightningModule):
         limit = trainer.limit_train_batches  # set by trainer.overfit_batches, too
         batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
         steps = self.cfg.trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
-        return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
+        return steps if self.cfg.trainer.max_steps < 0 else min(steps, self.cfg.trainer.max_steps)
 
     def _learning_rate(self) -> float:
         optimizer = self.optimizers()

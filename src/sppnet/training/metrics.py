@@ -55,7 +55,7 @@ class SizeMetrics:
         """The name of the metric that selects the best weights."""
         return "map" if self.multilabel else "top1"
 
-    def update(self, size: int, logits_NK: Tensor, target: Tensor, losses_N: Tensor, valid_N: Tensor) -> None:
+    def update(self, size: int, logits_NK: Tensor, target: Tensor, losses_N: Tensor, valid_N: Tensor | None) -> None:
         """Add the valid images of one batch.
 
         An image is invalid if it could not be read, or if it is a copy that was added to give all ranks the same number
@@ -66,10 +66,13 @@ class SizeMetrics:
             logits_NK: logits (N, K).
             target: class indices (N,), or labels (N, K) of 0 and 1.
             losses_N: loss of each image (N,).
-            valid_N: whether each image is valid, bool (N,).
+            valid_N: whether each image is valid, bool (N,); None if all are. On a GPU, selecting the valid images waits
+                for the step's kernels.
         """
         keys = (OVERALL, str(size)) if self.phase == "train" else (str(size),)
-        logits_NK, target, losses_N = logits_NK[valid_N].detach().float(), target[valid_N], losses_N[valid_N].detach()
+        if valid_N is not None:
+            logits_NK, target, losses_N = logits_NK[valid_N], target[valid_N], losses_N[valid_N]
+        logits_NK, losses_N = logits_NK.detach().float(), losses_N.detach()
         for key in keys:
             metrics = self._of_size(key, logits_NK.device)
             if len(losses_N) == 0:

@@ -115,11 +115,11 @@ def fit(prepared: PreparedRun, run: Run) -> tuple[dict[str, Any], dict[str, Any]
     """
     cfg, classifier, data = prepared.cfg, prepared.classifier, prepared.data
     metrics_file, bad_files = MetricsFile(run.path / "metrics.jsonl"), BadFiles(run.path / "bad_files.txt")
-    status = StatusFile(run, bad_files)
-    loggers, early_end = [metrics_file, *build_mirrors(cfg, run)], EarlyEnd()
+    status = StatusFile(run, bad_files, cfg.trainer.max_steps)
+    loggers, early_end = [metrics_file, *build_mirrors(cfg, run)], EarlyEnd(cfg.trainer.max_steps)
     checkpoints = Checkpoints(run.last.parent, cfg.checkpointing.every_n_steps, early_end)
     own_callbacks = [metrics_file, bad_files, status, *build_replays(cfg, loggers, metrics_file.path)]
-    callbacks = [*own_callbacks, *prepared.callbacks, FinalValidation(), early_end, checkpoints]
+    callbacks = [*own_callbacks, *prepared.callbacks, FinalValidation(cfg.trainer.max_steps), early_end, checkpoints]
     trainer = make_trainer(cfg, callbacks, loggers, run.path)
     if trainer.is_global_zero:
         data.notice_stretched(trainer.world_size)
@@ -229,6 +229,7 @@ def make_trainer(cfg: Config, callbacks: list[Callback], loggers: list[Logger], 
     arguments = to_plain(settings) | {
         "devices": devices if settings.accelerator != "cpu" or isinstance(devices, int) else len(devices),
         "strategy": strategy(cfg),
+        "max_steps": -1,  # see FinalValidation
         "log_every_n_steps": 1,  # not trainer.log_every_n_steps, which `Classifier.training_step` applies
     }
     for name, kind in OBJECTS.items():

@@ -50,7 +50,8 @@ class EarlyEnd(Callback):
     ordinary callback, and `Checkpoints` calls `record_reason`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_steps: int = -1) -> None:
+        self.max_steps = max_steps  # `trainer.max_steps`; a run that reaches it does not end early
         self.reason: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class EarlyEnd(Callback):
         """If training ends early here, record why; called at the end of each epoch, after all other callbacks."""
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         within_epoch = not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        planned = 0 <= trainer.max_steps <= trainer.global_step
+        planned = 0 < self.max_steps <= trainer.global_step
         if trainer.should_stop and not planned and (within_epoch or epoch < epochs):
             messages = ((type(c).__name__, _stop_message(c)) for c in trainer.callbacks)  # type: ignore[attr-defined]
             reasons = "; ".join(f"{name}: {message}" for name, message in messages if message)
