@@ -99,7 +99,7 @@ class Classifier(L.LightningModule):
         # uninterrupted one. Python's and NumPy's generators are seeded too, as a user's network may draw from them.
         key = repr((self.cfg.seed, self._batches_begun(), self.global_rank)).encode()
         seed = int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
-        # torch.manual_seed would also record a stack trace for each kind of device that is not in use (a millisecond per
+        # torch.manual_seed would also record a stack trace for each kind of device that is not in use (a millisecond a
         # step, and kept in memory).
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
