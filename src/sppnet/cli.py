@@ -174,6 +174,9 @@ def _complete() -> bool:
             print(" ".join(COMMANDS))
             return True
         command = words[1]
+        if command == "config":
+            print("schema")
+            return True
         os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
     importlib.import_module(f"sppnet.commands.{command}").main(sys.argv[1:])
     return True

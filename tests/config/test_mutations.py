@@ -14,7 +14,7 @@ import pytest
 from sppnet.config.compose import compose_plain
 from sppnet.config.load import load
 from sppnet.config.schema import Config
-from sppnet.config.trainer_arguments import trainer_argument_names
+from sppnet.config.trainer_arguments import trainer_arguments
 from sppnet.errors import UserError
 from sppnet.runs.identity import strategy
 from sppnet.runs.plan import PlannedRun, plan_run
@@ -95,7 +95,7 @@ def mutate(plain: dict[str, Any], rng: random.Random) -> str:
             (parent[last] + 1, parent[last] * 2, parent[last] / 2, -parent[last], str(parent[last]))
         )
     elif kind == "argue" and isinstance(plain.get("trainer"), dict):
-        argument = rng.choice(trainer_argument_names())
+        argument = rng.choice(list(trainer_arguments()))
         plain["trainer"][argument] = rng.choice(
             (1, 2, 3, 0.5, 1.0, True, False, None, "auto", "norm", "value", "warn", "ddp")
         )
@@ -107,9 +107,9 @@ def mutate(plain: dict[str, Any], rng: random.Random) -> str:
     elif kind == "add" and isinstance(parent, dict):
         name: Any = last
         if rng.random() < 0.7:
-            name = rng.choice((*trainer_argument_names(), "x", "lr", "bins", "threads", 3))
+            name = rng.choice((*trainer_arguments(), "x", "lr", "bins", "threads", 3))
         section = (
-            plain["trainer"] if name in trainer_argument_names() and isinstance(plain.get("trainer"), dict) else parent
+            plain["trainer"] if name in list(trainer_arguments()) and isinstance(plain.get("trainer"), dict) else parent
         )
         section[name] = copy.deepcopy(rng.choice(SCALARS + COMPOUND))
         return f"add {name} beside {path}"

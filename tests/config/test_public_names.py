@@ -17,7 +17,6 @@ from calling import SMALL, Called, Caller
 from sppnet.config.command_schemas import COMMANDS
 from sppnet.config.compose import compose_config
 from sppnet.config.keys import keys
-from sppnet.config.load import to_plain
 from sppnet.config.option_files import root
 
 OURS = sorted(
@@ -90,7 +89,7 @@ def test_a_run_of_another_layout_is_refused_in_one_line(sppnet: Caller, tmp_path
 
 
 def test_nobody_sets_the_layout(sppnet: Caller) -> None:
-    assert "layout" not in to_plain(compose_config([]))
+    assert "layout" not in compose_config([]).plain()
     refused(sppnet("train", "+layout=2"), "layout")
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from sppnet.config.load import replace, to_plain
+from sppnet.config.load import replace
 from sppnet.config.schema import Augment, Center, Data, PaperCrop, Sizes
 from sppnet.data import build_sizes, load_splits
 from sppnet.data.crops import Region, TrainRegions
@@ -309,7 +309,7 @@ data.prepare_data()
 
 def builder(cfg: Data, cache: Path, **more: Any) -> subprocess.Popen[str]:
     cache.mkdir(exist_ok=True)
-    (cache / "cfg.yaml").write_text(yaml.safe_dump(to_plain(cfg)))
+    (cache / "cfg.yaml").write_text(yaml.safe_dump(cfg.plain()))
     command = [sys.executable, "-c", BUILD, str(cache / "cfg.yaml"), str(cache)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **more)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sppnet.config.load import replace, to_plain
+from sppnet.config.load import replace
 from sppnet.config.schema import Data
 from sppnet.data import ImageSet, Splits, build_images, load_splits, load_tested
 from sppnet.errors import UserError
@@ -32,7 +32,7 @@ def trained(tmp_path: Path, config: Load) -> dict[str, Any]:
     cfg = config("folder", root=str(folder(tmp_path / "trained", *CLASSES)), split={"val": 0.25, "test": 0.5})
     images = build_images(cfg)
     stored = {"classes": CLASSES, "multilabel": False, "fingerprint": images.fingerprint()}
-    return stored | {"config": {"data": to_plain(cfg)}, "test": names(load_splits(cfg, images))}
+    return stored | {"config": {"data": cfg.plain()}, "test": names(load_splits(cfg, images))}
 
 
 def names(sets: Splits) -> list[str]:
@@ -84,7 +84,7 @@ def test_an_official_test_part_does_not_depend_on_the_split_of_the_run(config: L
     cfg = config("folder", root=str(tmp_path / "parts"))
     images = build_images(cfg)
     trained = {"classes": images.classes, "multilabel": False, "fingerprint": images.fingerprint()}
-    trained["config"] = {"data": to_plain(replace(cfg, {"split.val": 0.01}))}  # like conf/data/imagenet.yaml
+    trained["config"] = {"data": replace(cfg, {"split.val": 0.01}).plain()}  # like conf/data/imagenet.yaml
     sets, notices = load_tested(cfg, images, trained, True)
     assert {sets.images.name(i).split("/")[0] for i in sets.test.tolist()} == {"test"}
     assert "data.split has no effect" in notices[-1]

@@ -79,7 +79,6 @@ def test_arguments_that_are_passed_on(spawn: Caller, tmp_path: Path) -> None:
     words = (
         *("trainer.profiler=simple", "trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=0.1"),
         *("trainer.detect_anomaly=true", "trainer.strategy=ddp", "trainer.enable_model_summary=true"),
-        "trainer.plugins=[{_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed, device: cpu}]",
     )
     done = spawn("train", *SMALL, *words, "trainer.accelerator=cpu")
     assert done.code == 0, done.err
@@ -114,7 +113,14 @@ def test_arguments_that_are_passed_on(spawn: Caller, tmp_path: Path) -> None:
         ("trainer.strategy=ddp_spawn", "use ddp"),
         ("trainer.strategy=fsdp", "trainer: lightning.Trainer refuses its arguments"),
         ("trainer.strategy=dpp", "trainer: lightning.Trainer refuses its arguments"),
-        ("trainer.benchmark={_target_: os.system}", "trainer.benchmark._target_=os.system is not allowed"),
+        ("trainer.benchmark={_target_: os.system}", "lightning.Trainer takes Optional[bool]"),
+        ("trainer.min_epochs=foo", "lightning.Trainer takes Optional[int]"),
+        ("trainer.profiler={_target_: os.system}", "trainer.profiler._target_=os.system is not allowed"),
+        ("trainer.strategy=single_device trainer.devices=2", "does not start 2 process(es)"),
+        (
+            "trainer.plugins={_target_: lightning.pytorch.plugins.DoublePrecision}",
+            "trainer.precision sets the precision",
+        ),
         ("trainer.profiler={_target_: torch.nn.Identity}", "neither a subclass of Profiler nor"),
         ("trainer.plugins={_target_: lightning.pytorch.plugins.io.TorchCheckpointIO}", "a CheckpointIO"),
         ("trainer.val_check_interval=100", "val_check_interval"),
@@ -123,7 +129,8 @@ def test_arguments_that_are_passed_on(spawn: Caller, tmp_path: Path) -> None:
     ],
 )
 def test_arguments_that_are_refused(sppnet: Caller, word: str, expected: str) -> None:
-    done = sppnet("train", *SMALL, "trainer.accelerator=cpu", word)
+    words = word.split(" ") if word.count("trainer.") > 1 else [word]
+    done = sppnet("train", *SMALL, "trainer.accelerator=cpu", *words)
     assert done.code == 2, done.err
     [line] = done.err.splitlines()
     assert expected in line

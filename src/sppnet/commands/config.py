@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sppnet.config.command_schemas import TransferConfig
-from sppnet.config.trainer_arguments import REFUSED, trainer_argument_names
+from sppnet.config.trainer_arguments import REFUSED, trainer_arguments
 from sppnet.errors import UserError
 
 INTERPOLATION = {"type": "string", "pattern": r"\$\{"}
@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> None:
         UserError: another word, or none, was typed.
     """
     if list(words) != ["schema"]:
-        raise UserError(f"{' '.join(words) or 'nothing'} is not something to print; use sppnet config schema")
+        raise UserError("it takes one word: sppnet config schema")
     print(json.dumps(build_json_schema(), indent=1))
 
 
@@ -33,7 +33,7 @@ def build_json_schema() -> dict[str, Any]:
     """Build the JSON Schema of a file that sets some keys: none is required, and any value may be an interpolation."""
     schema: dict[str, Any] = _relax(TransferConfig.model_json_schema())  # a study may also be one of sppnet transfer
     trainer = schema["$defs"]["Trainer"]
-    trainer["properties"] = {name: {} for name in trainer_argument_names() if name not in REFUSED} | trainer[
+    trainer["properties"] = {name: {} for name in list(trainer_arguments()) if name not in REFUSED} | trainer[
         "properties"
     ]
     trainer["additionalProperties"] = False

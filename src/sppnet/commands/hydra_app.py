@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,7 +35,6 @@ from sppnet.config.schema import Section
 from sppnet.errors import UserError
 
 SWEEPABLE = ("train", "transfer")  # the commands that a study can run as a sweep
-Cfg = TypeVar("Cfg", bound=Section)
 
 
 @functools.cache
@@ -229,11 +228,11 @@ def _missing_multirun(typed: list[str]) -> str:
 def warn_of_keys_without_effect(cfg: Section, typed: Sequence[str], more: Mapping[str, str]) -> None:
     """Warn about each typed key or group that has no effect.
 
-    Keys that were not typed are ignored, because it is normal for a default (such as `optim.schedule.factor`) to have
+    Keys that were not typed are ignored, because it is normal for a default (such as `data.aspect_step`) to have
     no effect.
     """
-    names = {word.lstrip("+").partition("=")[0]: None for word in typed}
-    for name in names:
-        for key, setting in {**without_effect(cfg), **more}.items():
-            if f"{name.replace('/', '.')}.".startswith(f"{key}."):
-                print(f"sppnet: warning: {name} has no effect with {setting}", file=sys.stderr)
+    reasons = {**without_effect(cfg), **more}
+    for name in dict.fromkeys(word.lstrip("+").partition("=")[0] for word in typed):
+        setting = next((s for key, s in reasons.items() if f"{name.replace('/', '.')}.".startswith(f"{key}.")), None)
+        if setting is not None:
+            print(f"sppnet: warning: {name} has no effect with {setting}", file=sys.stderr)

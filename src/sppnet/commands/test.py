@@ -93,7 +93,13 @@ def score_run(cfg: Config, weights: Path, name: str, images: ImageSet, chosen: b
     from sppnet.runs.from_checkpoint import read_checkpoint
     from sppnet.training.callbacks import BadFiles, progress_display  # imports Lightning
     from sppnet.training.inference import load_classifier
-    from sppnet.training.trainer import build_data, make_trainer, run_test, set_threads_and_filter_warnings
+    from sppnet.training.trainer import (
+        build_data,
+        check_limits,
+        make_trainer,
+        run_test,
+        set_threads_and_filter_warnings,
+    )
 
     set_threads_and_filter_warnings(cfg)
     checkpoint = read_checkpoint(weights)
@@ -103,9 +109,10 @@ def score_run(cfg: Config, weights: Path, name: str, images: ImageSet, chosen: b
         notice(line)
     classifier = load_classifier(checkpoint, cfg, sets, weights)
     bad_files = BadFiles(None)
-    trainer = make_trainer(cfg, [bad_files, *progress_display(cfg.progress)], [])
+    trainer, data = make_trainer(cfg, [bad_files, *progress_display(cfg.progress)], []), build_data(cfg, sets)
+    check_limits(cfg, trainer, data, ("test",))
     try:
-        result = run_test(trainer, classifier, build_data(cfg, sets), eval_identity(cfg, name, images))
+        result = run_test(trainer, classifier, data, eval_identity(cfg, name, images))
     except SystemExit:  # Lightning turns Ctrl-C into SystemExit
         raise KeyboardInterrupt from None
     for bad in sorted(bad_files.names):

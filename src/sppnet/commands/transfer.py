@@ -15,7 +15,6 @@ from sppnet.commands import checkpoint_app, hydra_app
 from sppnet.commands.test import warn_of_training_keys
 from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.compose import Job
-from sppnet.config.load import to_plain
 from sppnet.config.schema import LAYOUT
 from sppnet.data import ImageSet, build_images_from_config
 from sppnet.errors import UserError, notice
@@ -137,7 +136,7 @@ def _warn_of_meaningless_figures(task: Task, images: ImageSet) -> None:
         return
     from sppnet.transfer.extractor import load_checkpoint_metadata  # imports torch
 
-    same_split = to_plain(task.cfg.data.split) == task.trained.stored["data"]["split"]
+    same_split = task.cfg.data.split.plain() == task.trained.stored["data"]["split"]
     own_parts = task.own_parts(images) is not None or (images.multilabel and same_split)
     if load_checkpoint_metadata(task.trained)["fingerprint"] == images.fingerprint() and not own_parts:
         notice(f"warning: the network was trained on some of the test images of data={task.cfg.data.name}")

@@ -1,7 +1,10 @@
 """Turn option files and overrides into a checked configuration. Nothing here imports torch.
 
-`option_files` finds the files under `conf/`, `overrides` prepares the command line for Hydra, and `compose` turns
-overrides into a configuration. `schema` checks the configuration's keys and values with the rules in `validators`, and
-`instantiate` builds objects of the classes that the configuration names. `merge` applies overrides to the stored
-configuration of a run.
+1. `option_files` finds the files under `conf/`, `overrides` prepares the command line for Hydra, and `compose` turns
+   overrides into plain data.
+2. `schema` declares every key of a run, with its `marks`; `command_schemas` adds the keys of single commands, and
+   `trainer_arguments` those that are passed on to Lightning. `load` turns plain data into an object of a schema.
+3. `keys` answers what the schema says about a key: its words, what it determines, which commands may change it.
+4. `merge` applies overrides to the stored configuration of a run.
+5. `instantiate` builds objects of the classes that a configuration names.
 """

@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -50,25 +51,45 @@ def compose_plain(command: str, overrides: list[str]) -> dict[str, Any]:
         raise UserError(explain(error, command)) from error
 
 
-def drop_missing_options(command: str, overrides: list[str]) -> list[str]:
-    """Drop each override of a run that selects a missing option file, and all other overrides of the same group.
+def replayable(command: str, run_overrides: Sequence[str], typed: Sequence[str] = ()) -> list[str]:
+    """Select the overrides of a run that can be composed again, followed by the typed ones.
 
-    For example, the option file of a user's own backbone is missing if the command was typed without `--config-dir`.
-    Dropping these overrides is harmless, because the run stores the composed configuration of the backbone as well.
+    Left out are overrides that select a missing option file, with all others of the same group, and overrides of a key
+    that the typed options lack. For example, the option file of a user's own backbone is missing if the
+    command was typed without `--config-dir`, and `data=digits` has no `data.root`. Both are harmless, because the run
+    stores the composed configuration as well.
+
+    Raises:
+        UserError: the typed overrides cannot be composed.
     """
+    kept = list(run_overrides)
     while True:
         try:
-            _compose(command, overrides)
-        except MissingConfigException as error:
-            group = str(error.missing_cfg_file).partition("/")[0]
-            others = [word for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] != group]
-            if len(others) == len(overrides):
-                raise UserError(explain(error, command)) from error
-            overrides = others
+            _compose(command, [*kept, *typed])
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(error, command)) from error
+            if isinstance(error, MissingConfigException):
+                name = str(error.missing_cfg_file).rpartition("/")[0].replace("/", ".")
+            else:
+                name = str(getattr(_cause(error), "full_key", None) or "")
+            others = [word for word in kept if not f"{override_key(word)}.".startswith(f"{name}.")] if name else kept
+            if len(others) == len(kept):
+                raise UserError(explain(error, command)) from error
+            kept = others
         else:
-            return overrides
+            return kept
+
+
+def override_key(override: str) -> str:
+    """The key or group of an override, with dots: `data.crop` for `data/crop=paper`."""
+    return override.partition("=")[0].lstrip("+~").replace("/", ".")
+
+
+def _cause(error: BaseException) -> OmegaConfBaseException | None:
+    """The OmegaConf error behind a Hydra error; its `full_key` says which key it is about."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    return cause
 
 
 def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob], dict[str, Any], dict[str, Any]]:
@@ -131,10 +152,8 @@ def one_line(error: BaseException) -> str:
 
 def explain(error: BaseException, command: str) -> str:
     """Explain a Hydra error in one line: what is wrong, and what is available instead."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
-    key = str(getattr(cause, "full_key", "") or "")
+    cause = _cause(error)
+    key = str(getattr(cause, "full_key", None) or "")
     if isinstance(error, ConfigCompositionException) and "Could not override" in str(error) and key:
         return _unknown_key(key, command)
     if isinstance(error, OverrideParseException):

@@ -18,9 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import hydra.utils
-from hydra.errors import InstantiationException
-
 from sppnet.errors import UserError
 
 ALLOWED = ("sppnet.", "torch.nn.", "torch.optim.", "torchvision.", "lightning.", "torchmetrics.")
@@ -28,7 +25,6 @@ ALLOWED = ("sppnet.", "torch.nn.", "torch.optim.", "torchvision.", "lightning.",
 # inside them. Stored configurations then stay valid when a class moves to a different module.
 PUBLIC_PACKAGES = ("sppnet.data", "sppnet.models")
 REFUSED = ("torch.hub", "torch.jit", "torch.load", "torchvision.datasets.utils", "lightning.fabric.utilities.cloud_io")
-RESERVED_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")  # Hydra's own keys
 T = TypeVar("T")
 
 
@@ -61,7 +57,7 @@ def check_target(name: object, slot: str) -> str:
 
 
 def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, **kwargs: Any) -> T:
-    """Build the object that `node` describes, with Hydra's `instantiate`.
+    """Build the object that `node` describes.
 
     `_target_` names a class or an annotated function, and the other keys are its arguments.
 
@@ -76,40 +72,45 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
         UserError: the name is not allowed, does not exist or is not of `kind`, or the class refuses the arguments.
     """
     name = check_target(node.get("_target_"), slot)
-    if reserved := [str(key) for key in node if key in RESERVED_KEYS]:
-        raise UserError(f"{slot}.{reserved[0]} is not allowed; {slot} takes _target_ and the arguments of its class")
     target = _import_target(name, slot)
     if not _returns(target, kind):
         raise UserError(
             f"{slot}._target_={name} is neither a subclass of {kind.__name__} nor a function annotated to return one"
         )
     try:
-        instance = hydra.utils.instantiate(dict(node), *args, _recursive_=False, _convert_="all", **kwargs)
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UserError):
-            raise cause from None
-        # a user's class may raise any exception
-        out_of_memory = isinstance(cause, MemoryError) or "allocate memory" in str(cause)
-        problem = "they need more memory than is available" if out_of_memory else str(cause) or type(cause).__name__
-        raise UserError(f"{slot}: {name} refuses its arguments: {problem}") from cause
+        instance = target(*args, **{key: value for key, value in node.items() if key != "_target_"} | kwargs)
+    except UserError:
+        raise
+    except Exception as error:  # a user's class may raise any exception
+        out_of_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        problem = "they need more memory than is available" if out_of_memory else str(error) or type(error).__name__
+        raise UserError(f"{slot}: {name} refuses its arguments: {problem}") from error
     if not isinstance(instance, kind):
         raise UserError(f"{slot}._target_={name} returned {type(instance).__name__} instead of {kind.__name__}")
     return instance
 
 
-def user_source_files(node: Any) -> dict[str, Path]:
+def check_target_name(name: str) -> str:
+    """Do what `check_target` does, for a schema, which names the slot itself."""
+    return check_target(name, "")
+
+
+def user_source_files(node: Any, slot: str = "") -> dict[str, Path]:
     """Map the name of each user class that is a `_target_` in `node` to the path of its source file.
 
     Raises:
-        UserError: the module of a class does not exist.
+        UserError: a name is not allowed, or its module does not exist.
     """
-    if not isinstance(node, Mapping):
+    if not isinstance(node, Mapping | list):
         return {}
-    files = {target: path for value in node.values() for target, path in user_source_files(value).items()}
-    name = node.get("_target_")
-    if isinstance(name, str) and not name.startswith(ALLOWED):
-        files[name] = _source_file(name)
+    items = node.items() if isinstance(node, Mapping) else enumerate(node)
+    files: dict[str, Path] = {}
+    for key, value in items:
+        inner = f"{slot}.{key}".lstrip(".")
+        if key == "_target_" and isinstance(value, str) and not value.startswith(ALLOWED):
+            check_target(value, slot)  # because looking for the file imports the packages that contain it
+            files[value] = _source_file(value)
+        files |= user_source_files(value, inner)
     return files
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -99,70 +99,45 @@ def sections(annotation: Any) -> list[type[Section]]:
     return [section for arm in _arms(inner) for section in sections(arm)]
 
 
-def key_named(schema: type[Section], name: str) -> Key | None:
-    """The key or section called `name`; None if the schema does not list it."""
-    return next((key for key in keys(schema) if key.name == name), None)
+def key_named(schema: type[Section], name: str, data: object = None) -> Key | None:
+    """The key or section called `name`; None if the schema does not list it.
+
+    If several alternatives of a section have the key, it is that of the alternative in `data`.
+    """
+    named = [key for key in keys(schema) if key.name == name]
+    present = [key for key in named if key.variant is None or value_of(data, key.variant[0]) == key.variant[1]]
+    return next(iter([*present, *named]), None)
 
 
-def nearest(schema: type[Section], name: str) -> Key | None:
+def nearest(schema: type[Section], name: str, data: object = None) -> Key | None:
     """The key called `name`, or the innermost section that it lies in."""
     while name:
-        if key := key_named(schema, name):
+        if key := key_named(schema, name, data):
             return key
         name = name.rpartition(".")[0]
     return None
 
 
 def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
-    """Dump the keys of `cfg` for which `keep` returns true, as plain data.
+    """Return the keys of `cfg` for which `keep` returns true, as plain data.
 
     Arguments of a user's class and of the Trainer have no line in the schema; `keep` is asked about their section.
     """
-    result: dict[str, Any] = {}
-    _select(cfg, "", (), keep, result)
-    return result
 
+    def part(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        selected: dict[str, Any] = {}
+        for name, value in node.items():
+            key = nearest(type(cfg), f"{prefix}{name}", plain)
+            assert key is not None
+            if isinstance(value, dict) and key.name == f"{prefix}{name}" and key.alternatives:
+                if inner := part(value, f"{key.name}."):
+                    selected[name] = inner
+            elif keep(key):
+                selected[name] = value
+        return selected
 
-def _select(
-    section: BaseModel, prefix: str, inherited: tuple[Any, ...], keep: Callable[[Key], bool], result: dict[str, Any]
-) -> None:
-    for name, field in type(section).model_fields.items():
-        if name not in section.model_fields_set:
-            continue
-        value, key = getattr(section, name), Key(f"{prefix}{field.alias or name}", field, (*inherited, *field.metadata))
-        if isinstance(value, BaseModel):
-            inner: dict[str, Any] = {}
-            _select(value, f"{key.name}.", key.marks, keep, inner)
-            if inner:
-                result[field.alias or name] = inner
-        elif keep(key):
-            result[field.alias or name] = _plain(value)
-    extra = section.model_extra or {}
-    if extra and keep(Key(prefix.rstrip("."), FieldInfo(), inherited)):
-        result |= {name: _plain(value) for name, value in extra.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(by_alias=True, exclude_unset=True)
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def drop_foreign_keys(schema: type[Section], data: dict[str, Any], section: str, typed: Collection[str]) -> None:
-    """Remove from a section of plain data the keys that only other alternatives have, except those that were typed.
-
-    A study's file may set keys of one alternative, of which the user has chosen another.
-    """
-    key, node = key_named(schema, section), value_of(data, section)
-    if key is None or not isinstance(node, dict):
-        return
-    tag = str(key.field.discriminator)
-    chosen = [s for s in key.alternatives if node.get(tag) in typing.get_args(s.model_fields[tag].annotation)]
-    for name in set(node).difference(*(s.model_fields for s in chosen)) if chosen else ():
-        if f"{section}.{name}" not in typed:
-            del node[name]
+    plain = cfg.plain()
+    return part(plain, "")
 
 
 def without_effect(cfg: Section) -> dict[str, str]:

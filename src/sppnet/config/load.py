@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from sppnet.config.instantiate import check_target
 from sppnet.config.keys import describe, key_named, keys, sections, takes_text, value_of
-from sppnet.config.schema import LAYOUT, RENAMED, RENAMED_OPTIONS, Config, OpenSection, Section, Trainer
+from sppnet.config.schema import LAYOUT, RENAMED, RENAMED_OPTIONS, Config, Section, Trainer
 from sppnet.config.trainer_arguments import suggest_argument
 from sppnet.errors import UserError, format_value
 
@@ -29,14 +29,15 @@ def load(schema: type[AnySection], data: Mapping[str, Any]) -> AnySection:
         UserError: a key or a value is wrong; the message names the first one and what is allowed.
     """
     for old in RENAMED:
-        if key_named(schema, old) is None and value_of(data, old) is not None and (new := renamed(schema, old)):
+        section = old.rpartition(".")[0]
+        own_class = not str(value_of(data, f"{section}._target_") or "sppnet.").startswith("sppnet.")
+        known = key_named(schema, old) is not None or own_class  # the arguments of one's own class may have any name
+        if not known and value_of(data, old) is not None and (new := renamed(schema, old)):
             raise UserError(f"unknown key {old}; it is now called {new}")
     try:
         cfg = schema.model_validate(data)
     except ValidationError as error:
         raise UserError(_explain(schema, data, error)) from None
-    for slot, target in _targets(cfg):
-        check_target(target, slot)
     return cfg
 
 
@@ -49,7 +50,7 @@ def check_unresolved(schema: type[Section], data: Mapping[str, Any]) -> None:
     try:
         schema.model_validate(data)
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_context=False):
+        for problem in error.errors(include_url=False):
             unresolved = UNRESOLVED.search(str(problem["input"])) or problem["type"] == "missing"
             if not unresolved:
                 raise UserError(_explain(schema, data, error, problem)) from None
@@ -61,19 +62,14 @@ def replace(cfg: AnySection, values: Mapping[str, Any]) -> AnySection:
     Raises:
         UserError: a value is not allowed.
     """
-    data = to_plain(cfg)
+    data = cfg.plain()
     for name, value in values.items():
         node: Any = data
         *parents, last = name.split(".")
         for part in parents:
             node = node[part]
-        node[last] = to_plain(value) if isinstance(value, BaseModel) else value
+        node[last] = value
     return load(type(cfg), data)
-
-
-def to_plain(cfg: BaseModel) -> dict[str, Any]:
-    """Return a configuration as plain data, as a run stores it."""
-    return cfg.model_dump(by_alias=True, exclude_unset=True)
 
 
 def check_layout(layout: object, where: str) -> None:
@@ -94,33 +90,20 @@ def check_layout(layout: object, where: str) -> None:
         )
 
 
-def _targets(cfg: object, slot: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the slot and the value of every `_target_` that will be built."""
-    if isinstance(cfg, OpenSection):
-        yield slot, cfg.target
-    if isinstance(cfg, Section):
-        extra = cfg.model_extra if isinstance(cfg, Trainer) else {}
-        for name, value in {**{name: getattr(cfg, name) for name in type(cfg).model_fields}, **(extra or {})}.items():
-            yield from _targets(value, f"{slot}.{name}".lstrip("."))
-    elif isinstance(cfg, Mapping):
-        if "_target_" in cfg:
-            yield slot, cfg["_target_"]
-        for name, value in cfg.items():
-            if isinstance(value, Section):
-                yield from _targets(value, f"{slot}.{name}")
-    elif isinstance(cfg, list):
-        for number, value in enumerate(cfg):
-            yield from _targets(value, f"{slot}[{number}]")
-
-
 def _explain(
     schema: type[Section], data: Mapping[str, Any], error: ValidationError, problem: Mapping[str, Any] | None = None
 ) -> str:
     if problem is None:
         problems = error.errors(include_url=False)
-        problem = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
-    name, field = _locate(schema, problem["loc"])
+        first = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
+        name = _locate(schema, data, first["loc"])[0]
+        # a mapping may also be refused as the text that it could have been; what is wrong inside it says more
+        inside = (each for each in problems if f"{_locate(schema, data, each['loc'])[0]}.".startswith(f"{name}."))
+        problem = max(inside, key=lambda each: len(_locate(schema, data, each["loc"])[0]))
+    name, field = _locate(schema, data, problem["loc"])
     value, kind = value_of(data, name), problem["type"]
+    if kind == "invalid_key":
+        return f"{name} is not allowed: the names of keys must be strings"
     own_message = (problem.get("ctx") or {}).get("error")
     if kind == "extra_forbidden":
         return unknown_key(schema, name, data)
@@ -132,12 +115,13 @@ def _explain(
         return _target_problem(value, name)
     if kind == "value_error" and own_message is not None and (field is None or sections(field.annotation)):
         return str(own_message)
+    if field is not None and len(sections(field.annotation)) > 1 and not isinstance(value, Mapping):
+        option = f"; choose an option with {name.replace('.', '/')}={value}" if isinstance(value, str) else ""
+        return f"{name}={format_value(value)} is not allowed: must be a mapping{option}"
     if kind.startswith("union_tag"):
         assert field is not None
         tag = str(field.discriminator)
         options = [get_args(section.model_fields[tag].annotation)[0] for section in sections(field.annotation)]
-        if not isinstance(value, Mapping):
-            return f"{name}={format_value(value)} is not allowed: must be a mapping"
         if tag not in value:
             return f"{name}.{tag} is missing; it is required"
         return f"{name}.{tag}={format_value(value[tag])} is not allowed: must be one of {', '.join(options)}"
@@ -157,37 +141,22 @@ def _target_problem(value: object, name: str) -> str:
     return f"{name}={format_value(value)} is not allowed"
 
 
-def _locate(schema: type[Section], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
-    """Return the key that pydantic's `location` is about, and its field; None for a key that the schema lacks."""
+def _locate(
+    schema: type[Section], data: Mapping[str, Any], location: tuple[int | str, ...]
+) -> tuple[str, FieldInfo | None]:
+    """Return the key that pydantic's `location` is about, and its field; None for a key that the schema lacks.
+
+    Parts of a location that are not keys of `data` name an alternative of a section, or a type.
+    """
     names: list[str] = []
-    options: list[type[Section]] = [schema]
-    field: FieldInfo | None = None
-    parts = iter(location)
-    for part in parts:
-        fields = {f.alias or name: f for section in options for name, f in section.model_fields.items()}
-        names.append(str(part))
-        field = fields.get(str(part))
-        if field is None:
-            break
-        options = sections(field.annotation)
-        if len(options) > 1 and field.discriminator is not None:  # the next part is the alternative, not a key
-            tag = next(parts, None)
-            if tag is not None:
-                discriminator = str(field.discriminator)
-                options = [s for s in options if tag in get_args(s.model_fields[discriminator].annotation)]
-        elif not options:
-            if (item := _section_of_items(field)) is not None and (name := next(parts, None)) is not None:
-                names.append(str(name))
-                options, field = [item], None
-                continue
-            break
-    return ".".join(names), field
-
-
-def _section_of_items(field: FieldInfo) -> type[Section] | None:
-    """The section that each value of a mapping is, as in `callbacks`."""
-    args = get_args(field.annotation)
-    return args[1] if len(args) == 2 and isinstance(args[1], type) and issubclass(args[1], Section) else None
+    for number, part in enumerate(location, start=1):
+        node = value_of(data, ".".join(names)) if names else data
+        inner = ".".join([*names, str(part)])
+        if isinstance(node, Mapping) and (part in node or (number == len(location) and key_named(schema, inner))):
+            names.append(str(part))
+    name = ".".join(names)
+    key = key_named(schema, name, data)
+    return name, key.field if key else None
 
 
 def refusal(name: str, value: object, field: FieldInfo) -> str:
@@ -214,7 +183,9 @@ def unknown_key(schema: type[Section], name: str, data: Mapping[str, Any]) -> st
     if others := [key.variant for key in here if key.name == name and key.variant is not None]:
         setting = others[0][0]
         values = " or ".join(f"{setting}={value}" for _, value in others)
-        return f"unknown key {name} with {setting}={format_value(value_of(data, setting))}; it exists with {values}"
+        group = setting.rpartition(".")[0].replace(".", "/")
+        present = f"{setting}={format_value(value_of(data, setting))}"
+        return f"unknown key {name} with {present}; it exists with {values} (choose an option with {group}=NAME)"
     existing = [k for k in here if k.variant is None or value_of(data, k.variant[0]) == k.variant[1]]
     names = sorted(dict.fromkeys(key.name.rpartition(".")[2] for key in existing))
     near = get_close_matches(last, names, n=1)

@@ -8,6 +8,7 @@ only training may set it. A forgotten mark is therefore on the safe side.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Affects:
 
     weights: bool = False
     test: bool = False
-    points: str = "always"
+    points: Literal["always", "swept", "never"] = "always"
 
 
 class affects:  # noqa: N801  (a namespace, so that a mark reads as a sentence)

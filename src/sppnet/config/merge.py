@@ -35,7 +35,7 @@ def merge(
     for name in typed_keys:
         _copy(after, merged, name.split("."))
     for name, old, new in list(differences(stored, merged)):
-        if may_change(name, command):
+        if may_change(name, command, merged):
             continue
         if _is_typed(name, typed_keys):
             raise UserError(
@@ -46,17 +46,19 @@ def merge(
     return merged
 
 
-def may_change(name: str, command: str) -> bool:
-    """Whether `command` may change the key `name` of a run's configuration."""
-    key = nearest(Config, name)
+def may_change(name: str, command: str, data: Mapping[str, Any] | None = None) -> bool:
+    """Whether `command` may change the key `name` of a run's configuration, of which `data` are the values."""
+    key = nearest(Config, name, data)
     return key is not None and key.may_change(command)
 
 
 def _is_typed(name: str, typed_keys: Collection[str]) -> bool:
     key = nearest(Config, name)
     fixed = key is not None and key.mark(Changes) == Changes(frozenset())
-    sections = [typed for typed in typed_keys if f"{name}.".startswith(f"{typed.replace('/', '.')}.")]
-    return "experiments" in typed_keys or bool(sections if not fixed else name in typed_keys)
+    if fixed:
+        return name in typed_keys
+    dotted = (f"{typed.replace('/', '.')}." for typed in typed_keys)
+    return "experiments" in typed_keys or any(f"{name}.".startswith(t) or t.startswith(f"{name}.") for t in dotted)
 
 
 def _changeable(command: str) -> str:

@@ -130,6 +130,13 @@ def last_value(key: str, words: Sequence[str]) -> str | None:
     return None if value is None else str(value)
 
 
+def single_values(words: Sequence[str]) -> list[str]:
+    """Return the overrides of a command line that set a key of the configuration to one value, without sweeps."""
+    words = [word for word in _parse(words).overrides if not re.match(r"[+~]*hydra[./=]", word)]
+    parsed = OverridesParser.create().parse_overrides(words)
+    return [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
+
+
 def override_problem(command: str, word: str) -> str:
     """Explain why a word is not an override, and suggest one; "" if the word is an override."""
     key, equals, _ = word.partition("=")

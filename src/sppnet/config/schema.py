@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from sppnet.config.instantiate import check_target_name
 from sppnet.config.marks import Expected, Only, Passed, PathText, affects, changed_by
 from sppnet.config.trainer_arguments import check_trainer_arguments
 
@@ -92,13 +93,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
+    def plain(self) -> dict[str, Any]:
+        """Return the section as plain data, as a run stores it: without the keys that the configuration did not set."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
 
 class OpenSection(Section):
     """A section that describes an object: `_target_` names its class, and further keys are arguments of the class."""
 
     model_config = ConfigDict(extra="allow")
 
-    target: str = Field(alias="_target_")
+    target: Annotated[str, AfterValidator(check_target_name)] = Field(alias="_target_")
 
     def node(self, **more: Any) -> dict[str, Any]:
         """Return `_target_` and the arguments of the class, as `sppnet.config.instantiate` takes them."""
@@ -141,7 +146,7 @@ CROPPED, WHOLE = Only("data.fit", ("crop",)), Only("data.fit", ("full",))
 class Data(OpenSection):
     name: Annotated[Label, affects.by_content]
     root: Annotated[FilePath | None, affects.nothing, Passed()] = None
-    fit: Annotated[Literal["crop", "full"], affects.weights]
+    fit: Annotated[Literal["crop", "full"], affects.weights, changed_by()]
     batch_size: Annotated[int, Field(ge=1, le=2**20), affects.weights, EVERY]
     num_workers: Annotated[int, Field(ge=0, le=1024), affects.nothing, EVERY]
     bad_files: Literal["error", "skip"]
@@ -237,7 +242,7 @@ AnySchedule = Annotated[Cosine | Plateau | Constant, Field(discriminator="name")
 
 class Optim(OpenSection):
     lr: Annotated[Positive, Passed()]
-    weight_decay: Annotated[NotNegative, Passed()] = 0.0
+    weight_decay: Annotated[NotNegative | None, Passed()] = None
     ema: Inside | None = None
     schedule: AnySchedule
 
@@ -248,7 +253,7 @@ class Trainer(Section):
     model_config = ConfigDict(extra="allow")
 
     max_epochs: Whole
-    max_steps: Annotated[Whole | Literal[-1], Expected("-1 or an integer of at least 1")] = -1
+    max_steps: Annotated[Whole | Literal[-1], Expected("-1 or an integer of at least 1")]
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], affects.nothing, EVERY]
     devices: Annotated[
         Annotated[int, Field(ge=1, le=1024)]
@@ -256,7 +261,7 @@ class Trainer(Section):
         affects.by_content,
     ]
     num_nodes: Annotated[Whole, affects.by_content]
-    strategy: Annotated[Text | dict[str, Any], affects.by_content]
+    strategy: Annotated[Text | OpenSection, affects.by_content]
     precision: Annotated[
         Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"], affects.weights_and_test, EVERY
     ]
@@ -267,11 +272,12 @@ class Trainer(Section):
     limit_val_batches: BatchLimit
     # The identity of a test describes the images that the limit selects; see `sppnet.runs.identity`.
     limit_test_batches: Annotated[BatchLimit, affects.by_content, changed_by("test")]
-    overfit_batches: Whole | Share = 0
-    val_check_interval: BatchLimit = None
-    check_val_every_n_epoch: Whole | None = 1
+    overfit_batches: Whole | Share
+    val_check_interval: BatchLimit
+    check_val_every_n_epoch: Whole | None
     log_every_n_steps: Annotated[Whole, affects.nothing]
-    profiler: Annotated[str | dict[str, Any] | None, affects.nothing, changed_by("test")] = None
+    profiler: Annotated[Text | OpenSection | None, affects.nothing, changed_by("test")]
+    enable_model_summary: Annotated[bool, affects.nothing]
 
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:
@@ -407,6 +413,5 @@ RENAMED = {  # keys of layout 1, and what they are called now
     "loss.kind": "loss=auto, cross_entropy or bce",
     "views.of": "views.base_size",
     "views.ratio": "views.crop_pct",
-    "threads": "num_threads",
 }
 RENAMED_OPTIONS = {f"head={name}": f"pooling={name}" for name in ("spp", "gap", "flatten")}

@@ -9,10 +9,13 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import operator
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from sppnet.errors import format_value
 
@@ -28,14 +31,15 @@ REFUSED = {  # argument: why it is refused, and what to use instead
     "num_sanity_val_steps": "sizes, labels and files are checked before training, without running the network on them",
     "limit_predict_batches": "sppnet predict uses every image of its input",
     "fast_dev_run": "use debug=fast, which also tests saving and testing",
+    "model_registry": "it names models that Lightning's ModelCheckpoint uploads, and a run saves its own",
     "barebones": "a run needs its checkpoints and records; use progress=none for less output",
 }
 SPAWNING = ("spawn", "fork", "notebook")  # parts of the names of strategies that start processes without a command line
 
 
 @functools.cache
-def trainer_argument_names() -> tuple[str, ...]:
-    """The names of the Trainer's arguments, in the order of its signature."""
+def trainer_arguments() -> dict[str, ast.expr | None]:
+    """The names of the Trainer's arguments, in the order of its signature, and their annotations."""
     package = importlib.util.find_spec("lightning")
     assert package is not None
     assert package.origin is not None
@@ -43,20 +47,42 @@ def trainer_argument_names() -> tuple[str, ...]:
     tree = ast.parse(source.read_text(encoding="utf-8"))
     classes = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
     methods = (node for node in next(classes).body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return tuple(argument.arg for argument in next(methods).args.kwonlyargs)
+    return {argument.arg: argument.annotation for argument in next(methods).args.kwonlyargs}
+
+
+def _type(annotation: ast.expr | None) -> Any:
+    """The type that an annotation names, as far as it consists of plain values; Any for everything else."""
+    if isinstance(annotation, ast.Name):
+        return {"bool": bool, "int": int, "float": float, "str": str}.get(annotation.id, Any)
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
+        inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        types = [_type(node) for node in inner]
+        if annotation.value.id == "Optional":
+            return types[0] | None if types[0] is not Any else Any
+        if annotation.value.id == "Union" and Any not in types:
+            return functools.reduce(operator.or_, types)
+    return Any
 
 
 def check_trainer_arguments(passed: Mapping[str, Any], usual: Iterable[str], strategy: object) -> None:
-    """Check the names of the arguments that are `passed` on, and that `strategy` does not spawn processes.
+    """Check the arguments that are `passed` on, and that `strategy` does not spawn processes.
 
     Raises:
-        ValueError: the Trainer has no such argument, or it would break what a run promises.
+        ValueError: the Trainer has no such argument, or takes no such value, or a run could not keep its promises.
     """
     for name, value in passed.items():
         if name in REFUSED:
             raise ValueError(f"trainer.{name}={format_value(value)} is not allowed: {REFUSED[name]}")
-        if name not in trainer_argument_names():
+        if name not in trainer_arguments():
             raise ValueError(f"unknown key trainer.{name}; {suggest_argument(name, usual)}")
+        annotation = trainer_arguments()[name]
+        try:
+            TypeAdapter(_type(annotation)).validate_python(value, strict=True)
+        except ValidationError:
+            takes = ast.unparse(annotation) if annotation else ""
+            raise ValueError(
+                f"trainer.{name}={format_value(value)} is not allowed: lightning.Trainer takes {takes}"
+            ) from None
     if isinstance(strategy, str) and any(part in strategy for part in SPAWNING):
         raise ValueError(
             f"trainer.strategy={strategy} is not allowed: it starts processes that cannot resume a run; use ddp"
@@ -65,7 +91,7 @@ def check_trainer_arguments(passed: Mapping[str, Any], usual: Iterable[str], str
 
 def suggest_argument(name: str, usual: Iterable[str]) -> str:
     """Suggest the argument that the user may have meant by `name`, preferably one of the `usual` ones."""
-    names = [name for name in trainer_argument_names() if name not in REFUSED]
+    names = [name for name in trainer_arguments() if name not in REFUSED]
     near = get_close_matches(name, usual, n=1) or get_close_matches(name, names, n=1)
     hint = f"did you mean trainer.{near[0]}? " if near else ""
     return f"{hint}trainer has the arguments of lightning.Trainer: {', '.join(names)}"

@@ -156,8 +156,8 @@ class EvalBatchSampler(Sampler[list[Item]]):
         return sum(-(-share // nominal) for share, nominal in zip(shares, self.nominal, strict=True))
 
     def __iter__(self) -> Iterator[list[Item]]:
-        limit = int(self.limit * len(self)) if isinstance(self.limit, float) else self.limit  # as Lightning rounds it
-        if limit is None or limit >= len(self):
+        limit = used_batches(len(self), self.limit)
+        if limit == len(self):
             return self._batches(None)
         batches = list(self._batches(rng(self.seed, "limited", "members")))
         counts = np.array([len(batch) for batch in batches])
@@ -176,6 +176,11 @@ class EvalBatchSampler(Sampler[list[Item]]):
             ends = balanced_cuts(share, [nominal] * -(-share // nominal))
             for start, end in zip([0, *ends], ends, strict=False):
                 yield [Item(index, self.size, shapes, 0, valid) for index, valid in rank_members[start:end]]
+
+
+def used_batches(batches: int, limit: float | None) -> int:
+    """How many of its `batches` Lightning uses under a limit: a number (int), a share (float), or None for all."""
+    return int(batches * limit) if isinstance(limit, float) else batches if limit is None else min(batches, limit)
 
 
 def balanced_cuts(samples: int, capacities: Sequence[int], minimums: Sequence[int] | None = None) -> list[int]:

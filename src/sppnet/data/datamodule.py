@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 
 from sppnet.config.schema import AnyViews, Augment, Center, Data, Full, Windows
 from sppnet.data.aspect_buckets import Bucket, shape_buckets, square_bucket
-from sppnet.data.batch_samplers import EvalBatchSampler, TrainBatchSampler
+from sppnet.data.batch_samplers import EvalBatchSampler, TrainBatchSampler, used_batches
 from sppnet.data.build import Splits
 from sppnet.data.crops import EvalRegions, TrainRegions
 from sppnet.data.image_cache import ImageCache, build_image_cache
@@ -46,6 +46,7 @@ class DataModule(LightningDataModule):
     Attributes:
         pairs: training sizes at which a batch needs at least two images (see
             `sppnet.training.preflight.sizes_for_pairs`). Set this attribute before the training loader is created.
+        world: number of processes if there is no Trainer.
         device: device on which the batches are used if there is no Trainer. If it is a GPU, the loaders use pinned
             memory.
     """
@@ -66,6 +67,7 @@ class DataModule(LightningDataModule):
         self.seed, self.cache, self.progress = seed, cache, progress
         self.skip = cfg.bad_files == "skip"
         self.pairs: Collection[int] = ()
+        self.world = 1
         self.device = torch.device("cpu")
         self._shapes: ShapeArray | None = None
         # training buckets by (world, minimum), stored because grouping a million images takes seconds
@@ -197,7 +199,7 @@ class DataModule(LightningDataModule):
         return self._shapes
 
     def _world(self) -> int:
-        return self.trainer.world_size if self.trainer is not None else 1
+        return self.trainer.world_size if self.trainer is not None else self.world
 
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
@@ -206,8 +208,8 @@ class DataModule(LightningDataModule):
         """The number of batches taken since the run's first step, including those skipped by `limit_train_batches`."""
         if self.trainer is None:
             return 0
-        limit, full = self.trainer.limit_train_batches, self._train_batches
-        used = int(limit * full) if isinstance(limit, float) else min(limit or full, full)
+        full = self._train_batches
+        used = used_batches(full, self.trainer.limit_train_batches)
         epoch, start = divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready, max(1, used))
         repeats = getattr(self.trainer, "overfit_batches", 0) > 0  # the Trainer does not declare this attribute
         return start + (0 if repeats else epoch * full)  # overfitting repeats the first epoch

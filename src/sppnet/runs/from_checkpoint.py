@@ -7,7 +7,7 @@ does not affect old runs. Only `read_checkpoint` imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,7 @@ import yaml
 from sppnet.config import compose
 from sppnet.config.command_schemas import COMMANDS
 from sppnet.config.compose import Job
-from sppnet.config.keys import drop_foreign_keys, keys
+from sppnet.config.keys import keys, value_of
 from sppnet.config.load import check_layout, load
 from sppnet.config.merge import merge
 from sppnet.config.schema import Backbone, Config
@@ -68,28 +68,6 @@ class TrainedNetwork(Generic[Cfg]):
         return file_digest(self.weights)
 
 
-def replayed_overrides(command: str, run_overrides: list[str], typed: Sequence[str]) -> list[str]:
-    """Select the overrides of a run on which the typed ones build.
-
-    If the user chooses another alternative of a section, such as `views=full`, the run's overrides of that section
-    (`views.scales=[256]`) are left out, because the new alternative may lack their keys.
-    """
-    chosen = {f"{name}." for name in _chosen_alternatives(word.partition("=")[0] for word in typed)}
-    kept = [word for word in run_overrides if not _key(word).startswith(tuple(chosen))]
-    return compose.drop_missing_options(command, kept)
-
-
-def _key(override: str) -> str:
-    """The key or group of an override, with dots."""
-    return override.partition("=")[0].lstrip("+~").replace("/", ".")
-
-
-def _chosen_alternatives(typed_keys: Iterable[str]) -> list[str]:
-    """The sections of which the user has chosen one of several alternatives."""
-    several = {key.name for key in keys(Config) if len(key.alternatives) > 1}
-    return [name for typed in typed_keys if (name := _key(typed)) in several]
-
-
 def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) -> TrainedNetwork[Any]:
     """Apply the typed overrides to the configuration stored with `job.cfg["checkpoint"]`.
 
@@ -102,21 +80,35 @@ def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) ->
         UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override has a value that is not
             allowed, or changes a key that must stay as it was in training.
     """
-    schema = COMMANDS[command]
+    schema, typed = COMMANDS[command], job.overrides[replayed:]
     checkpoint = checkpoint_path(job.cfg["checkpoint"])
     stored, overrides = load_stored_config(checkpoint)
-    overrides = compose.drop_missing_options(command, overrides)
-    typed_keys = [override.partition("=")[0].lstrip("+~") for override in job.overrides[replayed:]]
-    for section in _chosen_alternatives(typed_keys):
-        drop_foreign_keys(schema, job.cfg, section, typed_keys)
+    typed_keys = [override.partition("=")[0].lstrip("+~") for override in typed]
+    _replace_chosen_sections(command, job.cfg, typed)
+    load(schema, job.cfg)
     own = {name: value for name, value in job.cfg.items() if name not in Config.model_fields}
-    before, after = compose.compose_plain(command, overrides), job.cfg
+    before, after = compose.compose_plain(command, compose.replayable(command, overrides)), job.cfg
     before, after = ({key: value for key, value in c.items() if key not in own} for c in (before, after))
     cfg = load(schema, merge(command, stored, before, after, typed_keys) | own)
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
     network = TrainedNetwork(cfg, checkpoint, run, weights, stored, tuple(typed_keys), {})
     return replace(network, changed_code=_changed_code(cfg.backbone, checkpoint, run))
+
+
+def _replace_chosen_sections(command: str, plain: dict[str, Any], typed: Sequence[str]) -> None:
+    """Compose each section of which the user has chosen an alternative (`views=full`) from the typed overrides alone.
+
+    The study's file of the run may set keys of the alternative that the run had, which the chosen one lacks.
+    """
+    several = {key.name for key in keys(Config) if len(key.alternatives) > 1}
+    for name in several & {compose.override_key(override) for override in typed}:
+        words = [word for word in typed if f"{compose.override_key(word)}.".startswith(f"{name}.")]
+        *parents, last = name.split(".")
+        node = plain
+        for part in parents:
+            node = node[part]
+        node[last] = value_of(compose.compose_plain(command, words), name)
 
 
 def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict[str, str]:

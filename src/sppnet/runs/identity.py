@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sppnet.config.instantiate import user_source_files
 from sppnet.config.keys import Key, select, without_effect
-from sppnet.config.load import to_plain
-from sppnet.config.schema import LAYOUT, Config
+from sppnet.config.schema import LAYOUT, Config, OpenSection
 from sppnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
         "config": _select(cfg, lambda key: key.affects.weights),
         "data.fingerprint": images.fingerprint(),
         "loss.name": loss,
-        "code": own_class_digests(to_plain(cfg)),
+        "code": own_class_digests(cfg.plain()),
         "backbone.weights": weights_identity(cfg.backbone.weights),
         "strategy": strategy(cfg),
         "world_size": world_size(cfg),
@@ -80,9 +79,10 @@ def _limit(cfg: Config) -> dict[str, float] | None:
 
 def strategy(cfg: Config) -> Any:
     """The strategy with which Lightning trains: `trainer.strategy`, in which `auto` means DDP for several processes."""
-    if cfg.trainer.strategy != "auto":
-        return cfg.trainer.strategy
-    return "ddp" if world_size(cfg) > 1 else "auto"
+    chosen = cfg.trainer.strategy
+    if chosen == "auto":
+        return "ddp" if world_size(cfg) > 1 else "auto"
+    return chosen.plain() if isinstance(chosen, OpenSection) else chosen
 
 
 def digest(identity: Mapping[str, Any]) -> str:

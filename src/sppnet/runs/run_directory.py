@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import yaml
 
-from sppnet.config.load import to_plain
 from sppnet.config.schema import LAYOUT, Config
 from sppnet.errors import UserError
 from sppnet.runs.provenance import provenance
@@ -97,7 +96,7 @@ class Run:
         write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in lasting))
         write_text(
             self.path / "config.yaml",
-            yaml.safe_dump({"layout": LAYOUT, **to_plain(cfg), "force": False}, sort_keys=False),
+            yaml.safe_dump({"layout": LAYOUT, **cfg.plain(), "force": False}, sort_keys=False),
         )
         history = {"identity": identity, "starts": []} | read_record(self.path / "provenance.json")
         history["starts"].append({"time": _now()} | provenance())

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from sppnet.config.load import to_plain
 from sppnet.config.schema import LAYOUT, Config, Cosine, Plateau
+from sppnet.data.batch_samplers import used_batches
 from sppnet.data.loader import Batch
 from sppnet.data.views import Views
 from sppnet.errors import RunFailed, UserError
@@ -246,7 +246,7 @@ class Classifier(L.LightningModule):
         self.check_loss()
         checkpoint["sppnet"] = {
             "layout": LAYOUT,
-            "config": to_plain(self.cfg),
+            "config": self.cfg.plain(),
             "overrides": self.overrides,
             "code": self.code,
             "fingerprint": self.fingerprint,
@@ -284,8 +284,7 @@ class Classifier(L.LightningModule):
         """
         trainer = self.trainer
         batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        limit = trainer.limit_train_batches  # set by trainer.overfit_batches, too
-        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
+        batches = used_batches(batches, trainer.limit_train_batches)  # trainer.overfit_batches sets this limit, too
         steps = self.cfg.trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
         return steps if self.cfg.trainer.max_steps < 0 else min(steps, self.cfg.trainer.max_steps)
 

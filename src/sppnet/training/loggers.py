@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from sppnet.config.load import to_plain
 from sppnet.config.schema import Config
 from sppnet.errors import notice
 from sppnet.runs.identity import digest
@@ -85,7 +84,7 @@ def build_mirrors(cfg: Config, run: Run) -> list[Logger]:
                 offline=wandb.mode == "offline",
                 save_dir=run.path,
                 settings=Settings(silent=True),  # wandb must print nothing after the run's result
-                config=to_plain(cfg),
+                config=cfg.plain(),
             )
         )
     return loggers

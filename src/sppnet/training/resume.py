@@ -38,6 +38,9 @@ def checkpoint_to_resume(run: Run) -> Path | None:
             raise RunFailed("; ".join(filter(None, (last_problem, best_problem, RESTART))))
         return None
     if not best["callbacks"][Checkpoints.__name__]["whole"]:
+        if not run.last.exists():  # stopped before the first last.ckpt: nothing but a few steps is lost
+            warn(f"{run.path} was stopped before it had saved a checkpoint to resume from; it starts again")
+            return None
         raise RunFailed(
             f"{last_problem}; best.ckpt was saved within an accumulation window, so the run cannot resume from it;"
             f" {RESTART}"

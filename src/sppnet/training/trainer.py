@@ -21,14 +21,14 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import LayerSync, Precision
+from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 
 from sppnet.config.instantiate import instantiate
-from sppnet.config.load import to_plain
 from sppnet.config.schema import Config
 from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
+from sppnet.data.batch_samplers import used_batches
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
 from sppnet.errors import RunFailed, UserError
@@ -99,7 +99,14 @@ def prepare(cfg: Config, overrides: Sequence[str], images: ImageSet | None = Non
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images
     callbacks = _build_callbacks(cfg, classifier.metrics["val"].names(cfg.sizes.val))
-    _check_limits(cfg, make_trainer(cfg, [], []), data)
+    data.world = world_size(cfg)
+    trainer = make_trainer(cfg, [], [])
+    check_limits(cfg, trainer, data, ("train", "val", "test"))
+    if trainer.world_size != data.world or getattr(trainer.strategy, "_start_method", "popen") != "popen":
+        raise UserError(
+            f"trainer.strategy={strategy(cfg)} is not allowed: it does not start {data.world} process(es) with a"
+            " command line each; use ddp"
+        )
     return PreparedRun(cfg, classifier, data, callbacks, notices)
 
 
@@ -189,33 +196,33 @@ def build_classifier(cfg: Config, sets: Splits, overrides: Sequence[str] = ()) -
     return classifier.double() if cfg.trainer.precision == "64-true" else classifier
 
 
-def _check_limits(cfg: Config, trainer: L.Trainer, data: DataModule) -> None:
-    """Check that every epoch, validation and test has batches, and that an epoch is long enough to be validated.
+def check_limits(cfg: Config, trainer: L.Trainer, data: DataModule, parts: Sequence[str]) -> None:
+    """Check that each of the `parts` has batches, and that an epoch is long enough to be validated.
 
     Raises:
         UserError: a share of the batches rounds to none, or `trainer.val_check_interval` is longer than an epoch.
     """
-    batches = len(data.train_batches(world=trainer.world_size))
-    used = {"train": [batches], "val": [*map(len, data.val_dataloader())], "test": [*map(len, data.test_dataloader())]}
-    for part, counts in used.items():
+    for part in parts:
+        if part == "train":
+            batches = len(data.train_batches(world=data.world))
+        else:
+            batches = min(map(len, data.val_dataloader() if part == "val" else data.test_dataloader()))
         limit = getattr(trainer, f"limit_{part}_batches")
         key = "overfit_batches" if cfg.trainer.overfit_batches and part != "test" else f"limit_{part}_batches"
-        if isinstance(limit, float) and int(min(counts) * limit) < 1:
+        if used_batches(batches, limit) < 1:
+            raise UserError(f"trainer.{key}={limit} is not allowed: {part} has only {batches} batches, so none is used")
+        interval = trainer.val_check_interval
+        used = used_batches(batches, limit)
+        if part == "train" and isinstance(interval, int) and trainer.check_val_every_n_epoch and interval > used:
             raise UserError(
-                f"trainer.{key}={limit} is not allowed: {part} has only {min(counts)} batches, so none is used"
+                f"trainer.val_check_interval={interval} is not allowed: an epoch has {used} batches; with"
+                " trainer.check_val_every_n_epoch=null, the interval goes on over several epochs"
             )
-    limit, interval = trainer.limit_train_batches, trainer.val_check_interval
-    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
-    if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
-        raise UserError(
-            f"trainer.val_check_interval={interval} is not allowed: an epoch has {batches} batches; with"
-            " trainer.check_val_every_n_epoch=null, the interval goes on over several epochs"
-        )
 
 
 # The types that an argument of the Trainer may have if it is an object, named by `_target_`.
 OBJECTS: dict[str, type] = {"strategy": Strategy, "profiler": Profiler}
-PLUGINS = (Precision, LayerSync)
+PLUGINS = (LayerSync,)
 
 
 def make_trainer(cfg: Config, callbacks: list[Callback], loggers: list[Logger], root: Path | None = None) -> L.Trainer:
@@ -226,7 +233,7 @@ def make_trainer(cfg: Config, callbacks: list[Callback], loggers: list[Logger], 
     """
     settings = cfg.trainer
     devices = settings.devices
-    arguments = to_plain(settings) | {
+    arguments = settings.plain() | {
         "devices": devices if settings.accelerator != "cpu" or isinstance(devices, int) else len(devices),
         "strategy": strategy(cfg),
         "max_steps": -1,  # see FinalValidation
@@ -236,12 +243,9 @@ def make_trainer(cfg: Config, callbacks: list[Callback], loggers: list[Logger], 
         if isinstance(arguments.get(name), Mapping):
             arguments[name] = instantiate(arguments[name], kind, f"trainer.{name}")
     plugins = _build_plugins(arguments.pop("plugins", None))
-    if any(isinstance(plugin, Precision) for plugin in plugins):
-        del arguments["precision"]  # Lightning takes only one of the two
-    defaults = {"enable_model_summary": False}
     try:
         return L.Trainer(
-            **(defaults | arguments),
+            **arguments,
             callbacks=callbacks,
             logger=loggers or False,
             default_root_dir=root,
@@ -268,7 +272,7 @@ def _build_plugins(listed: Any) -> list[Any]:
             kinds = " or ".join(kind.__name__ for kind in PLUGINS)
             raise UserError(
                 f"{slot}._target_={node['_target_']} is not allowed: must be a {kinds}; a run has a CheckpointIO and a"
-                " ClusterEnvironment of its own"
+                " ClusterEnvironment of its own, and trainer.precision sets the precision"
             )
         plugins.append(plugin)
     return plugins

@@ -8,7 +8,6 @@ from typing import Any
 
 from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.keys import keys
-from sppnet.config.load import to_plain
 from sppnet.config.marks import affects
 from sppnet.config.merge import differences, may_change
 from sppnet.config.schema import LAYOUT, SPP, Config, Windows
@@ -124,7 +123,7 @@ class Task:
         if not images.multilabel:
             return {"data": images.fingerprint()} | ({"parts": "own"} if own else {"splits": self.splits})
         difficult = digest(str(tuple(images.difficult(i))) for i in range(len(images)))
-        parts = {} if own else {"split": to_plain(self.cfg.data.split)}
+        parts = {} if own else {"split": self.cfg.data.split.plain()}
         return {"data": images.fingerprint(), "unclear": difficult} | parts
 
 
@@ -189,14 +188,14 @@ def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None
     elif not images.multilabel:
         reasons["data.split"] = "because all images are split at random (use splits, per_class and split_seed)"
     for key in typed:
-        for name, reason in reasons.items():
-            if key == name or key.startswith(f"{name}."):
-                notice(f"warning: {key} has no effect {reason}")
+        reason = next((reason for name, reason in reasons.items() if f"{key}.".startswith(f"{name}.")), None)
+        if reason is not None:
+            notice(f"warning: {key} has no effect {reason}")
 
 
 def pooling_changes(cfg: Config, trained: TrainedNetwork[Any]) -> list[tuple[str, Any, Any]]:
     """List the keys that make the pooling layer of `cfg` another one than that of training, with old and new values."""
-    changes = differences(trained.stored["pooling"], to_plain(cfg.pooling), "pooling")
+    changes = differences(trained.stored["pooling"], cfg.pooling.plain(), "pooling")
     return [change for change in changes if not may_change(change[0], "predict")]
 
 
