@@ -437,6 +437,7 @@ def test_every_optimiser_takes_every_schedule(sppnet: Caller, optim: str, schedu
 
 WITHOUT_EFFECT = [
     (["pooling=gap", "pyramid=l1_1"], "pyramid has no effect with pooling.name=gap"),
+    (["pyramid=l1_1", "pooling.bins=[2,1]"], "pyramid has no effect with pooling.bins=[2, 1]"),
     (["data.fit=full", "data/crop=random_resized"], "data/crop has no effect with data.fit=full"),
     (["data.fit=full", "data.crop.positions=fixed"], "data.crop.positions has no effect with data.fit=full"),
     (["data.fit=full", "data.crop_pct=1"], "data.crop_pct has no effect with data.fit=full"),

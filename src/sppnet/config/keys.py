@@ -62,11 +62,12 @@ class Key:
     @property
     def takes_flag(self) -> bool:
         """Whether the value may be true or false."""
-        return bool in (_without_marks(self.field.annotation), *map(_without_marks, _arms(self.field.annotation)))
+        return any(kind is bool for kind, _ in _leaves(self.field.annotation))
 
     @property
     def is_path(self) -> bool:
-        return any(isinstance(mark, PathText) for mark in _all_marks(self.field.annotation, self.field.metadata))
+        inner = (mark for _, marks in _leaves(self.field.annotation) for mark in marks)
+        return any(isinstance(mark, PathText) for mark in (*self.field.metadata, *inner))
 
 
 @functools.cache
@@ -93,10 +94,7 @@ def _keys(
 
 def sections(annotation: Any) -> list[type[Section]]:
     """The sections that a value of this type may be: none for a plain value, several for a group of alternatives."""
-    inner = _without_marks(annotation)
-    if isinstance(inner, type) and issubclass(inner, Section):
-        return [inner]
-    return [section for arm in _arms(inner) for section in sections(arm)]
+    return [kind for kind, _ in _leaves(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
 
 
 def key_named(schema: type[Section], name: str, data: object = None) -> Key | None:
@@ -147,6 +145,9 @@ def without_effect(cfg: Section) -> dict[str, str]:
         only = key.mark(Only)
         if only is not None and (value := value_of(cfg, only.key)) not in only.values:
             ineffective[key.name] = f"{only.key}={format_value(value)}"
+    bins = value_of(cfg, "pooling.bins")
+    if bins is not None and bins != value_of(cfg, "pyramid.bins"):  # typed or set in a file instead
+        ineffective["pyramid"] = f"pooling.bins={bins}"
     return ineffective
 
 
@@ -213,10 +214,19 @@ LIMITS = (limits.Ge, limits.Gt, limits.Le, limits.Lt)
 
 
 def takes_text(annotation: Any) -> bool:
+    """Whether a value of this type is a string or a list of strings."""
+    return any(kind is str for kind, _ in _leaves(annotation))
+
+
+def _leaves(annotation: Any, marks: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield each plain type that a value, or an item of a list, may have, with the marks on the way to it."""
+    marks = (*marks, *_own_marks(annotation))
     inner = _without_marks(annotation)
-    if typing.get_origin(inner) is list:
-        return takes_text(typing.get_args(inner)[0])
-    return inner is str or any(takes_text(arm) for arm in _arms(inner))
+    parts = typing.get_args(inner) if typing.get_origin(inner) is list else _arms(inner)
+    if not parts:
+        yield inner, marks
+    for part in parts:
+        yield from _leaves(part, marks)
 
 
 def _arms(annotation: Any) -> tuple[Any, ...]:
@@ -236,10 +246,3 @@ def _own_marks(annotation: Any) -> list[Any]:
     inner, *marks = typing.get_args(annotation)
     single = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
     return [*_own_marks(inner), *single]
-
-
-def _all_marks(annotation: Any, metadata: Sequence[Any]) -> Iterator[Any]:
-    yield from metadata
-    yield from _own_marks(annotation)
-    for arm in _arms(_without_marks(annotation)):
-        yield from _all_marks(arm, ())
