@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from calling import SMALL, Called, Caller, records
+from sppnet.config.compose import compose_config
+from sppnet.config.overrides import normalise
+from sppnet.runs.plan import plan_run
 
 ALL = (*SMALL, "trainer.limit_train_batches=6", "trainer.max_epochs=3")  # three epochs of six steps
 
@@ -86,12 +89,19 @@ def test_arguments_that_are_passed_on(spawn: Caller, tmp_path: Path) -> None:
     assert "Params" in done.out + done.err
     trainer = (tmp_path / done.run / "config.yaml").read_text()
     assert "gradient_clip_algorithm: value" in trainer
-    # what is unknown to sppnet counts into the identity; a profiler does not
-    other = spawn("train", *SMALL, *[word for word in words if "anomaly" not in word], "trainer.accelerator=cpu")
-    assert other.run.name != done.run.name
-    same = spawn("train", *SMALL, *words, "trainer.accelerator=cpu", "trainer.profiler=advanced")
-    assert same.run.name == done.run.name
-    assert "is done" in same.out
+
+
+def test_an_argument_counts_into_the_identity_unless_it_only_prints() -> None:
+    def name(*words: str) -> str:
+        return plan_run(compose_config(normalise("train", [*SMALL, *words]))).run.path.name
+
+    assert name("trainer.detect_anomaly=true") != name()
+    assert name("trainer.gradient_clip_algorithm=value") != name()
+    assert name("trainer.max_steps=3") != name()
+    assert name("trainer.profiler=simple", "trainer.enable_model_summary=true", "trainer.log_every_n_steps=9") == name()
+    assert name("trainer.max_steps=-1", "trainer.val_check_interval=1.0", "trainer.limit_test_batches=1.0") == name(
+        "trainer.limit_test_batches=null"
+    )
 
 
 @pytest.mark.parametrize(
