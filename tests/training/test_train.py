@@ -168,7 +168,7 @@ def test_a_lone_checkpoint_file_carries_its_configuration(sppnet: Caller, traine
 def test_a_run_is_tested_without_the_weights_that_it_started_from(sppnet: Caller, tmp_path: Path) -> None:
     torch.save(Tiny(4).state_dict(), tmp_path / "start.pth")
     words = ("backbone.weights=start.pth", "backbone.freeze=true", "trainer.max_epochs=1", "pooling.rule=padded")
-    trained = sppnet("train", *SMALL, *words, "pooling.bins=[1]", "data.aspect_step=0.5")
+    trained = sppnet("train", *SMALL, *words, "pyramid.bins=[1]", "data.aspect_step=0.5")
     assert trained.err == "sppnet: warning: data.aspect_step has no effect with data.fit=crop\n"
     run = trained.run
     (tmp_path / "start.pth").unlink()
