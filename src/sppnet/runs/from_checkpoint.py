@@ -85,7 +85,7 @@ def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) ->
     stored, overrides = load_stored_config(checkpoint)
     typed_keys = [override.partition("=")[0].lstrip("+~") for override in typed]
     _replace_chosen_sections(command, job.cfg, typed)
-    load(schema, job.cfg)
+    load(schema, job.cfg)  # so that a typed name or value that is wrong is named before what may not change
     own = {name: value for name, value in job.cfg.items() if name not in Config.model_fields}
     before, after = compose.compose_plain(command, compose.replayable(command, overrides)), job.cfg
     before, after = ({key: value for key, value in c.items() if key not in own} for c in (before, after))
