@@ -23,6 +23,10 @@ def format_value(value: object) -> str:
     """Format the value of a key as YAML writes it."""
     if value is None:
         return "null"
+    if isinstance(value, list):
+        return f"[{', '.join(map(format_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {format_value(item)}' for key, item in value.items())}}}"
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 

@@ -27,7 +27,8 @@ from sppnet.config.keys import Key, key_named, keys, nearest
 from sppnet.config.load import load, replace
 from sppnet.config.marks import Affects, affects, changed_by
 from sppnet.config.merge import merge
-from sppnet.config.schema import MAX_LEVEL, RENAMED, RENAMED_OPTIONS, Config, Cosine, NotNegative, Section
+from sppnet.config.renamed_keys import RENAMED, RENAMED_OPTIONS
+from sppnet.config.schema import MAX_LEVEL, Config, Cosine, NotNegative, Section
 from sppnet.config.trainer_arguments import REFUSED, trainer_arguments
 from sppnet.errors import UserError
 from sppnet.runs.identity import digest, eval_identity, run_identity
@@ -103,13 +104,13 @@ WRONG_VALUES = [
     ("optim.lr", "0.1", "optim.lr='0.1' is a quoted string: must be a number greater than 0, without quotes"),
     ("optim.ema", 1, "optim.ema=1 is not allowed: must be null or a number greater than 0 and less than 1"),
     ("head.dropout", 1, "head.dropout=1 is not allowed: must be a number of at least 0 and less than 1"),
-    ("head.hidden", [0], "head.hidden=[0] is not allowed: must be a list of integers from 1 to 1048576"),
+    ("head.hidden", [0], "head.hidden=[0] is not allowed: must be a list, each item an integer from 1 to 1048576"),
     ("force", 1, "force=1 is not allowed: must be true or false"),
     ("study", "a b", f"study=a b is not allowed: must be {NAME}"),
     ("study", 2024, f"study=2024 is a number in YAML, but must be {NAME}; quote it in the file"),
     ("name", True, f"name=true is a boolean in YAML, but must be null or {NAME}; quote it in the file"),
     ("paths.runs", " ", "is not allowed: must be a non-empty string"),
-    ("sizes.train", ["024"], "must be a non-empty list of integers from 1 to 8192, without leading zeros"),
+    ("sizes.train", ["024"], "must be a non-empty list, each item an integer from 1 to 8192, without leading zeros"),
     ("pooling.pool", "mean", "pooling.pool=mean is not allowed: must be one of max, avg"),
     ("pooling.name", "mean", "pooling.name=mean is not allowed: must be one of spp, gap, flatten"),
     ("pooling", {}, "pooling.name is missing; it is required"),
@@ -123,12 +124,12 @@ WRONG_VALUES = [
     ("data.crop.scale", [1, 0.5], "must be two numbers greater than 0 and at most 1, in ascending order"),
     ("data.split.val", 0.85, "data.split.val=0.85 and data.split.test=0.15 leave nothing to train on"),
     ("data.cache", True, "data.cache=true requires data.short_side; set data.short_side=256, for example"),
-    ("views.positions", 7, "views.positions=7 is not allowed: must be 5 or 9"),
-    ("views.scales", [256, 256], "must be a non-empty list of different integers from 1 to 8192"),
+    ("views.positions", 7, "views.positions=7 is not allowed: must be one of 5, 9"),
+    ("views.scales", [256, 256], "must be a non-empty list without repeats, each item an integer from 1 to 8192"),
     (
         "trainer.devices",
         0,
-        "must be an integer from 1 to 1024, or a non-empty list of different integers from 0 to 1023",
+        "must be an integer from 1 to 1024, or a non-empty list without repeats, each item an integer from 0 to 1023",
     ),
     ("trainer.precision", "bf16", "must be one of 32-true, bf16-mixed, 16-mixed, bf16-true, 64-true"),
     (
@@ -142,8 +143,12 @@ WRONG_VALUES = [
         "ddp_spawn",
         "trainer.strategy=ddp_spawn is not allowed: it starts processes that cannot resume",
     ),
-    ("logger.wandb.tags", [7], "logger.wandb.tags=[7] is not allowed: must be a list of non-empty strings"),
-    ("report.metrics", ["map", "map"], "must be null or a non-empty list of different names of at most 100 letters"),
+    ("logger.wandb.tags", [7], "logger.wandb.tags=[7] is not allowed: must be a list, each item a non-empty string"),
+    (
+        "report.metrics",
+        ["map", "map"],
+        "must be null or a non-empty list without repeats, each item a name of at most 100",
+    ),
     ("compute", 3, "compute=3 is not allowed: must be a mapping"),
     ("callbacks.mine", 5, "callbacks.mine=5 is not allowed: must be a mapping"),
     ("backbone._target_", None, "backbone._target_=None is not the dotted name of a public class"),
@@ -161,8 +166,8 @@ WRONG_KEYS = [
     ("logger.tensorboard.x", "logger.tensorboard has no keys"),
     ("sead", "did you mean seed? the top level has augment, backbone, callbacks"),
     ("layout", "the top level has augment, backbone, callbacks"),
-    ("data.crop.positions", "with data.crop.name=random_resized; it exists with data.crop.name=paper"),
-    ("optim.schedule.warmup", "with optim.schedule.name=plateau; it exists with optim.schedule.name=cosine"),
+    ("data.crop.positions", "it exists with data/crop=paper; data.crop has name, ratio, scale"),
+    ("optim.schedule.warmup", "it exists with optim/schedule=cosine; optim.schedule has drops, factor, name, patience"),
 ]
 
 
@@ -302,6 +307,7 @@ def test_a_new_key_takes_one_line_in_conf_and_one_in_the_schema(
     with (tmp_path / "conf/base.yaml").open("a") as file:
         file.write("mixup: {alpha: 0.2, of: images}   # how strongly images are mixed, and where\n")
     monkeypatch.setattr(option_files, "root", lambda: tmp_path)
+    monkeypatch.setitem(COMMANDS, "train", WithMixup)
 
     def grown(*words: str) -> WithMixup:
         return load(WithMixup, compose_plain("train", overrides.normalise("train", words)))
@@ -441,6 +447,14 @@ WITHOUT_EFFECT = [
     (["data.fit=full", "data/crop=random_resized"], "data/crop has no effect with data.fit=full"),
     (["data.fit=full", "data.crop.positions=fixed"], "data.crop.positions has no effect with data.fit=full"),
     (["data.fit=full", "data.crop_pct=1"], "data.crop_pct has no effect with data.fit=full"),
+    (
+        ["trainer.overfit_batches=2", "trainer.limit_val_batches=1"],
+        "trainer.limit_val_batches has no effect with trainer.overfit_batches=2",
+    ),
+    (
+        ["trainer.gradient_clip_algorithm=value"],
+        "trainer.gradient_clip_algorithm has no effect with trainer.gradient_clip_val=null",
+    ),
     (["data.aspect_step=1"], "data.aspect_step has no effect with data.fit=crop"),
     (["retry=all"], "retry has no effect with a single job"),
 ]

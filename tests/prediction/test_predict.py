@@ -193,7 +193,7 @@ def test_nothing_that_can_be_read_is_a_failure(sppnet: Caller, run: Path, pictur
 MISTAKES: list[tuple[list[str], list[str]]] = [
     (["input=pictures", "top=0"], ["top=0", "at least 1"]),
     (["input=pictures", "top=many"], ["top=many"]),
-    (["input=pictures", "draw=[5]"], ["draw=['5']", "true or false"]),
+    (["input=pictures", "draw=[5]"], ["draw=[5]", "true or false"]),
     (["input=no/such"], ["input=no/such", "no such file"]),
     ([f"input={'x' * 256}"], ["input=xxx", "File name too long"]),
     (["input=~nobody.of.this.name/x"], ["input=~nobody.of.this.name/x", "home"]),

@@ -50,9 +50,10 @@ def test_a_failed_job_stops_no_other_and_no_job_is_repeated(spawn: Caller, tmp_p
     assert provenance["starts"][0]["machine"]["cores"] == max(
         1, cores // 2
     )  # one of two at a time: half of the cores each
-    again = spawn("train", "-m", *ONE_EPOCH, "optim.lr=0.01")
+    again = spawn("train", "-m", *ONE_EPOCH, "optim.lr=0.01", "loss=auto,cross_entropy")
     assert again.code == 0, again.err
-    assert "(already done)" in again.out
+    assert again.out.count("(already done)") == 2
+    assert "jobs 1, 2 are one run (" in again.err
 
 
 @pytest.mark.slow

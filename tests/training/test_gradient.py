@@ -19,8 +19,8 @@ from sppnet.data import ImageSet, Splits, build_sizes
 from sppnet.data.datamodule import DataModule
 from sppnet.data.decode import DataError
 from sppnet.models.network import SPPNet
+from sppnet.training.lightning_trainer import make_trainer
 from sppnet.training.lit_module import Classifier
-from sppnet.training.trainer import make_trainer
 
 WEIGHTED = ["sizes=weighted", "sizes.train=[16,12,30]", "sizes.weights=[0.5,0.25,0.25]"]
 WHOLE = ["data.fit=full", "data.aspect_step=0.01"]  # a bucket for nearly every shape

@@ -328,7 +328,7 @@ def test_a_head_of_one_size_is_viewed_in_pixels_only(sppnet: Caller) -> None:
     [
         (["views.scales=[200,256]"], "views.base_size=224"),
         (["views.full=300"], "views.full=300"),
-        (["views.positions=7"], "5 or 9"),
+        (["views.positions=7"], "one of 5, 9"),
         (["views.source=film"], "map, image"),
         (["pooling.rule=sliding", "sizes=single", "sizes.train=[24]"], "pooling.rule=adaptive"),
     ],

@@ -96,7 +96,9 @@ def test_an_argument_counts_into_the_identity_unless_it_only_prints() -> None:
         return plan_run(compose_config(normalise("train", [*SMALL, *words]))).run.path.name
 
     assert name("trainer.detect_anomaly=true") != name()
-    assert name("trainer.gradient_clip_algorithm=value") != name()
+    assert name("trainer.gradient_clip_algorithm=value") == name()  # nothing is clipped
+    clipped = "trainer.gradient_clip_val=0.1"
+    assert name("trainer.gradient_clip_algorithm=value", clipped) != name(clipped)
     assert name("trainer.max_steps=3") != name()
     assert name("trainer.profiler=simple", "trainer.enable_model_summary=true", "trainer.log_every_n_steps=9") == name()
     assert name("trainer.max_steps=-1", "trainer.val_check_interval=1.0", "trainer.limit_test_batches=1.0") == name(

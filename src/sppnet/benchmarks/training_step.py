@@ -22,9 +22,10 @@ from sppnet.data.datamodule import DataModule
 from sppnet.runs.run_directory import Run
 from sppnet.training.callbacks import BadFiles, StatusFile
 from sppnet.training.checkpointing import Checkpoints
+from sppnet.training.lightning_trainer import make_trainer
 from sppnet.training.loggers import MetricsFile
 from sppnet.training.optim import build_optimizer
-from sppnet.training.trainer import build_classifier, build_data, make_trainer, set_threads_and_filter_warnings
+from sppnet.training.trainer import build_classifier, build_data, set_threads_and_filter_warnings
 from sppnet.training.user_callbacks import EarlyEnd
 
 ROUNDS = 3

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from sppnet.commands import checkpoint_app
-from sppnet.commands.test import ONE_DEVICE
 from sppnet.config import compose
 from sppnet.config.command_schemas import PredictConfig
 from sppnet.config.load import replace
@@ -22,6 +21,7 @@ from sppnet.prediction.output import JsonLines, Table
 from sppnet.prediction.output_paths import PlotPaths, build_plot_paths, check_output
 from sppnet.progress import meter
 from sppnet.runs.from_checkpoint import TrainedNetwork
+from sppnet.runs.identity import ONE_DEVICE
 
 if TYPE_CHECKING:
     from sppnet.prediction.plot_files import PlotWriter

@@ -15,12 +15,9 @@ from sppnet.config.schema import Config, Data
 from sppnet.data import ImageSet, build_images_from_config, build_sizes, load_tested
 from sppnet.errors import notice
 from sppnet.runs.from_checkpoint import TrainedNetwork
-from sppnet.runs.identity import digest, eval_identity
+from sppnet.runs.identity import ONE_DEVICE, digest, eval_identity
 from sppnet.runs.result_text import print_result
 from sppnet.storage.files import write_json
-
-# A network is tested on one device. Otherwise, the hash of a test would depend on how many devices the run trained on.
-ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
 
 
 def main(words: Sequence[str]) -> None:
@@ -93,13 +90,8 @@ def score_run(cfg: Config, weights: Path, name: str, images: ImageSet, chosen: b
     from sppnet.runs.from_checkpoint import read_checkpoint
     from sppnet.training.callbacks import BadFiles, progress_display  # imports Lightning
     from sppnet.training.inference import load_classifier
-    from sppnet.training.trainer import (
-        build_data,
-        check_limits,
-        make_trainer,
-        run_test,
-        set_threads_and_filter_warnings,
-    )
+    from sppnet.training.lightning_trainer import check_limits, make_trainer
+    from sppnet.training.trainer import build_data, run_test, set_threads_and_filter_warnings
 
     set_threads_and_filter_warnings(cfg)
     checkpoint = read_checkpoint(weights)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from sppnet.config.marks import Expected, PathText, affects, changed_by
+from sppnet.config.marks import PathText, affects, changed_by
 from sppnet.config.schema import (
-    DISTINCT,
     MAX_LEVEL,
     Config,
     Count,
+    Distinct,
     FilePath,
     Label,
     Positive,
@@ -69,11 +69,7 @@ class ReportConfig(Config):
 
 class BenchConfig(Section):
     only: (
-        Annotated[
-            list[Literal["layer", "loading", "views", "windows", "step", "throughput", "compile", "start", "sweep"]],
-            Field(min_length=1),
-            DISTINCT,
-        ]
+        Distinct[Literal["layer", "loading", "views", "windows", "step", "throughput", "compile", "start", "sweep"]]
         | None
     )
     accelerator: Literal["auto", "cpu", "gpu"]
@@ -111,8 +107,8 @@ class SlurmOptions(Section):
     qos: Text | None
     time: (
         Annotated[
-            Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] | Whole,
-            Expected("a number of minutes, or a time such as '12:00:00' or '1-12:00:00'"),
+            Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] | Whole,
+            Field(description="a number of minutes, or a time such as '12:00:00' or '1-12:00:00'"),
         ]
         | None
     )
@@ -122,4 +118,4 @@ class SlurmOptions(Section):
     parallel: Whole | None
     warning: Annotated[int, Field(ge=1, le=65535)]
     setup: list[Text]
-    options: Annotated[dict[str, Any], Expected("a mapping from sbatch's long options to values")]
+    options: Annotated[dict[str, Any], Field(description="a mapping from sbatch's long options to values")]

@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Generic, TypeVar, cast
 
 import hydra
@@ -21,10 +20,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sppnet.config import option_files
 from sppnet.config.command_schemas import COMMANDS
-from sppnet.config.keys import sections
-from sppnet.config.load import check_unresolved, load, renamed
+from sppnet.config.load import check_unresolved, load, unknown_key
 from sppnet.config.overrides import ExpandedJob, expand
-from sppnet.config.schema import RENAMED_OPTIONS, Config, OpenSection
+from sppnet.config.renamed_keys import RENAMED_OPTIONS
+from sppnet.config.schema import Config
 from sppnet.errors import UserError
 
 Cfg = TypeVar("Cfg")
@@ -171,46 +170,12 @@ def explain(error: BaseException, command: str) -> str:
 
 
 def _unknown_key(key: str, command: str) -> str:
-    """Explain that `key` does not exist, and list the keys that its section has in the default configuration."""
-    if new := renamed(COMMANDS[command], key):
-        return f"unknown key {key}; it is now called {new}"
     if key.startswith("hydra."):
         return f"unknown key {key}; add a new key with +{key}=VALUE"
     if (name := key.removeprefix("callbacks.")) != key:
         new = f"+callbacks.{name.split('.')[0]}"
         return f"unknown key {key}; put + before each key of a new callback: {new}._target_=CLASS {new}.KEY=VALUE"
-    node: Any = _compose(command, [])
-    section = ""
-    for part in key.split("."):
-        if not isinstance(node, DictConfig):
-            return f"unknown key {key}; {section} is a value, not a section"
-        if part not in node:
-            names = sorted({str(name) for name in node} | set(() if section else option_files.group_names()))
-            near = get_close_matches(part, names, n=1)
-            hint = f"did you mean {'.'.join(filter(None, (section, near[0])))}? " if near else ""
-            other = _option_with(section, part)
-            hint += f"it exists with {other}; " if other else ""
-            has = f"{section or 'the top level'} has {', '.join(names) or 'no keys'}"
-            return f"unknown key {key}; {hint}{has}{_hint_to_add(key, section)}"
-        node, section = node[part], f"{section}.{part}".lstrip(".")
-    if other := _option_with(*key.rpartition(".")[::2]):
-        return f"unknown key {key} in this combination of options; it exists with {other}"
-    return f"unknown key {key} in this combination of options (add a new key with +{key}=VALUE)"
-
-
-def _option_with(section: str, name: str) -> str:
-    """Return an option of the group `section` that has the key `name`, such as `views=ten`; "" if there is none."""
-    group = section.replace(".", "/")
-    files = option_files.options(group) if group else []
-    names = [path.stem for path in files if re.search(rf"(?m)^{re.escape(name)}:", path.read_text(encoding="utf-8"))]
-    return f"{group}={names[0]}" if names else ""
-
-
-def _hint_to_add(key: str, section: str) -> str:
-    """Say how to add a key to a section whose class may take arguments that the section does not list."""
-    field = Config.model_fields.get(section)
-    takes_arguments = field is not None and any(issubclass(s, OpenSection) for s in sections(field.annotation))
-    return f"; add another argument of its class with +{key}=VALUE" if takes_arguments else ""
+    return unknown_key(COMMANDS[command], key, compose_plain(command, []), groups=option_files.group_names())
 
 
 @dataclass(frozen=True)

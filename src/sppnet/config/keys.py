@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, TypeVar, Union
 
-import annotated_types as limits
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sppnet.config.marks import Affects, Changes, Expected, Only, PathText, affects
-from sppnet.config.schema import DISTINCT, Section
+from sppnet.config.marks import Affects, Changes, Only, PathText, affects
+from sppnet.config.schema import Section
 from sppnet.errors import format_value
 
 Mark = TypeVar("Mark")
@@ -26,12 +24,14 @@ class Key:
 
     Attributes:
         name: the dotted name, such as `data.batch_size`.
+        section: the class that declares the key.
         field: pydantic's description of its type.
         marks: its own marks and those that it takes over from the sections it is in, the outermost first.
         variant: the key and the value with which this key exists, if its section is one of several alternatives.
     """
 
     name: str
+    section: type[Section]
     field: FieldInfo
     marks: tuple[Any, ...]
     variant: tuple[str, str] | None = None
@@ -52,22 +52,26 @@ class Key:
     @property
     def alternatives(self) -> list[type[Section]]:
         """The sections that the value may be; none for a plain value, several for a group of alternatives."""
-        return sections(self.field.annotation)
+        return [part for part in _parts(self.field.annotation) if isinstance(part, type) and issubclass(part, Section)]
 
     @property
     def is_text(self) -> bool:
         """Whether the value is a string or a list of strings, so that a typed `2024` means the string "2024"."""
-        return takes_text(self.field.annotation)
+        return str in _parts(self.field.annotation)
 
     @property
     def takes_flag(self) -> bool:
         """Whether the value may be true or false."""
-        return any(kind is bool for kind, _ in _leaves(self.field.annotation))
+        return bool in _parts(self.field.annotation)
 
     @property
     def is_path(self) -> bool:
-        inner = (mark for _, marks in _leaves(self.field.annotation) for mark in marks)
-        return any(isinstance(mark, PathText) for mark in (*self.field.metadata, *inner))
+        return any(isinstance(part, PathText) for part in (*self.field.metadata, *_parts(self.field.annotation)))
+
+    @property
+    def allowed(self) -> str:
+        """The values that the key accepts, in words that complete "must be ..."."""
+        return _describe(self.section.model_json_schema()["properties"][self.name.rpartition(".")[2]])
 
 
 @functools.cache
@@ -77,24 +81,17 @@ def keys(schema: type[Section]) -> tuple[Key, ...]:
 
 
 def _keys(
-    schema: type[BaseModel], prefix: str, inherited: tuple[Any, ...], variant: tuple[str, str] | None
+    schema: type[Section], prefix: str, inherited: tuple[Any, ...], variant: tuple[str, str] | None
 ) -> Iterator[Key]:
     for name, field in schema.model_fields.items():
-        marks = (*inherited, *field.metadata)
-        key = Key(f"{prefix}{field.alias or name}", field, marks, variant)
+        key = Key(f"{prefix}{field.alias or name}", schema, field, (*inherited, *field.metadata), variant)
         yield key
-        alternatives = sections(field.annotation)
-        for section in alternatives:
+        for section in key.alternatives:
             inner = variant
-            if len(alternatives) > 1:
+            if len(key.alternatives) > 1:
                 tag = str(field.discriminator)
                 inner = (f"{key.name}.{tag}", str(typing.get_args(section.model_fields[tag].annotation)[0]))
-            yield from _keys(section, f"{key.name}.", marks, inner)
-
-
-def sections(annotation: Any) -> list[type[Section]]:
-    """The sections that a value of this type may be: none for a plain value, several for a group of alternatives."""
-    return [kind for kind, _ in _leaves(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
+            yield from _keys(section, f"{key.name}.", key.marks, inner)
 
 
 def key_named(schema: type[Section], name: str, data: object = None) -> Key | None:
@@ -103,8 +100,12 @@ def key_named(schema: type[Section], name: str, data: object = None) -> Key | No
     If several alternatives of a section have the key, it is that of the alternative in `data`.
     """
     named = [key for key in keys(schema) if key.name == name]
-    present = [key for key in named if key.variant is None or value_of(data, key.variant[0]) == key.variant[1]]
-    return next(iter([*present, *named]), None)
+    return next(iter([*(key for key in named if exists(key, data)), *named]), None)
+
+
+def exists(key: Key, data: object) -> bool:
+    """Whether the key belongs to the alternative of its section that `data` have chosen."""
+    return key.variant is None or value_of(data, key.variant[0]) == key.variant[1]
 
 
 def nearest(schema: type[Section], name: str, data: object = None) -> Key | None:
@@ -143,7 +144,10 @@ def without_effect(cfg: Section) -> dict[str, str]:
     ineffective = {}
     for key in keys(type(cfg)):
         only = key.mark(Only)
-        if only is not None and (value := value_of(cfg, only.key)) not in only.values:
+        if only is None:
+            continue
+        value = value_of(cfg, only.key)
+        if value not in only.values if only.values else value is None:
             ineffective[key.name] = f"{only.key}={format_value(value)}"
     bins = value_of(cfg, "pooling.bins")
     if bins is not None and bins != value_of(cfg, "pyramid.bins"):  # typed or set in a file instead
@@ -154,95 +158,55 @@ def without_effect(cfg: Section) -> dict[str, str]:
 def value_of(cfg: object, name: str) -> Any:
     """The value of a key of a configuration or of plain data; None if it is absent."""
     for part in name.split("."):
-        if isinstance(cfg, Mapping):
-            cfg = cfg.get(part)
-        elif part == "_target_":
-            cfg = getattr(cfg, "target", None)
-        else:
-            cfg = getattr(cfg, part, None)
+        attribute = "target" if part == "_target_" else part
+        cfg = cfg.get(part) if isinstance(cfg, Mapping) else getattr(cfg, attribute, None)
     return cfg
 
 
-# Descriptions of types
+def _parts(annotation: Any) -> Iterator[Any]:
+    """Yield the plain types that a value, or an item of a list, may have, and the marks on the way to them."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        yield from arguments[1:]
+        yield from _parts(arguments[0])
+    elif origin in (Union, types.UnionType, list):
+        for argument in arguments:
+            yield from _parts(argument)
+    else:
+        yield annotation
 
 
-def describe(annotation: Any, metadata: Sequence[Any] = (), plural: bool = False) -> str:
-    """Describe the values of a type in words that complete "must be ..."."""
-    marks = [*_own_marks(annotation), *metadata]
-    inner = _without_marks(annotation)
-    if expected := next((mark for mark in reversed(marks) if isinstance(mark, Expected)), None):
-        return expected.plural if plural and expected.plural else expected.text
-    if typing.get_origin(inner) is Literal:
-        listed = ", ".join(map(format_value, typing.get_args(inner)))
-        return f"values from {listed}" if plural else f"one of {listed}"
-    if arms := _arms(inner):
-        if all(sections(arm) for arm in arms):
-            return "a mapping"
-        given = [arm for arm in arms if arm is not types.NoneType]
-        text = ", or ".join(describe(arm, metadata) for arm in given)
-        return f"null or {text}" if types.NoneType in arms else text
-    if inner is bool:
-        return "true or false"
-    if inner is int or inner is float:
-        return _describe_number(inner is int, marks, plural)
-    if inner is str:
-        return "strings" if plural else "a string"
-    if typing.get_origin(inner) is list:
-        least = any(isinstance(mark, limits.MinLen) and mark.min_length > 0 for mark in marks)
-        items = describe(typing.get_args(inner)[0], plural=True)
-        return f"a {'non-empty ' if least else ''}list of {'different ' if DISTINCT in marks else ''}{items}"
+def _describe(values: Mapping[str, Any]) -> str:
+    """Describe the values that a JSON schema allows. A description of its own says more than its limits."""
+    if "description" in values:
+        return str(values["description"])
+    if arms := values.get("anyOf"):
+        given = ", or ".join(_describe(arm) for arm in arms if arm != {"type": "null"})
+        return f"null or {given}" if {"type": "null"} in arms else given
+    if listed := values.get("enum"):
+        return f"one of {', '.join(map(format_value, listed))}"
+    match values.get("type"):
+        case "boolean":
+            return "true or false"
+        case "integer" | "number":
+            return _describe_number(values)
+        case "array":
+            kind = "non-empty list" if values.get("minItems") else "list"
+            repeats = " without repeats" if values.get("uniqueItems") else ""
+            return f"a {kind}{repeats}, each item {_describe(values['items'])}"
+        case "string":
+            return "a string"
     return "a mapping"
 
 
-def _describe_number(whole: bool, marks: Sequence[Any], plural: bool) -> str:
-    bound = {type(m).__name__: getattr(m, type(m).__name__.lower()) for m in marks if isinstance(m, LIMITS)}
-    noun = ("integers" if plural else "an integer") if whole else ("numbers" if plural else "a number")
-    low, high = bound.get("Ge"), bound.get("Le")
+def _describe_number(values: Mapping[str, Any]) -> str:
+    whole, low, high = values["type"] == "integer", values.get("minimum"), values.get("maximum")
+    noun = "an integer" if whole else "a number"
     if whole and low is not None and high is not None and high < 2**31 - 1:
         return f"{noun} from {low} to {high}"
+    above, below = values.get("exclusiveMinimum"), values.get("exclusiveMaximum")
     parts = [f"of at least {low:g}"] if low is not None else []
-    if "Gt" in bound:
-        parts.append(f"greater than {bound['Gt']:g}")
-    if "Lt" in bound and bound["Lt"] < 1e300:
-        parts.append(f"less than {bound['Lt']:g}")
-    if high is not None and not whole:
-        parts.append(f"at most {high:g}")
+    parts += [f"greater than {above:g}"] if above is not None else []
+    parts += [f"less than {below:g}"] if below is not None and below < 1e300 else []
+    parts += [f"at most {high:g}"] if high is not None and not whole else []
     return f"{noun} {' and '.join(parts)}".rstrip()
-
-
-LIMITS = (limits.Ge, limits.Gt, limits.Le, limits.Lt)
-
-
-def takes_text(annotation: Any) -> bool:
-    """Whether a value of this type is a string or a list of strings."""
-    return any(kind is str for kind, _ in _leaves(annotation))
-
-
-def _leaves(annotation: Any, marks: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Yield each plain type that a value, or an item of a list, may have, with the marks on the way to it."""
-    marks = (*marks, *_own_marks(annotation))
-    inner = _without_marks(annotation)
-    parts = typing.get_args(inner) if typing.get_origin(inner) is list else _arms(inner)
-    if not parts:
-        yield inner, marks
-    for part in parts:
-        yield from _leaves(part, marks)
-
-
-def _arms(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else ()
-
-
-def _without_marks(annotation: Any) -> Any:
-    while typing.get_origin(annotation) is Annotated:
-        annotation = typing.get_args(annotation)[0]
-    return annotation
-
-
-def _own_marks(annotation: Any) -> list[Any]:
-    """The marks of an annotated type, with pydantic's `Field(ge=1)` as the single limits that it stands for."""
-    if typing.get_origin(annotation) is not Annotated:
-        return []
-    inner, *marks = typing.get_args(annotation)
-    single = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
-    return [*_own_marks(inner), *single]

@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
+from sppnet.config import option_files
 from sppnet.config.instantiate import check_target
-from sppnet.config.keys import describe, key_named, keys, sections, takes_text, value_of
-from sppnet.config.schema import LAYOUT, RENAMED, RENAMED_OPTIONS, Config, Section, Trainer
+from sppnet.config.keys import Key, exists, key_named, keys, value_of
+from sppnet.config.renamed_keys import RENAMED_OPTIONS, new_name, refuse_old_names
+from sppnet.config.schema import LAYOUT, OpenSection, Section, Trainer
 from sppnet.config.trainer_arguments import suggest_argument
 from sppnet.errors import UserError, format_value
 
 AnySection = TypeVar("AnySection", bound=Section)
 # Matches a string that YAML would read as a number, boolean, null or list if it were not quoted.
+QUOTE = "'"  # around the names of alternatives in pydantic's errors
 LITERAL = re.compile(r"\s*([-+]?[\d._]+(e[-+]?\d+)?|true|false|null|\[.*\])\s*", re.I | re.S)
+LEADING_ZERO = re.compile(r"[-+]?0[\d_]+")  # Hydra reads 007 as a string
 UNRESOLVED = re.compile(r"\$\{|^\?\?\?$")
 
 
-def load(schema: type[AnySection], data: Mapping[str, Any]) -> AnySection:
+def load(schema: type[AnySection], data: Mapping[str, Any], prefix: str = "") -> AnySection:
     """Check plain data, with all interpolations resolved, and return them as a configuration.
+
+    Args:
+        schema: the class of the result.
+        data: the plain data.
+        prefix: what messages put before the names of keys, such as `report.`.
 
     Raises:
         UserError: a key or a value is wrong; the message names the first one and what is allowed.
     """
-    for old in RENAMED:
-        section = old.rpartition(".")[0]
-        own_class = not str(value_of(data, f"{section}._target_") or "sppnet.").startswith("sppnet.")
-        known = key_named(schema, old) is not None or own_class  # the arguments of one's own class may have any name
-        if not known and value_of(data, old) is not None and (new := renamed(schema, old)):
-            raise UserError(f"unknown key {old}; it is now called {new}")
+    refuse_old_names(schema, data)
     try:
-        cfg = schema.model_validate(data)
+        return schema.model_validate(data)
     except ValidationError as error:
-        raise UserError(_explain(schema, data, error)) from None
-    return cfg
+        raise UserError(_explain(schema, data, error.errors(include_url=False), prefix)) from None
 
 
 def check_unresolved(schema: type[Section], data: Mapping[str, Any]) -> None:
@@ -51,9 +54,8 @@ def check_unresolved(schema: type[Section], data: Mapping[str, Any]) -> None:
         schema.model_validate(data)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
-            unresolved = UNRESOLVED.search(str(problem["input"])) or problem["type"] == "missing"
-            if not unresolved:
-                raise UserError(_explain(schema, data, error, problem)) from None
+            if not UNRESOLVED.search(str(problem["input"])) and problem["type"] != "missing":
+                raise UserError(_explain(schema, data, [problem])) from None
 
 
 def replace(cfg: AnySection, values: Mapping[str, Any]) -> AnySection:
@@ -90,47 +92,37 @@ def check_layout(layout: object, where: str) -> None:
         )
 
 
-def _explain(
-    schema: type[Section], data: Mapping[str, Any], error: ValidationError, problem: Mapping[str, Any] | None = None
-) -> str:
-    if problem is None:
-        problems = error.errors(include_url=False)
-        first = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
-        name = _locate(schema, data, first["loc"])[0]
-        # a mapping may also be refused as the text that it could have been; what is wrong inside it says more
-        inside = (each for each in problems if f"{_locate(schema, data, each['loc'])[0]}.".startswith(f"{name}."))
-        problem = max(inside, key=lambda each: len(_locate(schema, data, each["loc"])[0]))
-    name, field = _locate(schema, data, problem["loc"])
-    value, kind = value_of(data, name), problem["type"]
-    if kind == "invalid_key":
-        return f"{name} is not allowed: the names of keys must be strings"
-    own_message = (problem.get("ctx") or {}).get("error")
-    if kind == "extra_forbidden":
-        return unknown_key(schema, name, data)
-    if kind == "missing":
-        if name.endswith("_target_"):
-            return _target_problem(None, name)
-        return f"{name} is missing; it is required"
+def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[ErrorDetails], prefix: str = "") -> str:
+    located = [(*_locate(schema, data, problem["loc"]), problem) for problem in problems]
+    first = next((name for name, _, problem in located if problem["type"] == "extra_forbidden"), located[0][0])
+    # a mapping may also be refused as the text that it could have been; what is wrong inside it says more
+    inside = (each for each in located if f"{each[0]}.".startswith(f"{first}."))
+    name, key, problem = max(inside, key=lambda each: len(each[0]))
+    full_name, value, kind, context = f"{prefix}{name}", value_of(data, name), problem["type"], problem.get("ctx", {})
     if name.endswith("_target_"):
-        return _target_problem(value, name)
-    if kind == "value_error" and own_message is not None and (field is None or sections(field.annotation)):
-        return str(own_message)
-    if field is not None and len(sections(field.annotation)) > 1 and not isinstance(value, Mapping):
-        option = f"; choose an option with {name.replace('.', '/')}={value}" if isinstance(value, str) else ""
-        return f"{name}={format_value(value)} is not allowed: must be a mapping{option}"
-    if kind.startswith("union_tag"):
-        assert field is not None
-        tag = str(field.discriminator)
-        options = [get_args(section.model_fields[tag].annotation)[0] for section in sections(field.annotation)]
-        if tag not in value:
-            return f"{name}.{tag} is missing; it is required"
-        return f"{name}.{tag}={format_value(value[tag])} is not allowed: must be one of {', '.join(options)}"
-    if field is None:
+        return _target_problem(value, full_name)
+    if kind == "invalid_key":
+        return f"{full_name} is not allowed: the names of keys must be strings"
+    if kind == "extra_forbidden":
+        return unknown_key(schema, name, data, prefix)
+    if kind == "missing":
+        return f"{full_name} is missing; it is required"
+    if kind == "value_error" and (key is None or key.alternatives):  # a check of a section names its keys itself
+        return str(context["error"])
+    if kind == "union_tag_not_found":
+        return f"{full_name}.{context['discriminator'].strip(QUOTE)} is missing; it is required"
+    if kind == "union_tag_invalid":
+        tag, options = context["discriminator"].strip(QUOTE), context["expected_tags"].replace(QUOTE, "")
+        return f"{full_name}.{tag}={format_value(value[tag])} is not allowed: must be one of {options}"
+    if key is not None and len(key.alternatives) > 1 and isinstance(value, str):
+        option = f"{name.replace('.', '/')}={value}"
+        return f"{full_name}={value} is not allowed: must be a mapping; choose an option with {option}"
+    if key is None:
         more = " with _target_" if name.startswith("callbacks.") else ""
-        return f"{name}={format_value(value)} is not allowed: must be a mapping{more}"
+        return f"{full_name}={format_value(value)} is not allowed: must be a mapping{more}"
     if new := RENAMED_OPTIONS.get(f"{name.removesuffix('.name')}={value}"):
-        return f"{name}={value} is not allowed: it is now {new}"
-    return refusal(name, value, field)
+        return f"{full_name}={value} is not allowed: it is now {new}"
+    return refusal(full_name, value, key)
 
 
 def _target_problem(value: object, name: str) -> str:
@@ -141,59 +133,62 @@ def _target_problem(value: object, name: str) -> str:
     return f"{name}={format_value(value)} is not allowed"
 
 
-def _locate(
-    schema: type[Section], data: Mapping[str, Any], location: tuple[int | str, ...]
-) -> tuple[str, FieldInfo | None]:
-    """Return the key that pydantic's `location` is about, and its field; None for a key that the schema lacks.
+def _locate(schema: type[Section], data: Mapping[str, Any], location: tuple[int | str, ...]) -> tuple[str, Key | None]:
+    """Return the name of the key that pydantic's `location` is about, and the key; None if the schema lacks it.
 
     Parts of a location that are not keys of `data` name an alternative of a section, or a type.
     """
-    names: list[str] = []
+    name = ""
     for number, part in enumerate(location, start=1):
-        node = value_of(data, ".".join(names)) if names else data
-        inner = ".".join([*names, str(part)])
+        node = value_of(data, name) if name else data
+        inner = f"{name}.{part}".lstrip(".")
         if isinstance(node, Mapping) and (part in node or (number == len(location) and key_named(schema, inner))):
-            names.append(str(part))
-    name = ".".join(names)
-    key = key_named(schema, name, data)
-    return name, key.field if key else None
+            name = inner
+    return name, key_named(schema, name, data)
 
 
-def refusal(name: str, value: object, field: FieldInfo) -> str:
-    """Explain why a field refuses `value`. The message names a wrong type, because `"0.1"` and `0.1` look alike."""
-    expected, text = describe(field.annotation, field.metadata), takes_text(field.annotation)
-    if text and isinstance(value, int | float):
+def refusal(name: str, value: object, key: Key) -> str:
+    """Explain why a key refuses `value`. The message names a wrong type, because `"0.1"` and `0.1` look alike."""
+    if key.is_text and isinstance(value, int | float):
         kind = "boolean" if isinstance(value, bool) else "number"
-        return f"{name}={format_value(value)} is a {kind} in YAML, but must be {expected}; quote it in the file"
+        return f"{name}={format_value(value)} is a {kind} in YAML, but must be {key.allowed}; quote it in the file"
     items = value if isinstance(value, list) else [value]
-    strings = [] if text else [item for item in items if isinstance(item, str)]
-    if any(re.fullmatch(r"[-+]?0[\d_]+", string) for string in strings):  # Hydra reads 007 as a string
-        return f"{name}={format_value(value)} is not allowed: must be {expected}, without leading zeros"
-    if isinstance(value, str) and not text and expected != "a mapping" and LITERAL.fullmatch(value):
-        return f"{name}='{value}' is a quoted string: must be {expected}, without quotes"
-    return f"{name}={format_value(value)} is not allowed: must be {expected}"
+    if not key.is_text and any(LEADING_ZERO.fullmatch(str(item)) for item in items):
+        return f"{name}={format_value(value)} is not allowed: must be {key.allowed}, without leading zeros"
+    if isinstance(value, str) and not key.is_text and key.allowed != "a mapping" and LITERAL.fullmatch(value):
+        return f"{name}='{value}' is a quoted string: must be {key.allowed}, without quotes"
+    return f"{name}={format_value(value)} is not allowed: must be {key.allowed}"
 
 
-def unknown_key(schema: type[Section], name: str, data: Mapping[str, Any]) -> str:
-    """Explain that there is no key `name` in `data`: its new name, the nearest name, and the names that there are."""
+def unknown_key(
+    schema: type[Section], name: str, data: Mapping[str, Any], prefix: str = "", groups: Iterable[str] = ()
+) -> str:
+    """Explain that a configuration has no key `name`: its new name, the nearest name, and the names that there are.
+
+    Args:
+        schema: the class of the configuration.
+        name: the key.
+        data: the configuration as plain data, or the default one if there is none.
+        prefix: what messages put before the names of keys.
+        groups: names that may be used on the top level as well.
+    """
+    if new := new_name(schema, name):
+        return f"unknown key {name}; it is now called {new}"
     section, _, last = name.rpartition(".")
     if section == "trainer":
         return f"unknown key {name}; {suggest_argument(last, Trainer.model_fields)}"
-    here = [key for key in keys(schema) if key.name.rpartition(".")[0] == section]
-    if others := [key.variant for key in here if key.name == name and key.variant is not None]:
-        setting = others[0][0]
-        values = " or ".join(f"{setting}={value}" for _, value in others)
-        group = setting.rpartition(".")[0].replace(".", "/")
-        present = f"{setting}={format_value(value_of(data, setting))}"
-        return f"unknown key {name} with {present}; it exists with {values} (choose an option with {group}=NAME)"
-    existing = [k for k in here if k.variant is None or value_of(data, k.variant[0]) == k.variant[1]]
-    names = sorted(dict.fromkeys(key.name.rpartition(".")[2] for key in existing))
-    near = get_close_matches(last, names, n=1)
-    hint = f"did you mean {'.'.join(filter(None, (section, near[0])))}? " if near else ""
-    return f"unknown key {name}; {hint}{section or 'the top level'} has {', '.join(names) or 'no keys'}"
-
-
-def renamed(schema: type[Section], name: str) -> str:
-    """The new name of a key that an earlier version had; "" if there was no such key or `schema` lacks the new one."""
-    new = RENAMED.get(name, "")
-    return "" if key_named(Config, new) and not key_named(schema, new) else new
+    parent, node = key_named(schema, section, data), value_of(data, section) if section else data
+    if parent is not None and not parent.alternatives and not isinstance(node, Mapping):
+        return f"unknown key {name}; {section} is a value, not a section"
+    own_class = parent is not None and any(issubclass(kind, OpenSection) for kind in parent.alternatives)
+    siblings = (key for key in keys(schema) if exists(key, data) and key.name.rpartition(".")[0] == section)
+    more = node if own_class else () if section else groups
+    names = sorted({*(key.name.rpartition(".")[2] for key in siblings), *more})
+    option = option_files.option_with(section.replace(".", "/"), last)
+    elsewhere = f"it exists with {option}" if option else ""
+    if last in names:  # `data` are the default configuration, and the user has chosen other options
+        return f"unknown key {name} in this combination of options; {elsewhere or f'add a new key with +{name}=VALUE'}"
+    where, near = f"{prefix}{section}".rstrip("."), get_close_matches(last, names, n=1)
+    hint = f"{elsewhere}; " if option else f"did you mean {'.'.join(filter(None, (where, *near)))}? " if near else ""
+    add = f"; add another argument of its class with +{name}=VALUE" if own_class else ""
+    return f"unknown key {prefix}{name}; {hint}{where or 'the top level'} has {', '.join(names) or 'no keys'}{add}"

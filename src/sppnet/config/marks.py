@@ -8,7 +8,7 @@ only training may set it. A forgotten mark is therefore on the safe side.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ class affects:  # noqa: N801  (a namespace, so that a mark reads as a sentence)
 
 @dataclass(frozen=True)
 class Changes:
-    """The commands that may change a key of the run whose checkpoint they load."""
+    """The commands that may change a key of the run whose checkpoint they load, or of the studies that they show.
+
+    `status` stands for `report` too.
+    """
 
     commands: frozenset[str]
 
@@ -52,10 +55,10 @@ def changed_by(*commands: str) -> Changes:
 
 @dataclass(frozen=True)
 class Only:
-    """A key that has an effect only if the key `key` has one of `values`."""
+    """A key that has an effect only if the key `key` has one of `values`, or any value but null if there are none."""
 
     key: str
-    values: tuple[str, ...]
+    values: tuple[Any, ...] = ()
 
 
 class Passed:
@@ -64,11 +67,3 @@ class Passed:
 
 class PathText:
     """Mark of a key that is a path, in which `~` stands for the home directory."""
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Words for the values that a key accepts, where its type does not say it: "must be <text>"."""
-
-    text: str
-    plural: str = ""

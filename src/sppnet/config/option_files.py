@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +58,14 @@ def folders() -> list[Path]:
 def options(group: str) -> list[Path]:
     """Return the option files of a group."""
     places = [root()] if group == "experiments" else folders()
-    return [path for place in places for path in (place / group).glob("*.yaml")]
+    return [path for place in places for path in sorted((place / group).glob("*.yaml"))]
+
+
+def option_with(group: str, key: str) -> str:
+    """Return an option of a group whose file sets `key`, such as `views=ten`; "" if there is none."""
+    files = options(group) if group else []
+    names = [path.stem for path in files if re.search(rf"(?m)^{re.escape(key)}:", path.read_text(encoding="utf-8"))]
+    return f"{group}={names[0]}" if names else ""
 
 
 def group_names() -> list[str]:

@@ -105,16 +105,6 @@ def path_keys() -> frozenset[str]:
     return _names(lambda key: key.is_path)
 
 
-def _listed_arguments(word: str) -> frozenset[str]:
-    """The keys of `trainer` that every option file lists; none if `word` sets a part of one, as in trainer.x.y=1."""
-    nested = "." in word.partition("=")[0].removeprefix("trainer.")
-    return (
-        frozenset()
-        if nested
-        else frozenset(f"trainer.{name}" for name, field in Trainer.model_fields.items() if field.is_required())
-    )
-
-
 @functools.cache
 def _flags() -> frozenset[str]:
     return _names(lambda key: key.takes_flag)
@@ -171,10 +161,12 @@ def _suggest(command: str, word: str) -> list[str]:
 def quote_names(word: str) -> str:
     """Quote each name in an override that Hydra's grammar would misread, such as 2024_05, which it reads as 202405.
 
-    An override gets `++` if it adds an argument of Lightning's Trainer that conf/trainer does not list.
+    An override that may add an argument of Lightning's Trainer gets `++`, with which Hydra takes any key.
     """
-    if (match := re.match(r"\+?trainer\.(\w+)(?=[.=])", word)) and match[0].lstrip("+") not in _listed_arguments(word):
-        word = f"++{word.lstrip('+')}"
+    if match := re.match(r"(\+*)trainer\.(\w+)([.=])", word):
+        plus, name, end = match.groups()
+        if plus or end == "." or name not in Trainer.model_fields:
+            word = f"++{word.lstrip('+')}"
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
     # A list is not the name of an option; it stays unquoted, so that Hydra reports the mistake.

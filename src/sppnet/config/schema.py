@@ -6,12 +6,12 @@ are in `conf/`. Everything else that depends on keys is computed from these clas
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sppnet.config.instantiate import check_target_name
-from sppnet.config.marks import Expected, Only, Passed, PathText, affects, changed_by
+from sppnet.config.marks import Only, Passed, PathText, affects, changed_by
 from sppnet.config.trainer_arguments import check_trainer_arguments
 
 LAYOUT = 2  # increased when keys are renamed or moved; stored in every run and checkpoint
@@ -19,12 +19,13 @@ LAYOUT = 2  # increased when keys are renamed or moved; stored in every run and 
 # bins need is checked in sppnet.models.fit_check.
 MAX_LEVEL = 1024
 INT_MAX = 2**31 - 1
+Item = TypeVar("Item")
 
 EVERY = changed_by("test", "predict", "transfer")  # how a network is run
 TESTED = changed_by("test", "transfer")
 
 
-def _distinct(values: list[Any]) -> list[Any]:
+def _distinct(values: list[Item]) -> list[Item]:
     if len(set(values)) < len(values):
         raise ValueError("values repeat")
     return values
@@ -36,55 +37,55 @@ def _ascending(values: list[float]) -> list[float]:
     return values
 
 
-DISTINCT = AfterValidator(_distinct)
-
+# Kinds of values. A description completes "must be ..." where the type does not say all.
 Whole = Annotated[int, Field(ge=1, le=INT_MAX)]
 Count = Annotated[int, Field(ge=0, le=INT_MAX)]  # or zero
 Positive = Annotated[float, Field(gt=0, lt=1e300)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e300)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Inside = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
-Text = Annotated[str, StringConstraints(pattern=r"\S"), Expected("a non-empty string", "non-empty strings")]
+Share = Annotated[float, Field(ge=0, lt=1)]  # a share that may be nothing, but not all
+Part = Annotated[float, Field(gt=0, lt=1)]  # neither nothing nor all
+Text = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]
 FilePath = Annotated[Text, PathText()]
 Label = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}$"),
-    Expected(
-        "a name of at most 100 letters, digits and . _ + = - that starts with a letter or digit (it names a directory)",
-        "names of at most 100 letters, digits and . _ + = -",
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}$",
+        description="a name of at most 100 letters, digits and . _ + = - that starts with a letter or digit (it names a"
+        " directory)",
     ),
 ]
+NonEmpty = Annotated[list[Item], Field(min_length=1)]
+Distinct = Annotated[NonEmpty[Item], Field(json_schema_extra={"uniqueItems": True}), AfterValidator(_distinct)]
 # A number of batches, or a share of all batches. The share 1.0 becomes null, because identities do not tell it from the
 # number 1.
 BatchLimit = Annotated[
     Whole | Ratio | None, AfterValidator(lambda value: None if isinstance(value, float) and value == 1 else value)
 ]
 Side = Annotated[int, Field(ge=1, le=8192)]
-Sides = Annotated[list[Side], Field(min_length=1)]  # `build_sizes` checks the further limits of each size schedule
-Bins = Annotated[list[Annotated[int, Field(ge=1, le=MAX_LEVEL)]], Field(min_length=1)]
+Sides = NonEmpty[Side]  # `build_sizes` checks the further limits of each size schedule
+Bins = NonEmpty[Annotated[int, Field(ge=1, le=MAX_LEVEL)]]
 
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-THREE = Field(min_length=3, max_length=3)
-Mean = Annotated[list[Fraction], THREE, Expected("three numbers from 0 to 1, for red, green and blue")]
-Std = Annotated[
-    list[Annotated[float, Field(ge=1e-6, le=1)]],
-    THREE,
-    Expected("three numbers from 1e-06 to 1, for red, green and blue"),
+def _numbers(count: int, description: str) -> Any:
+    return Field(min_length=count, max_length=count, description=description)
+
+
+Mean = Annotated[
+    list[Annotated[float, Field(ge=0, le=1)]], _numbers(3, "three numbers from 0 to 1, for red, green and blue")
 ]
-TWO = Field(min_length=2, max_length=2)
+Std = Annotated[
+    list[Annotated[float, Field(ge=1e-6, le=1)]], _numbers(3, "three numbers from 1e-06 to 1, for red, green and blue")
+]
 AreaRange = Annotated[
     list[Ratio],
-    TWO,
+    _numbers(2, "two numbers greater than 0 and at most 1, in ascending order"),
     AfterValidator(_ascending),
-    Expected("two numbers greater than 0 and at most 1, in ascending order"),
 ]
 AspectRange = Annotated[
     list[Annotated[float, Field(gt=0, le=1000)]],
-    TWO,
+    _numbers(2, "two numbers greater than 0 and at most 1000, in ascending order"),
     AfterValidator(_ascending),
-    Expected("two numbers greater than 0 and at most 1000, in ascending order"),
 ]
 
 
@@ -117,7 +118,7 @@ class OpenSection(Section):
 
 class Split(Section):
     val: Share
-    test: Inside
+    test: Part
     seed: Count
     fold: Count | None
 
@@ -228,7 +229,7 @@ class Cosine(Section):
 
 class Plateau(Section):
     name: Literal["plateau"]
-    factor: Inside
+    factor: Part
     patience: Count
     drops: Count
 
@@ -243,7 +244,7 @@ AnySchedule = Annotated[Cosine | Plateau | Constant, Field(discriminator="name")
 class Optim(OpenSection):
     lr: Annotated[Positive, Passed()]
     weight_decay: Annotated[NotNegative | None, Passed()] = None
-    ema: Inside | None = None
+    ema: Part | None = None
     schedule: AnySchedule
 
 
@@ -253,12 +254,10 @@ class Trainer(Section):
     model_config = ConfigDict(extra="allow")
 
     max_epochs: Whole
-    max_steps: Annotated[Whole | Literal[-1], Expected("-1 or an integer of at least 1")]
+    max_steps: Annotated[Whole | Literal[-1], Field(description="-1 or an integer of at least 1")]
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], affects.nothing, EVERY]
     devices: Annotated[
-        Annotated[int, Field(ge=1, le=1024)]
-        | Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_length=1), DISTINCT],
-        affects.by_content,
+        Annotated[int, Field(ge=1, le=1024)] | Distinct[Annotated[int, Field(ge=0, le=1023)]], affects.by_content
     ]
     num_nodes: Annotated[Whole, affects.by_content]
     strategy: Annotated[Text | OpenSection, affects.by_content]
@@ -267,9 +266,10 @@ class Trainer(Section):
     ]
     deterministic: Annotated[bool | Literal["warn"], EVERY]
     gradient_clip_val: Positive | None
+    gradient_clip_algorithm: Annotated[Literal["norm", "value"], Only("trainer.gradient_clip_val")] = "norm"
     accumulate_grad_batches: Whole
-    limit_train_batches: BatchLimit
-    limit_val_batches: BatchLimit
+    limit_train_batches: Annotated[BatchLimit, Only("trainer.overfit_batches", (0,))]
+    limit_val_batches: Annotated[BatchLimit, Only("trainer.overfit_batches", (0,))]
     # The identity of a test describes the images that the limit selects; see `sppnet.runs.identity`.
     limit_test_batches: Annotated[BatchLimit, affects.by_content, changed_by("test")]
     overfit_batches: Whole | Share
@@ -299,25 +299,30 @@ class Center(Section):
     name: Label
     fit: Literal["center"]
     crop_pct: Ratio
+    aspect_step: ClassVar[float] = 1.0  # has no effect on squares
 
 
 class Warp(Section):
     name: Label
     fit: Literal["warp"]
+    crop_pct: ClassVar[float] = 1.0
+    aspect_step: ClassVar[float] = 1.0
 
 
 class Full(Section):
     name: Label
     fit: Literal["full"]
+    crop_pct: ClassVar[float] = 1.0
     aspect_step: Positive
 
 
 class Windows(Section):
     name: Label
     fit: Literal["windows"]
-    scales: Annotated[list[Side], Field(min_length=1), DISTINCT]
+    crop_pct: ClassVar[float] = 1.0
+    scales: Distinct[Side]
     base_size: Side
-    positions: Annotated[Literal[5, 9], Expected("5 or 9")]
+    positions: Literal[5, 9]
     mirror: bool
     full: Side | None
     source: Literal["map", "image"]
@@ -353,7 +358,7 @@ class Debug(Section):
 
 
 class Report(Section):
-    metrics: Annotated[list[Label], Field(min_length=1), DISTINCT] | None
+    metrics: Distinct[Label] | None
     figure: Literal["rows", "bins", "sizes"]
     compare: Text | None
 
@@ -361,7 +366,7 @@ class Report(Section):
 class Config(Section):
     """The configuration of a run, with all values resolved."""
 
-    study: Annotated[Label, affects.bookkeeping, changed_by("transfer")]
+    study: Annotated[Label, affects.bookkeeping, changed_by("transfer", "status")]
     name: Annotated[Label | None, affects.nothing]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     force: Annotated[bool, affects.bookkeeping, EVERY]
@@ -382,36 +387,6 @@ class Config(Section):
     views: Annotated[AnyViews, affects.test, EVERY]
     callbacks: dict[str, OpenSection]
     logger: Annotated[Logger, affects.nothing]
-    paths: Annotated[Paths, affects.bookkeeping, TESTED]
-    debug: Annotated[Debug, affects.by_content, EVERY]
-    report: Annotated[Report, affects.bookkeeping]
-
-
-RENAMED = {  # keys of layout 1, and what they are called now
-    "trainer.threads": "compute.num_threads",
-    "trainer.compile": "compute.compile",
-    "trainer.channels_last": "compute.channels_last",
-    "trainer.checkpoint_every_n_steps": "checkpointing.every_n_steps",
-    "trainer.ema": "optim.ema",
-    "trainer.progress": "progress",
-    "trainer.gradient_clip": "trainer.gradient_clip_val",
-    "trainer.accumulate": "trainer.accumulate_grad_batches",
-    "trainer.limit_batches": "trainer.limit_train_batches, trainer.limit_val_batches and trainer.limit_test_batches",
-    "head.name": "pooling.name",
-    "head.bins": "pooling.bins",
-    "head.pool": "pooling.pool",
-    "head.rule": "pooling.rule",
-    "head.kernel": "pooling.kernel",
-    "head.pool_to": "pooling.output_size",
-    "data.flip": "augment.flip",
-    "data.color": "augment.color",
-    "data.workers": "data.num_workers",
-    "data.crop.kind": "data/crop=paper or data/crop=random_resized",
-    "data.crop.ratio": "data.crop_pct",
-    "data.crop.aspect": "data.crop.ratio (with data/crop=random_resized)",
-    "optim.schedule.kind": "optim/schedule=cosine, plateau or constant",
-    "loss.kind": "loss=auto, cross_entropy or bce",
-    "views.of": "views.base_size",
-    "views.ratio": "views.crop_pct",
-}
-RENAMED_OPTIONS = {f"head={name}": f"pooling={name}" for name in ("spp", "gap", "flatten")}
+    paths: Annotated[Paths, affects.bookkeeping, changed_by(*TESTED.commands, "status")]
+    debug: Annotated[Debug, affects.by_content, changed_by(*EVERY.commands, "status")]
+    report: Annotated[Report, affects.bookkeeping, changed_by("status")]

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from lightning.pytorch import LightningDataModule
 
-from sppnet.config.schema import AnyViews, Augment, Center, Data, Full, Windows
+from sppnet.config.schema import AnyViews, Augment, Data
 from sppnet.data.aspect_buckets import Bucket, shape_buckets, square_bucket
 from sppnet.data.batch_samplers import EvalBatchSampler, TrainBatchSampler, used_batches
 from sppnet.data.build import Splits
@@ -145,10 +145,9 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> list[Loader]:
         """One loader per size in `sizes.test`, with the regions and scales that `views` describes."""
         views, protocol = self.views, Views.build(self.views)
-        regions = EvalRegions(views.fit, views.crop_pct if isinstance(views, Center) else 1.0)
+        regions = EvalRegions(views.fit, views.crop_pct)
         scales = {size: [size] if protocol is None else protocol.sides(size) for size in self.schedule.test}
-        step = views.aspect_step if isinstance(views, Full | Windows) else 1.0  # has no effect on squares
-        return self._eval_loaders("test", scales, regions, step)
+        return self._eval_loaders("test", scales, regions, views.aspect_step)
 
     def _eval_loaders(
         self, part: Literal["val", "test"], scales: Mapping[int, Sequence[int]], regions: EvalRegions, step: float

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sppnet.config.schema import Center, Config, Full, Windows
+from sppnet.config.schema import Config
 from sppnet.data import DataError, Splits, build_sizes
 from sppnet.data.batch_samplers import EvalBatchSampler, Item
 from sppnet.data.crops import EvalRegions
@@ -89,7 +89,7 @@ class Predictor:
         metadata, none = checkpoint["sppnet"], np.arange(0)
         self.images = UnlabelledImages(files, metadata["classes"], metadata["multilabel"], metadata["fingerprint"])
         self.cfg = cfg
-        self.regions = EvalRegions(cfg.views.fit, cfg.views.crop_pct if isinstance(cfg.views, Center) else 1.0)
+        self.regions = EvalRegions(cfg.views.fit, cfg.views.crop_pct)
         self.remarks: dict[str, str] = {}  # harmless warnings from the decoder, keyed by file
         classifier = load_classifier(checkpoint, cfg, Splits(self.images, none, none, none), weights)
         self.fabric, self.classifier = place_on_device(classifier, cfg)
@@ -181,7 +181,7 @@ class _WindowBatches(Sampler[list[Item]]):
         schedule, views = build_sizes(cfg.sizes), Views.build(cfg.views)
         self.images, self.fit = images, cfg.views.fit
         # the other views crop or warp every image to a square
-        self.aspect_step = cfg.views.aspect_step if isinstance(cfg.views, Full | Windows) else 1.0
+        self.aspect_step = cfg.views.aspect_step
         self.size = schedule.test[0]
         self.sides = [self.size] if views is None else views.sides(self.size)
         self.window = cfg.data.batch_size

@@ -22,6 +22,8 @@ from sppnet.errors import UserError
 if TYPE_CHECKING:
     from sppnet.data import ImageSet
 
+# A network is tested on one device. Otherwise, the hash of a test would depend on how many devices the run trained on.
+ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
 FORMAT = 2  # increment it when a code change alters the weights that a configuration produces
 
 

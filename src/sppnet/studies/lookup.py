@@ -13,6 +13,7 @@ from pathlib import Path
 from sppnet.config import compose
 from sppnet.config.command_schemas import ReportConfig, StatusConfig
 from sppnet.config.compose import Job
+from sppnet.config.keys import keys
 from sppnet.config.load import load
 from sppnet.config.overrides import ExpandedJob, parse_value, quote_names
 from sppnet.config.schema import Config, Report
@@ -30,8 +31,6 @@ from sppnet.studies.study import (
     sweep_point,
 )
 
-USED_WITHOUT_FILE = ("study", "report", "paths", "debug")  # keys of a run that have an effect without experiments=NAME
-
 
 def find_studies(job: Job[StatusConfig] | Job[ReportConfig]) -> list[Study]:
     """Find the study that a command names, or all studies under `paths.runs` if it names none.
@@ -46,7 +45,8 @@ def find_studies(job: Job[StatusConfig] | Job[ReportConfig]) -> list[Study]:
     if experiments is not None:
         typed = [override for key, override in keyed if key not in {"experiments", *own_keys}]
         return [expand_study(runs, experiments, [*typed, *job.sweeper])]
-    unused = [override for key, override in keyed if key not in {*USED_WITHOUT_FILE, *own_keys}]
+    used = own_keys | {key.name for key in keys(Config) if key.may_change("status")}
+    unused = [override for key, override in keyed if key not in used]
     if unused:
         raise UserError(f"{unused[0]} has no effect without experiments=NAME: stored runs are shown as they are")
     typed = [override for key, override in keyed if key == "report"]
@@ -91,7 +91,7 @@ def load_studies(folder: Path, report: Report, typed: Sequence[str] = ()) -> lis
             continue
         try:
             jobs, rows, section = compose.expand_sweep("train", [quote_names(f"experiments={experiments}"), *typed])
-            file_report = load(Report, section)
+            file_report = load(Report, section, "report.")
         except UserError:  # the study's file is missing or can no longer be composed
             studies.append(Study(experiments, folder, tuple(points), report, {}, read_header(experiments)))
             continue
@@ -118,7 +118,7 @@ def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
     """
     command, overrides = study_command(experiments), [quote_names(f"experiments={experiments}"), *typed]
     jobs, rows, section = compose.expand_sweep(command, overrides)
-    report, header = load(Report, section), read_header(experiments)
+    report, header = load(Report, section, "report."), read_header(experiments)
     folder = runs / str(compose.compose_plain(command, overrides)["study"])
     if command == "transfer":  # a transfer table is built from result files, so there are no runs to plan
         return Study(experiments, folder, (), report, {}, header)

@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 
 from sppnet.config.command_schemas import SlurmOptions
 from sppnet.config.load import load
-from sppnet.config.schema import Section
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import COMMAND, code_state
@@ -123,16 +122,6 @@ class SlurmSweep(Sweep):
         raise AssertionError
 
 
-class _Hydra(Section):
-    """Hydra's section `hydra`, as far as it holds the options, so that messages name the options in full."""
-
-    launcher: SlurmOptions
-
-
-class _Root(Section):
-    hydra: _Hydra
-
-
 def load_slurm_options(options: Mapping[str, Any]) -> SlurmOptions:
     """Check the options of the SLURM launcher.
 
@@ -141,7 +130,7 @@ def load_slurm_options(options: Mapping[str, Any]) -> SlurmOptions:
     """
     plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in options.items()}
     try:
-        return load(_Root, {"hydra": {"launcher": plain}}).hydra.launcher
+        return load(SlurmOptions, plain, "hydra.launcher.")
     except UserError as error:
         hint = ""
         if plain.keys() - SlurmOptions.model_fields.keys():

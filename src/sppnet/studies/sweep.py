@@ -84,6 +84,7 @@ class Sweep:
         pending = [job.plan.images for job in self.jobs if job.plan and not job.outcome]
         for line in dict.fromkeys(line for images in pending for line in images.notices()):
             notice(line)
+        self._notice_equal_jobs()
         groups: dict[object, list[SweepJob]] = {}
         for job in self.jobs:
             if job.outcome:
@@ -153,6 +154,16 @@ class Sweep:
         else:
             job.plan = planned
             self.skip_if_done(job)
+
+    def _notice_equal_jobs(self) -> None:
+        """Say which jobs are the same run and test, such as those of `pooling=gap` in a sweep over pyramids."""
+        equal: dict[tuple[Path, str], list[str]] = {}
+        for job in self.jobs:
+            if job.plan is not None:
+                equal.setdefault((job.plan.run.path, job.plan.test), []).append(str(job.number + 1))
+        for (path, _), numbers in equal.items():
+            if len(numbers) > 1:
+                notice(f"jobs {', '.join(numbers)} are one run ({path}): what they set differently has no effect there")
 
     def _record_points(self) -> None:
         """Record the points in the `study.json` of their studies, so that tables can show missing results."""

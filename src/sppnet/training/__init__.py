@@ -2,7 +2,8 @@
 
 1. `preflight.py` checks that the optimizer, network, sizes and hardware fit together. It needs torch but no data.
 2. `prepare` in `trainer.py` splits the data and builds the network and the user's callbacks (`user_callbacks.py`).
-3. `fit` in `trainer.py` picks the checkpoint to resume from (`resume.py`) and calls `lightning.Trainer.fit`.
+3. `fit` in `trainer.py` picks the checkpoint to resume from (`resume.py`), builds Lightning's Trainer
+   (`lightning_trainer.py`) and calls its `fit`.
 4. `lit_module.py` defines the training, validation and test steps. It uses the losses in `losses.py`, the metrics per
    input size in `metrics.py`, and the optimizer and learning-rate schedules in `optim.py`. `ema.py` averages the
    weights.

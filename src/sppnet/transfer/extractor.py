@@ -17,6 +17,7 @@ from sppnet.models.network import build_backbone
 from sppnet.models.normalise import Normalise
 from sppnet.pyramid import SpatialPyramidPool2d
 from sppnet.runs.from_checkpoint import TrainedNetwork, read_checkpoint
+from sppnet.runs.identity import ONE_DEVICE
 from sppnet.training.inference import load_network, place_on_device
 from sppnet.training.preflight import check_hardware
 from sppnet.transfer.task import Task
@@ -68,7 +69,7 @@ def check_extraction(task: Task) -> None:
         UserError: they do not fit together.
     """
     cfg, layer = task.cfg, task.layer
-    check_hardware(replace(cfg, {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}))
+    check_hardware(replace(cfg, ONE_DEVICE))
     # placeholders for the trained pooling and head, which only fully connected layers need
     pooling: AnyPooling = GAP(name="gap")
     head = MLP(name="mlp", hidden=[], dropout=0.0)
