@@ -130,6 +130,10 @@ def test_an_argument_counts_into_the_identity_unless_it_only_prints() -> None:
         ("trainer.profiler={_target_: os.system}", "trainer.profiler._target_=os.system is not allowed"),
         ("trainer.strategy=single_device trainer.devices=2", "does not start 2 process(es)"),
         (
+            "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: glue}",
+            "no process_group_backend glue",
+        ),
+        (
             "trainer.plugins={_target_: lightning.pytorch.plugins.DoublePrecision}",
             "trainer.precision sets the precision",
         ),

@@ -122,7 +122,7 @@ def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[
         return f"{full_name}={format_value(value)} is not allowed: must be a mapping{more}"
     if new := RENAMED_OPTIONS.get(f"{name.removesuffix('.name')}={value}"):
         return f"{full_name}={value} is not allowed: it is now {new}"
-    return refusal(full_name, value, key)
+    return _refusal(full_name, value, key)
 
 
 def _target_problem(value: object, name: str) -> str:
@@ -147,7 +147,7 @@ def _locate(schema: type[Section], data: Mapping[str, Any], location: tuple[int 
     return name, key_named(schema, name, data)
 
 
-def refusal(name: str, value: object, key: Key) -> str:
+def _refusal(name: str, value: object, key: Key) -> str:
     """Explain why a key refuses `value`. The message names a wrong type, because `"0.1"` and `0.1` look alike."""
     if key.is_text and isinstance(value, int | float):
         kind = "boolean" if isinstance(value, bool) else "number"

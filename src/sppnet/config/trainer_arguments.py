@@ -92,6 +92,8 @@ def check_trainer_arguments(passed: Mapping[str, Any], usual: Iterable[str], str
 def suggest_argument(name: str, usual: Iterable[str]) -> str:
     """Suggest the argument that the user may have meant by `name`, preferably one of the `usual` ones."""
     names = [name for name in trainer_arguments() if name not in REFUSED]
+    if name in names:  # in hydra.sweeper.params, which Hydra reads itself
+        return f"write +trainer.{name}, because the option file of trainer does not list it"
     near = get_close_matches(name, usual, n=1) or get_close_matches(name, names, n=1)
     hint = f"did you mean trainer.{near[0]}? " if near else ""
     return f"{hint}trainer has the arguments of lightning.Trainer: {', '.join(names)}"

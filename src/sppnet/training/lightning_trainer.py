@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
@@ -19,8 +20,8 @@ from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import Config
 from sppnet.data.batch_samplers import used_batches
 from sppnet.data.datamodule import DataModule
-from sppnet.errors import UserError
-from sppnet.runs.identity import strategy
+from sppnet.errors import UserError, format_value
+from sppnet.runs.identity import strategy, world_size
 from sppnet.slurm import job
 from sppnet.training.checkpointing import Checkpoints, DurableIO
 
@@ -113,3 +114,19 @@ def check_limits(cfg: Config, trainer: L.Trainer, data: DataModule, parts: Seque
                 f"trainer.val_check_interval={interval} is not allowed: an epoch has {used} batches; with"
                 " trainer.check_val_every_n_epoch=null, the interval goes on over several epochs"
             )
+
+
+def check_strategy(cfg: Config, trainer: L.Trainer) -> None:
+    """Check that the strategy starts the processes of the run, and that torch has what they communicate with.
+
+    Raises:
+        UserError: it does not.
+    """
+    processes, backend = world_size(cfg), getattr(trainer.strategy, "process_group_backend", None)
+    if trainer.world_size != processes or getattr(trainer.strategy, "_start_method", "popen") != "popen":
+        raise UserError(
+            f"trainer.strategy={format_value(strategy(cfg))} is not allowed: it does not start {processes} process(es)"
+            " with a command line each; use ddp"
+        )
+    if backend is not None and not torch.distributed.is_backend_available(backend):
+        raise UserError(f"trainer.strategy: this torch has no process_group_backend {backend}")

@@ -26,13 +26,13 @@ from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
 from sppnet.errors import RunFailed, UserError
 from sppnet.models.network import build_network
-from sppnet.runs.identity import eval_identity, strategy, world_size
+from sppnet.runs.identity import eval_identity, world_size
 from sppnet.runs.provenance import code_state
 from sppnet.runs.run_directory import Run
 from sppnet.training.callbacks import BadFiles, FinalValidation, StatusFile, progress_display
 from sppnet.training.checkpointing import Checkpoints
 from sppnet.training.ema import Averages
-from sppnet.training.lightning_trainer import check_limits, make_trainer
+from sppnet.training.lightning_trainer import check_limits, check_strategy, make_trainer
 from sppnet.training.lit_module import Classifier
 from sppnet.training.loggers import MetricsFile, build_mirrors, build_replays
 from sppnet.training.preflight import sizes_for_pairs
@@ -95,11 +95,7 @@ def prepare(cfg: Config, overrides: Sequence[str], images: ImageSet | None = Non
     data.world = world_size(cfg)
     trainer = make_trainer(cfg, [], [])
     check_limits(cfg, trainer, data, ("train", "val", "test"))
-    if trainer.world_size != data.world or getattr(trainer.strategy, "_start_method", "popen") != "popen":
-        raise UserError(
-            f"trainer.strategy={strategy(cfg)} is not allowed: it does not start {data.world} process(es) with a"
-            " command line each; use ddp"
-        )
+    check_strategy(cfg, trainer)
     return PreparedRun(cfg, classifier, data, callbacks, notices)
 
 
