@@ -131,6 +131,7 @@ WRONG_VALUES = [
         0,
         "must be an integer from 1 to 1024, or a non-empty list without repeats, each item an integer from 0 to 1023",
     ),
+    ("trainer.deterministic", "maybe", "trainer.deterministic=maybe is not allowed: must be true or false, or warn"),
     ("trainer.precision", "bf16", "must be one of 32-true, bf16-mixed, 16-mixed, bf16-true, 64-true"),
     (
         "trainer.gradient_clip_val",

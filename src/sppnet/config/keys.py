@@ -183,6 +183,8 @@ def _describe(values: Mapping[str, Any]) -> str:
     if arms := values.get("anyOf"):
         given = ", or ".join(_describe(arm) for arm in arms if arm != {"type": "null"})
         return f"null or {given}" if {"type": "null"} in arms else given
+    if "const" in values:
+        return format_value(values["const"])
     if listed := values.get("enum"):
         return f"one of {', '.join(map(format_value, listed))}"
     match values.get("type"):
