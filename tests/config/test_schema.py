@@ -218,8 +218,6 @@ def test_an_old_name_is_answered_with_the_new_one() -> None:
     changes = (option_files.root() / "CHANGELOG.md").read_text()
     for old, new in RENAMED.items():
         assert f"`{old}" in changes, old
-        if old == "head.name":  # a name with a new meaning
-            continue
         answer = f"unknown key {old}; it is now called {new}"
         for word in (f"{old}=1", f"+{old}=1"):
             if word != "+data.crop.ratio=1":

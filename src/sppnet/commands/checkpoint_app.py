@@ -29,7 +29,7 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
             the command may not change.
     """
     words = hydra_app.normalise(command, words)
-    checkpoint = named_checkpoint(words)
+    checkpoint = overrides.last_value("checkpoint", words)
     replayed: list[str] = []
     if checkpoint is not None:
         _, run_overrides = load_stored_config(checkpoint_path(checkpoint))
@@ -41,12 +41,3 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
         run_command(trained)
 
     hydra_app.run_plain(command, [*replayed, *words], run_job, len(replayed))
-
-
-def named_checkpoint(words: Sequence[str]) -> str | None:
-    """Return the value of `checkpoint=` on a command line.
-
-    None if the key is missing, is `null` or is swept over several values. Each job of such a sweep is started with a
-    single value.
-    """
-    return overrides.last_value("checkpoint", words)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sppnet.commands import checkpoint_app, hydra_app
 from sppnet.commands.test import warn_of_training_keys
+from sppnet.config import overrides
 from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.compose import Job
 from sppnet.config.schema import LAYOUT
@@ -29,7 +30,7 @@ from sppnet.transfer.task import FORMAT, Task, make_task, refuse_ineffective, wa
 
 def main(words: Sequence[str]) -> None:
     """Evaluate the trained network that `checkpoint=` names or, without that key, the network in `backbone`."""
-    if checkpoint_app.named_checkpoint(hydra_app.normalise("transfer", words)) is None:
+    if overrides.last_value("checkpoint", hydra_app.normalise("transfer", words)) is None:
         hydra_app.run("transfer", words, _transfer_backbone)
     else:
         checkpoint_app.run("transfer", words, _transfer_trained)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sppnet.config.marks import PathText, affects, changed_by
+from sppnet.config.marks import affects, changed_by
 from sppnet.config.schema import (
     MAX_LEVEL,
     Config,
@@ -31,7 +31,7 @@ class PredictConfig(TestConfig):
     input: FilePath
     output: FilePath | None
     top: Whole
-    draw: Annotated[bool | Text, PathText()]
+    draw: bool | FilePath
 
 
 class SVM(Section):
@@ -105,13 +105,10 @@ class SlurmOptions(Section):
     partition: Text | None
     account: Text | None
     qos: Text | None
-    time: (
-        Annotated[
-            Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] | Whole,
-            Field(description="a number of minutes, or a time such as '12:00:00' or '1-12:00:00'"),
-        ]
-        | None
-    )
+    time: Annotated[
+        Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] | Whole | None,
+        Field(description="null, a number of minutes, or a time such as '12:00:00' or '1-12:00:00'"),
+    ]
     cpus: Whole
     gpus: Count
     memory: Text | Whole | None

@@ -1,7 +1,4 @@
-"""Compose configurations from overrides, without a command line, and explain Hydra's errors in one line.
-
-Nothing here imports torch.
-"""
+"""Compose configurations from overrides, without a command line, and explain Hydra's errors in one line."""
 
 from __future__ import annotations
 
@@ -70,7 +67,7 @@ def replayable(command: str, run_overrides: Sequence[str], typed: Sequence[str] 
                 name = str(error.missing_cfg_file).rpartition("/")[0].replace("/", ".")
             else:
                 name = str(getattr(_cause(error), "full_key", None) or "")
-            others = [word for word in kept if not f"{override_key(word)}.".startswith(f"{name}.")] if name else kept
+            others = [word for word in kept if not f"{override_key(word)}.".startswith(f"{name}.")]
             if len(others) == len(kept):
                 raise UserError(explain(error, command)) from error
             kept = others
@@ -137,10 +134,9 @@ def _searchpath() -> str:
 
 def one_line(error: BaseException) -> str:
     """Return the message of a Hydra error as one line, without the lines that say where the error occurred."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [
-        line for line in lines if not line.startswith(("object_type=", "full_key:", "reference_type=", "See http"))
-    ]
+    places = ("object_type=", "full_key:", "reference_type=", "See http")
+    stripped = map(str.strip, str(error).splitlines())
+    lines = [line for line in stripped if line and not line.startswith(places)]
     options = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
     text = " ".join(lines[:options]) or type(error).__name__
     if lines[options + 1 :]:
@@ -201,8 +197,7 @@ def resolve(command: str, cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a mandatory value is missing or an interpolation cannot be resolved.
     """
-    keys = [str(key) for key in cfg if key != "hydra"]
-    own = OmegaConf.masked_copy(cfg, keys)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
         resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

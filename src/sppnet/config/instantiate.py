@@ -45,7 +45,9 @@ def check_target(name: object, slot: str) -> str:
     allowed = allowed_prefixes()
     if not isinstance(name, str) or not all(p.isidentifier() and not p.startswith("_") for p in name.split(".")):
         raise UserError(f"{slot}._target_={name!r} is not the dotted name of a public class")
-    if not name.startswith(allowed) or name.startswith(REFUSED):
+    if name.startswith(REFUSED):
+        raise UserError(f"{slot}._target_={name} is not allowed: it loads, downloads or runs what a file names")
+    if not name.startswith(allowed):
         raise UserError(
             f"{slot}._target_={name} is not allowed; the name must match one of {', '.join(p + '*' for p in allowed)}"
             " (to allow your own package, put allow=PACKAGE on the command line or set SPPNET_ALLOW=PACKAGE)"
@@ -56,7 +58,7 @@ def check_target(name: object, slot: str) -> str:
     return name
 
 
-def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, **kwargs: Any) -> T:
+def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any) -> T:
     """Build the object that `node` describes.
 
     `_target_` names a class or an annotated function, and the other keys are its arguments.
@@ -66,7 +68,6 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
         kind: the required type of the result.
         slot: the config key of `node`, used in messages.
         *args: positional arguments.
-        **kwargs: keyword arguments, which override the arguments in `node`.
 
     Raises:
         UserError: the name is not allowed, does not exist or is not of `kind`, or the class refuses the arguments.
@@ -78,7 +79,7 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
             f"{slot}._target_={name} is neither a subclass of {kind.__name__} nor a function annotated to return one"
         )
     try:
-        instance = target(*args, **{key: value for key, value in node.items() if key != "_target_"} | kwargs)
+        instance = target(*args, **{key: value for key, value in node.items() if key != "_target_"})
     except UserError:
         raise
     except Exception as error:  # a user's class may raise any exception
@@ -88,11 +89,6 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, *
     if not isinstance(instance, kind):
         raise UserError(f"{slot}._target_={name} returned {type(instance).__name__} instead of {kind.__name__}")
     return instance
-
-
-def check_target_name(name: str) -> str:
-    """Do what `check_target` does, for a schema, which names the slot itself."""
-    return check_target(name, "")
 
 
 def user_source_files(node: Any, slot: str = "") -> dict[str, Path]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, Union
 
 from pydantic.fields import FieldInfo
 
-from sppnet.config.marks import Affects, Changes, Only, PathText, affects
+from sppnet.config.marks import Affects, Changes, Only, affects
 from sppnet.config.schema import Section
 from sppnet.errors import format_value
 
@@ -54,19 +54,9 @@ class Key:
         """The sections that the value may be; none for a plain value, several for a group of alternatives."""
         return [part for part in _parts(self.field.annotation) if isinstance(part, type) and issubclass(part, Section)]
 
-    @property
-    def is_text(self) -> bool:
-        """Whether the value is a string or a list of strings, so that a typed `2024` means the string "2024"."""
-        return str in _parts(self.field.annotation)
-
-    @property
-    def takes_flag(self) -> bool:
-        """Whether the value may be true or false."""
-        return bool in _parts(self.field.annotation)
-
-    @property
-    def is_path(self) -> bool:
-        return any(isinstance(part, PathText) for part in (*self.field.metadata, *_parts(self.field.annotation)))
+    def takes(self, kind: type) -> bool:
+        """Whether the value, or an item of a list, may be of the plain type `kind`."""
+        return kind in _parts(self.field.annotation)
 
     @property
     def allowed(self) -> str:
@@ -141,33 +131,29 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
 
 def without_effect(cfg: Section) -> dict[str, str]:
     """Map each key of `cfg` that has no effect to the setting that disables it (such as `data.fit=full`)."""
-    ineffective = {}
+    ineffective, plain = {}, cfg.plain()
     for key in keys(type(cfg)):
-        only = key.mark(Only)
-        if only is None:
-            continue
-        value = value_of(cfg, only.key)
-        if value not in only.values if only.values else value is None:
-            ineffective[key.name] = f"{only.key}={format_value(value)}"
-    bins = value_of(cfg, "pooling.bins")
-    if bins is not None and bins != value_of(cfg, "pyramid.bins"):  # typed or set in a file instead
+        if only := key.mark(Only):
+            value = value_of(plain, only.key)
+            if value not in only.values if only.values else value is None:
+                ineffective[key.name] = f"{only.key}={format_value(value)}"
+    bins = value_of(plain, "pooling.bins")
+    if bins is not None and bins != value_of(plain, "pyramid.bins"):  # typed or set in a file instead
         ineffective["pyramid"] = f"pooling.bins={bins}"
     return ineffective
 
 
-def value_of(cfg: object, name: str) -> Any:
-    """The value of a key of a configuration or of plain data; None if it is absent."""
-    for part in name.split("."):
-        attribute = "target" if part == "_target_" else part
-        cfg = cfg.get(part) if isinstance(cfg, Mapping) else getattr(cfg, attribute, None)
-    return cfg
+def value_of(data: object, name: str) -> Any:
+    """The value of a key of plain data; None if it is absent. The data themselves have the name ""."""
+    for part in filter(None, name.split(".")):
+        data = data.get(part) if isinstance(data, Mapping) else None
+    return data
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """Yield the plain types that a value, or an item of a list, may have, and the marks on the way to them."""
+    """Yield the plain types that a value, or an item of a list, may have."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        yield from arguments[1:]
         yield from _parts(arguments[0])
     elif origin in (Union, types.UnionType, list):
         for argument in arguments:
@@ -196,8 +182,6 @@ def _describe(values: Mapping[str, Any]) -> str:
             kind = "non-empty list" if values.get("minItems") else "list"
             repeats = " without repeats" if values.get("uniqueItems") else ""
             return f"a {kind}{repeats}, each item {_describe(values['items'])}"
-        case "string":
-            return "a string"
     return "a mapping"
 
 

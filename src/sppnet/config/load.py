@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sppnet.config import option_files
-from sppnet.config.instantiate import check_target
 from sppnet.config.keys import Key, exists, key_named, keys, value_of
 from sppnet.config.renamed_keys import RENAMED_OPTIONS, new_name, refuse_old_names
 from sppnet.config.schema import LAYOUT, OpenSection, Section, Trainer
@@ -19,8 +18,8 @@ from sppnet.config.trainer_arguments import suggest_argument
 from sppnet.errors import UserError, format_value
 
 AnySection = TypeVar("AnySection", bound=Section)
-# Matches a string that YAML would read as a number, boolean, null or list if it were not quoted.
 QUOTE = "'"  # around the names of alternatives in pydantic's errors
+# Matches a string that YAML would read as a number, boolean, null or list if it were not quoted.
 LITERAL = re.compile(r"\s*([-+]?[\d._]+(e[-+]?\d+)?|true|false|null|\[.*\])\s*", re.I | re.S)
 LEADING_ZERO = re.compile(r"[-+]?0[\d_]+")  # Hydra reads 007 as a string
 UNRESOLVED = re.compile(r"\$\{|^\?\?\?$")
@@ -29,10 +28,7 @@ UNRESOLVED = re.compile(r"\$\{|^\?\?\?$")
 def load(schema: type[AnySection], data: Mapping[str, Any], prefix: str = "") -> AnySection:
     """Check plain data, with all interpolations resolved, and return them as a configuration.
 
-    Args:
-        schema: the class of the result.
-        data: the plain data.
-        prefix: what messages put before the names of keys, such as `report.`.
+    Messages put `prefix`, such as `report.`, before the names of keys.
 
     Raises:
         UserError: a key or a value is wrong; the message names the first one and what is allowed.
@@ -66,20 +62,13 @@ def replace(cfg: AnySection, values: Mapping[str, Any]) -> AnySection:
     """
     data = cfg.plain()
     for name, value in values.items():
-        node: Any = data
-        *parents, last = name.split(".")
-        for part in parents:
-            node = node[part]
-        node[last] = value
+        section, _, key = name.rpartition(".")
+        value_of(data, section)[key] = value
     return load(type(cfg), data)
 
 
 def check_layout(layout: object, where: str) -> None:
     """Refuse a stored configuration whose layout (the names of its keys) differs from this version's.
-
-    Args:
-        layout: the layout that the run or the checkpoint stores; None if it stores none.
-        where: the name of the run or the checkpoint, used in the message.
 
     Raises:
         UserError: `layout` is not `LAYOUT`.
@@ -99,8 +88,8 @@ def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[
     inside = (each for each in located if f"{each[0]}.".startswith(f"{first}."))
     name, key, problem = max(inside, key=lambda each: len(each[0]))
     full_name, value, kind, context = f"{prefix}{name}", value_of(data, name), problem["type"], problem.get("ctx", {})
-    if name.endswith("_target_"):
-        return _target_problem(value, full_name)
+    if name.endswith("_target_") and kind == "value_error":  # `check_target` does not know the section
+        return f"{full_name.removesuffix('._target_')}{context['error']}"
     if kind == "invalid_key":
         return f"{full_name} is not allowed: the names of keys must be strings"
     if kind == "extra_forbidden":
@@ -125,14 +114,6 @@ def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[
     return _refusal(full_name, value, key)
 
 
-def _target_problem(value: object, name: str) -> str:
-    try:
-        check_target(value, name.removesuffix("._target_"))
-    except UserError as error:
-        return str(error)
-    return f"{name}={format_value(value)} is not allowed"
-
-
 def _locate(schema: type[Section], data: Mapping[str, Any], location: tuple[int | str, ...]) -> tuple[str, Key | None]:
     """Return the name of the key that pydantic's `location` is about, and the key; None if the schema lacks it.
 
@@ -140,22 +121,24 @@ def _locate(schema: type[Section], data: Mapping[str, Any], location: tuple[int 
     """
     name = ""
     for number, part in enumerate(location, start=1):
-        node = value_of(data, name) if name else data
+        node = value_of(data, name)
         inner = f"{name}.{part}".lstrip(".")
-        if isinstance(node, Mapping) and (part in node or (number == len(location) and key_named(schema, inner))):
+        declared = number == len(location) and (part == "_target_" or key_named(schema, inner))
+        if isinstance(node, Mapping) and (part in node or declared):
             name = inner
     return name, key_named(schema, name, data)
 
 
 def _refusal(name: str, value: object, key: Key) -> str:
     """Explain why a key refuses `value`. The message names a wrong type, because `"0.1"` and `0.1` look alike."""
-    if key.is_text and isinstance(value, int | float):
+    text = key.takes(str)
+    if text and not key.takes(int) and isinstance(value, int | float):
         kind = "boolean" if isinstance(value, bool) else "number"
         return f"{name}={format_value(value)} is a {kind} in YAML, but must be {key.allowed}; quote it in the file"
     items = value if isinstance(value, list) else [value]
-    if not key.is_text and any(LEADING_ZERO.fullmatch(str(item)) for item in items):
+    if not text and any(LEADING_ZERO.fullmatch(str(item)) for item in items):
         return f"{name}={format_value(value)} is not allowed: must be {key.allowed}, without leading zeros"
-    if isinstance(value, str) and not key.is_text and key.allowed != "a mapping" and LITERAL.fullmatch(value):
+    if isinstance(value, str) and not text and key.allowed != "a mapping" and LITERAL.fullmatch(value):
         return f"{name}='{value}' is a quoted string: must be {key.allowed}, without quotes"
     return f"{name}={format_value(value)} is not allowed: must be {key.allowed}"
 
@@ -165,19 +148,14 @@ def unknown_key(
 ) -> str:
     """Explain that a configuration has no key `name`: its new name, the nearest name, and the names that there are.
 
-    Args:
-        schema: the class of the configuration.
-        name: the key.
-        data: the configuration as plain data, or the default one if there is none.
-        prefix: what messages put before the names of keys.
-        groups: names that may be used on the top level as well.
+    `data` are the configuration, or the default one if there is none; `groups` may be used on the top level as well.
     """
     if new := new_name(schema, name):
         return f"unknown key {name}; it is now called {new}"
     section, _, last = name.rpartition(".")
     if section == "trainer":
         return f"unknown key {name}; {suggest_argument(last, Trainer.model_fields)}"
-    parent, node = key_named(schema, section, data), value_of(data, section) if section else data
+    parent, node = key_named(schema, section, data), value_of(data, section)
     if parent is not None and not parent.alternatives and not isinstance(node, Mapping):
         return f"unknown key {name}; {section} is a value, not a section"
     own_class = parent is not None and any(issubclass(kind, OpenSection) for kind in parent.alternatives)

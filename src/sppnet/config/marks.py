@@ -63,7 +63,3 @@ class Only:
 
 class Passed:
     """Mark of a key that is also passed to the class that the section's `_target_` names."""
-
-
-class PathText:
-    """Mark of a key that is a path, in which `~` stands for the home directory."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from sppnet.config.keys import keys, nearest
-from sppnet.config.marks import Changes
+from sppnet.config.keys import keys, nearest, value_of
+from sppnet.config.marks import Changes, changed_by
 from sppnet.config.schema import Config
 from sppnet.errors import UserError, format_value
 
@@ -29,11 +30,11 @@ def merge(
         UserError: a typed override changes a key that `command` may not change.
     """
     merged = {
-        name: _merge(stored[name], before.get(name), after.get(name)) if name in stored else after[name]
+        name: copy.deepcopy(_merge(stored[name], before.get(name), after.get(name)) if name in stored else after[name])
         for name in {**stored, **after}
     }
     for name in typed_keys:
-        _copy(after, merged, name.split("."))
+        _copy(after, merged, name)
     for name, old, new in list(differences(stored, merged)):
         if may_change(name, command, merged):
             continue
@@ -42,7 +43,7 @@ def merge(
                 f"{name}={format_value(new)} is not allowed: the checkpoint was trained with {format_value(old)}, and"
                 f" {command} can only change {_changeable(command)}"
             )
-        _copy(stored, merged, name.split("."))
+        _copy(stored, merged, name)
     return merged
 
 
@@ -54,8 +55,7 @@ def may_change(name: str, command: str, data: Mapping[str, Any] | None = None) -
 
 def _is_typed(name: str, typed_keys: Collection[str]) -> bool:
     key = nearest(Config, name)
-    fixed = key is not None and key.mark(Changes) == Changes(frozenset())
-    if fixed:
+    if key is not None and key.mark(Changes) == changed_by():
         return name in typed_keys
     dotted = (f"{typed.replace('/', '.')}." for typed in typed_keys)
     return "experiments" in typed_keys or any(f"{name}.".startswith(t) or t.startswith(f"{name}.") for t in dotted)
@@ -66,25 +66,20 @@ def _changeable(command: str) -> str:
     allowed: list[str] = []
     exceptions: list[str] = []
     for key in keys(Config):
-        section = nearest(Config, key.name.rpartition(".")[0])
-        if key.may_change(command) != (section is not None and section.may_change(command)):
+        if key.may_change(command) != may_change(key.name.rpartition(".")[0], command):
             (allowed if key.may_change(command) else exceptions).append(key.name)
     text = ", ".join(dict.fromkeys(allowed))
     return f"{text} (but not {' or '.join(dict.fromkeys(exceptions))})" if exceptions else text
 
 
-def _copy(source: Mapping[str, Any], target: dict[str, Any], path: list[str]) -> None:
-    """Copy the node at `path`, or its absence, from `source` to `target`; nothing if a section on the way is absent."""
-    node: Any = target
-    for part in path[:-1]:
-        if not isinstance(source, Mapping) or part not in source or not isinstance(node.get(part), dict):
-            return
-        node[part] = dict(node[part])
-        node, source = node[part], source[part]
-    if isinstance(source, Mapping) and path[-1] in source:
-        node[path[-1]] = source[path[-1]]
-    elif isinstance(source, Mapping):
-        node.pop(path[-1], None)
+def _copy(source: Mapping[str, Any], target: dict[str, Any], name: str) -> None:
+    """Copy the key `name`, or its absence, from `source` to `target`; nothing if a section on the way is absent."""
+    section, _, key = name.rpartition(".")
+    given, changed = value_of(source, section), value_of(target, section)
+    if isinstance(given, Mapping) and isinstance(changed, dict):
+        changed.pop(key, None)
+        if key in given:
+            changed[key] = copy.deepcopy(given[key])
 
 
 def _merge(stored: Any, before: Any, after: Any) -> Any:

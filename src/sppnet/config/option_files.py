@@ -80,9 +80,6 @@ def digest() -> str:
 
     As long as the digest stays the same, the same overrides give the same configuration.
     """
-    places = [*(folder / name for folder in folders() for name in ("", *group_names())), root() / "experiments"]
-    files = sorted({path for place in places for path in place.glob("*.yaml")})
-    total = hashlib.sha256()
-    for path in files:
-        total.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes() + b"\0")
-    return total.hexdigest()[:16]
+    paths = {path for place in (*folders(), root() / "experiments") for path in place.rglob("*.yaml")}
+    entries = sorted(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes() for path in paths)
+    return hashlib.sha256(b"\0".join(entries)).hexdigest()[:16]

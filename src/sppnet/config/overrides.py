@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 
 from sppnet.config import option_files
 from sppnet.config.command_schemas import COMMANDS, SlurmOptions
-from sppnet.config.keys import Key, keys
+from sppnet.config.keys import keys
 from sppnet.config.schema import Trainer
 from sppnet.errors import UserError
 
@@ -43,10 +43,6 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
     Options are moved before the overrides, because Hydra's parser refuses `a=1 -m b=2`. Strings that Hydra's grammar
     cannot parse (`~/photos`, `runs/a(1)`) or would read as numbers (`study=2024_05`) are quoted.
 
-    Args:
-        command: the name of the command.
-        words: the arguments that follow the command's name.
-
     Raises:
         UserError: an option is unknown or unavailable, or a word is not an override.
     """
@@ -66,7 +62,7 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
         if problem := override_problem(command, override):
             raise UserError(problem)
         key, _, value = override.partition("=")
-        if key in path_keys() and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
+        if key in text_keys() and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
             raise UserError(f"{override}: there is no home directory {value.partition('/')[0]}")
         options.remove(override)
     return [*options, *map(quote_names, arguments.overrides)]
@@ -88,30 +84,20 @@ def _check_storable(words: Iterable[str]) -> None:
             )
 
 
-def _names(test: Callable[[Key], bool]) -> frozenset[str]:
-    return frozenset(key.name for schema in COMMANDS.values() for key in keys(schema) if test(key))
-
-
 @functools.cache
-def text_keys() -> frozenset[str]:
-    """The keys whose value is always a string, even if it looks like a number."""
-    launcher = {f"hydra.launcher.{key.name}" for key in keys(SlurmOptions) if key.is_text and key.name != "time"}
-    return _names(lambda key: key.is_text) | launcher | {"hydra.sweeper.only"}
-
-
-@functools.cache
-def path_keys() -> frozenset[str]:
-    """The keys whose value is a path."""
-    return _names(lambda key: key.is_path)
-
-
-@functools.cache
-def _flags() -> frozenset[str]:
-    return _names(lambda key: key.takes_flag)
+def text_keys() -> dict[str, bool]:
+    """The keys whose value is a string even if it looks like a number, and whether it may be true or false instead."""
+    schemas = [("", schema) for schema in COMMANDS.values()] + [("hydra.launcher.", SlurmOptions)]
+    named = [(f"{prefix}{key.name}", key) for prefix, schema in schemas for key in keys(schema)]
+    text = {name: key.takes(bool) for name, key in named if key.takes(str) and not key.takes(int)}
+    return {"hydra.sweeper.only": False, **text}
 
 
 def last_value(key: str, words: Sequence[str]) -> str | None:
-    """Return the last value of `key` on a command line, without quotes; None if `key` is absent, null or swept."""
+    """Return the last value of `key` on a command line, without quotes; None if `key` is absent, null or swept.
+
+    Each job of such a sweep is started with a single value.
+    """
     typed = [word for word in _parse(words).overrides if word.partition("=")[0].lstrip("+") == key]
     if not typed:
         return None
@@ -191,8 +177,8 @@ def quote_names(word: str) -> str:
 
 def _misread(part: str, key: str) -> bool:
     """Whether Hydra reads `part` as a number or a boolean, although `key` takes strings (and no booleans)."""
-    value = OverridesParser.create().parse_override(f"x={part}").value()
-    return isinstance(value, int | float) and not (isinstance(value, bool) and key in _flags())
+    value = parse_value(f"x={part}")
+    return isinstance(value, int | float) and not (isinstance(value, bool) and text_keys().get(key))
 
 
 def parse_value(word: str) -> object:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sppnet.config.instantiate import check_target_name
-from sppnet.config.marks import Only, Passed, PathText, affects, changed_by
+from sppnet.config.instantiate import check_target
+from sppnet.config.marks import Only, Passed, affects, changed_by
 from sppnet.config.trainer_arguments import check_trainer_arguments
 
 LAYOUT = 2  # increased when keys are renamed or moved; stored in every run and checkpoint
@@ -46,7 +46,7 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # a share that may be nothing, but not all
 Part = Annotated[float, Field(gt=0, lt=1)]  # neither nothing nor all
 Text = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]
-FilePath = Annotated[Text, PathText()]
+FilePath = Text  # `~` stands for the home directory
 Label = Annotated[
     str,
     Field(
@@ -104,7 +104,7 @@ class OpenSection(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[str, AfterValidator(check_target_name)] = Field(alias="_target_")
+    target: Annotated[str, BeforeValidator(lambda name: check_target(name, ""))] = Field(alias="_target_")
 
     def node(self, **more: Any) -> dict[str, Any]:
         """Return `_target_` and the arguments of the class, as `sppnet.config.instantiate` takes them."""
@@ -141,7 +141,7 @@ class RandomResizedCrop(Section):
 
 
 AnyCrop = Annotated[PaperCrop | RandomResizedCrop, Field(discriminator="name")]
-CROPPED, WHOLE = Only("data.fit", ("crop",)), Only("data.fit", ("full",))
+IF_CROPPED, IF_WHOLE = Only("data.fit", ("crop",)), Only("data.fit", ("full",))
 
 
 class Data(OpenSection):
@@ -153,12 +153,12 @@ class Data(OpenSection):
     bad_files: Literal["error", "skip"]
     duplicates: Annotated[Literal["warn", "error", "ignore"], affects.nothing]
     split: Split
-    crop: Annotated[AnyCrop, affects.weights, CROPPED]
-    crop_pct: Annotated[Ratio, affects.weights, CROPPED]
-    short_side: Annotated[Annotated[int, Field(ge=8, le=8192)] | None, CROPPED] = None
+    crop: Annotated[AnyCrop, affects.weights, IF_CROPPED]
+    crop_pct: Annotated[Ratio, affects.weights, IF_CROPPED]
+    short_side: Annotated[Annotated[int, Field(ge=8, le=8192)] | None, IF_CROPPED] = None
     resampler: Literal["pillow", "torch"]
-    cache: Annotated[bool, affects.nothing, CROPPED] = False
-    aspect_step: Annotated[Positive, affects.weights, WHOLE]
+    cache: Annotated[bool, affects.nothing, IF_CROPPED] = False
+    aspect_step: Annotated[Positive, affects.weights, IF_WHOLE]
     mean: Annotated[Mean, changed_by()]
     std: Annotated[Std, changed_by()]
 
@@ -388,5 +388,6 @@ class Config(Section):
     callbacks: dict[str, OpenSection]
     logger: Annotated[Logger, affects.nothing]
     paths: Annotated[Paths, affects.bookkeeping, changed_by(*TESTED.commands, "status")]
+    # debug=fast and debug=study set other keys, which the identity holds.
     debug: Annotated[Debug, affects.by_content, changed_by(*EVERY.commands, "status")]
     report: Annotated[Report, affects.bookkeeping, changed_by("status")]

@@ -58,8 +58,8 @@ def _type(annotation: ast.expr | None) -> Any:
         inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
         types = [_type(node) for node in inner]
         if annotation.value.id == "Optional":
-            return types[0] | None if types[0] is not Any else Any
-        if annotation.value.id == "Union" and Any not in types:
+            return types[0] | None
+        if annotation.value.id == "Union":
             return functools.reduce(operator.or_, types)
     return Any
 

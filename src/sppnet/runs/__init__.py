@@ -8,5 +8,5 @@
 - `ranks.py` removes stale rank variables from the environment and checks the number of processes.
 - `slurm_status.py` provides the fields of `status.json` that describe the SLURM job.
 - `from_checkpoint.py` resolves `checkpoint=...` to the configuration and the weights file of a trained network.
-- `result_text.py` formats a test result for printing.
+- `result_text.py` prints a test result.
 """

@@ -8,7 +8,7 @@ does not affect old runs. Only `read_checkpoint` imports torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -72,7 +72,7 @@ def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) ->
     """Apply the typed overrides to the configuration stored with `job.cfg["checkpoint"]`.
 
     Args:
-        command: the name of the command.
+        command: the command, such as `test`.
         job: the job composed from the run's overrides followed by the typed ones, as plain data.
         replayed: how many of the job's overrides come from the run.
 
@@ -87,13 +87,12 @@ def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) ->
     _replace_chosen_sections(command, job.cfg, typed)
     load(schema, job.cfg)  # so that a typed name or value that is wrong is named before what may not change
     own = {name: value for name, value in job.cfg.items() if name not in Config.model_fields}
-    before, after = compose.compose_plain(command, compose.replayable(command, overrides)), job.cfg
-    before, after = ({key: value for key, value in c.items() if key not in own} for c in (before, after))
-    cfg = load(schema, merge(command, stored, before, after, typed_keys) | own)
+    before = compose.compose_plain(command, compose.replayable(command, overrides))
+    cfg = load(schema, merge(command, stored | own, before | own, job.cfg, typed_keys))
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
-    network = TrainedNetwork(cfg, checkpoint, run, weights, stored, tuple(typed_keys), {})
-    return replace(network, changed_code=_changed_code(cfg.backbone, checkpoint, run))
+    changed_code = _changed_code(cfg.backbone, checkpoint, run)
+    return TrainedNetwork(cfg, checkpoint, run, weights, stored, tuple(typed_keys), changed_code)
 
 
 def _replace_chosen_sections(command: str, plain: dict[str, Any], typed: Sequence[str]) -> None:
@@ -104,11 +103,8 @@ def _replace_chosen_sections(command: str, plain: dict[str, Any], typed: Sequenc
     several = {key.name for key in keys(Config) if len(key.alternatives) > 1}
     for name in several & {compose.override_key(override) for override in typed}:
         words = [word for word in typed if f"{compose.override_key(word)}.".startswith(f"{name}.")]
-        *parents, last = name.split(".")
-        node = plain
-        for part in parents:
-            node = node[part]
-        node[last] = value_of(compose.compose_plain(command, words), name)
+        section, _, key = name.rpartition(".")
+        value_of(plain, section)[key] = value_of(compose.compose_plain(command, words), name)
 
 
 def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict[str, str]:

@@ -48,20 +48,16 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
 
 
 def eval_identity(cfg: Config, weights: str, images: ImageSet) -> dict[str, Any]:
-    """Everything that determines the metrics of a test on `images`.
-
-    Args:
-        cfg: the configuration.
-        weights: the name of the weights, which is `best` or contains a digest (see `TrainedNetwork.name`).
-        images: the data set.
-    """
+    """Everything that determines the metrics of a test on `images`; `weights` is a `TrainedNetwork.name`."""
+    batches = cfg.trainer.limit_test_batches
+    limit = {"batches": batches, "batch_size": cfg.data.batch_size, "processes": world_size(cfg)}
     return {
         "format": FORMAT,
         "layout": LAYOUT,
         "config": _select(cfg, lambda key: key.affects.test),
         "weights": weights,
         "fingerprint": images.fingerprint(),
-        "limit": _limit(cfg),
+        "limit": None if batches is None else limit,  # which images are scored
     }
 
 
@@ -69,14 +65,6 @@ def _select(cfg: Config, keep: Callable[[Key], bool]) -> dict[str, Any]:
     """Select the keys that `keep` accepts, without those that have no effect, such as data.crop for whole images."""
     ineffective = without_effect(cfg)
     return select(cfg, lambda key: keep(key) and not any(f"{key.name}.".startswith(f"{k}.") for k in ineffective))
-
-
-def _limit(cfg: Config) -> dict[str, float] | None:
-    """Everything that determines which images a test scores under `trainer.limit_test_batches`; None without limit."""
-    batches = cfg.trainer.limit_test_batches
-    if batches is None:
-        return None
-    return {"batches": batches, "batch_size": cfg.data.batch_size, "processes": world_size(cfg)}
 
 
 def strategy(cfg: Config) -> Any:
@@ -105,11 +93,9 @@ def _whole_floats_as_ints(node: Any) -> Any:
 
 def format_mismatch(number: object) -> str:
     """Return a remark if a result's format `number` differs from `FORMAT`; "" if they are equal or `number` is None."""
-    return (
-        ""
-        if number in (None, FORMAT)
-        else f"results in format {number}, from a version of sppnet that trains differently"
-    )
+    if number in (None, FORMAT):
+        return ""
+    return f"results in format {number}, from a version of sppnet that trains differently"
 
 
 def world_size(cfg: Config) -> int:

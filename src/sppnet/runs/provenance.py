@@ -36,8 +36,8 @@ def provenance() -> dict[str, Any]:
     """
     command = json.loads(_inherited) if _inherited else list(_command)
     allowed = [name for name in dict.fromkeys(os.environ.get("SPPNET_ALLOW", "").split(",")) if name]
-    start = {"command": command, "job": list(_command) if _inherited else None, "allowed": allowed}
-    return start | _surroundings()
+    job = list(_command) if _inherited else None
+    return {"command": command, "job": job, "allowed": allowed, **_surroundings()}
 
 
 @functools.cache

@@ -37,15 +37,14 @@ def clear_inherited_ranks(command: str) -> None:
     if job.inside_slurm():  # srun has set the SLURM variables; torch's come from the submitting shell and are stale
         _unset(*TORCH)
         return
-    counts = {f"{name} ({key}={count})": count for key, name in LAUNCHERS.items() if (count := _count(key)) > 1}
-    if "TORCHELASTIC_RUN_ID" in os.environ and _count("WORLD_SIZE") > 1:
-        counts[f"torchrun (WORLD_SIZE={os.environ['WORLD_SIZE']})"] = _count("WORLD_SIZE")
-    for launcher, count in counts.items():
-        raise UserError(
-            f"{launcher} has started {count} processes of this command, but sppnet starts the processes of a run"
-            f" itself: start a single process (srun --ntasks=1, no torchrun) with trainer.devices={count}, or submit a"
-            " job with launch=slurm"
-        )
+    torchrun = {"WORLD_SIZE": "torchrun"} if "TORCHELASTIC_RUN_ID" in os.environ else {}
+    for key, launcher in {**LAUNCHERS, **torchrun}.items():
+        if (count := _count(key)) > 1:
+            raise UserError(
+                f"{launcher} ({key}={count}) has started {count} processes of this command, but sppnet starts the"
+                f" processes of a run itself: start a single process (srun --ntasks=1, no torchrun) with"
+                f" trainer.devices={count}, or submit a job with launch=slurm"
+            )
     _unset(*TORCH, *ADDRESS, *SLURM, *LSF)
 
 

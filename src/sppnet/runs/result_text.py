@@ -9,11 +9,7 @@ from sppnet.runs.run_directory import Run
 
 
 def result_lines(record: Mapping[str, Any]) -> list[str]:
-    """One line with the metrics at the first test size, followed by one line per size if there are several.
-
-    Args:
-        record: the record of the test, as stored in `RUN/tests`.
-    """
+    """One line with the metrics at the first test size, followed by one line per size if there are several."""
     sizes: dict[str, list[str]] = {}
     for key, value in record["metrics"].items():
         *_, size, name = key.split("/")
@@ -33,14 +29,8 @@ def print_result(run: Run | None, record: Mapping[str, Any]) -> None:
         print(f"trainer.limit_test_batches={limit['batches']} cut the test short")
     if run is not None:
         print(f"run directory: {run.path}")
-    for line in [*result_lines(record), *_view_lines(record["views"])]:
-        print(line)
-
-
-def _view_lines(views: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """The cost of multi-view testing: one line per test size and scale."""
-    return [
-        f"  {size:>5} px  {int(cost['views'])} views of the image at {side} px: {cost['seconds']:.4f} s per image"
-        for size, sides in views.items()
-        for side, cost in sides.items()
-    ]
+    print(*result_lines(record), sep="\n")
+    for size, sides in record["views"].items():
+        for side, cost in sides.items():
+            views = f"{int(cost['views'])} views of the image at {side} px"
+            print(f"  {size:>5} px  {views}: {cost['seconds']:.4f} s per image")

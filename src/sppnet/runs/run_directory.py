@@ -1,8 +1,8 @@
 """The run directory: its layout, its lock, its status and the results stored in it. Does not import torch.
 
-All state of a run is in its directory (`config.yaml`, `status.json`, `metrics.jsonl`, `summary.json`, `tests/`,
-`provenance.json`, `checkpoints/`); loggers only mirror it. Commands validate the configuration before they lock the
-directory and create files, so an invalid configuration leaves nothing behind.
+All state of a run is in its directory (`config.yaml`, `overrides.txt`, `provenance.json`, `status.json`,
+`metrics.jsonl`, `bad_files.txt`, `summary.json`, `tests/`, `checkpoints/`); loggers only mirror it. Commands validate
+the configuration before they lock the directory and create files, so an invalid configuration leaves nothing behind.
 """
 
 from __future__ import annotations
