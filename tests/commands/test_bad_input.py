@@ -38,7 +38,7 @@ NAMES_AND_VALUES = [
     (["train", "backbone=fly"], ["backbone/fly", "zf5"]),
     (["train", "experiments=fly"], ["experiments/fly"]),
     (["train", "seed=[1"], ["[1"]),
-    (["train", "sizes.train=[024]"], ["sizes.train=['024'] is not allowed", "without leading zeros"]),
+    (["train", "sizes.train=[024]"], ["sizes.train=[024] is not allowed", "without leading zeros"]),
     (["train", "paths.runs=~nobody.of.this.name/x"], ["no home directory ~nobody.of.this.name"]),
     (["train", "-m", "sizes.test=${.val}", "seed=-1,-2"], ["seed=-1 is not allowed"]),
     (["train", "seed=-1"], ["seed=-1", "at least 0"]),
@@ -103,6 +103,7 @@ NAMES_AND_VALUES = [
     (["train", "sizes=null"], ["sizes=null", "alternating"]),
     (["train", "optim=null"], ["optim=null", "adamw"]),
     (["train", "pyramid=[4,2,1]"], ["pyramid=[4,2,1]", "l3_4_2_1"]),
+    (["train", "-m", "pyramid=[l1_1,l1_2]"], ["pyramid=[l1_1,l1_2] is not allowed", "without brackets"]),
     (["train", "data.root=photos"], ["data.root", "it exists with data=folder"]),
     (["train", "seed=x(1)"], ["seed=x(1)", "quote values"]),
     (["train", "-cn", "base"], ["--config-name"]),
@@ -206,6 +207,13 @@ CALLBACKS = [
     (
         [STOPPING, "+callbacks.stop.monitor=val_loss"],
         ["stop.monitor=val_loss is not allowed", "val/loss", "val/48/top1"],
+    ),
+    (
+        [
+            *(STOPPING, "+callbacks.stop.monitor=val/loss", "+callbacks.stop.check_on_train_epoch_end=true"),
+            "trainer.check_val_every_n_epoch=2",
+        ],
+        ["stop.check_on_train_epoch_end=true is not allowed", "trainer.check_val_every_n_epoch=2"],
     ),
     ([STOPPING, "+callbacks.stop.monitor=step", "+callbacks.stop.strict=false"], ["stop.monitor=step is not allowed"]),
     (

@@ -33,8 +33,31 @@ def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Calle
     assert done.code == 0, done.err
     same = sppnet("test", f"checkpoint={run.run}", "views=ten", "views.scales=[256,280]")
     assert same.figure("test/loss") == run.figure("test/loss")
+    mapping = sppnet("test", f"checkpoint={run.run}", "views={positions:9,scales:[256]}")
+    assert mapping.code == 0, mapping.err
     other = sppnet("test", f"checkpoint={run.run}", "data=digits")  # which has no data.root
     assert "none of the 2 classes that the network was trained on" in other.err
+
+
+def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_path: Path) -> None:
+    (tmp_path / "mine/pyramid").mkdir(parents=True)
+    (tmp_path / "mine/pyramid/own.yaml").write_text("bins: [5, 2]\n")
+    words = [word for word in SMALL if not word.startswith("pyramid")]
+    run = sppnet("train", "--config-dir", "mine", *words, "pyramid=own", "trainer.max_epochs=1").run
+    same = sppnet("test", f"checkpoint={run}", "pooling=spp", "trainer.limit_test_batches=1")
+    assert same.code == 0, same.err
+    rows = ("layer=spp", "splits=1", "per_class.train=5", "per_class.test=5", "data.num_workers=0")
+    for typed, row in (
+        (("pooling=spp",), "spp 5, 2"),  # the option file is missing now
+        (("pyramid=l4_6_3_2_1",), "spp 6, 3, 2, 1"),  # the default, which the run did not have
+        (("pooling=spp", "pyramid=l2_2_1", "pooling.pool=avg"), "spp 2, 1"),
+    ):
+        transferred = sppnet("transfer", f"checkpoint={run}", *rows, *typed)
+        assert transferred.code == 0, transferred.err
+        assert "no effect" not in transferred.err
+        assert row in transferred.out, transferred.out
+    option = sppnet("test", f"checkpoint={run}", "pooling.output_size=1")
+    assert option.code == 2
 
 
 @pytest.mark.parametrize(
@@ -43,7 +66,7 @@ def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Calle
         (["data=digits", "data.root=photos"], "unknown key data.root"),
         (["views=full", "views.scales=[256]"], "unknown key views.scales"),
         (["+callbacks.x._target_=lightning.pytorch.callbacks.Timer"], "callbacks.x"),
-        (["+backbone.depth.a=1"], "backbone.depth={'a': 1} is not allowed"),
+        (["+backbone.depth.a=1"], "backbone.depth={a: 1} is not allowed"),
         (["+logger.wandb.project=x"], "logger.wandb"),
         (["trainer.strategy=ddp"], "trainer.strategy=ddp is not allowed: the checkpoint was trained with auto"),
         (["trainer.threads=2"], "it is now called compute.num_threads"),

@@ -52,7 +52,7 @@ THE_RUN: list[dict[str, Any]] = [
     *({"sizes.train": [40]}, {"sizes.val": [40]}, {"pooling.bins": [1]}, {"optim.lr": 0.02}, {"augment.flip": True}),
     *({"trainer.max_epochs": 3}, {"backbone.width": 8}, {"data.split.seed": 1}, {"optim.ema": 0.9}),
     *({"data.short_side": 64}, {"data.resampler": "torch"}, {"data.crop": RESIZED}, {"trainer.limit_train_batches": 2}),
-    *({"trainer.strategy": "ddp"}, {"trainer.gradient_clip_algorithm": "value"}),  # the latter is not in the schema
+    *({"trainer.strategy": "ddp"}, {"trainer.detect_anomaly": True}),  # the latter is not in the schema
 ]
 THE_TEST: list[dict[str, Any]] = [
     *({"sizes.test": [64]}, {"views": FULL}, {"views.crop_pct": 0.5}, {"trainer.limit_test_batches": 2}),
@@ -88,6 +88,20 @@ def test_what_a_run_or_a_test_does_not_use_does_not_count(cfg: Config) -> None:
         assert plan_run(replace(cfg, values)).test == plan_run(cfg).test
 
 
+def test_the_order_and_the_type_of_arguments_of_ones_own_count(cfg: Config) -> None:
+    """A class may take 1 as a number and 1.0 as a share, and Lightning calls callbacks in the order given."""
+    timer = {"_target_": "lightning.pytorch.callbacks.Timer"}
+    one, two = (
+        replace(cfg, {"callbacks": {name: timer | {"interval": name} for name in names}}) for names in ("ab", "ba")
+    )
+    assert plan_run(one).run != plan_run(two).run
+    whole, share = (replace(cfg, {"backbone": {**cfg.backbone.plain(), "width": width}}) for width in (8, 8.0))
+    assert plan_run(whole).run != plan_run(share).run
+    assert plan_run(replace(cfg, {"optim.lr": 1})).run == plan_run(replace(cfg, {"optim.lr": 1.0})).run
+    absent = {key: value for key, value in cfg.backbone.plain().items() if key not in ("weights", "freeze")}
+    assert plan_run(replace(cfg, {"backbone": absent})).run == plan_run(cfg).run
+
+
 def test_names_are_names_only(cfg: Config) -> None:
     before, after = plan_run(cfg).run, plan_run(replace(cfg, {"backbone.name": "mine", "data.name": "scans"})).run
     assert before.hash == after.hash
@@ -103,6 +117,9 @@ def test_a_changed_class_of_the_user_makes_another_run(
     with pytest.raises(UserError, match="no module some_nets"):
         plan_run(own)
     code = "from torch import nn\n\n\nclass Two(nn.Conv2d):\n    def __init__(self): super().__init__(3, 4, {kernel})\n"
+    (tmp_path / "some_nets.py").write_text("")
+    profiled = replace(cfg, {"trainer.profiler": {"_target_": "some_nets.Profiler"}})
+    assert plan_run(profiled).run == plan_run(cfg).run  # a profiler only prints
     hashes = []
     for kernel in (5, 7, 5):
         (tmp_path / "some_nets.py").write_text(code.format(kernel=kernel))

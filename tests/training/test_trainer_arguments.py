@@ -96,6 +96,7 @@ def test_an_argument_counts_into_the_identity_unless_it_only_prints() -> None:
         return plan_run(compose_config(normalise("train", [*SMALL, *words]))).run.path.name
 
     assert name("trainer.detect_anomaly=true") != name()
+    assert name("trainer.overfit_batches=2", "trainer.limit_val_batches=3") == name("trainer.overfit_batches=2")
     assert name("trainer.gradient_clip_algorithm=value") == name()  # nothing is clipped
     clipped = "trainer.gradient_clip_val=0.1"
     assert name("trainer.gradient_clip_algorithm=value", clipped) != name(clipped)
@@ -128,6 +129,15 @@ def test_an_argument_counts_into_the_identity_unless_it_only_prints() -> None:
         ("trainer.benchmark={_target_: os.system}", "lightning.Trainer takes Optional[bool]"),
         ("trainer.min_epochs=foo", "lightning.Trainer takes Optional[int]"),
         ("trainer.profiler={_target_: os.system}", "trainer.profiler._target_=os.system is not allowed"),
+        ("trainer.sync_batchnorm=true trainer.devices=2", "on GPUs only"),
+        (
+            "trainer.strategy={_target_: lightning.pytorch.strategies.SingleDeviceStrategy, device: meta}",
+            "its device is meta",
+        ),
+        (
+            "trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy}",
+            "a module that shards itself",
+        ),
         ("trainer.strategy=single_device trainer.devices=2", "does not start 2 process(es)"),
         (
             "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: glue}",

@@ -11,9 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sppnet.commands import hydra_app
-from sppnet.config import compose, overrides
+from sppnet.config import overrides
 from sppnet.config.compose import Job
-from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, load_stored_config, resolve_checkpoint
+from sppnet.runs.from_checkpoint import (
+    TrainedNetwork,
+    checkpoint_path,
+    load_stored_config,
+    replayable,
+    resolve_checkpoint,
+)
 
 
 def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwork[Any]], None]) -> None:
@@ -32,8 +38,7 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
     checkpoint = overrides.last_value("checkpoint", words)
     replayed: list[str] = []
     if checkpoint is not None:
-        _, run_overrides = load_stored_config(checkpoint_path(checkpoint))
-        replayed = compose.replayable(command, run_overrides, overrides.single_values(words))
+        replayed = replayable(command, *load_stored_config(checkpoint_path(checkpoint)), words)
 
     def run_job(job: Job[dict[str, Any]]) -> None:
         trained = resolve_checkpoint(command, job, len(replayed))

@@ -31,7 +31,8 @@ def test(trained: TrainedNetwork[TestConfig]) -> None:
     warn_of_training_keys(trained.typed_keys, "on a test")
     images = build_images_from_config(cfg)
     test_hash = digest(eval_identity(cfg, trained.name, images))
-    result = run.result(test_hash) if run and not cfg.force else None
+    profiled = any(key.startswith("trainer.profiler") for key in trained.typed_keys)
+    result = run.result(test_hash) if run and not cfg.force and not profiled else None
     if result is not None and _checked_duplicates(result, cfg):
         for line in result.get("notices", ()):
             notice(line)

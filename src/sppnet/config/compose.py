@@ -59,6 +59,7 @@ def replayable(command: str, run_overrides: Sequence[str], typed: Sequence[str] 
         UserError: the typed overrides cannot be composed.
     """
     kept = list(run_overrides)
+    missing: list[str] = []
     while True:
         try:
             _compose(command, [*kept, *typed])
@@ -69,7 +70,12 @@ def replayable(command: str, run_overrides: Sequence[str], typed: Sequence[str] 
                 name = str(getattr(_cause(error), "full_key", None) or "")
             others = [word for word in kept if not f"{override_key(word)}.".startswith(f"{name}.")]
             if len(others) == len(kept):
-                raise UserError(explain(error, command)) from error
+                lost = (
+                    f"; the run's option {' and '.join(missing)} was not found: add its --config-dir" if missing else ""
+                )
+                raise UserError(f"{explain(error, command)}{lost}") from error
+            if isinstance(error, MissingConfigException):
+                missing.append(str(error.missing_cfg_file))
             kept = others
         else:
             return kept

@@ -108,8 +108,9 @@ def nearest(schema: type[Section], name: str, data: object = None) -> Key | None
 
 
 def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
-    """Return the keys of `cfg` for which `keep` returns true, as plain data.
+    """Return the keys of `cfg` for which `keep` returns true, as plain data, without those at the schema's default.
 
+    A key that is added later with the former behaviour as its default therefore does not change what is selected.
     Arguments of a user's class and of the Trainer have no line in the schema; `keep` is asked about their section.
     """
 
@@ -125,7 +126,7 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
                 selected[name] = value
         return selected
 
-    plain = cfg.plain()
+    plain = cfg.model_dump(by_alias=True, exclude_defaults=True)
     return part(plain, "")
 
 

@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 
 from sppnet.config import option_files
 from sppnet.config.command_schemas import COMMANDS, SlurmOptions
-from sppnet.config.keys import keys
+from sppnet.config.keys import key_named, keys
 from sppnet.config.schema import Trainer
 from sppnet.errors import UserError
 
@@ -62,10 +62,19 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
         if problem := override_problem(command, override):
             raise UserError(problem)
         key, _, value = override.partition("=")
+        is_list = value.startswith("[") and _takes_one_option(command, key)
+        if is_list and (problem := option_files.unnamed_option([override])):
+            raise UserError(f"{problem}; a sweep lists its options without brackets")
         if key in text_keys() and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
             raise UserError(f"{override}: there is no home directory {value.partition('/')[0]}")
         options.remove(override)
     return [*options, *map(quote_names, arguments.overrides)]
+
+
+def _takes_one_option(command: str, group: str) -> bool:
+    """Whether one option sets all of a section. `logger` takes several, for instance."""
+    key = key_named(COMMANDS[command], group.replace("/", "."))
+    return key is not None and any(f.is_required() for kind in key.alternatives for f in kind.model_fields.values())
 
 
 def _check_storable(words: Iterable[str]) -> None:
@@ -155,8 +164,8 @@ def quote_names(word: str) -> str:
             word = f"++{word.lstrip('+')}"
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
-    # A list is not the name of an option; it stays unquoted, so that Hydra reports the mistake.
-    is_group = name.partition("@")[0] in option_files.group_names() and not value.startswith("[")
+    # A list or a mapping is not the name of an option.
+    is_group = name.partition("@")[0] in option_files.group_names() and not value.startswith(("[", "{"))
     if not equals or not value or name.startswith("~") or not (name in text_keys() or is_group):
         return word
     try:

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sppnet.errors import format_value
+
 MAX_LENGTH = 40  # number of characters that fit in a table and in its figure
 PYRAMID_FILE = re.compile(r"l\d+((?:_\d+)+)")  # the name of a file in conf/pyramid
 UNNAMED_KEYS = (  # keys with these prefixes, such as fingerprints, never appear in a name
-    *("seed", "layout", "data.fingerprint"),
+    *("seed", "layout", "data.fingerprint", "callback_order"),
     *("test.format", "test.layout", "test.fingerprint", "test.limit"),
 )
 # A key that ends in one of these parts, such as views.name, is a naming key: it usually determines all other values of
@@ -50,7 +52,7 @@ def name_by_difference(
     keys = _differing_keys(identities)
     short = _short_keys(keys)
     tokens_by_row = [
-        {key: f"{short[key]}={_format_value(identity[key])}" for key in keys if identity.get(key) is not None}
+        {key: f"{short[key]}={_format_value(identity[key])}" for key in keys if key in identity}
         for identity in identities
     ]
     common = {key: Counter(tokens.get(key) for tokens in tokens_by_row).most_common(1)[0][0] for key in keys}
@@ -153,8 +155,6 @@ def _short_keys(keys: Sequence[str]) -> dict[str, str]:
 def _format_value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_format_value, value)) if value else "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = str(value)
+    text = format_value(value)
     digest = re.fullmatch(r"(?:sha256:)?([0-9a-f]{40,64})", text)
     return digest[1][:6] if digest else re.sub(r"^(?:\w+\.)+(?=[A-Za-z_]\w*$)", "", text)  # drops the module of a class

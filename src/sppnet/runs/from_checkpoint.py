@@ -20,6 +20,7 @@ from sppnet.config.compose import Job
 from sppnet.config.keys import keys, value_of
 from sppnet.config.load import check_layout, load
 from sppnet.config.merge import merge
+from sppnet.config.overrides import single_values
 from sppnet.config.schema import Backbone, Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_class_digests
@@ -84,10 +85,10 @@ def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) ->
     checkpoint = checkpoint_path(job.cfg["checkpoint"])
     stored, overrides = load_stored_config(checkpoint)
     typed_keys = [override.partition("=")[0].lstrip("+~") for override in typed]
-    _replace_chosen_sections(command, job.cfg, typed)
+    _replace_chosen_sections(command, job.cfg, stored, typed)
     load(schema, job.cfg)  # so that a typed name or value that is wrong is named before what may not change
     own = {name: value for name, value in job.cfg.items() if name not in Config.model_fields}
-    before = compose.compose_plain(command, compose.replayable(command, overrides))
+    before = compose.compose_plain(command, replayable(command, stored, overrides))
     cfg = load(schema, merge(command, stored | own, before | own, job.cfg, typed_keys))
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
@@ -95,16 +96,40 @@ def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) ->
     return TrainedNetwork(cfg, checkpoint, run, weights, stored, tuple(typed_keys), changed_code)
 
 
-def _replace_chosen_sections(command: str, plain: dict[str, Any], typed: Sequence[str]) -> None:
-    """Compose each section of which the user has chosen an alternative (`views=full`) from the typed overrides alone.
+def replayable(
+    command: str, stored: Mapping[str, Any], run_overrides: Sequence[str], words: Sequence[str] = ()
+) -> list[str]:
+    """Select the overrides of a run that can be composed again before the `words` of a command line.
+
+    The pyramid is added by its bins, because its option file may be missing and `pooling` refers to the bins.
+
+    Raises:
+        UserError: the words cannot be composed.
+    """
+    kept = compose.replayable(command, run_overrides, single_values(words))
+    typed = any(compose.override_key(word).partition(".")[0] == "pyramid" for word in words)
+    return kept if typed else [*kept, _pyramid_override(stored)]
+
+
+def _pyramid_override(cfg: Mapping[str, Any]) -> str:
+    return f"pyramid.bins={value_of(cfg, 'pyramid.bins')}"
+
+
+def _replace_chosen_sections(
+    command: str, plain: dict[str, Any], stored: Mapping[str, Any], typed: Sequence[str]
+) -> None:
+    """Compose each section of which the user has chosen another option (`views=full`) from the typed overrides alone.
 
     The study's file of the run may set keys of the alternative that the run had, which the chosen one lacks.
     """
     several = {key.name for key in keys(Config) if len(key.alternatives) > 1}
-    for name in several & {compose.override_key(override) for override in typed}:
+    options = {compose.override_key(word) for word in typed if "={" not in word}  # a mapping chooses no option
+    for name in several & options:
         words = [word for word in typed if f"{compose.override_key(word)}.".startswith(f"{name}.")]
-        section, _, key = name.rpartition(".")
-        value_of(plain, section)[key] = value_of(compose.compose_plain(command, words), name)
+        chosen = value_of(compose.compose_plain(command, [_pyramid_override(plain), *words]), name)
+        if chosen["name"] != value_of(stored, f"{name}.name"):
+            section, _, key = name.rpartition(".")
+            value_of(plain, section)[key] = chosen
 
 
 def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict[str, str]:

@@ -34,13 +34,15 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
         UserError: the weights file or the module of a user class does not exist.
     """
     loss = ("cross_entropy", "bce")[images.multilabel] if cfg.loss.name == "auto" else cfg.loss.name
+    config = _select(cfg, lambda key: key.affects.weights)
     return {
         "format": FORMAT,
         "layout": LAYOUT,
-        "config": _select(cfg, lambda key: key.affects.weights),
+        "config": config,
+        "callback_order": list(cfg.callbacks),  # Lightning calls them in this order
         "data.fingerprint": images.fingerprint(),
         "loss.name": loss,
-        "code": own_class_digests(cfg.plain()),
+        "code": own_class_digests({"config": config, "strategy": strategy(cfg)}),
         "backbone.weights": weights_identity(cfg.backbone.weights),
         "strategy": strategy(cfg),
         "world_size": world_size(cfg),
@@ -76,19 +78,8 @@ def strategy(cfg: Config) -> Any:
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """Return the first ten hex digits of the SHA-256 hash of `identity`.
-
-    `identity` is hashed as JSON text with sorted keys; 1 and 1.0 hash alike.
-    """
-    return hashlib.sha256(json.dumps(_whole_floats_as_ints(identity), sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _whole_floats_as_ints(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {key: _whole_floats_as_ints(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_whole_floats_as_ints(value) for value in node]
-    return int(node) if isinstance(node, float) and node.is_integer() else node
+    """Return the first ten hex digits of the SHA-256 hash of `identity` as JSON text with sorted keys."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def format_mismatch(number: object) -> str:

@@ -10,11 +10,12 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import Config
@@ -117,16 +118,23 @@ def check_limits(cfg: Config, trainer: L.Trainer, data: DataModule, parts: Seque
 
 
 def check_strategy(cfg: Config, trainer: L.Trainer) -> None:
-    """Check that the strategy starts the processes of the run, and that torch has what they communicate with.
+    """Check that the strategy starts the processes of the run, and that it works with their devices.
 
     Raises:
         UserError: it does not.
     """
-    processes, backend = world_size(cfg), getattr(trainer.strategy, "process_group_backend", None)
-    if trainer.world_size != processes or getattr(trainer.strategy, "_start_method", "popen") != "popen":
+    chosen, processes, on_cpu = trainer.strategy, world_size(cfg), isinstance(trainer.accelerator, CPUAccelerator)
+    if trainer.world_size != processes or getattr(chosen, "_start_method", "popen") != "popen":
         raise UserError(
             f"trainer.strategy={format_value(strategy(cfg))} is not allowed: it does not start {processes} process(es)"
             " with a command line each; use ddp"
         )
+    if isinstance(chosen, ModelParallelStrategy):
+        raise UserError("trainer.strategy: ModelParallelStrategy needs a module that shards itself; use ddp or fsdp")
+    if on_cpu and chosen.root_device.type != "cpu":
+        raise UserError(f"trainer.strategy: its device is {chosen.root_device}, and not that of trainer.accelerator")
+    if on_cpu and processes > 1 and getattr(chosen, "_layer_sync", None):
+        raise UserError("trainer.sync_batchnorm=true is not allowed: torch synchronises batch norm on GPUs only")
+    backend = getattr(chosen, "process_group_backend", None)
     if backend is not None and not torch.distributed.is_backend_available(backend):
         raise UserError(f"trainer.strategy: this torch has no process_group_backend {backend}")

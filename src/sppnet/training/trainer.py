@@ -201,7 +201,7 @@ def _build_callbacks(cfg: Config, logged: Sequence[str]) -> list[Callback]:
     """Build and check the user's callbacks, and build those for `optim.ema` and `progress`."""
     by_name = {name: instantiate(node.node(), Callback, f"callbacks.{name}") for name, node in cfg.callbacks.items()}
     check_kinds(by_name, (c.__qualname__ for c in (MetricsFile, BadFiles, StatusFile, EarlyEnd, Checkpoints, Averages)))
-    check_monitors(by_name, logged)
+    check_monitors(by_name, logged, cfg.trainer.check_val_every_n_epoch)
     callbacks = list(by_name.values())
     if cfg.optim.ema is not None:
         callbacks.append(Averages(decay=cfg.optim.ema))

@@ -122,16 +122,17 @@ def check_kinds(callbacks: Mapping[str, Callback], reserved_keys: Iterable[str])
             )
 
 
-def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str]) -> None:
+def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str], every: int | None) -> None:
     """Check that every monitored metric is logged, and print a notice for a `mode` in the wrong direction.
 
     Args:
         callbacks: the user's callbacks, keyed by their names in the configuration. If one has a user-defined class,
             which may log any metric, no `monitor` is refused.
         logged: the metrics logged after each validation.
+        every: the number of epochs from one validation to the next; None if validations do not follow epochs.
 
     Raises:
-        UserError: a callback monitors a metric that nothing logs.
+        UserError: a callback monitors a metric that nothing logs, or looks for it where nothing has logged it.
     """
     has_own_class = any(not type(callback).__module__.startswith("lightning.") for callback in callbacks.values())
     for name, callback in callbacks.items():
@@ -140,6 +141,11 @@ def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str]) -> 
         if isinstance(monitor, str) and monitor not in allowed and not has_own_class:
             raise UserError(
                 f"callbacks.{name}.monitor={monitor} is not allowed; it must be one of {', '.join(allowed)}"
+            )
+        if monitor in logged and every != 1 and getattr(callback, "_check_on_train_epoch_end", False):
+            raise UserError(
+                f"callbacks.{name}.check_on_train_epoch_end=true is not allowed with trainer.check_val_every_n_epoch="
+                f"{format_value(every)}: not every epoch ends with a new {monitor}"
             )
         better = "min" if str(monitor).endswith("loss") else "max"
         mode = getattr(callback, "mode", better)
