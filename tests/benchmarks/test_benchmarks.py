@@ -47,7 +47,7 @@ def test_mistakes_are_one_line(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for overrides, message in (
         (["output=file", "only=[compile]"], "file cannot be written to; choose another folder with output=FOLDER"),
-        (["only=[speed]"], "only=['speed'] is not allowed"),
+        (["only=[speed]"], "only=[speed] is not allowed"),
         (["num_threads=0"], "num_threads=0"),
         (["photographs=nowhere"], "photographs=nowhere must be a folder"),
         (["accelerator=gpu"], "torch sees no GPU here"),

@@ -57,7 +57,7 @@ Label = Annotated[
 ]
 NonEmpty = Annotated[list[Item], Field(min_length=1)]
 Distinct = Annotated[NonEmpty[Item], Field(json_schema_extra={"uniqueItems": True}), AfterValidator(_distinct)]
-# A number of batches, or a share of all batches. The share 1.0 becomes null: both mean all batches, so they are one run.
+# A number of batches, or a share of all. The share 1.0 becomes null: both mean all batches, so they are one run.
 BatchLimit = Annotated[
     Whole | Ratio | None, AfterValidator(lambda value: None if isinstance(value, float) and value == 1 else value)
 ]

@@ -111,8 +111,8 @@ def replayable(
     return kept if typed else [*kept, _pyramid_override(stored)]
 
 
-def _pyramid_override(cfg: Mapping[str, Any]) -> str:
-    return f"pyramid.bins={value_of(cfg, 'pyramid.bins')}"
+def _pyramid_override(plain: Mapping[str, Any]) -> str:
+    return f"pyramid.bins={value_of(plain, 'pyramid.bins')}"
 
 
 def _replace_chosen_sections(
