@@ -32,7 +32,10 @@ BASES: tuple[list[str], ...] = (
     ["sizes=weighted", "data/crop=random_resized", "views=ten", "logger=wandb"],
     ["sizes=uniform", "data.fit=full", "loss=bce", "augment=paper"],
 )
-SMALL = ("backbone.width=4", "head.hidden=[8]", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+SMALL = (
+    *("backbone.width=4", "head.hidden=[8]", "trainer.max_epochs=1", "trainer.limit_train_batches=2"),
+    *("trainer.limit_val_batches=1", "trainer.limit_test_batches=1"),  # some mutations test at thousands of pixels
+)
 SCALARS: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 2, 7, 10**12, 0.5, 1.0, -0.5, 1e-9, math.inf, -math.inf, math.nan),
     *(

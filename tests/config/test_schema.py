@@ -203,6 +203,7 @@ WRONG_WORDS = [
     ),
     (["pooling=mean"], "Could not find 'pooling/mean'; available options are flatten, gap, spp"),
     (["optim/schedule=step"], "available options are constant, cosine, plateau"),
+    (["hydra.launcher.partition=a"], "unknown key hydra.launcher.partition; it exists with launch=slurm"),
     (["trainer.devicez=1"], "unknown key trainer.devicez; did you mean trainer.devices?"),
 ]
 

@@ -27,7 +27,7 @@ def run(sppnet: Caller, tmp_path: Path) -> Called:
     return done
 
 
-def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Called) -> None:
+def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Called, tmp_path: Path) -> None:
     """The keys of the run's ten views, which the whole image lacks, are no obstacle; nor is a missing option file."""
     done = sppnet("test", f"checkpoint={run.run}", "views=full", "views.aspect_step=0.25")
     assert done.code == 0, done.err
@@ -35,6 +35,11 @@ def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Calle
     assert same.figure("test/loss") == run.figure("test/loss")
     mapping = sppnet("test", f"checkpoint={run.run}", "views={positions:9,scales:[256]}")
     assert mapping.code == 0, mapping.err
+    (tmp_path / "mine/views").mkdir()
+    (tmp_path / "mine/views/one.yaml").write_text("defaults: [ten, _self_]\nscales: [224]\n")  # its name is ten, too
+    own = sppnet("test", "--config-dir", "mine", f"checkpoint={run.run}", "views=one")
+    assert [called.out.count("views of the image") for called in (own, same)] == [1, 2]
+    assert sppnet("test", f"checkpoint={run.run}", "~views").err == "sppnet test: views is missing; it is required\n"
     other = sppnet("test", f"checkpoint={run.run}", "data=digits")  # which has no data.root
     assert "none of the 2 classes that the network was trained on" in other.err
 
@@ -42,6 +47,9 @@ def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Calle
 def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "mine/pyramid").mkdir(parents=True)
     (tmp_path / "mine/pyramid/own.yaml").write_text("bins: [5, 2]\n")
+    (tmp_path / "mine/experiments").mkdir()
+    file = "# @package _global_\ndefaults: [override /pyramid: l2_3_1]\n"
+    (tmp_path / "mine/experiments/files.yaml").write_text(file)
     words = [word for word in SMALL if not word.startswith("pyramid")]
     run = sppnet("train", "--config-dir", "mine", *words, "pyramid=own", "trainer.max_epochs=1").run
     same = sppnet("test", f"checkpoint={run}", "pooling=spp", "trainer.limit_test_batches=1")
@@ -51,13 +59,12 @@ def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_pat
         (("pooling=spp",), "spp 5, 2"),  # the option file is missing now
         (("pyramid=l4_6_3_2_1",), "spp 6, 3, 2, 1"),  # the default, which the run did not have
         (("pooling=spp", "pyramid=l2_2_1", "pooling.pool=avg"), "spp 2, 1"),
+        (("--config-dir", "mine", "experiments=files"), "spp 3, 1"),
     ):
         transferred = sppnet("transfer", f"checkpoint={run}", *rows, *typed)
         assert transferred.code == 0, transferred.err
         assert "no effect" not in transferred.err
         assert row in transferred.out, transferred.out
-    option = sppnet("test", f"checkpoint={run}", "pooling.output_size=1")
-    assert option.code == 2
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
     checkpoint = overrides.last_value("checkpoint", words)
     replayed: list[str] = []
     if checkpoint is not None:
-        replayed = replayable(command, *load_stored_config(checkpoint_path(checkpoint)), words)
+        _, run_overrides = load_stored_config(checkpoint_path(checkpoint))
+        replayed = replayable(command, run_overrides, words)
 
     def run_job(job: Job[dict[str, Any]]) -> None:
         trained = resolve_checkpoint(command, job, len(replayed))

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sppnet.config import option_files
-from sppnet.config.command_schemas import COMMANDS
+from sppnet.config.command_schemas import COMMANDS, SlurmOptions
 from sppnet.config.load import check_unresolved, load, unknown_key
 from sppnet.config.overrides import ExpandedJob, expand
 from sppnet.config.renamed_keys import RENAMED_OPTIONS
@@ -172,6 +172,10 @@ def explain(error: BaseException, command: str) -> str:
 
 
 def _unknown_key(key: str, command: str) -> str:
+    if (name := key.removeprefix("hydra.launcher.")) in SlurmOptions.model_fields:
+        return f"unknown key {key}; it exists with launch=slurm"
+    if name != key:
+        return f"{unknown_key(SlurmOptions, name, {}, 'hydra.launcher.')} with launch=slurm"
     if key.startswith("hydra."):
         return f"unknown key {key}; add a new key with +{key}=VALUE"
     if (name := key.removeprefix("callbacks.")) != key:
@@ -203,7 +207,7 @@ def resolve(command: str, cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a mandatory value is missing or an interpolation cannot be resolved.
     """
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    own = OmegaConf.masked_copy(cfg, cast(list[str], [key for key in cfg if key != "hydra"]))
     try:
         resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

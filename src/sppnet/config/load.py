@@ -104,7 +104,8 @@ def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[
         tag, options = context["discriminator"].strip(QUOTE), context["expected_tags"].replace(QUOTE, "")
         return f"{full_name}.{tag}={format_value(value[tag])} is not allowed: must be one of {options}"
     if key is not None and len(key.alternatives) > 1 and isinstance(value, str):
-        option = f"{name.replace('.', '/')}={value}"
+        group = name.replace(".", "/")
+        option = f"{group}={value}, or with 'override /{group}: {value}' in the defaults of a file"
         return f"{full_name}={value} is not allowed: must be a mapping; choose an option with {option}"
     if key is None:
         more = " with _target_" if name.startswith("callbacks.") else ""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -57,7 +60,7 @@ def folders() -> list[Path]:
 
 def options(group: str) -> list[Path]:
     """Return the option files of a group."""
-    places = [root()] if group == "experiments" else folders()
+    places = [root(), *folders()[1:]] if group == "experiments" else folders()
     return [path for place in places for path in sorted((place / group).glob("*.yaml"))]
 
 
@@ -66,6 +69,21 @@ def option_with(group: str, key: str) -> str:
     files = options(group) if group else []
     names = [path.stem for path in files if re.search(rf"(?m)^{re.escape(key)}:", path.read_text(encoding="utf-8"))]
     return f"{group}={names[0]}" if names else ""
+
+
+def names_in_study(name: str) -> list[str]:
+    """Return the dotted names of the groups and keys that `experiments/NAME.yaml` sets; none if it cannot be read."""
+    content: object = None
+    for path in options("experiments"):
+        if path.stem == name:
+            with contextlib.suppress(yaml.YAMLError):  # which Hydra reports
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        return []
+    entries = [entry for entry in content.get("defaults") or () if isinstance(entry, dict)]
+    groups = [str(group).removeprefix("override").strip(" /").replace("/", ".") for entry in entries for group in entry]
+    nested = [f"{section}.{key}" for section, node in content.items() if isinstance(node, dict) for key in node]
+    return [*groups, *nested, *(str(key) for key, value in content.items() if not isinstance(value, dict))]
 
 
 def group_names() -> list[str]:

@@ -115,11 +115,12 @@ def last_value(key: str, words: Sequence[str]) -> str | None:
     return None if value is None else str(value)
 
 
-def single_values(words: Sequence[str]) -> list[str]:
-    """Return the overrides of a command line that set a key of the configuration to one value, without sweeps."""
+def split_sweeps(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides of a command line that set a key of the configuration to one value, and those that sweep."""
     words = [word for word in _parse(words).overrides if not re.match(r"[+~]*hydra[./=]", word)]
-    parsed = OverridesParser.create().parse_overrides(words)
-    return [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
+    parsed = list(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
+    single = [word for word, override in parsed if not override.is_sweep_override()]
+    return single, [word for word, override in parsed if override.is_sweep_override()]
 
 
 def override_problem(command: str, word: str) -> str:

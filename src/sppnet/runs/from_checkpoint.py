@@ -14,13 +14,13 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 
-from sppnet.config import compose
+from sppnet.config import compose, option_files
 from sppnet.config.command_schemas import COMMANDS
 from sppnet.config.compose import Job
 from sppnet.config.keys import keys, value_of
 from sppnet.config.load import check_layout, load
-from sppnet.config.merge import merge
-from sppnet.config.overrides import single_values
+from sppnet.config.merge import may_change, merge
+from sppnet.config.overrides import last_value, split_sweeps
 from sppnet.config.schema import Backbone, Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_class_digests
@@ -85,51 +85,71 @@ def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) ->
     checkpoint = checkpoint_path(job.cfg["checkpoint"])
     stored, overrides = load_stored_config(checkpoint)
     typed_keys = [override.partition("=")[0].lstrip("+~") for override in typed]
-    _replace_chosen_sections(command, job.cfg, stored, typed)
-    load(schema, job.cfg)  # so that a typed name or value that is wrong is named before what may not change
-    own = {name: value for name, value in job.cfg.items() if name not in Config.model_fields}
-    before = compose.compose_plain(command, replayable(command, stored, overrides))
-    cfg = load(schema, merge(command, stored | own, before | own, job.cfg, typed_keys))
+    after, before = job.cfg, compose.compose_plain(command, replayable(command, overrides, ()))
+    if after["pyramid"] == before["pyramid"] and not any(key.startswith("pyramid") for key in typed_keys):
+        _restore_pyramid(after, stored)
+    _restore_pyramid(before, stored)
+    same = _replace_chosen_sections(command, after, stored, typed)
+    load(schema, after)  # so that a typed name or value that is wrong is named before what may not change
+    own = {name: value for name, value in after.items() if name not in Config.model_fields}
+    changed = [key for key in typed_keys if key.replace("/", ".") not in same]
+    cfg = load(schema, merge(command, stored | own, before | own, after, changed))
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
     changed_code = _changed_code(cfg.backbone, checkpoint, run)
     return TrainedNetwork(cfg, checkpoint, run, weights, stored, tuple(typed_keys), changed_code)
 
 
-def replayable(
-    command: str, stored: Mapping[str, Any], run_overrides: Sequence[str], words: Sequence[str] = ()
-) -> list[str]:
+def replayable(command: str, run_overrides: Sequence[str], words: Sequence[str]) -> list[str]:
     """Select the overrides of a run that can be composed again before the `words` of a command line.
 
-    The pyramid is added by its bins, because its option file may be missing and `pooling` refers to the bins.
+    Those of a key or group that the words sweep are left out, because each job of the sweep replays them itself, and so
+    are those of a key or group that a typed study's file sets, because Hydra would prefer them to the file.
 
     Raises:
         UserError: the words cannot be composed.
     """
-    kept = compose.replayable(command, run_overrides, single_values(words))
-    typed = any(compose.override_key(word).partition(".")[0] == "pyramid" for word in words)
-    return kept if typed else [*kept, _pyramid_override(stored)]
+    single, swept = split_sweeps(words)
+    file = last_value("experiments", words)
+    changed = [*map(compose.override_key, swept), *(option_files.names_in_study(file) if file else ())]
+    sections = [f"{name}." for name in changed]
+    kept = [word for word in run_overrides if not f"{compose.override_key(word)}.".startswith(tuple(sections))]
+    return compose.replayable(command, kept, single)
 
 
-def _pyramid_override(plain: Mapping[str, Any]) -> str:
-    return f"pyramid.bins={value_of(plain, 'pyramid.bins')}"
+def _restore_pyramid(plain: dict[str, Any], stored: Mapping[str, Any]) -> None:
+    """Give `plain` the pyramid of the run, whose option file may be missing, where `pooling` refers to the pyramid."""
+    bins, pyramid = value_of(plain, "pooling.bins"), plain["pyramid"]
+    if bins is not None and bins == pyramid["bins"]:
+        plain["pooling"]["bins"] = value_of(stored, "pyramid.bins")
+    pyramid["bins"] = value_of(stored, "pyramid.bins")
 
 
 def _replace_chosen_sections(
     command: str, plain: dict[str, Any], stored: Mapping[str, Any], typed: Sequence[str]
-) -> None:
-    """Compose each section of which the user has chosen another option (`views=full`) from the typed overrides alone.
+) -> list[str]:
+    """Compose each section of which the user has chosen an option (`views=full`) from the typed overrides alone.
 
     The study's file of the run may set keys of the alternative that the run had, which the chosen one lacks.
+
+    Returns:
+        The sections that stay as they are, because their alternative belongs to the network and the same was chosen.
     """
-    several = {key.name for key in keys(Config) if len(key.alternatives) > 1}
-    options = {compose.override_key(word) for word in typed if "={" not in word}  # a mapping chooses no option
-    for name in several & options:
-        words = [word for word in typed if f"{compose.override_key(word)}.".startswith(f"{name}.")]
-        chosen = value_of(compose.compose_plain(command, [_pyramid_override(plain), *words]), name)
-        if chosen["name"] != value_of(stored, f"{name}.name"):
-            section, _, key = name.rpartition(".")
-            value_of(plain, section)[key] = chosen
+    same = []
+    options = {compose.override_key(word) for word in typed if not word.startswith("~") and "={" not in word}
+    for key in keys(Config):
+        if len(key.alternatives) < 2 or key.name not in options:
+            continue
+        words = [word for word in typed if f"{compose.override_key(word)}.".startswith(f"{key.name}.")]
+        pyramid = f"pyramid.bins={value_of(plain, 'pyramid.bins')}"
+        chosen = value_of(compose.compose_plain(command, [pyramid, *words]), key.name)
+        tag = str(key.field.discriminator)
+        if not may_change(f"{key.name}.{tag}", command) and chosen[tag] == value_of(stored, f"{key.name}.{tag}"):
+            same.append(key.name)
+            continue
+        section, _, name = key.name.rpartition(".")
+        value_of(plain, section)[name] = chosen
+    return same
 
 
 def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict[str, str]:

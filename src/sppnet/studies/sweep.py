@@ -163,7 +163,7 @@ class Sweep:
                 equal.setdefault((job.plan.run.path, job.plan.test), []).append(str(job.number + 1))
         for (path, _), numbers in equal.items():
             if len(numbers) > 1:
-                notice(f"jobs {', '.join(numbers)} are one run ({path}): what they set differently has no effect there")
+                notice(f"jobs {', '.join(numbers)} are one run ({path}), which is trained and tested once")
 
     def _record_points(self) -> None:
         """Record the points in the `study.json` of their studies, so that tables can show missing results."""

@@ -134,7 +134,9 @@ def check_strategy(cfg: Config, trainer: L.Trainer) -> None:
     if on_cpu and chosen.root_device.type != "cpu":
         raise UserError(f"trainer.strategy: its device is {chosen.root_device}, and not that of trainer.accelerator")
     if on_cpu and processes > 1 and getattr(chosen, "_layer_sync", None):
-        raise UserError("trainer.sync_batchnorm=true is not allowed: torch synchronises batch norm on GPUs only")
+        raise UserError("trainer: torch synchronises batch norm on GPUs only (sync_batchnorm and its plugins)")
     backend = getattr(chosen, "process_group_backend", None)
     if backend is not None and not torch.distributed.is_backend_available(backend):
         raise UserError(f"trainer.strategy: this torch has no process_group_backend {backend}")
+    if on_cpu and backend is not None and "cpu" not in torch.distributed.Backend.backend_capability.get(backend, "cpu"):
+        raise UserError(f"trainer.strategy: process_group_backend={backend} does not work on CPUs; use gloo")
