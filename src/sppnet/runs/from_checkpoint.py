@@ -86,7 +86,7 @@ def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) ->
     stored, overrides = load_stored_config(checkpoint)
     typed_keys = [override.partition("=")[0].lstrip("+~") for override in typed]
     after, before = job.cfg, compose.compose_plain(command, replayable(command, overrides, ()))
-    if after["pyramid"] == before["pyramid"] and not any(key.startswith("pyramid") for key in typed_keys):
+    if after.get("pyramid") == before["pyramid"] and not any(key.startswith("pyramid") for key in typed_keys):
         _restore_pyramid(after, stored)
     _restore_pyramid(before, stored)
     same = _replace_chosen_sections(command, after, stored, typed)
@@ -144,7 +144,7 @@ def _replace_chosen_sections(
         pyramid = f"pyramid.bins={value_of(plain, 'pyramid.bins')}"
         chosen = value_of(compose.compose_plain(command, [pyramid, *words]), key.name)
         tag = str(key.field.discriminator)
-        if not may_change(f"{key.name}.{tag}", command) and chosen[tag] == value_of(stored, f"{key.name}.{tag}"):
+        if not may_change(f"{key.name}.{tag}", command) and value_of(chosen, tag) == value_of(stored, f"{key.name}.{tag}"):
             same.append(key.name)
             continue
         section, _, name = key.name.rpartition(".")
