@@ -39,6 +39,13 @@ def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Calle
     (tmp_path / "mine/views/one.yaml").write_text("defaults: [ten, _self_]\nscales: [224]\n")  # its name is ten, too
     own = sppnet("test", "--config-dir", "mine", f"checkpoint={run.run}", "views=one")
     assert [called.out.count("views of the image") for called in (own, same)] == [1, 2]
+    (tmp_path / "mine/experiments").mkdir()
+    for name, defaults in (("whole", "override /views: full"), ("builds_on_it", "whole, _self_")):
+        text = f"# @package _global_\ndefaults: [{defaults}]\ndata: {{batch_size: 4}}\n"
+        (tmp_path / f"mine/experiments/{name}.yaml").write_text(text)
+    filed = sppnet("test", "--config-dir", "mine", f"checkpoint={run.run}", "experiments=builds_on_it")
+    assert filed.code == 0, filed.err
+    assert "views of the image" not in filed.out, "the file's views, although the run had typed views=ten"
     assert sppnet("test", f"checkpoint={run.run}", "~views").err == "sppnet test: views is missing; it is required\n"
     other = sppnet("test", f"checkpoint={run.run}", "data=digits")  # which has no data.root
     assert "none of the 2 classes that the network was trained on" in other.err
@@ -79,6 +86,7 @@ def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_pat
         (["trainer.threads=2"], "it is now called compute.num_threads"),
         (["trainer.limit_test_batches=0.01"], "batches, so none is used"),
         (["data.fit=full"], "data.fit=full is not allowed"),
+        (["pyramid=l1_5"], "pyramid.bins=[5] is not allowed"),  # although the run had typed pyramid.bins
         (["seed=1", "views=full"], "seed=1 is not allowed"),
     ],
 )

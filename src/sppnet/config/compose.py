@@ -58,24 +58,22 @@ def replayable(command: str, run_overrides: Sequence[str], typed: Sequence[str] 
     Raises:
         UserError: the typed overrides cannot be composed.
     """
-    kept = list(run_overrides)
-    missing: list[str] = []
+    kept, lost = list(run_overrides), list[str]()
     while True:
         try:
             _compose(command, [*kept, *typed])
         except (HydraException, OmegaConfBaseException) as error:
             if isinstance(error, MissingConfigException):
-                name = str(error.missing_cfg_file).rpartition("/")[0].replace("/", ".")
+                group, _, option = str(error.missing_cfg_file).rpartition("/")
+                missing = [word for word in kept if word.lstrip("+").replace("'", "") == f"{group}={option}"]
+                name = group.replace("/", ".") if missing else ""
+                lost += missing
             else:
                 name = str(getattr(_cause(error), "full_key", None) or "")
             others = [word for word in kept if not f"{override_key(word)}.".startswith(f"{name}.")]
             if len(others) == len(kept):
-                lost = (
-                    f"; the run's option {' and '.join(missing)} was not found: add its --config-dir" if missing else ""
-                )
-                raise UserError(f"{explain(error, command)}{lost}") from error
-            if isinstance(error, MissingConfigException):
-                missing.append(str(error.missing_cfg_file))
+                hint = f"; the option of the run in {' and '.join(lost)} was not found: add its --config-dir"
+                raise UserError(f"{explain(error, command)}{hint if lost else ''}") from error
             kept = others
         else:
             return kept

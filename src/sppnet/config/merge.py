@@ -87,7 +87,7 @@ def _merge(stored: Any, before: Any, after: Any) -> Any:
         return stored
     if not (isinstance(stored, dict) and isinstance(before, dict) and isinstance(after, dict)):
         return after
-    names = [name for name in {**stored, **after} if name in after or before.get(name) == after.get(name)]
+    names = [name for name in {**stored, **after} if name in after or name not in before]
     return {name: _merge(stored.get(name), before.get(name), after.get(name)) for name in names}
 
 

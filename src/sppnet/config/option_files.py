@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -72,18 +73,32 @@ def option_with(group: str, key: str) -> str:
 
 
 def names_in_study(name: str) -> list[str]:
-    """Return the dotted names of the groups and keys that `experiments/NAME.yaml` sets; none if it cannot be read."""
-    content: object = None
+    """Return the dotted names of the groups and keys that `experiments/NAME.yaml` sets, and the files it builds on.
+
+    There are none if the file cannot be read, which Hydra reports.
+    """
+    content: Any = None
     for path in options("experiments"):
         if path.stem == name:
-            with contextlib.suppress(yaml.YAMLError):  # which Hydra reports
+            with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):
                 content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         return []
-    entries = [entry for entry in content.get("defaults") or () if isinstance(entry, dict)]
-    groups = [str(group).removeprefix("override").strip(" /").replace("/", ".") for entry in entries for group in entry]
-    nested = [f"{section}.{key}" for section, node in content.items() if isinstance(node, dict) for key in node]
-    return [*groups, *nested, *(str(key) for key, value in content.items() if not isinstance(value, dict))]
+    defaults, names = content.pop("defaults", None), list(_leaves(content))
+    for entry in defaults if isinstance(defaults, list) else ():
+        if isinstance(entry, dict):
+            names += [str(group).removeprefix("override").strip(" /").replace("/", ".") for group in entry]
+        elif entry != "_self_" and entry != name:
+            names += names_in_study(str(entry).rpartition("/")[2])
+    return names
+
+
+def _leaves(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def group_names() -> list[str]:

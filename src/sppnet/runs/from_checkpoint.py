@@ -110,11 +110,16 @@ def replayable(command: str, run_overrides: Sequence[str], words: Sequence[str])
         UserError: the words cannot be composed.
     """
     single, swept = split_sweeps(words)
-    file = last_value("experiments", words)
-    changed = [*map(compose.override_key, swept), *(option_files.names_in_study(file) if file else ())]
-    sections = [f"{name}." for name in changed]
-    kept = [word for word in run_overrides if not f"{compose.override_key(word)}.".startswith(tuple(sections))]
-    return compose.replayable(command, kept, single)
+    file, sections = last_value("experiments", words), tuple(f"{compose.override_key(word)}." for word in swept)
+    names = set(option_files.names_in_study(file)) if file else set()
+    if "pyramid" in names | {compose.override_key(word) for word in single}:
+        sections += ("pyramid.",)  # which would be preferred to the pyramid's name
+
+    def is_kept(word: str) -> bool:
+        key = compose.override_key(word)
+        return key not in names and not f"{key}.".startswith(sections)
+
+    return compose.replayable(command, list(filter(is_kept, run_overrides)), single)
 
 
 def _restore_pyramid(plain: dict[str, Any], stored: Mapping[str, Any]) -> None:
@@ -144,7 +149,9 @@ def _replace_chosen_sections(
         pyramid = f"pyramid.bins={value_of(plain, 'pyramid.bins')}"
         chosen = value_of(compose.compose_plain(command, [pyramid, *words]), key.name)
         tag = str(key.field.discriminator)
-        if not may_change(f"{key.name}.{tag}", command) and value_of(chosen, tag) == value_of(stored, f"{key.name}.{tag}"):
+        if not may_change(f"{key.name}.{tag}", command) and value_of(chosen, tag) == value_of(
+            stored, f"{key.name}.{tag}"
+        ):
             same.append(key.name)
             continue
         section, _, name = key.name.rpartition(".")
