@@ -72,10 +72,10 @@ def option_with(group: str, key: str) -> str:
     return f"{group}={names[0]}" if names else ""
 
 
-def names_in_study(name: str) -> list[str]:
+def names_in_study(name: str, seen: frozenset[str] = frozenset()) -> list[str]:
     """Return the dotted names of the groups and keys that `experiments/NAME.yaml` sets, and the files it builds on.
 
-    There are none if the file cannot be read, which Hydra reports.
+    There are none if the file cannot be read, which Hydra reports. `seen` are files that have been visited already.
     """
     content: Any = None
     for path in options("experiments"):
@@ -88,8 +88,8 @@ def names_in_study(name: str) -> list[str]:
     for entry in defaults if isinstance(defaults, list) else ():
         if isinstance(entry, dict):
             names += [str(group).removeprefix("override").strip(" /").replace("/", ".") for group in entry]
-        elif entry != "_self_" and entry != name:
-            names += names_in_study(str(entry).rpartition("/")[2])
+        elif (file := str(entry).rpartition("/")[2]) not in {"_self_", name, *seen}:
+            names += names_in_study(file, seen | {name})
     return names
 
 

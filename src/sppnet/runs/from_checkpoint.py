@@ -149,13 +149,12 @@ def _replace_chosen_sections(
         pyramid = f"pyramid.bins={value_of(plain, 'pyramid.bins')}"
         chosen = value_of(compose.compose_plain(command, [pyramid, *words]), key.name)
         tag = str(key.field.discriminator)
-        if not may_change(f"{key.name}.{tag}", command) and value_of(chosen, tag) == value_of(
-            stored, f"{key.name}.{tag}"
-        ):
+        trained = value_of(stored, f"{key.name}.{tag}")
+        if value_of(chosen, tag) == trained and not may_change(f"{key.name}.{tag}", command):
             same.append(key.name)
-            continue
-        section, _, name = key.name.rpartition(".")
-        value_of(plain, section)[name] = chosen
+        else:
+            section, _, name = key.name.rpartition(".")
+            value_of(plain, section)[name] = chosen
     return same
 
 
