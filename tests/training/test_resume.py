@@ -86,7 +86,8 @@ def test_a_run_stopped_at_every_moment_ends_like_an_unbroken_one(
             expected = f"does not match its checksum; resuming from best.ckpt at step {step} ("
     resumed = sppnet("train", *RUN, *KINDS[kind])
     assert resumed.code == 0, resumed.err
-    assert resumed.err == ""
+    lines = resumed.err.splitlines()  # RUN limits the batches, which overfit_batches does instead
+    assert not [line for line in lines if not line.endswith("has no effect with trainer.overfit_batches=6")]
     assert_same_end(run, unbroken.run)
 
 
