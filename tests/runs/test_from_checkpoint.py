@@ -51,6 +51,7 @@ def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Calle
     assert "none of the 2 classes that the network was trained on" in other.err
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule")
 def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "mine/pyramid").mkdir(parents=True)
     (tmp_path / "mine/pyramid/own.yaml").write_text("bins: [5, 2]\n")
@@ -61,6 +62,8 @@ def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_pat
     run = sppnet("train", "--config-dir", "mine", *words, "pyramid=own", "trainer.max_epochs=1").run
     same = sppnet("test", f"checkpoint={run}", "pooling=spp", "trainer.limit_test_batches=1")
     assert same.code == 0, same.err
+    sppnet("test", f"checkpoint={run}", "trainer.profiler=pytorch", "trainer.limit_test_batches=1")
+    assert [trace.parent for trace in Path.cwd().rglob("*.trace.json")] == [Path.cwd() / run]
     rows = ("layer=spp", "splits=1", "per_class.train=5", "per_class.test=5", "data.num_workers=0")
     for typed, row in (
         (("pooling=spp",), "spp 5, 2"),  # the option file is missing now

@@ -101,6 +101,7 @@ def test_an_argument_counts_into_the_identity_unless_it_only_prints() -> None:
     clipped = "trainer.gradient_clip_val=0.1"
     assert name("trainer.gradient_clip_algorithm=value", clipped) != name(clipped)
     assert name("trainer.max_steps=3") != name()
+    assert name("trainer.sync_batchnorm=false", "trainer.benchmark=null") == name()  # Lightning's own defaults
     assert name("trainer.profiler=simple", "trainer.enable_model_summary=true", "trainer.log_every_n_steps=9") == name()
     assert name("trainer.max_steps=-1", "trainer.val_check_interval=1.0", "trainer.limit_test_batches=1.0") == name(
         "trainer.limit_test_batches=null"
@@ -142,6 +143,14 @@ def test_an_argument_counts_into_the_identity_unless_it_only_prints() -> None:
         (
             "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: glue}",
             "no process_group_backend glue",
+        ),
+        (
+            "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, find_unused: true}",
+            "DistributedDataParallel refuses its arguments: got an unexpected keyword argument 'find_unused'",
+        ),
+        (
+            "trainer.profiler={_target_: lightning.pytorch.profilers.SimpleProfiler, colour: red}",
+            "SimpleProfiler refuses its arguments: got an unexpected keyword argument 'colour'",
         ),
         (
             "trainer.plugins={_target_: lightning.pytorch.plugins.DoublePrecision}",

@@ -88,7 +88,7 @@ def score_run(cfg: Config, weights: Path, name: str, images: ImageSet, chosen: b
     cfg = replace(cfg, {"backbone.weights": None, **ONE_DEVICE})  # all weights come from the checkpoint
     check_job(cfg)
     from sppnet.data.duplicates import describe_duplicates
-    from sppnet.runs.from_checkpoint import read_checkpoint
+    from sppnet.runs.from_checkpoint import locate, read_checkpoint
     from sppnet.training.callbacks import BadFiles, progress_display  # imports Lightning
     from sppnet.training.inference import load_classifier
     from sppnet.training.lightning_trainer import check_limits, make_trainer
@@ -102,7 +102,10 @@ def score_run(cfg: Config, weights: Path, name: str, images: ImageSet, chosen: b
         notice(line)
     classifier = load_classifier(checkpoint, cfg, sets, weights)
     bad_files = BadFiles(None)
-    trainer, data = make_trainer(cfg, [bad_files, *progress_display(cfg.progress)], []), build_data(cfg, sets)
+    run, _ = locate(weights)
+    root = run.path if run else None  # for the files of a profiler
+    trainer = make_trainer(cfg, [bad_files, *progress_display(cfg.progress)], [], root)
+    data = build_data(cfg, sets)
     check_limits(cfg, trainer, data, ("test",))
     try:
         result = run_test(trainer, classifier, data, eval_identity(cfg, name, images))

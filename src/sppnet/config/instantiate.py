@@ -78,8 +78,11 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any) -
         raise UserError(
             f"{slot}._target_={name} is neither a subclass of {kind.__name__} nor a function annotated to return one"
         )
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
     try:
-        instance = target(*args, **{key: value for key, value in node.items() if key != "_target_"})
+        # Before an object exists: the __del__ of one that was built by half may fail, which Python prints.
+        inspect.signature(target).bind(*args, **arguments)
+        instance = target(*args, **arguments)
     except UserError:
         raise
     except Exception as error:  # a user's class may raise any exception

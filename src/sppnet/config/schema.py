@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from sppnet.config.instantiate import check_target
 from sppnet.config.marks import Only, Passed, affects, changed_by
-from sppnet.config.trainer_arguments import check_trainer_arguments
+from sppnet.config.trainer_arguments import check_trainer_arguments, is_default
 
 LAYOUT = 2  # increased when keys are renamed or moved; stored in every run and checkpoint
 # This repeats the limit in sppnet.pyramid, which cannot be imported here because it imports torch. The memory that the
@@ -282,6 +292,13 @@ class Trainer(Section):
     def _check_arguments(self) -> Self:
         check_trainer_arguments(self.model_extra or {}, type(self).model_fields, self.strategy)
         return self
+
+    @model_serializer(mode="wrap")
+    def _exclude_defaults(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Count Lightning's defaults of the arguments that are passed on among the defaults."""
+        passed = self.model_extra or {}
+        plain = dump(self).items()
+        return {key: v for key, v in plain if not (info.exclude_defaults and key in passed and is_default(key, v))}
 
 
 class Compute(Section):

@@ -13,7 +13,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -37,9 +37,16 @@ REFUSED = {  # argument: why it is refused, and what to use instead
 SPAWNING = ("spawn", "fork", "notebook")  # parts of the names of strategies that start processes without a command line
 
 
+class Argument(NamedTuple):
+    """An argument of the Trainer: its annotation and its default, as they are written in Lightning's source file."""
+
+    annotation: ast.expr | None
+    default: ast.expr | None
+
+
 @functools.cache
-def trainer_arguments() -> dict[str, ast.expr | None]:
-    """The names of the Trainer's arguments, in the order of its signature, and their annotations."""
+def trainer_arguments() -> dict[str, Argument]:
+    """The Trainer's arguments by name, in the order of its signature."""
     package = importlib.util.find_spec("lightning")
     assert package is not None
     assert package.origin is not None
@@ -47,7 +54,15 @@ def trainer_arguments() -> dict[str, ast.expr | None]:
     tree = ast.parse(source.read_text(encoding="utf-8"))
     classes = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
     methods = (node for node in next(classes).body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return {argument.arg: argument.annotation for argument in next(methods).args.kwonlyargs}
+    signature = next(methods).args
+    pairs = zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+    return {argument.arg: Argument(argument.annotation, default) for argument, default in pairs}
+
+
+def is_default(name: str, value: object) -> bool:
+    """Whether `value` is the Trainer's own default of its argument `name`, so that giving it changes nothing."""
+    default = trainer_arguments()[name].default
+    return isinstance(default, ast.Constant) and (type(default.value), default.value) == (type(value), value)
 
 
 def _type(annotation: ast.expr | None) -> Any:
@@ -75,7 +90,7 @@ def check_trainer_arguments(passed: Mapping[str, Any], usual: Iterable[str], str
             raise ValueError(f"trainer.{name}={format_value(value)} is not allowed: {REFUSED[name]}")
         if name not in trainer_arguments():
             raise ValueError(f"unknown key trainer.{name}; {suggest_argument(name, usual)}")
-        annotation = trainer_arguments()[name]
+        annotation = trainer_arguments()[name].annotation
         try:
             TypeAdapter(_type(annotation)).validate_python(value, strict=True)
         except ValidationError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import Config
@@ -135,6 +138,15 @@ def check_strategy(cfg: Config, trainer: L.Trainer) -> None:
         raise UserError(f"trainer.strategy: its device is {chosen.root_device}, and not that of trainer.accelerator")
     if on_cpu and processes > 1 and getattr(chosen, "_layer_sync", None):
         raise UserError("trainer: torch synchronises batch norm on GPUs only (sync_batchnorm and its plugins)")
+    for kind, arguments, wrapper in (
+        (DDPStrategy, "_ddp_kwargs", DistributedDataParallel),
+        (FSDPStrategy, "kwargs", FullyShardedDataParallel),
+    ):
+        if isinstance(chosen, kind):
+            try:
+                inspect.signature(wrapper).bind("module", **getattr(chosen, arguments))
+            except TypeError as error:
+                raise UserError(f"trainer.strategy: {wrapper.__name__} refuses its arguments: {error}") from None
     backend = getattr(chosen, "process_group_backend", None)
     if backend is not None and not torch.distributed.is_backend_available(backend):
         raise UserError(f"trainer.strategy: this torch has no process_group_backend {backend}")
