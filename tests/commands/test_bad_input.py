@@ -104,6 +104,7 @@ NAMES_AND_VALUES = [
     (["train", "optim=null"], ["optim=null", "adamw"]),
     (["train", "pyramid=[4,2,1]"], ["pyramid=[4,2,1]", "l3_4_2_1"]),
     (["train", "-m", "pyramid=[l1_1,l1_2]"], ["pyramid=[l1_1,l1_2] is not allowed", "without brackets"]),
+    (["train", "data/crop={name: paper}"], ["must be one of paper,", "data.crop={...} sets keys of the chosen option"]),
     (["train", "data.root=photos"], ["data.root", "it exists with data=folder"]),
     (["train", "seed=x(1)"], ["seed=x(1)", "quote values"]),
     (["train", "-cn", "base"], ["--config-name"]),

@@ -194,9 +194,15 @@ WRONG_WORDS = [
         ["pooling=gap", "pooling.bins=[4]"],
         "unknown key pooling.bins in this combination of options; it exists with pooling=spp",
     ),
-    (["pooling.output_size=3"], "unknown key pooling.output_size; it exists with pooling=flatten"),
-    (["data.crop.scale=[0.5,1]"], "unknown key data.crop.scale; it exists with data/crop=random_resized"),
-    (["optim.schedule.drops=1"], "unknown key optim.schedule.drops; it exists with optim/schedule=plateau"),
+    (
+        ["pooling.output_size=3"],
+        "unknown key pooling.output_size with pooling.name=spp; it exists with pooling=flatten",
+    ),
+    (
+        ["data.crop.scale=[0.5,1]"],
+        "unknown key data.crop.scale with data.crop.name=paper; it exists with data/crop=random_resized",
+    ),
+    (["optim.schedule.drops=1"], "unknown key optim.schedule.drops with optim.schedule.name=cosine; it exists"),
     (
         ["views=full", "views.crop_pct=0.5"],
         "unknown key views.crop_pct in this combination of options; it exists with views=center",

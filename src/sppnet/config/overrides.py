@@ -62,9 +62,14 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
         if problem := override_problem(command, override):
             raise UserError(problem)
         key, _, value = override.partition("=")
-        is_list = value.startswith("[") and _takes_one_option(command, key)
-        if is_list and (problem := option_files.unnamed_option([override])):
-            raise UserError(f"{problem}; a sweep lists its options without brackets")
+        if value.startswith("[") and _takes_one_option(command, key):
+            hint = "; a sweep lists its options without brackets"
+        elif value.startswith("{") and "/" in key:
+            hint = f"; {key.replace('/', '.')}={{...}} sets keys of the chosen option"
+        else:
+            hint = ""
+        if hint and (problem := option_files.unnamed_option([override])):
+            raise UserError(f"{problem}{hint}")
         if key in text_keys() and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
             raise UserError(f"{override}: there is no home directory {value.partition('/')[0]}")
         options.remove(override)
