@@ -173,7 +173,7 @@ FIT = [
     (["pooling=flatten", "sizes=single", "views=full"], ["flatten", "whole images"]),
     (["backbone.width=100000000"], ["backbone", "more memory than is available"]),
     (["+backbone.foo=1"], ["backbone", "foo"]),
-    (["+data.foo=1"], ["data", "Digits() takes no arguments"]),
+    (["+data.foo=1"], ["data: sppnet.data.Digits refuses its arguments", "unexpected keyword argument 'foo'"]),
     (["+sizes.foo=1"], ["sizes", "foo"]),
     (["+optim.foo=1"], ["optim", "foo"]),
     (["+optim.betas=[0.9]"], ["optim", "torch.optim.AdamW refuses"]),
