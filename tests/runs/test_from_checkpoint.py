@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,32 @@ def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_pat
         assert transferred.code == 0, transferred.err
         assert "no effect" not in transferred.err
         assert row in transferred.out, transferred.out
+
+
+def test_a_study_file_changes_the_keys_that_it_sets(sppnet: Caller, tmp_path: Path) -> None:
+    """The run was trained with a file of its own, whose other settings stay, whatever the defaults are."""
+    files = {
+        "trained": "defaults: [override /views: full]\nstudy: a\nloss: {label_smoothing: 0.1}\naugment: {color: 0.25}\n",
+        "svm": "study: b\nlayer: fc1\nsplits: 1\nper_class: {train: 5, test: 5}\nsizes: {test: [40]}\n",
+        "finer": "defaults: [svm, _self_]\nviews: {aspect_step: 0.5}\n",
+        "centre": "defaults: [svm, override /views: center, _self_]\n",
+        "slower": "optim: {lr: 0.007}\n",
+    }
+    (tmp_path / "mine/experiments").mkdir(parents=True)
+    for name, text in files.items():
+        (tmp_path / f"mine/experiments/{name}.yaml").write_text(f"# @package _global_\n{text}")
+    mine = ("--config-dir", "mine")
+    words = [word for word in SMALL if not word.startswith("study")]
+    run = sppnet("train", *mine, *words, "experiments=trained", "trainer.max_epochs=1").run
+    for name, view in (("svm", "full"), ("finer", "full aspect_step=0.5"), ("centre", "center")):
+        done = sppnet("transfer", *mine, f"checkpoint={run}", f"experiments={name}")
+        assert done.code == 0, done.err
+        assert re.search(rf" fc1 +{view} .*\b40 +8 ", done.out), done.out
+        assert "1 random split of all images: 5 of each class" in done.out
+    assert len(list((tmp_path / "runs/b/transfer").glob("*.json"))) == 3
+    refused = sppnet("transfer", *mine, f"checkpoint={run}", "experiments=slower")
+    assert "optim.lr=0.007 is not allowed" in refused.err
+    assert "loss" not in refused.err.partition("can only")[0]
 
 
 @pytest.mark.parametrize(

@@ -174,4 +174,6 @@ def unknown_key(
     if parent is not None and len(parent.alternatives) > 1:
         tag = f"{section}.{parent.field.discriminator}"
         chosen = f" with {prefix}{tag}={format_value(value_of(data, tag))}"
-    return f"unknown key {prefix}{name}{chosen}; {hint}{where or 'the top level'} has {', '.join(names) or 'no keys'}{add}"
+    return (
+        f"unknown key {prefix}{name}{chosen}; {hint}{where or 'the top level'} has {', '.join(names) or 'no keys'}{add}"
+    )

@@ -11,6 +11,8 @@ from sppnet.config.marks import Changes, changed_by
 from sppnet.config.schema import Config
 from sppnet.errors import UserError, format_value
 
+ABSENT = object()
+
 
 def merge(
     command: str,
@@ -29,10 +31,7 @@ def merge(
     Raises:
         UserError: a typed override changes a key that `command` may not change.
     """
-    merged = {
-        name: copy.deepcopy(_merge(stored[name], before.get(name), after.get(name)) if name in stored else after[name])
-        for name in {**stored, **after}
-    }
+    merged = copy.deepcopy(_merge({**after, **stored}, before, after))
     for name in typed_keys:
         _copy(after, merged, name)
     for name, old, new in list(differences(stored, merged)):
@@ -58,7 +57,7 @@ def _is_typed(name: str, typed_keys: Collection[str]) -> bool:
     if key is not None and key.mark(Changes) == changed_by():
         return name in typed_keys
     dotted = (f"{typed.replace('/', '.')}." for typed in typed_keys)
-    return "experiments" in typed_keys or any(f"{name}.".startswith(t) or t.startswith(f"{name}.") for t in dotted)
+    return any(f"{name}.".startswith(t) or t.startswith(f"{name}.") for t in dotted)
 
 
 def _changeable(command: str) -> str:
@@ -87,8 +86,9 @@ def _merge(stored: Any, before: Any, after: Any) -> Any:
         return stored
     if not (isinstance(stored, dict) and isinstance(before, dict) and isinstance(after, dict)):
         return after
-    names = [name for name in {**stored, **after} if name in after or name not in before]
-    return {name: _merge(stored.get(name), before.get(name), after.get(name)) for name in names}
+    parts = {name: [node.get(name, ABSENT) for node in (stored, before, after)] for name in {**stored, **after}}
+    merged = {name: _merge(*nodes) for name, nodes in parts.items()}
+    return {name: value for name, value in merged.items() if value is not ABSENT}
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

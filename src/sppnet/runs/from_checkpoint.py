@@ -85,14 +85,20 @@ def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) ->
     checkpoint = checkpoint_path(job.cfg["checkpoint"])
     stored, overrides = load_stored_config(checkpoint)
     typed_keys = [override.partition("=")[0].lstrip("+~") for override in typed]
+    set_by_file = []
+    if file := last_value("experiments", typed):
+        # Hydra takes one study's file, so `job` lacks the settings of the run's own file, which are in `stored`
+        overrides = [override for override in overrides if compose.override_key(override) != "experiments"]
+        set_by_file = option_files.names_in_study(file)
     after, before = job.cfg, compose.compose_plain(command, replayable(command, overrides, ()))
     if after.get("pyramid") == before["pyramid"] and not any(key.startswith("pyramid") for key in typed_keys):
         _restore_pyramid(after, stored)
     _restore_pyramid(before, stored)
     same = _replace_chosen_sections(command, after, stored, typed)
-    load(schema, after)  # so that a typed name or value that is wrong is named before what may not change
+    if not file:
+        load(schema, after)  # so that a typed name or value that is wrong is named before what may not change
     own = {name: value for name, value in after.items() if name not in Config.model_fields}
-    changed = [key for key in typed_keys if key.replace("/", ".") not in same]
+    changed = [key for key in (*set_by_file, *typed_keys) if key.replace("/", ".") not in same]
     cfg = load(schema, merge(command, stored | own, before | own, after, changed))
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
