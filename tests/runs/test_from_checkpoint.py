@@ -81,7 +81,7 @@ def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_pat
 def test_a_study_file_changes_the_keys_that_it_sets(sppnet: Caller, tmp_path: Path) -> None:
     """The run was trained with a file of its own, whose other settings stay, whatever the defaults are."""
     files = {
-        "trained": "defaults: [override /views: full]\nstudy: a\nloss: {label_smoothing: 0.1}\naugment: {color: 0.25}\n",
+        "trained": "defaults: [override /views: full]\nstudy: a\nloss: {label_smoothing: 0.1}\n",
         "svm": "study: b\nlayer: fc1\nsplits: 1\nper_class: {train: 5, test: 5}\nsizes: {test: [40]}\n",
         "finer": "defaults: [svm, _self_]\nviews: {aspect_step: 0.5}\n",
         "centre": "defaults: [svm, override /views: center, _self_]\n",

@@ -170,10 +170,8 @@ def unknown_key(
     where, near = f"{prefix}{section}".rstrip("."), get_close_matches(last, names, n=1)
     hint = f"{elsewhere}; " if option else f"did you mean {'.'.join(filter(None, (where, *near)))}? " if near else ""
     add = f"; add another argument of its class with +{name}=VALUE" if own_class else ""
-    chosen = ""
+    subject = f"unknown key {prefix}{name}"
     if parent is not None and len(parent.alternatives) > 1:
         tag = f"{section}.{parent.field.discriminator}"
-        chosen = f" with {prefix}{tag}={format_value(value_of(data, tag))}"
-    return (
-        f"unknown key {prefix}{name}{chosen}; {hint}{where or 'the top level'} has {', '.join(names) or 'no keys'}{add}"
-    )
+        subject += f" with {prefix}{tag}={format_value(value_of(data, tag))}"
+    return f"{subject}; {hint}{where or 'the top level'} has {', '.join(names) or 'no keys'}{add}"

@@ -31,7 +31,7 @@ def merge(
     Raises:
         UserError: a typed override changes a key that `command` may not change.
     """
-    merged = copy.deepcopy(_merge({**after, **stored}, before, after))
+    merged: dict[str, Any] = copy.deepcopy(_merge({**after, **stored}, before, after))
     for name in typed_keys:
         _copy(after, merged, name)
     for name, old, new in list(differences(stored, merged)):
