@@ -51,7 +51,7 @@ class Scores:
 @torch.no_grad()
 def score_run(run: Path, threads: int | None) -> Scores:
     """Score a run's test images in the views of its configuration, once from the feature map and once from pixels."""
-    cfg = load(Config, load_stored_config(run)[0])
+    cfg = load(Config, load_stored_config(run))
     if threads:
         cfg = replace(cfg, {"compute.num_threads": threads})
     set_threads_and_filter_warnings(cfg)

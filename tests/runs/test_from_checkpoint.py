@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from calling import SMALL, Called, Caller
+from sppnet.report.row_names import flatten
 
 
 @pytest.fixture
@@ -47,7 +49,8 @@ def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Calle
     filed = sppnet("test", "--config-dir", "mine", f"checkpoint={run.run}", "experiments=builds_on_it")
     assert filed.code == 0, filed.err
     assert "views of the image" not in filed.out, "the file's views, although the run had typed views=ten"
-    assert sppnet("test", f"checkpoint={run.run}", "~views").err == "sppnet test: views is missing; it is required\n"
+    removed = sppnet("test", f"checkpoint={run.run}", "~views")
+    assert removed.err == "sppnet test: ~views is not allowed: no key of a run can be removed\n"
     other = sppnet("test", f"checkpoint={run.run}", "data=digits")  # which has no data.root
     assert "none of the 2 classes that the network was trained on" in other.err
 
@@ -76,6 +79,50 @@ def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_pat
         assert transferred.code == 0, transferred.err
         assert "no effect" not in transferred.err
         assert row in transferred.out, transferred.out
+
+
+def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path) -> None:
+    """`--cfg job` shows the configuration in force, and `config.yaml` that of the run, which had a file of its own."""
+    (tmp_path / "mine/experiments").mkdir()
+    files = {
+        "trained": "data: {short_side: 32, resampler: torch, crop_pct: 0.5}\nsizes: {test: [32]}\n",
+        "default": "data: {resampler: pillow}\n",
+        "batches": "data: {batch_size: 4}\n",
+        "digits": "defaults: [override /data: digits]\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"mine/experiments/{name}.yaml").write_text(f"# @package _global_\n{text}")
+    words = ("data=folder", "data.root=photos", "data.num_workers=0", "experiments=trained", "seed=1", "launch=slurm")
+    path = sppnet("train", "--config-dir", "mine", *SMALL, *words, "hydra.mode=RUN").run  # as in a job of SLURM
+    (tmp_path / "mine/experiments/trained.yaml").write_text("# @package _global_\ndata: {resampler: pillow}\n")
+    stored = dict(flatten(yaml.safe_load((path / "config.yaml").read_text())))
+
+    def changed(*typed: str, command: str = "test") -> dict[str, object]:
+        shown = sppnet(command, "--config-dir", "mine", f"checkpoint={path}", *typed, "--cfg", "job")
+        assert shown.code == 0, shown.err
+        now = dict(flatten(yaml.safe_load(shown.out)))
+        assert set(stored) - {"layout"} <= set(now) | {"data.root"}
+        return {name: value for name, value in now.items() if name in stored and value != stored[name]}
+
+    assert changed() == {}
+    assert changed("data=folder") == {}
+    assert changed("data=folder", "data.root=moved") == changed("data.root=moved") == {"data.root": "moved"}
+    for command in ("test", "transfer"):
+        assert changed("experiments=batches", command=command) == {"data.batch_size": 4}
+    assert changed("experiments=default") == {"data.resampler": "pillow"}
+    assert changed("sizes.test=${sizes.train}") == {"sizes.test": [24, 20]}
+    classes = {"data._target_": "sppnet.data.Digits", "data.name": "digits"}
+    assert changed("data=digits") == changed("experiments=digits") == classes
+    assert changed("debug=fast") == {"debug.traceback": True, "trainer.limit_test_batches": 3}
+    assert changed("layer=conv", command="transfer") == {}
+
+
+def test_a_sweep_of_tests_has_the_typed_jobs_alone(sppnet: Caller, spawn: Caller, run: Called) -> None:
+    next(Path("photos/a").iterdir()).unlink()
+    single = sppnet("test", f"checkpoint={run.run}", "views=center")
+    swept = spawn("test", "-m", f"checkpoint={run.run}", "views=center,full")
+    assert "data.root=photos has changed since the network was trained" in single.err
+    assert [f"[{number}/2] refused" in swept.out for number in (1, 2)] == [True, True], swept.out
 
 
 def test_a_study_file_changes_the_keys_that_it_sets(sppnet: Caller, tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_views_from_the_pixels_are_crops() -> None:
 
 def trained_network(run: Path) -> tuple[Classifier, DataModule]:
     """The trained network of a run, and its data."""
-    cfg = load(Config, load_stored_config(run)[0])
+    cfg = load(Config, load_stored_config(run))
     sets = load_splits(cfg.data)
     return load_classifier(read_checkpoint(run / "checkpoints/best.ckpt"), cfg, sets, run).eval(), build_data(cfg, sets)
 

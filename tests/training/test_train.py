@@ -182,7 +182,7 @@ def test_a_key_without_effect_on_a_test_gives_a_notice(sppnet: Caller) -> None:
     scored = sppnet("test", f"checkpoint={run}", "data.crop_pct=0.5", "data/crop=random_resized")
     assert scored.code == 0
     message = "sppnet: warning: {} has no effect on a test"
-    assert scored.err.splitlines() == [message.format("data.crop_pct"), message.format("data/crop")]
+    assert scored.err.splitlines() == [message.format("data.crop"), message.format("data.crop_pct")]
 
 
 def test_label_smoothing_does_not_count_in_what_is_reported(sppnet: Caller) -> None:

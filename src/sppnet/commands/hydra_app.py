@@ -65,7 +65,7 @@ class _Composed:
 
     Attributes:
         cfg: the configuration, not yet resolved.
-        task_overrides: the job's overrides, starting with those replayed from a run.
+        task_overrides: the job's overrides.
         sweeper_overrides: the overrides of `hydra.sweeper`.
         in_sweep: whether the job belongs to a sweep.
         slurm_options: the launcher's options if this is a single job for SLURM; None otherwise.
@@ -89,25 +89,22 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job[Any]], No
         UserError: Hydra does not accept an option, or a key or value is not allowed. The message is one line.
     """
 
-    def run_typed(job: Job[dict[str, Any]]) -> None:
-        cfg = load(COMMANDS[command], job.cfg)
+    def run_typed(job: Job[DictConfig]) -> None:
+        cfg = load(COMMANDS[command], compose.resolve(command, job.cfg))
         single = {"retry": "a single job"} if command in SWEEPABLE and not job.in_sweep else {}
         warn_of_keys_without_effect(cfg, job.overrides, single)
         run_command(Job(cfg, job.overrides, job.sweeper, job.in_sweep))
 
-    run_plain(command, words, run_typed)
+    run_composed(command, words, run_typed)
 
 
-def run_plain(
-    command: str, words: Sequence[str], run_command: Callable[[Job[dict[str, Any]]], None], replayed: int = 0
-) -> None:
-    """Do what `run` does, but pass the configuration on as plain data that have not been checked.
+def run_composed(command: str, words: Sequence[str], run_command: Callable[[Job[DictConfig]], None]) -> None:
+    """Do what `run` does, but pass the configuration on as Hydra composed it, neither resolved nor checked.
 
     Args:
         command: the name of the command and of its primary configuration file.
         words: the words that follow the command on the command line.
         run_command: the body of the command.
-        replayed: how many of the overrides come from a run. The user did not type them, so they cause no warnings.
 
     Raises:
         UserError: Hydra does not accept an option, a key or a value. The message is one line.
@@ -116,7 +113,7 @@ def run_plain(
     composed: list[_Composed] = []
 
     def task(cfg: DictConfig) -> None:
-        composed.append(_describe(command, words, replayed, cfg))
+        composed.append(_describe(command, words, cfg))
         # In MULTIRUN mode, a third-party launcher (such as joblib) calls `task` for one job of a sweep. This may happen
         # in a worker process, which never reaches the last line of `run`, so the job is started here.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -125,7 +122,7 @@ def run_plain(
 
     def start() -> None:
         while composed:
-            _start(command, replayed, composed.pop(), run_command)
+            _start(command, composed.pop(), run_command)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra re-raise exceptions, which `sppnet.cli` prints
     sys.argv[1:] = words  # Hydra reads the command line from there
@@ -142,7 +139,7 @@ def run_plain(
     start()
 
 
-def _describe(command: str, words: Sequence[str], replayed: int, cfg: DictConfig) -> _Composed:
+def _describe(command: str, words: Sequence[str], cfg: DictConfig) -> _Composed:
     hydra_config = HydraConfig.get()
     # our launchers add hydra.mode=RUN to the command line of each job in a sweep
     in_sweep = hydra_config.mode != RunMode.RUN or "hydra.mode=RUN" in words
@@ -154,26 +151,23 @@ def _describe(command: str, words: Sequence[str], replayed: int, cfg: DictConfig
         sweeper_overrides=tuple(word for word in hydra_overrides if word.startswith("hydra.sweeper.")),
         in_sweep=in_sweep,
         slurm_options=None if in_sweep else _slurm_options(),
-        problem="" if in_sweep or command not in SWEEPABLE else _missing_multirun(task_overrides[replayed:]),
+        problem="" if in_sweep or command not in SWEEPABLE else _missing_multirun(task_overrides),
     )
 
 
-def _start(
-    command: str, replayed: int, composed: _Composed, run_command: Callable[[Job[dict[str, Any]]], None]
-) -> None:
+def _start(command: str, composed: _Composed, run_command: Callable[[Job[DictConfig]], None]) -> None:
     """Submit the job if its launcher is the SLURM launcher; otherwise run it in this process."""
-    typed = composed.task_overrides[replayed:]
     if composed.problem:
         raise UserError(composed.problem)
     if composed.slurm_options is not None:
         from sppnet.studies.slurm_launcher import SlurmSweep
         from sppnet.studies.sweep import SweepJob
 
-        SlurmSweep(command, [SweepJob(0, typed, composed.cfg)], composed.slurm_options, record=False).run()
+        job = SweepJob(0, composed.task_overrides, composed.cfg)
+        SlurmSweep(command, [job], composed.slurm_options, record=False).run()
         return
-    _set_show_traceback(composed.cfg, typed if replayed else None)
-    plain = compose.resolve(command, composed.cfg)
-    run_command(Job(plain, composed.task_overrides, composed.sweeper_overrides, composed.in_sweep))
+    errors.show_traceback = OmegaConf.select(composed.cfg, "debug.traceback") is True
+    run_command(Job(composed.cfg, composed.task_overrides, composed.sweeper_overrides, composed.in_sweep))
 
 
 def _resolved(node: Any) -> list[str]:
@@ -188,16 +182,6 @@ def _resolved(node: Any) -> list[str]:
         with contextlib.suppress(OmegaConfBaseException):
             words[i] = node[i]
     return words
-
-
-def _set_show_traceback(cfg: DictConfig, typed: list[str] | None) -> None:
-    """Set `errors.show_traceback` to the value of `debug.traceback`.
-
-    If the overrides of a run were replayed (`typed` is not None), the value that the run was trained with is ignored:
-    only a typed override can then change `errors.show_traceback`.
-    """
-    if typed is None or any(word.lstrip("+").startswith(("debug", "experiments=")) for word in typed):
-        errors.show_traceback = OmegaConf.select(cfg, "debug.traceback") is True
 
 
 def _slurm_options() -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from sppnet.commands import checkpoint_app, hydra_app
 from sppnet.commands.test import warn_of_training_keys
-from sppnet.config import overrides
 from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.compose import Job
 from sppnet.config.schema import LAYOUT
@@ -30,7 +29,8 @@ from sppnet.transfer.task import FORMAT, Task, make_task, refuse_ineffective, wa
 
 def main(words: Sequence[str]) -> None:
     """Evaluate the trained network that `checkpoint=` names or, without that key, the network in `backbone`."""
-    if overrides.last_value("checkpoint", hydra_app.normalise("transfer", words)) is None:
+    typed = [word.lstrip("+") for word in hydra_app.normalise("transfer", words)]
+    if not any(word.startswith("checkpoint=") and word != "checkpoint=null" for word in typed):
         hydra_app.run("transfer", words, _transfer_backbone)
     else:
         checkpoint_app.run("transfer", words, _transfer_trained)

@@ -6,6 +6,6 @@
    `trainer_arguments` those that are passed on to Lightning. `load` turns plain data into an object of a schema.
 3. `keys` answers what the schema says about a key: its words, what it determines, which commands may change it.
    `renamed_keys` answers the names of earlier layouts.
-4. `merge` applies overrides to the stored configuration of a run.
+4. `overlay` finds out what a command line sets by itself, and `merge` applies it to the stored configuration of a run.
 5. `instantiate` builds objects of the classes that a configuration names.
 """

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -42,41 +42,9 @@ def compose_plain(command: str, overrides: list[str]) -> dict[str, Any]:
         UserError: the overrides cannot be composed.
     """
     try:
-        return _to_dict(_compose(command, overrides))
+        return _to_dict(OmegaConf.create(unresolved(compose_hydra(command, overrides))))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, command)) from error
-
-
-def replayable(command: str, run_overrides: Sequence[str], typed: Sequence[str] = ()) -> list[str]:
-    """Select the overrides of a run that can be composed again, followed by the typed ones.
-
-    Left out are overrides that select a missing option file, with all others of the same group, and overrides of a key
-    that the typed options lack. For example, the option file of a user's own backbone is missing if the
-    command was typed without `--config-dir`, and `data=digits` has no `data.root`. Both are harmless, because the run
-    stores the composed configuration as well.
-
-    Raises:
-        UserError: the typed overrides cannot be composed.
-    """
-    kept, lost = list(run_overrides), list[str]()
-    while True:
-        try:
-            _compose(command, [*kept, *typed])
-        except (HydraException, OmegaConfBaseException) as error:
-            if isinstance(error, MissingConfigException):
-                group, _, option = str(error.missing_cfg_file).rpartition("/")
-                missing = [word for word in kept if word.lstrip("+").replace("'", "") == f"{group}={option}"]
-                name = group.replace("/", ".") if missing else ""
-                lost += missing
-            else:
-                name = str(getattr(_cause(error), "full_key", None) or "")
-            others = [word for word in kept if not f"{override_key(word)}.".startswith(f"{name}.")]
-            if len(others) == len(kept):
-                hint = f"; the option of the run in {' and '.join(lost)} was not found: add its --config-dir"
-                raise UserError(f"{explain(error, command)}{hint if lost else ''}") from error
-            kept = others
-        else:
-            return kept
 
 
 def override_key(override: str) -> str:
@@ -105,10 +73,10 @@ def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob],
         parsed = OverridesParser.create().parse_overrides(overrides)
         fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
         typed = [word for word in overrides if not re.match(r"[+~]*hydra[./=]", word)]
+        cfg = compose_hydra(command, fixed)
+        sweeper = cfg.hydra.sweeper
+        rows = _to_dict(sweeper.get("rows", {}))
         with _initialized():
-            cfg = hydra.compose(command, [*fixed, _searchpath()], return_hydra_config=True)
-            sweeper = cfg.hydra.sweeper
-            rows = _to_dict(sweeper.get("rows", {}))
             loader = GlobalHydra.instance().config_loader()
             jobs = expand(rows, sweeper.get("only", []), sweeper.get("params"), typed, loader)
             return jobs, rows, _to_dict(cfg.report)
@@ -116,9 +84,20 @@ def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob],
         raise UserError(explain(error, command)) from error
 
 
-def _compose(command: str, overrides: list[str]) -> DictConfig:
+def compose_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose the primary configuration `name`, with Hydra's own section and unresolved interpolations.
+
+    Raises:
+        HydraException, OmegaConfBaseException: the overrides cannot be composed.
+    """
     with _initialized():
-        return hydra.compose(command, [*overrides, _searchpath()])
+        return hydra.compose(name, [*overrides, _searchpath()], return_hydra_config=True)
+
+
+def unresolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration as plain data with unresolved interpolations, without the section `hydra`."""
+    own = OmegaConf.masked_copy(cfg, cast(list[str], [key for key in cfg if key != "hydra"]))
+    return cast(dict[str, Any], OmegaConf.to_container(own, resolve=False))
 
 
 def _to_dict(node: Any) -> dict[str, Any]:
@@ -188,7 +167,7 @@ class Job(Generic[Cfg]):
 
     Attributes:
         cfg: the resolved configuration.
-        overrides: all overrides that `cfg` was composed from: those replayed from a run, then the typed ones.
+        overrides: the overrides that `cfg` was composed from.
         sweeper: the overrides of `hydra.sweeper`, which describe the study and not the job.
         in_sweep: whether the job belongs to a sweep.
     """
@@ -205,14 +184,14 @@ def resolve(command: str, cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a mandatory value is missing or an interpolation cannot be resolved.
     """
-    own = OmegaConf.masked_copy(cfg, cast(list[str], [key for key in cfg if key != "hydra"]))
+    own = OmegaConf.create(unresolved(cfg))
     try:
         resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         # The cause is often a wrong value that another key refers to, such as sizes.train=[]. If so, report that value.
-        check_unresolved(COMMANDS[command], cast(dict[str, Any], OmegaConf.to_container(own, resolve=False)))
+        check_unresolved(COMMANDS[command], unresolved(own))
         raise UserError(one_line(error)) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -70,35 +66,6 @@ def option_with(group: str, key: str) -> str:
     files = options(group) if group else []
     names = [path.stem for path in files if re.search(rf"(?m)^{re.escape(key)}:", path.read_text(encoding="utf-8"))]
     return f"{group}={names[0]}" if names else ""
-
-
-def names_in_study(name: str, seen: frozenset[str] = frozenset()) -> list[str]:
-    """Return the dotted names of the groups and keys that `experiments/NAME.yaml` sets, and the files it builds on.
-
-    There are none if the file cannot be read, which Hydra reports. `seen` are files that have been visited already.
-    """
-    content: Any = None
-    for path in options("experiments"):
-        if path.stem == name:
-            with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):
-                content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        return []
-    defaults, names = content.pop("defaults", None), list(_leaves(content))
-    for entry in defaults if isinstance(defaults, list) else ():
-        if isinstance(entry, dict):
-            names += [str(group).removeprefix("override").strip(" /").replace("/", ".") for group in entry]
-        elif (file := str(entry).rpartition("/")[2]) not in {"_self_", name, *seen}:
-            names += names_in_study(file, seen | {name})
-    return names
-
-
-def _leaves(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def group_names() -> list[str]:

@@ -70,6 +70,8 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
             hint = ""
         if hint and (problem := option_files.unnamed_option([override])):
             raise UserError(f"{problem}{hint}")
+        if value.endswith(".yaml") and is_choice(override):
+            raise UserError(f"{override} is not allowed: leave out .yaml")
         if key in text_keys() and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
             raise UserError(f"{override}: there is no home directory {value.partition('/')[0]}")
         options.remove(override)
@@ -118,6 +120,35 @@ def last_value(key: str, words: Sequence[str]) -> str | None:
     override = OverridesParser.create().parse_override(typed[-1])
     value = None if override.is_sweep_override() else override.value()
     return None if value is None else str(value)
+
+
+def shows_config(words: Sequence[str]) -> bool:
+    """Whether `--cfg job` was typed."""
+    return bool(_parse(words).cfg == "job")
+
+
+def force_keys(command: str, words: Sequence[str]) -> list[str]:
+    """Put `++` before the keys of a command line that only an option of a run may have, so that Hydra takes them all.
+
+    `merge` refuses unknown keys: it knows the options of the run.
+    """
+    schema, typed = COMMANDS[command], set(_parse(words).overrides)
+
+    def force(word: str) -> str:
+        name, _, value = word.partition("=")
+        if word not in typed or re.match(r"[+~]|hydra[./]", word) or is_choice(word):
+            return word
+        key = key_named(schema, name)
+        always = key is not None and key.variant is None and key.field.is_required() and not value.startswith("{")
+        return word if always else f"++{word}"
+
+    return [force(word) for word in words]
+
+
+def is_choice(word: str) -> bool:
+    """Whether an override chooses an option of a group. A mapping sets keys of the group's section instead."""
+    group, _, value = word.lstrip("+").partition("=")
+    return group in option_files.group_names() and not value.startswith("{")
 
 
 def split_sweeps(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -240,7 +271,12 @@ def expand(
     Raises:
         HydraException: a row is unknown, or an override cannot be parsed.
     """
-    selected = [only] if isinstance(only, str) else list(only)
+    for name, row in rows.items():
+        words = row.get("set") if isinstance(row, Mapping) else None
+        listed = list(words) if isinstance(words, Sequence) and not isinstance(words, str) else [None]
+        if not all(isinstance(word, str) for word in listed):
+            raise HydraException(f"hydra.sweeper.rows.{name} must be a mapping with overrides, as in {{set: [seed=1]}}")
+    selected = [only] if isinstance(only, str) else list(only) if isinstance(only, Sequence) else [str(only)]
     for name in selected:
         if name not in rows:
             raise HydraException(f"hydra.sweeper.only={name} is not allowed: must be one of {', '.join(rows)}")

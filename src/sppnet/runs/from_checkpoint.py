@@ -1,26 +1,24 @@
-"""Resolves `checkpoint=RUN_DIR_OR_FILE` to a trained network's stored configuration plus the typed overrides.
+"""Resolves `checkpoint=RUN_DIR_OR_FILE` to a trained network's stored configuration plus what the user typed.
 
-The overrides stored with the network are composed twice, with and without the overrides that the user typed. Only the
-difference between the two results is applied to the stored configuration, so a later change to a default in `conf/`
-does not affect old runs. Only `read_checkpoint` imports torch.
+The stored configuration takes the place of the defaults in `conf/`, so that a later change to a default does not affect
+old runs. Only `read_checkpoint` imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
-from sppnet.config import compose, option_files
 from sppnet.config.command_schemas import COMMANDS
-from sppnet.config.compose import Job
-from sppnet.config.keys import keys, value_of
+from sppnet.config.compose import Job, resolve, unresolved
 from sppnet.config.load import check_layout, load
-from sppnet.config.merge import may_change, merge
-from sppnet.config.overrides import last_value, split_sweeps
+from sppnet.config.merge import merge, restore
+from sppnet.config.overlay import compose_overlay
 from sppnet.config.schema import Backbone, Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_class_digests
@@ -41,7 +39,7 @@ class TrainedNetwork(Generic[Cfg]):
         run: the run that `checkpoint` belongs to; None for a file outside a run directory.
         weights: the checkpoint file.
         stored: the configuration of the network's run, as plain data.
-        typed_keys: the keys and config groups that the user typed.
+        typed_keys: the keys and groups, with dots, that the user typed or that the typed study's file sets.
         changed_code: maps each of the user's backbone classes whose source file has changed since training to the
             current digest of that file.
     """
@@ -69,99 +67,32 @@ class TrainedNetwork(Generic[Cfg]):
         return file_digest(self.weights)
 
 
-def resolve_checkpoint(command: str, job: Job[dict[str, Any]], replayed: int) -> TrainedNetwork[Any]:
-    """Apply the typed overrides to the configuration stored with `job.cfg["checkpoint"]`.
+def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any]:
+    """Apply the overrides of a job to the configuration stored with its `checkpoint`.
 
     Args:
         command: the command, such as `test`.
-        job: the job composed from the run's overrides followed by the typed ones, as plain data.
-        replayed: how many of the job's overrides come from the run.
+        job: the job as Hydra composed it, of which only the keys that `command` adds to a configuration are used.
 
     Raises:
         UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override has a value that is not
             allowed, or changes a key that must stay as it was in training.
     """
-    schema, typed = COMMANDS[command], job.overrides[replayed:]
+    schema = COMMANDS[command]
+    if OmegaConf.is_missing(job.cfg, "checkpoint") or not isinstance(job.cfg.get("checkpoint"), str):
+        raise UserError("checkpoint must be given: checkpoint=VALUE")
     checkpoint = checkpoint_path(job.cfg["checkpoint"])
-    stored, overrides = load_stored_config(checkpoint)
-    typed_keys = [override.partition("=")[0].lstrip("+~") for override in typed]
-    set_by_file = []
-    if file := last_value("experiments", typed):
-        # Hydra takes one study's file, so `job` lacks the settings of the run's own file, which are in `stored`
-        overrides = [override for override in overrides if compose.override_key(override) != "experiments"]
-        set_by_file = option_files.names_in_study(file)
-    after, before = job.cfg, compose.compose_plain(command, replayable(command, overrides, ()))
-    if after.get("pyramid") == before["pyramid"] and not any(key.startswith("pyramid") for key in typed_keys):
-        _restore_pyramid(after, stored)
-    _restore_pyramid(before, stored)
-    same = _replace_chosen_sections(command, after, stored, typed)
-    if not file:
-        load(schema, after)  # so that a typed name or value that is wrong is named before what may not change
-    own = {name: value for name, value in after.items() if name not in Config.model_fields}
-    changed = [key for key in (*set_by_file, *typed_keys) if key.replace("/", ".") not in same]
-    cfg = load(schema, merge(command, stored | own, before | own, after, changed))
+    stored = load_stored_config(checkpoint)
+    overlay = compose_overlay(command, job.overrides)
+    own = {key: node for key, node in unresolved(job.cfg).items() if key not in Config.model_fields}
+    plain = resolve(command, OmegaConf.create({**merge(command, stored, overlay), **own}))
+    load(schema, plain)  # so that a typed name or value that is wrong is named before what may not change
+    restore(command, stored, plain, overlay)
+    cfg = load(schema, plain)
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
     changed_code = _changed_code(cfg.backbone, checkpoint, run)
-    return TrainedNetwork(cfg, checkpoint, run, weights, stored, tuple(typed_keys), changed_code)
-
-
-def replayable(command: str, run_overrides: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Select the overrides of a run that can be composed again before the `words` of a command line.
-
-    Those of a key or group that the words sweep are left out, because each job of the sweep replays them itself, and so
-    are those of a key or group that a typed study's file sets, because Hydra would prefer them to the file.
-
-    Raises:
-        UserError: the words cannot be composed.
-    """
-    single, swept = split_sweeps(words)
-    file, sections = last_value("experiments", words), tuple(f"{compose.override_key(word)}." for word in swept)
-    names = set(option_files.names_in_study(file)) if file else set()
-    if "pyramid" in names | {compose.override_key(word) for word in single}:
-        sections += ("pyramid.",)  # which would be preferred to the pyramid's name
-
-    def is_kept(word: str) -> bool:
-        key = compose.override_key(word)
-        return key not in names and not f"{key}.".startswith(sections)
-
-    return compose.replayable(command, list(filter(is_kept, run_overrides)), single)
-
-
-def _restore_pyramid(plain: dict[str, Any], stored: Mapping[str, Any]) -> None:
-    """Give `plain` the pyramid of the run, whose option file may be missing, where `pooling` refers to the pyramid."""
-    bins, pyramid = value_of(plain, "pooling.bins"), plain["pyramid"]
-    if bins is not None and bins == pyramid["bins"]:
-        plain["pooling"]["bins"] = value_of(stored, "pyramid.bins")
-    pyramid["bins"] = value_of(stored, "pyramid.bins")
-
-
-def _replace_chosen_sections(
-    command: str, plain: dict[str, Any], stored: Mapping[str, Any], typed: Sequence[str]
-) -> list[str]:
-    """Compose each section of which the user has chosen an option (`views=full`) from the typed overrides alone.
-
-    The study's file of the run may set keys of the alternative that the run had, which the chosen one lacks.
-
-    Returns:
-        The sections that stay as they are, because their alternative belongs to the network and the same was chosen.
-    """
-    same = []
-    options = {compose.override_key(word) for word in typed if not word.startswith("~") and "={" not in word}
-    for key in keys(Config):
-        if len(key.alternatives) < 2 or key.name not in options:
-            continue
-        words = [word for word in typed if f"{compose.override_key(word)}.".startswith(f"{key.name}.")]
-        pyramid = f"pyramid.bins={value_of(plain, 'pyramid.bins')}"
-        chosen = value_of(compose.compose_plain(command, [pyramid, *words]), key.name)
-        tag = str(key.field.discriminator)
-        trained = value_of(stored, f"{key.name}.{tag}")
-        if value_of(chosen, tag) == trained and not may_change(f"{key.name}.{tag}", command):
-            same.append(key.name)
-        else:
-            section, _, name = key.name.rpartition(".")
-            value_of(plain, section)[name] = chosen
-    return same
+    return TrainedNetwork(cfg, checkpoint, run, weights, stored, tuple(sorted(overlay.names)), changed_code)
 
 
 def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict[str, str]:
@@ -231,26 +162,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def load_stored_config(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
-    """Load the configuration and the overrides of the run that wrote the checkpoint.
+def load_stored_config(checkpoint: Path) -> dict[str, Any]:
+    """Load the configuration of the run that wrote the checkpoint.
 
-    Both are read from the run directory or, if `checkpoint` is a file outside a run directory, from that file.
+    It is read from the run directory or, if `checkpoint` is a file outside a run directory, from that file.
 
     Raises:
         UserError: the path does not exist, or the configuration cannot be read.
     """
     run, weights = locate(checkpoint)
-    if run is not None:
-        try:
-            cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-            if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
-                raise UserError(
-                    f"checkpoint={checkpoint}: config.yaml is damaged; copy a checkpoint file out of the run directory"
-                    " and use the copy, which contains the configuration as well"
-                )
-            check_layout(cfg.pop("layout", None), f"checkpoint={checkpoint}")
-            return cfg, (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"checkpoint={checkpoint}: the configuration cannot be read ({error})") from None
-    content = read_checkpoint(weights)["sppnet"]
-    return content["config"], content["overrides"]
+    if run is None:
+        return {**read_checkpoint(weights)["sppnet"]["config"], "force": False}
+    try:
+        cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"checkpoint={checkpoint}: the configuration cannot be read ({error})") from None
+    if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
+        raise UserError(
+            f"checkpoint={checkpoint}: config.yaml is damaged; copy a checkpoint file out of the run directory and use"
+            " the copy, which contains the configuration as well"
+        )
+    check_layout(cfg.pop("layout", None), f"checkpoint={checkpoint}")
+    return cfg
