@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 from sppnet import __version__, errors
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs import provenance
@@ -123,18 +125,24 @@ def _run(command: str, words: list[str]) -> int:
 
 @contextlib.contextmanager
 def _hydra_errors_as_user_errors() -> Iterator[None]:
-    """Turn any error raised inside Hydra, OmegaConf or ANTLR into a UserError.
+    """Turn any error raised inside Hydra, OmegaConf or ANTLR, or inside PyYAML called by them, into a UserError.
 
     User input can also trigger AssertionErrors and AttributeErrors in these libraries.
     """
     try:
         yield
     except Exception as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__")).partition(".")[0] not in {"hydra", "omegaconf", "antlr4"}:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+        in_file = isinstance(error, yaml.YAMLError | UnicodeError | RecursionError) and "hydra" in packages
+        if not in_file and packages[-1] not in {"hydra", "omegaconf", "antlr4"}:
             raise
         hint = "; its grammar does not work with python -O or PYTHONOPTIMIZE" if sys.flags.optimize else ""
-        raise UserError(f"Hydra cannot read the command line or a config file: {error}{hint}") from error
+        if isinstance(error, RecursionError):
+            hint = "; files name each other in their defaults"
+        paths = [frame.f_locals["full_path"] for frame in frames if "full_path" in frame.f_locals]
+        source = paths[-1] if paths and isinstance(error, UnicodeError) else "the command line or a config file"
+        raise UserError(f"Hydra cannot read {source}: {' '.join(str(error).split())}{hint}") from error
 
 
 def _allow_packages(words: list[str]) -> list[str]:

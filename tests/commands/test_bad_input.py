@@ -105,6 +105,14 @@ NAMES_AND_VALUES = [
     (["train", "pyramid=[4,2,1]"], ["pyramid=[4,2,1]", "l3_4_2_1"]),
     (["train", "-m", "pyramid=[l1_1,l1_2]"], ["pyramid=[l1_1,l1_2] is not allowed", "without brackets"]),
     (["train", "data/crop={name: paper}"], ["must be one of paper,", "data.crop={...} sets keys of the chosen option"]),
+    (["train", "experiments=heads.yaml"], ["experiments=heads.yaml is not allowed: leave out .yaml"]),
+    (["train", "-m", "pyramid=glob(zz*)"], ["the sweep has no jobs"]),
+    (["train", "-m", "launch=local,processes"], ["launch=local, launch=processes: a sweep has one launcher"]),
+    (["train", "trainer.max_epochs=99999999999"], ["trainer.max_epochs=99999999999", "must be at most 2147483647"]),
+    (["train", "optim.lr=1e300"], ["optim.lr=1e+300", "must be less than 1e+300"]),
+    (["train", "trainer.min_epochs=13"], ["trainer.min_epochs=13", "from 0 to trainer.max_epochs=12"]),
+    (["train", "trainer.min_steps=-1"], ["trainer.min_steps=-1", "at least 0"]),
+    (["train", "launch=slurm", "+hydra.launcher.options.array=0-5"], ["hydra.launcher.options={array: 0-5}", "output"]),
     (["train", "data.root=photos"], ["data.root", "it exists with data=folder"]),
     (["train", "seed=x(1)"], ["seed=x(1)", "quote values"]),
     (["train", "-cn", "base"], ["--config-name"]),
@@ -158,6 +166,38 @@ NAMES_AND_VALUES += [(["train", f"+{key}=1"], ["unknown key", "the top level has
 def test_a_wrong_name_or_value(sppnet: Caller, tmp_path: Path, words: list[str], parts: list[str]) -> None:
     assert_one_line(sppnet(*words), *parts)
     assert not list(tmp_path.iterdir())
+
+
+# What is wrong in a study's file, after the line `# @package _global_`.
+FILES = {
+    "study: a: b": "mapping values are not allowed here in",
+    "study: !foo x": "could not determine a constructor",
+    "study: \xe9": "experiments/mine.yaml: 'utf-8' codec can't decode",
+    "defaults: [mine]": "name each other in their defaults",
+    "trainer.max_epochs: 1": "keys are nested, as in trainer: {max_epochs: 3}",
+    "backbone: {_target_: mine.Net, extra: !!binary aGVsbG8=}": "backbone.extra is not allowed: must be text",
+    "sweep: {a: {sett: [seed=1]}}": "hydra.sweeper.rows.a must be a mapping with overrides",
+    "sweep: {a: [seed=1]}": "hydra.sweeper.rows.a must be a mapping with overrides",
+    "sweep: {a: {set: [3]}}": "hydra.sweeper.rows.a must be a mapping with overrides",
+    "sweep: {a: {set: seed=1}}": "hydra.sweeper.rows.a must be a mapping with overrides",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_mistake_in_a_studys_file(sppnet: Caller, tmp_path: Path, text: str) -> None:
+    (tmp_path / "conf/experiments").mkdir(parents=True)
+    rows = "defaults: [override /hydra/sweeper: sppnet_rows]\nhydra: {sweeper: {rows: ROWS}}"
+    content = rows.replace("ROWS", text.removeprefix("sweep: ")) if text.startswith("sweep: ") else text
+    (tmp_path / "conf/experiments/mine.yaml").write_bytes(f"# @package _global_\n{content}\n".encode("latin-1"))
+    for name in ("status",) if text.startswith("sweep: ") else ("status", "train"):
+        assert_one_line(sppnet(name, "--config-dir", "conf", "experiments=mine", "allow=mine"), FILES[text])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_studys_file_begins_with_its_package(sppnet: Caller, tmp_path: Path) -> None:
+    (tmp_path / "conf/experiments").mkdir(parents=True)
+    (tmp_path / "conf/experiments/mine.yaml").write_text("seed: 1\n")
+    assert_one_line(sppnet("train", "--config-dir", "conf", "experiments=mine"), "'# @package _global_'")
 
 
 FIT = [

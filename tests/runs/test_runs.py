@@ -97,6 +97,9 @@ def test_the_order_and_the_type_of_arguments_of_ones_own_count(cfg: Config) -> N
     assert plan_run(one).run != plan_run(two).run
     whole, share = (replace(cfg, {"backbone": {**cfg.backbone.plain(), "width": width}}) for width in (8, 8.0))
     assert plan_run(whole).run != plan_run(share).run
+    mappings = ({"a": 8, "b": 16}, {"b": 16, "a": 8}, {1: 32}, {"1": 32}, [{1: 32}], [{"1": 32}])
+    widths = [replace(cfg, {"backbone": {**cfg.backbone.plain(), "widths": mapping}}) for mapping in mappings]
+    assert len({plan_run(each).run.hash for each in widths}) == len(mappings)
     assert plan_run(replace(cfg, {"optim.lr": 1})).run == plan_run(replace(cfg, {"optim.lr": 1.0})).run
     absent = {key: value for key, value in cfg.backbone.plain().items() if key not in ("weights", "freeze")}
     assert plan_run(replace(cfg, {"backbone": absent})).run == plan_run(cfg).run
@@ -125,6 +128,14 @@ def test_a_changed_class_of_the_user_makes_another_run(
         (tmp_path / "some_nets.py").write_text(code.format(kernel=kernel))
         hashes.append(plan_run(own).run.hash)
     assert hashes[0] == hashes[2] != hashes[1]
+    (tmp_path / "some_nets.py").unlink()
+    (tmp_path / "some_nets").mkdir()
+    (tmp_path / "some_nets/__init__.py").write_text("from some_nets.two import Two\n")
+    in_a_package = []
+    for kernel in (5, 7, 5):
+        (tmp_path / "some_nets/two.py").write_text(code.format(kernel=kernel))
+        in_a_package.append(plan_run(own).run.hash)
+    assert in_a_package[0] == in_a_package[2] != in_a_package[1]
 
 
 def test_bins_that_a_pooling_does_not_use_do_not_count(cfg: Config) -> None:

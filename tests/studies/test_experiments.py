@@ -226,8 +226,20 @@ def test_an_editor_can_check_the_files_of_studies(sppnet: Caller) -> None:
     validator = Draft202012Validator(json.loads(printed.out))
     for path in STUDIES:
         validator.validate(yaml.safe_load(path.read_text()))
-    for wrong in ("seed: -1", "sed: 1", "pooling: {bin: [1]}", "trainer: {maxepochs: 1}", "views: {positions: 7}"):
+    for wrong in (
+        "seed: -1",
+        "sed: 1",
+        "pooling: {bin: [1]}",
+        "trainer: {maxepochs: 1}",
+        "views: {positions: 7}",
+        "sizes: {val: [a]}",
+    ):
         assert not validator.is_valid(yaml.safe_load(wrong)), wrong
-    for right in ("seed: ${study}", "trainer: {profiler: simple}", "pooling: {pool: avg}", "data: {root: x, mine: 1}"):
+    for right in (
+        "seed: ${study}",
+        "trainer: {profiler: simple}",
+        "pooling: {pool: avg}",
+        "sizes: {val: ['${..train[0]}']}",
+    ):
         assert validator.is_valid(yaml.safe_load(right)), right
     assert sppnet("config", "scheme").code == 2

@@ -51,6 +51,8 @@ def _relax(node: Any) -> Any:
     relaxed = {name: _relax(value) for name, value in node.items() if name not in ("required", "discriminator")}
     if "oneOf" in relaxed:  # without its required keys, a section may fit several alternatives
         relaxed["anyOf"] = relaxed.pop("oneOf")
+    if "items" in relaxed:
+        relaxed["items"] = {"anyOf": [relaxed["items"], INTERPOLATION]}
     if isinstance(relaxed.get("properties"), dict):
         relaxed["properties"] = {
             name: {"anyOf": [value, INTERPOLATION]} for name, value in relaxed["properties"].items()

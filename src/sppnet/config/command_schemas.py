@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sppnet.config.marks import affects, changed_by
 from sppnet.config.schema import (
@@ -99,6 +99,15 @@ COMMANDS: dict[str, type[Section]] = {
 }
 
 
+SET_BY_LAUNCHER = ("array", "error", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal")
+
+
+def _refuse_own_options(options: dict[str, Any]) -> dict[str, Any]:
+    if options.keys() & {*SET_BY_LAUNCHER, "no-requeue"}:
+        raise ValueError("the launcher sets the option itself")
+    return options
+
+
 class SlurmOptions(Section):
     """Options of launch=slurm (`hydra.launcher`); conf/launch/slurm.yaml has the defaults."""
 
@@ -115,4 +124,11 @@ class SlurmOptions(Section):
     parallel: Whole | None
     warning: Annotated[int, Field(ge=1, le=65535)]
     setup: list[Text]
-    options: Annotated[dict[str, Any], Field(description="a mapping from sbatch's long options to values")]
+    options: Annotated[
+        dict[str, Text | Whole | float | bool | None],
+        AfterValidator(_refuse_own_options),
+        Field(
+            description="a mapping from sbatch's long options to plain values, without those that the launcher sets "
+            f"itself ({', '.join(SET_BY_LAUNCHER)})"
+        ),
+    ]

@@ -120,7 +120,7 @@ def _source_file(name: str) -> Path:
             spec = importlib.util.find_spec(".".join(parts[:end]))
         except ModuleNotFoundError:
             continue
-        if spec is not None and spec.origin is not None:
+        if spec is not None and spec.origin is not None and spec.has_location:
             return Path(spec.origin)
     raise UserError(
         f"_target_={name} does not exist: there is no module {parts[0]} (the working directory is also searched)"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, Union
 from pydantic.fields import FieldInfo
 
 from sppnet.config.marks import Affects, Changes, Only, affects
-from sppnet.config.schema import Section
+from sppnet.config.schema import INT_MAX, Section
 from sppnet.errors import format_value
 
 Mark = TypeVar("Mark")
@@ -112,6 +112,7 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
 
     A key that is added later with the former behaviour as its default therefore does not change what is selected.
     Arguments of a user's class and of the Trainer have no line in the schema; `keep` is asked about their section.
+    Mappings among them become lists of pairs: their order and the types of their keys count, which JSON does not keep.
     """
 
     def part(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -123,11 +124,24 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
                 if inner := part(value, f"{key.name}."):
                     selected[name] = inner
             elif keep(key):
-                selected[name] = value
+                is_argument = key.name != f"{prefix}{name}"
+                selected[name] = _pairs(value) if is_argument else _pairs_in(value)
         return selected
 
     plain = cfg.model_dump(by_alias=True, exclude_defaults=True)
     return part(plain, "")
+
+
+def _pairs(value: Any) -> Any:
+    if isinstance(value, Mapping) and "_target_" not in value:
+        return [[name, _pairs(item)] for name, item in value.items()]
+    return _pairs_in(value)
+
+
+def _pairs_in(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _pairs(item) for name, item in value.items()}
+    return [_pairs(item) for item in value] if isinstance(value, list) else value
 
 
 def without_effect(cfg: Section) -> dict[str, str]:
@@ -189,7 +203,7 @@ def _describe(values: Mapping[str, Any]) -> str:
 def _describe_number(values: Mapping[str, Any]) -> str:
     whole, low, high = values["type"] == "integer", values.get("minimum"), values.get("maximum")
     noun = "an integer" if whole else "a number"
-    if whole and low is not None and high is not None and high < 2**31 - 1:
+    if whole and low is not None and high is not None and high < INT_MAX:
         return f"{noun} from {low} to {high}"
     above, below = values.get("exclusiveMinimum"), values.get("exclusiveMaximum")
     parts = [f"of at least {low:g}"] if low is not None else []

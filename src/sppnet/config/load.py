@@ -22,6 +22,7 @@ QUOTE = "'"  # around the names of alternatives in pydantic's errors
 # Matches a string that YAML would read as a number, boolean, null or list if it were not quoted.
 LITERAL = re.compile(r"\s*([-+]?[\d._]+(e[-+]?\d+)?|true|false|null|\[.*\])\s*", re.I | re.S)
 LEADING_ZERO = re.compile(r"[-+]?0[\d_]+")  # Hydra reads 007 as a string
+LIMITS = {"le": "at most", "lt": "less than"}  # pydantic's names
 UNRESOLVED = re.compile(r"\$\{|^\?\?\?$")
 
 
@@ -92,10 +93,14 @@ def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[
         return f"{full_name.removesuffix('._target_')}{context['error']}"
     if kind == "invalid_key":
         return f"{full_name} is not allowed: the names of keys must be strings"
+    if kind == "extra_forbidden" and "." in str(problem["loc"][-1]):
+        return f"{full_name} is not allowed: in a file, keys are nested, as in trainer: {{max_epochs: 3}}"
     if kind == "extra_forbidden":
         return unknown_key(schema, name, data, prefix)
     if kind == "missing":
         return f"{full_name} is missing; it is required"
+    if kind == "value_error" and key is None and name:  # an argument of a class
+        return f"{full_name} is not allowed: {context['error']}"
     if kind == "value_error" and (key is None or key.alternatives):  # a check of a section names its keys itself
         return str(context["error"])
     if kind == "union_tag_not_found":
@@ -112,7 +117,8 @@ def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[
         return f"{full_name}={format_value(value)} is not allowed: must be a mapping{more}"
     if new := RENAMED_OPTIONS.get(f"{name.removesuffix('.name')}={value}"):
         return f"{full_name}={value} is not allowed: it is now {new}"
-    return _refusal(full_name, value, key)
+    limit = next((f"{words} {context[name]:.10g}" for name, words in LIMITS.items() if name in context), "")
+    return _refusal(full_name, value, key, limit)
 
 
 def _locate(schema: type[Section], data: Mapping[str, Any], location: tuple[int | str, ...]) -> tuple[str, Key | None]:
@@ -130,12 +136,17 @@ def _locate(schema: type[Section], data: Mapping[str, Any], location: tuple[int 
     return name, key_named(schema, name, data)
 
 
-def _refusal(name: str, value: object, key: Key) -> str:
-    """Explain why a key refuses `value`. The message names a wrong type, because `"0.1"` and `0.1` look alike."""
+def _refusal(name: str, value: object, key: Key, limit: str) -> str:
+    """Explain why a key refuses `value`, which is above a `limit` unless that is "".
+
+    The message names a wrong type, because `"0.1"` and `0.1` look alike.
+    """
     text = key.takes(str)
     if text and not key.takes(int) and isinstance(value, int | float):
         kind = "boolean" if isinstance(value, bool) else "number"
         return f"{name}={format_value(value)} is a {kind} in YAML, but must be {key.allowed}; quote it in the file"
+    if limit and limit.rpartition(" ")[2] not in key.allowed:  # too high to be described
+        return f"{name}={format_value(value)} is not allowed: must be {limit}"
     items = value if isinstance(value, list) else [value]
     if not text and any(LEADING_ZERO.fullmatch(str(item)) for item in items):
         return f"{name}={format_value(value)} is not allowed: must be {key.allowed}, without leading zeros"
@@ -153,6 +164,8 @@ def unknown_key(
     """
     if new := new_name(schema, name):
         return f"unknown key {name}; it is now called {new}"
+    if name == "experiments" and name in data:
+        return "the study's file is not read as one: its first line must be '# @package _global_'"
     section, _, last = name.rpartition(".")
     if section == "trainer":
         return f"unknown key {name}; {suggest_argument(last, Trainer.model_fields)}"

@@ -51,9 +51,9 @@ def _ascending(values: list[float]) -> list[float]:
 Whole = Annotated[int, Field(ge=1, le=INT_MAX)]
 Count = Annotated[int, Field(ge=0, le=INT_MAX)]  # or zero
 Positive = Annotated[float, Field(gt=0, lt=1e300)]
-NotNegative = Annotated[float, Field(ge=0, lt=1e300)]
+NotNegative = Annotated[float, Field(ge=0, lt=1e300), AfterValidator(abs)]  # -0.0 and 0.0 are one run
 Ratio = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]  # a share that may be nothing, but not all
+Share = Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)]  # a share that may be nothing, but not all
 Part = Annotated[float, Field(gt=0, lt=1)]  # neither nothing nor all
 Text = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]
 FilePath = Text  # `~` stands for the home directory
@@ -108,10 +108,21 @@ class Section(BaseModel):
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
+def _check_plain(value: object) -> object:
+    """Refuse what cannot be stored with a run, such as the bytes of YAML's `!!binary`."""
+    if isinstance(value, list | dict):
+        for item in (*value, *(value.values() if isinstance(value, dict) else ())):
+            _check_plain(item)
+    elif not isinstance(value, str | int | float | None):
+        raise ValueError("must be text, a number, true, false, null, or a list or mapping of these")
+    return value
+
+
 class OpenSection(Section):
     """A section that describes an object: `_target_` names its class, and further keys are arguments of the class."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_check_plain)]] = Field(init=False)
 
     target: Annotated[str, BeforeValidator(lambda name: check_target(name, ""))] = Field(alias="_target_")
 
@@ -290,7 +301,13 @@ class Trainer(Section):
 
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:
-        check_trainer_arguments(self.model_extra or {}, type(self).model_fields, self.strategy)
+        passed = self.model_extra or {}
+        check_trainer_arguments(passed, type(self).model_fields, self.strategy)
+        for what, last in (("epochs", self.max_epochs), ("steps", self.max_steps)):
+            first = passed.get(f"min_{what}")
+            if first is not None and (first < 0 or first > last != -1):
+                limits = "at least 0" if last == -1 else f"from 0 to trainer.max_{what}={last}"
+                raise ValueError(f"trainer.min_{what}={first} is not allowed: must be {limits}")
         return self
 
     @model_serializer(mode="wrap")

@@ -112,8 +112,18 @@ def weights_identity(weights: str | None) -> str | None:
 
 
 def own_class_digests(node: Mapping[str, Any]) -> dict[str, str]:
-    """Map each user class that is named by a `_target_` in `node` to the digest of its source file."""
-    return {target: file_digest(path) for target, path in user_source_files(node).items()}
+    """Map each user class that is named by a `_target_` in `node` to the digest of its source file.
+
+    A package may import the class from any of its modules, so a class of a package has the digest of all of them.
+    """
+    return {target: _code_digest(path) for target, path in user_source_files(node).items()}
+
+
+def _code_digest(path: Path) -> str:
+    if path.name != "__init__.py":
+        return file_digest(path)
+    modules = {str(module.relative_to(path.parent)): file_digest(module) for module in path.parent.rglob("*.py")}
+    return f"sha256:{hashlib.sha256(json.dumps(modules, sort_keys=True).encode()).hexdigest()}"
 
 
 def file_digest(path: Path) -> str:

@@ -5,6 +5,7 @@ Hydra imports this module along with the plugins at every start, so heavy import
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,20 +36,16 @@ class SweepLauncher(Launcher):
         """Run all jobs; a failed job does not stop the others (see `Sweep.run`).
 
         Raises:
-            UserError: the sweep spans several studies, or an axis contains a number where a string is expected.
+            UserError: the sweep has no jobs, spans several studies or launchers, or an axis contains a number where a
+                string is expected.
         """
         from sppnet.studies.sweep import SweepJob
 
-        experiments = {
-            override
-            for overrides in job_overrides
-            for override in overrides
-            if override.lstrip("+").startswith("experiments=")
-        }
-        if len(experiments) > 1:
-            raise UserError(
-                f"{', '.join(sorted(experiments))}: a sweep can run only one study; start a separate sweep for each"
-            )
+        if not job_overrides:
+            raise UserError("the sweep has no jobs: one of its axes has no values")
+        _refuse_axis(job_overrides, "experiments=", "can run only one study; start a separate sweep for each")
+        for launcher in ("launch=", "hydra/launcher=", "hydra.launcher."):
+            _refuse_axis(job_overrides, launcher, "has one launcher for all jobs")
         setup_globals()
         load, rows = self.hydra_context.config_loader.load_sweep_config, self._listed_rows()
         command = str(self.config.hydra.job.name)
@@ -79,6 +76,14 @@ class SweepLauncher(Launcher):
         assert isinstance(typed, list)
         expanded = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
         return {tuple(sorted(job.overrides)): job.row for job in expanded}
+
+
+def _refuse_axis(job_overrides: Sequence[Sequence[str]], start: str, reason: str) -> None:
+    """Refuse a sweep over a key or group whose overrides start with `start`."""
+    words = sorted({word for overrides in job_overrides for word in overrides if word.lstrip("+").startswith(start)})
+    for first, second in itertools.pairwise(words):
+        if first.partition("=")[0] == second.partition("=")[0]:
+            raise UserError(f"{first}, {second}: a sweep {reason}")
 
 
 def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:

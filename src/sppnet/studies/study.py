@@ -150,10 +150,10 @@ def load_points(folder: Path) -> list[SweepPoint]:
 
 def read_header(experiments: str | None) -> dict[str, str]:
     """Read the header of a study's file: the texts after `# Question:`, `# Command:` and so on, by lower-case name."""
-    path = option_files.root() / "experiments" / f"{experiments}.yaml"
-    if not experiments or not path.is_file():
+    path = next((path for path in option_files.options("experiments") if path.stem == experiments), None)
+    if path is None:
         return {}
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     return {name.lower(): re.sub(r"\n#  +", "\n", content) for name, content in HEADER.findall(text)}
 
 
