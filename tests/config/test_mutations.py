@@ -128,7 +128,7 @@ def prepare_run(plain: dict[str, Any]) -> tuple[PlannedRun, Any] | UserError:
     try:
         planned = plan_run(load(Config, plain))
         check_job(planned.cfg)
-        return planned, prepare(planned.cfg, [], planned.images)
+        return planned, prepare(planned.cfg, planned.images)
     except UserError as error:
         return error
 

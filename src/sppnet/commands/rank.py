@@ -45,16 +45,15 @@ def main(words: Sequence[str]) -> None:
     stored = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     check_layout(stored.pop("layout", None), str(run.path))
     cfg = load(Config, stored)
-    overrides = (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
 
     from sppnet.training.checkpointing import Preempted
     from sppnet.training.trainer import fit, prepare
 
     with contextlib.suppress(Preempted):  # the first process reports the preemption
-        fit(prepare(cfg, overrides), run)
+        fit(prepare(cfg), run)
 
 
-def join(planned: PlannedRun, overrides: list[str]) -> None:
+def join(planned: PlannedRun) -> None:
     """Train as an additional task of a SLURM job, once the job's first task has locked the run directory.
 
     Raises:
@@ -75,7 +74,7 @@ def join(planned: PlannedRun, overrides: list[str]) -> None:
 
     try:
         with contextlib.suppress(Preempted):
-            fit(prepare(planned.cfg, overrides, planned.images), run)
+            fit(prepare(planned.cfg, planned.images), run)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         write_text(run.path / FAILED_RANK, f"rank {job.rank()}: {type(error).__name__}: {lines[-1]}\n")

@@ -43,7 +43,7 @@ def train(job: Job[Config]) -> None:
     ranks.check_world_size(cfg)
     check_duplicates(planned)
     if slurm_job.rank() > 0:
-        join(planned, job.overrides)
+        join(planned)
         return
     if planned.result is not None and not cfg.force:
         line = f"{planned.run.path} is done (force=true trains it again)"
@@ -87,7 +87,7 @@ def _train(planned: PlannedRun, overrides: list[str]) -> None:
     check_job(cfg)
     from sppnet.training.trainer import fit, prepare  # imports Lightning
 
-    prepared = prepare(cfg, overrides, planned.images)
+    prepared = prepare(cfg, planned.images)
     for line in prepared.notices:
         notice(line)
     with run.locked():

@@ -89,6 +89,8 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _compose(words: Sequence[str]) -> tuple[dict[str, Any], set[tuple[str, str]]]:
     """Return the values that the words set, and the option that is chosen of each group, but for studies."""
+    if not words:
+        return {}, set()
     cfg = compose.compose_hydra(PRIMARY, words)
     chosen = {(group, option) for group, option in cfg.hydra.runtime.choices.items() if option not in (None, EMPTY)}
     chosen = {pair for pair in chosen if not pair[0].startswith(("hydra/", "experiments"))}

@@ -41,7 +41,6 @@ class Classifier(L.LightningModule):
         cfg: the configuration, stored in every checkpoint as plain data.
         classes: names of the K classes.
         multilabel: whether an image may have several labels.
-        overrides: the overrides that `cfg` was composed from; commands that load the checkpoint apply them again.
         fingerprint: identifies the training data set; a later test compares it with the fingerprint of its own data.
     """
 
@@ -53,13 +52,12 @@ class Classifier(L.LightningModule):
         cfg: Config,
         classes: Sequence[str],
         multilabel: bool,
-        overrides: Sequence[str] = (),
         fingerprint: str = "",
     ) -> None:
         super().__init__()
         self.network = network
         self.cfg, self.classes, self.multilabel = cfg, list(classes), multilabel
-        self.overrides, self.fingerprint = list(overrides), fingerprint
+        self.fingerprint = fingerprint
         self.code = own_class_digests(cfg.backbone.node())
         self.sigmoid = multilabel if cfg.loss.name == "auto" else cfg.loss.name == "bce"
         if multilabel and not self.sigmoid:
@@ -247,7 +245,6 @@ class Classifier(L.LightningModule):
         checkpoint["sppnet"] = {
             "layout": LAYOUT,
             "config": self.cfg.plain(),
-            "overrides": self.overrides,
             "code": self.code,
             "fingerprint": self.fingerprint,
             "classes": self.classes,

@@ -61,12 +61,11 @@ class PreparedRun:
     notices: list[str]  # notices about the data, printed by the first process
 
 
-def prepare(cfg: Config, overrides: Sequence[str], images: ImageSet | None = None) -> PreparedRun:
+def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     """Split the data, build the network with its initial weights, and build the user's callbacks.
 
     Args:
         cfg: the configuration.
-        overrides: the overrides that `cfg` was composed from.
         images: the data set, if its images have already been listed; None to list them.
 
     Raises:
@@ -88,7 +87,7 @@ def prepare(cfg: Config, overrides: Sequence[str], images: ImageSet | None = Non
     L.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg, sets)
     data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
-    classifier = build_classifier(cfg, sets, overrides)
+    classifier = build_classifier(cfg, sets)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images
     callbacks = _build_callbacks(cfg, classifier.metrics["val"].names(cfg.sizes.val))
@@ -171,7 +170,7 @@ def build_data(cfg: Config, sets: Splits) -> DataModule:
     return DataModule(sets, schedule, cfg.data, cfg.augment, cfg.views, cfg.seed, cache, cfg.progress)
 
 
-def build_classifier(cfg: Config, sets: Splits, overrides: Sequence[str] = ()) -> Classifier:
+def build_classifier(cfg: Config, sets: Splits) -> Classifier:
     """Build the network of `cfg`, with an output for each class of `sets`, and wrap it in its LightningModule."""
     network = build_network(cfg.backbone, cfg.pooling, cfg.head, len(sets.images.classes), cfg.sizes.train[0])
     if cfg.compute.compile:
@@ -179,7 +178,7 @@ def build_classifier(cfg: Config, sets: Splits, overrides: Sequence[str] = ()) -
             # Compiling in place keeps "_orig_mod." out of the state_dict keys. Image sizes change, hence dynamic=True.
             part.compile(dynamic=True)
     images = sets.images
-    classifier = Classifier(network, cfg, images.classes, images.multilabel, overrides, images.fingerprint())
+    classifier = Classifier(network, cfg, images.classes, images.multilabel, images.fingerprint())
     # Lightning would convert the network to float64 only after loading a checkpoint, so loading would round the weights
     # to float32.
     return classifier.double() if cfg.trainer.precision == "64-true" else classifier
