@@ -54,13 +54,10 @@ def report(job: Job[ReportConfig]) -> None:
     """Print each study's table, and save the table and its figure; `latex=true` and `html=true` save further files.
 
     Raises:
-        UserError: the size schedule is invalid, no run is done, a report on different runs would be replaced, or a
-            folder cannot be written to.
+        UserError: a point of the study is not a valid run, no run is done, a report on different runs would be
+            replaced, or a folder cannot be written to.
     """
-    from sppnet.data import build_sizes  # imports NumPy
-
     cfg = job.cfg
-    build_sizes(cfg.sizes)
     studies = find_studies(job)
     from sppnet.report.html import render_page
 

@@ -36,11 +36,8 @@ def status(job: Job[StatusConfig]) -> None:
     """Print a table for each study; with `watch=true`, refresh the tables until Ctrl-C.
 
     Raises:
-        UserError: the study does not exist, or the size schedule is invalid.
+        UserError: the study does not exist, or one of its points is not a valid run.
     """
-    from sppnet.data import build_sizes  # imports NumPy
-
-    build_sizes(job.cfg.sizes)
     console = Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 300, highlight=False)
     if not job.cfg.watch:
         console.print(_render(find_studies(job)))
