@@ -134,7 +134,8 @@ def _hydra_errors_as_user_errors() -> Iterator[None]:
     except Exception as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
-        in_file = isinstance(error, yaml.YAMLError | UnicodeError | RecursionError) and "hydra" in packages
+        after_ours = packages[len(packages) - [*reversed(packages), "sppnet"].index("sppnet") :]
+        in_file = isinstance(error, yaml.YAMLError | UnicodeError | RecursionError) and "hydra" in after_ours
         if not in_file and packages[-1] not in {"hydra", "omegaconf", "antlr4"}:
             raise
         hint = "; its grammar does not work with python -O or PYTHONOPTIMIZE" if sys.flags.optimize else ""

@@ -36,7 +36,7 @@ def test_names_are_kept_as_they_were_typed(sppnet: Caller) -> None:
         plain = compose_plain("train", [overrides.quote_names(f"study={name}"), overrides.quote_names(f"+name={name}")])
         assert (plain["study"], plain["name"]) == (name, name)
         twice = overrides.quote_names(overrides.quote_names(f"study={name}"))
-        assert compose_plain("train", [twice])["study"] == name  # as when a run is replayed
+        assert compose_plain("train", [twice])["study"] == name  # as in the jobs of a sweep
     wandb = ("project=2024_05", "entity=007", "tags=[2024_05,a,'1_0',true]")
     shown = composed(sppnet, "study=2024_05", "name=null", "logger=wandb", *(f"logger.wandb.{word}" for word in wandb))
     assert (shown["study"], shown["name"]) == ("2024_05", None)

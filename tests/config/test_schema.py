@@ -26,7 +26,7 @@ from sppnet.config.compose import compose_config, compose_plain
 from sppnet.config.keys import Key, key_named, keys, nearest
 from sppnet.config.load import load, replace
 from sppnet.config.marks import Affects, affects, changed_by
-from sppnet.config.merge import merge, restore
+from sppnet.config.merge import check_changes, merge
 from sppnet.config.overlay import Overlay
 from sppnet.config.renamed_keys import RENAMED, RENAMED_OPTIONS
 from sppnet.config.schema import MAX_LEVEL, Config, Cosine, NotNegative, Section
@@ -387,15 +387,14 @@ def test_each_key_determines_the_weights_unless_it_is_listed() -> None:
 @pytest.mark.parametrize("command", MAY_CHANGE)
 def test_a_command_says_what_it_may_change_of_a_run(command: str) -> None:
     with pytest.raises(UserError) as caught:
-        restore(command, {"seed": 0}, {"seed": 1}, Overlay({}, {"seed": 1}))
+        check_changes(command, {"seed": 0}, {"seed": 1})
     trained = "seed=1 is not allowed: the checkpoint was trained with 0"
     assert str(caught.value) == f"{trained}, and {command} can only change {MAY_CHANGE[command]}"
     full, warp = ({"views": {"name": name}} for name in ("full", "warp"))
     assert merge(command, full, Overlay(warp, {}, groups=frozenset({"views"}))) == warp
-    restore(command, full, warp, Overlay(warp, {}, groups=frozenset({"views"})))
-    by_option = {"seed": 1}
-    restore(command, {"seed": 0}, by_option, Overlay({"seed": 1}, {}, groups=frozenset({"data"})))
-    assert by_option == {"seed": 0}
+    check_changes(command, full, warp)
+    assert merge(command, {"seed": 0}, Overlay({"seed": 1}, {}, groups=frozenset({"data"}))) == {"seed": 0}
+    assert merge(command, {"seed": 0}, Overlay({}, {"seed": 1})) == {"seed": 1}, "and check_changes refuses it"
 
 
 # Arguments of the Trainer

@@ -94,15 +94,22 @@ def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path)
         (tmp_path / f"mine/experiments/{name}.yaml").write_text(f"# @package _global_\n{text}")
     words = ("data=folder", "data.root=photos", "data.num_workers=0", "experiments=trained", "seed=1", "launch=slurm")
     path = sppnet("train", "--config-dir", "mine", *SMALL, *words, "hydra.mode=RUN").run  # as in a job of SLURM
+    (tmp_path / "mine/presets").mkdir()  # a group that conf/ lacks
+    (tmp_path / "mine/presets/small.yaml").write_text("# @package _global_\ndata: {batch_size: 2}\n")
+    arguments = "widths: {1: 3}\nlabels: {cat.jpg: 4}\ntransform: {}\n"
+    (tmp_path / "mine/data/own.yaml").write_text(f"defaults: [digits, _self_]\n{arguments}")
     (tmp_path / "mine/experiments/trained.yaml").write_text("# @package _global_\ndata: {resampler: pillow}\n")
     stored = dict(flatten(yaml.safe_load((path / "config.yaml").read_text())))
 
     def changed(*typed: str, command: str = "test") -> dict[str, object]:
         shown = sppnet(command, "--config-dir", "mine", f"checkpoint={path}", *typed, "--cfg", "job")
         assert shown.code == 0, shown.err
-        now = dict(flatten(yaml.safe_load(shown.out)))
+        plain = yaml.safe_load(shown.out)
+        own = {f"data.{name}": plain["data"].pop(name, None) for name in ("widths", "labels", "transform", "extra")}
+        now = dict(flatten(plain))
         assert set(stored) - {"layout"} <= set(now) | {"data.root"}
-        return {name: value for name, value in now.items() if name in stored and value != stored[name]}
+        changes = {name: value for name, value in now.items() if name in stored and value != stored[name]}
+        return changes | {name: value for name, value in own.items() if value is not None}
 
     assert changed() == {}
     assert changed("data=folder") == {}
@@ -115,6 +122,10 @@ def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path)
     assert changed("data=digits") == changed("experiments=digits") == classes
     assert changed("debug=fast") == {"debug.traceback": True, "trainer.limit_test_batches": 3}
     assert changed("layer=conv", command="transfer") == {}
+    assert changed("+presets=small") == {"data.batch_size": 2}
+    own = {"data.widths": {1: 3}, "data.labels": {"cat.jpg": 4}, "data.transform": {}}
+    assert all(item in changed("data=own").items() for item in own.items())
+    assert changed("data=own", "+data.extra=1")["data.extra"] == 1
 
 
 def test_a_sweep_of_tests_has_the_typed_jobs_alone(sppnet: Caller, spawn: Caller, run: Called) -> None:
@@ -157,6 +168,10 @@ def test_a_study_file_changes_the_keys_that_it_sets(sppnet: Caller, tmp_path: Pa
         (["data=digits", "data.root=photos"], "unknown key data.root"),
         (["views=full", "views.scales=[256]"], "unknown key views.scales"),
         (["+callbacks.x._target_=lightning.pytorch.callbacks.Timer"], "callbacks.x"),
+        (["+backbone.extra=null"], "backbone.extra=null is not allowed: the checkpoint was trained without it"),
+        (["logger=tensorboard"], "logger.tensorboard={} is not allowed"),
+        (["augment=paper"], "augment.flip=true is not allowed: the checkpoint was trained with false"),
+        (["views=flu", "--cfg", "job"], "available options are center, full"),
         (["+backbone.depth.a=1"], "backbone.depth={a: 1} is not allowed"),
         (["+logger.wandb.project=x"], "logger.wandb"),
         (["trainer.strategy=ddp"], "trainer.strategy=ddp is not allowed: the checkpoint was trained with auto"),

@@ -12,9 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands import hydra_app
-from sppnet.config import compose, overrides
+from sppnet.config import overrides
 from sppnet.config.compose import Job
-from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, locate, resolve_checkpoint
+from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, configure, resolve_checkpoint
 
 
 def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwork[Any]], None]) -> None:
@@ -31,19 +31,20 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
         UserError: the checkpoint does not exist or was not written by sppnet, or a typed override changes a key that
             the command may not change.
     """
-    words = overrides.force_keys(command, hydra_app.normalise(command, words))
+    words = overrides.force_keys(hydra_app.normalise(command, words))
 
     def run_job(job: Job[DictConfig]) -> None:
         trained = resolve_checkpoint(command, job)
         hydra_app.warn_of_keys_without_effect(trained.cfg, job.overrides, {})
         run_command(trained)
 
-    checkpoint = overrides.last_value("checkpoint", words)
-    if checkpoint is not None:
-        locate(checkpoint_path(checkpoint))  # before a sweep starts
-        if overrides.shows_config(words):
-            typed, _ = overrides.split_sweeps(words)
-            job = Job(compose.compose_hydra(command, typed), typed)
-            print(OmegaConf.to_yaml(resolve_checkpoint(command, job).cfg.plain()), end="")
+    checkpoint = overrides.last_override("checkpoint", words)
+    if checkpoint is not None and not checkpoint.is_sweep_override():
+        path, (single, swept) = checkpoint_path(str(checkpoint.value())), overrides.split_sweeps(words)
+        if overrides.shows_config(words) and not swept:
+            print(OmegaConf.to_yaml(configure(command, path, single).plain()), end="")
             return
+        if overrides.starts_jobs(words):  # what is wrong in all jobs is refused before the first one starts
+            axes = tuple(f"{overrides.key_of(word)}." for word in swept)
+            configure(command, path, [word for word in single if not f"{overrides.key_of(word)}.".startswith(axes)])
     hydra_app.run_composed(command, words, run_job)

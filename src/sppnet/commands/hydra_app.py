@@ -35,6 +35,7 @@ from sppnet.config.schema import Section
 from sppnet.errors import UserError
 
 SWEEPABLE = ("train", "transfer")  # the commands that a study can run as a sweep
+FROM_CHECKPOINT = ("test", "predict", "transfer")
 
 
 @functools.cache
@@ -61,21 +62,15 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Composed:
-    """A configuration that Hydra composed for one job.
+    """What Hydra composed for one job.
 
     Attributes:
-        cfg: the configuration, not yet resolved.
-        task_overrides: the job's overrides.
-        sweeper_overrides: the overrides of `hydra.sweeper`.
-        in_sweep: whether the job belongs to a sweep.
+        job: the job, with its configuration not yet resolved.
         slurm_options: the launcher's options if this is a single job for SLURM; None otherwise.
         problem: the error message if a study's sweep was typed without `-m`; empty otherwise.
     """
 
-    cfg: DictConfig
-    task_overrides: list[str]
-    sweeper_overrides: tuple[str, ...]
-    in_sweep: bool
+    job: Job[DictConfig]
     slurm_options: dict[str, Any] | None
     problem: str
 
@@ -90,7 +85,7 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job[Any]], No
     """
 
     def run_typed(job: Job[DictConfig]) -> None:
-        cfg = load(COMMANDS[command], compose.resolve(command, job.cfg))
+        cfg = load(COMMANDS[command], compose.resolve(command, compose.unresolved(job.cfg)))
         single = {"retry": "a single job"} if command in SWEEPABLE and not job.in_sweep else {}
         warn_of_keys_without_effect(cfg, job.overrides, single)
         run_command(Job(cfg, job.overrides, job.sweeper, job.in_sweep))
@@ -143,31 +138,37 @@ def _describe(command: str, words: Sequence[str], cfg: DictConfig) -> _Composed:
     hydra_config = HydraConfig.get()
     # our launchers add hydra.mode=RUN to the command line of each job in a sweep
     in_sweep = hydra_config.mode != RunMode.RUN or "hydra.mode=RUN" in words
-    task_overrides = _resolved(hydra_config.overrides.task)
-    hydra_overrides = _resolved(hydra_config.overrides.hydra)
+    # An override that is applied to the configuration of a run refers to its values, not to the defaults.
+    task = hydra_config.overrides.task
+    words = _words(task) if command in FROM_CHECKPOINT else _resolved(task)
+    sweeper = tuple(word for word in _resolved(hydra_config.overrides.hydra) if word.startswith("hydra.sweeper."))
     return _Composed(
-        cfg=cfg,
-        task_overrides=task_overrides,
-        sweeper_overrides=tuple(word for word in hydra_overrides if word.startswith("hydra.sweeper.")),
-        in_sweep=in_sweep,
+        job=Job(cfg, words, sweeper, in_sweep),
         slurm_options=None if in_sweep else _slurm_options(),
-        problem="" if in_sweep or command not in SWEEPABLE else _missing_multirun(task_overrides),
+        problem="" if in_sweep or command not in SWEEPABLE else _missing_multirun(words),
     )
 
 
 def _start(command: str, composed: _Composed, run_command: Callable[[Job[DictConfig]], None]) -> None:
     """Submit the job if its launcher is the SLURM launcher; otherwise run it in this process."""
+    job = composed.job
     if composed.problem:
         raise UserError(composed.problem)
     if composed.slurm_options is not None:
         from sppnet.studies.slurm_launcher import SlurmSweep
         from sppnet.studies.sweep import SweepJob
 
-        job = SweepJob(0, composed.task_overrides, composed.cfg)
-        SlurmSweep(command, [job], composed.slurm_options, record=False).run()
+        jobs = [SweepJob(0, job.overrides, job.cfg)]
+        SlurmSweep(command, jobs, composed.slurm_options, record=False).run()
         return
-    errors.show_traceback = OmegaConf.select(composed.cfg, "debug.traceback") is True
-    run_command(Job(composed.cfg, composed.task_overrides, composed.sweeper_overrides, composed.in_sweep))
+    errors.show_traceback = OmegaConf.select(job.cfg, "debug.traceback") is True
+    run_command(job)
+
+
+def _words(node: Any) -> list[str]:
+    words = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(words, list)
+    return words
 
 
 def _resolved(node: Any) -> list[str]:
@@ -176,8 +177,7 @@ def _resolved(node: Any) -> list[str]:
     An override is returned unchanged if its interpolation cannot be resolved here, which happens if the interpolation
     is relative to the override's key (`${.val}`) or names a missing key. `compose.resolve` reports a missing key later.
     """
-    words = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(words, list)
+    words = _words(node)
     for i in range(len(words)):
         with contextlib.suppress(OmegaConfBaseException):
             words[i] = node[i]

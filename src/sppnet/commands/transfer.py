@@ -13,6 +13,7 @@ from typing import Any
 
 from sppnet.commands import checkpoint_app, hydra_app
 from sppnet.commands.test import warn_of_training_keys
+from sppnet.config import overrides
 from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.compose import Job
 from sppnet.config.schema import LAYOUT
@@ -29,8 +30,8 @@ from sppnet.transfer.task import FORMAT, Task, make_task, refuse_ineffective, wa
 
 def main(words: Sequence[str]) -> None:
     """Evaluate the trained network that `checkpoint=` names or, without that key, the network in `backbone`."""
-    typed = [word.lstrip("+") for word in hydra_app.normalise("transfer", words)]
-    if not any(word.startswith("checkpoint=") and word != "checkpoint=null" for word in typed):
+    checkpoint = overrides.last_override("checkpoint", hydra_app.normalise("transfer", words))
+    if checkpoint is None or checkpoint.value() is None:
         hydra_app.run("transfer", words, _transfer_backbone)
     else:
         checkpoint_app.run("transfer", words, _transfer_trained)
@@ -39,10 +40,7 @@ def main(words: Sequence[str]) -> None:
 def _transfer_backbone(job: Job[TransferConfig]) -> None:
     """Evaluate the features of `backbone` with its own `weights`; no trained run is involved."""
     if job.cfg.checkpoint is not None:
-        raise UserError(
-            f"checkpoint={job.cfg.checkpoint} must be given on the command line, not in a config file, because the run"
-            " is loaded before the configuration is composed"
-        )
+        raise UserError(f"checkpoint={job.cfg.checkpoint} must be typed on the command line, not set in a config file")
     refuse_ineffective(job.overrides)
     transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])
 

@@ -99,12 +99,14 @@ COMMANDS: dict[str, type[Section]] = {
 }
 
 
-SET_BY_LAUNCHER = ("array", "error", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal")
+SET_BY_LAUNCHER = (
+    *("array", "error", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal"),
+)
 
 
 def _refuse_own_options(options: dict[str, Any]) -> dict[str, Any]:
-    if options.keys() & {*SET_BY_LAUNCHER, "no-requeue"}:
-        raise ValueError("the launcher sets the option itself")
+    if options.keys() & {*SET_BY_LAUNCHER}:
+        raise ValueError(SET_BY_LAUNCHER)
     return options
 
 
@@ -125,7 +127,7 @@ class SlurmOptions(Section):
     warning: Annotated[int, Field(ge=1, le=65535)]
     setup: list[Text]
     options: Annotated[
-        dict[str, Text | Whole | float | bool | None],
+        dict[str, Text | int | float | bool | None],
         AfterValidator(_refuse_own_options),
         Field(
             description="a mapping from sbatch's long options to plain values, without those that the launcher sets "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -12,6 +12,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -24,6 +25,7 @@ from sppnet.config.schema import Config
 from sppnet.errors import UserError
 
 Cfg = TypeVar("Cfg")
+EMPTY = "_empty_"  # an option of every group that sets nothing, with which `sppnet.config.overlay` composes
 
 
 def compose_config(overrides: list[str]) -> Config:
@@ -41,15 +43,17 @@ def compose_plain(command: str, overrides: list[str]) -> dict[str, Any]:
     Raises:
         UserError: the overrides cannot be composed.
     """
-    try:
+    with explained(command):
         return _to_dict(OmegaConf.create(unresolved(compose_hydra(command, overrides))))
+
+
+@contextmanager
+def explained(command: str) -> Iterator[None]:
+    """Turn an error of Hydra or OmegaConf into a UserError whose message is one line."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, command)) from error
-
-
-def override_key(override: str) -> str:
-    """The key or group of an override, with dots: `data.crop` for `data/crop=paper`."""
-    return override.partition("=")[0].lstrip("+~").replace("/", ".")
 
 
 def _cause(error: BaseException) -> OmegaConfBaseException | None:
@@ -69,7 +73,7 @@ def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob],
     Raises:
         UserError: the overrides cannot be composed.
     """
-    try:
+    with explained(command):
         parsed = OverridesParser.create().parse_overrides(overrides)
         fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
         typed = [word for word in overrides if not re.match(r"[+~]*hydra[./=]", word)]
@@ -79,9 +83,7 @@ def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob],
         with _initialized():
             loader = GlobalHydra.instance().config_loader()
             jobs = expand(rows, sweeper.get("only", []), sweeper.get("params"), typed, loader)
-            return jobs, rows, _to_dict(cfg.report)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, command)) from error
+        return jobs, rows, _to_dict(cfg.report)
 
 
 def compose_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -94,10 +96,27 @@ def compose_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
         return hydra.compose(name, [*overrides, _searchpath()], return_hydra_config=True)
 
 
+def chosen_options(name: str, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str | None]]:
+    """Return the option of each group of the primary configuration `name`, and where it is chosen.
+
+    That is "" for an override, the name of a file that overrides the group (`experiments/heads`), and None for a
+    default.
+
+    Raises:
+        HydraException: the overrides cannot be composed.
+    """
+    with _initialized():
+        loader = GlobalHydra.instance().config_loader()
+        found = loader.compute_defaults_list(name, [*overrides, _searchpath()], RunMode.RUN).overrides
+    options = {group: option for group, option in found.known_choices.items() if option is not None}
+    origins = {group: each.containing_config_path or "" for group, each in found.override_metadata.items()}
+    return options, {group: origins.get(group) for group in options}
+
+
 def unresolved(cfg: DictConfig) -> dict[str, Any]:
     """Return a composed configuration as plain data with unresolved interpolations, without the section `hydra`."""
-    own = OmegaConf.masked_copy(cfg, cast(list[str], [key for key in cfg if key != "hydra"]))
-    return cast(dict[str, Any], OmegaConf.to_container(own, resolve=False))
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    return {key: node for key, node in plain.items() if key != "hydra"}
 
 
 def _to_dict(node: Any) -> dict[str, Any]:
@@ -122,8 +141,8 @@ def one_line(error: BaseException) -> str:
     lines = [line for line in stripped if line and not line.startswith(places)]
     options = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
     text = " ".join(lines[:options]) or type(error).__name__
-    if lines[options + 1 :]:
-        text += f"; available options are {', '.join(lines[options + 1 :])}"
+    if available := [option for option in lines[options + 1 :] if option != EMPTY]:
+        text += f"; available options are {', '.join(available)}"
     key = getattr(error, "full_key", None)
     return f"{key}: {text}" if key and str(key) not in text else text
 
@@ -166,7 +185,7 @@ class Job(Generic[Cfg]):
     """One composed job.
 
     Attributes:
-        cfg: the resolved configuration.
+        cfg: the configuration.
         overrides: the overrides that `cfg` was composed from.
         sweeper: the overrides of `hydra.sweeper`, which describe the study and not the job.
         in_sweep: whether the job belongs to a sweep.
@@ -178,20 +197,18 @@ class Job(Generic[Cfg]):
     in_sweep: bool = False
 
 
-def resolve(command: str, cfg: DictConfig) -> dict[str, Any]:
-    """Resolve the configuration of `command` into plain dicts and lists, without the section `hydra`.
+def resolve(command: str, unresolved: dict[str, Any]) -> dict[str, Any]:
+    """Resolve the interpolations in the configuration of `command`.
 
     Raises:
         UserError: a mandatory value is missing or an interpolation cannot be resolved.
     """
-    own = OmegaConf.create(unresolved(cfg))
     try:
-        resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         # The cause is often a wrong value that another key refers to, such as sizes.train=[]. If so, report that value.
-        check_unresolved(COMMANDS[command], unresolved(own))
+        check_unresolved(COMMANDS[command], unresolved)
         raise UserError(one_line(error)) from None
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    return cast(dict[str, Any], resolved)

@@ -112,7 +112,7 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
 
     A key that is added later with the former behaviour as its default therefore does not change what is selected.
     Arguments of a user's class and of the Trainer have no line in the schema; `keep` is asked about their section.
-    Mappings among them become lists of pairs: their order and the types of their keys count, which JSON does not keep.
+    Mappings among them become pairs: their order and the types of their keys count, and JSON keeps neither.
     """
 
     def part(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -124,24 +124,20 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
                 if inner := part(value, f"{key.name}."):
                     selected[name] = inner
             elif keep(key):
-                is_argument = key.name != f"{prefix}{name}"
-                selected[name] = _pairs(value) if is_argument else _pairs_in(value)
+                selected[name] = _ordered(value)
         return selected
 
     plain = cfg.model_dump(by_alias=True, exclude_defaults=True)
     return part(plain, "")
 
 
-def _pairs(value: Any) -> Any:
-    if isinstance(value, Mapping) and "_target_" not in value:
-        return [[name, _pairs(item)] for name, item in value.items()]
-    return _pairs_in(value)
-
-
-def _pairs_in(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _pairs(item) for name, item in value.items()}
-    return [_pairs(item) for item in value] if isinstance(value, list) else value
+def _ordered(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_ordered(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    items = {name: _ordered(item) for name, item in value.items()}
+    return items if "_target_" in value else {"pairs": [list(pair) for pair in items.items()]}
 
 
 def without_effect(cfg: Section) -> dict[str, str]:

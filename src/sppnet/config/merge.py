@@ -11,67 +11,77 @@ from sppnet.config.command_schemas import COMMANDS
 from sppnet.config.keys import Key, exists, key_named, keys, nearest, value_of
 from sppnet.config.load import unknown_key
 from sppnet.config.marks import Changes, Passed, changed_by
-from sppnet.config.overlay import Overlay, leaves
+from sppnet.config.overlay import Overlay, Path, dotted, leaves
 from sppnet.config.schema import Config, OpenSection
 from sppnet.errors import UserError, format_value
 
+ABSENT = object()
+
 
 def merge(command: str, stored: Mapping[str, Any], overlay: Overlay) -> dict[str, Any]:
-    """Return `stored` with everything that `overlay` sets, whether or not `command` may change it.
+    """Return `stored` with what `overlay` sets, with interpolations that refer to values of the run.
 
     An option of several alternatives (`views=full`) replaces its section. An option that names a class (`data=folder`)
-    replaces the class and its arguments, and the keys that all classes have stay as the run had them. Interpolations
-    are not resolved, so that they refer to values of the run.
+    replaces the class and its arguments, and the keys that all classes have stay as the run had them. What only an
+    option file sets, and `command` may not change, stays too: `data=folder` has a `data.mean`, but the normalisation
+    belongs to the network. What was typed is set even if `check_changes` will refuse it.
 
     Raises:
         UserError: a typed key does not exist.
     """
-    merged = copy.deepcopy(dict(stored))
+    merged: dict[str, Any] = _escape(stored)
     bins = value_of(stored, "pooling.bins")
     if bins is not None and bins == value_of(stored, "pyramid.bins"):
         merged["pooling"]["bins"] = "${pyramid.bins}"  # as in conf/pooling, so that pyramid=NAME sets both
-    # a group inside another one, such as data.crop in data=folder, is one of the keys that all classes have
-    names = overlay.groups | {name for name in overlay.implied if "." not in name}
-    chosen = [key for key in keys(Config) if key.name in names]
-    for key in chosen:
-        _clear(key, value_of(merged, key.name), value_of(overlay.options, key.name))
-    for name in leaves(overlay.options):
-        if not _stays(name, command, chosen, overlay.options, merged):
-            _set(merged, name, value_of(overlay.options, name))
-    for name in leaves(overlay.values):
-        if name in overlay.expected and not _is_known(command, name, merged):
+    # an implied group inside another one, such as data.crop, is one of the keys that all classes have
+    chosen = overlay.groups | {name for name in overlay.implied if "." not in name}
+    sections = [key for key in keys(Config) if key.name in chosen]
+    for key in sections:
+        section, option = value_of(merged, key.name), value_of(overlay.options, key.name)
+        if isinstance(section, dict) and (key.may_change(command) or _is_typed(key.name, overlay)):
+            _clear(key, section, option if isinstance(option, dict) else {})
+    for path, value in leaves(overlay.options):
+        applies = may_change(dotted(path), command, merged) or _is_typed(dotted(path), overlay)
+        if applies and not _stays(path, value, sections, merged):
+            _set(merged, path, value)
+    for path, value in leaves(overlay.values):
+        name = dotted(path)
+        if f"{name}.".startswith(overlay.expected) and not _is_known(command, path, merged):
             raise UserError(unknown_key(COMMANDS[command], name, merged, groups=option_files.group_names()))
-        _set(merged, name, value_of(overlay.values, name))
+        _set(merged, path, value)
     return merged
 
 
-def restore(command: str, stored: Mapping[str, Any], merged: dict[str, Any], overlay: Overlay) -> None:
-    """Restore the values in `merged` that `command` may not change and that only an option file has changed.
-
-    For example, `data=folder` also has a `data.mean`, but the normalisation belongs to the network.
+def check_changes(command: str, stored: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
+    """Check that `merged` differs from `stored` only where `command` may change it.
 
     Raises:
-        UserError: a key that was typed, or is set by the typed study's file, may not change.
+        UserError: it does not; the message names the key and what may be changed.
     """
-    for name, old, new in list(differences(stored, {name: merged[name] for name in stored})):
-        if may_change(name, command, merged):
-            continue
-        if _is_typed(name, overlay):
+    for name, old, new in differences(stored, {name: merged[name] for name in stored}):
+        if not may_change(name, command, merged):
+            typed = f"{name}={format_value(new)} is not allowed" if new is not ABSENT else f"{name} must stay"
+            trained = "without it" if old is ABSENT else f"with {format_value(old)}"
             raise UserError(
-                f"{name}={format_value(new)} is not allowed: the checkpoint was trained with {format_value(old)}, and"
-                f" {command} can only change {_changeable(command)}"
+                f"{typed}: the checkpoint was trained {trained}, and {command} can only change {_changeable(command)}"
             )
-        if _has(stored, name):
-            _set(merged, name, old)
-        else:
-            section, _, last = name.rpartition(".")
-            del value_of(merged, section)[last]
 
 
 def may_change(name: str, command: str, data: Mapping[str, Any] | None = None) -> bool:
     """Whether `command` may change the key `name` of a run's configuration, of which `data` are the values."""
     key = nearest(Config, name, data)
     return key is not None and key.may_change(command)
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, old value, new value) for every leaf that differs. The value of an absent key is `ABSENT`."""
+    if old == new:
+        return
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        yield name, old, new
+        return
+    for part in {**old, **new}:
+        yield from differences(old.get(part, ABSENT), new.get(part, ABSENT), f"{name}.{part}".lstrip("."))
 
 
 def _clear(key: Key, section: dict[str, Any], option: Mapping[str, Any]) -> None:
@@ -85,17 +95,15 @@ def _clear(key: Key, section: dict[str, Any], option: Mapping[str, Any]) -> None
                 del section[name]
 
 
-def _stays(
-    name: str, command: str, chosen: Sequence[Key], options: Mapping[str, Any], merged: Mapping[str, Any]
-) -> bool:
+def _stays(path: Path, value: Any, sections: Sequence[Key], merged: Mapping[str, Any]) -> bool:
     """Whether the run's value of a key stays, although a chosen option sets it, because all classes have the key."""
-    inside = [key for key in chosen if f"{name}.".startswith(f"{key.name}.")]
+    inside = [key for key in sections if f"{dotted(path)}.".startswith(f"{key.name}.")]
     key = max(inside, key=lambda key: len(key.name), default=None)
     if key is None or len(key.alternatives) > 1 or not _is_open(key):
         return False
-    if _is_argument(key, name.removeprefix(f"{key.name}.").partition(".")[0]):
-        return value_of(options, name) is None and _has(merged, name)
-    return may_change(name, command)
+    if _is_argument(key, path[len(key.name.split("."))]):
+        return value is None and _has(merged, path)
+    return True
 
 
 def _is_open(key: Key) -> bool:
@@ -108,13 +116,12 @@ def _is_argument(section: Key, name: str) -> bool:
     return key is None or name in ("_target_", "name") or key.mark(Passed) is not None
 
 
-def _is_known(command: str, name: str, merged: Mapping[str, Any]) -> bool:
+def _is_known(command: str, path: Path, merged: Mapping[str, Any]) -> bool:
     """Whether a typed key exists. `load` checks the command's own keys and the Trainer's arguments."""
-    section = name.partition(".")[0]
-    own = section in COMMANDS[command].model_fields.keys() - Config.model_fields.keys()
-    if own or section == "trainer" or _has(merged, name):
+    own = path[0] in COMMANDS[command].model_fields.keys() - Config.model_fields.keys()
+    if own or path[0] == "trainer" or _has(merged, path):
         return True
-    key = key_named(Config, name, merged)
+    key = key_named(Config, dotted(path), merged)
     return key is not None and exists(key, merged) and key.mark(Passed) is None
 
 
@@ -136,27 +143,27 @@ def _changeable(command: str) -> str:
     return f"{text} (but not {' or '.join(dict.fromkeys(exceptions))})" if exceptions else text
 
 
-def _has(data: Mapping[str, Any], name: str) -> bool:
-    section, _, last = name.rpartition(".")
-    node = value_of(data, section)
-    return isinstance(node, Mapping) and last in node
+def _escape(node: Any) -> Any:
+    """Copy stored data. Text that looks like an interpolation was typed as text, and must not be resolved."""
+    if isinstance(node, Mapping):
+        return {name: _escape(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_escape(item) for item in node]
+    return node.replace("${", "\\${") if isinstance(node, str) else node
 
 
-def _set(data: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    for section in sections:
-        if not isinstance(data.get(section), dict):
-            data[section] = {}
-        data = data[section]
+def _has(data: Any, path: Path) -> bool:
+    for name in path:
+        if not isinstance(data, Mapping) or name not in data:
+            return False
+        data = data[name]
+    return True
+
+
+def _set(data: dict[Any, Any], path: Path, value: Any) -> None:
+    *sections, last = path
+    for name in sections:
+        if not isinstance(data.get(name), dict):
+            data[name] = {}
+        data = data[name]
     data[last] = copy.deepcopy(value)
-
-
-def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (key, old value, new value) for every leaf that differs between the two configurations."""
-    if old == new:
-        return
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        yield name, old, new
-        return
-    for part in {**old, **new}:
-        yield from differences(old.get(part), new.get(part), f"{name}.{part}".lstrip("."))

@@ -6,6 +6,8 @@ defaults.
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,15 +15,15 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.plugins import Plugins
 
 from sppnet.config import compose, option_files
-from sppnet.config.overrides import is_choice
+from sppnet.config.compose import EMPTY
+from sppnet.config.overrides import is_choice, key_of
 from sppnet.errors import UserError
 
-EMPTY = "_empty_"  # an option of every group that sets nothing
-PRIMARY = "_overlay_"  # a primary configuration that chooses this option of every group
+PRIMARY = "_overlay_"  # a primary configuration that chooses the option `EMPTY` of every group
+Path = tuple[Any, ...]  # the names of the sections that a key lies in, and its own
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,21 @@ class Overlay:
     Attributes:
         options: what the chosen options set.
         values: what the words set, and the typed study's file itself.
-        expected: the keys in `values` that were typed without a `+`, so that they must exist.
+        expected: the beginnings of the keys that were typed without a `+`, so that they must exist.
         groups: the groups of which a word or the study's file chooses an option.
-        implied: the groups of which only another chosen option chooses an option: `data=folder` also sets `augment`.
+        implied: the groups of which only another chosen option chooses an option: `data=folder` also chooses `augment`.
     """
 
     options: dict[str, Any]
     values: dict[str, Any]
-    expected: frozenset[str] = frozenset()
+    expected: tuple[str, ...] = ()
     groups: frozenset[str] = frozenset()
     implied: frozenset[str] = frozenset()
 
     @property
     def names(self) -> frozenset[str]:
         """The keys in `values` and the groups: what was typed, or is set by the study's file."""
-        return self.groups.union(leaves(self.values))
+        return self.groups.union(dotted(path) for path, _ in leaves(self.values))
 
 
 def compose_overlay(command: str, words: Sequence[str]) -> Overlay:
@@ -56,65 +58,78 @@ def compose_overlay(command: str, words: Sequence[str]) -> Overlay:
     """
     if removed := [word for word in words if word.startswith("~")]:
         raise UserError(f"{removed[0]} is not allowed: no key of a run can be removed")
-    choices = [word.lstrip("+") for word in words if is_choice(word)]
-    settings = [f"++{word.lstrip('+')}" for word in words if not is_choice(word)]
+    choices, settings = [[word for word in words if is_choice(word) is wanted] for wanted in (True, False)]
     study = [word for word in choices if word.startswith("experiments=")]
-    expected = tuple(f"{compose.override_key(word)}." for word in words if word.startswith("++") or word[0] != "+")
-    try:
-        with _empty_options():
-            _, chosen = _compose(choices)
-            options, _ = _compose([f"{group}={option}" for group, option in chosen])
-            values, _ = _compose([*study, *settings, *(f"{group}={EMPTY}" for group, _ in chosen)])
-            implied = {each for pair in chosen for each in _compose(["=".join(pair)])[1] - {pair}} & chosen
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(compose.explain(error, command)) from error
-    implied -= {(group, option) for group, option in chosen if f"{group}={option}" in choices}
-    return Overlay(
-        options,
-        values,
-        frozenset(name for name in leaves(values) if f"{name}.".startswith(expected)),
-        frozenset(group.replace("/", ".") for group, _ in chosen - implied),
-        frozenset(group.replace("/", ".") for group, _ in implied),
-    )
+    with compose.explained(command), _empty_options() as listed:
+        options, origins = compose.chosen_options(PRIMARY, choices)
+        chosen = {
+            group: "" if group.partition("/")[0] in listed else "+"
+            for group, option in options.items()
+            if option != EMPTY and not group.startswith(("hydra/", "experiments"))
+        }
+        by_hand = {group for group in chosen if f"{chosen[group]}{group}={options[group]}" in choices}
+        by_hand |= {group for group in chosen if (origins[group] or "").startswith("experiments/")}
+        emptied = [f"{group}={EMPTY}" for group in chosen if f"+{group}={options[group]}" not in choices]
+        return Overlay(
+            options=_compose([f"{plus}{group}={options[group]}" for group, plus in chosen.items()]),
+            values=_compose([*study, *emptied, *(f"++{word.lstrip('+')}" for word in settings)]),
+            expected=tuple(f"{key_of(word)}." for word in settings if not re.match(r"\+\w", word)),
+            groups=frozenset(group.replace("/", ".") for group in by_hand),
+            implied=frozenset(group.replace("/", ".") for group in chosen.keys() - by_hand),
+        )
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all values that are not mappings themselves."""
+def leaves(node: Mapping[str, Any], sections: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield the path of each value that is not a mapping of further values, and the value."""
     for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*sections, key))
         else:
-            yield f"{prefix}{key}"
+            yield (*sections, key), value
 
 
-def _compose(words: Sequence[str]) -> tuple[dict[str, Any], set[tuple[str, str]]]:
-    """Return the values that the words set, and the option that is chosen of each group, but for studies."""
+def dotted(path: Path) -> str:
+    """The name of a key, such as `data.root`."""
+    return ".".join(map(str, path))
+
+
+def _compose(words: Sequence[str]) -> dict[str, Any]:
     if not words:
-        return {}, set()
-    cfg = compose.compose_hydra(PRIMARY, words)
-    chosen = {(group, option) for group, option in cfg.hydra.runtime.choices.items() if option not in (None, EMPTY)}
-    chosen = {pair for pair in chosen if not pair[0].startswith(("hydra/", "experiments"))}
-    return compose.unresolved(cfg), chosen
+        return {}
+    composed = compose.unresolved(compose.compose_hydra(PRIMARY, words))
+    for group in sorted(option_files.group_names(), reverse=True):  # inner groups first
+        section: Any = composed
+        *outer, last = group.split("/")
+        for name in outer:
+            section = section.get(name, {})
+        if section.get(last) == {}:
+            del section[last]
+    return composed
 
 
 @contextmanager
-def _empty_options() -> Iterator[None]:
+def _empty_options() -> Iterator[list[str]]:
     """Let Hydra find the option `EMPTY` of each group, and the primary configuration that chooses them.
 
     Other compositions must not find them, because Hydra's messages list the options of a group.
+
+    Yields:
+        the groups of the primary configuration, in the order of `conf/base.yaml`: an option can only override groups
+        that are listed before its own.
     """
     base = yaml.safe_load((option_files.root() / "conf" / "base.yaml").read_text(encoding="utf-8"))
-    order = [group for entry in base["defaults"] if isinstance(entry, dict) for group in entry]  # Hydra minds it
+    listed = [group for entry in base["defaults"] if isinstance(entry, dict) for group in entry]
+    Plugins.instance()  # adds the options of plugins to the store when it is first called
     store = ConfigStore.instance()
     repo = store.repo
-    store.repo = dict(repo)
+    store.repo = copy.deepcopy(repo)
     try:
         groups = option_files.group_names()
         for group in groups:
             inner = [{name.rpartition("/")[2]: EMPTY} for name in groups if name.rpartition("/")[0] == group]
             store.store(group=group, name=EMPTY, node={"defaults": [*inner, "_self_"]})
-        defaults = [*({group: EMPTY} for group in order), {"experiments": None}]
+        defaults = [*({group: EMPTY} for group in listed), {"experiments": None}]
         store.store(name=PRIMARY, node={"defaults": ["_self_", *defaults]})
-        yield
+        yield listed
     finally:
         store.repo = repo

@@ -18,6 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from sppnet.config import option_files
@@ -109,17 +110,10 @@ def text_keys() -> dict[str, bool]:
     return {"hydra.sweeper.only": False, **text}
 
 
-def last_value(key: str, words: Sequence[str]) -> str | None:
-    """Return the last value of `key` on a command line, without quotes; None if `key` is absent, null or swept.
-
-    Each job of such a sweep is started with a single value.
-    """
+def last_override(key: str, words: Sequence[str]) -> Override | None:
+    """Return the last override of `key` on a command line; None if it is absent."""
     typed = [word for word in _parse(words).overrides if word.partition("=")[0].lstrip("+") == key]
-    if not typed:
-        return None
-    override = OverridesParser.create().parse_override(typed[-1])
-    value = None if override.is_sweep_override() else override.value()
-    return None if value is None else str(value)
+    return OverridesParser.create().parse_override(typed[-1]) if typed else None
 
 
 def shows_config(words: Sequence[str]) -> bool:
@@ -127,22 +121,19 @@ def shows_config(words: Sequence[str]) -> bool:
     return bool(_parse(words).cfg == "job")
 
 
-def force_keys(command: str, words: Sequence[str]) -> list[str]:
-    """Put `++` before the keys of a command line that only an option of a run may have, so that Hydra takes them all.
+def starts_jobs(words: Sequence[str]) -> bool:
+    """Whether `-m` was typed, or another launcher than the default one."""
+    arguments = _parse(words)
+    return arguments.multirun or any(word.startswith("launch=") for word in arguments.overrides)
 
-    `merge` refuses unknown keys: it knows the options of the run.
+
+def force_keys(words: Sequence[str]) -> list[str]:
+    """Put `++` before each typed key, so that Hydra accepts those that only the options of a run have.
+
+    `merge` refuses the keys that the run lacks too.
     """
-    schema, typed = COMMANDS[command], set(_parse(words).overrides)
-
-    def force(word: str) -> str:
-        name, _, value = word.partition("=")
-        if word not in typed or re.match(r"[+~]|hydra[./]", word) or is_choice(word):
-            return word
-        key = key_named(schema, name)
-        always = key is not None and key.variant is None and key.field.is_required() and not value.startswith("{")
-        return word if always else f"++{word}"
-
-    return [force(word) for word in words]
+    typed = {word for word in _parse(words).overrides if not re.match(r"[+~]|hydra[./]", word) and not is_choice(word)}
+    return [f"++{word}" if word in typed else word for word in words]
 
 
 def is_choice(word: str) -> bool:
@@ -152,11 +143,16 @@ def is_choice(word: str) -> bool:
 
 
 def split_sweeps(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides of a command line that set a key of the configuration to one value, and those that sweep."""
+    """Return the overrides of a command line that set one value, and those that sweep, except those of `hydra`."""
     words = [word for word in _parse(words).overrides if not re.match(r"[+~]*hydra[./=]", word)]
     parsed = list(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
     single = [word for word, override in parsed if not override.is_sweep_override()]
     return single, [word for word, override in parsed if override.is_sweep_override()]
+
+
+def key_of(override: str) -> str:
+    """The key or group of an override, with dots: `data.crop` for `data/crop=paper`."""
+    return override.partition("=")[0].lstrip("+~").replace("/", ".")
 
 
 def override_problem(command: str, word: str) -> str:

@@ -118,11 +118,14 @@ def _check_plain(value: object) -> object:
     return value
 
 
+Argument = Annotated[Any, AfterValidator(_check_plain)]
+
+
 class OpenSection(Section):
     """A section that describes an object: `_target_` names its class, and further keys are arguments of the class."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_check_plain)]] = Field(init=False)
+    __pydantic_extra__: dict[str, Argument] = Field(init=False)
 
     target: Annotated[str, BeforeValidator(lambda name: check_target(name, ""))] = Field(alias="_target_")
 
@@ -272,6 +275,7 @@ class Trainer(Section):
     """Arguments of `lightning.Trainer`. Those without a line here are passed on and are part of a run's identity."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Argument] = Field(init=False)
 
     max_epochs: Whole
     max_steps: Annotated[Whole | Literal[-1], Field(description="-1 or an integer of at least 1")]

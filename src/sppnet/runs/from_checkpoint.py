@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sppnet.config.command_schemas import COMMANDS
 from sppnet.config.compose import Job, resolve, unresolved
 from sppnet.config.load import check_layout, load
-from sppnet.config.merge import merge, restore
-from sppnet.config.overlay import compose_overlay
-from sppnet.config.schema import Backbone, Config
+from sppnet.config.merge import check_changes, merge
+from sppnet.config.overlay import Overlay, compose_overlay
+from sppnet.config.schema import Backbone, Config, Section
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_class_digests
 from sppnet.runs.run_directory import Run
@@ -27,6 +27,7 @@ from sppnet.storage.files import read_record
 from sppnet.storage.paths import expand_path
 
 Cfg = TypeVar("Cfg", bound=Config)
+AnyConfig = TypeVar("AnyConfig", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class TrainedNetwork(Generic[Cfg]):
         run: the run that `checkpoint` belongs to; None for a file outside a run directory.
         weights: the checkpoint file.
         stored: the configuration of the network's run, as plain data.
-        typed_keys: the keys and groups, with dots, that the user typed or that the typed study's file sets.
-        changed_code: maps each of the user's backbone classes whose source file has changed since training to the
-            current digest of that file.
+        typed_keys: the keys and groups, with dots, that the user typed, or that the typed study's file or a chosen
+            option sets.
+        changed_code: maps each of the user's backbone classes whose code has changed since training to the current
+            digest of the code.
     """
 
     cfg: Cfg
@@ -72,31 +74,48 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
 
     Args:
         command: the command, such as `test`.
-        job: the job as Hydra composed it, of which only the keys that `command` adds to a configuration are used.
+        job: the job as Hydra composed it: its overrides, and the values of the keys that only `command` has.
 
     Raises:
         UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override has a value that is not
             allowed, or changes a key that must stay as it was in training.
     """
-    schema = COMMANDS[command]
-    if OmegaConf.is_missing(job.cfg, "checkpoint") or not isinstance(job.cfg.get("checkpoint"), str):
+    own = {name: node for name, node in unresolved(job.cfg).items() if name not in Config.model_fields}
+    typed = own.get("checkpoint", "???")
+    if not isinstance(typed, str) or typed == "???":
         raise UserError("checkpoint must be given: checkpoint=VALUE")
-    checkpoint = checkpoint_path(job.cfg["checkpoint"])
-    stored = load_stored_config(checkpoint)
-    overlay = compose_overlay(command, job.overrides)
-    own = {key: node for key, node in unresolved(job.cfg).items() if key not in Config.model_fields}
-    plain = resolve(command, OmegaConf.create({**merge(command, stored, overlay), **own}))
-    load(schema, plain)  # so that a typed name or value that is wrong is named before what may not change
-    restore(command, stored, plain, overlay)
-    cfg = load(schema, plain)
+    checkpoint = checkpoint_path(typed)
+    stored, overlay = load_stored_config(checkpoint), compose_overlay(command, job.overrides)
+    cfg = _apply(command, COMMANDS[command], stored, overlay, own)
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
     changed_code = _changed_code(cfg.backbone, checkpoint, run)
-    return TrainedNetwork(cfg, checkpoint, run, weights, stored, tuple(sorted(overlay.names)), changed_code)
+    # an implied group counts: a study's file that chooses debug=study chooses data=digits
+    typed_keys = tuple(sorted(overlay.names | {name for name in overlay.implied if "." not in name}))
+    return TrainedNetwork(cfg, checkpoint, run, weights, stored, typed_keys, changed_code)
+
+
+def configure(command: str, checkpoint: Path, overrides: list[str]) -> Config:
+    """Apply overrides to the configuration stored with a checkpoint, without the keys that only `command` has.
+
+    Raises:
+        UserError: as for `resolve_checkpoint`.
+    """
+    return _apply(command, Config, load_stored_config(checkpoint), compose_overlay(command, overrides), {})
+
+
+def _apply(
+    command: str, schema: type[AnyConfig], stored: Mapping[str, Any], overlay: Overlay, own: Mapping[str, Any]
+) -> AnyConfig:
+    merged = {**merge(command, stored, overlay), **own}
+    plain = resolve(command, {name: value for name, value in merged.items() if name in Config.model_fields or own})
+    cfg = load(schema, plain)  # names a typed name or value that is wrong before what may not change
+    check_changes(command, stored, plain)
+    return cfg
 
 
 def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict[str, str]:
-    """Print a notice for each user class whose file has changed since training; return the files' current digests."""
+    """Print a notice for each user class whose code has changed since training; return the current digests."""
     if not (now := own_class_digests(backbone.node())):
         return {}
     if run is not None:
@@ -106,7 +125,7 @@ def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict
     changed = {target: file_hash for target, file_hash in now.items() if target in then and then[target] != file_hash}
     for target in changed:
         notice(
-            f"backbone._target_={target}: its source file has changed since checkpoint={checkpoint} was trained; the"
+            f"backbone._target_={target}: its code has changed since checkpoint={checkpoint} was trained; the"
             " weights might not fit the current code"
         )
     return changed
@@ -172,6 +191,7 @@ def load_stored_config(checkpoint: Path) -> dict[str, Any]:
     """
     run, weights = locate(checkpoint)
     if run is None:
+        # force applies to one start only, so config.yaml does not store it either
         return {**read_checkpoint(weights)["sppnet"]["config"], "force": False}
     try:
         cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))

@@ -39,7 +39,6 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
         "format": FORMAT,
         "layout": LAYOUT,
         "config": config,
-        "callback_order": list(cfg.callbacks),  # Lightning calls them in this order
         "data.fingerprint": images.fingerprint(),
         "loss.name": loss,
         "code": own_class_digests({"config": config, "strategy": strategy(cfg)}),
@@ -114,7 +113,8 @@ def weights_identity(weights: str | None) -> str | None:
 def own_class_digests(node: Mapping[str, Any]) -> dict[str, str]:
     """Map each user class that is named by a `_target_` in `node` to the digest of its source file.
 
-    A package may import the class from any of its modules, so a class of a package has the digest of all of them.
+    A class that is named by its package (`mypackage.Net`) has the digest of all modules of the package, because any of
+    them may define it. For `mypackage.nets.Net`, only `nets.py` counts.
     """
     return {target: _code_digest(path) for target, path in user_source_files(node).items()}
 
@@ -122,7 +122,11 @@ def own_class_digests(node: Mapping[str, Any]) -> dict[str, str]:
 def _code_digest(path: Path) -> str:
     if path.name != "__init__.py":
         return file_digest(path)
-    modules = {str(module.relative_to(path.parent)): file_digest(module) for module in path.parent.rglob("*.py")}
+    modules = {
+        module.relative_to(path.parent).as_posix(): file_digest(module)
+        for module in path.parent.rglob("*.py")
+        if module.is_file() and not any(part.startswith(".") for part in module.relative_to(path.parent).parts)
+    }
     return f"sha256:{hashlib.sha256(json.dumps(modules, sort_keys=True).encode()).hexdigest()}"
 
 

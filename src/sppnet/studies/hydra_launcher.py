@@ -5,7 +5,6 @@ Hydra imports this module along with the plugins at every start, so heavy import
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -81,9 +80,8 @@ class SweepLauncher(Launcher):
 def _refuse_axis(job_overrides: Sequence[Sequence[str]], start: str, reason: str) -> None:
     """Refuse a sweep over a key or group whose overrides start with `start`."""
     words = sorted({word for overrides in job_overrides for word in overrides if word.lstrip("+").startswith(start)})
-    for first, second in itertools.pairwise(words):
-        if first.partition("=")[0] == second.partition("=")[0]:
-            raise UserError(f"{first}, {second}: a sweep {reason}")
+    if any(word not in overrides for word in words for overrides in job_overrides):
+        raise UserError(f"{', '.join(words)}: a sweep {reason}")
 
 
 def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
 from sppnet.config import option_files
-from sppnet.config.compose import resolve
+from sppnet.config.compose import resolve, unresolved
 from sppnet.config.load import load
 from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
@@ -135,7 +135,7 @@ class Sweep:
     def print_status(self, job: SweepJob, seconds: float = 0.0) -> None:
         """Print a job's outcome, the overrides that distinguish it, and its lines."""
         shown = [override for override in job.overrides if override not in self._common or len(self.jobs) == 1]
-        overrides = " ".join(filter_overrides(shown))
+        overrides = " ".join(word.lstrip("+") for word in filter_overrides(shown))
         head = f"[{job.number + 1}/{len(self.jobs)}] {job.outcome or 'started':<7} {overrides}"
         path = f"  {job.plan.run.path}" if job.plan else ""
         duration = f"  ({seconds:.0f} s)" if seconds else ""
@@ -147,7 +147,7 @@ class Sweep:
         if self.command != "train":
             return
         try:
-            planned = plan_run(load(Config, resolve(self.command, job.cfg)))
+            planned = plan_run(load(Config, resolve(self.command, unresolved(job.cfg))))
             check_duplicates(planned)
         except UserError as error:
             job.outcome, job.lines = "refused", [str(error)]
