@@ -9,7 +9,7 @@ from typing import Any
 
 from sppnet.commands import checkpoint_app
 from sppnet.config.command_schemas import TestConfig
-from sppnet.config.keys import nearest
+from sppnet.config.keys import nearest, value_of
 from sppnet.config.load import replace
 from sppnet.config.schema import Config, Data
 from sppnet.data import ImageSet, build_images_from_config, build_sizes, load_tested
@@ -31,7 +31,8 @@ def test(trained: TrainedNetwork[TestConfig]) -> None:
     warn_of_training_keys(trained.typed_keys, "on a test")
     images = build_images_from_config(cfg)
     test_hash = digest(eval_identity(cfg, trained.name, images))
-    profiled = any(key.startswith("trainer.profiler") for key in trained.typed_keys)
+    typed = any(key.startswith("trainer.profiler") for key in trained.typed_keys)
+    profiled = typed or cfg.plain()["trainer"].get("profiler") != value_of(trained.stored, "trainer.profiler")
     result = run.result(test_hash) if run and not cfg.force and not profiled else None
     if result is not None and _checked_duplicates(result, cfg):
         for line in result.get("notices", ()):

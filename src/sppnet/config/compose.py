@@ -96,11 +96,11 @@ def compose_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
         return hydra.compose(name, [*overrides, _searchpath()], return_hydra_config=True)
 
 
-def chosen_options(name: str, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str | None]]:
-    """Return the option of each group of the primary configuration `name`, and where it is chosen.
+def chosen_options(name: str, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the option of each group of the primary configuration `name`, and where options are chosen.
 
-    That is "" for an override, the name of a file that overrides the group (`experiments/heads`), and None for a
-    default.
+    That is "" for an override, or the name of the file that overrides the group (`experiments/heads`). A group whose
+    option is a default is left out of the second mapping.
 
     Raises:
         HydraException: the overrides cannot be composed.
@@ -109,8 +109,9 @@ def chosen_options(name: str, overrides: Sequence[str]) -> tuple[dict[str, str],
         loader = GlobalHydra.instance().config_loader()
         found = loader.compute_defaults_list(name, [*overrides, _searchpath()], RunMode.RUN).overrides
     options = {group: option for group, option in found.known_choices.items() if option is not None}
-    origins = {group: each.containing_config_path or "" for group, each in found.override_metadata.items()}
-    return options, {group: origins.get(group) for group in options}
+    lists = {group: names for group, names in found.override_choices.items() if isinstance(names, list)}
+    options |= {group: f"[{','.join(names)}]" for group, names in lists.items()}
+    return options, {group: each.containing_config_path or "" for group, each in found.override_metadata.items()}
 
 
 def unresolved(cfg: DictConfig) -> dict[str, Any]:

@@ -164,9 +164,11 @@ def unknown_key(
     """
     if new := new_name(schema, name):
         return f"unknown key {name}; it is now called {new}"
-    if name == "experiments" and name in data:
-        return "the study's file is not read as one: its first line must be '# @package _global_'"
     section, _, last = name.rpartition(".")
+    if "experiments" in data:
+        return "the study's file is not read as one: its first line must be '# @package _global_'"
+    if section and key_named(schema, section) is None and value_of(data, section) is None:
+        return unknown_key(schema, section, data, prefix, groups)
     if section == "trainer":
         return f"unknown key {name}; {suggest_argument(last, Trainer.model_fields)}"
     parent, node = key_named(schema, section, data), value_of(data, section)

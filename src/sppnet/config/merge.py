@@ -33,9 +33,11 @@ def merge(command: str, stored: Mapping[str, Any], overlay: Overlay) -> dict[str
     bins = value_of(stored, "pooling.bins")
     if bins is not None and bins == value_of(stored, "pyramid.bins"):
         merged["pooling"]["bins"] = "${pyramid.bins}"  # as in conf/pooling, so that pyramid=NAME sets both
+    sections = [key for key in keys(Config) if key.name in overlay.groups | overlay.implied]
     # an implied group inside another one, such as data.crop, is one of the keys that all classes have
-    chosen = overlay.groups | {name for name in overlay.implied if "." not in name}
-    sections = [key for key in keys(Config) if key.name in chosen]
+    outer = [key.name for key in sections if key.may_change(command)]
+    inner = {name for name in overlay.implied if name.rpartition(".")[0] in outer}
+    sections = [key for key in sections if key.name not in inner]
     for key in sections:
         section, option = value_of(merged, key.name), value_of(overlay.options, key.name)
         if isinstance(section, dict) and (key.may_change(command) or _is_typed(key.name, overlay)):

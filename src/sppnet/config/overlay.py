@@ -67,9 +67,9 @@ def compose_overlay(command: str, words: Sequence[str]) -> Overlay:
             for group, option in options.items()
             if option != EMPTY and not group.startswith(("hydra/", "experiments"))
         }
-        by_hand = {group for group in chosen if f"{chosen[group]}{group}={options[group]}" in choices}
-        by_hand |= {group for group in chosen if (origins[group] or "").startswith("experiments/")}
-        emptied = [f"{group}={EMPTY}" for group in chosen if f"+{group}={options[group]}" not in choices]
+        added = {key_of(word).replace(".", "/") for word in choices if word.startswith("+")}
+        by_hand = added | {group for group in chosen if re.match(r"$|experiments/", origins.get(group, "by default"))}
+        emptied = [f"{group}={EMPTY}" for group in chosen if group not in added]
         return Overlay(
             options=_compose([f"{plus}{group}={options[group]}" for group, plus in chosen.items()]),
             values=_compose([*study, *emptied, *(f"++{word.lstrip('+')}" for word in settings)]),

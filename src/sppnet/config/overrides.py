@@ -132,7 +132,8 @@ def force_keys(words: Sequence[str]) -> list[str]:
 
     `merge` refuses the keys that the run lacks too.
     """
-    typed = {word for word in _parse(words).overrides if not re.match(r"[+~]|hydra[./]", word) and not is_choice(word)}
+    typed = [word for word in _parse(words).overrides if not re.match(r"[+~]|hydra[./]|[^=]*@", word)]
+    typed = [word for word in typed if not is_choice(word)]
     return [f"++{word}" if word in typed else word for word in words]
 
 
