@@ -39,7 +39,7 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
         run_command(trained)
 
     checkpoint = overrides.last_override("checkpoint", words)
-    if checkpoint is not None and not checkpoint.is_sweep_override():
+    if checkpoint is not None and not checkpoint.is_sweep_override() and checkpoint.value() is not None:
         path, (single, swept) = checkpoint_path(str(checkpoint.value())), overrides.split_sweeps(words)
         if overrides.shows_config(words) and not swept:
             print(OmegaConf.to_yaml(configure(command, path, single).plain()), end="")

@@ -140,12 +140,12 @@ def _describe(command: str, words: Sequence[str], cfg: DictConfig) -> _Composed:
     in_sweep = hydra_config.mode != RunMode.RUN or "hydra.mode=RUN" in words
     # An override that is applied to the configuration of a run refers to its values, not to the defaults.
     task = hydra_config.overrides.task
-    words = _words(task) if command in FROM_CHECKPOINT else _resolved(task)
+    typed = _words(task) if command in FROM_CHECKPOINT else _resolved(task)
     sweeper = tuple(word for word in _resolved(hydra_config.overrides.hydra) if word.startswith("hydra.sweeper."))
     return _Composed(
-        job=Job(cfg, words, sweeper, in_sweep),
+        job=Job(cfg, typed, sweeper, in_sweep),
         slurm_options=None if in_sweep else _slurm_options(),
-        problem="" if in_sweep or command not in SWEEPABLE else _missing_multirun(words),
+        problem="" if in_sweep or command not in SWEEPABLE else _missing_multirun(typed),
     )
 
 

@@ -19,6 +19,7 @@ from hydra.core.plugins import Plugins
 
 from sppnet.config import compose, option_files
 from sppnet.config.compose import EMPTY
+from sppnet.config.keys import value_of
 from sppnet.config.overrides import is_choice, key_of
 from sppnet.errors import UserError
 
@@ -94,15 +95,14 @@ def dotted(path: Path) -> str:
 
 
 def _compose(words: Sequence[str]) -> dict[str, Any]:
+    """Return what the words set. Sections that are empty because no option was chosen are left out."""
     if not words:
         return {}
     composed = compose.unresolved(compose.compose_hydra(PRIMARY, words))
     for group in sorted(option_files.group_names(), reverse=True):  # inner groups first
-        section: Any = composed
-        *outer, last = group.split("/")
-        for name in outer:
-            section = section.get(name, {})
-        if section.get(last) == {}:
+        outer, _, last = group.replace("/", ".").rpartition(".")
+        section = value_of(composed, outer)
+        if isinstance(section, dict) and section.get(last) == {}:
             del section[last]
     return composed
 

@@ -107,8 +107,9 @@ def configure(command: str, checkpoint: Path, overrides: list[str]) -> Config:
 def _apply(
     command: str, schema: type[AnyConfig], stored: Mapping[str, Any], overlay: Overlay, own: Mapping[str, Any]
 ) -> AnyConfig:
-    merged = {**merge(command, stored, overlay), **own}
-    plain = resolve(command, {name: value for name, value in merged.items() if name in Config.model_fields or own})
+    """Return `stored` with what `overlay` sets; the keys that `schema` adds to those of a run come from `own`."""
+    of_run = {name: value for name, value in merge(command, stored, overlay).items() if name in Config.model_fields}
+    plain = resolve(command, {**of_run, **own})
     cfg = load(schema, plain)  # names a typed name or value that is wrong before what may not change
     check_changes(command, stored, plain)
     return cfg
