@@ -124,3 +124,11 @@ def test_the_shell_completes_as_the_readme_says(tmp_path: Path) -> None:
         ["bash", "-c", ask], cwd=tmp_path, env=os.environ | {"PATH": search_path}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["predict", "backbone=zf5", "experiments"]
+
+
+def test_only_keys_that_a_run_may_lack_are_forced() -> None:
+    """A typed `layer=fc1` replaces the axis `layer` of a study's file, and `++layer=fc1` would not."""
+    words = ["-m", "layer=fc1", "data.batch_size=8", "views=full", "+data.mine=1", "hydra.mode=RUN", "~seed"]
+    assert overrides.force_keys("transfer", words) == words
+    forced = ["views.scales=[256]", "data.root=photos", "pooling.bins=[1]", "data={root: photos}"]
+    assert overrides.force_keys("transfer", forced) == [f"++{word}" for word in forced]

@@ -89,6 +89,8 @@ def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path)
         "default": "data: {resampler: pillow}\n",
         "batches": "data: {batch_size: 4}\n",
         "digits": "defaults: [override /data: digits]\n",
+        "small": "defaults: [/presets: small]\n",
+        "launcher": "defaults: [override /launch: processes]\nhydra: {launcher: {n: 2}}\n",
     }
     for name, text in files.items():
         (tmp_path / f"mine/experiments/{name}.yaml").write_text(f"# @package _global_\n{text}")
@@ -122,10 +124,12 @@ def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path)
     assert changed("data=digits") == changed("experiments=digits") == classes
     assert changed("debug=fast") == {"debug.traceback": True, "trainer.limit_test_batches": 3}
     assert changed("layer=conv", command="transfer") == {}
-    assert changed("+presets=small") == {"data.batch_size": 2}
+    assert changed("+presets=small") == changed("experiments=small") == {"data.batch_size": 2}
+    assert changed("experiments=launcher") == changed("compute={}") == changed("callbacks={}") == {}
     own = {"data.widths": {1: 3}, "data.labels": {"cat.jpg": 4}, "data.transform": {}}
     assert all(item in changed("data=own").items() for item in own.items())
     assert changed("data=own", "+data.extra=1")["data.extra"] == 1
+    assert changed("debug=study", "data.batch_size=8", command="predict")["data.batch_size"] == 8
 
 
 def test_a_sweep_of_tests_has_the_typed_jobs_alone(sppnet: Caller, spawn: Caller, run: Called) -> None:

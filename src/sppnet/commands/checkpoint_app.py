@@ -6,13 +6,14 @@ adds. `sppnet.runs.from_checkpoint` then applies the overrides of each job to th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands import hydra_app
-from sppnet.config import overrides
+from sppnet.config import compose, overrides
 from sppnet.config.compose import Job
 from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, configure, resolve_checkpoint
 
@@ -20,7 +21,8 @@ from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, configu
 def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwork[Any]], None]) -> None:
     """Compose `conf/COMMAND.yaml` for the run that `checkpoint=` names, and pass the trained network to `run_command`.
 
-    `--cfg job` shows the configuration of the run with what was typed.
+    `--cfg job` shows the configuration of the run with what was typed. (`predict` then uses whole images of one size
+    unless `views` is typed, and all three commands use one device.)
 
     Args:
         command: the name of the command and of its primary configuration file.
@@ -31,7 +33,7 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
         UserError: the checkpoint does not exist or was not written by sppnet, or a typed override changes a key that
             the command may not change.
     """
-    words = overrides.force_keys(hydra_app.normalise(command, words))
+    words = overrides.force_keys(command, hydra_app.normalise(command, words))
 
     def run_job(job: Job[DictConfig]) -> None:
         trained = resolve_checkpoint(command, job)
@@ -42,9 +44,13 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
     if checkpoint is not None and not checkpoint.is_sweep_override() and checkpoint.value() is not None:
         path, (single, swept) = checkpoint_path(str(checkpoint.value())), overrides.split_sweeps(words)
         if overrides.shows_config(words) and not swept:
-            print(OmegaConf.to_yaml(configure(command, path, single).plain()), end="")
+            cfg = configure(command, path, single).plain()
+            with compose.explained(command):
+                own = compose.unresolved(compose.compose_hydra(command, single))
+            print(OmegaConf.to_yaml({**own, **cfg}), end="")
             return
-        if overrides.starts_jobs(words):  # what is wrong in all jobs is refused before the first one starts
+        # What is wrong in all jobs is refused before the first one starts, unless a study's file may make it right.
+        if overrides.starts_jobs(words) and not any(re.match(r"\+\w|experiments=", word) for word in (*single, *swept)):
             axes = tuple(f"{overrides.key_of(word)}." for word in swept)
             configure(command, path, [word for word in single if not f"{overrides.key_of(word)}.".startswith(axes)])
     hydra_app.run_composed(command, words, run_job)

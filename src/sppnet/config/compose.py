@@ -99,8 +99,8 @@ def compose_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
 def chosen_options(name: str, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the option of each group of the primary configuration `name`, and where options are chosen.
 
-    That is "" for an override, or the name of the file that overrides the group (`experiments/heads`). A group whose
-    option is a default is left out of the second mapping.
+    The second mapping holds "" for a group that an override sets, and the name of the file (`experiments/heads`) for
+    one that a file overrides. It lacks the groups whose option is a default.
 
     Raises:
         HydraException: the overrides cannot be composed.
@@ -198,18 +198,18 @@ class Job(Generic[Cfg]):
     in_sweep: bool = False
 
 
-def resolve(command: str, unresolved: dict[str, Any]) -> dict[str, Any]:
+def resolve(command: str, plain: dict[str, Any]) -> dict[str, Any]:
     """Resolve the interpolations in the configuration of `command`.
 
     Raises:
         UserError: a mandatory value is missing or an interpolation cannot be resolved.
     """
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(plain), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given: {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         # The cause is often a wrong value that another key refers to, such as sizes.train=[]. If so, report that value.
-        check_unresolved(COMMANDS[command], unresolved)
+        check_unresolved(COMMANDS[command], plain)
         raise UserError(one_line(error)) from None
     return cast(dict[str, Any], resolved)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sppnet.config import option_files
-from sppnet.config.keys import Key, exists, key_named, keys, value_of
+from sppnet.config.keys import Key, exists, key_named, keys, nearest, value_of
 from sppnet.config.renamed_keys import RENAMED_OPTIONS, new_name, refuse_old_names
 from sppnet.config.schema import LAYOUT, OpenSection, Section, Trainer
 from sppnet.config.trainer_arguments import suggest_argument
@@ -112,6 +112,9 @@ def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[
         group = name.replace(".", "/")
         option = f"{group}={value}, or with 'override /{group}: {value}' in the defaults of a file"
         return f"{full_name}={value} is not allowed: must be a mapping; choose an option with {option}"
+    parent = nearest(schema, name)
+    if key is None and parent is not None and parent.name == "options":  # those of sbatch
+        return _refusal(f"{prefix}{parent.name}", value_of(data, parent.name), parent, "")
     if key is None:
         more = " with _target_" if name.startswith("callbacks.") else ""
         return f"{full_name}={format_value(value)} is not allowed: must be a mapping{more}"

@@ -40,7 +40,8 @@ def merge(command: str, stored: Mapping[str, Any], overlay: Overlay) -> dict[str
     sections = [key for key in sections if key.name not in inner]
     for key in sections:
         section, option = value_of(merged, key.name), value_of(overlay.options, key.name)
-        if isinstance(section, dict) and (key.may_change(command) or _is_typed(key.name, overlay)):
+        typed = any(f"{key.name}.".startswith(f"{group}.") for group in overlay.groups)
+        if isinstance(section, dict) and (key.may_change(command) or typed):
             _clear(key, section, option if isinstance(option, dict) else {})
     for path, value in leaves(overlay.options):
         applies = may_change(dotted(path), command, merged) or _is_typed(dotted(path), overlay)
@@ -60,7 +61,7 @@ def check_changes(command: str, stored: Mapping[str, Any], merged: Mapping[str, 
     Raises:
         UserError: it does not; the message names the key and what may be changed.
     """
-    for name, old, new in differences(stored, {name: merged[name] for name in stored}):
+    for name, old, new in differences(stored, {name: merged[name] for name in stored if name in merged}):
         if not may_change(name, command, merged):
             typed = f"{name}={format_value(new)} is not allowed" if new is not ABSENT else f"{name} must stay"
             trained = "without it" if old is ABSENT else f"with {format_value(old)}"
@@ -93,7 +94,7 @@ def _clear(key: Key, section: dict[str, Any], option: Mapping[str, Any]) -> None
     elif _is_open(key):
         same = section.get("_target_") == option.get("_target_")
         for name in [name for name in section if _is_argument(key, name)]:
-            if not (same and option.get(name) is None):  # null: the option leaves the argument to the user
+            if not (same and name in option and option[name] is None):  # null: the user is to give the argument
                 del section[name]
 
 
@@ -163,6 +164,9 @@ def _has(data: Any, path: Path) -> bool:
 
 
 def _set(data: dict[Any, Any], path: Path, value: Any) -> None:
+    """Set a value. An empty mapping changes nothing where there is a mapping already, as in Hydra."""
+    if value == {} and _has(data, path):
+        return
     *sections, last = path
     for name in sections:
         if not isinstance(data.get(name), dict):

@@ -34,7 +34,8 @@ class Overlay:
     Attributes:
         options: what the chosen options set.
         values: what the words set, and the typed study's file itself.
-        expected: the beginnings of the keys that were typed without a `+`, so that they must exist.
+        expected: the beginnings of the keys that must exist: those typed without a single `+` (`++` only makes Hydra
+            accept a key).
         groups: the groups of which a word or the study's file chooses an option.
         implied: the groups of which only another chosen option chooses an option: `data=folder` also chooses `augment`.
     """
@@ -59,25 +60,29 @@ def compose_overlay(command: str, words: Sequence[str]) -> Overlay:
     """
     if removed := [word for word in words if word.startswith("~")]:
         raise UserError(f"{removed[0]} is not allowed: no key of a run can be removed")
-    choices, settings = [[word for word in words if is_choice(word) is wanted] for wanted in (True, False)]
-    study = [word for word in choices if word.startswith("experiments=")]
     with compose.explained(command), _empty_options() as listed:
-        options, origins = compose.chosen_options(PRIMARY, choices)
-        chosen = {
-            group: "" if group.partition("/")[0] in listed else "+"
-            for group, option in options.items()
-            if option != EMPTY and not group.startswith(("hydra/", "experiments"))
-        }
-        added = {key_of(word).replace(".", "/") for word in choices if word.startswith("+")}
-        by_hand = added | {group for group in chosen if re.match(r"$|experiments/", origins.get(group, "by default"))}
-        emptied = [f"{group}={EMPTY}" for group in chosen if group not in added]
+        # Options of groups that conf/ lacks (`+presets=small`) count as typed themselves, as a study's file does.
+        own = [word for word in words if is_choice(word) and _outer(key_of(word)) not in listed]
+        choices = [word.lstrip("+") for word in words if is_choice(word) and word not in own]
+        settings = [word for word in words if not is_choice(word)]
+        forced = [f"++{word.lstrip('+')}" for word in settings]
+        options, origins = compose.chosen_options(PRIMARY, [*choices, *own])
+        chosen = {group: option for group, option in options.items() if option != EMPTY and _outer(group) in listed}
+        chosen.pop("launch", None)
+        by_hand = {group for group in chosen if _outer(origins.get(group, "data")) not in listed}
+        launch = [word for word in choices if word.startswith("launch=")]
         return Overlay(
-            options=_compose([f"{plus}{group}={options[group]}" for group, plus in chosen.items()]),
-            values=_compose([*study, *emptied, *(f"++{word.lstrip('+')}" for word in settings)]),
+            options=_compose([f"{group}={option}" for group, option in chosen.items()]),
+            values=_compose([*own, *launch, *(f"{group}={EMPTY}" for group in chosen), *forced]),
             expected=tuple(f"{key_of(word)}." for word in settings if not re.match(r"\+\w", word)),
             groups=frozenset(group.replace("/", ".") for group in by_hand),
             implied=frozenset(group.replace("/", ".") for group in chosen.keys() - by_hand),
         )
+
+
+def _outer(group: str) -> str:
+    """The outermost group: `data` for `data/crop` and `data.crop`."""
+    return re.split("[/.]", group)[0]
 
 
 def leaves(node: Mapping[str, Any], sections: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -128,7 +133,7 @@ def _empty_options() -> Iterator[list[str]]:
         for group in groups:
             inner = [{name.rpartition("/")[2]: EMPTY} for name in groups if name.rpartition("/")[0] == group]
             store.store(group=group, name=EMPTY, node={"defaults": [*inner, "_self_"]})
-        defaults = [*({group: EMPTY} for group in listed), {"experiments": None}]
+        defaults = [*({group: "local" if group == "launch" else EMPTY} for group in listed), {"experiments": None}]
         store.store(name=PRIMARY, node={"defaults": ["_self_", *defaults]})
         yield listed
     finally:

@@ -127,14 +127,20 @@ def starts_jobs(words: Sequence[str]) -> bool:
     return arguments.multirun or any(word.startswith("launch=") for word in arguments.overrides)
 
 
-def force_keys(words: Sequence[str]) -> list[str]:
-    """Put `++` before each typed key, so that Hydra accepts those that only the options of a run have.
+def force_keys(command: str, words: Sequence[str]) -> list[str]:
+    """Put `++` before each typed key that only the options of a run may have, so that Hydra accepts it.
 
-    `merge` refuses the keys that the run lacks too.
+    `merge` refuses a key that the run lacks as well. Keys that every configuration has stay as they are, because a
+    typed `layer=fc1` replaces the axis `layer` of a study's file, and `++layer=fc1` would not.
     """
     typed = [word for word in _parse(words).overrides if not re.match(r"[+~]|hydra[./]|[^=]*@", word)]
-    typed = [word for word in typed if not is_choice(word)]
+    typed = [word for word in typed if not is_choice(word) and not _is_always_there(command, word)]
     return [f"++{word}" if word in typed else word for word in words]
+
+
+def _is_always_there(command: str, word: str) -> bool:
+    key = key_named(COMMANDS[command], key_of(word))
+    return key is not None and key.variant is None and key.field.is_required() and "={" not in word
 
 
 def is_choice(word: str) -> bool:

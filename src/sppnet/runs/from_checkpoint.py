@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sppnet.config.command_schemas import COMMANDS
 from sppnet.config.compose import Job, resolve, unresolved
@@ -40,8 +40,8 @@ class TrainedNetwork(Generic[Cfg]):
         run: the run that `checkpoint` belongs to; None for a file outside a run directory.
         weights: the checkpoint file.
         stored: the configuration of the network's run, as plain data.
-        typed_keys: the keys and groups, with dots, that the user typed, or that the typed study's file or a chosen
-            option sets.
+        typed_keys: the keys and groups, with dots, that were typed or that the typed study's file sets, and the
+            outermost groups of which a chosen option chooses an option.
         changed_code: maps each of the user's backbone classes whose code has changed since training to the current
             digest of the code.
     """
@@ -81,10 +81,10 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
             allowed, or changes a key that must stay as it was in training.
     """
     own = {name: node for name, node in unresolved(job.cfg).items() if name not in Config.model_fields}
-    typed = own.get("checkpoint", "???")
-    if not isinstance(typed, str) or typed == "???":
+    typed = None if OmegaConf.is_missing(job.cfg, "checkpoint") else job.cfg.get("checkpoint")
+    if typed is None:
         raise UserError("checkpoint must be given: checkpoint=VALUE")
-    checkpoint = checkpoint_path(typed)
+    checkpoint = checkpoint_path(str(typed))
     stored, overlay = load_stored_config(checkpoint), compose_overlay(command, job.overrides)
     cfg = _apply(command, COMMANDS[command], stored, overlay, own)
     assert isinstance(cfg, Config)
@@ -108,7 +108,8 @@ def _apply(
     command: str, schema: type[AnyConfig], stored: Mapping[str, Any], overlay: Overlay, own: Mapping[str, Any]
 ) -> AnyConfig:
     """Return `stored` with what `overlay` sets; the keys that `schema` adds to those of a run come from `own`."""
-    of_run = {name: value for name, value in merge(command, stored, overlay).items() if name in Config.model_fields}
+    added = COMMANDS[command].model_fields.keys() - Config.model_fields.keys()
+    of_run = {name: value for name, value in merge(command, stored, overlay).items() if name not in added}
     plain = resolve(command, {**of_run, **own})
     cfg = load(schema, plain)  # names a typed name or value that is wrong before what may not change
     check_changes(command, stored, plain)
