@@ -115,7 +115,8 @@ def test_hydras_errors_are_one_line_without_asserts_too(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash: completion stays untested")
 def test_the_shell_completes_as_the_readme_says(tmp_path: Path) -> None:
     ask = (
-        'eval "$(sppnet -sc install=bash)"; for line in "sppnet pre" "sppnet train backbone=z" "sppnet status exp"; do'
+        'eval "$(sppnet -sc install=bash)"; for line in "sppnet pre" "sppnet train backbone=z" "sppnet status exp"'
+        ' "sppnet test views=f"; do'
         " COMP_LINE=$line; COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_POINT=${#line};"
         ' hydra_bash_completion; echo "${COMPREPLY[@]}"; done'
     )
@@ -123,7 +124,7 @@ def test_the_shell_completes_as_the_readme_says(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", ask], cwd=tmp_path, env=os.environ | {"PATH": search_path}, capture_output=True, text=True
     )
-    assert done.stdout.split() == ["predict", "backbone=zf5", "experiments"]
+    assert done.stdout.split() == ["predict", "backbone=zf5", "experiments", "views=full"]
 
 
 def test_only_keys_that_a_run_may_lack_are_forced() -> None:

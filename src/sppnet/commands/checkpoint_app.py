@@ -13,9 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands import hydra_app
-from sppnet.config import compose, overrides
+from sppnet.config import overrides
 from sppnet.config.compose import Job
-from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, configure, resolve_checkpoint
+from sppnet.runs.from_checkpoint import TrainedNetwork, check_names, checkpoint_path, configure, resolve_checkpoint
 
 
 def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwork[Any]], None]) -> None:
@@ -41,16 +41,15 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
         run_command(trained)
 
     checkpoint = overrides.last_override("checkpoint", words)
-    if checkpoint is not None and not checkpoint.is_sweep_override() and checkpoint.value() is not None:
-        path, (single, swept) = checkpoint_path(str(checkpoint.value())), overrides.split_sweeps(words)
+    typed = None if checkpoint is None or checkpoint.is_sweep_override() else checkpoint.value()
+    if typed is not None and "${" not in str(typed):
+        path, (single, swept) = checkpoint_path(str(typed)), overrides.split_sweeps(words)
         if overrides.shows_config(words) and not swept:
-            cfg = configure(command, path, single).plain()
-            with compose.explained(command):
-                own = compose.unresolved(compose.compose_hydra(command, single))
-            print(OmegaConf.to_yaml({**own, **cfg}), end="")
+            print(OmegaConf.to_yaml(configure(command, path, single)), end="")
             return
-        # What is wrong in all jobs is refused before the first one starts, unless a study's file may make it right.
+        # A wrong name is refused before the first job starts, unless an option that is not yet known may have the key.
         if overrides.starts_jobs(words) and not any(re.match(r"\+\w|experiments=", word) for word in (*single, *swept)):
             axes = tuple(f"{overrides.key_of(word)}." for word in swept)
-            configure(command, path, [word for word in single if not f"{overrides.key_of(word)}.".startswith(axes)])
+            words_of_all = [word for word in single if not f"{overrides.key_of(word)}.".startswith(axes)]
+            check_names(command, path, words_of_all)
     hydra_app.run_composed(command, words, run_job)

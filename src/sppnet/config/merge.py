@@ -165,11 +165,10 @@ def _has(data: Any, path: Path) -> bool:
 
 def _set(data: dict[Any, Any], path: Path, value: Any) -> None:
     """Set a value. An empty mapping changes nothing where there is a mapping already, as in Hydra."""
-    if value == {} and _has(data, path):
-        return
     *sections, last = path
     for name in sections:
         if not isinstance(data.get(name), dict):
             data[name] = {}
         data = data[name]
-    data[last] = copy.deepcopy(value)
+    if value != {} or not isinstance(data.get(last), dict):
+        data[last] = copy.deepcopy(value)

@@ -68,12 +68,11 @@ def compose_overlay(command: str, words: Sequence[str]) -> Overlay:
         forced = [f"++{word.lstrip('+')}" for word in settings]
         options, origins = compose.chosen_options(PRIMARY, [*choices, *own])
         chosen = {group: option for group, option in options.items() if option != EMPTY and _outer(group) in listed}
-        chosen.pop("launch", None)
+        launch = chosen.pop("launch", "local")  # a study's file may set options of its launcher
         by_hand = {group for group in chosen if _outer(origins.get(group, "data")) not in listed}
-        launch = [word for word in choices if word.startswith("launch=")]
         return Overlay(
             options=_compose([f"{group}={option}" for group, option in chosen.items()]),
-            values=_compose([*own, *launch, *(f"{group}={EMPTY}" for group in chosen), *forced]),
+            values=_compose([*own, f"launch={launch}", *(f"{group}={EMPTY}" for group in chosen), *forced]),
             expected=tuple(f"{key_of(word)}." for word in settings if not re.match(r"\+\w", word)),
             groups=frozenset(group.replace("/", ".") for group in by_hand),
             implied=frozenset(group.replace("/", ".") for group in chosen.keys() - by_hand),

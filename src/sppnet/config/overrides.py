@@ -133,7 +133,10 @@ def force_keys(command: str, words: Sequence[str]) -> list[str]:
     `merge` refuses a key that the run lacks as well. Keys that every configuration has stay as they are, because a
     typed `layer=fc1` replaces the axis `layer` of a study's file, and `++layer=fc1` would not.
     """
-    typed = [word for word in _parse(words).overrides if not re.match(r"[+~]|hydra[./]|[^=]*@", word)]
+    arguments = _parse(words)
+    if arguments.shell_completion:  # whose words are no overrides
+        return list(words)
+    typed = [word for word in arguments.overrides if not re.match(r"[+~]|hydra[./]|[^=]*@", word)]
     typed = [word for word in typed if not is_choice(word) and not _is_always_there(command, word)]
     return [f"++{word}" if word in typed else word for word in words]
 
@@ -288,10 +291,13 @@ def expand(
         quote_names(f"{key}={value}") if isinstance(value, str) else f"{key}={value}"
         for key, value in (params or {}).items()
     ]
+    typed_keys = {key_of(word) for word in typed}
     jobs: dict[tuple[str, ...], ExpandedJob] = {}
     for name in selected or list(rows) or [""]:
         row = [quote_names(word) for word in rows[name]["set"]] if name else []
-        [batch] = BasicSweeper.split_arguments(parser.parse_overrides([*axes, *row, *typed]), None)
+        # Hydra replaces only words that are spelt the same, and the typed ones may begin with ++
+        filed = [word for word in (*axes, *row) if key_of(word) not in typed_keys]
+        [batch] = BasicSweeper.split_arguments(parser.parse_overrides([*filed, *typed]), None)
         for overrides in batch:
             jobs.setdefault(tuple(sorted(overrides)), ExpandedJob(name, overrides))
     return list(jobs.values())

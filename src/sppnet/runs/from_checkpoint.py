@@ -15,11 +15,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.config.command_schemas import COMMANDS
-from sppnet.config.compose import Job, resolve, unresolved
+from sppnet.config.compose import Job, compose_hydra, explained, resolve, unresolved
 from sppnet.config.load import check_layout, load
 from sppnet.config.merge import check_changes, merge
 from sppnet.config.overlay import Overlay, compose_overlay
-from sppnet.config.schema import Backbone, Config, Section
+from sppnet.config.schema import Backbone, Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_class_digests
 from sppnet.runs.run_directory import Run
@@ -27,7 +27,6 @@ from sppnet.storage.files import read_record
 from sppnet.storage.paths import expand_path
 
 Cfg = TypeVar("Cfg", bound=Config)
-AnyConfig = TypeVar("AnyConfig", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,9 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
         raise UserError("checkpoint must be given: checkpoint=VALUE")
     checkpoint = checkpoint_path(str(typed))
     stored, overlay = load_stored_config(checkpoint), compose_overlay(command, job.overrides)
-    cfg = _apply(command, COMMANDS[command], stored, overlay, own)
+    plain = _apply(command, stored, overlay, own)
+    cfg = load(COMMANDS[command], plain)  # names a typed name or value that is wrong before what may not change
+    check_changes(command, stored, plain)
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
     changed_code = _changed_code(cfg.backbone, checkpoint, run)
@@ -95,25 +96,36 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
     return TrainedNetwork(cfg, checkpoint, run, weights, stored, typed_keys, changed_code)
 
 
-def configure(command: str, checkpoint: Path, overrides: list[str]) -> Config:
-    """Apply overrides to the configuration stored with a checkpoint, without the keys that only `command` has.
+def configure(command: str, checkpoint: Path, overrides: list[str]) -> dict[str, Any]:
+    """Return the configuration that `command` would run with; mandatory keys of `command` itself may be missing.
 
     Raises:
         UserError: as for `resolve_checkpoint`.
     """
-    return _apply(command, Config, load_stored_config(checkpoint), compose_overlay(command, overrides), {})
+    with explained(command):
+        cfg = unresolved(compose_hydra(command, overrides))
+    own = {name: node for name, node in cfg.items() if name not in Config.model_fields and node != "???"}
+    stored, overlay = load_stored_config(checkpoint), compose_overlay(command, overrides)
+    plain = _apply(command, stored, overlay, own)
+    load(Config, {name: value for name, value in plain.items() if name not in own})
+    check_changes(command, stored, plain)
+    return plain
 
 
-def _apply(
-    command: str, schema: type[AnyConfig], stored: Mapping[str, Any], overlay: Overlay, own: Mapping[str, Any]
-) -> AnyConfig:
-    """Return `stored` with what `overlay` sets; the keys that `schema` adds to those of a run come from `own`."""
+def check_names(command: str, checkpoint: Path, overrides: list[str]) -> None:
+    """Check that the keys which are typed exist in the configuration stored with a checkpoint.
+
+    Raises:
+        UserError: a key does not exist.
+    """
+    merge(command, load_stored_config(checkpoint), compose_overlay(command, overrides))
+
+
+def _apply(command: str, stored: Mapping[str, Any], overlay: Overlay, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `stored` with what `overlay` sets, and the keys that `command` adds to those of a run, which `own` has."""
     added = COMMANDS[command].model_fields.keys() - Config.model_fields.keys()
     of_run = {name: value for name, value in merge(command, stored, overlay).items() if name not in added}
-    plain = resolve(command, {**of_run, **own})
-    cfg = load(schema, plain)  # names a typed name or value that is wrong before what may not change
-    check_changes(command, stored, plain)
-    return cfg
+    return resolve(command, {**of_run, **own})
 
 
 def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict[str, str]:
