@@ -95,6 +95,7 @@ def test_the_order_and_the_type_of_arguments_of_ones_own_count(cfg: Config) -> N
         replace(cfg, {"callbacks": {name: timer | {"interval": name} for name in names}}) for names in ("ab", "ba")
     )
     assert plan_run(one).run != plan_run(two).run
+    assert set(plan_run(one).identity["config"]["callbacks"]) == {"a", "b"}, "a report names rows by these keys"
     whole, share = (replace(cfg, {"backbone": {**cfg.backbone.plain(), "width": width}}) for width in (8, 8.0))
     assert plan_run(whole).run != plan_run(share).run
     mappings = ({"a": 8, "b": 16}, {"b": 16, "a": 8}, {1: 32}, {"1": 32}, [{1: 32}], [{"1": 32}])

@@ -106,7 +106,7 @@ SET_BY_LAUNCHER = (
 
 def _refuse_own_options(options: dict[str, Any]) -> dict[str, Any]:
     if options.keys() & {*SET_BY_LAUNCHER}:
-        raise ValueError(SET_BY_LAUNCHER)
+        raise ValueError("set by the launcher")
     return options
 
 

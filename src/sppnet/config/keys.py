@@ -112,7 +112,7 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
 
     A key that is added later with the former behaviour as its default therefore does not change what is selected.
     Arguments of a user's class and of the Trainer have no line in the schema; `keep` is asked about their section.
-    Mappings among them become pairs: their order and the types of their keys count, and JSON keeps neither.
+    Mappings in them become pairs: their order and the types of their keys count, and JSON keeps neither.
     """
 
     def part(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -124,7 +124,8 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
                 if inner := part(value, f"{key.name}."):
                     selected[name] = inner
             elif keep(key):
-                selected[name] = _ordered(value)
+                is_argument = key.name != f"{prefix}{name}"
+                selected[name] = _ordered(value) if is_argument else _with_ordered_arguments(value)
         return selected
 
     plain = cfg.model_dump(by_alias=True, exclude_defaults=True)
@@ -136,8 +137,13 @@ def _ordered(value: Any) -> Any:
         return [_ordered(item) for item in value]
     if not isinstance(value, Mapping):
         return value
-    items = {name: _ordered(item) for name, item in value.items()}
+    items = _with_ordered_arguments(value)
     return items if "_target_" in value else {"pairs": [list(pair) for pair in items.items()]}
+
+
+def _with_ordered_arguments(value: Any) -> Any:
+    """Order what lies in a value that the schema declares, such as `callbacks`, which keeps its names."""
+    return {name: _ordered(item) for name, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def without_effect(cfg: Section) -> dict[str, str]:

@@ -7,6 +7,7 @@ defaults.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ class Overlay:
     groups: frozenset[str] = frozenset()
     implied: frozenset[str] = frozenset()
 
-    @property
+    @functools.cached_property
     def names(self) -> frozenset[str]:
         """The keys in `values` and the groups: what was typed, or is set by the study's file."""
         return self.groups.union(dotted(path) for path, _ in leaves(self.values))

@@ -39,6 +39,7 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
         "format": FORMAT,
         "layout": LAYOUT,
         "config": config,
+        "callback_order": list(cfg.callbacks),  # Lightning calls them in this order
         "data.fingerprint": images.fingerprint(),
         "loss.name": loss,
         "code": own_class_digests({"config": config, "strategy": strategy(cfg)}),

@@ -13,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from sppnet.config.overrides import quote_names, text_keys
+from sppnet.config.overrides import key_of, quote_names, text_keys
 from sppnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,6 +91,6 @@ def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:
     overrides.
     """
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+")
+        key = key_of(override)
         if key in text_keys() and quote_names(override) != override:
             raise UserError(f"{override}: hydra.sweeper.params must give {key} a string; put the value in quotes")
