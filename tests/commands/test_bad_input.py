@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -186,8 +187,7 @@ FILES = {
 @pytest.mark.parametrize("text", FILES)
 def test_a_mistake_in_a_studys_file(sppnet: Caller, tmp_path: Path, text: str) -> None:
     (tmp_path / "conf/experiments").mkdir(parents=True)
-    rows = "defaults: [override /hydra/sweeper: sppnet_rows]\nhydra: {sweeper: {rows: ROWS}}"
-    content = rows.replace("ROWS", text.removeprefix("sweep: ")) if text.startswith("sweep: ") else text
+    content = re.sub("sweep: (.*)", r"hydra: {sweeper: {rows: \1}}", text)
     (tmp_path / "conf/experiments/mine.yaml").write_bytes(f"# @package _global_\n{content}\n".encode("latin-1"))
     for name in ("status",) if text.startswith("sweep: ") else ("status", "train"):
         assert_one_line(sppnet(name, "--config-dir", "conf", "experiments=mine", "allow=mine"), FILES[text])

@@ -77,11 +77,11 @@ def test_a_number_for_a_name_in_a_file_is_refused_since_it_is_not_as_it_was_type
     called = sppnet("train", "--config-dir", "own", "debug=mine")
     assert (called.code, called.err.count("\n")) == (2, 1)
     assert "study=202405 is a number in YAML" in called.err
-    text = "# @package _global_\ndebug: {traceback: false}\nhydra: {sweeper: {params: {name: '2024_05,2024_06'}}}\n"
+    text = "# @package _global_\ndebug: {traceback: false}\nhydra: {sweeper: {params: {name: 2024_05}}}\n"
     (tmp_path / "own/debug/mine.yaml").write_text(text)
     called = sppnet("train", "-m", "--config-dir", "own", "debug=mine")
     assert (called.code, called.err.count("\n")) == (2, 1)
-    assert "hydra.sweeper.params must give name a string; put the value in quotes" in called.err
+    assert "hydra.sweeper.params must give name a string; put the value in two pairs of quotes" in called.err
     with pytest.raises(UserError, match="name=true is a boolean"):
         compose_config(["name=true"])
 
@@ -89,7 +89,7 @@ def test_a_number_for_a_name_in_a_file_is_refused_since_it_is_not_as_it_was_type
 def test_a_sweep_over_names_makes_runs_of_these_names(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "own/debug").mkdir(parents=True)
     (tmp_path / "own/debug/mine.yaml").write_text(
-        "# @package _global_\ndefaults: [{override /hydra/sweeper: sppnet_rows}]\ndebug: {traceback: false}\nhydra:"
+        "# @package _global_\ndebug: {traceback: false}\nhydra:"
         " {sweeper: {rows: {a: {set: [name=1_0]}, b: {set: [name=b]}}, params: {study: '2024_05,7'}}}\n"
     )
     called = sppnet("train", "-m", "--config-dir", "own", "debug=mine", "optim.lr=-1")
@@ -128,8 +128,8 @@ def test_the_shell_completes_as_the_readme_says(tmp_path: Path) -> None:
 
 
 def test_only_keys_that_a_run_may_lack_are_forced() -> None:
-    """A typed `layer=fc1` replaces the axis `layer` of a study's file, and `++layer=fc1` would not."""
     words = ["-m", "layer=fc1", "data.batch_size=8", "views=full", "+data.mine=1", "hydra.mode=RUN", "~seed"]
     assert overrides.force_keys("transfer", words) == words
     forced = ["views.scales=[256]", "data.root=photos", "pooling.bins=[1]", "data={root: photos}"]
+    assert overrides.force_keys("train", forced) == forced
     assert overrides.force_keys("transfer", forced) == [f"++{word}" for word in forced]

@@ -132,7 +132,15 @@ def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path)
     assert changed("debug=study", "data.batch_size=8", command="predict")["data.batch_size"] == 8
 
 
-def test_a_sweep_of_tests_has_the_typed_jobs_alone(sppnet: Caller, spawn: Caller, run: Called) -> None:
+def test_a_sweep_of_tests_has_the_typed_jobs_and_the_axes_of_its_file(
+    sppnet: Caller, spawn: Caller, run: Called, tmp_path: Path
+) -> None:
+    (tmp_path / "mine/experiments").mkdir()
+    axes = "{data.root: 'photos,gone', views.aspect_step: '0.25,0.5'}"  # keys that the defaults of conf/ lack
+    (tmp_path / "mine/experiments/axes.yaml").write_text(f"# @package _global_\nhydra: {{sweeper: {{params: {axes}}}}}")
+    words = ("-m", "--config-dir", "mine", f"checkpoint={run.run}", "views=full", "experiments=axes")
+    filed = spawn("test", *words, "views.aspect_step=0.3")  # replaces the axis
+    assert re.findall(r"\[(./.)\] (done|refused)", filed.out) == [("1/2", "done"), ("2/2", "refused")], filed
     next(Path("photos/a").iterdir()).unlink()
     single = sppnet("test", f"checkpoint={run.run}", "views=center")
     swept = spawn("test", "-m", f"checkpoint={run.run}", "views=center,full")

@@ -1,7 +1,7 @@
-"""`hydra/sweeper=sppnet_rows`: a sweep that runs each listed row (a list of overrides) at each grid point of `params`.
+"""The sweeper `sppnet_rows`, the default: it runs each listed row (a list of overrides) at each grid point of `params`.
 
 The rows of a published table rarely form a full grid. For example, a network without a pyramid has only one training
-size.
+size. Without rows, the sweep is a plain grid.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="sppnet_rows", node=Row
 class RowsSweeper(BasicSweeper):
     """Runs every listed row with every combination of the axes' values.
 
-    Overrides that the user types take precedence over those of the rows and axes.
+    Overrides that the user types take precedence over those of the rows and axes, however they are spelt.
     """
 
     def __init__(
@@ -53,7 +53,12 @@ class RowsSweeper(BasicSweeper):
 
         assert self.hydra_context is not None
         assert self.launcher is not None
-        expanded = expand(self.rows, self.only, self.params, arguments, self.hydra_context.config_loader)
-        jobs = [job.overrides for job in expanded]
+        assert self.config is not None
+        command, loader = str(self.config.hydra.job.name), self.hydra_context.config_loader
+        jobs = [job.overrides for job in expand(command, self.rows, self.only, self.params, arguments, loader)]
         self.validate_batch_is_legal(jobs)
-        return [self.launcher.launch(jobs, initial_job_idx=0)]
+        returns: list[Sequence[JobReturn]] = []
+        for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size) if jobs else [[]]:
+            returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))
+            _ = [job.return_value for job in returns[-1]]  # raises the exception of a job that failed
+        return returns

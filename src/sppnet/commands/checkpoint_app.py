@@ -6,7 +6,6 @@ adds. `sppnet.runs.from_checkpoint` then applies the overrides of each job to th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sppnet.commands import hydra_app
 from sppnet.config import overrides
 from sppnet.config.compose import Job
-from sppnet.runs.from_checkpoint import TrainedNetwork, check_names, checkpoint_path, configure, resolve_checkpoint
+from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, configure, resolve_checkpoint
 
 
 def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwork[Any]], None]) -> None:
@@ -42,14 +41,9 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
 
     checkpoint = overrides.last_override("checkpoint", words)
     typed = None if checkpoint is None or checkpoint.is_sweep_override() else checkpoint.value()
-    if typed is not None and "${" not in str(typed):
-        path, (single, swept) = checkpoint_path(str(typed)), overrides.split_sweeps(words)
-        if overrides.shows_config(words) and not swept:
-            print(OmegaConf.to_yaml(configure(command, path, single)), end="")
+    if typed is not None and "${" not in str(typed) and overrides.shows_config(words):
+        single, swept = overrides.split_sweeps(words)
+        if not swept:
+            print(OmegaConf.to_yaml(configure(command, checkpoint_path(str(typed)), single)), end="")
             return
-        # A wrong name is refused before the first job starts, unless an option that is not yet known may have the key.
-        if overrides.starts_jobs(words) and not any(re.match(r"\+\w|experiments=", word) for word in (*single, *swept)):
-            axes = tuple(f"{overrides.key_of(word)}." for word in swept)
-            words_of_all = [word for word in single if not f"{overrides.key_of(word)}.".startswith(axes)]
-            check_names(command, path, words_of_all)
     hydra_app.run_composed(command, words, run_job)

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sppnet import errors
 from sppnet.config import compose, option_files, overrides
-from sppnet.config.command_schemas import COMMANDS
+from sppnet.config.command_schemas import COMMANDS, FROM_CHECKPOINT
 from sppnet.config.compose import Job
 from sppnet.config.keys import without_effect
 from sppnet.config.load import load
@@ -35,12 +35,11 @@ from sppnet.config.schema import Section
 from sppnet.errors import UserError
 
 SWEEPABLE = ("train", "transfer")  # the commands that a study can run as a sweep
-FROM_CHECKPOINT = ("test", "predict", "transfer")
 
 
 @functools.cache
 def _scratch_directory() -> str:
-    """Create a directory, removed at exit, for the multirun.yaml that Hydra writes for every sweep."""
+    """Create a directory, removed at exit, for the files that sweepers and launchers of Hydra write."""
     path = tempfile.mkdtemp(prefix="sppnet-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path

@@ -97,6 +97,8 @@ COMMANDS: dict[str, type[Section]] = {
     "bench": BenchConfig,
     "models": ModelsConfig,
 }
+# the commands that apply what is typed to the configuration of a run
+FROM_CHECKPOINT = tuple(name for name, schema in COMMANDS.items() if "checkpoint" in schema.model_fields)
 
 
 SET_BY_LAUNCHER = (

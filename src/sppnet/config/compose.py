@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -82,7 +82,7 @@ def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob],
         rows = _to_dict(sweeper.get("rows", {}))
         with _initialized():
             loader = GlobalHydra.instance().config_loader()
-            jobs = expand(rows, sweeper.get("only", []), sweeper.get("params"), typed, loader)
+            jobs = expand(command, rows, sweeper.get("only", []), sweeper.get("params"), typed, loader)
         return jobs, rows, _to_dict(cfg.report)
 
 
@@ -125,8 +125,18 @@ def _to_dict(node: Any) -> dict[str, Any]:
     return {str(key): value for key, value in items.items()}
 
 
-def _initialized() -> AbstractContextManager[None]:
-    return hydra.initialize_config_dir(str(option_files.root() / "conf"), version_base="1.3")
+@contextmanager
+def _initialized() -> Iterator[None]:
+    """Initialise Hydra to compose from `conf/`, also inside a launcher, while Hydra is in use for the sweep."""
+    state = GlobalHydra.instance()
+    of_sweep = state.hydra
+    state.clear()
+    try:
+        with hydra.initialize_config_dir(str(option_files.root() / "conf"), version_base="1.3"):
+            yield
+    finally:
+        if of_sweep is not None:
+            GlobalHydra.instance().initialize(of_sweep)
 
 
 def _searchpath() -> str:

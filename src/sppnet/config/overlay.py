@@ -25,6 +25,7 @@ from sppnet.config.overrides import is_choice, key_of
 from sppnet.errors import UserError
 
 PRIMARY = "_overlay_"  # a primary configuration that chooses the option `EMPTY` of every group
+BASE = "_base_"  # what conf/base.yaml overrides; a study's file can override it again, since it is not primary
 Path = tuple[Any, ...]  # the names of the sections that a key lies in, and its own
 
 
@@ -123,7 +124,8 @@ def _empty_options() -> Iterator[list[str]]:
         that are listed before its own.
     """
     base = yaml.safe_load((option_files.root() / "conf" / "base.yaml").read_text(encoding="utf-8"))
-    listed = [group for entry in base["defaults"] if isinstance(entry, dict) for group in entry]
+    entries = [(group, entry) for entry in base["defaults"] if isinstance(entry, dict) for group in entry]
+    listed = [group for group, _ in entries if not group.startswith("override ")]
     Plugins.instance()  # adds the options of plugins to the store when it is first called
     store = ConfigStore.instance()
     repo = store.repo
@@ -133,8 +135,9 @@ def _empty_options() -> Iterator[list[str]]:
         for group in groups:
             inner = [{name.rpartition("/")[2]: EMPTY} for name in groups if name.rpartition("/")[0] == group]
             store.store(group=group, name=EMPTY, node={"defaults": [*inner, "_self_"]})
+        store.store(name=BASE, node={"defaults": [entry for group, entry in entries if group not in listed]})
         defaults = [*({group: "local" if group == "launch" else EMPTY} for group in listed), {"experiments": None}]
-        store.store(name=PRIMARY, node={"defaults": ["_self_", *defaults]})
+        store.store(name=PRIMARY, node={"defaults": ["_self_", BASE, *defaults]})
         yield listed
     finally:
         store.repo = repo

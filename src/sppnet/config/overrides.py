@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from sppnet.config import option_files
-from sppnet.config.command_schemas import COMMANDS, SlurmOptions
+from sppnet.config.command_schemas import COMMANDS, FROM_CHECKPOINT, SlurmOptions
 from sppnet.config.keys import key_named, keys
 from sppnet.config.schema import Trainer
 from sppnet.errors import UserError
@@ -121,20 +121,14 @@ def shows_config(words: Sequence[str]) -> bool:
     return bool(_parse(words).cfg == "job")
 
 
-def starts_jobs(words: Sequence[str]) -> bool:
-    """Whether `-m` was typed, or another launcher than the default one."""
-    arguments = _parse(words)
-    return arguments.multirun or any(word.startswith("launch=") for word in arguments.overrides)
-
-
 def force_keys(command: str, words: Sequence[str]) -> list[str]:
-    """Put `++` before each typed key that only the options of a run may have, so that Hydra accepts it.
+    """Put `++` before each key that only the options of a run may have, so that Hydra accepts it for `command`.
 
-    `merge` refuses a key that the run lacks as well. Keys that every configuration has stay as they are, because a
-    typed `layer=fc1` replaces the axis `layer` of a study's file, and `++layer=fc1` would not.
+    `merge` refuses a key that the run lacks as well. Keys that every configuration has stay as they are, since the
+    words are printed and recorded.
     """
     arguments = _parse(words)
-    if arguments.shell_completion:  # whose words are no overrides
+    if command not in FROM_CHECKPOINT or arguments.shell_completion:  # whose words are no overrides
         return list(words)
     typed = [word for word in arguments.overrides if not re.match(r"[+~]|hydra[./]|[^=]*@", word)]
     typed = [word for word in typed if not is_choice(word) and not _is_always_there(command, word)]
@@ -229,7 +223,10 @@ def quote_names(word: str) -> str:
 
 def _misread(part: str, key: str) -> bool:
     """Whether Hydra reads `part` as a number or a boolean, although `key` takes strings (and no booleans)."""
-    value = parse_value(f"x={part}")
+    try:
+        value = parse_value(f"x={part}")
+    except HydraException:
+        return False
     return isinstance(value, int | float) and not (isinstance(value, bool) and text_keys().get(key))
 
 
@@ -256,6 +253,7 @@ class ExpandedJob(NamedTuple):
 
 
 def expand(
+    command: str,
     rows: Mapping[str, Any],
     only: Sequence[str] | str,
     params: Mapping[str, str] | None,
@@ -267,6 +265,7 @@ def expand(
     Jobs with equal overrides become one job, which has the name of the first of their rows.
 
     Args:
+        command: the command that the sweep runs.
         rows: a mapping from the name of each row to its settings, with its overrides in the list `set`; empty for a
             plain grid.
         only: the name or names of the rows to expand; empty for all rows.
@@ -287,8 +286,9 @@ def expand(
         if name not in rows:
             raise HydraException(f"hydra.sweeper.only={name} is not allowed: must be one of {', '.join(rows)}")
     parser = OverridesParser.create(config_loader=loader)
+    # YAML has changed a bare 2024_05 to 202405 here, which the launcher refuses for a key that takes strings.
     axes = [
-        quote_names(f"{key}={value}") if isinstance(value, str) else f"{key}={value}"
+        f"{key}={value}" if _misread(str(value), key.lstrip("+")) else quote_names(f"{key}={value}")
         for key, value in (params or {}).items()
     ]
     typed_keys = {key_of(word) for word in typed}
@@ -296,7 +296,7 @@ def expand(
     for name in selected or list(rows) or [""]:
         row = [quote_names(word) for word in rows[name]["set"]] if name else []
         # Hydra replaces only words that are spelt the same, and the typed ones may begin with ++
-        filed = [word for word in (*axes, *row) if key_of(word) not in typed_keys]
+        filed = force_keys(command, [word for word in (*axes, *row) if key_of(word) not in typed_keys])
         [batch] = BasicSweeper.split_arguments(parser.parse_overrides([*filed, *typed]), None)
         for overrides in batch:
             jobs.setdefault(tuple(sorted(overrides)), ExpandedJob(name, overrides))

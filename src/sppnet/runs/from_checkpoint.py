@@ -19,7 +19,7 @@ from sppnet.config.compose import Job, compose_hydra, explained, resolve, unreso
 from sppnet.config.load import check_layout, load
 from sppnet.config.merge import check_changes, merge
 from sppnet.config.overlay import Overlay, compose_overlay
-from sppnet.config.schema import Backbone, Config
+from sppnet.config.schema import Backbone, Config, Section
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_class_digests
 from sppnet.runs.run_directory import Run
@@ -79,21 +79,34 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
         UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override has a value that is not
             allowed, or changes a key that must stay as it was in training.
     """
-    own = {name: node for name, node in unresolved(job.cfg).items() if name not in Config.model_fields}
-    typed = None if OmegaConf.is_missing(job.cfg, "checkpoint") else job.cfg.get("checkpoint")
-    if typed is None:
+    checkpoint = _checkpoint_of(job.cfg)
+    if checkpoint is None:
         raise UserError("checkpoint must be given: checkpoint=VALUE")
-    checkpoint = checkpoint_path(str(typed))
     stored, overlay = load_stored_config(checkpoint), compose_overlay(command, job.overrides)
-    plain = _apply(command, stored, overlay, own)
-    cfg = load(COMMANDS[command], plain)  # names a typed name or value that is wrong before what may not change
-    check_changes(command, stored, plain)
+    cfg = _load(command, stored, overlay, job.cfg)
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
     changed_code = _changed_code(cfg.backbone, checkpoint, run)
     # an implied group counts: a study's file that chooses debug=study chooses data=digits
     typed_keys = tuple(sorted(overlay.names | {name for name in overlay.implied if "." not in name}))
     return TrainedNetwork(cfg, checkpoint, run, weights, stored, typed_keys, changed_code)
+
+
+def load_job(command: str, cfg: DictConfig, overrides: list[str]) -> Section:
+    """Check the configuration that a job of any command will have.
+
+    Args:
+        command: the command.
+        cfg: the configuration as Hydra composed it.
+        overrides: the overrides of the job.
+
+    Raises:
+        UserError: as for `resolve_checkpoint`.
+    """
+    checkpoint = _checkpoint_of(cfg)
+    if checkpoint is None:
+        return load(COMMANDS[command], resolve(command, unresolved(cfg)))
+    return _load(command, load_stored_config(checkpoint), compose_overlay(command, overrides), cfg)
 
 
 def configure(command: str, checkpoint: Path, overrides: list[str]) -> dict[str, Any]:
@@ -112,13 +125,17 @@ def configure(command: str, checkpoint: Path, overrides: list[str]) -> dict[str,
     return plain
 
 
-def check_names(command: str, checkpoint: Path, overrides: list[str]) -> None:
-    """Check that the keys which are typed exist in the configuration stored with a checkpoint.
+def _checkpoint_of(cfg: DictConfig) -> Path | None:
+    typed = None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.get("checkpoint")
+    return None if typed is None else checkpoint_path(str(typed))
 
-    Raises:
-        UserError: a key does not exist.
-    """
-    merge(command, load_stored_config(checkpoint), compose_overlay(command, overrides))
+
+def _load(command: str, stored: Mapping[str, Any], overlay: Overlay, composed: DictConfig) -> Section:
+    own = {name: node for name, node in unresolved(composed).items() if name not in Config.model_fields}
+    plain = _apply(command, stored, overlay, own)
+    cfg = load(COMMANDS[command], plain)  # names a typed name or value that is wrong before what may not change
+    check_changes(command, stored, plain)
+    return cfg
 
 
 def _apply(command: str, stored: Mapping[str, Any], overlay: Overlay, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Sweeps of many runs: how they are planned, started and looked up.
 
-1. A sweeper (Hydra's basic sweeper or `hydra_plugins/sppnet/row_sweeper.py`) expands overrides, axes and listed rows
-   into one list of overrides per job. `hydra_launcher.py` composes a `SweepJob` from each list.
+1. The sweeper (`hydra_plugins/sppnet/row_sweeper.py`) expands overrides, axes and listed rows into one list of
+   overrides per job. `hydra_launcher.py` composes a `SweepJob` from each list.
 2. `sweep.py` plans the jobs. `Sweep` determines the run and the test of each job, skips jobs that are done, and groups
    jobs that share a run.
 3. `study.py` records the sweep as `SweepPoint`s in `RUNS/STUDY/study.json`.

@@ -54,7 +54,7 @@ class SweepLauncher(Launcher):
             row = rows.get(tuple(sorted(overrides)), "")
             jobs.append(SweepJob(number, overrides, load(self.config, overrides), row))
         self.sweep(command, jobs).run()
-        returns = [JobReturn(overrides=job.overrides, cfg=job.cfg, task_name=command) for job in jobs]
+        returns = [JobReturn(overrides=job.overrides, cfg=job.composed, task_name=command) for job in jobs]
         for job_return in returns:
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         return returns
@@ -73,7 +73,8 @@ class SweepLauncher(Launcher):
         # the overrides with which the sweeper expanded the rows
         typed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
         assert isinstance(typed, list)
-        expanded = expand(node.rows, node.only, node.params, typed, self.hydra_context.config_loader)
+        command, loader = str(self.config.hydra.job.name), self.hydra_context.config_loader
+        expanded = expand(command, node.rows, node.only, node.params, typed, loader)
         return {tuple(sorted(job.overrides)): job.row for job in expanded}
 
 
@@ -93,4 +94,5 @@ def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:
     for override in overrides:
         key = key_of(override)
         if key in text_keys() and quote_names(override) != override:
-            raise UserError(f"{override}: hydra.sweeper.params must give {key} a string; put the value in quotes")
+            quotes = "put the value in two pairs of quotes, as in \"'2024_05'\""
+            raise UserError(f"{override}: hydra.sweeper.params must give {key} a string; {quotes}")

@@ -154,10 +154,10 @@ def split_cores(n: int) -> list[set[int]]:
 
 def _gpus_of(job: SweepJob) -> int | list[int]:
     """The number of GPUs that a job needs, or their indexes; only training can use several GPUs."""
-    if job.plan is not None:
-        trainer = job.plan.cfg.trainer
-        return requested_gpus(trainer.accelerator, trainer.devices)
-    return requested_gpus(str(job.cfg.trainer.accelerator), 1)
+    if job.cfg is None:
+        return 0
+    trainer = job.cfg.trainer
+    return requested_gpus(trainer.accelerator, trainer.devices if job.plan else 1)
 
 
 def _threads(cfg: Config) -> int:

@@ -110,7 +110,8 @@ class SlurmSweep(Sweep):
 
     def _home(self, job: SweepJob) -> Path:
         """The folder for the study's submissions, beside its runs."""
-        return Path(str(job.cfg.paths.runs)).expanduser() / str(job.cfg.study) / ".slurm"
+        assert job.cfg is not None
+        return Path(job.cfg.paths.runs).expanduser() / job.cfg.study / ".slurm"
 
     def _create_folder(self, job: SweepJob) -> Path:
         """Create a folder for the script and the logs of a new submission."""
@@ -142,9 +143,10 @@ def load_slurm_options(options: Mapping[str, Any]) -> SlurmOptions:
 
 def _shape(job: SweepJob) -> tuple[int, int]:
     """The number of nodes that a job needs, and the number of tasks per node."""
-    trainer = job.cfg.trainer
-    devices = trainer.devices
-    return int(trainer.num_nodes), devices if isinstance(devices, int) else len(devices)
+    if job.plan is None:  # only training uses several devices
+        return 1, 1
+    trainer = job.plan.cfg.trainer
+    return trainer.num_nodes, trainer.devices if isinstance(trainer.devices, int) else len(trainer.devices)
 
 
 def _mark_queued(run: Run, folder: Path, index: int) -> Callable[[], None] | None:

@@ -1,6 +1,7 @@
-"""The jobs of a sweep: which run each job names, whether it can be skipped, and how it ended. Does not import torch.
+"""The jobs of a sweep: which run each job names, whether it can be skipped, and how it ended.
 
-`local_launcher.py` runs the jobs on this machine, `slurm_launcher.py` on a cluster.
+`local_launcher.py` runs the jobs on this machine, `slurm_launcher.py` on a cluster. Only a job that starts from a
+checkpoint file outside a run directory makes this module import torch.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
 from sppnet.config import option_files
-from sppnet.config.compose import resolve, unresolved
-from sppnet.config.load import load
 from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
+from sppnet.runs.from_checkpoint import load_job
 from sppnet.runs.plan import PlannedRun, check_duplicates, plan_run
 from sppnet.runs.result_text import result_lines
 from sppnet.studies.status import run_status
@@ -36,8 +36,9 @@ class SweepJob:
     Attributes:
         number: the index of the job in the sweep.
         overrides: the overrides on the job's command line.
-        cfg: the job's composed configuration.
+        composed: the job's configuration as Hydra composed it.
         row: the name of the job's listed row; "" if the sweep lists no rows.
+        cfg: the job's configuration; None before planning, if it is refused, and for commands without runs.
         plan: the run and the test that the job names; None before planning and for commands other than `train`.
         outcome: "" until the outcome is known, then `done`, `failed`, `refused`, `queued` or `left` (skipped).
         lines: the lines that are printed below the job's status line.
@@ -45,8 +46,9 @@ class SweepJob:
 
     number: int
     overrides: list[str]
-    cfg: DictConfig
+    composed: DictConfig
     row: str = ""
+    cfg: Config | None = None
     plan: PlannedRun | None = None
     outcome: str = ""
     lines: list[str] = field(default_factory=list)
@@ -144,10 +146,13 @@ class Sweep:
 
     def _plan(self, job: SweepJob) -> None:
         """Determine the run that a job names. If the configuration is invalid, the job's outcome is `refused`."""
-        if self.command != "train":
-            return
         try:
-            planned = plan_run(load(Config, resolve(self.command, unresolved(job.cfg))))
+            cfg = load_job(self.command, job.composed, job.overrides)
+            job.cfg = cfg if isinstance(cfg, Config) else None
+            if self.command != "train":
+                return
+            assert job.cfg is not None
+            planned = plan_run(job.cfg)
             check_duplicates(planned)
         except UserError as error:
             job.outcome, job.lines = "refused", [str(error)]
