@@ -14,7 +14,7 @@ import yaml
 
 from calling import Caller, command
 from sppnet.config import overrides
-from sppnet.config.compose import compose_config, compose_plain
+from sppnet.config.compose import compose_config, compose_plain, expand_sweep
 from sppnet.config.keys import value_of
 from sppnet.errors import UserError
 
@@ -125,6 +125,14 @@ def test_the_shell_completes_as_the_readme_says(tmp_path: Path) -> None:
         ["bash", "-c", ask], cwd=tmp_path, env=os.environ | {"PATH": search_path}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["predict", "backbone=zf5", "experiments", "views=full"]
+
+
+def test_typed_words_replace_those_of_a_file_that_say_the_same() -> None:
+    """`pooling={...}` sets a key of the pooling, but chooses none."""
+    for word in ("pooling.pool=avg", "++pooling.pool=avg", "pooling={pool: avg}"):
+        assert len(expand_sweep("train", ["experiments=heads", word])[0]) == 15
+        assert len(expand_sweep("train", ["experiments=pooling", word])[0]) == 5
+    assert len(expand_sweep("train", ["experiments=heads", "pooling=gap"])[0]) == 5
 
 
 def test_only_keys_that_a_run_may_lack_are_forced() -> None:

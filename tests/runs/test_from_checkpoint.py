@@ -11,6 +11,9 @@ import yaml
 from PIL import Image
 
 from calling import SMALL, Called, Caller
+from sppnet.config.compose import resolve
+from sppnet.config.merge import merge
+from sppnet.config.overlay import Overlay
 from sppnet.report.row_names import flatten
 
 
@@ -100,6 +103,15 @@ def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path)
     (tmp_path / "mine/presets/small.yaml").write_text("# @package _global_\ndata: {batch_size: 2}\n")
     arguments = "widths: {1: 3}\nlabels: {cat.jpg: 4}\ntransform: {}\n"
     (tmp_path / "mine/data/own.yaml").write_text(f"defaults: [digits, _self_]\n{arguments}")
+    for folder in ("transform", "part", ".hidden", "a b.c"):  # groups of the user's own inside data
+        (tmp_path / f"mine/data/{folder}").mkdir()
+        (tmp_path / f"mine/data/{folder}/2024_05.yaml").write_text("kind: blur\nradius: 2\n")
+        (tmp_path / f"mine/data/{folder}/sharp.yaml").write_text("kind: sharp\n")
+    inner = "transform: '2024_05', part@transform.first: '2024_05'"
+    (tmp_path / "mine/data/nested.yaml").write_text(f"defaults: [own, {inner}, _self_]\n")
+    (tmp_path / "mine/experiments/sharp.yaml").write_text(
+        "# @package _global_\ndefaults: [override /data: nested, override /data/transform: sharp]\n"
+    )
     (tmp_path / "mine/experiments/trained.yaml").write_text("# @package _global_\ndata: {resampler: pillow}\n")
     stored = dict(flatten(yaml.safe_load((path / "config.yaml").read_text())))
 
@@ -129,6 +141,14 @@ def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path)
     own = {"data.widths": {1: 3}, "data.labels": {"cat.jpg": 4}, "data.transform": {}}
     assert all(item in changed("data=own").items() for item in own.items())
     assert changed("data=own", "+data.extra=1")["data.extra"] == 1
+    blur, sharp = {"kind": "blur", "radius": 2}, {"kind": "sharp"}
+    typed = changed("data=nested", "data/part@data.transform.first=sharp")
+    assert changed("data=nested")["data.transform"] == {**blur, "first": blur}
+    assert typed["data.transform"] == {**blur, "first": sharp}
+    assert changed("experiments=sharp")["data.transform"] == {**sharp, "first": blur}
+    assert changed("+data/transform=2024_05") == {"data.transform": blur}
+    package = sppnet("test", f"checkpoint={path}", "sizes.test=[16]", "--cfg", "job", "--package", "sizes.test")
+    assert package.out == "# @package sizes.test\n- 16\n"
     assert changed("debug=study", "data.batch_size=8", command="predict")["data.batch_size"] == 8
 
 
@@ -136,16 +156,18 @@ def test_a_sweep_of_tests_has_the_typed_jobs_and_the_axes_of_its_file(
     sppnet: Caller, spawn: Caller, run: Called, tmp_path: Path
 ) -> None:
     (tmp_path / "mine/experiments").mkdir()
-    axes = "{data.root: 'photos,gone', views.aspect_step: '0.25,0.5'}"  # keys that the defaults of conf/ lack
+    axes = "{views.aspect_step: '0.25,0.5'}"  # a key that the defaults of conf/ lack
     (tmp_path / "mine/experiments/axes.yaml").write_text(f"# @package _global_\nhydra: {{sweeper: {{params: {axes}}}}}")
-    words = ("-m", "--config-dir", "mine", f"checkpoint={run.run}", "views=full", "experiments=axes")
-    filed = spawn("test", *words, "views.aspect_step=0.3")  # replaces the axis
-    assert re.findall(r"\[(./.)\] (done|refused)", filed.out) == [("1/2", "done"), ("2/2", "refused")], filed
     next(Path("photos/a").iterdir()).unlink()
-    single = sppnet("test", f"checkpoint={run.run}", "views=center")
-    swept = spawn("test", "-m", f"checkpoint={run.run}", "views=center,full")
+    words = ("--config-dir", "mine", f"checkpoint={run.run}", "views=full", "experiments=axes")
+    single = sppnet("test", *words)
     assert "data.root=photos has changed since the network was trained" in single.err
+    assert "warning: experiments=axes is a sweep" in single.err
+    swept = spawn("test", "-m", *words)
     assert [f"[{number}/2] refused" in swept.out for number in (1, 2)] == [True, True], swept.out
+    replaced = sppnet("test", "-m", *words, "views.aspect_step=0", "seed=1")
+    assert "[1/1] refused" in replaced.out, "the typed key replaces the axis"
+    assert replaced.err.startswith("sppnet test: views.aspect_step=0 is not allowed"), replaced.err
 
 
 def test_a_study_file_changes_the_keys_that_it_sets(sppnet: Caller, tmp_path: Path) -> None:
@@ -188,6 +210,8 @@ def test_a_study_file_changes_the_keys_that_it_sets(sppnet: Caller, tmp_path: Pa
         (["augment=paper"], "augment.flip=true is not allowed: the checkpoint was trained with false"),
         (["views=flu", "--cfg", "job"], "available options are center, full"),
         (["+backbone.depth.a=1"], "backbone.depth={a: 1} is not allowed"),
+        (["backbone.width=4.0"], "backbone.width=4.0 is not allowed: the checkpoint was trained with 4,"),
+        (["checkpoint=${study}", "--cfg", "job"], "no such file or directory"),
         (["+logger.wandb.project=x"], "logger.wandb"),
         (["trainer.strategy=ddp"], "trainer.strategy=ddp is not allowed: the checkpoint was trained with auto"),
         (["trainer.threads=2"], "it is now called compute.num_threads"),
@@ -202,6 +226,12 @@ def test_what_cannot_be_obeyed_is_refused(sppnet: Caller, trained: Called, words
     done = sppnet("test", f"checkpoint={checkpoint}", *words)
     assert done.code == 2, (done.out, done.err)
     assert expected in done.err.splitlines()[-1]
+
+
+def test_stored_text_stays_as_it_was_typed() -> None:
+    texts = {"a": "${seed}", "b": r"x\${seed}", "c": [r"\\${a}", "a\\b", "tail\\"], "d": "???x", "e": "$"}
+    stored = {"backbone": {"_target_": "mine.Net", "texts": texts}}
+    assert resolve("test", merge("test", stored, Overlay({}, {}))) == stored
 
 
 def test_the_code_of_a_plugin_in_a_list_is_part_of_the_identity(

@@ -6,6 +6,7 @@ adds. `sppnet.runs.from_checkpoint` then applies the overrides of each job to th
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from sppnet.commands import hydra_app
 from sppnet.config import overrides
 from sppnet.config.compose import Job
-from sppnet.runs.from_checkpoint import TrainedNetwork, checkpoint_path, configure, resolve_checkpoint
+from sppnet.config.overlay import check_removals
+from sppnet.errors import UserError
+from sppnet.runs.from_checkpoint import TrainedNetwork, configure, resolve_checkpoint
 
 
 def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwork[Any]], None]) -> None:
@@ -32,18 +35,28 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
         UserError: the checkpoint does not exist or was not written by sppnet, or a typed override changes a key that
             the command may not change.
     """
-    words = overrides.force_keys(command, hydra_app.normalise(command, words))
+    words = hydra_app.normalise(command, words)
+    check_removals(words)
+    words = overrides.force_keys(command, words)
 
     def run_job(job: Job[DictConfig]) -> None:
         trained = resolve_checkpoint(command, job)
         hydra_app.warn_of_keys_without_effect(trained.cfg, job.overrides, {})
         run_command(trained)
 
-    checkpoint = overrides.last_override("checkpoint", words)
-    typed = None if checkpoint is None or checkpoint.is_sweep_override() else checkpoint.value()
-    if typed is not None and "${" not in str(typed) and overrides.shows_config(words):
-        single, swept = overrides.split_sweeps(words)
-        if not swept:
-            print(OmegaConf.to_yaml(configure(command, checkpoint_path(str(typed)), single)), end="")
-            return
+    if (shown := overrides.shown_job(words)) and (cfg := configure(command, shown[0])):
+        _show(cfg, shown[1])
+        return
     hydra_app.run_composed(command, words, run_job)
+
+
+def _show(cfg: dict[str, Any], options: Namespace) -> None:
+    """Print a configuration as Hydra's `--cfg` and `--package` do."""
+    if options.cfg == "job":
+        del cfg["hydra"]
+    package = options.package if options.package not in {None, "_global_"} else ""
+    node = OmegaConf.select(OmegaConf.create(cfg), package) if package else OmegaConf.create(cfg)
+    if node is None:
+        raise UserError(f"--package={package}: there is no such section")
+    print(f"# @package {package}\n" if package and OmegaConf.is_config(node) else "", end="")
+    print(OmegaConf.to_yaml(node) if OmegaConf.is_config(node) else f"{node}\n", end="")

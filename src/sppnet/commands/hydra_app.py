@@ -56,6 +56,8 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
         UserError: a command-line option is unknown, or a word is not an override.
     """
     option_files.use_config_dir(words)
+    if (folder := option_files.config_dir()) is not None and not folder.is_dir():
+        raise UserError(f"--config-dir {folder}: no such folder")
     return overrides.normalise(command, words)
 
 
@@ -66,7 +68,7 @@ class _Composed:
     Attributes:
         job: the job, with its configuration not yet resolved.
         slurm_options: the launcher's options if this is a single job for SLURM; None otherwise.
-        problem: the error message if a study's sweep was typed without `-m`; empty otherwise.
+        problem: what to say if a study's sweep was typed without `-m`; empty otherwise.
     """
 
     job: Job[DictConfig]
@@ -144,15 +146,17 @@ def _describe(command: str, words: Sequence[str], cfg: DictConfig) -> _Composed:
     return _Composed(
         job=Job(cfg, typed, sweeper, in_sweep),
         slurm_options=None if in_sweep else _slurm_options(),
-        problem="" if in_sweep or command not in SWEEPABLE else _missing_multirun(typed),
+        problem="" if in_sweep or command not in {*SWEEPABLE, *FROM_CHECKPOINT} else _missing_multirun(typed),
     )
 
 
 def _start(command: str, composed: _Composed, run_command: Callable[[Job[DictConfig]], None]) -> None:
     """Submit the job if its launcher is the SLURM launcher; otherwise run it in this process."""
     job = composed.job
-    if composed.problem:
+    if composed.problem and command in SWEEPABLE:
         raise UserError(composed.problem)
+    if composed.problem:
+        errors.notice(f"warning: {composed.problem}; without it, the rows and axes of the study have no effect")
     if composed.slurm_options is not None:
         from sppnet.studies.slurm_launcher import SlurmSweep
         from sppnet.studies.sweep import SweepJob

@@ -11,7 +11,7 @@ from sppnet.commands import checkpoint_app
 from sppnet.config.command_schemas import TestConfig
 from sppnet.config.keys import nearest, value_of
 from sppnet.config.load import replace
-from sppnet.config.schema import Config, Data
+from sppnet.config.schema import Config
 from sppnet.data import ImageSet, build_images_from_config, build_sizes, load_tested
 from sppnet.errors import notice
 from sppnet.runs.from_checkpoint import TrainedNetwork
@@ -39,7 +39,7 @@ def test(trained: TrainedNetwork[TestConfig]) -> None:
             notice(line)
         print_result(run, result)
         return
-    result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained.typed_keys, cfg.data))
+    result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained))
     print_result(run, result)  # print before writing, which may fail in another user's run directory
     if run:
         file = run.test_file(test_hash)
@@ -69,9 +69,15 @@ def _checked_duplicates(result: Mapping[str, Any], cfg: Config) -> bool:
     return bool(policy != "error" or result.get("duplicates") == policy)
 
 
-def _chose_data(typed: Iterable[str], data: Data) -> bool:
-    """Whether the user chose the data to test on: the data set, its class or an argument of the class."""
-    return any(key == "data" or (key.startswith("data.") and key.split(".")[1] in data.node()) for key in typed)
+def _chose_data(trained: TrainedNetwork[TestConfig]) -> bool:
+    """Whether the user chose the data to test on: typed the data set or an argument of its class, or has others now.
+
+    The arguments may also come from a chosen option, such as one of `debug`.
+    """
+    node, stored = trained.cfg.data.node(), trained.stored["data"]
+    names = {key.partition(".")[2].partition(".")[0] for key in trained.typed_keys if key.startswith("data.")}
+    changed = any(value != stored.get(name) for name, value in node.items())
+    return changed or "data" in trained.typed_keys or not names.isdisjoint(node)
 
 
 def score_run(cfg: Config, weights: Path, name: str, images: ImageSet, chosen: bool = False) -> dict[str, Any]:

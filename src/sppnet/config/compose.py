@@ -19,7 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sppnet.config import option_files
 from sppnet.config.command_schemas import COMMANDS, SlurmOptions
 from sppnet.config.load import check_unresolved, load, unknown_key
-from sppnet.config.overrides import ExpandedJob, expand
+from sppnet.config.overrides import ExpandedJob, expand, sets_hydra
 from sppnet.config.renamed_keys import RENAMED_OPTIONS
 from sppnet.config.schema import Config
 from sppnet.errors import UserError
@@ -76,7 +76,7 @@ def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob],
     with explained(command):
         parsed = OverridesParser.create().parse_overrides(overrides)
         fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
-        typed = [word for word in overrides if not re.match(r"[+~]*hydra[./=]", word)]
+        typed = [word for word in overrides if not sets_hydra(word)]
         cfg = compose_hydra(command, fixed)
         sweeper = cfg.hydra.sweeper
         rows = _to_dict(sweeper.get("rows", {}))
@@ -96,8 +96,8 @@ def compose_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
         return hydra.compose(name, [*overrides, _searchpath()], return_hydra_config=True)
 
 
-def chosen_options(name: str, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the option of each group of the primary configuration `name`, and where options are chosen.
+def chosen_options(name: str, overrides: Sequence[str]) -> tuple[dict[str, str | list[str]], dict[str, str]]:
+    """Return the option or options of each group of the primary configuration `name`, and where options are chosen.
 
     The second mapping holds "" for a group that an override sets, and the name of the file (`experiments/heads`) for
     one that a file overrides. It lacks the groups whose option is a default.
@@ -108,9 +108,9 @@ def chosen_options(name: str, overrides: Sequence[str]) -> tuple[dict[str, str],
     with _initialized():
         loader = GlobalHydra.instance().config_loader()
         found = loader.compute_defaults_list(name, [*overrides, _searchpath()], RunMode.RUN).overrides
-    options = {group: option for group, option in found.known_choices.items() if option is not None}
-    lists = {group: names for group, names in found.override_choices.items() if isinstance(names, list)}
-    options |= {group: f"[{','.join(names)}]" for group, names in lists.items()}
+    options: dict[str, str | list[str]] = {}
+    options |= {group: option for group, option in found.known_choices.items() if option is not None}
+    options |= {group: names for group, names in found.override_choices.items() if isinstance(names, list)}
     return options, {group: each.containing_config_path or "" for group, each in found.override_metadata.items()}
 
 

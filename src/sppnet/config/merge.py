@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,9 @@ def merge(command: str, stored: Mapping[str, Any], overlay: Overlay) -> dict[str
         typed = any(f"{key.name}.".startswith(f"{group}.") for group in overlay.groups)
         if isinstance(section, dict) and (key.may_change(command) or typed):
             _clear(key, section, option if isinstance(option, dict) else {})
+    for name in overlay.groups - {key.name for key in keys(Config)}:  # a group inside the user's options
+        if isinstance(section := value_of(merged, name), dict):
+            section.clear()
     for path, value in leaves(overlay.options):
         applies = may_change(dotted(path), command, merged) or _is_typed(dotted(path), overlay)
         if applies and not _stays(path, value, sections, merged):
@@ -77,14 +81,18 @@ def may_change(name: str, command: str, data: Mapping[str, Any] | None = None) -
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (key, old value, new value) for every leaf that differs. The value of an absent key is `ABSENT`."""
-    if old == new:
+    """Yield (key, old value, new value) for every leaf that differs. The value of an absent key is `ABSENT`.
+
+    1, 1.0 and True differ as arguments of the user's classes, which may treat them differently.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for part in {**old, **new}:
+            yield from differences(old.get(part, ABSENT), new.get(part, ABSENT), f"{name}.{part}".lstrip("."))
         return
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+    key = key_named(Config, name)
+    is_argument = key is None or key.mark(Passed) is not None
+    if old != new or (is_argument and repr(old) != repr(new)):
         yield name, old, new
-        return
-    for part in {**old, **new}:
-        yield from differences(old.get(part, ABSENT), new.get(part, ABSENT), f"{name}.{part}".lstrip("."))
 
 
 def _clear(key: Key, section: dict[str, Any], option: Mapping[str, Any]) -> None:
@@ -152,7 +160,7 @@ def _escape(node: Any) -> Any:
         return {name: _escape(value) for name, value in node.items()}
     if isinstance(node, list):
         return [_escape(item) for item in node]
-    return node.replace("${", "\\${") if isinstance(node, str) else node
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
 
 
 def _has(data: Any, path: Path) -> bool:

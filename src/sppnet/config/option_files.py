@@ -72,7 +72,9 @@ def group_names() -> list[str]:
     """Return the names of all groups, including groups inside a group, such as `data/crop`."""
     files = [(folder, path) for folder in folders() if folder.is_dir() for path in folder.rglob("*.yaml")]
     groups = {path.parent.relative_to(folder).as_posix() for folder, path in files} - {"."}
-    return sorted(groups | {"experiments"})
+    return sorted(
+        {group for group in groups if not re.search(r"(^|/)\.", group)} | {"experiments"}
+    )  # no hidden folders
 
 
 def digest() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,9 @@ from hydra.core.plugins import Plugins
 
 from sppnet.config import compose, option_files
 from sppnet.config.compose import EMPTY
-from sppnet.config.keys import value_of
-from sppnet.config.overrides import is_choice, key_of
+from sppnet.config.keys import key_named, value_of
+from sppnet.config.overrides import choice, is_choice, key_of, sets_hydra
+from sppnet.config.schema import Config
 from sppnet.errors import UserError
 
 PRIMARY = "_overlay_"  # a primary configuration that chooses the option `EMPTY` of every group
@@ -55,30 +56,65 @@ class Overlay:
 
 
 def compose_overlay(command: str, words: Sequence[str]) -> Overlay:
-    """Compose the overrides of one job, those of `hydra` left out, by themselves.
+    """Compose the overrides of one job by themselves, without those of `hydra`.
 
     Raises:
         UserError: the overrides cannot be composed, or one of them removes a key.
     """
+    check_removals(words)
+    settings = [word for word in words if not is_choice(word) and not sets_hydra(word)]
+    forced = [f"++{word.lstrip('+')}" for word in settings]
+    choices = {word.lstrip("+").partition("=")[0]: word for word in words if is_choice(word)}
+    with compose.explained(command):
+        with _empty_options() as listed:
+            of_listed = {group for group in option_files.group_names() if _outer(group) in listed and _is_known(group)}
+            choices |= {group: word.lstrip("+") for group, word in choices.items() if group in of_listed}
+            # Options of groups that conf/ lacks (`+presets=small`) count as typed themselves, as a study's file does.
+            own = [word for group, word in choices.items() if _outer(group) not in listed]
+            options, origins = compose.chosen_options(PRIMARY, list(choices.values()))
+            chosen = {group: option for group, option in options.items() if option != EMPTY and _outer(group) in listed}
+            launch = chosen.pop("launch", "local")  # a study's file may set options of its launcher
+            by_hand = {
+                group for group in chosen if group in choices or _outer(origins.get(group, "data")) not in listed
+            }
+            filed = [group for group in by_hand if group not in of_listed and group not in choices]
+            of_options = {group: choice(group, option) for group, option in chosen.items() if group in of_listed}
+            of_options |= {group: choices.get(group, choice(group, chosen[group])) for group in by_hand}
+            words_of_options = list(of_options.values())
+            if chosen.keys() - of_listed:  # groups inside the user's options, or that a study's file adds to them
+                by_hand |= chosen.keys() - compose.chosen_options(PRIMARY, words_of_options)[0].keys()
+            composed = _compose(words_of_options)
+        with _empty_options(filed):
+            empty = [choice(group, EMPTY) for group in chosen if group in of_listed or group in filed]
+            values = _compose([*own, choice("launch", launch), *empty, *forced])
+    return Overlay(
+        options=composed,
+        values=values,
+        expected=tuple(f"{key_of(word)}." for word in settings if not re.match(r"\+\w", word)),
+        groups=frozenset(map(_section, by_hand)),
+        implied=frozenset(map(_section, chosen.keys() - by_hand)),
+    )
+
+
+def check_removals(words: Iterable[str]) -> None:
+    """Refuse `~KEY`.
+
+    Raises:
+        UserError: an override removes a key.
+    """
     if removed := [word for word in words if word.startswith("~")]:
         raise UserError(f"{removed[0]} is not allowed: no key of a run can be removed")
-    with compose.explained(command), _empty_options() as listed:
-        # Options of groups that conf/ lacks (`+presets=small`) count as typed themselves, as a study's file does.
-        own = [word for word in words if is_choice(word) and _outer(key_of(word)) not in listed]
-        choices = [word.lstrip("+") for word in words if is_choice(word) and word not in own]
-        settings = [word for word in words if not is_choice(word)]
-        forced = [f"++{word.lstrip('+')}" for word in settings]
-        options, origins = compose.chosen_options(PRIMARY, [*choices, *own])
-        chosen = {group: option for group, option in options.items() if option != EMPTY and _outer(group) in listed}
-        launch = chosen.pop("launch", "local")  # a study's file may set options of its launcher
-        by_hand = {group for group in chosen if _outer(origins.get(group, "data")) not in listed}
-        return Overlay(
-            options=_compose([f"{group}={option}" for group, option in chosen.items()]),
-            values=_compose([*own, f"launch={launch}", *(f"{group}={EMPTY}" for group in chosen), *forced]),
-            expected=tuple(f"{key_of(word)}." for word in settings if not re.match(r"\+\w", word)),
-            groups=frozenset(group.replace("/", ".") for group in by_hand),
-            implied=frozenset(group.replace("/", ".") for group in chosen.keys() - by_hand),
-        )
+
+
+def _is_known(group: str) -> bool:
+    """Whether the schema has the section of a group; groups inside the user's options may be of her own."""
+    return "/" not in group or key_named(Config, _section(group)) is not None
+
+
+def _section(group: str) -> str:
+    """The section that the options of a group set: `data.crop` for `data/crop`, and for `data/mild@data.crop`."""
+    group, _, package = group.partition("@")
+    return package or group.replace("/", ".")
 
 
 def _outer(group: str) -> str:
@@ -105,7 +141,7 @@ def _compose(words: Sequence[str]) -> dict[str, Any]:
     if not words:
         return {}
     composed = compose.unresolved(compose.compose_hydra(PRIMARY, words))
-    for group in sorted(option_files.group_names(), reverse=True):  # inner groups first
+    for group in sorted(filter(_is_known, option_files.group_names()), reverse=True):  # inner groups first
         outer, _, last = group.replace("/", ".").rpartition(".")
         section = value_of(composed, outer)
         if isinstance(section, dict) and section.get(last) == {}:
@@ -114,10 +150,13 @@ def _compose(words: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _empty_options() -> Iterator[list[str]]:
+def _empty_options(inner: Iterable[str] = ()) -> Iterator[list[str]]:
     """Let Hydra find the option `EMPTY` of each group, and the primary configuration that chooses them.
 
     Other compositions must not find them, because Hydra's messages list the options of a group.
+
+    Args:
+        inner: groups inside the user's options, which the primary configuration is to list, too.
 
     Yields:
         the groups of the primary configuration, in the order of `conf/base.yaml`: an option can only override groups
@@ -131,13 +170,13 @@ def _empty_options() -> Iterator[list[str]]:
     repo = store.repo
     store.repo = copy.deepcopy(repo)
     try:
-        groups = option_files.group_names()
-        for group in groups:
-            inner = [{name.rpartition("/")[2]: EMPTY} for name in groups if name.rpartition("/")[0] == group]
-            store.store(group=group, name=EMPTY, node={"defaults": [*inner, "_self_"]})
+        groups = list(filter(_is_known, option_files.group_names()))
+        for group in {*groups, *(name.partition("@")[0] for name in inner)}:
+            nested = [{name.rpartition("/")[2]: EMPTY} for name in groups if name.rpartition("/")[0] == group]
+            store.store(group=group, name=EMPTY, node={"defaults": [*nested, "_self_"]})
         store.store(name=BASE, node={"defaults": [entry for group, entry in entries if group not in listed]})
-        defaults = [*({group: "local" if group == "launch" else EMPTY} for group in listed), {"experiments": None}]
-        store.store(name=PRIMARY, node={"defaults": ["_self_", BASE, *defaults]})
+        chosen = [{group: "local" if group == "launch" else EMPTY} for group in (*listed, *inner)]
+        store.store(name=PRIMARY, node={"defaults": ["_self_", BASE, *chosen, {"experiments": None}]})
         yield listed
     finally:
         store.repo = repo

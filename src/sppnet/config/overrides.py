@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +62,8 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
     for override in arguments.overrides:
         if problem := override_problem(command, override):
             raise UserError(problem)
+        if override.lstrip("+").startswith("hydra.searchpath="):
+            raise UserError("hydra.searchpath is not available; add your files with --config-dir DIR")
         key, _, value = override.partition("=")
         if value.startswith("[") and _takes_one_option(command, key):
             hint = "; a sweep lists its options without brackets"
@@ -116,9 +118,16 @@ def last_override(key: str, words: Sequence[str]) -> Override | None:
     return OverridesParser.create().parse_override(typed[-1]) if typed else None
 
 
-def shows_config(words: Sequence[str]) -> bool:
-    """Whether `--cfg job` was typed."""
-    return bool(_parse(words).cfg == "job")
+def shown_job(words: Sequence[str]) -> tuple[list[str], Namespace] | None:
+    """Return the overrides and the options of a command line with `--cfg job` or `--cfg all`; None for any other.
+
+    None also if an override is a sweep.
+    """
+    arguments = _parse(words)
+    if arguments.cfg not in {"job", "all"}:
+        return None
+    parsed = OverridesParser.create().parse_overrides(arguments.overrides)
+    return None if any(override.is_sweep_override() for override in parsed) else (arguments.overrides, arguments)
 
 
 def force_keys(command: str, words: Sequence[str]) -> list[str]:
@@ -143,15 +152,24 @@ def _is_always_there(command: str, word: str) -> bool:
 def is_choice(word: str) -> bool:
     """Whether an override chooses an option of a group. A mapping sets keys of the group's section instead."""
     group, _, value = word.lstrip("+").partition("=")
-    return group in option_files.group_names() and not value.startswith("{")
+    return group.partition("@")[0] in option_files.group_names() and not value.startswith("{")
 
 
-def split_sweeps(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides of a command line that set one value, and those that sweep, except those of `hydra`."""
-    words = [word for word in _parse(words).overrides if not re.match(r"[+~]*hydra[./=]", word)]
-    parsed = list(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
-    single = [word for word, override in parsed if not override.is_sweep_override()]
-    return single, [word for word, override in parsed if override.is_sweep_override()]
+def choice(group: str, options: str | Sequence[str]) -> str:
+    """The override that chooses an option or several options of a group, whatever characters their names have."""
+    if not isinstance(options, str):
+        return f"{group}=[{','.join(map(_quoted, options))}]"
+    return f"{group}={_quoted(options)}"
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def sets_hydra(word: str) -> bool:
+    """Whether an override sets keys of `hydra`, which describe how jobs are started."""
+    return re.match(r"[+~]*hydra[./=]", word) is not None
 
 
 def key_of(override: str) -> str:
@@ -208,8 +226,7 @@ def quote_names(word: str) -> str:
     try:
         OverridesParser.create().parse_override(word)
     except HydraException:
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return word if is_group else f"{key}='{escaped}'"
+        return word if is_group else f"{key}={_quoted(value)}"
     if re.match(r"\w+\(", value) and not value.startswith(TEXT_FUNCTIONS):
         return word
 
@@ -243,6 +260,19 @@ def _parse(words: Sequence[str]) -> Namespace:
 
     parser.error = refuse  # type: ignore[assignment, method-assign]
     return parser.parse_intermixed_args(list(words))
+
+
+def _set_by(word: str) -> Iterator[tuple[str, bool]]:
+    """Yield what an override sets: (key or group, whether it chooses an option), and the keys inside a mapping."""
+    yield key_of(word), is_choice(word)
+    if not is_choice(word) and not word.startswith("~"):
+        yield from ((f"{key_of(word)}.{path}", False) for path in _paths(parse_value(word)))
+
+
+def _paths(value: object) -> Iterator[str]:
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        yield str(name)
+        yield from (f"{name}.{path}" for path in _paths(inner))
 
 
 class ExpandedJob(NamedTuple):
@@ -291,13 +321,21 @@ def expand(
         f"{key}={value}" if _misread(str(value), key.lstrip("+")) else quote_names(f"{key}={value}")
         for key, value in (params or {}).items()
     ]
-    typed_keys = {key_of(word) for word in typed}
+    typed_keys = {key for word in typed for key in _set_by(word)}
     jobs: dict[tuple[str, ...], ExpandedJob] = {}
     for name in selected or list(rows) or [""]:
         row = [quote_names(word) for word in rows[name]["set"]] if name else []
         # Hydra replaces only words that are spelt the same, and the typed ones may begin with ++
-        filed = force_keys(command, [word for word in (*axes, *row) if key_of(word) not in typed_keys])
-        [batch] = BasicSweeper.split_arguments(parser.parse_overrides([*filed, *typed]), None)
-        for overrides in batch:
+        filed = force_keys(
+            command, [word for word in (*axes, *row) if (key_of(word), is_choice(word)) not in typed_keys]
+        )
+        words = [*filed, *typed]
+        # one by one, because Hydra's sweeper takes the mapping pooling={...} for another option of pooling
+        last = {
+            (o.get_key_element(), is_choice(w)): o for w, o in zip(words, parser.parse_overrides(words), strict=True)
+        }
+        values = [BasicSweeper.split_arguments([override], None)[0] for override in last.values()]
+        for combination in itertools.product(*values):
+            overrides = [word for [word] in combination]
             jobs.setdefault(tuple(sorted(overrides)), ExpandedJob(name, overrides))
     return list(jobs.values())

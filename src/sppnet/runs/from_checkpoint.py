@@ -109,20 +109,29 @@ def load_job(command: str, cfg: DictConfig, overrides: list[str]) -> Section:
     return _load(command, load_stored_config(checkpoint), compose_overlay(command, overrides), cfg)
 
 
-def configure(command: str, checkpoint: Path, overrides: list[str]) -> dict[str, Any]:
-    """Return the configuration that `command` would run with; mandatory keys of `command` itself may be missing.
+def configure(command: str, overrides: list[str]) -> dict[str, Any] | None:
+    """Return the configuration that `command` would run with, and the section `hydra`; None without a checkpoint.
+
+    Mandatory keys of `command` itself may be missing.
 
     Raises:
         UserError: as for `resolve_checkpoint`.
     """
     with explained(command):
-        cfg = unresolved(compose_hydra(command, overrides))
-    own = {name: node for name, node in cfg.items() if name not in Config.model_fields and node != "???"}
+        cfg = compose_hydra(command, overrides)
+        checkpoint = _checkpoint_of(cfg)
+    if checkpoint is None:
+        return None
+    own = {name: node for name, node in unresolved(cfg).items() if name not in Config.model_fields}
+    given = {name: node for name, node in own.items() if node != "???"}
     stored, overlay = load_stored_config(checkpoint), compose_overlay(command, overrides)
-    plain = _apply(command, stored, overlay, own)
-    load(Config, {name: value for name, value in plain.items() if name not in own})
+    plain = _apply(command, stored, overlay, given)
+    if given == own:
+        load(COMMANDS[command], plain)
+    else:
+        load(Config, {name: value for name, value in plain.items() if name not in own})
     check_changes(command, stored, plain)
-    return plain
+    return {"hydra": OmegaConf.to_container(cfg.hydra, resolve=False), **plain}
 
 
 def _checkpoint_of(cfg: DictConfig) -> Path | None:

@@ -50,7 +50,7 @@ class SweepLauncher(Launcher):
         command = str(self.config.hydra.job.name)
         jobs = []
         _refuse_numbers_for_texts(override for overrides in job_overrides for override in overrides)
-        for number, overrides in enumerate(map(list, job_overrides), start=initial_job_idx):
+        for number, overrides in enumerate(map(list, job_overrides)):
             row = rows.get(tuple(sorted(overrides)), "")
             jobs.append(SweepJob(number, overrides, load(self.config, overrides), row))
         self.sweep(command, jobs).run()
