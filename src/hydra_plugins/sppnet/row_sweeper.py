@@ -49,7 +49,7 @@ class RowsSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all jobs. Rows that the typed `arguments` make identical become one job."""
-        from sppnet.config.overrides import expand
+        from sppnet.config.sweep_jobs import expand
 
         assert self.hydra_context is not None
         assert self.launcher is not None

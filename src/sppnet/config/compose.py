@@ -19,9 +19,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sppnet.config import option_files
 from sppnet.config.command_schemas import COMMANDS, SlurmOptions
 from sppnet.config.load import check_unresolved, load, unknown_key
-from sppnet.config.overrides import ExpandedJob, expand, sets_hydra
+from sppnet.config.overrides import sets_hydra
 from sppnet.config.renamed_keys import RENAMED_OPTIONS
 from sppnet.config.schema import Config
+from sppnet.config.sweep_jobs import ExpandedJob, expand
 from sppnet.errors import UserError
 
 Cfg = TypeVar("Cfg")

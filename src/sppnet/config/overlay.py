@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,35 +64,68 @@ def compose_overlay(command: str, words: Sequence[str]) -> Overlay:
     check_removals(words)
     settings = [word for word in words if not is_choice(word) and not sets_hydra(word)]
     forced = [f"++{word.lstrip('+')}" for word in settings]
-    choices = {word.lstrip("+").partition("=")[0]: word for word in words if is_choice(word)}
     with compose.explained(command):
-        with _empty_options() as listed:
-            of_listed = {group for group in option_files.group_names() if _outer(group) in listed and _is_known(group)}
-            choices |= {group: word.lstrip("+") for group, word in choices.items() if group in of_listed}
-            # Options of groups that conf/ lacks (`+presets=small`) count as typed themselves, as a study's file does.
-            own = [word for group, word in choices.items() if _outer(group) not in listed]
-            options, origins = compose.chosen_options(PRIMARY, list(choices.values()))
-            chosen = {group: option for group, option in options.items() if option != EMPTY and _outer(group) in listed}
-            launch = chosen.pop("launch", "local")  # a study's file may set options of its launcher
-            by_hand = {
-                group for group in chosen if group in choices or _outer(origins.get(group, "data")) not in listed
-            }
-            filed = [group for group in by_hand if group not in of_listed and group not in choices]
-            of_options = {group: choice(group, option) for group, option in chosen.items() if group in of_listed}
-            of_options |= {group: choices.get(group, choice(group, chosen[group])) for group in by_hand}
-            words_of_options = list(of_options.values())
-            if chosen.keys() - of_listed:  # groups inside the user's options, or that a study's file adds to them
-                by_hand |= chosen.keys() - compose.chosen_options(PRIMARY, words_of_options)[0].keys()
-            composed = _compose(words_of_options)
-        with _empty_options(filed):
-            empty = [choice(group, EMPTY) for group in chosen if group in of_listed or group in filed]
-            values = _compose([*own, choice("launch", launch), *empty, *forced])
+        found = _find_choices([word for word in words if is_choice(word)])
+        with _empty_options():
+            options = _compose(list(found.words.values()))
+        with _empty_options(found.filed):
+            empty = [choice(group, EMPTY) for group in found.emptied]
+            values = _compose([*found.own, choice("launch", found.launch), *empty, *forced])
     return Overlay(
-        options=composed,
+        options=options,
         values=values,
         expected=tuple(f"{key_of(word)}." for word in settings if not re.match(r"\+\w", word)),
-        groups=frozenset(map(_section, by_hand)),
-        implied=frozenset(map(_section, chosen.keys() - by_hand)),
+        groups=frozenset(map(_section, found.by_hand)),
+        implied=frozenset(map(_section, found.implied)),
+    )
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The options that a command line chooses, by group (`data/crop`).
+
+    Attributes:
+        words: for each group of `conf/`, and each typed or filed group inside the user's options, the override that
+            chooses its option.
+        own: the overrides of groups that `conf/` lacks, such as `experiments`, which count as typed themselves.
+        launch: the option of `launch`.
+        by_hand: the groups of which a word or the study's file chooses an option.
+        implied: the groups of which only another chosen option chooses an option.
+        filed: the groups inside the user's options of which the study's file overrides the option.
+        emptied: the groups whose options must be left out of what is typed.
+    """
+
+    words: dict[str, str]
+    own: list[str]
+    launch: str | list[str]
+    by_hand: Set[str]
+    implied: Set[str]
+    filed: list[str]
+    emptied: list[str]
+
+
+def _find_choices(words: Sequence[str]) -> _Choices:
+    typed = {word.lstrip("+").partition("=")[0]: word for word in words}
+    with _empty_options() as listed:
+        known = {group for group in option_files.group_names() if _outer(group) in listed and _is_known(group)}
+        typed |= {group: word.lstrip("+") for group, word in typed.items() if group in known}
+        options, origins = compose.chosen_options(PRIMARY, list(typed.values()))
+        chosen = {group: option for group, option in options.items() if option != EMPTY and _outer(group) in listed}
+        launch = chosen.pop("launch", "local")  # a study's file may set options of its launcher
+        by_hand = {group for group in chosen if group in typed or _outer(origins.get(group, "data")) not in listed}
+        filed = [group for group in by_hand if group not in known and group not in typed]
+        choices = {group: choice(group, option) for group, option in chosen.items() if group in known}
+        choices |= {group: typed.get(group, choice(group, chosen[group])) for group in by_hand}
+        if not chosen.keys() <= known:  # the study's file may also add groups to the user's options
+            by_hand |= chosen.keys() - compose.chosen_options(PRIMARY, list(choices.values()))[0].keys()
+    return _Choices(
+        words=choices,
+        own=[word for group, word in typed.items() if _outer(group) not in listed],
+        launch=launch,
+        by_hand=by_hand,
+        implied=chosen.keys() - by_hand,
+        filed=filed,
+        emptied=[group for group in chosen if group in known or group in filed],
     )
 
 

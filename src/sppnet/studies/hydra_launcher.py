@@ -65,7 +65,7 @@ class SweepLauncher(Launcher):
         The rows are expanded a second time here, because the sweeper passes only overrides to the launcher, and a typed
         override can replace one that would identify the row.
         """
-        from sppnet.config.overrides import expand
+        from sppnet.config.sweep_jobs import expand
 
         node = self.config.hydra.sweeper
         if not node.get("rows"):

@@ -15,8 +15,9 @@ from sppnet.config.command_schemas import ReportConfig, StatusConfig
 from sppnet.config.compose import Job
 from sppnet.config.keys import keys
 from sppnet.config.load import load
-from sppnet.config.overrides import ExpandedJob, parse_value, quote_names
+from sppnet.config.overrides import parse_value, quote_names
 from sppnet.config.schema import Config, Report
+from sppnet.config.sweep_jobs import ExpandedJob
 from sppnet.errors import UserError
 from sppnet.runs.plan import plan_run
 from sppnet.studies.study import (
