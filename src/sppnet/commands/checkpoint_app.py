@@ -44,18 +44,18 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
         hydra_app.warn_of_keys_without_effect(trained.cfg, job.overrides, {})
         run_command(trained)
 
-    if (shown := overrides.shown_job(words)) and (cfg := configure(command, shown[0])):
-        _show(cfg, shown[1])
+    if (shown := overrides.shown_job(words)) and (plain := configure(command, shown[0])):
+        _show(plain, shown[1])
         return
     hydra_app.run_composed(command, words, run_job)
 
 
-def _show(cfg: dict[str, Any], options: Namespace) -> None:
+def _show(plain: dict[str, Any], options: Namespace) -> None:
     """Print a configuration as Hydra's `--cfg` and `--package` do."""
     if options.cfg == "job":
-        del cfg["hydra"]
+        del plain["hydra"]
     package = options.package if options.package not in {None, "_global_"} else ""
-    node = OmegaConf.select(OmegaConf.create(cfg), package) if package else OmegaConf.create(cfg)
+    node = OmegaConf.select(OmegaConf.create(plain), package) if package else OmegaConf.create(plain)
     if node is None:
         raise UserError(f"--package={package}: there is no such section")
     print(f"# @package {package}\n" if package and OmegaConf.is_config(node) else "", end="")
