@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from calling import Caller, command
-from sppnet.config import overrides
+from sppnet.config import option_files, overrides
 from sppnet.config.compose import compose_config, compose_plain, expand_sweep
 from sppnet.config.keys import value_of
 from sppnet.errors import UserError
@@ -133,6 +133,27 @@ def test_typed_words_replace_those_of_a_file_that_say_the_same() -> None:
         assert len(expand_sweep("train", ["experiments=heads", word])[0]) == 15
         assert len(expand_sweep("train", ["experiments=pooling", word])[0]) == 5
     assert len(expand_sweep("train", ["experiments=heads", "pooling=gap"])[0]) == 5
+    mappings = ["trainer={max_epochs: 1}", "trainer={limit_train_batches: 2}"]
+    [job] = expand_sweep("train", mappings)[0]
+    trainer = compose_config(job.overrides).trainer
+    assert (trainer.max_epochs, trainer.limit_train_batches) == (1, 2)
+
+
+def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it stands for all values of an axis."""
+    monkeypatch.setenv("SEEDS", "3,4")
+    params = "{seed: '${oc.env:SEEDS}', sizes.test: '${sizes.train},[64]'}"
+    rows = "{a: {set: ['sizes.train=[28]', 'sizes.val=${sizes.train}']}}"
+    text = f"study: mine\nhydra: {{sweeper: {{params: {params}, rows: {rows}}}}}"
+    (tmp_path / "own/experiments").mkdir(parents=True)
+    (tmp_path / "own/experiments/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    option_files.use_config_dir(["--config-dir", str(tmp_path / "own")])
+    jobs = expand_sweep("train", ["experiments=mine"])[0]
+    sizes = [(cfg.seed, cfg.sizes.val, cfg.sizes.test) for cfg in (compose_config(job.overrides) for job in jobs)]
+    option_files.use_config_dir([])
+    assert sizes == [(seed, [28], test) for seed in (3, 4) for test in ([28], [64])]
 
 
 def test_only_keys_that_a_run_may_lack_are_forced() -> None:

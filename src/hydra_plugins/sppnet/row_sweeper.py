@@ -24,6 +24,7 @@ class RowsSweeperConf(BasicSweeperConf):
     """
 
     _target_: str = "hydra_plugins.sppnet.row_sweeper.RowsSweeper"
+    params: dict[str, str] | None = field(default_factory=dict)
     rows: dict[str, Any] = field(default_factory=dict)
     only: Any = field(default_factory=list)
 
@@ -37,28 +38,27 @@ class RowsSweeper(BasicSweeper):
     Overrides that the user types take precedence over those of the rows and axes, however they are spelt.
     """
 
-    def __init__(
-        self,
-        max_batch_size: int | None,
-        params: dict[str, str] | None,
-        rows: dict[str, Any],
-        only: str | Sequence[str],
-    ) -> None:
-        super().__init__(max_batch_size, params)
-        self.rows, self.only = rows, only
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None, **rows: Any) -> None:
+        super().__init__(max_batch_size, params)  # `expand` reads the rows and axes from the configuration
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all jobs. Rows that the typed `arguments` make identical become one job."""
         from sppnet.config.sweep_jobs import expand
+        from sppnet.errors import notice
+        from sppnet.studies.hydra_launcher import SweepLauncher
 
         assert self.hydra_context is not None
         assert self.launcher is not None
         assert self.config is not None
         command, loader = str(self.config.hydra.job.name), self.hydra_context.config_loader
-        jobs = [job.overrides for job in expand(command, self.rows, self.only, self.params, arguments, loader)]
+        jobs = [job.overrides for job in expand(command, self.config.hydra.sweeper, arguments, loader)]
         self.validate_batch_is_legal(jobs)
+        size = self.max_batch_size
+        if size is not None and isinstance(self.launcher, SweepLauncher):  # a failed batch would end the sweep
+            notice("warning: hydra.sweeper.max_batch_size has no effect with the launchers of sppnet")
+            size = None
         returns: list[Sequence[JobReturn]] = []
-        for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size) if jobs else [[]]:
+        for batch in self.split_overrides_to_chunks(jobs, size) if jobs else [[]]:
             returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))
             _ = [job.return_value for job in returns[-1]]  # raises the exception of a job that failed
         return returns

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from sppnet.config.schema import Section
 from sppnet.errors import UserError
 
 SWEEPABLE = ("train", "transfer")  # the commands that a study can run as a sweep
+SWEEPER = r"[+~]*hydra[./]sweeper[./=]"  # the beginning of an override of the sweeper
 
 
 @functools.cache
@@ -139,14 +141,14 @@ def _describe(command: str, words: Sequence[str], cfg: DictConfig) -> _Composed:
     hydra_config = HydraConfig.get()
     # our launchers add hydra.mode=RUN to the command line of each job in a sweep
     in_sweep = hydra_config.mode != RunMode.RUN or "hydra.mode=RUN" in words
-    # An override that is applied to the configuration of a run refers to its values, not to the defaults.
+    # An override of a test refers to the values of the run, and one of a sweep to those of each job.
     task = hydra_config.overrides.task
-    typed = _words(task) if command in FROM_CHECKPOINT else _resolved(task)
-    sweeper = tuple(word for word in _resolved(hydra_config.overrides.hydra) if word.startswith("hydra.sweeper."))
+    typed = _resolved(task) if command == "train" else _words(task)
+    sweeper = tuple(word for word in _resolved(hydra_config.overrides.hydra) if re.match(SWEEPER, word))
     return _Composed(
         job=Job(cfg, typed, sweeper, in_sweep),
         slurm_options=None if in_sweep else _slurm_options(),
-        problem="" if in_sweep or command not in {*SWEEPABLE, *FROM_CHECKPOINT} else _missing_multirun(typed),
+        problem="" if in_sweep or command not in {*SWEEPABLE, *FROM_CHECKPOINT} else _missing_multirun(typed, sweeper),
     )
 
 
@@ -156,7 +158,7 @@ def _start(command: str, composed: _Composed, run_command: Callable[[Job[DictCon
     if composed.problem and command in SWEEPABLE:
         raise UserError(composed.problem)
     if composed.problem:
-        errors.notice(f"warning: {composed.problem}; without it, the rows and axes of the study have no effect")
+        errors.notice(f"warning: {composed.problem}")
     if composed.slurm_options is not None:
         from sppnet.studies.slurm_launcher import SlurmSweep
         from sppnet.studies.sweep import SweepJob
@@ -198,16 +200,16 @@ def _slurm_options() -> dict[str, Any] | None:
     return {str(key): value for key, value in launcher.items() if key != "_target_"}
 
 
-def _missing_multirun(typed: list[str]) -> str:
-    """Return the error message if a study's sweep was typed without `-m`; "" otherwise.
+def _missing_multirun(typed: Sequence[str], of_sweeper: Sequence[str]) -> str:
+    """Return what to say if a study's sweep, or overrides of the sweeper, were typed without `-m`; "" otherwise.
 
-    Without `-m`, the command would run a single job instead of the sweep.
+    Without `-m`, the command runs a single job instead of the sweep.
     """
     sweeper = HydraConfig.get().sweeper
     study = next((word for word in typed if word.startswith("experiments=")), None)
     rows, axes = sweeper.get("rows"), sweeper.get("params")
     if not study or not (rows or axes):
-        return ""
+        return f"{of_sweeper[0]} has no effect without -m" if of_sweeper else ""
     one_row = f"; hydra.sweeper.only=[{next(iter(rows))}] selects a single row" if rows else ""
     return f"{study} is a sweep: start it with -m{one_row}"
 

@@ -79,12 +79,9 @@ def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob],
         fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
         typed = [word for word in overrides if not sets_hydra(word)]
         cfg = compose_hydra(command, fixed)
-        sweeper = cfg.hydra.sweeper
-        rows = _to_dict(sweeper.get("rows", {}))
         with _initialized():
-            loader = GlobalHydra.instance().config_loader()
-            jobs = expand(command, rows, sweeper.get("only", []), sweeper.get("params"), typed, loader)
-        return jobs, rows, _to_dict(cfg.report)
+            jobs = expand(command, cfg.hydra.sweeper, typed, GlobalHydra.instance().config_loader())
+        return jobs, _to_dict(cfg.hydra.sweeper.get("rows", {})), _to_dict(cfg.report)
 
 
 def compose_hydra(name: str, overrides: Sequence[str]) -> DictConfig:

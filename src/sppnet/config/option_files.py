@@ -26,6 +26,8 @@ def unnamed_option(overrides: Sequence[str]) -> str:
     allowed = {group: sorted(path.stem for path in options(group)) for group in group_names()}
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
+        if value.startswith("{") and "/" not in group:  # sets keys of the group's section
+            continue
         if group in allowed and value not in allowed[group]:
             return f"{group}={value} is not allowed: must be one of {', '.join(allowed[group])}"
     return ""

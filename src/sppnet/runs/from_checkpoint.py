@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppnet.config.command_schemas import COMMANDS
 from sppnet.config.compose import Job, compose_hydra, explained, resolve, unresolved
+from sppnet.config.keys import keys
 from sppnet.config.load import check_layout, load
 from sppnet.config.merge import check_changes, merge
 from sppnet.config.overlay import Overlay, compose_overlay
@@ -103,7 +104,8 @@ def load_job(command: str, cfg: DictConfig, overrides: list[str]) -> Section:
     Raises:
         UserError: as for `resolve_checkpoint`.
     """
-    checkpoint = _checkpoint_of(cfg)
+    with explained(command):
+        checkpoint = _checkpoint_of(cfg)
     if checkpoint is None:
         return load(COMMANDS[command], resolve(command, unresolved(cfg)))
     return _load(command, load_stored_config(checkpoint), compose_overlay(command, overrides), cfg)
@@ -235,9 +237,12 @@ def load_stored_config(checkpoint: Path) -> dict[str, Any]:
         return {**read_checkpoint(weights)["sppnet"]["config"], "force": False}
     try:
         cfg = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"checkpoint={checkpoint}: the configuration cannot be read ({error})") from None
-    if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
+    required = [key for key in keys(Config) if "." not in key.name and key.field.is_required()]
+    if not isinstance(cfg, dict) or not all(
+        isinstance(cfg.get(key.name), dict) if key.alternatives else key.name in cfg for key in required
+    ):
         raise UserError(
             f"checkpoint={checkpoint}: config.yaml is damaged; copy a checkpoint file out of the run directory and use"
             " the copy, which contains the configuration as well"

@@ -42,15 +42,15 @@ class SweepLauncher(Launcher):
 
         if not job_overrides:
             raise UserError("the sweep has no jobs: one of its axes has no values")
-        _refuse_axis(job_overrides, "experiments=", "can run only one study; start a separate sweep for each")
+        self._refuse_axis(job_overrides, "experiments=", "can run only one study; start a separate sweep for each")
         for launcher in ("launch=", "hydra/launcher=", "hydra.launcher."):
-            _refuse_axis(job_overrides, launcher, "has one launcher for all jobs")
+            self._refuse_axis(job_overrides, launcher, "has one launcher for all jobs")
         setup_globals()
         load, rows = self.hydra_context.config_loader.load_sweep_config, self._listed_rows()
         command = str(self.config.hydra.job.name)
         jobs = []
         _refuse_numbers_for_texts(override for overrides in job_overrides for override in overrides)
-        for number, overrides in enumerate(map(list, job_overrides)):
+        for number, overrides in enumerate(map(list, job_overrides), start=initial_job_idx):
             row = rows.get(tuple(sorted(overrides)), "")
             jobs.append(SweepJob(number, overrides, load(self.config, overrides), row))
         self.sweep(command, jobs).run()
@@ -67,22 +67,25 @@ class SweepLauncher(Launcher):
         """
         from sppnet.config.sweep_jobs import expand
 
-        node = self.config.hydra.sweeper
-        if not node.get("rows"):
+        sweeper = self.config.hydra.sweeper
+        if not sweeper.get("rows"):
             return {}
-        # the overrides with which the sweeper expanded the rows
-        typed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
-        assert isinstance(typed, list)
         command, loader = str(self.config.hydra.job.name), self.hydra_context.config_loader
-        expanded = expand(command, node.rows, node.only, node.params, typed, loader)
+        expanded = expand(command, sweeper, self._typed(), loader)
         return {tuple(sorted(job.overrides)): job.row for job in expanded}
 
+    def _typed(self) -> list[str]:
+        """The overrides with which the sweeper expanded the rows."""
+        words = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
+        assert isinstance(words, list)
+        return words
 
-def _refuse_axis(job_overrides: Sequence[Sequence[str]], start: str, reason: str) -> None:
-    """Refuse a sweep over a key or group whose overrides start with `start`."""
-    words = sorted({word for overrides in job_overrides for word in overrides if word.lstrip("+").startswith(start)})
-    if any(word not in overrides for word in words for overrides in job_overrides):
-        raise UserError(f"{', '.join(words)}: a sweep {reason}")
+    def _refuse_axis(self, job_overrides: Sequence[Sequence[str]], start: str, reason: str) -> None:
+        """Refuse a sweep over a key or group whose overrides start with `start`, even over a single value."""
+        words = {word for overrides in job_overrides for word in overrides if word.lstrip("+").startswith(start)}
+        typed = {key_of(word) for word in self._typed()}
+        if any(key_of(word) not in typed or word not in each for word in words for each in job_overrides):
+            raise UserError(f"{', '.join(sorted(words))}: a sweep {reason}")
 
 
 def _refuse_numbers_for_texts(overrides: Iterable[str]) -> None:

@@ -47,7 +47,7 @@ def find_studies(job: Job[StatusConfig] | Job[ReportConfig]) -> list[Study]:
         typed = [override for key, override in keyed if key not in {"experiments", *own_keys}]
         return [expand_study(runs, experiments, [*typed, *job.sweeper])]
     used = own_keys | {key.name for key in keys(Config) if key.may_change("status")}
-    unused = [override for key, override in keyed if key not in used]
+    unused = [*(override for key, override in keyed if key not in used), *job.sweeper]
     if unused:
         raise UserError(f"{unused[0]} has no effect without experiments=NAME: stored runs are shown as they are")
     typed = [override for key, override in keyed if key == "report"]

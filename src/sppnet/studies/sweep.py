@@ -10,10 +10,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
 from sppnet.config import option_files
+from sppnet.config.command_schemas import PredictConfig
+from sppnet.config.overrides import sets_hydra
 from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.from_checkpoint import load_job
@@ -81,6 +82,7 @@ class Sweep:
         """
         for job in self.jobs:
             self._plan(job)
+        self._refuse_shared_outputs()
         if self.record:
             self._record_points()
         pending = [job.plan.images for job in self.jobs if job.plan and not job.outcome]
@@ -137,7 +139,7 @@ class Sweep:
     def print_status(self, job: SweepJob, seconds: float = 0.0) -> None:
         """Print a job's outcome, the overrides that distinguish it, and its lines."""
         shown = [override for override in job.overrides if override not in self._common or len(self.jobs) == 1]
-        overrides = " ".join(word.lstrip("+") for word in filter_overrides(shown))
+        overrides = " ".join(word.lstrip("+") for word in shown if not sets_hydra(word))
         head = f"[{job.number + 1}/{len(self.jobs)}] {job.outcome or 'started':<7} {overrides}"
         path = f"  {job.plan.run.path}" if job.plan else ""
         duration = f"  ({seconds:.0f} s)" if seconds else ""
@@ -159,6 +161,15 @@ class Sweep:
         else:
             job.plan = planned
             self.skip_if_done(job)
+
+    def _refuse_shared_outputs(self) -> None:
+        """Refuse each job of `predict` that would write to the same file as a job before it."""
+        first: dict[str, int] = {}
+        for job in self.jobs:
+            output = job.cfg.output if isinstance(job.cfg, PredictConfig) else None
+            if output not in {None, "-"} and first.setdefault(output, job.number) != job.number:
+                reason = f"output={output} is not allowed: job {first[output] + 1} writes to the same file"
+                job.outcome, job.lines = "refused", [reason]
 
     def _notice_equal_jobs(self) -> None:
         """Say which jobs are the same run and test, such as those of `pooling=gap` in a sweep over pyramids."""
