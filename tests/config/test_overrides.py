@@ -133,7 +133,8 @@ def test_typed_words_replace_those_of_a_file_that_say_the_same() -> None:
         assert len(expand_sweep("train", ["experiments=heads", word])[0]) == 15
         assert len(expand_sweep("train", ["experiments=pooling", word])[0]) == 5
     assert len(expand_sweep("train", ["experiments=heads", "pooling=gap"])[0]) == 5
-    mappings = ["trainer={max_epochs: 1}", "trainer={limit_train_batches: 2}"]
+    assert len(expand_sweep("train", ["experiments=pooling", "pooling={pool: max},{pool: avg}"])[0]) == 10
+    mappings = ["trainer= {max_epochs: 1}", "trainer={limit_train_batches: 2}"]
     [job] = expand_sweep("train", mappings)[0]
     trainer = compose_config(job.overrides).trainer
     assert (trainer.max_epochs, trainer.limit_train_batches) == (1, 2)
@@ -144,8 +145,9 @@ def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(
 ) -> None:
     """Unless it stands for all values of an axis."""
     monkeypatch.setenv("SEEDS", "3,4")
+    monkeypatch.setenv("LR", "0.1")
     params = "{seed: '${oc.env:SEEDS}', sizes.test: '${sizes.train},[64]'}"
-    rows = "{a: {set: ['sizes.train=[28]', 'sizes.val=${sizes.train}']}}"
+    rows = "{a: {set: ['sizes.train=[28]', 'sizes.val=${sizes.train}', 'optim.lr=${oc.env:LR}']}, b: '${.a}'}"
     text = f"study: mine\nhydra: {{sweeper: {{params: {params}, rows: {rows}}}}}"
     (tmp_path / "own/experiments").mkdir(parents=True)
     (tmp_path / "own/experiments/mine.yaml").write_text(f"# @package _global_\n{text}\n")
@@ -153,7 +155,8 @@ def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(
     jobs = expand_sweep("train", ["experiments=mine"])[0]
     sizes = [(cfg.seed, cfg.sizes.val, cfg.sizes.test) for cfg in (compose_config(job.overrides) for job in jobs)]
     option_files.use_config_dir([])
-    assert sizes == [(seed, [28], test) for seed in (3, 4) for test in ([28], [64])]
+    assert all("optim.lr=0.1" in job.overrides for job in jobs), "another value is another point of the study"
+    assert sizes == [(seed, [28], test) for seed in (3, 4) for test in ([28], [64])], "b is a"
 
 
 def test_only_keys_that_a_run_may_lack_are_forced() -> None:

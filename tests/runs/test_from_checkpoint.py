@@ -162,7 +162,7 @@ def test_a_sweep_of_tests_has_the_typed_jobs_and_the_axes_of_its_file(
     words = ("--config-dir", "mine", f"checkpoint={run.run}", "views=full", "experiments=axes")
     single = sppnet("test", *words)
     assert "data.root=photos has changed since the network was trained" in single.err
-    assert "warning: experiments=axes is a sweep" in single.err
+    assert "warning: the rows and axes of experiments=axes have no effect without -m" in single.err
     swept = spawn("test", "-m", *words)
     assert [f"[{number}/2] refused" in swept.out for number in (1, 2)] == [True, True], swept.out
     replaced = sppnet("test", "-m", *words, "views.aspect_step=0", "seed=1")

@@ -1,7 +1,8 @@
-"""The sweeper `sppnet_rows`, the default: it runs each listed row (a list of overrides) at each grid point of `params`.
+"""The sweeper `sppnet_rows`, which `conf/base.yaml` chooses.
 
-The rows of a published table rarely form a full grid. For example, a network without a pyramid has only one training
-size. Without rows, the sweep is a plain grid.
+It runs each listed row (a list of overrides) at each grid point of `params`. The rows of a published table rarely form
+a full grid. For example, a network without a pyramid has only one training size. Without rows, the sweep is a plain
+grid.
 """
 
 from collections.abc import Sequence

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from sppnet.commands import hydra_app
 from sppnet.config import overrides
 from sppnet.config.compose import Job
+from sppnet.config.keys import value_of
 from sppnet.config.overlay import check_removals
 from sppnet.errors import UserError
 from sppnet.runs.from_checkpoint import TrainedNetwork, configure, resolve_checkpoint
@@ -23,8 +24,8 @@ from sppnet.runs.from_checkpoint import TrainedNetwork, configure, resolve_check
 def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwork[Any]], None]) -> None:
     """Compose `conf/COMMAND.yaml` for the run that `checkpoint=` names, and pass the trained network to `run_command`.
 
-    `--cfg job` shows the configuration of the run with what was typed. (`predict` then uses whole images of one size
-    unless `views` is typed, and all three commands use one device.)
+    `--cfg job` and `--cfg all` show the configuration of the run with what was typed. (`predict` then uses whole images
+    of one size unless `views` is typed, and all three commands use one device.)
 
     Args:
         command: the name of the command and of its primary configuration file.
@@ -44,8 +45,8 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
         hydra_app.warn_of_keys_without_effect(trained.cfg, job.overrides, {})
         run_command(trained)
 
-    if (shown := overrides.shown_job(words)) and (plain := configure(command, shown[0])):
-        _show(plain, shown[1])
+    if (shown := overrides.shown_job(words)) and (plain := configure(command, shown.overrides)):
+        _show(plain, shown)
         return
     hydra_app.run_composed(command, words, run_job)
 
@@ -55,8 +56,8 @@ def _show(plain: dict[str, Any], options: Namespace) -> None:
     if options.cfg == "job":
         del plain["hydra"]
     package = options.package if options.package not in {None, "_global_"} else ""
-    node = OmegaConf.select(OmegaConf.create(plain), package) if package else OmegaConf.create(plain)
+    node = value_of(plain, package) if package else plain
     if node is None:
         raise UserError(f"--package={package}: there is no such section")
-    print(f"# @package {package}\n" if package and OmegaConf.is_config(node) else "", end="")
-    print(OmegaConf.to_yaml(node) if OmegaConf.is_config(node) else f"{node}\n", end="")
+    print(f"# @package {package}\n" if package and isinstance(node, dict | list) else "", end="")
+    print(OmegaConf.to_yaml(OmegaConf.create(node)) if isinstance(node, dict | list) else f"{node}\n", end="")

@@ -113,7 +113,7 @@ def run_composed(command: str, words: Sequence[str], run_command: Callable[[Job[
     def task(cfg: DictConfig) -> None:
         composed.append(_describe(command, words, cfg))
         # In MULTIRUN mode, a third-party launcher (such as joblib) calls `task` for one job of a sweep. This may happen
-        # in a worker process, which never reaches the last line of `run`, so the job is started here.
+        # in a worker process, which never reaches the last line of this function, so the job is started here.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             option_files.use_config_dir(words)
             start()
@@ -148,7 +148,9 @@ def _describe(command: str, words: Sequence[str], cfg: DictConfig) -> _Composed:
     return _Composed(
         job=Job(cfg, typed, sweeper, in_sweep),
         slurm_options=None if in_sweep else _slurm_options(),
-        problem="" if in_sweep or command not in {*SWEEPABLE, *FROM_CHECKPOINT} else _missing_multirun(typed, sweeper),
+        problem=""
+        if in_sweep or command not in {*SWEEPABLE, *FROM_CHECKPOINT}
+        else _missing_multirun(command, typed, sweeper),
     )
 
 
@@ -200,7 +202,7 @@ def _slurm_options() -> dict[str, Any] | None:
     return {str(key): value for key, value in launcher.items() if key != "_target_"}
 
 
-def _missing_multirun(typed: Sequence[str], of_sweeper: Sequence[str]) -> str:
+def _missing_multirun(command: str, typed: Sequence[str], of_sweeper: Sequence[str]) -> str:
     """Return what to say if a study's sweep, or overrides of the sweeper, were typed without `-m`; "" otherwise.
 
     Without `-m`, the command runs a single job instead of the sweep.
@@ -210,6 +212,8 @@ def _missing_multirun(typed: Sequence[str], of_sweeper: Sequence[str]) -> str:
     rows, axes = sweeper.get("rows"), sweeper.get("params")
     if not study or not (rows or axes):
         return f"{of_sweeper[0]} has no effect without -m" if of_sweeper else ""
+    if command not in SWEEPABLE:
+        return f"the rows and axes of {study} have no effect without -m"
     one_row = f"; hydra.sweeper.only=[{next(iter(rows))}] selects a single row" if rows else ""
     return f"{study} is a sweep: start it with -m{one_row}"
 

@@ -19,7 +19,7 @@ from sppnet.config.compose import Job
 from sppnet.config.schema import LAYOUT
 from sppnet.data import ImageSet, build_images_from_config
 from sppnet.errors import UserError, notice
-from sppnet.runs.from_checkpoint import TrainedNetwork
+from sppnet.runs.from_checkpoint import TrainedNetwork, refuse_untyped
 from sppnet.runs.identity import digest
 from sppnet.runs.provenance import provenance
 from sppnet.storage.files import read_json, write_json
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> None:
 def _transfer_backbone(job: Job[TransferConfig]) -> None:
     """Evaluate the features of `backbone` with its own `weights`; no trained run is involved."""
     if job.cfg.checkpoint is not None:
-        raise UserError(f"checkpoint={job.cfg.checkpoint} must be typed on the command line, not set in a config file")
+        refuse_untyped(job.cfg.checkpoint)
     refuse_ineffective(job.overrides)
     transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import re
@@ -26,7 +27,7 @@ def unnamed_option(overrides: Sequence[str]) -> str:
     allowed = {group: sorted(path.stem for path in options(group)) for group in group_names()}
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
-        if value.startswith("{") and "/" not in group:  # sets keys of the group's section
+        if value.lstrip().startswith("{") and "/" not in group:  # sets keys of the group's section
             continue
         if group in allowed and value not in allowed[group]:
             return f"{group}={value} is not allowed: must be one of {', '.join(allowed[group])}"
@@ -40,6 +41,7 @@ def use_config_dir(words: Sequence[str]) -> None:
     """
     global _config_dir
     _config_dir = None
+    group_names.cache_clear()
     for word, following in itertools.pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         if name in {"--config-dir", "-cd"}:
@@ -70,6 +72,7 @@ def option_with(group: str, key: str) -> str:
     return f"{group}={names[0]}" if names else ""
 
 
+@functools.cache
 def group_names() -> list[str]:
     """Return the names of all groups, including groups inside a group, such as `data/crop`."""
     files = [(folder, path) for folder in folders() if folder.is_dir() for path in folder.rglob("*.yaml")]

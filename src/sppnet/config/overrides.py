@@ -64,7 +64,7 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
         key, _, value = override.partition("=")
         if value.startswith("[") and _takes_one_option(command, key):
             hint = "; a sweep lists its options without brackets"
-        elif value.startswith("{") and "/" in key:
+        elif is_mapping(override) and "/" in key:
             hint = f"; {key.replace('/', '.')}={{...}} sets keys of the chosen option"
         else:
             hint = ""
@@ -115,16 +115,10 @@ def last_override(key: str, words: Sequence[str]) -> Override | None:
     return OverridesParser.create().parse_override(typed[-1]) if typed else None
 
 
-def shown_job(words: Sequence[str]) -> tuple[list[str], Namespace] | None:
-    """Return the overrides and the options of a command line with `--cfg job` or `--cfg all`; None for any other.
-
-    None also if an override is a sweep.
-    """
+def shown_job(words: Sequence[str]) -> Namespace | None:
+    """Return the options of a command line with `--cfg job` or `--cfg all`; None for any other, and with `-m`."""
     arguments = _parse(words)
-    if arguments.cfg not in {"job", "all"}:
-        return None
-    parsed = OverridesParser.create().parse_overrides(arguments.overrides)
-    return None if any(override.is_sweep_override() for override in parsed) else (arguments.overrides, arguments)
+    return arguments if arguments.cfg in {"job", "all"} and not arguments.multirun else None
 
 
 def force_keys(command: str, words: Sequence[str]) -> list[str]:
@@ -136,20 +130,25 @@ def force_keys(command: str, words: Sequence[str]) -> list[str]:
     arguments = _parse(words)
     if command not in FROM_CHECKPOINT or arguments.shell_completion:  # whose words are no overrides
         return list(words)
-    typed = [word for word in arguments.overrides if not re.match(r"[+~]|hydra[./]|[^=]*@", word)]
+    typed = [word for word in arguments.overrides if not re.match(r"[+~]|[^=]*@", word) and not sets_hydra(word)]
     typed = [word for word in typed if not is_choice(word) and not _is_always_there(command, word)]
     return [f"++{word}" if word in typed else word for word in words]
 
 
 def _is_always_there(command: str, word: str) -> bool:
     key = key_named(COMMANDS[command], key_of(word))
-    return key is not None and key.variant is None and key.field.is_required() and "={" not in word
+    return key is not None and key.variant is None and key.field.is_required() and not is_mapping(word)
 
 
 def is_choice(word: str) -> bool:
     """Whether an override chooses an option of a group. A mapping sets keys of the group's section instead."""
-    group, _, value = word.lstrip("+").partition("=")
-    return group.partition("@")[0] in option_files.group_names() and not value.startswith("{")
+    group = word.lstrip("+").partition("=")[0].partition("@")[0]
+    return group in option_files.group_names() and not is_mapping(word)
+
+
+def is_mapping(word: str) -> bool:
+    """Whether the value of an override, or of a sweep, is a mapping."""
+    return word.partition("=")[2].lstrip().startswith("{")
 
 
 def choice(group: str, options: str | Sequence[str]) -> str:
@@ -217,7 +216,9 @@ def quote_names(word: str) -> str:
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
     # A list or a mapping is not the name of an option.
-    is_group = name.partition("@")[0] in option_files.group_names() and not value.startswith(("[", "{"))
+    is_group = (
+        name.partition("@")[0] in option_files.group_names() and not value.startswith("[") and not is_mapping(word)
+    )
     if not equals or not value or name.startswith("~") or not (name in text_keys() or is_group):
         return word
     try:

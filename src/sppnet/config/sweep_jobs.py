@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from sppnet.config.overrides import force_keys, is_choice, is_misread, key_of, parse_value, quote_names, text_keys
+from sppnet.config.overrides import force_keys, is_mapping, is_misread, key_of, quote_names, text_keys
 
 
 class ExpandedJob(NamedTuple):
@@ -37,27 +39,27 @@ def expand(command: str, sweeper: DictConfig, typed: Sequence[str], loader: Conf
     Raises:
         HydraException: a row is unknown, or an override cannot be parsed.
     """
-    rows = {name: _row(name, row) for name, row in _unresolved(sweeper.get("rows")).items()}
+    rows = {str(name): _row(str(name), row) for name, row in (sweeper.get("rows") or {}).items()}
     only = sweeper.get("only") or []
-    selected = [only] if isinstance(only, str) else list(only) if isinstance(only, Sequence) else [str(only)]
+    selected = list(map(str, only)) if isinstance(only, Sequence) and not isinstance(only, str) else [str(only)]
     for name in selected:
         if name not in rows:
             allowed = f"must be one of {', '.join(rows)}" if rows else "no rows are listed here"
             raise HydraException(f"hydra.sweeper.only={name} is not allowed: {allowed}")
     parser = OverridesParser.create(config_loader=loader)
-    axes = [_axis(key, sweeper.params, value) for key, value in _unresolved(sweeper.get("params")).items()]
-    typed_keys = {key for word in typed for key in _set_by(word)}
+    params = sweeper.get("params") or OmegaConf.create({})
+    axes = [_axis(str(key), params) for key in params]
+    typed = list(map(_resolve_environment, typed))
+    # Hydra's own sweeper replaces only words that are spelt the same, and takes pooling={...} for an option.
+    replaced = {key for word in typed for key in set.intersection(*_keys_set_by(word))}
     jobs: dict[tuple[str, ...], ExpandedJob] = {}
     for name in selected or list(rows) or [""]:
-        # Hydra's own sweeper replaces only words that are spelt the same, and takes pooling={...} for an option.
-        words = [
-            word for word in (*axes, *rows.get(name, ())) if typed_keys.isdisjoint([(key_of(word), is_choice(word))])
-        ]
+        words = [word for word in (*axes, *rows.get(name, ())) if not set.union(*_keys_set_by(word)) <= replaced]
         if command != "transfer" or any(key_of(word) == "checkpoint" for word in (*words, *typed)):
             words = force_keys(command, words)
-        last: dict[object, Override] = {}
+        last: dict[str, Override] = {}
         for word, override in zip([*words, *typed], parser.parse_overrides([*words, *typed]), strict=True):
-            key = word if _is_mapping(word) else (override.get_key_element(), is_choice(word))
+            key = word if is_mapping(word) else override.get_key_element()
             last.pop(key, None)  # the last one counts, and comes after the words before it
             last[key] = override
         for overrides in map(list, itertools.product(*map(_values, last.values()))):
@@ -66,34 +68,42 @@ def expand(command: str, sweeper: DictConfig, typed: Sequence[str], loader: Conf
 
 
 def _row(name: str, row: object) -> list[str]:
-    """Return the overrides of a listed row."""
-    words = row.get("set") if isinstance(row, Mapping) else None
+    """Return the overrides of a listed row, whose interpolations refer to the values of the job."""
+    node = row.get("set") if isinstance(row, DictConfig) else None
+    words = OmegaConf.to_container(node, resolve=False) if isinstance(node, ListConfig) else None
     if not isinstance(words, list) or not all(isinstance(word, str) and re.match("~|.*=", word) for word in words):
         raise HydraException(f"hydra.sweeper.rows.{name} must be a mapping with overrides, as in {{set: [seed=1]}}")
-    return [quote_names(word) for word in words]
+    return [quote_names(_resolve_environment(word)) for word in words]
 
 
-def _axis(key: str, params: DictConfig, value: object) -> str:
+def _axis(key: str, params: DictConfig) -> str:
     """Return the override of an axis.
 
     An interpolation that stands for the list of values is resolved; one in a value refers to the values of the job.
     """
-    word = f"{key}={value}"
-    if "${" in word:
-        resolved = f"{key}={params[key]}"
-        return next((text for text in (word, resolved) if _is_sweep(text)), word)
+    plain = OmegaConf.to_container(params, resolve=False)
+    assert isinstance(plain, dict)
+    word = _resolve_environment(f"{key}={plain[key]}")
+    if "${" in word and not _is_sweep(word):
+        with contextlib.suppress(OmegaConfBaseException):
+            resolved = quote_names(f"{key}={params[key]}")
+            word = resolved if _is_sweep(resolved) else word
+    name = key.lstrip("+")
     # YAML has changed a bare 2024_05 to 202405 here, which the launcher refuses.
-    return word if key.lstrip("+") in text_keys() and is_misread(str(value), key.lstrip("+")) else quote_names(word)
+    return word if name in text_keys() and is_misread(word.partition("=")[2], name) else quote_names(word)
+
+
+def _resolve_environment(word: str) -> str:
+    """Replace environment variables by their values, which tell the jobs of two sweeps apart."""
+    resolved = re.sub(r"\$\{oc\.env:[^${}]*\}", lambda match: str(OmegaConf.create([match[0]])[0]), word)
+    return word if resolved == word else quote_names(resolved)
 
 
 def _is_sweep(word: str) -> bool:
-    return bool(OverridesParser.create().parse_override(word).is_sweep_override())
-
-
-def _unresolved(node: DictConfig | None) -> dict[str, Any]:
-    plain = OmegaConf.to_container(node, resolve=False) if node is not None else {}
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
+    try:
+        return bool(OverridesParser.create().parse_override(word).is_sweep_override())
+    except HydraException:
+        return False
 
 
 def _values(override: Override) -> list[str]:
@@ -106,19 +116,18 @@ def _values(override: Override) -> list[str]:
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def _set_by(word: str) -> Iterator[tuple[str, bool]]:
-    """Yield what an override sets: (key or group, whether it chooses an option), or the keys inside a mapping."""
-    if _is_mapping(word):
-        yield from ((f"{key_of(word)}.{path}", False) for path in _paths(parse_value(word)))
-    else:
-        yield key_of(word), is_choice(word)
+def _keys_set_by(word: str) -> list[set[str]]:
+    """Return the keys or the group that an override sets, or the keys inside a mapping; a set for each value."""
+    if not is_mapping(word):
+        return [{key_of(word)}]
+    override = OverridesParser.create().parse_override(word)
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    return [set(_paths(key_of(word), value)) for value in values]
 
 
-def _is_mapping(word: str) -> bool:
-    return word.partition("=")[2].startswith("{")
-
-
-def _paths(value: object) -> Iterator[str]:
-    for name, inner in value.items() if isinstance(value, Mapping) else ():
-        yield str(name)
-        yield from (f"{name}.{path}" for path in _paths(inner))
+def _paths(name: str, value: object) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield name
+        return
+    for key, inner in value.items():
+        yield from _paths(f"{name}.{key}", inner)

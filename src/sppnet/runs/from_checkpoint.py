@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +20,7 @@ from sppnet.config.keys import keys
 from sppnet.config.load import check_layout, load
 from sppnet.config.merge import check_changes, merge
 from sppnet.config.overlay import Overlay, compose_overlay
+from sppnet.config.overrides import key_of
 from sppnet.config.schema import Backbone, Config, Section
 from sppnet.errors import UserError, notice
 from sppnet.runs.identity import digest, file_digest, own_class_digests
@@ -80,10 +81,10 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
         UserError: the checkpoint does not exist or is not an sppnet checkpoint, or an override has a value that is not
             allowed, or changes a key that must stay as it was in training.
     """
-    checkpoint = _checkpoint_of(job.cfg)
-    if checkpoint is None:
+    base = _read(command, job.cfg, job.overrides)
+    if base is None:
         raise UserError("checkpoint must be given: checkpoint=VALUE")
-    stored, overlay = load_stored_config(checkpoint), compose_overlay(command, job.overrides)
+    checkpoint, stored, overlay = base
     cfg = _load(command, stored, overlay, job.cfg)
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
@@ -104,11 +105,17 @@ def load_job(command: str, cfg: DictConfig, overrides: list[str]) -> Section:
     Raises:
         UserError: as for `resolve_checkpoint`.
     """
-    with explained(command):
-        checkpoint = _checkpoint_of(cfg)
-    if checkpoint is None:
+    base = _read(command, cfg, overrides)
+    if base is None:
         return load(COMMANDS[command], resolve(command, unresolved(cfg)))
-    return _load(command, load_stored_config(checkpoint), compose_overlay(command, overrides), cfg)
+    if command == "transfer" and not any(key_of(word) == "checkpoint" for word in overrides):
+        refuse_untyped(base[0])
+    return _load(command, *base[1:], cfg)
+
+
+def refuse_untyped(checkpoint: object) -> NoReturn:
+    """Refuse a checkpoint of `transfer` that only a file sets: without one, Hydra's composition is the base."""
+    raise UserError(f"checkpoint={checkpoint} must be typed on the command line, not set in a config file")
 
 
 def configure(command: str, overrides: list[str]) -> dict[str, Any] | None:
@@ -121,12 +128,12 @@ def configure(command: str, overrides: list[str]) -> dict[str, Any] | None:
     """
     with explained(command):
         cfg = compose_hydra(command, overrides)
-        checkpoint = _checkpoint_of(cfg)
-    if checkpoint is None:
+    base = _read(command, cfg, overrides)
+    if base is None:
         return None
     own = {name: node for name, node in unresolved(cfg).items() if name not in Config.model_fields}
     given = {name: node for name, node in own.items() if node != "???"}
-    stored, overlay = load_stored_config(checkpoint), compose_overlay(command, overrides)
+    _, stored, overlay = base
     plain = _apply(command, stored, overlay, given)
     if given == own:
         load(COMMANDS[command], plain)
@@ -136,9 +143,14 @@ def configure(command: str, overrides: list[str]) -> dict[str, Any] | None:
     return {"hydra": OmegaConf.to_container(cfg.hydra, resolve=False), **plain}
 
 
-def _checkpoint_of(cfg: DictConfig) -> Path | None:
-    typed = None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.get("checkpoint")
-    return None if typed is None else checkpoint_path(str(typed))
+def _read(command: str, cfg: DictConfig, overrides: list[str]) -> tuple[Path, dict[str, Any], Overlay] | None:
+    """Return the checkpoint of a job, its stored configuration and what was typed; None without a checkpoint."""
+    with explained(command):
+        typed = None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.get("checkpoint")
+    if typed is None:
+        return None
+    checkpoint = checkpoint_path(str(typed))
+    return checkpoint, load_stored_config(checkpoint), compose_overlay(command, overrides)
 
 
 def _load(command: str, stored: Mapping[str, Any], overlay: Overlay, composed: DictConfig) -> Section:

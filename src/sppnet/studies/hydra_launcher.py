@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -42,8 +43,8 @@ class SweepLauncher(Launcher):
 
         if not job_overrides:
             raise UserError("the sweep has no jobs: one of its axes has no values")
-        self._refuse_axis(job_overrides, "experiments=", "can run only one study; start a separate sweep for each")
-        for launcher in ("launch=", "hydra/launcher=", "hydra.launcher."):
+        self._refuse_axis(job_overrides, "experiments", "can run only one study; start a separate sweep for each")
+        for launcher in ("launch", "hydra.launcher"):
             self._refuse_axis(job_overrides, launcher, "has one launcher for all jobs")
         setup_globals()
         load, rows = self.hydra_context.config_loader.load_sweep_config, self._listed_rows()
@@ -80,11 +81,12 @@ class SweepLauncher(Launcher):
         assert isinstance(words, list)
         return words
 
-    def _refuse_axis(self, job_overrides: Sequence[Sequence[str]], start: str, reason: str) -> None:
-        """Refuse a sweep over a key or group whose overrides start with `start`, even over a single value."""
-        words = {word for overrides in job_overrides for word in overrides if word.lstrip("+").startswith(start)}
-        typed = {key_of(word) for word in self._typed()}
-        if any(key_of(word) not in typed or word not in each for word in words for each in job_overrides):
+    def _refuse_axis(self, job_overrides: Sequence[Sequence[str]], key: str, reason: str) -> None:
+        """Refuse a row, and a sweep of even a single value, that sets a key or group which Hydra reads only once."""
+        typed = OverridesParser.create().parse_overrides(self._typed())
+        single = {key_of(override.input_line or "") for override in typed if not override.is_sweep_override()}
+        words = {word for each in job_overrides for word in each if f"{key_of(word)}.".startswith(f"{key}.")}
+        if any(key_of(word) not in single for word in words):
             raise UserError(f"{', '.join(sorted(words))}: a sweep {reason}")
 
 

@@ -42,7 +42,8 @@ def find_studies(job: Job[StatusConfig] | Job[ReportConfig]) -> list[Study]:
     cfg, own_keys = job.cfg, _own_keys(job.cfg)
     runs, name = Path(cfg.paths.runs).expanduser(), cfg.study
     keyed = [(re.split(r"[.=]", override.lstrip("+~"))[0], override) for override in job.overrides]
-    experiments = next((str(parse_value(override)) for key, override in keyed if key == "experiments"), None)
+    files = [str(parse_value(override)) for key, override in keyed if key == "experiments"]
+    experiments = files[-1] if files else None  # Hydra takes the last one, too
     if experiments is not None:
         typed = [override for key, override in keyed if key not in {"experiments", *own_keys}]
         return [expand_study(runs, experiments, [*typed, *job.sweeper])]
@@ -140,7 +141,7 @@ def expand_study(runs: Path, experiments: str, typed: Sequence[str]) -> Study:
 
 def _filed_points(command: str, experiments: str) -> set[tuple[str, ...]]:
     """The identifying overrides of each point that a study's file defines without typed overrides."""
-    jobs = compose.expand_sweep(command, [f"experiments={experiments}"])[0]
+    jobs = compose.expand_sweep(command, [quote_names(f"experiments={experiments}")])[0]
     shared = common_overrides(job.overrides for job in jobs)
     return {identifying_overrides(job.overrides, shared) for job in jobs}
 

@@ -111,9 +111,15 @@ class SlurmSweep(Sweep):
                 self.print_status(job)
 
     def _home(self, job: SweepJob) -> Path:
-        """The folder for the study's submissions, beside its runs."""
+        """The folder for the study's submissions, beside its runs.
+
+        If a test cannot write there, because the run was moved or is someone else's, it is below `paths.runs` here.
+        """
         assert job.cfg is not None
-        return Path(job.cfg.paths.runs).expanduser() / job.cfg.study / ".slurm"
+        folder = Path(job.cfg.paths.runs).expanduser() / job.cfg.study
+        if job.plan is None and not os.access(folder, os.W_OK):
+            folder = Path(str(job.composed.paths.runs)).expanduser() / str(job.composed.study)
+        return folder / ".slurm"
 
     def _create_folder(self, job: SweepJob) -> Path:
         """Create a folder for the script and the logs of a new submission."""
