@@ -134,6 +134,9 @@ def test_typed_words_replace_those_of_a_file_that_say_the_same() -> None:
         assert len(expand_sweep("train", ["experiments=pooling", word])[0]) == 5
     assert len(expand_sweep("train", ["experiments=heads", "pooling=gap"])[0]) == 5
     assert len(expand_sweep("train", ["experiments=pooling", "pooling={pool: max},{pool: avg}"])[0]) == 10
+    assert len(expand_sweep("train", ["experiments=heads", "pooling=choice({pool: max},{pool: avg})"])[0]) == 30
+    [job] = expand_sweep("train", ["name=${oc.env:NOT_SET,null}"])[0]
+    assert compose_config(job.overrides).name is None
     mappings = ["trainer= {max_epochs: 1}", "trainer={limit_train_batches: 2}"]
     [job] = expand_sweep("train", mappings)[0]
     trainer = compose_config(job.overrides).trainer
@@ -147,7 +150,9 @@ def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(
     monkeypatch.setenv("SEEDS", "3,4")
     monkeypatch.setenv("LR", "0.1")
     params = "{seed: '${oc.env:SEEDS}', sizes.test: '${sizes.train},[64]'}"
-    rows = "{a: {set: ['sizes.train=[28]', 'sizes.val=${sizes.train}', 'optim.lr=${oc.env:LR}']}, b: '${.a}'}"
+    rows = (
+        "{a: {set: ['sizes.train=[28]', 'sizes.val=${sizes.train}', 'optim.lr=${oc.decode:${oc.env:LR}}']}, b: '${.a}'}"
+    )
     text = f"study: mine\nhydra: {{sweeper: {{params: {params}, rows: {rows}}}}}"
     (tmp_path / "own/experiments").mkdir(parents=True)
     (tmp_path / "own/experiments/mine.yaml").write_text(f"# @package _global_\n{text}\n")

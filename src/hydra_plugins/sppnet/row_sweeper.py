@@ -36,7 +36,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="sppnet_rows", node=Row
 class RowsSweeper(BasicSweeper):
     """Runs every listed row with every combination of the axes' values.
 
-    Overrides that the user types take precedence over those of the rows and axes, however they are spelt.
+    Overrides that the user types replace those of the rows and axes that set the same keys, also if they begin with +.
     """
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None, **rows: Any) -> None:

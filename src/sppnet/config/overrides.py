@@ -147,8 +147,8 @@ def is_choice(word: str) -> bool:
 
 
 def is_mapping(word: str) -> bool:
-    """Whether the value of an override, or of a sweep, is a mapping."""
-    return word.partition("=")[2].lstrip().startswith("{")
+    """Whether the value of an override is a mapping, or the first value of a sweep, as in `choice({...}, {...})`."""
+    return re.match(r"\s*(\w+\(\s*)*(list=)?\{", word.partition("=")[2]) is not None
 
 
 def choice(group: str, options: str | Sequence[str]) -> str:

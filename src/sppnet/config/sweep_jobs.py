@@ -17,6 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sppnet.config.overrides import force_keys, is_mapping, is_misread, key_of, quote_names, text_keys
 
+# `${oc.env:X}`, also inside `${oc.decode:...}` or as the default of another variable
+ENVIRONMENT = re.compile(r"\$\{oc\.\w+:(?:[^${}]|\$\{oc\.\w+:[^${}]*\})*\}")
+
 
 class ExpandedJob(NamedTuple):
     """A job of a sweep: its overrides, and the name of its row ("" in a plain grid)."""
@@ -49,7 +52,6 @@ def expand(command: str, sweeper: DictConfig, typed: Sequence[str], loader: Conf
     parser = OverridesParser.create(config_loader=loader)
     params = sweeper.get("params") or OmegaConf.create({})
     axes = [_axis(str(key), params) for key in params]
-    typed = list(map(_resolve_environment, typed))
     # Hydra's own sweeper replaces only words that are spelt the same, and takes pooling={...} for an option.
     replaced = {key for word in typed for key in set.intersection(*_keys_set_by(word))}
     jobs: dict[tuple[str, ...], ExpandedJob] = {}
@@ -79,7 +81,7 @@ def _row(name: str, row: object) -> list[str]:
 def _axis(key: str, params: DictConfig) -> str:
     """Return the override of an axis.
 
-    An interpolation that stands for the list of values is resolved; one in a value refers to the values of the job.
+    An interpolation that resolves to several values stands for these; any other refers to the values of the job.
     """
     plain = OmegaConf.to_container(params, resolve=False)
     assert isinstance(plain, dict)
@@ -94,9 +96,13 @@ def _axis(key: str, params: DictConfig) -> str:
 
 
 def _resolve_environment(word: str) -> str:
-    """Replace environment variables by their values, which tell the jobs of two sweeps apart."""
-    resolved = re.sub(r"\$\{oc\.env:[^${}]*\}", lambda match: str(OmegaConf.create([match[0]])[0]), word)
-    return word if resolved == word else quote_names(resolved)
+    """Replace environment variables in a word of a file by their values, which tell the jobs of two sweeps apart."""
+
+    def resolve(match: re.Match[str]) -> str:
+        value = OmegaConf.create([match[0]])[0]
+        return "null" if value is None else str(value)
+
+    return ENVIRONMENT.sub(resolve, word)
 
 
 def _is_sweep(word: str) -> bool:

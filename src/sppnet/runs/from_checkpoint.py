@@ -95,7 +95,7 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
 
 
 def load_job(command: str, cfg: DictConfig, overrides: list[str]) -> Section:
-    """Check the configuration that a job of any command will have.
+    """Return the configuration that a job of any command will have, checked.
 
     Args:
         command: the command.
@@ -103,7 +103,7 @@ def load_job(command: str, cfg: DictConfig, overrides: list[str]) -> Section:
         overrides: the overrides of the job.
 
     Raises:
-        UserError: as for `resolve_checkpoint`.
+        UserError: as for `resolve_checkpoint`, or only a file sets the checkpoint of `transfer`.
     """
     base = _read(command, cfg, overrides)
     if base is None:

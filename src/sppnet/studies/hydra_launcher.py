@@ -84,7 +84,8 @@ class SweepLauncher(Launcher):
     def _refuse_axis(self, job_overrides: Sequence[Sequence[str]], key: str, reason: str) -> None:
         """Refuse a row, and a sweep of even a single value, that sets a key or group which Hydra reads only once."""
         typed = OverridesParser.create().parse_overrides(self._typed())
-        single = {key_of(override.input_line or "") for override in typed if not override.is_sweep_override()}
+        last = {key_of(override.input_line or ""): override for override in typed}
+        single = {name for name, override in last.items() if not override.is_sweep_override()}
         words = {word for each in job_overrides for word in each if f"{key_of(word)}.".startswith(f"{key}.")}
         if any(key_of(word) not in single for word in words):
             raise UserError(f"{', '.join(sorted(words))}: a sweep {reason}")

@@ -113,11 +113,12 @@ class SlurmSweep(Sweep):
     def _home(self, job: SweepJob) -> Path:
         """The folder for the study's submissions, beside its runs.
 
-        If a test cannot write there, because the run was moved or is someone else's, it is below `paths.runs` here.
+        For a run that was moved or is someone else's, it is below the `paths.runs` of the command line.
         """
         assert job.cfg is not None
         folder = Path(job.cfg.paths.runs).expanduser() / job.cfg.study
-        if job.plan is None and not os.access(folder, os.W_OK):
+        moved = self.command in {"test", "predict"} and not folder.is_dir()
+        if moved or (self.command != "train" and folder.is_dir() and not os.access(folder, os.W_OK)):
             folder = Path(str(job.composed.paths.runs)).expanduser() / str(job.composed.study)
         return folder / ".slurm"
 
