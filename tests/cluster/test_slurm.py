@@ -134,7 +134,8 @@ def test_tasks_on_one_node_and_on_two_resume(on: Caller, cluster: Cluster, tmp_p
         expected = tmp_path / "unbroken" / run.relative_to(tmp_path / "runs")
         assert same_weights(run / "checkpoints/last.ckpt", expected / "checkpoints/last.ckpt")
         assert same_weights(run / "checkpoints/best.ckpt", expected / "checkpoints/best.ckpt")
-    tested = on("test", "-m", *SLURM, f"checkpoint={ended[1]['run']},{ended[2]['run']},gone", "views=warp")
+    words = (f"checkpoint={ended[1]['run']},{ended[2]['run']},gone", "views=warp", "allow=mishaps")
+    tested = on("test", "-m", *SLURM, *words)
     assert tested.out.count("refused") == 1, tested.out  # on the command line, although the other two are queued
     cluster.wait(lambda: not cluster.jobs())
     assert [len(list((ended[seed]["run"] / "tests").iterdir())) for seed in shapes] == [2, 2]
