@@ -56,7 +56,9 @@ class RowsSweeper(BasicSweeper):
         self.validate_batch_is_legal(jobs)
         size = self.max_batch_size
         if size is not None and isinstance(self.launcher, SweepLauncher):  # a failed batch would end the sweep
-            notice("warning: hydra.sweeper.max_batch_size has no effect with the launchers of sppnet")
+            notice(
+                "warning: hydra.sweeper.max_batch_size has no effect; see hydra.launcher.n or hydra.launcher.parallel"
+            )
             size = None
         returns: list[Sequence[JobReturn]] = []
         for batch in self.split_overrides_to_chunks(jobs, size) if jobs else [[]]:

@@ -47,7 +47,9 @@ def expand(command: str, sweeper: DictConfig, typed: Sequence[str], loader: Conf
     selected = list(map(str, only)) if isinstance(only, Sequence) and not isinstance(only, str) else [str(only)]
     for name in selected:
         if name not in rows:
-            allowed = f"must be one of {', '.join(rows)}" if rows else "no rows are listed here"
+            allowed = (
+                f"must be one of {', '.join(rows)}" if rows else "no rows are listed; experiments=NAME chooses a study"
+            )
             raise HydraException(f"hydra.sweeper.only={name} is not allowed: {allowed}")
     parser = OverridesParser.create(config_loader=loader)
     params = sweeper.get("params") or OmegaConf.create({})

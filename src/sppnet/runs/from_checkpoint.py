@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -84,8 +84,8 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
     base = _read(command, job.cfg, job.overrides)
     if base is None:
         raise UserError("checkpoint must be given: checkpoint=VALUE")
-    checkpoint, stored, overlay = base
-    cfg = _load(command, stored, overlay, job.cfg)
+    checkpoint, stored, overlay = base.checkpoint, base.stored, base.overlay
+    cfg = _load(command, base)
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
     changed_code = _changed_code(cfg.backbone, checkpoint, run)
@@ -109,12 +109,12 @@ def load_job(command: str, cfg: DictConfig, overrides: list[str]) -> Section:
     if base is None:
         return load(COMMANDS[command], resolve(command, unresolved(cfg)))
     if command == "transfer" and not any(key_of(word) == "checkpoint" for word in overrides):
-        refuse_untyped(base[0])
-    return _load(command, *base[1:], cfg)
+        refuse_untyped(base.checkpoint)
+    return _load(command, base)
 
 
 def refuse_untyped(checkpoint: object) -> NoReturn:
-    """Refuse a checkpoint of `transfer` that only a file sets: without one, Hydra's composition is the base."""
+    """Refuse a checkpoint of `transfer` that a file sets: the command line alone decides whether a run is the base."""
     raise UserError(f"checkpoint={checkpoint} must be typed on the command line, not set in a config file")
 
 
@@ -131,33 +131,40 @@ def configure(command: str, overrides: list[str]) -> dict[str, Any] | None:
     base = _read(command, cfg, overrides)
     if base is None:
         return None
-    own = {name: node for name, node in unresolved(cfg).items() if name not in Config.model_fields}
-    given = {name: node for name, node in own.items() if node != "???"}
-    _, stored, overlay = base
-    plain = _apply(command, stored, overlay, given)
-    if given == own:
+    given = {name: node for name, node in base.own.items() if node != "???"}
+    plain = _apply(command, base.stored, base.overlay, given)
+    if given == base.own:
         load(COMMANDS[command], plain)
     else:
-        load(Config, {name: value for name, value in plain.items() if name not in own})
-    check_changes(command, stored, plain)
+        load(Config, {name: value for name, value in plain.items() if name not in given})
+    check_changes(command, base.stored, plain)
     return {"hydra": OmegaConf.to_container(cfg.hydra, resolve=False), **plain}
 
 
-def _read(command: str, cfg: DictConfig, overrides: list[str]) -> tuple[Path, dict[str, Any], Overlay] | None:
-    """Return the checkpoint of a job, its stored configuration and what was typed; None without a checkpoint."""
+class _Base(NamedTuple):
+    """What the configuration of a job is made of: that of the run, what was typed, and the command's own keys."""
+
+    checkpoint: Path
+    stored: dict[str, Any]
+    overlay: Overlay
+    own: dict[str, Any]
+
+
+def _read(command: str, cfg: DictConfig, overrides: list[str]) -> _Base | None:
+    """Read what the configuration of a job is made of; None without a checkpoint."""
     with explained(command):
         typed = None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.get("checkpoint")
     if typed is None:
         return None
     checkpoint = checkpoint_path(str(typed))
-    return checkpoint, load_stored_config(checkpoint), compose_overlay(command, overrides)
+    own = {name: node for name, node in unresolved(cfg).items() if name not in Config.model_fields}
+    return _Base(checkpoint, load_stored_config(checkpoint), compose_overlay(command, overrides), own)
 
 
-def _load(command: str, stored: Mapping[str, Any], overlay: Overlay, composed: DictConfig) -> Section:
-    own = {name: node for name, node in unresolved(composed).items() if name not in Config.model_fields}
-    plain = _apply(command, stored, overlay, own)
+def _load(command: str, base: _Base) -> Section:
+    plain = _apply(command, base.stored, base.overlay, base.own)
     cfg = load(COMMANDS[command], plain)  # names a typed name or value that is wrong before what may not change
-    check_changes(command, stored, plain)
+    check_changes(command, base.stored, plain)
     return cfg
 
 

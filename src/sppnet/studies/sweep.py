@@ -168,7 +168,7 @@ class Sweep:
         for job in self.jobs:
             output = job.cfg.output if isinstance(job.cfg, PredictConfig) else None
             if output not in {None, "-"} and first.setdefault(output, job.number) != job.number:
-                reason = f"output={output} is not allowed: job {first[output] + 1} writes to the same file"
+                reason = f"output={output} is not allowed: job {first[output] + 1} writes to it; give each job its own"
                 job.outcome, job.lines = "refused", [reason]
 
     def _notice_equal_jobs(self) -> None:
