@@ -44,7 +44,7 @@ NAMES_AND_VALUES = [
     (["train", "-m", "sizes.test=${.val}", "seed=-1,-2"], ["seed=-1 is not allowed"]),
     (["train", "seed=-1"], ["seed=-1", "at least 0"]),
     (["train", "hydra.sweeper.only=[x]"], ["hydra.sweeper.only=[x] has no effect without -m"]),
-    (["train", "-m", "hydra.sweeper.only=[x]"], ["hydra.sweeper.only=x is not allowed: no rows are listed"]),
+    (["train", "-m", "hydra.sweeper.only=[x]"], ["hydra.sweeper.only=x is not allowed: there are no rows"]),
     (["train", "hydra.searchpath=[x]"], ["--config-dir DIR"]),
     (["train", "--config-dir", "fly"], ["--config-dir", "no such folder"]),
     (["status", "launch=slurm"], ["launch=slurm is not allowed: sppnet status runs on this machine"]),

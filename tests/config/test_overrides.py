@@ -135,32 +135,51 @@ def test_typed_words_replace_those_of_a_file_that_say_the_same() -> None:
     assert len(expand_sweep("train", ["experiments=heads", "pooling=gap"])[0]) == 5
     assert len(expand_sweep("train", ["experiments=pooling", "pooling={pool: max},{pool: avg}"])[0]) == 10
     assert len(expand_sweep("train", ["experiments=heads", "pooling=choice({pool: max},{pool: avg})"])[0]) == 30
-    [job] = expand_sweep("train", ["name=${oc.env:NOT_SET,null}"])[0]
-    assert compose_config(job.overrides).name is None
     mappings = ["trainer= {max_epochs: 1}", "trainer={limit_train_batches: 2}"]
     [job] = expand_sweep("train", mappings)[0]
     trainer = compose_config(job.overrides).trainer
     assert (trainer.max_epochs, trainer.limit_train_batches) == (1, 2)
 
 
-def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", "3,4"), ("optim.lr", "0.1"), ("name", "2024_05"), ("sizes.test", "[28]"), ("data.root", "a b(1)")],
+)
+def test_an_environment_variable_is_read_as_if_its_value_were_typed(
+    monkeypatch: pytest.MonkeyPatch, key: str, value: str
 ) -> None:
-    """Unless it stands for all values of an axis."""
-    monkeypatch.setenv("SEEDS", "3,4")
-    monkeypatch.setenv("LR", "0.1")
-    params = "{seed: '${oc.env:SEEDS}', sizes.test: '${sizes.train},[64]'}"
-    rows = (
-        "{a: {set: ['sizes.train=[28]', 'sizes.val=${sizes.train}', 'optim.lr=${oc.decode:${oc.env:LR}}']}, b: '${.a}'}"
-    )
-    text = f"study: mine\nhydra: {{sweeper: {{params: {params}, rows: {rows}}}}}"
+    """Two sweeps with different values then have different words, and so are different points of their study."""
+    monkeypatch.setenv("SET", value)
+    typed = overrides.normalise("train", [f"{key}={value}"])
+    for name in ("oc.env:SET", "oc.env:SET,1", "oc.env:NOT_SET,${oc.env:SET}", "oc.decode:${oc.env:SET}"):
+        assert overrides.normalise("train", [f"{key}=${{{name}}}"]) == typed
+    for kept in ("=\\${oc.env:SET}", "=${oc.env:NOT_SET}", "=${oc.select:seed}", "=${oc.env:SET,${seed}}"):
+        assert overrides.normalise("train", [f"seed{kept}"]) == [f"seed{kept}"]
+    assert overrides.normalise("train", [f"{key}=${{oc.env:NOT_SET,null}}"]) == [f"{key}=null"]
+
+
+def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(
+    sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it stands for all values of an axis, or an environment variable for one."""
+    for name, value in {"SEEDS": "3,4", "LR": "0.1", "NAME": "2024_05"}.items():
+        monkeypatch.setenv(name, value)
+    params = "{seed: '${oc.env:SEEDS}', sizes.test: '${sizes.train},[64]', name: '${oc.env:NAME}'}"
+    words = "'sizes.train=[28]', 'sizes.val=${oc.select:sizes.train}', 'optim.lr=${oc.decode:${oc.env:LR}}'"
+    rows = f"{{a: {{set: [{words}]}}, b: '${{.a}}'}}"
+    text = f"defaults: [override /launch: slurm]\nhydra: {{sweeper: {{params: {params}, rows: {rows}}}}}"
     (tmp_path / "own/experiments").mkdir(parents=True)
     (tmp_path / "own/experiments/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    shown = sppnet("status", "--config-dir", "own", "experiments=mine")
+    assert (shown.code, shown.out.count("missing")) == (0, 5), "a headline and four runs, although SLURM would run them"
     option_files.use_config_dir(["--config-dir", str(tmp_path / "own")])
     jobs = expand_sweep("train", ["experiments=mine"])[0]
     sizes = [(cfg.seed, cfg.sizes.val, cfg.sizes.test) for cfg in (compose_config(job.overrides) for job in jobs)]
+    digest = option_files.digest()
+    monkeypatch.setenv("LR", "0.2")
+    assert option_files.digest() != digest, "the same words give another configuration now"
     option_files.use_config_dir([])
-    assert all("optim.lr=0.1" in job.overrides for job in jobs), "another value is another point of the study"
+    assert all({"optim.lr=0.1", "name='2024_05'"} <= set(job.overrides) for job in jobs), jobs
     assert sizes == [(seed, [28], test) for seed in (3, 4) for test in ([28], [64])], "b is a"
 
 

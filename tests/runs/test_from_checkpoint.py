@@ -150,6 +150,8 @@ def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path)
     package = sppnet("test", f"checkpoint={path}", "sizes.test=[16]", "--cfg", "job", "--package", "sizes.test")
     assert package.out == "# @package sizes.test\n- 16\n"
     assert changed("debug=study", "data.batch_size=8", command="predict")["data.batch_size"] == 8
+    top = sppnet("predict", f"checkpoint={path}", "top=-1", "--cfg", "job")  # the missing input is no reason to show it
+    assert (top.code, top.out, top.err.count("top=-1 is not allowed")) == (2, "", 1)
 
 
 def test_a_sweep_of_tests_has_the_typed_jobs_and_the_axes_of_its_file(

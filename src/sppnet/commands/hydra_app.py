@@ -145,12 +145,13 @@ def _describe(command: str, words: Sequence[str], cfg: DictConfig) -> _Composed:
     task = hydra_config.overrides.task
     typed = _resolved(task) if command == "train" else _words(task)
     sweeper = tuple(word for word in _resolved(hydra_config.overrides.hydra) if re.match(SWEEPER, word))
+    has_jobs = command in {*SWEEPABLE, *FROM_CHECKPOINT}
+    # `sppnet status` does not need the launcher that a study's file chooses
+    launches = has_jobs or any(re.match(r"launch=|hydra[./]launcher", word) for word in words)
     return _Composed(
         job=Job(cfg, typed, sweeper, in_sweep),
-        slurm_options=None if in_sweep else _slurm_options(),
-        problem=""
-        if in_sweep or command not in {*SWEEPABLE, *FROM_CHECKPOINT}
-        else _missing_multirun(command, typed, sweeper),
+        slurm_options=_slurm_options() if launches and not in_sweep else None,
+        problem=_missing_multirun(command, typed, sweeper) if has_jobs and not in_sweep else "",
     )
 
 

@@ -17,6 +17,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sppnet.config import option_files
 from sppnet.config.command_schemas import COMMANDS, FROM_CHECKPOINT, SlurmOptions
@@ -28,6 +30,8 @@ from sppnet.errors import UserError
 TEXT_FUNCTIONS = ("choice(", "shuffle(", "sort(")
 # A quoted string, an escaped character, or a sequence of characters that are not special in Hydra's grammar.
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s,\[\](){}'"\\]+""")
+VARIABLE = r"\$\{oc\.env:(?:[^${}]|\$\{oc\.env:[^${}]*\})*\}"  # another variable can be its default
+ENVIRONMENT = re.compile(rf"(?<!\\)(?:\$\{{oc\.decode:\s*({VARIABLE})\s*\}}|({VARIABLE}))")
 UNAVAILABLE_OPTIONS = {
     "experimental_rerun": "--experimental-rerun is not available; repeat the run's command",
     "config_name": "--config-name is not available, because the command sets it; add your files with --config-dir DIR",
@@ -38,12 +42,14 @@ UNAVAILABLE_OPTIONS = {
 def normalise(command: str, words: Sequence[str]) -> list[str]:
     """Rewrite a command line so that Hydra reads it as the user means it. Rewriting the result again changes nothing.
 
-    Options are moved before the overrides, because Hydra's parser refuses `a=1 -m b=2`. Strings that Hydra's grammar
-    cannot parse (`~/photos`, `runs/a(1)`) or would read as numbers (`study=2024_05`) are quoted.
+    Options are moved before the overrides, because Hydra's parser refuses `a=1 -m b=2`. Environment variables are
+    replaced (see `fill_environment`). Strings that Hydra's grammar cannot parse (`~/photos`, `runs/a(1)`) or would read
+    as numbers (`study=2024_05`) are quoted.
 
     Raises:
         UserError: an option is unknown or unavailable, or a word is not an override.
     """
+    words = list(map(fill_environment, words))
     if command == "train":
         _check_storable(words)
     # The value of --info is optional, so a bare --info would take the next override as its value.
@@ -76,6 +82,23 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
             raise UserError(f"{override}: there is no home directory {value.partition('/')[0]}")
         options.remove(override)
     return [*options, *map(quote_names, arguments.overrides)]
+
+
+def fill_environment(word: str) -> str:
+    """Replace environment variables in a word by their values, as if these had been typed: `seed=${oc.env:SEED}`.
+
+    Otherwise, two sweeps with different values would have the same words, and be the same points of a study. A variable
+    without a value is left as it is, and composing the configuration reports it.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        try:
+            found = OmegaConf.create([match[1] or match[2]])[0]
+        except OmegaConfBaseException:
+            return match[0]
+        return "null" if found is None else str(found)
+
+    return ENVIRONMENT.sub(value, word)
 
 
 def _takes_one_option(command: str, group: str) -> bool:
@@ -148,7 +171,7 @@ def is_choice(word: str) -> bool:
 
 def is_mapping(word: str) -> bool:
     """Whether the value of an override is a mapping, or the first value of a sweep, as in `choice({...}, {...})`."""
-    return re.match(r"\s*(\w+\(\s*)*(list=)?\{", word.partition("=")[2]) is not None
+    return re.match(r"\s*(\w+\(\s*)*\{", word.partition("=")[2]) is not None
 
 
 def choice(group: str, options: str | Sequence[str]) -> str:

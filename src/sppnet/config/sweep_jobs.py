@@ -15,10 +15,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sppnet.config.overrides import force_keys, is_mapping, is_misread, key_of, quote_names, text_keys
-
-# `${oc.env:X}`, also inside `${oc.decode:...}` or as the default of another variable
-ENVIRONMENT = re.compile(r"\$\{oc\.\w+:(?:[^${}]|\$\{oc\.\w+:[^${}]*\})*\}")
+from sppnet.config.overrides import (
+    fill_environment,
+    force_keys,
+    is_mapping,
+    is_misread,
+    key_of,
+    quote_names,
+    text_keys,
+)
 
 
 class ExpandedJob(NamedTuple):
@@ -48,7 +53,7 @@ def expand(command: str, sweeper: DictConfig, typed: Sequence[str], loader: Conf
     for name in selected:
         if name not in rows:
             allowed = (
-                f"must be one of {', '.join(rows)}" if rows else "no rows are listed; experiments=NAME chooses a study"
+                f"must be one of {', '.join(rows)}" if rows else "there are no rows; experiments=NAME chooses a study"
             )
             raise HydraException(f"hydra.sweeper.only={name} is not allowed: {allowed}")
     parser = OverridesParser.create(config_loader=loader)
@@ -77,7 +82,7 @@ def _row(name: str, row: object) -> list[str]:
     words = OmegaConf.to_container(node, resolve=False) if isinstance(node, ListConfig) else None
     if not isinstance(words, list) or not all(isinstance(word, str) and re.match("~|.*=", word) for word in words):
         raise HydraException(f"hydra.sweeper.rows.{name} must be a mapping with overrides, as in {{set: [seed=1]}}")
-    return [quote_names(_resolve_environment(word)) for word in words]
+    return [quote_names(fill_environment(word)) for word in words]
 
 
 def _axis(key: str, params: DictConfig) -> str:
@@ -87,24 +92,15 @@ def _axis(key: str, params: DictConfig) -> str:
     """
     plain = OmegaConf.to_container(params, resolve=False)
     assert isinstance(plain, dict)
-    word = _resolve_environment(f"{key}={plain[key]}")
+    name, word = key.lstrip("+"), f"{key}={plain[key]}"
+    if name in text_keys() and is_misread(str(plain[key]), name):
+        return word  # which the launcher refuses, because YAML has changed a bare 2024_05 to 202405
+    word = fill_environment(word)
     if "${" in word and not _is_sweep(word):
         with contextlib.suppress(OmegaConfBaseException):
             resolved = quote_names(f"{key}={params[key]}")
             word = resolved if _is_sweep(resolved) else word
-    name = key.lstrip("+")
-    # YAML has changed a bare 2024_05 to 202405 here, which the launcher refuses.
-    return word if name in text_keys() and is_misread(word.partition("=")[2], name) else quote_names(word)
-
-
-def _resolve_environment(word: str) -> str:
-    """Replace environment variables in a word of a file by their values, which tell the jobs of two sweeps apart."""
-
-    def resolve(match: re.Match[str]) -> str:
-        value = OmegaConf.create([match[0]])[0]
-        return "null" if value is None else str(value)
-
-    return ENVIRONMENT.sub(resolve, word)
+    return quote_names(word)
 
 
 def _is_sweep(word: str) -> bool:

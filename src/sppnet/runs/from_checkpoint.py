@@ -106,11 +106,7 @@ def load_job(command: str, cfg: DictConfig, overrides: list[str]) -> Section:
         UserError: as for `resolve_checkpoint`, or only a file sets the checkpoint of `transfer`.
     """
     base = _read(command, cfg, overrides)
-    if base is None:
-        return load(COMMANDS[command], resolve(command, unresolved(cfg)))
-    if command == "transfer" and not any(key_of(word) == "checkpoint" for word in overrides):
-        refuse_untyped(base.checkpoint)
-    return _load(command, base)
+    return load(COMMANDS[command], resolve(command, unresolved(cfg))) if base is None else _load(command, base)
 
 
 def refuse_untyped(checkpoint: object) -> NoReturn:
@@ -131,12 +127,10 @@ def configure(command: str, overrides: list[str]) -> dict[str, Any] | None:
     base = _read(command, cfg, overrides)
     if base is None:
         return None
-    given = {name: node for name, node in base.own.items() if node != "???"}
-    plain = _apply(command, base.stored, base.overlay, given)
-    if given == base.own:
-        load(COMMANDS[command], plain)
-    else:
-        load(Config, {name: value for name, value in plain.items() if name not in given})
+    missing = {name: node for name, node in base.own.items() if node == "???"}  # paths, so "???" passes as a value
+    given = {name: node for name, node in base.own.items() if name not in missing}
+    plain = {**_apply(command, base.stored, base.overlay, given), **missing}
+    load(COMMANDS[command], plain)
     check_changes(command, base.stored, plain)
     return {"hydra": OmegaConf.to_container(cfg.hydra, resolve=False), **plain}
 
@@ -151,11 +145,17 @@ class _Base(NamedTuple):
 
 
 def _read(command: str, cfg: DictConfig, overrides: list[str]) -> _Base | None:
-    """Read what the configuration of a job is made of; None without a checkpoint."""
+    """Read what the configuration of a job is made of; None without a checkpoint.
+
+    Raises:
+        UserError: as for `resolve_checkpoint`, or only a file sets the checkpoint of `transfer`.
+    """
     with explained(command):
         typed = None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.get("checkpoint")
     if typed is None:
         return None
+    if command == "transfer" and not any(key_of(word) == "checkpoint" for word in overrides):
+        refuse_untyped(typed)
     checkpoint = checkpoint_path(str(typed))
     own = {name: node for name, node in unresolved(cfg).items() if name not in Config.model_fields}
     return _Base(checkpoint, load_stored_config(checkpoint), compose_overlay(command, overrides), own)

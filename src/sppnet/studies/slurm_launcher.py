@@ -113,7 +113,8 @@ class SlurmSweep(Sweep):
     def _home(self, job: SweepJob) -> Path:
         """The folder for the study's submissions, beside its runs.
 
-        For a run that was moved or is someone else's, it is below the `paths.runs` of the command line.
+        If the folder is not writable, because the run is someone else's, or if a test or a prediction finds no such
+        folder, because the run was moved, the submissions go below the `paths.runs` of the command line.
         """
         assert job.cfg is not None
         folder = Path(job.cfg.paths.runs).expanduser() / job.cfg.study
