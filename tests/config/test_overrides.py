@@ -150,12 +150,28 @@ def test_an_environment_variable_is_read_as_if_its_value_were_typed(
 ) -> None:
     """Two sweeps with different values then have different words, and so are different points of their study."""
     monkeypatch.setenv("SET", value)
-    typed = overrides.normalise("train", [f"{key}={value}"])
-    for name in ("oc.env:SET", "oc.env:SET,1", "oc.env:NOT_SET,${oc.env:SET}", "oc.decode:${oc.env:SET}"):
-        assert overrides.normalise("train", [f"{key}=${{{name}}}"]) == typed
-    for kept in ("=\\${oc.env:SET}", "=${oc.env:NOT_SET}", "=${oc.select:seed}", "=${oc.env:SET,${seed}}"):
-        assert overrides.normalise("train", [f"seed{kept}"]) == [f"seed{kept}"]
-    assert overrides.normalise("train", [f"{key}=${{oc.env:NOT_SET,null}}"]) == [f"{key}=null"]
+
+    def normalise(text: str) -> str:
+        return overrides.normalise("train", [f"{key}={text}"])[0]
+
+    nested, decoded = "${oc.env:NOT_SET,${oc.env:SET}}", "${oc.decode:${oc.env:SET}}"
+    for text in ("${oc.env:SET}", "${oc.env:SET,1}", nested, decoded, f"'{decoded}'"):
+        assert normalise(text) == normalise(value)
+    assert normalise('"${oc.env:SET}"') == normalise(f'"{value}"')
+    assert normalise("'${oc.env:NOT_SET,null}'") == normalise("null")
+    deeper = "${oc.env:NOT_SET,${oc.env:NOT_SET,${oc.env:SET}}}"
+    for kept in (
+        "'\\${oc.env:SET}'",
+        "${oc.env:NOT_SET}",
+        "${oc.select:x,${oc.env:SET}}",
+        "${oc.env:SET,${seed}}",
+        deeper,
+    ):
+        assert overrides.fill_environment(f"{key}={kept}") == f"{key}={kept}"
+    monkeypatch.setenv("SET", "it's ${oc.env:HOME}")
+    assert compose_config(overrides.normalise("train", ["paths.runs='${oc.env:SET}'"])).paths.runs == os.environ["SET"]
+    typed = "hydra.sweeper.params.seed=${oc.env:SET}"
+    assert overrides.normalise("train", [typed]) == [typed], "the sweeper reads it"
 
 
 def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(

@@ -147,7 +147,7 @@ def _describe(command: str, words: Sequence[str], cfg: DictConfig) -> _Composed:
     sweeper = tuple(word for word in _resolved(hydra_config.overrides.hydra) if re.match(SWEEPER, word))
     has_jobs = command in {*SWEEPABLE, *FROM_CHECKPOINT}
     # `sppnet status` does not need the launcher that a study's file chooses
-    launches = has_jobs or any(re.match(r"launch=|hydra[./]launcher", word) for word in words)
+    launches = has_jobs or any(re.match(r"launch=|[+~]*hydra[./]launcher", word) for word in words)
     return _Composed(
         job=Job(cfg, typed, sweeper, in_sweep),
         slurm_options=_slurm_options() if launches and not in_sweep else None,

@@ -84,12 +84,12 @@ def group_names() -> list[str]:
 
 
 def digest() -> str:
-    """Return a digest of all configuration files and of the environment variables that they read.
+    """Return a digest of all configuration files and of the environment variables that they name.
 
     As long as the digest stays the same, the same overrides give the same configuration.
     """
     paths = {path for place in (*folders(), root() / "experiments") for path in place.rglob("*.yaml")}
     entries = sorted(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes() for path in paths)
-    names = sorted({name.decode() for entry in entries for name in re.findall(rb"oc\.env:\s*(\w+)", entry)})
+    names = sorted({name.decode() for entry in entries for name in re.findall(rb"oc\.env:\s*['\"]?(\w+)", entry)})
     entries += [os.fsencode(f"{name}={os.environ[name]}") for name in names if name in os.environ]
     return hashlib.sha256(b"\0".join(entries)).hexdigest()[:16]

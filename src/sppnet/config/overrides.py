@@ -31,7 +31,11 @@ TEXT_FUNCTIONS = ("choice(", "shuffle(", "sort(")
 # A quoted string, an escaped character, or a sequence of characters that are not special in Hydra's grammar.
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s,\[\](){}'"\\]+""")
 VARIABLE = r"\$\{oc\.env:(?:[^${}]|\$\{oc\.env:[^${}]*\})*\}"  # another variable can be its default
-ENVIRONMENT = re.compile(rf"(?<!\\)(?:\$\{{oc\.decode:\s*({VARIABLE})\s*\}}|({VARIABLE}))")
+# A variable, perhaps decoded, alone in quotes or without quotes; or any other interpolation.
+INTERPOLATION = re.compile(
+    rf"""(?<!\\)(?P<quote>['"]?)(?:\$\{{oc\.decode:\s*(?P<decoded>{VARIABLE})\s*\}}|(?P<bare>{VARIABLE}))(?P=quote)"""
+    r"|\$\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+)
 UNAVAILABLE_OPTIONS = {
     "experimental_rerun": "--experimental-rerun is not available; repeat the run's command",
     "config_name": "--config-name is not available, because the command sets it; add your files with --config-dir DIR",
@@ -87,18 +91,26 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
 def fill_environment(word: str) -> str:
     """Replace environment variables in a word by their values, as if these had been typed: `seed=${oc.env:SEED}`.
 
-    Otherwise, two sweeps with different values would have the same words, and be the same points of a study. A variable
-    without a value is left as it is, and composing the configuration reports it.
+    Otherwise, two sweeps with different values would have the same words, and be the same points of a study. A value
+    stays a string if the variable is in quotes. Composing the configuration resolves all other interpolations, and
+    variables that have no value, or one with quotes, backslashes or `${`.
     """
 
-    def value(match: re.Match[str]) -> str:
+    def fill(match: re.Match[str]) -> str:
+        variable = match["decoded"] or match["bare"]
+        if variable is None:
+            return match[0]
         try:
-            found = OmegaConf.create([match[1] or match[2]])[0]
+            value = OmegaConf.create([variable])[0]
         except OmegaConfBaseException:
             return match[0]
-        return "null" if found is None else str(found)
+        if value is None:
+            return "null"
+        if re.search(r"""['"\\]|\$\{""", value):
+            return match[0]
+        return value if match["decoded"] else f"{match['quote']}{value}{match['quote']}"
 
-    return ENVIRONMENT.sub(value, word)
+    return word if sets_hydra(word) else INTERPOLATION.sub(fill, word)
 
 
 def _takes_one_option(command: str, group: str) -> bool:
