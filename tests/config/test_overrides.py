@@ -193,7 +193,7 @@ def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(
     sizes = [(cfg.seed, cfg.sizes.val, cfg.sizes.test) for cfg in (compose_config(job.overrides) for job in jobs)]
     digest = option_files.digest()
     monkeypatch.setenv("LR", "0.2")
-    assert option_files.digest() != digest, "the same words give another configuration now"
+    assert option_files.digest() != digest, "it covers the variables that a file names"
     option_files.use_config_dir([])
     assert all({"optim.lr=0.1", "name='2024_05'"} <= set(job.overrides) for job in jobs), jobs
     assert sizes == [(seed, [28], test) for seed in (3, 4) for test in ([28], [64])], "b is a"

@@ -92,8 +92,8 @@ def fill_environment(word: str) -> str:
     """Replace environment variables in a word by their values, as if these had been typed: `seed=${oc.env:SEED}`.
 
     Otherwise, two sweeps with different values would have the same words, and be the same points of a study. A value
-    stays a string if the variable is in quotes. Composing the configuration resolves all other interpolations, and
-    variables that have no value, or one with quotes, backslashes or `${`.
+    stays a string if the variable is in quotes. Composing the configuration resolves all other interpolations,
+    variables that have no value, or one with quotes, backslashes or `${`, and those in overrides of `hydra`.
     """
 
     def fill(match: re.Match[str]) -> str:
