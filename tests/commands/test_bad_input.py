@@ -50,6 +50,7 @@ NAMES_AND_VALUES = [
     (["status", "launch=slurm"], ["launch=slurm is not allowed: sppnet status runs on this machine"]),
     (["train", "seed=010"], ["seed=010 is not allowed", "at least 0, without leading zeros"]),
     (["train", "study=${x}"], ["study: Interpolation key 'x' not found"]),
+    (["train", "seed=${oc.env:NOT_SET}"], ["train: seed: Environment variable 'NOT_SET' not found"]),
     (
         ["train", "sizes.test=${.val}", "seed=-1"],
         ["seed=-1 is not allowed"],

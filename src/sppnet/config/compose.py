@@ -150,6 +150,7 @@ def one_line(error: BaseException) -> str:
     lines = [line for line in stripped if line and not line.startswith(places)]
     options = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
     text = " ".join(lines[:options]) or type(error).__name__
+    text = re.sub(r'\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", text)
     if available := [option for option in lines[options + 1 :] if option != EMPTY]:
         text += f"; available options are {', '.join(available)}"
     key = getattr(error, "full_key", None)
