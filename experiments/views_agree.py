@@ -21,7 +21,7 @@ from sppnet.config.load import load, replace
 from sppnet.config.schema import Config
 from sppnet.data import load_splits
 from sppnet.data.views import Views
-from sppnet.runs.from_checkpoint import load_stored_config, read_checkpoint
+from sppnet.runs.checkpoint_files import load_stored_config, read_checkpoint
 from sppnet.runs.provenance import code_state, machine
 from sppnet.training.inference import load_classifier
 from sppnet.training.multi_view import Scorer

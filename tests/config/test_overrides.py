@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from calling import Caller, command
-from sppnet.config import option_files, overrides
+from sppnet.config import command_line, option_files, overrides
 from sppnet.config.compose import compose_config, compose_plain, expand_sweep
 from sppnet.config.keys import value_of
 from sppnet.errors import UserError
@@ -152,7 +152,7 @@ def test_an_environment_variable_is_read_as_if_its_value_were_typed(
     monkeypatch.setenv("SET", value)
 
     def normalise(text: str) -> str:
-        return overrides.normalise("train", [f"{key}={text}"])[0]
+        return command_line.normalise("train", [f"{key}={text}"])[0]
 
     nested, decoded = "${oc.env:NOT_SET,${oc.env:SET}}", "${oc.decode:${oc.env:SET}}"
     for text in ("${oc.env:SET}", "${oc.env:SET,1}", nested, decoded, f"'{decoded}'"):
@@ -169,9 +169,11 @@ def test_an_environment_variable_is_read_as_if_its_value_were_typed(
     ):
         assert overrides.fill_environment(f"{key}={kept}") == f"{key}={kept}"
     monkeypatch.setenv("SET", "it's ${oc.env:HOME}")
-    assert compose_config(overrides.normalise("train", ["paths.runs='${oc.env:SET}'"])).paths.runs == os.environ["SET"]
+    assert (
+        compose_config(command_line.normalise("train", ["paths.runs='${oc.env:SET}'"])).paths.runs == os.environ["SET"]
+    )
     typed = "hydra.sweeper.params.seed=${oc.env:SET}"
-    assert overrides.normalise("train", [typed]) == [typed], "the sweeper reads it"
+    assert command_line.normalise("train", [typed]) == [typed], "the sweeper reads it"
 
 
 def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(
@@ -201,7 +203,7 @@ def test_an_interpolation_in_an_axis_or_a_row_refers_to_the_job(
 
 def test_only_keys_that_a_run_may_lack_are_forced() -> None:
     words = ["-m", "layer=fc1", "data.batch_size=8", "views=full", "+data.mine=1", "hydra.mode=RUN", "~seed"]
-    assert overrides.force_keys("transfer", words) == words
+    assert command_line.force_keys("transfer", words) == words
     forced = ["views.scales=[256]", "data.root=photos", "pooling.bins=[1]", "data={root: photos}"]
-    assert overrides.force_keys("train", forced) == forced
-    assert overrides.force_keys("transfer", forced) == [f"++{word}" for word in forced]
+    assert command_line.force_keys("train", forced) == forced
+    assert command_line.force_keys("transfer", forced) == [f"++{word}" for word in forced]

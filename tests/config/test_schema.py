@@ -20,7 +20,7 @@ from torch import nn
 
 from calling import SMALL, Caller
 from sppnet import pyramid
-from sppnet.config import option_files, overrides
+from sppnet.config import command_line, option_files
 from sppnet.config.command_schemas import COMMANDS
 from sppnet.config.compose import compose_config, compose_plain
 from sppnet.config.keys import Key, key_named, keys, nearest
@@ -40,7 +40,7 @@ CONF = option_files.root() / "conf"
 
 def composed(*words: str) -> Config:
     """The configuration of `sppnet train WORDS...`."""
-    return compose_config(overrides.normalise("train", words))
+    return compose_config(command_line.normalise("train", words))
 
 
 DEFAULT = composed().plain()
@@ -317,7 +317,7 @@ def test_a_new_key_takes_one_line_in_conf_and_one_in_the_schema(
     monkeypatch.setitem(COMMANDS, "train", WithMixup)
 
     def grown(*words: str) -> WithMixup:
-        return load(WithMixup, compose_plain("train", overrides.normalise("train", words)))
+        return load(WithMixup, compose_plain("train", command_line.normalise("train", words)))
 
     cfg = grown()
     assert (cfg.mixup.alpha, cfg.mixup.of) == (0.2, "images")

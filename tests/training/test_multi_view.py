@@ -33,7 +33,7 @@ from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet, build_backbone
 from sppnet.models.probe import map_size, on_meta
 from sppnet.models.receptive_field import ReceptiveField, receptive_field
-from sppnet.runs.from_checkpoint import load_stored_config, read_checkpoint
+from sppnet.runs.checkpoint_files import load_stored_config, read_checkpoint
 from sppnet.training.inference import load_classifier
 from sppnet.training.lit_module import Classifier
 from sppnet.training.multi_view import Scorer, map_windows

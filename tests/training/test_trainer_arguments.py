@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from calling import SMALL, Called, Caller, records
+from sppnet.config.command_line import normalise
 from sppnet.config.compose import compose_config
-from sppnet.config.overrides import normalise
 from sppnet.runs.plan import plan_run
 
 ALL = (*SMALL, "trainer.limit_train_batches=6", "trainer.max_epochs=3")  # three epochs of six steps

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands import hydra_app
-from sppnet.config import overrides
+from sppnet.config import command_line
 from sppnet.config.compose import Job
 from sppnet.config.keys import value_of
 from sppnet.config.overlay import check_removals
@@ -38,14 +38,14 @@ def run(command: str, words: Sequence[str], run_command: Callable[[TrainedNetwor
     """
     words = hydra_app.normalise(command, words)
     check_removals(words)
-    words = overrides.force_keys(command, words)
+    words = command_line.force_keys(command, words)
 
     def run_job(job: Job[DictConfig]) -> None:
         trained = resolve_checkpoint(command, job)
         hydra_app.warn_of_keys_without_effect(trained.cfg, job.overrides, {})
         run_command(trained)
 
-    if (shown := overrides.shown_job(words)) and (plain := configure(command, shown.overrides)):
+    if (shown := command_line.shown_job(words)) and (plain := configure(command, shown.overrides)):
         _show(plain, shown)
         return
     hydra_app.run_composed(command, words, run_job)

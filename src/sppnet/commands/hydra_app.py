@@ -27,8 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sppnet import errors
-from sppnet.config import compose, option_files, overrides
-from sppnet.config.command_schemas import COMMANDS, FROM_CHECKPOINT
+from sppnet.config import command_line, compose, option_files
+from sppnet.config.command_schemas import COMMANDS, STARTS_JOBS
 from sppnet.config.compose import Job
 from sppnet.config.keys import without_effect
 from sppnet.config.load import load
@@ -60,7 +60,7 @@ def normalise(command: str, words: Sequence[str]) -> list[str]:
     option_files.use_config_dir(words)
     if (folder := option_files.config_dir()) is not None and not folder.is_dir():
         raise UserError(f"--config-dir {folder}: no such folder")
-    return overrides.normalise(command, words)
+    return command_line.normalise(command, words)
 
 
 @dataclass(frozen=True)
@@ -145,13 +145,13 @@ def _describe(command: str, words: Sequence[str], cfg: DictConfig) -> _Composed:
     task = hydra_config.overrides.task
     typed = _resolved(task) if command == "train" else _words(task)
     sweeper = tuple(word for word in _resolved(hydra_config.overrides.hydra) if re.match(SWEEPER, word))
-    has_jobs = command in {*SWEEPABLE, *FROM_CHECKPOINT}
+    starts_jobs = command in STARTS_JOBS
     # `sppnet status` does not need the launcher that a study's file chooses
-    launches = has_jobs or any(re.match(r"launch=|[+~]*hydra[./]launcher", word) for word in words)
+    launches = starts_jobs or any(re.match(r"launch=|[+~]*hydra[./]launcher", word) for word in words)
     return _Composed(
         job=Job(cfg, typed, sweeper, in_sweep),
         slurm_options=_slurm_options() if launches and not in_sweep else None,
-        problem=_missing_multirun(command, typed, sweeper) if has_jobs and not in_sweep else "",
+        problem=_missing_multirun(command, typed, sweeper) if starts_jobs and not in_sweep else "",
     )
 
 

@@ -66,7 +66,7 @@ def _predict(
     plot_writer: PlotWriter | None,
 ) -> None:
     from sppnet.prediction.predictor import Predictor
-    from sppnet.runs.from_checkpoint import read_checkpoint
+    from sppnet.runs.checkpoint_files import read_checkpoint
     from sppnet.training.trainer import set_threads_and_filter_warnings  # imports Lightning
 
     if images.not_read:

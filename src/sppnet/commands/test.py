@@ -95,7 +95,7 @@ def score_run(cfg: Config, weights: Path, name: str, images: ImageSet, chosen: b
     cfg = replace(cfg, {"backbone.weights": None, **ONE_DEVICE})  # all weights come from the checkpoint
     check_job(cfg)
     from sppnet.data.duplicates import describe_duplicates
-    from sppnet.runs.from_checkpoint import locate, read_checkpoint
+    from sppnet.runs.checkpoint_files import locate, read_checkpoint
     from sppnet.training.callbacks import BadFiles, progress_display  # imports Lightning
     from sppnet.training.inference import load_classifier
     from sppnet.training.lightning_trainer import check_limits, make_trainer

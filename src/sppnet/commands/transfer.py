@@ -13,7 +13,7 @@ from typing import Any
 
 from sppnet.commands import checkpoint_app, hydra_app
 from sppnet.commands.test import warn_of_training_keys
-from sppnet.config import overrides
+from sppnet.config import command_line
 from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.compose import Job
 from sppnet.config.schema import LAYOUT
@@ -30,7 +30,7 @@ from sppnet.transfer.task import FORMAT, Task, make_task, refuse_ineffective, wa
 
 def main(words: Sequence[str]) -> None:
     """Evaluate the trained network that `checkpoint=` names or, without that key, the network in `backbone`."""
-    checkpoint = overrides.last_override("checkpoint", hydra_app.normalise("transfer", words))
+    checkpoint = command_line.last_override("checkpoint", hydra_app.normalise("transfer", words))
     if checkpoint is None or checkpoint.value() is None:
         hydra_app.run("transfer", words, _transfer_backbone)
     else:

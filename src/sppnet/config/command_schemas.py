@@ -99,6 +99,7 @@ COMMANDS: dict[str, type[Section]] = {
 }
 # the commands that apply what is typed to the configuration of a run
 FROM_CHECKPOINT = tuple(name for name, schema in COMMANDS.items() if "checkpoint" in schema.model_fields)
+STARTS_JOBS = ("train", *FROM_CHECKPOINT)  # the commands that a launcher can run
 
 
 SET_BY_LAUNCHER = (

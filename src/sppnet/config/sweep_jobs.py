@@ -15,15 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sppnet.config.overrides import (
-    fill_environment,
-    force_keys,
-    is_mapping,
-    is_misread,
-    key_of,
-    quote_names,
-    text_keys,
-)
+from sppnet.config.command_line import force_keys
+from sppnet.config.overrides import fill_environment, is_mapping, is_misread, key_of, quote_names, text_keys
 
 
 class ExpandedJob(NamedTuple):

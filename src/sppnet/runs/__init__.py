@@ -7,6 +7,7 @@
 - `provenance.py` describes the command, commit, packages and machine, which are recorded each time a run starts.
 - `ranks.py` removes stale rank variables from the environment and checks the number of processes.
 - `slurm_status.py` provides the fields of `status.json` that describe the SLURM job.
+- `checkpoint_files.py` finds and reads the files that `checkpoint=...` names.
 - `from_checkpoint.py` resolves `checkpoint=...` to the configuration and the weights file of a trained network.
 - `result_text.py` prints a test result.
 """

@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sppnet.config.command_schemas import FROM_CHECKPOINT, SlurmOptions
+from sppnet.config.command_schemas import STARTS_JOBS, SlurmOptions
 from sppnet.config.load import load
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs.identity import digest
@@ -38,7 +38,7 @@ class SlurmSweep(Sweep):
     """
 
     def __init__(self, command: str, jobs: list[SweepJob], options: Mapping[str, Any], record: bool = True) -> None:
-        if command not in {"train", *FROM_CHECKPOINT}:
+        if command not in STARTS_JOBS:
             raise UserError(f"launch=slurm is not allowed: sppnet {command} runs on this machine")
         super().__init__(command, jobs, record)
         self.sbatch_options = load_slurm_options(options)

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from sppnet.errors import RunFailed, UserError, notice
-from sppnet.runs.from_checkpoint import read_checkpoint
+from sppnet.runs.checkpoint_files import read_checkpoint
 from sppnet.runs.run_directory import Run
 from sppnet.training.checkpointing import Checkpoints
 

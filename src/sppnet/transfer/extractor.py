@@ -16,7 +16,8 @@ from sppnet.models.fit_check import check_network
 from sppnet.models.network import build_backbone
 from sppnet.models.normalise import Normalise
 from sppnet.pyramid import SpatialPyramidPool2d
-from sppnet.runs.from_checkpoint import TrainedNetwork, read_checkpoint
+from sppnet.runs.checkpoint_files import read_checkpoint
+from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.identity import ONE_DEVICE
 from sppnet.training.inference import load_network, place_on_device
 from sppnet.training.preflight import check_hardware
