@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from calling import SMALL, Caller, command, flip, records, same_weights
+from sppnet.data.datamodule import DataModule
 from stop_at import PLUG
 
 TESTS = str(Path(__file__).parents[1] / "helpers")
@@ -216,3 +217,24 @@ def _wait_for_a_step(run: Path, child: subprocess.Popen[bytes]) -> None:
     before = path.stat().st_mtime_ns if path.exists() else 0
     while child.poll() is None and not (path.exists() and path.stat().st_mtime_ns != before):
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_data_loaders_start_is_no_failure(
+    sppnet: Caller, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Lightning then raises an error of its own. `sppnet train` before it and `Checkpoints` after it see the signal."""
+    taken = DataModule._taken
+
+    def signalled(self: DataModule) -> int:
+        signal.raise_signal(number)
+        return taken(self)
+
+    monkeypatch.setattr(DataModule, "_taken", signalled)
+    try:
+        stopped = sppnet("train", *SMALL)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has set it to be ignored
+    assert (stopped.code, stopped.err) == (1, "sppnet train: interrupted\n")
+    (status,) = Path("runs").rglob("status.json")
+    assert json.loads(status.read_text())["state"] == "preempted"

@@ -124,10 +124,11 @@ def _status_file(run: Run) -> Iterator[None]:
         yield
     except Preempted as preempted:
         raise RunFailed(_write_preempted(run, preempted)) from None
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
-        run.write_status("preempted", "interrupted")
-        raise KeyboardInterrupt from None
     except BaseException as error:
+        # Lightning turns Ctrl-C into SystemExit, or into an error of its own if its data loaders were just starting.
+        if any(isinstance(each, KeyboardInterrupt | SystemExit) for each in (error, error.__context__)):
+            run.write_status("preempted", "interrupted")
+            raise KeyboardInterrupt from None
         with contextlib.suppress(OSError):  # the disk may be full
             run.write_status("failed", _last_line(error))
         if isinstance(error, UserError):  # such as an unreadable file; exit code 2 would mean that nothing was written
