@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict, cast
@@ -221,6 +222,7 @@ class Loader(DataLoader[Any]):
             batch_sampler=batches,
             collate_fn=_NumpyCollator(collator),  # type: ignore[arg-type]  # `__getitems__` does not return a list
             num_workers=workers,
+            worker_init_fn=_leave_process_group,
             pin_memory=pin,
             persistent_workers=persistent and workers > 0,
         )
@@ -235,6 +237,14 @@ class Loader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _leave_process_group(_worker: int) -> None:
+    """Keep a signal to the process group, such as that of `timeout`, from a worker.
+
+    Before the run can stop, it needs the worker's batches to finish a validation.
+    """
+    os.setpgid(0, 0)
 
 
 def _to_batches(collated: Iterator[dict[str, Any] | DataError], pin: bool) -> Iterator[Batch]:
