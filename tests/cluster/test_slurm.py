@@ -110,7 +110,7 @@ def test_a_study_survives_what_clusters_do_to_jobs(
 
 
 def test_tasks_on_one_node_and_on_two_resume(on: Caller, cluster: Cluster, tmp_path: Path) -> None:
-    """Stopped by USR2, then by a preemption that sends TERM alone."""
+    """Stopped by USR2, then by preemptions that send TERM alone: in training, and in the test."""
     (tmp_path / "slow").touch()
     shapes = {1: ("trainer.devices=2",), 2: ("trainer.devices=1", "trainer.num_nodes=2")}
     for seed, shape in shapes.items():
@@ -121,10 +121,14 @@ def test_tasks_on_one_node_and_on_two_resume(on: Caller, cluster: Cluster, tmp_p
     cluster.wait(lambda: all(status["slurm"].get("restarts") == 1 for status in states(tmp_path).values()))
     steps = {seed: status["step"] for seed, status in states(tmp_path).items()}
     cluster.wait(lambda: all(status.get("step", 0) > steps[seed] for seed, status in states(tmp_path).items()))
-    cluster.call("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
-    cluster.wait(lambda: "PENDING" in cluster.jobs().values())
-    cluster.wait(lambda: all(status["slurm"].get("restarts") == 2 for status in states(tmp_path).values()))
-    (tmp_path / "slow").unlink()
+    (tmp_path / "slow-test").touch()
+    for restarted in (2, 3):
+        cluster.call("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
+        cluster.wait(lambda: "PENDING" in cluster.jobs().values())
+        cluster.wait(lambda n=restarted: all(restarts(tmp_path, seed) == n for seed in shapes))
+        (tmp_path / "slow").unlink(missing_ok=True)
+        cluster.wait(lambda: all((tmp_path / f"testing-{seed}").exists() for seed in shapes))
+    (tmp_path / "slow-test").unlink()
     cluster.wait(lambda: not cluster.jobs())
     ended = states(tmp_path)
     assert [ended[seed]["state"] for seed in shapes] == ["done", "done"]

@@ -19,9 +19,12 @@ class Killed(Exception):  # noqa: N818
 
 
 class StopAt(Callback):
-    """Raise (`STOP_BY=raise`) or send the signal `STOP_BY` at the point `STOP_AT`.
+    """Raise (`STOP_BY=raise`) or send the signal `STOP_BY` at the points `STOP_AT` (with commas between them).
 
-    A point is `batch N` (counted from 1 over all epochs), `validation of EPOCH`, `end of EPOCH` or `test`.
+    With `STOP_GROUP`, the signal goes to the whole process group.
+
+    A point is `batch N` (counted from 1 over all epochs), `validation of EPOCH`, `validation batch N` (from 0 in each
+    validation), `end of EPOCH` or `test`.
     """
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -30,6 +33,11 @@ class StopAt(Callback):
     def on_validation_start(self, trainer: Any, module: Any) -> None:
         self._stop_if_at(f"validation of {trainer.current_epoch}")
 
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._stop_if_at(f"validation batch {batch_idx}")
+
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         self._stop_if_at(f"end of {trainer.current_epoch}")
 
@@ -37,12 +45,12 @@ class StopAt(Callback):
         self._stop_if_at("test")
 
     def _stop_if_at(self, point: str) -> None:
-        if os.environ.get("STOP_AT") != point:
+        if point not in os.environ.get("STOP_AT", "").split(", "):
             return
         stop_by = os.environ.get("STOP_BY", "raise")
         if stop_by == "raise":
             raise Killed(point)
-        os.kill(os.getpid(), getattr(signal, stop_by))
+        os.kill(0 if "STOP_GROUP" in os.environ else os.getpid(), getattr(signal, stop_by))
 
 
 class Remembers(Callback):

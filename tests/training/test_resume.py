@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from calling import SMALL, Caller, command, flip, records, same_weights
 from sppnet.data.datamodule import DataModule
+from sppnet.slurm import job
 from stop_at import PLUG
 
 TESTS = str(Path(__file__).parents[1] / "helpers")
@@ -219,22 +221,118 @@ def _wait_for_a_step(run: Path, child: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_the_data_loaders_start_is_no_failure(
-    sppnet: Caller, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    """Lightning then raises an error of its own. `sppnet train` before it and `Checkpoints` after it see the signal."""
+@pytest.mark.slow
+def test_a_signal_to_the_process_group_spares_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout` sends it. In a validation, the run needs more batches from its workers before it can stop."""
+    monkeypatch.chdir(tmp_path)
+    env = os.environ | {"PYTHONPATH": TESTS, "STOP_AT": "validation batch 5", "STOP_BY": "SIGTERM", "STOP_GROUP": "1"}
+    words = command("train", *RUN, "data.num_workers=2", "trainer.limit_val_batches=20", "data.batch_size=4")
+    stopped = subprocess.run(words, env=env, start_new_session=True, capture_output=True, text=True)
+    assert "stopped by SIGTERM after epoch 1; the same command resumes it" in stopped.stderr, stopped.stderr
+    assert stopped.returncode == 1
+
+
+@pytest.fixture
+def at_loader_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Calls a function once, when the data loaders start; `Checkpoints` has not set its signal handlers yet.
+
+    An error there makes Lightning's teardown raise another one.
+    """
     taken = DataModule._taken
 
-    def signalled(self: DataModule) -> int:
-        signal.raise_signal(number)
-        return taken(self)
+    def let(happen: Callable[[], object]) -> None:
+        due = [happen]
 
-    monkeypatch.setattr(DataModule, "_taken", signalled)
-    try:
-        stopped = sppnet("train", *SMALL)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has set it to be ignored
+        def start(self: DataModule) -> int:
+            if due:
+                due.pop()()
+            return taken(self)
+
+        monkeypatch.setattr(DataModule, "_taken", start)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    yield let
+    for number, handler in handlers.items():  # Lightning leaves SIGINT ignored
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_data_loaders_start_is_no_failure(
+    sppnet: Caller, at_loader_start: Callable[[Callable[[], object]], None], number: signal.Signals
+) -> None:
+    at_loader_start(lambda: signal.raise_signal(number))
+    stopped = sppnet("train", *SMALL)
     assert (stopped.code, stopped.err) == (1, "sppnet train: interrupted\n")
+    assert state() == "preempted"
+
+
+def test_the_reason_why_data_loaders_cannot_start_is_said(
+    sppnet: Caller, at_loader_start: Callable[[Callable[[], object]], None]
+) -> None:
+    at_loader_start(lambda: Path("gone").stat())
+    failed = sppnet("train", *SMALL)
+    assert failed.code == 1
+    assert "No such file or directory: 'gone'" in failed.err
+    assert "iter(combined_loader)" not in failed.err
+    assert state() == "failed"
+
+
+def state() -> str:
     (status,) = Path("runs").rglob("status.json")
-    assert json.loads(status.read_text())["state"] == "preempted"
+    return str(json.loads(status.read_text())["state"])
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[str]]:
+    """This process is a job of SLURM, whose state `squeue` prints; returns the commands that SLURM has got."""
+    numbers = {"JOB_ID": 7, "ARRAY_JOB_ID": 7, "ARRAY_TASK_ID": 0, "NTASKS": 1, "NTASKS_PER_NODE": 1, "NNODES": 1}
+    for name, number in (numbers | {"PROCID": 0, "LOCALID": 0, "NODEID": 0}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(number))
+    monkeypatch.setenv("SPPNET_SUBMISSION", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(job, "pending_signals", [])
+    monkeypatch.setattr(job, "training_finished", False)
+    asked = tmp_path / "asked"
+
+    def says(text: str) -> list[str]:
+        for name in ("squeue", "scontrol"):
+            (tmp_path / name).write_text(f"#!/bin/sh\necho {name} >> {asked}\necho {text}\n")
+            (tmp_path / name).chmod(0o755)
+        return asked.read_text().split() if asked.exists() else []
+
+    return says
+
+
+@pytest.mark.parametrize("answer", ["RUNNING", "SIGNALING", "COMPLETING"])
+def test_a_job_that_is_preempted_goes_on_and_a_cancelled_one_ends(
+    sppnet: Caller,
+    monkeypatch: pytest.MonkeyPatch,
+    slurm: Callable[[str], list[str]],
+    at_loader_start: Callable[[Callable[[], object]], None],
+    answer: str,
+) -> None:
+    """SIGTERM at the start of the data loaders, within training and in the final test."""
+    slurm(answer)
+    monkeypatch.setenv("STOP_BY", "SIGTERM")
+    at_loader_start(lambda: signal.raise_signal(signal.SIGTERM))  # in the first of the runs
+    for points in ("batch 3, test",) if answer != "COMPLETING" else ("", "batch 3", "test"):
+        monkeypatch.setenv("STOP_AT", points)
+        ended = sppnet("train", *SMALL, *PLUG)
+        assert (ended.code, state()) == ((0, "done") if answer != "COMPLETING" else (1, "preempted")), ended.err
+    assert slurm(answer) == 3 * ["squeue"]
+
+
+def test_a_job_that_is_warned_when_only_its_test_remains_is_queued_again(
+    sppnet: Caller,
+    monkeypatch: pytest.MonkeyPatch,
+    slurm: Callable[[str], list[str]],
+    at_loader_start: object,
+) -> None:
+    slurm("RUNNING")
+    monkeypatch.setenv("STOP_AT", "end of 1")
+    monkeypatch.setenv("STOP_BY", "SIGUSR2")
+    assert (sppnet("train", *SMALL, *PLUG).code, state()) == (1, "queued")
+    monkeypatch.setenv("STOP_AT", "")
+    job.pending_signals.append(signal.SIGUSR2)  # as when it comes during the imports
+    assert (sppnet("train", *SMALL, *PLUG).code, state()) == (0, "done")
+    assert slurm("") == 2 * ["scontrol"]

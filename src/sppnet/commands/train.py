@@ -72,7 +72,6 @@ def _test(planned: PlannedRun) -> None:
             " trainer.limit_test_batches selects different images; to test with different views or sizes, use sppnet"
             f" test checkpoint={planned.run.path}"
         )
-    slurm_job.requeue_on_warning()
     print(f"{planned.run.path} is trained; testing it with different views or sizes", flush=True)
     result = score_run(planned.cfg, planned.run.best, "best", planned.images)
     print_result(planned.run, result)  # print before writing, which may fail in another user's run directory
@@ -114,19 +113,19 @@ def _status_file(run: Run) -> Iterator[None]:
     """Write `running` to `status.json` and, if the run ends early, its final state and the reason."""
     from sppnet.training.checkpointing import Preempted
 
-    def interrupt(*_: object) -> None:
-        # `Checkpoints` replaces this handler during training. Before and after training, there is nothing to save.
-        raise KeyboardInterrupt
-
-    previous_handler = signal.signal(signal.SIGTERM, interrupt)
+    # Before and after training, there is nothing to save, so SIGTERM ends the run. During training, `Checkpoints`
+    # handles it. In a SLURM job, the handler of `sppnet.slurm.job` stays, because a preempted job must continue.
+    previous_handler = signal.getsignal(signal.SIGTERM)
+    if not slurm_job.inside_slurm():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     run.write_status("running", **slurm_fields())
     try:
         yield
     except Preempted as preempted:
         raise RunFailed(_write_preempted(run, preempted)) from None
     except BaseException as error:
-        # Lightning turns Ctrl-C into SystemExit, or into an error of its own if its data loaders were just starting.
-        if any(isinstance(each, KeyboardInterrupt | SystemExit) for each in (error, error.__context__)):
+        # Lightning turns KeyboardInterrupt into SystemExit, and an error in its teardown may hide it.
+        if isinstance(error, KeyboardInterrupt | SystemExit) or isinstance(error.__context__, KeyboardInterrupt):
             run.write_status("preempted", "interrupted")
             raise KeyboardInterrupt from None
         with contextlib.suppress(OSError):  # the disk may be full

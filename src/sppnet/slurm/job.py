@@ -20,7 +20,7 @@ from sppnet.slurm.queue import run_slurm_command
 
 WARNING = signal.SIGUSR2
 
-pending_signals: list[int] = []  # signals received before training can handle them
+pending_signals: list[int] = []  # signals received before training or the test can handle them
 training_finished = False  # if True, only the test remains
 
 
@@ -54,10 +54,11 @@ def install_signal_handlers() -> None:
 def still_running() -> bool:
     """Whether the job may continue after SIGTERM.
 
-    True in the grace time before preemption, false if SLURM is ending the job.
+    True in the grace time before preemption, false if SLURM is ending the job. True if SLURM does not answer, or if
+    `squeue` itself gets SIGTERM: SLURM then ends a cancelled job a little later.
     """
     status, out, _ = run_slurm_command(["squeue", "--noheader", "--format=%T", f"--jobs={name()}"])
-    return status == 0 and out == "RUNNING"
+    return status != 0 or out in {"RUNNING", "SIGNALING"}  # SIGNALING: SLURM is still sending the SIGTERM
 
 
 def requeue() -> str | None:
@@ -69,7 +70,7 @@ def requeue() -> str | None:
 def requeue_on_warning() -> None:
     """Requeue this job when the warning signal arrives, or now if it has already arrived.
 
-    Called before a test, which has no state to save.
+    Called before a test. No effect outside a job.
     """
     global training_finished
     training_finished = True

@@ -173,10 +173,12 @@ class Checkpoints(Checkpoint):
             self._stop(trainer, stop_signal, f"after epoch {trainer.current_epoch + 1}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        job.training_finished = job.training_finished or stage == "fit"
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        if self._signal == job.WARNING:  # it came after the last step; the test will ask for the requeue
+            job.pending_signals.append(self._signal)
+            self._signal = 0
 
     def _stop(self, trainer: L.Trainer, stop_signal: int, position: str) -> None:
         """Raise `Preempted`, unless the signal is SIGTERM and SLURM is preempting the job.

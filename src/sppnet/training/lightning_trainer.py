@@ -53,7 +53,7 @@ def make_trainer(cfg: Config, callbacks: list[Callback], loggers: list[Logger], 
             arguments[name] = instantiate(arguments[name], kind, f"trainer.{name}")
     plugins = _build_plugins(arguments.pop("plugins", None))
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **arguments,
             callbacks=callbacks,
             logger=loggers or False,
@@ -66,6 +66,11 @@ def make_trainer(cfg: Config, callbacks: list[Callback], loggers: list[Logger], 
         )
     except Exception as error:  # Lightning checks few values before it uses them
         raise UserError(f"trainer: lightning.Trainer refuses its arguments: {' '.join(str(error).split())}") from error
+    if job.inside_slurm():
+        # Lightning's handler of SIGTERM, set at the start of fit() and test(), would end a job that is being preempted,
+        # and SLURM would not requeue it. `sppnet.slurm.job` handles the signal instead.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _build_plugins(listed: Any) -> list[Any]:

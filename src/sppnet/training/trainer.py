@@ -29,6 +29,7 @@ from sppnet.models.network import build_network
 from sppnet.runs.identity import eval_identity, world_size
 from sppnet.runs.provenance import code_state
 from sppnet.runs.run_directory import Run
+from sppnet.slurm import job
 from sppnet.training.callbacks import BadFiles, FinalValidation, StatusFile, progress_display
 from sppnet.training.checkpointing import Checkpoints
 from sppnet.training.ema import Averages
@@ -122,7 +123,14 @@ def fit(prepared: PreparedRun, run: Run) -> tuple[dict[str, Any], dict[str, Any]
     if resume_from is None:
         metrics_file.truncate(0)
     sys.argv[1:] = ["rank", str(run.path)]  # noqa: TID251  (the command line with which Lightning starts other ranks)
-    trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    except RuntimeError as error:
+        # If the data loaders cannot start, Lightning's teardown fails as well, and this second error hides the first.
+        first = error.__context__
+        if first is None or "iter(combined_loader)" not in str(error):
+            raise
+        raise first from first.__cause__
     best, problem = read_own_checkpoint(run, run.best)
     if best is None:
         raise RunFailed(f"nothing to test: {problem or f'{run.best} is missing'}; {RESTART}")
@@ -146,6 +154,7 @@ def run_test(
 
     The record holds the `metrics`, the `per_class` metrics for each size, and what was tested and how (`identity`).
     """
+    job.requeue_on_warning()  # a test has no state to save
     start = time.monotonic()
     trainer.test(classifier, datamodule=data, verbose=False)
     per_class = {  # None for a class without images, whose metric is NaN
