@@ -1,4 +1,8 @@
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,3 +226,44 @@ def test_real_photographs_come_in_batches(config: Load, tmp_path: Path, fit: str
     assert 80 < mean < 180  # photographs, neither black nor white
     if fit == "full":
         assert len({batch["image"].shape[2:] for batch in batches}) > 3
+
+
+FULL_PIPE = """
+import os, signal, sys
+import numpy as np
+from PIL import Image
+from sppnet.data import ImageSet
+from sppnet.data.batch_samplers import EvalBatchSampler
+from sppnet.data.crops import EvalRegions
+from sppnet.data.aspect_buckets import square_bucket
+from sppnet.data.loader import BatchDataset, Loader
+
+class Tagged(ImageSet):
+    multilabel, classes = True, [str(number) for number in range(5000)]
+    def __len__(self): return 64
+    def label(self, index): return (index,)
+    def read(self, index): return Image.new("RGB", (8, 8))
+
+batches = EvalBatchSampler(square_bucket(np.arange(64)), 8, [8], 8)
+loader = Loader(BatchDataset(Tagged(), EvalRegions("full", 1.0)), batches, False, 1, False)
+iterator = iter(loader)
+next(iterator)
+print(iterator.gi_frame.f_locals["collated"]._workers[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_takes_its_workers_along() -> None:
+    """A batch of 5,000 labels per image does not fit in the pipe, so the worker waits for a reader."""
+    child = subprocess.Popen([sys.executable, "-c", FULL_PIPE], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    worker = Path("/proc") / child.stdout.readline().strip()  # not all of it: the worker has the same stdout
+    child.wait()
+    assert worker.name.isdigit()
+    deadline = time.monotonic() + 5
+    while worker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    survived = worker.exists()
+    if survived:
+        os.kill(int(worker.name), signal.SIGKILL)
+    assert not survived

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -208,9 +209,21 @@ def test_ten_kills_at_random_moments_lose_nothing(spawn: Caller, tmp_path: Path)
         child.wait()
         killed.append(len(records(run)) if (run / "metrics.jsonl").exists() else 0)
     print("records at the kills:", killed)
+    time.sleep(1)
+    assert not processes_in(tmp_path), "a killed run's workers outlive it"
     resumed = spawn("train", *words)
     assert resumed.code == 0, resumed.err
     assert_same_end(run, tmp_path / unbroken.run)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """The processes that work in a folder."""
+    here = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if (process / "cwd").readlink() == folder:
+                here.append(process.name)
+    return here
 
 
 def _wait_for_a_step(run: Path, child: subprocess.Popen[bytes]) -> None:

@@ -8,10 +8,7 @@ a job with the same command (`sppnet train`), and every task except the first ca
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +18,13 @@ import yaml
 from sppnet.config.load import check_layout, load
 from sppnet.config.schema import Config
 from sppnet.errors import RunFailed, UserError
+from sppnet.processes import die_with_parent
 from sppnet.runs.plan import PlannedRun
 from sppnet.runs.run_directory import FAILED_RANK, Run
 from sppnet.runs.slurm_status import slurm_fields
 from sppnet.slurm import job
 from sppnet.storage.files import write_text
 
-PR_SET_PDEATHSIG = 1
 # How often a task checks whether the job's first task has started, and how long it waits for that.
 POLL_SECONDS, WAIT_SECONDS = 0.5, 900.0
 
@@ -36,11 +33,8 @@ def main(words: Sequence[str]) -> None:
     """Train as an additional process of the run in the directory `words[0]`."""
     if len(words) != 1 or "LOCAL_RANK" not in os.environ:
         raise UserError("`sppnet rank` is started by `sppnet train trainer.devices=N`, not by hand")
-    # Let the kernel kill this process when the first process ends. Otherwise, its collective operations would wait
-    # forever.
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Otherwise, its collective operations would wait forever once the first process has ended.
+    die_with_parent()
     run = Run(Path(words[0]))
     stored = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     check_layout(stored.pop("layout", None), str(run.path))

@@ -16,6 +16,7 @@ from sppnet.data.datasets.base import ImageSet, Label
 from sppnet.data.decode import DataError
 from sppnet.data.jpeg import take_remarks
 from sppnet.data.readers import Reader, SubpixelReader
+from sppnet.processes import die_with_parent
 
 
 class Batch(TypedDict):
@@ -222,7 +223,7 @@ class Loader(DataLoader[Any]):
             batch_sampler=batches,
             collate_fn=_NumpyCollator(collator),  # type: ignore[arg-type]  # `__getitems__` does not return a list
             num_workers=workers,
-            worker_init_fn=_leave_process_group,
+            worker_init_fn=_start_worker,
             pin_memory=pin,
             persistent_workers=persistent and workers > 0,
         )
@@ -239,12 +240,14 @@ class Loader(DataLoader[Any]):
         pass
 
 
-def _leave_process_group(_worker: int) -> None:
-    """Keep a signal to the process group, such as that of `timeout`, from a worker.
+def _start_worker(_worker: int) -> None:
+    """Keep signals to the process group, such as that of `timeout`, from a worker: it ends when the run does.
 
-    Before the run can stop, it needs the worker's batches to finish a validation.
+    Before a run can stop, it needs the worker's batches to finish a validation. If the run is killed, nothing reads the
+    worker's pipe any more, and a worker that waits for room in a full pipe would never notice.
     """
     os.setpgid(0, 0)
+    die_with_parent()
 
 
 def _to_batches(collated: Iterator[dict[str, Any] | DataError], pin: bool) -> Iterator[Batch]:
