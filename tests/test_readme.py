@@ -12,27 +12,30 @@ from sppnet.config import option_files
 ROOT = option_files.root()
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
-TINY = ("backbone.width=4", "head.hidden=[8]", "pooling.bins=[2,1]", "compute.num_threads=1", "data.batch_size=8")
+TINY = ("backbone.width=4", "pyramid.bins=[2,1]", "compute.num_threads=1", "data.batch_size=8")
+HIDDEN = ("head.hidden=[8]",)
 LIMITS = tuple(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test"))
 STEPS = (*LIMITS, "trainer.max_epochs=2", "progress=none")
 
 
-def test_the_examples_of_plugging_in_run_as_they_stand(sppnet: Caller, tmp_path: Path) -> None:
-    for _, text in BLOCKS:
+def test_the_example_of_every_slot_runs_as_it_stands(sppnet: Caller, tmp_path: Path) -> None:
+    """Each is a class of less than 15 lines, a file that names it, and a command."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "docs/slots.md").read_text(), re.S | re.M)
+    for kind, text in blocks:
         if named := re.match(r"# (\S+\.(?:py|yaml))\n", text):
             path = tmp_path / named[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-    commands = [line.split()[4:] for _, text in BLOCKS for line in text.splitlines() if "--config-dir" in line]
-    assert len(commands) == 3
+            assert kind != "python" or len([line for line in text.splitlines()[1:] if line]) < 15, named[1]
+    commands = [line.split()[4:] for _, text in blocks for line in text.splitlines() if "--config-dir" in line]
+    assert len(commands) == 9
     for words in commands:
-        done = sppnet("train", *words, *TINY, *STEPS)
+        done = sppnet("train", *words, *TINY, *([] if "head=cosine" in words else HIDDEN), *STEPS)
         assert done.code == 0, done.err
         admit = [word for word in words if word.startswith("allow=")]
-        for more in (["--config-dir", "myconf"], []):  # the run stores its configuration, so it needs no folder
-            scored = sppnet("test", *more, *admit, f"checkpoint={done.run}")
-            assert (scored.code, scored.err) == (0, "")
-            assert scored.figure("test/loss") == done.figure("test/loss")
+        scored = sppnet("test", *admit, f"checkpoint={done.run}")  # the run stores its configuration
+        assert (scored.code, scored.err) == (0, "")
+        assert scored.figure("test/loss") == done.figure("test/loss")
 
 
 def test_the_layer_alone_runs_as_it_stands() -> None:

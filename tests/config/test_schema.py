@@ -113,7 +113,7 @@ WRONG_VALUES = [
     ("paths.runs", " ", "is not allowed: must be a non-empty string"),
     ("sizes.train", ["024"], "must be a non-empty list, each item an integer from 1 to 8192, without leading zeros"),
     ("pooling.pool", "mean", "pooling.pool=mean is not allowed: must be one of max, avg"),
-    ("pooling.name", "mean", "pooling.name=mean is not allowed: must be one of spp, gap, flatten"),
+    ("pooling.name", "mean", "pooling.name=mean is not allowed: must be one of spp, gap, avgmax, gem, lse, flatten; a"),
     ("pooling", {}, "pooling.name is missing; it is required"),
     ("pooling", "spp", "pooling=spp is not allowed: must be a mapping"),
     (
@@ -189,7 +189,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_all_that_there_are(key: 
 
 WRONG_WORDS = [
     (["seeed=1"], "unknown key seeed; did you mean seed? the top level has augment, backbone"),
-    (["augment.colour=1"], "unknown key augment.colour; did you mean augment.color? augment has color, flip"),
+    (["augment.colour=1"], "unknown key augment.colour; did you mean augment.color? augment has color, erasing,"),
     (["data.batchsize=8"], "add another argument of its class with +data.batchsize=VALUE"),
     (
         ["pooling=gap", "pooling.bins=[4]"],
@@ -208,7 +208,7 @@ WRONG_WORDS = [
         ["views=full", "views.crop_pct=0.5"],
         "unknown key views.crop_pct in this combination of options; it exists with views=center",
     ),
-    (["pooling=mean"], "Could not find 'pooling/mean'; available options are flatten, gap, spp"),
+    (["pooling=mean"], "Could not find 'pooling/mean'; available options are avgmax, flatten, gap, gem, lse, spp"),
     (["optim/schedule=step"], "available options are constant, cosine, plateau"),
     (["hydra.launcher.partition=a"], "unknown key hydra.launcher.partition; it exists with launch=slurm"),
     (["trainer.devicez=1"], "unknown key trainer.devicez; did you mean trainer.devices?"),
@@ -262,7 +262,7 @@ def settings(path: Path) -> Iterator[tuple[str, bool]]:
 # Keys whose name says all that a comment would say.
 CLEAR = {
     *("seed", "split_seed", "paths.runs", "data.name", "data.std", "sizes.train", "backbone.name", "backbone.freeze"),
-    *("optim.lr", "optim.weight_decay", "loss.label_smoothing", "compute.channels_last", "views.fit"),
+    *("optim.lr", "optim.weight_decay", "compute.channels_last", "views.fit"),
     *("trainer.deterministic", "trainer.num_nodes", "trainer.log_every_n_steps"),
     *("trainer.limit_val_batches", "trainer.limit_test_batches"),  # explained with limit_train_batches
     *("logger.wandb.project", "logger.wandb.entity", "logger.wandb.tags"),
@@ -282,7 +282,8 @@ def test_conf_sets_and_explains_the_keys_of_the_schema_and_no_others() -> None:
     assert set_keys.keys() - known.keys() == ARGUMENTS
     groups = {group.replace("/", ".") for group in option_files.group_names()}
     missing = {key.name for key in known.values() if key.field.is_required()} - set_keys.keys() - groups
-    missing -= {"trainer.strategy._target_", "trainer.profiler._target_"}  # a name is enough
+    own = {"pooling", "head", "loss", "trainer.strategy", "trainer.profiler", "augment.transforms"}
+    missing -= {f"{name}._target_" for name in own}  # a name is enough
     assert not missing
     tags = {key.variant[0] for key in known.values() if key.variant is not None} - {"views.fit"}
     unexplained = {name for name, explained in set_keys.items() if name in known and not explained}
@@ -345,28 +346,29 @@ def test_a_new_key_takes_one_line_in_conf_and_one_in_the_schema(
 # table decides which runs share a result.
 DETERMINES = {
     "weights_and_test": "data, trainer.precision",
-    "weights": "data.fit, data.batch_size, data.crop, data.crop_pct, data.aspect_step",
-    "test": "sizes.test, views",
+    "weights": "data.fit, data.batch_size, data.sampling, data.crop, data.crop_pct, data.aspect_step, "
+    "checkpointing.monitor, checkpointing.mode",
+    "test": "sizes.test, views, metrics",
     # how or where a job runs
     "nothing": "name, progress, data.root, data.num_workers, data.duplicates, data.cache, pooling.kernel, "
     "trainer.accelerator, trainer.log_every_n_steps, trainer.profiler, trainer.enable_model_summary, checkpointing, "
     "logger",
     # what the identity describes in another way, such as by the content of a file
-    "by_content": "data.name, backbone.name, backbone.weights, pyramid, loss.name, trainer.devices, trainer.num_nodes, "
-    "trainer.strategy, trainer.limit_test_batches, debug",
+    "by_content": "data.name, backbone.name, backbone.weights, pyramid, pooling.name, head.name, loss.name, "
+    "trainer.devices, trainer.num_nodes, trainer.strategy, trainer.limit_test_batches, debug",
     # where a job is stored, and whether it runs at all
     "bookkeeping": "study, force, retry, paths, report",
 }
 # What a command may change of the run whose checkpoint it loads.
 MAY_CHANGE = {
     "test": "force, progress, data, sizes.test, pooling.kernel, trainer.accelerator, trainer.precision, "
-    "trainer.deterministic, trainer.limit_test_batches, trainer.profiler, compute, views, paths, debug (but not "
-    "data.fit or data.mean or data.std)",
+    "trainer.deterministic, trainer.limit_test_batches, trainer.profiler, compute, views, metrics, paths, debug (but "
+    "not data.fit or data.sampling or data.mean or data.std)",
     "predict": "force, progress, data.batch_size, data.num_workers, sizes.test, pooling.kernel, trainer.accelerator, "
     "trainer.precision, trainer.deterministic, compute, views, debug",
     "transfer": "study, force, progress, data, sizes.test, pyramid, pooling.bins, pooling.pool, pooling.rule, "
     "pooling.kernel, trainer.accelerator, trainer.precision, trainer.deterministic, compute, views, paths, debug (but "
-    "not data.fit or data.mean or data.std)",
+    "not data.fit or data.sampling or data.mean or data.std)",
 }
 
 

@@ -12,29 +12,29 @@ import torch
 from torch import nn
 
 from sppnet.config.compose import compose_config
-from sppnet.config.schema import MLP, SPP, AnyPooling, Backbone
+from sppnet.config.schema import SPP, AnyHead, AnyPooling, Backbone
 from sppnet.errors import UserError
 from sppnet.models.fit_check import check_network
-from sppnet.models.heads import build_head
 from sppnet.models.network import build_backbone, build_network
+from sppnet.models.pooling import build_pooling
 from sppnet.models.probe import on_meta, probe
 from sppnet.training.preflight import sizes_for_pairs
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-POOLINGS = ("spp", "flatten", "gap")
+POOLINGS = ("spp", "flatten", "gap", "avgmax", "gem", "lse")
 
 
 def _names(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-def _config(*overrides: str) -> tuple[Backbone, AnyPooling, MLP]:
+def _config(*overrides: str) -> tuple[Backbone, AnyPooling, AnyHead]:
     """Compose the sections `backbone`, `pooling` and `head` from overrides."""
     cfg = compose_config(list(overrides))
     return cfg.backbone, cfg.pooling, cfg.head
 
 
-def _tiny(*overrides: str) -> tuple[Backbone, AnyPooling, MLP]:
+def _tiny(*overrides: str) -> tuple[Backbone, AnyPooling, AnyHead]:
     return _config("backbone.width=2", *overrides)
 
 
@@ -66,7 +66,7 @@ def test_a_pyramid_file_is_named_after_its_levels(pyramid: str) -> None:
 
 @pytest.mark.parametrize("pooling", ["spp", "gap"])
 def test_one_network_takes_images_of_every_size_and_shape(pooling: str) -> None:
-    net = build_network(*_tiny(f"pooling={pooling}"), classes=5).eval()
+    net = build_network(*_tiny(f"pooling={pooling}"), 5, 48).eval()
     with torch.no_grad():
         for height, width in ((1, 1), (17, 60), (48, 48), (61, 32)):
             logits = net(torch.randn(2, 3, height, width))
@@ -82,10 +82,10 @@ def test_a_flatten_network_takes_its_own_size_and_no_other() -> None:
 
 
 def test_the_flatten_window_makes_exactly_output_size_bins_and_reads_every_cell() -> None:
-    _, cfg, mlp = _tiny("pooling=flatten", "pooling.pool=avg")
+    _, cfg, _ = _tiny("pooling=flatten", "pooling.pool=avg")
     for side in range(1, 21):
         for cells in range(1, side + 1):
-            pool = build_head(cfg.model_copy(update={"output_size": cells}), mlp, 1, 2, side)[0]
+            pool = build_pooling(cfg.model_copy(update={"output_size": cells}), 1, side)
             x = torch.ones(1, 1, side, side, requires_grad=True)
             out = pool(x)
             out.sum().backward()
@@ -95,23 +95,24 @@ def test_the_flatten_window_makes_exactly_output_size_bins_and_reads_every_cell(
 
 
 def test_flatten_without_pooling_keeps_the_map_as_it_is() -> None:
-    _, pooling, mlp = _tiny("pooling=flatten", "pooling.output_size=null")
-    head = build_head(pooling, mlp, 4, 2, 7)
+    _, pooling, _ = _tiny("pooling=flatten", "pooling.output_size=null")
     x = torch.randn(2, 4, 7, 7)
-    assert torch.equal(head[:1](x), x.flatten(1))
+    assert torch.equal(build_pooling(pooling, 4, 7)(x), x.flatten(1))
 
 
 def test_the_heads_stages_are_named_and_sliced_for_features() -> None:
-    net = build_network(*_tiny("head.hidden=[12,7]"), classes=3).eval()
-    assert [name for name, _ in net.head.named_children()] == ["pool", "fc1", "fc2", "classifier"]
+    net = build_network(*_tiny("head.hidden=[12,7]"), 3, 48).eval()
+    assert isinstance(net.head, nn.Sequential)
+    assert [name for name, _ in net.head.named_children()] == ["fc1", "fc2", "classifier"]
     x = torch.randn(2, 3, 48, 48)
-    pooled, fc1, fc2 = (net.head[:stages](net.backbone(x)) for stages in (1, 2, 3))
+    pooled = net.pooling(net.backbone(x))
+    fc1, fc2 = (net.head[:stages](pooled) for stages in (1, 2))
     assert [t.shape[1] for t in (pooled, fc1, fc2)] == [4 * 50, 12, 7]
     assert torch.equal(net.head[-1](fc2), net(x))
 
 
 def test_the_keys_of_a_state_dict_are_those_of_published_checkpoints() -> None:
-    net = build_network(*_tiny("head.hidden=[8]"), 3)
+    net = build_network(*_tiny("head.hidden=[8]"), 3, 48)
     keys = [key for key in net.state_dict() if "conv1" in key or key.startswith("head")]
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     assert keys == [
@@ -129,7 +130,7 @@ def test_the_keys_of_a_state_dict_are_those_of_published_checkpoints() -> None:
 
 def test_dropout_acts_in_training_only_and_the_first_logits_are_small() -> None:
     torch.manual_seed(0)
-    net = build_network(*_tiny(), classes=10)
+    net = build_network(*_tiny(), 10, 48)
     x = torch.randn(64, 3, 48, 48)
     assert not torch.equal(net(x), net(x))
     assert net.eval()(x).std() < 0.3
@@ -137,7 +138,7 @@ def test_dropout_acts_in_training_only_and_the_first_logits_are_small() -> None:
 
 
 def test_a_frozen_backbone_does_not_move_while_the_head_learns() -> None:
-    net = build_network(*_tiny("backbone.freeze=true"), classes=3).train()
+    net = build_network(*_tiny("backbone.freeze=true"), 3, 48).train()
     before = copy.deepcopy(net.state_dict())
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
@@ -153,7 +154,7 @@ def test_a_frozen_backbone_does_not_move_while_the_head_learns() -> None:
 
 
 def test_a_backbone_that_is_not_frozen_learns_with_its_statistics() -> None:
-    net = build_network(*_tiny(), classes=3).train()
+    net = build_network(*_tiny(), 3, 48).train()
     before = net.backbone.state_dict()["conv1.1.running_mean"].clone()
     net(torch.randn(4, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
@@ -164,7 +165,7 @@ def test_a_users_own_module_needs_nothing_but_its_name() -> None:
     node = {"_target_": "torch.nn.Conv2d", "name": "mine", "in_channels": 3, "out_channels": 6, "kernel_size": 5}
     cfg = (Backbone.model_validate({**node, "stride": 3, "weights": None, "freeze": True}), *_tiny()[1:])
     check_network(*cfg, _sizes([32, 5]))
-    assert build_network(*cfg, classes=4)(torch.randn(1, 3, 20, 31)).shape == (1, 4)
+    assert build_network(*cfg, 4, 48)(torch.randn(1, 3, 20, 31)).shape == (1, 4)
     with pytest.raises(UserError, match=r"sizes\.train: size 4 gives no feature map .* smallest size that works is 5$"):
         check_network(*cfg, _sizes([32, 4]))
 
@@ -173,7 +174,7 @@ def test_weights_from_a_file_reach_the_network(tmp_path: Path) -> None:
     torch.save(build_backbone(_tiny()[0]).state_dict(), tmp_path / "w.pth")
     cfg = _tiny(f"backbone.weights={tmp_path / 'w.pth'}")
     check_network(*cfg, _sizes([48]))
-    first, second = (build_network(*cfg, 3).backbone.state_dict() for _ in range(2))
+    first, second = (build_network(*cfg, 3, 48).backbone.state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -198,7 +199,7 @@ MISTAKES: dict[str, Case] = {
                       r"pooling\.bins=\[1024\] and head\.hidden=\[1048576\]: the network would have \d+ GiB"),
     "too wide a layer": (["pooling=gap", "head.hidden=[1048576,1048576]"], _sizes([48]), False,
                          r"^head\.hidden=\[1048576, 1048576\]: the network would have \d+ GiB of"),
-    "unknown pooling": (["pooling.name=roi"], _sizes([48]), False, r"pooling\.name=roi .* one of spp, gap, flatten"),
+    "unknown pooling": (["pooling.name=roi"], _sizes([48]), False, r"pooling\.name=roi .* spp, gap, avgmax, gem, lse"),
     "one size only": (["backbone=torchvision", "backbone.name=vit_b_16"], _sizes([224]), False,
                       "vit_b_16 does not accept images of every size .*Wrong image height"),
     "too wide": (["backbone.width=16777216"], _sizes([48]), False, "Tiny refuses its arguments: .*memory"),
@@ -236,7 +237,7 @@ def test_the_check_accepts_exactly_the_sizes_that_run() -> None:
                 allowed = False
             shape = trunk(torch.empty(1, 3, size, size, device="meta")).shape
             try:
-                runs = build_head(pooling, mlp, channels, 2)[0](torch.randn(shape)).shape == (1, channels * 26)
+                runs = build_pooling(pooling, channels, 1)(torch.randn(shape)).shape == (1, channels * 26)
             except ValueError:
                 runs = False
             assert runs == allowed, (rule, size)
@@ -250,10 +251,10 @@ def test_the_check_allocates_no_weights_and_draws_no_random_numbers() -> None:
 
 
 class Normed(nn.Sequential):
-    """A custom head that normalises vectors over the batch."""
+    """A head of the user that normalises vectors over the batch."""
 
     def __init__(self) -> None:
-        super().__init__(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 7))
+        super().__init__(nn.BatchNorm1d(4), nn.Linear(4, 7))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ class Normed(nn.Sequential):
 )
 def test_sizes_for_pairs_are_those_at_which_one_image_cannot_train(head: str, freeze: bool, pairs: set[int]) -> None:
     pooling = "spp" if head == "spp" else "gap"
-    net = build_network(*_tiny(f"pooling={pooling}", f"backbone.freeze={freeze}"), 7)
+    net = build_network(*_tiny(f"pooling={pooling}", f"backbone.freeze={freeze}"), 7, 48)
     if head == "own":
         net.head = Normed()
     if head == "none":

@@ -14,8 +14,8 @@ from torch import nn
 from sppnet.config.schema import MLP, SPP, Backbone, Flatten
 from sppnet.models.backbones import ZF5, Blog, Convnet5, Overfeat, map_size
 from sppnet.models.backbones.paper import WithinChannelNorm
-from sppnet.models.heads import build_head
 from sppnet.models.network import build_network
+from sppnet.models.pooling import build_pooling
 from sppnet.models.probe import Trunk, probe
 
 FLATTEN = Flatten(name="flatten", pool="max", output_size=6)
@@ -80,10 +80,10 @@ def test_maps_at_the_two_training_sizes_and_between(name: str, at_180: int) -> N
 )
 def test_the_pyramids_make_vectors_of_the_papers_length_at_any_size(name: str, bins: list[int], length: int) -> None:
     make, _, channels = FOUR[name]
-    trunk, head = make().eval(), build_head(_pyramid(*bins), HEAD, channels, 3)
+    trunk, pool = make().eval(), build_pooling(_pyramid(*bins), channels, 13)
     with torch.no_grad():
         for height, width in ((100, 100), (90, 143)):
-            assert head[:1](trunk(torch.randn(1, 3, height, width))).shape == (1, length)
+            assert pool(trunk(torch.randn(1, 3, height, width))).shape == (1, length)
 
 
 @pytest.mark.parametrize("name", FOUR)
@@ -92,17 +92,17 @@ def test_without_a_pyramid_the_last_pooling_makes_6x6(name: str) -> None:
     make, _, channels = FOUR[name]
     trunk = make()
     side, _ = map_size(trunk, 224, 224)
-    head = build_head(FLATTEN, HEAD, channels, 3, side)
-    assert head[:1](torch.randn(1, channels, side, side)).shape == (1, 36 * channels)
+    pool = build_pooling(FLATTEN, channels, side)
+    assert pool(torch.randn(1, channels, side, side)).shape == (1, 36 * channels)
     assert 36 * FOUR["zf5"][2] == 9_216
 
 
 def test_the_blogs_network_makes_10752_values_of_any_input_that_leaves_a_map() -> None:
     blog = Backbone.model_validate({"_target_": "sppnet.models.Blog"})
-    net = build_network(blog, _pyramid(4, 2, 1), HEAD, classes=3).eval()
+    net = build_network(blog, _pyramid(4, 2, 1), HEAD, 3, 32).eval()
     with torch.no_grad():
         for size in (8, 9, 20):
-            assert net.head[:1](net.backbone(torch.randn(1, 3, size, size))).shape == (1, 10_752)
+            assert net.pooling(net.backbone(torch.randn(1, 3, size, size))).shape == (1, 10_752)
     filters = [tuple(m.weight.shape[::2]) + m.stride[:1] for m in Blog().modules() if isinstance(m, nn.Conv2d)]
     assert filters == [(64, 4, 2), (128, 4, 1), (256, 4, 1), (512, 4, 1)]
 
@@ -110,9 +110,9 @@ def test_the_blogs_network_makes_10752_values_of_any_input_that_leaves_a_map() -
 @pytest.mark.parametrize(("side", "stride"), [(13, 2), (18, 3)], ids=["ZF-5", "Overfeat"])
 def test_the_last_pooling_without_a_pyramid_is_the_papers(side: int, stride: int) -> None:
     x = torch.randn(2, 5, side, side)
-    head = build_head(FLATTEN, HEAD, 5, 3, side)
-    assert torch.equal(head[:1](x), nn.functional.max_pool2d(x, 3, stride).flatten(1))
-    assert x.numel() // 2 > head[:1](x).shape[1] == 5 * 36
+    pool = build_pooling(FLATTEN, 5, side)
+    assert torch.equal(pool(x), nn.functional.max_pool2d(x, 3, stride).flatten(1))
+    assert x.numel() // 2 > pool(x).shape[1] == 5 * 36
 
 
 @pytest.mark.parametrize("name", FOUR)

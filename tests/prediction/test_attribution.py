@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sppnet.config.schema import GAP, MLP, SPP, AnyPooling, Flatten
+from sppnet.config.schema import GAP, MLP, SPP, AnyPooling, AvgMax, Flatten
 from sppnet.errors import UserError
 from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet
+from sppnet.models.pooling import build_pooling, pooled_length
 from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import attribute_logit, cell_edges, check_pooling, find_grids
 from sppnet.pyramid import SpatialPyramidPool2d
@@ -25,20 +26,23 @@ POOLINGS: dict[str, AnyPooling] = {
     "avg": SPP(name="spp", bins=[3, 2, 1], pool="avg", rule="adaptive"),
     "sliding": SPP(name="spp", bins=[2, 1], pool="max", rule="sliding"),
     "padded": SPP(name="spp", bins=[2], pool="max", rule="padded"),
+    "avgmax": SPP(name="spp", bins=[3, 1], pool="avgmax", rule="adaptive"),
     "gap": GAP(name="gap"),
+    "global avgmax": AvgMax(name="avgmax"),
     "grid": Flatten(name="flatten", pool="max", output_size=3),
     "mean grid": Flatten(name="flatten", pool="avg", output_size=2),
     "flat": Flatten(name="flatten", pool="max", output_size=None),
 }
-ANY_SHAPE = ("max", "avg", "gap")
+ANY_SHAPE = ("max", "avg", "avgmax", "gap", "global avgmax")
 
 
 def network(pooling: str, hidden: list[int], side: int = 6) -> SPPNet:
     torch.manual_seed(0)
-    layers = build_head(POOLINGS[pooling], MLP(name="mlp", hidden=hidden, dropout=0.5), 3, 4, side)
-    for parameter in layers.parameters():
+    pool = build_pooling(POOLINGS[pooling], 3, side)
+    head = build_head(MLP(name="mlp", hidden=hidden, dropout=0.5), pooled_length(pool, 3, side, side), 4)
+    for parameter in head.parameters():
         nn.init.normal_(parameter)
-    return SPPNet(nn.Identity(), layers).double().eval()
+    return SPPNet(nn.Identity(), pool, head).double().eval()
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -50,7 +54,7 @@ def test_the_bins_of_a_linear_head_and_the_bias_make_the_logit(pooling: str, dat
     label = data.draw(st.integers(0, 3))
     attribution = attribute_logit(net, image, label)
     assert attribution.logit == pytest.approx(net(image)[0, label].item(), abs=1e-12)
-    last = net.head[-1]
+    last = net.head.classifier
     assert isinstance(last, nn.Linear)
     assert attribution.rest == pytest.approx(last.bias[label].item(), abs=1e-10)
 
@@ -59,7 +63,7 @@ def test_the_bins_of_a_linear_head_and_the_bias_make_the_logit(pooling: str, dat
 def test_hidden_layers_leave_what_a_bin_adds_true_to_first_order(pooling: str) -> None:
     net, image, step = network(pooling, [5, 5]), torch.rand(1, 3, 6, 6, dtype=torch.float64), 1e-6
     attribution = attribute_logit(net, image, 2)
-    pooled = net.head[0](image)
+    pooled = net.pooling(image)
     start = 0
     for level in attribution.levels:
         if level.grid.pool == "cells":
@@ -69,7 +73,7 @@ def test_hidden_layers_leave_what_a_bin_adds_true_to_first_order(pooling: str) -
             for j in range(cols):
                 more = pooled.clone()
                 more[0, start : start + 3 * rows * cols].view(3, rows, cols)[:, i, j] *= 1 + step
-                change = (net.head[1:](more)[0, 2] - net.head[1:](pooled)[0, 2]).item() / step
+                change = (net.head(more)[0, 2] - net.head(pooled)[0, 2]).item() / step
                 assert change == pytest.approx(float(level.bins[i, j]), abs=1e-4)
         start += 3 * rows * cols
 
@@ -103,6 +107,8 @@ UNKNOWN = {
     "ceil": nn.Sequential(nn.MaxPool2d(2, 2, ceil_mode=True), nn.Flatten()),
     "oblong": nn.Sequential(nn.AvgPool2d((2, 1)), nn.Flatten()),
     "empty": nn.Sequential(),
+    "a generalised mean": SpatialPyramidPool2d([2, 1], "gem"),
+    "a log-mean-exp": SpatialPyramidPool2d([1], "lse"),
 }
 
 
@@ -114,15 +120,15 @@ def test_a_pooling_whose_bins_are_not_known_is_refused(pool: nn.Module) -> None:
 
 def test_the_poolings_that_are_drawn_are_known() -> None:
     for name, pooling in POOLINGS.items():
-        check_pooling(network(name, []).head[0], 6)
+        check_pooling(network(name, []).pooling, 6)
         if isinstance(pooling, SPP):
-            for pool in ("max", "avg"):
+            for pool in ("max", "avg", "avgmax"):
                 check_pooling(SpatialPyramidPool2d([3, 1], pool, pooling.rule), 9)
 
 
 def test_the_cell_that_matters_wins() -> None:
     net, image = network("max", []), torch.zeros(1, 3, 9, 9, dtype=torch.float64)
-    last = net.head[-1]
+    last = net.head.classifier
     assert isinstance(last, nn.Linear)
     nn.init.ones_(last.weight)
     image[0, :, 7, 1] = 5.0
@@ -141,7 +147,7 @@ def test_inference_tensors_are_accepted() -> None:
 
 def test_bins_lie_where_their_cells_look() -> None:
     field = ReceptiveField(16, Fraction(15))  # 13 cells of 224 pixels, centred at 15, 31, ..., 207
-    [level_2] = [g for g in find_grids(network("max", []).head[0], 13, 13) if len(g.rows) == 2]
+    [level_2] = [g for g in find_grids(network("max", []).pooling, 13, 13) if len(g.rows) == 2]
     assert level_2.rows == [(0, 7), (6, 13)]
     assert cell_edges(13, field, 224)[np.array(level_2.rows)].tolist() == [[7.5, 119.5], [103.5, 215.5]]
     assert cell_edges(13, ReceptiveField(32, Fraction(0)), 400)[[0, 13]].tolist() == [

@@ -14,13 +14,14 @@ from torch import nn
 from sppnet.config.schema import GAP, MLP, SPP, AnyPooling
 from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet
+from sppnet.models.pooling import build_pooling, pooled_length
 from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import attribute_logit
 from sppnet.prediction.attribution_plot import plot_attribution
 
 POOLINGS: dict[str, AnyPooling] = {
     "spp": SPP(name="spp", bins=[6, 3, 2, 1], pool="max", rule="adaptive"),
-    "one level": SPP(name="spp", bins=[2], pool="avg", rule="adaptive"),
+    "one level": SPP(name="spp", bins=[2], pool="avgmax", rule="adaptive"),
     "gap": GAP(name="gap"),
 }
 LINEAR = MLP(name="mlp", hidden=[], dropout=0.0)
@@ -30,7 +31,8 @@ def plot(pooling: str, size: tuple[int, int], name: str = "photo.jpg", label: st
     """Plot an image of `size` (width, height), seen in cells of 8 pixels."""
     torch.manual_seed(0)
     width, height = (max(1, side // 8) for side in size)
-    network = SPPNet(nn.Identity(), build_head(POOLINGS[pooling], LINEAR, 3, 4, height)).eval()
+    pool = build_pooling(POOLINGS[pooling], 3, height)
+    network = SPPNet(nn.Identity(), pool, build_head(LINEAR, pooled_length(pool, 3, height, width), 4)).eval()
     attribution = attribute_logit(network, torch.randn(1, 3, height, width), 0)
     image = Image.linear_gradient("L").resize(size).convert("RGB")
     box = (0.0, 0.0, float(size[0]), float(size[1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,19 @@ def reference_cells(length: int, n: int, rule: str) -> Cells | None:
     return bins if len(bins) == n and all(bins) else None
 
 
+REDUCE: dict[str, Callable[[Array], Array]] = {  # (N, C, cells) -> (N, C)
+    "max": lambda x: x.max(-1),
+    "avg": lambda x: x.mean(-1),
+    "avgmax": lambda x: (x.max(-1) + x.mean(-1)) / 2,
+    "gem": lambda x: (np.maximum(x, 1e-12) ** 3).mean(-1) ** (1 / 3),
+    "lse": lambda x: np.log(np.exp(10 * x).mean(-1)) / 10,
+}
+
+
 def reference(x: Array, rows: Cells, cols: Cells, pool: str) -> Array:
     """One level of `x` `(N, C, H, W)`, flattened per image."""
-    reduce = np.max if pool == "max" else np.mean
-    bins = [reduce(x[:, :, r[0] : r[-1] + 1, c[0] : c[-1] + 1], axis=(2, 3)) for r in rows for c in cols]
+    cells = [x[:, :, r[0] : r[-1] + 1, c[0] : c[-1] + 1] for r in rows for c in cols]
+    bins = [REDUCE[pool](bin_.reshape(*bin_.shape[:2], -1)) for bin_ in cells]
     return np.stack(bins, -1).reshape(len(x), -1)
 
 
@@ -235,9 +244,19 @@ def test_invalid_bins_are_refused_with_what_is_allowed(bins: Any) -> None:
 
 
 def test_other_invalid_arguments_are_refused_with_what_is_allowed() -> None:
-    for keys, text in [({"pool": "mean"}, "pool='mean' must be one of max, avg"), ({"rule": "x"}, "adaptive, sliding")]:
+    invalid: list[tuple[dict[str, Any], str]] = [
+        ({"pool": "mean"}, "pool='mean' must be one of max, avg"),
+        ({"rule": "x"}, "adaptive, sliding"),
+        ({"pool": "gem", "p": 0}, "p=0 and r=10.0 must be greater than 0"),
+    ]
+    for keys, text in invalid:
         with pytest.raises(ValueError, match=text):
             SpatialPyramidPool2d((2, 1), **keys)
+    x = torch.ones(1, 3, 4, 4)
+    with pytest.raises(ValueError, match="pool='max' takes no exponent"):
+        spatial_pyramid_pool2d(x, (1,), "max", exponent=2.0)
+    with pytest.raises(ValueError, match=r"shape \(4,\), but the map has 3 channels"):
+        spatial_pyramid_pool2d(x, (1,), "gem", exponent=torch.ones(4))
     for x, text in [
         (torch.zeros(3, 4, 4), r"\(N, C, H, W\), got \(3, 4, 4\)"),
         (torch.zeros(1, 3, 0, 4), r"\(1, 3, 0, 4\) has nothing to pool"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sppnet import pool_windows, spatial_pyramid_pool2d
-from sppnet.pyramid import reference
+from sppnet.pyramid import POOLS, reference
 
 BINS = (6, 3, 2, 1)
 HEIGHT, WIDTH = 5, 7
@@ -36,7 +36,7 @@ def one_by_one(x: Tensor, windows: Tensor, pool: str) -> Tensor:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("pool", ["max", "avg"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_every_window_pools_as_its_crop(pool: str, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     x, windows = maps(dtype=dtype).contiguous(memory_format=memory_format), every_window()
     pooled = pool_windows(x, windows, BINS, pool)
@@ -44,7 +44,7 @@ def test_every_window_pools_as_its_crop(pool: str, dtype: torch.dtype, memory_fo
     assert torch.equal(pooled, expected) if pool == "max" else torch.allclose(pooled, expected, rtol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("pool", ["max", "avg"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_gradients_are_those_of_the_crops(pool: str) -> None:
     x, windows = maps().requires_grad_(), every_window()
     pooled = [pool_windows(x, windows, BINS, pool), one_by_one(x, windows, pool)]
@@ -53,7 +53,7 @@ def test_gradients_are_those_of_the_crops(pool: str) -> None:
     torch.testing.assert_close(grads[0], grads[1])
 
 
-@pytest.mark.parametrize("pool", ["max", "avg"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_the_whole_map_as_a_window_is_the_layer(pool: str) -> None:
     x = torch.randn(3, 4, 13, 10, generator=torch.Generator().manual_seed(0))
     windows = torch.tensor([[i, 0, 0, 10, 13] for i in range(3)])
@@ -66,7 +66,7 @@ def test_nan_outside_a_window_does_not_reach_it() -> None:
     windows = every_window()
     image, left, top, right, bottom = windows.unbind(1)
     inside = (image == 0) & (left <= 3) & (right > 3) & (top <= 2) & (bottom > 2)
-    for pool in ("max", "avg"):
+    for pool in POOLS:
         assert torch.equal(pool_windows(x, windows, BINS, pool).isnan().any(1), inside)
 
 

@@ -19,6 +19,7 @@ from sppnet.data import ImageSet, Splits, build_sizes
 from sppnet.data.datamodule import DataModule
 from sppnet.data.decode import DataError
 from sppnet.models.network import SPPNet
+from sppnet.models.pooling import GlobalAvgPool2d
 from sppnet.training.lightning_trainer import make_trainer
 from sppnet.training.lit_module import Classifier
 
@@ -109,12 +110,12 @@ def train(words: list[str], rank: int, world: int, count: int, folder: Path) -> 
     more += ["compute.num_threads=1", "progress=none", "optim=sgd", "optim.weight_decay=0"]
     cfg = compose_config(["sizes=single", "sizes.train=[16]", *more, *words])
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Tanh())
-    head = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), classifier=nn.Linear(4, 3)))
+    head = nn.Sequential(OrderedDict(classifier=nn.Linear(4, 3)))
     torch.manual_seed(0)
     for p in (*backbone.parameters(), *head.parameters()):
         nn.init.normal_(p, std=0.5)
     images = Noise(count, bad="data.bad_files=skip" in words)
-    classifier = Classifier(SPPNet(backbone, head), cfg, images.classes, False).double()
+    classifier = Classifier(SPPNet(backbone, GlobalAvgPool2d(), head), cfg, images.classes, False).double()
     indices = np.arange(count)
     sets, schedule = Splits(images, indices, indices, indices), build_sizes(cfg.sizes)
     data = OneOfSeveral(sets, schedule, cfg.data, cfg.augment, cfg.views, 0, folder)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from calling import SMALL, Called, Caller
 from sppnet.config import option_files
 from sppnet.config.load import load, replace
-from sppnet.config.schema import GAP, MLP, SPP, AnyPooling, Backbone, Config, Flatten, Windows
+from sppnet.config.schema import GAP, LSE, MLP, SPP, AnyPooling, AvgMax, Backbone, Config, Flatten, GeM, Windows
 from sppnet.data import load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.loader import Batch
@@ -31,6 +31,7 @@ from sppnet.errors import UserError
 from sppnet.models.backbones import Blog, Tiny, torchvision_trunk
 from sppnet.models.heads import build_head
 from sppnet.models.network import SPPNet, build_backbone
+from sppnet.models.pooling import build_pooling, pooled_length
 from sppnet.models.probe import map_size, on_meta
 from sppnet.models.receptive_field import ReceptiveField, receptive_field
 from sppnet.runs.checkpoint_files import load_stored_config, read_checkpoint
@@ -199,20 +200,32 @@ def test_ten_views_are_the_centre_and_the_corners_both_ways_round() -> None:
 POOLINGS: dict[str, AnyPooling] = {
     "spp, max": SPP(name="spp", bins=[3, 1], pool="max", rule="adaptive"),
     "spp, avg": SPP(name="spp", bins=[3, 1], pool="avg", rule="adaptive"),
+    "spp, gem": SPP(name="spp", bins=[2, 1], pool="gem", rule="adaptive", per_channel=True),
     "gap": GAP(name="gap"),
+    "avgmax": AvgMax(name="avgmax"),
+    "gem": GeM(name="gem", p=4.0, learn_p=True, per_channel=False),
+    "lse": LSE(name="lse", r=5.0),
     "flatten": Flatten(name="flatten", pool="max", output_size=3),
 }
 
 
+class Spread(nn.Module):
+    """A pooling of the user's own, without `pool_windows`."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.cat([maps.mean((2, 3)), maps.flatten(2).std(2, correction=0)], 1)
+
+
 def net(pooling: str = "spp, max") -> SPPNet:
     torch.manual_seed(0)
-    head = build_head(POOLINGS[pooling], MLP(name="mlp", hidden=[8], dropout=0.5), 8, 5, 10)
-    network = SPPNet(Tiny(4), head).eval()
+    pool = Spread() if pooling == "own" else build_pooling(POOLINGS[pooling], 8, 10)
+    head = build_head(MLP(name="mlp", hidden=[8], dropout=0.5), pooled_length(pool, 8, 10, 10), 5)
+    network = SPPNet(Tiny(4), pool, head).eval()
     nn.init.normal_(cast(nn.Linear, network.head.classifier).weight)
     return network
 
 
-@pytest.mark.parametrize("pooling", ["spp, max", "spp, avg", "gap"])
+@pytest.mark.parametrize("pooling", [*(name for name in POOLINGS if name != "flatten"), "own"])
 @torch.no_grad()
 def test_views_from_the_map_are_its_windows(pooling: str) -> None:
     network, protocol = net(pooling), views(scales=[48, 56], base_size=40, positions=9, full=56)
@@ -229,7 +242,8 @@ def test_views_from_the_map_are_its_windows(pooling: str) -> None:
         for variant in (x, x.flip(3)):
             maps = network.backbone(variant)
             cells = map_windows(protocol.windows(x.shape[2], x.shape[3], 40), field, *maps.shape[2:])
-            expected += [network.head(maps[:, :, c.top : c.bottom, c.left : c.right]) for c in cells]
+            crops = [maps[:, :, c.top : c.bottom, c.left : c.right] for c in cells]
+            expected += [network.head(network.pooling(crop)) for crop in crops]
             expected += [network(variant)] if logits is large else []
         assert torch.allclose(logits, torch.stack(expected, 1), atol=1e-6)
     costs = scorer.costs()

@@ -159,11 +159,16 @@ def test_a_checkpoint_gives_its_fully_connected_layers(sppnet: Caller, pets: Pat
     network = build_network(cfg.backbone, cfg.pooling, cfg.head, 3, 24).eval()
     network.load_state_dict({key.removeprefix("network."): value for key, value in state["state_dict"].items()})
     with torch.inference_mode():
-        maps = [network.backbone(x) for x in inputs(pets, "full")]
-        for length, stages in ((7, network.head[:2]), (6, network.head[:3])):
-            plain = F.normalize(torch.cat([stages(x) for x in maps]))
+        pooled = [network.pooling(network.backbone(x)) for x in inputs(pets, "full")]
+        assert isinstance(network.head, torch.nn.Sequential)
+        for length, stages in ((7, network.head[:1]), (6, network.head[:2])):
+            plain = F.normalize(torch.cat([stages(x) for x in pooled]))
             assert (plain >= 0).all()  # behind the ReLU
             np.testing.assert_allclose(features(length, "kept"), plain.numpy(), atol=2e-6)
+    assert sppnet("transfer", *from_run, "layer=pooling", "paths.cache=other").code == 0
+    pyramids = [x for name in cached("other") if (x := np.load(Path("other", name))).shape[1] == 5 * 8]
+    assert len(pyramids) == 2, "layer=spp, which is cheap, and layer=pooling"
+    assert np.array_equal(*pyramids)
     stamps = cached("kept")
     assert sppnet("transfer", *from_run, "layer=fc1", "paths.cache=kept").code == 0
     assert cached("kept") == stamps

@@ -20,9 +20,9 @@ def measure(setting: Setting) -> Iterator[Row]:
     sizes = SIZES[: 2 if setting.quick else None]
 
     def build() -> SPPNet:
-        return build_network(cfg.backbone, cfg.pooling, cfg.head, 10).to(setting.device)
+        return build_network(cfg.backbone, cfg.pooling, cfg.head, 10, SIZES[0]).to(setting.device)
 
-    for part, description in (("backbone", "the trunk"), ("head", "the head with its pyramid")):
+    for part, description in (("backbone", "the trunk"), ("pooling", "the pyramid"), ("head", "the head")):
         single_graphs, single_time = _count_graphs(build(), part, sizes[:1])
         network = build()
         graphs, seconds = _count_graphs(network, part, sizes)

@@ -33,7 +33,7 @@ def build_paper_network(quick: bool = False) -> SPPNet:
     """Build ZF-5 with 50 bins and two fully connected layers of 4,096 units, or a tiny network if `quick`."""
     overrides = ["backbone=tiny", "head.hidden=[64]"] if quick else ["backbone=zf5", "head.hidden=[4096,4096]"]
     cfg = compose_config([*overrides, "pooling.bins=[6,3,2,1]"])
-    return build_network(cfg.backbone, cfg.pooling, cfg.head, 20).eval()
+    return build_network(cfg.backbone, cfg.pooling, cfg.head, 20, 224).eval()
 
 
 def random_windows(height: int, width: int, count: int = COUNT) -> list[Window]:
@@ -81,7 +81,7 @@ def _compare_networks(
     network: SPPNet, photograph: Tensor, boxes: Tensor, windows: list[Window], device: str
 ) -> Iterator[Row]:
     def from_map() -> Tensor:
-        logits: Tensor = network.head[1:](pool_windows(network.backbone(photograph), boxes, BINS))
+        logits: Tensor = network.head(pool_windows(network.backbone(photograph), boxes, BINS))
         return logits
 
     def crop_all() -> Tensor:

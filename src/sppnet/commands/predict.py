@@ -12,7 +12,7 @@ from sppnet.commands import checkpoint_app
 from sppnet.config import compose
 from sppnet.config.command_schemas import PredictConfig
 from sppnet.config.load import replace
-from sppnet.config.schema import SPP, Flatten, Windows
+from sppnet.config.schema import Pooling, Windows
 from sppnet.data import build_sizes
 from sppnet.data.datasets.unlabelled import InputFiles, find_images
 from sppnet.data.jpeg import notice_remarks
@@ -100,14 +100,21 @@ def _predict(
 
 def _prediction_config(cfg: PredictConfig, typed: Collection[str]) -> PredictConfig:
     """Return the configuration for prediction: one device, one size, and whole images unless `views` was typed."""
-    sizes, views, pooling = cfg.sizes.test, cfg.views, cfg.pooling
+    sizes, views = cfg.sizes.test, cfg.views
     if "sizes.test" in typed and len(sizes) > 1:
         raise UserError(f"sizes.test={sizes} is not allowed: predict takes one size, such as [{sizes[0]}]")
     if not any(key.split(".")[0] == "views" for key in typed):
-        needs_square = isinstance(pooling, Flatten) or (isinstance(pooling, SPP) and pooling.rule != "adaptive")
-        views = compose.compose_plain("predict", [f"views={'warp' if needs_square else 'full'}"])["views"]
+        views = compose.compose_plain("predict", [f"views={'full' if _takes_any_shape(cfg) else 'warp'}"])["views"]
     # all weights come from the checkpoint
     return replace(cfg, {"views": views, "sizes.test": sizes[:1], "backbone.weights": None, **ONE_DEVICE})
+
+
+def _takes_any_shape(cfg: PredictConfig) -> bool:
+    if isinstance(cfg.pooling, Pooling):
+        return cfg.pooling.takes_any_shape
+    from sppnet.models.fit_check import takes_any_shape  # imports torch
+
+    return takes_any_shape(cfg.backbone, cfg.pooling, cfg.sizes.test[0])
 
 
 def _build_plot_writer(cfg: PredictConfig, plots: PlotPaths) -> PlotWriter:
@@ -143,4 +150,4 @@ def _check_pooling(cfg: PredictConfig, predictor: Predictor) -> None:
     size = cfg.sizes.test[0]
     with on_meta():
         side = min(map_size(build_backbone(cfg.backbone), size, size))
-    check_pooling(predictor.classifier.network.head[0], side)
+    check_pooling(predictor.classifier.network.pooling, side)

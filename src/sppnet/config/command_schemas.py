@@ -47,7 +47,7 @@ class TransferConfig(Config):
     # layer=spp uses these bins for a network without a pyramid
     pyramid: Annotated[Pyramid, affects.by_content, changed_by("transfer")]
     checkpoint: FilePath | None
-    layer: Literal["conv", "pool", "spp", "gap", "fc1", "fc2"]
+    layer: Literal["conv", "pool", "spp", "gap", "pooling", "fc1", "fc2"]
     pool_to: Annotated[int, Field(ge=1, le=MAX_LEVEL)]
     svm: SVM
     splits: Annotated[int, Field(ge=1, le=10_000)] | None

@@ -58,7 +58,9 @@ def check_target(name: object, slot: str) -> str:
     return name
 
 
-def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any) -> T:
+def instantiate(
+    node: Mapping[str, Any], kind: type[T], slot: str, *args: Any, offered: Mapping[str, Any] | None = None
+) -> T:
     """Build the object that `node` describes.
 
     `_target_` names a class or an annotated function, and the other keys are its arguments.
@@ -68,6 +70,7 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any) -
         kind: the required type of the result.
         slot: the config key of `node`, used in messages.
         *args: positional arguments.
+        offered: keyword arguments for those parameters of the class that `node` does not set.
 
     Raises:
         UserError: the name is not allowed, does not exist or is not of `kind`, or the class refuses the arguments.
@@ -81,7 +84,9 @@ def instantiate(node: Mapping[str, Any], kind: type[T], slot: str, *args: Any) -
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     try:
         # Before an object exists: the __del__ of one that was built by half may fail, which Python prints.
-        inspect.signature(target).bind(*args, **arguments)
+        signature = inspect.signature(target)
+        arguments = {key: value for key, value in (offered or {}).items() if key in signature.parameters} | arguments
+        signature.bind(*args, **arguments)
         instance = target(*args, **arguments)
     except UserError:
         raise

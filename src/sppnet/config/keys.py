@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, Union
 
 from pydantic.fields import FieldInfo
 
+from sppnet.config.alternatives import ChosenBy
 from sppnet.config.marks import Affects, Changes, Only, affects
 from sppnet.config.schema import INT_MAX, Section
 from sppnet.errors import format_value
@@ -27,14 +28,15 @@ class Key:
         section: the class that declares the key.
         field: pydantic's description of its type.
         marks: its own marks and those that it takes over from the sections it is in, the outermost first.
-        variant: the key and the value with which this key exists, if its section is one of several alternatives.
+        variant: if the section is one of several alternatives, the key that chooses it and the values with which it
+            does. The key is `_target_`, without values, for a class of the user's own.
     """
 
     name: str
     section: type[Section]
     field: FieldInfo
     marks: tuple[Any, ...]
-    variant: tuple[str, str] | None = None
+    variant: tuple[str, tuple[str, ...]] | None = None
 
     def mark(self, kind: type[Mark]) -> Mark | None:
         """The innermost mark of a kind."""
@@ -54,6 +56,11 @@ class Key:
         """The sections that the value may be; none for a plain value, several for a group of alternatives."""
         return [part for part in _parts(self.field.annotation) if isinstance(part, type) and issubclass(part, Section)]
 
+    @property
+    def chosen_by(self) -> ChosenBy | None:
+        """How its section is chosen, if there are several alternatives."""
+        return next((mark for mark in self.field.metadata if isinstance(mark, ChosenBy)), None)
+
     def takes(self, kind: type) -> bool:
         """Whether the value, or an item of a list, may be of the plain type `kind`."""
         return kind in _parts(self.field.annotation)
@@ -71,16 +78,16 @@ def keys(schema: type[Section]) -> tuple[Key, ...]:
 
 
 def _keys(
-    schema: type[Section], prefix: str, inherited: tuple[Any, ...], variant: tuple[str, str] | None
+    schema: type[Section], prefix: str, inherited: tuple[Any, ...], variant: tuple[str, tuple[str, ...]] | None
 ) -> Iterator[Key]:
     for name, field in schema.model_fields.items():
         key = Key(f"{prefix}{field.alias or name}", schema, field, (*inherited, *field.metadata), variant)
         yield key
         for section in key.alternatives:
             inner = variant
-            if len(key.alternatives) > 1:
-                tag = str(field.discriminator)
-                inner = (f"{key.name}.{tag}", str(typing.get_args(section.model_fields[tag].annotation)[0]))
+            if chosen := key.chosen_by:
+                values = chosen.values(section)
+                inner = (f"{key.name}.{chosen.key if values else '_target_'}", values)
             yield from _keys(section, f"{key.name}.", key.marks, inner)
 
 
@@ -95,7 +102,11 @@ def key_named(schema: type[Section], name: str, data: object = None) -> Key | No
 
 def exists(key: Key, data: object) -> bool:
     """Whether the key belongs to the alternative of its section that `data` have chosen."""
-    return key.variant is None or value_of(data, key.variant[0]) == key.variant[1]
+    if key.variant is None:
+        return True
+    tag, values = key.variant
+    own = value_of(data, f"{tag.rpartition('.')[0]}._target_") is not None
+    return not own and value_of(data, tag) in values if values else own
 
 
 def nearest(schema: type[Section], name: str, data: object = None) -> Key | None:

@@ -11,14 +11,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sppnet.config import option_files
+from sppnet.config.alternatives import is_open
 from sppnet.config.keys import Key, exists, key_named, keys, nearest, value_of
 from sppnet.config.renamed_keys import RENAMED_OPTIONS, new_name, refuse_old_names
-from sppnet.config.schema import LAYOUT, OpenSection, Section, Trainer
+from sppnet.config.schema import LAYOUT, Section, Trainer
 from sppnet.config.trainer_arguments import suggest_argument
 from sppnet.errors import UserError, format_value
 
 AnySection = TypeVar("AnySection", bound=Section)
-QUOTE = "'"  # around the names of alternatives in pydantic's errors
 # Matches a string that YAML would read as a number, boolean, null or list if it were not quoted.
 LITERAL = re.compile(r"\s*([-+]?[\d._]+(e[-+]?\d+)?|true|false|null|\[.*\])\s*", re.I | re.S)
 LEADING_ZERO = re.compile(r"[-+]?0[\d_]+")  # Hydra reads 007 as a string
@@ -103,11 +103,8 @@ def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[
         return f"{full_name} is not allowed: {context['error']}"
     if kind == "value_error" and (key is None or key.alternatives):  # a check of a section names its keys itself
         return str(context["error"])
-    if kind == "union_tag_not_found":
-        return f"{full_name}.{context['discriminator'].strip(QUOTE)} is missing; it is required"
-    if kind == "union_tag_invalid":
-        tag, options = context["discriminator"].strip(QUOTE), context["expected_tags"].replace(QUOTE, "")
-        return f"{full_name}.{tag}={format_value(value[tag])} is not allowed: must be one of {options}"
+    if kind in ("union_tag_not_found", "union_tag_invalid") and key is not None and isinstance(value, Mapping):
+        return _refuse_alternative(full_name, value, key)
     if key is not None and len(key.alternatives) > 1 and isinstance(value, str):
         group = name.replace(".", "/")
         option = f"{group}={value}, or with 'override /{group}: {value}' in the defaults of a file"
@@ -122,6 +119,17 @@ def _explain(schema: type[Section], data: Mapping[str, Any], problems: Sequence[
         return f"{full_name}={value} is not allowed: it is now {new}"
     limit = next((f"{words} {context[name]:.10g}" for name, words in LIMITS.items() if name in context), "")
     return _refusal(full_name, value, key, limit)
+
+
+def _refuse_alternative(name: str, value: Mapping[str, Any], key: Key) -> str:
+    """Explain that `value` is none of the alternatives of the section `key`."""
+    chosen = key.chosen_by
+    assert chosen is not None
+    own = "; a class of your own needs _target_" if any(map(is_open, key.alternatives)) else ""
+    if (tag := value.get(chosen.key)) is None:
+        return f"{name}.{chosen.key} is missing; it is required{own}"
+    options = ", ".join(option for section in key.alternatives for option in chosen.values(section))
+    return f"{name}.{chosen.key}={format_value(tag)} is not allowed: must be one of {options}{own}"
 
 
 def _locate(schema: type[Section], data: Mapping[str, Any], location: tuple[int | str, ...]) -> tuple[str, Key | None]:
@@ -177,7 +185,7 @@ def unknown_key(
     parent, node = key_named(schema, section, data), value_of(data, section)
     if parent is not None and not parent.alternatives and not isinstance(node, Mapping):
         return f"unknown key {name}; {section} is a value, not a section"
-    own_class = parent is not None and any(issubclass(kind, OpenSection) for kind in parent.alternatives)
+    own_class = parent is not None and value_of(data, f"{section}._target_") is not None
     siblings = (key for key in keys(schema) if exists(key, data) and key.name.rpartition(".")[0] == section)
     more = node if own_class else () if section else groups
     names = sorted({*(key.name.rpartition(".")[2] for key in siblings), *more})
@@ -189,7 +197,7 @@ def unknown_key(
     hint = f"{elsewhere}; " if option else f"did you mean {'.'.join(filter(None, (where, *near)))}? " if near else ""
     add = f"; add another argument of its class with +{name}=VALUE" if own_class else ""
     subject = f"unknown key {prefix}{name}"
-    if parent is not None and len(parent.alternatives) > 1:
-        tag = f"{section}.{parent.field.discriminator}"
+    if parent is not None and (chosen := parent.chosen_by):
+        tag = f"{section}.{'_target_' if own_class else chosen.key}"
         subject += f" with {prefix}{tag}={format_value(value_of(data, tag))}"
     return f"{subject}; {hint}{where or 'the top level'} has {', '.join(names) or 'no keys'}{add}"

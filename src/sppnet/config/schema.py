@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from sppnet.config.alternatives import ChosenBy
 from sppnet.config.instantiate import check_target
 from sppnet.config.marks import Only, Passed, affects, changed_by
 from sppnet.config.trainer_arguments import check_trainer_arguments, is_default
@@ -54,6 +55,7 @@ Positive = Annotated[float, Field(gt=0, lt=1e300)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e300), AfterValidator(abs)]  # -0.0 and 0.0 are one run
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)]  # a share that may be nothing, but not all
+Probability = Annotated[float, Field(ge=0, le=1), AfterValidator(abs)]
 Part = Annotated[float, Field(gt=0, lt=1)]  # neither nothing nor all
 Text = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]
 FilePath = Text  # `~` stands for the home directory
@@ -163,7 +165,7 @@ class RandomResizedCrop(Section):
     ratio: AspectRange
 
 
-AnyCrop = Annotated[PaperCrop | RandomResizedCrop, Field(discriminator="name")]
+AnyCrop = Annotated[PaperCrop | RandomResizedCrop, ChosenBy("name")]
 IF_CROPPED, IF_WHOLE = Only("data.fit", ("crop",)), Only("data.fit", ("full",))
 
 
@@ -173,6 +175,7 @@ class Data(OpenSection):
     fit: Annotated[Literal["crop", "full"], affects.weights, changed_by()]
     batch_size: Annotated[int, Field(ge=1, le=2**20), affects.weights, EVERY]
     num_workers: Annotated[int, Field(ge=0, le=1024), affects.nothing, EVERY]
+    sampling: Annotated[Literal["uniform", "balanced"], affects.weights, changed_by()] = "uniform"
     bad_files: Literal["error", "skip"]
     duplicates: Annotated[Literal["warn", "error", "ignore"], affects.nothing]
     split: Split
@@ -191,10 +194,47 @@ class Data(OpenSection):
             raise ValueError("data.cache=true requires data.short_side; set data.short_side=256, for example")
         return self
 
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.fit == "full" and self.sampling == "balanced":
+            raise ValueError(
+                "data.sampling=balanced is not allowed with data.fit=full: the number of images of each shape, and with"
+                " it the number of batches, would differ between epochs"
+            )
+        return self
+
 
 class Augment(Section):
     flip: bool
     color: NotNegative
+    transforms: list[OpenSection] = []
+    erasing: Probability = 0.0
+
+
+class NoMix(Section):
+    name: Literal["none"]
+
+
+class Mixup(Section):
+    name: Literal["mixup"]
+    alpha: Positive
+    p: Ratio
+
+
+class Cutmix(Section):
+    name: Literal["cutmix"]
+    alpha: Positive
+    p: Ratio
+
+
+class MixupOrCutmix(Section):
+    name: Literal["both"]
+    mixup_alpha: Positive
+    cutmix_alpha: Positive
+    p: Ratio
+
+
+AnyMix = Annotated[NoMix | Mixup | Cutmix | MixupOrCutmix, ChosenBy("name")]
 
 
 class Sizes(OpenSection):
@@ -213,25 +253,67 @@ class Pyramid(Section):
     bins: Bins
 
 
-class SPP(Section):
+IF_GEM, IF_LSE = Only("pooling.pool", ("gem",)), Only("pooling.pool", ("lse",))
+
+
+class Pooling(Section):
+    @property
+    def takes_any_shape(self) -> bool:
+        """Whether it pools maps of any shape to vectors of the same length."""
+        return True
+
+
+class SPP(Pooling):
     name: Literal["spp"]
     bins: Annotated[Bins, changed_by("transfer")]
-    pool: Annotated[Literal["max", "avg"], changed_by("transfer")]
+    pool: Annotated[Literal["max", "avg", "avgmax", "gem", "lse"], changed_by("transfer")]
     rule: Annotated[Literal["adaptive", "sliding", "padded"], changed_by("transfer")]
     kernel: Annotated[Literal["auto", "plain"], affects.nothing, EVERY] = "auto"
+    p: Annotated[Positive, IF_GEM] = 3.0
+    learn_p: Annotated[bool, IF_GEM] = True
+    per_channel: Annotated[bool, IF_GEM] = False
+    r: Annotated[Positive, IF_LSE] = 10.0
+
+    @property
+    def takes_any_shape(self) -> bool:
+        return self.rule == "adaptive"
 
 
-class GAP(Section):
+class GAP(Pooling):
     name: Literal["gap"]
 
 
-class Flatten(Section):
+class AvgMax(Pooling):
+    name: Literal["avgmax"]
+
+
+class GeM(Pooling):
+    name: Literal["gem"]
+    p: Positive
+    learn_p: bool
+    per_channel: bool
+
+
+class LSE(Pooling):
+    name: Literal["lse"]
+    r: Positive
+
+
+class Flatten(Pooling):
     name: Literal["flatten"]
     pool: Literal["max", "avg"]
     output_size: Annotated[int, Field(ge=1, le=MAX_LEVEL)] | None
 
+    @property
+    def takes_any_shape(self) -> bool:
+        return False
 
-AnyPooling = Annotated[SPP | GAP | Flatten, Field(discriminator="name")]
+
+class OwnPooling(OpenSection):
+    name: Annotated[Label | None, affects.by_content] = None
+
+
+AnyPooling = Annotated[SPP | GAP | AvgMax | GeM | LSE | Flatten | OwnPooling, ChosenBy("name")]
 
 
 class MLP(Section):
@@ -240,9 +322,31 @@ class MLP(Section):
     dropout: Share
 
 
+class Linear(Section):
+    name: Literal["linear"]
+    dropout: Share
+
+
+class OwnHead(OpenSection):
+    name: Annotated[Label | None, affects.by_content] = None
+
+
+AnyHead = Annotated[MLP | Linear | OwnHead, ChosenBy("name")]
+
+
 class Loss(Section):
-    name: Annotated[Literal["auto", "cross_entropy", "bce"], affects.by_content]
+    name: Annotated[Literal["auto", "cross_entropy", "bce", "focal"], affects.by_content]
     label_smoothing: Share
+    class_weights: Literal["balanced"] | NonEmpty[NotNegative] | None = None
+    gamma: Annotated[NotNegative, Only("loss.name", ("focal",))] = 2.0
+
+
+class OwnLoss(OpenSection):
+    name: Annotated[Label | None, affects.by_content] = None
+    activation: Literal["auto", "softmax", "sigmoid"] = "auto"
+
+
+AnyLoss = Annotated[Loss | OwnLoss, ChosenBy("name")]
 
 
 class Cosine(Section):
@@ -261,12 +365,13 @@ class Constant(Section):
     name: Literal["constant"]
 
 
-AnySchedule = Annotated[Cosine | Plateau | Constant, Field(discriminator="name")]
+AnySchedule = Annotated[Cosine | Plateau | Constant, ChosenBy("name")]
 
 
 class Optim(OpenSection):
     lr: Annotated[Positive, Passed()]
     weight_decay: Annotated[NotNegative | None, Passed()] = None
+    decay_norms: bool = True
     ema: Part | None = None
     schedule: AnySchedule
 
@@ -330,6 +435,9 @@ class Compute(Section):
 
 class Checkpointing(Section):
     every_n_steps: Whole | None
+    # They determine which weights best.ckpt holds, and when the plateau schedule lowers the learning rate.
+    monitor: Annotated[Text | None, affects.weights] = None
+    mode: Annotated[Literal["max", "min"] | None, affects.weights, Only("checkpointing.monitor")] = None
 
 
 class Center(Section):
@@ -366,7 +474,7 @@ class Windows(Section):
     aspect_step: Positive
 
 
-AnyViews = Annotated[Center | Warp | Full | Windows, Field(discriminator="fit")]
+AnyViews = Annotated[Center | Warp | Full | Windows, ChosenBy("fit")]
 
 
 class Wandb(Section):
@@ -411,18 +519,21 @@ class Config(Section):
     progress: Annotated[Literal["auto", "bar", "lines", "none"], affects.nothing, EVERY]
     data: Annotated[Data, affects.weights_and_test, TESTED]
     augment: Augment
+    mix: AnyMix = NoMix(name="none")
     sizes: Sizes
     backbone: Backbone
     pyramid: Annotated[Pyramid, affects.by_content, changed_by("transfer"), Only("pooling.name", ("spp",))]
     pooling: AnyPooling
-    head: MLP
-    loss: Loss
+    head: AnyHead
+    loss: AnyLoss
     optim: Optim
     trainer: Trainer
     compute: Annotated[Compute, EVERY]
     checkpointing: Annotated[Checkpointing, affects.nothing]
     views: Annotated[AnyViews, affects.test, EVERY]
     callbacks: dict[str, OpenSection]
+    # A run's identity holds the metric that `checkpointing.monitor` names; see `sppnet.runs.identity`.
+    metrics: Annotated[dict[str, OpenSection], affects.test, changed_by("test")] = {}
     logger: Annotated[Logger, affects.nothing]
     paths: Annotated[Paths, affects.bookkeeping, changed_by(*TESTED.commands, "status")]
     # debug=fast and debug=study set other keys, which the identity holds.

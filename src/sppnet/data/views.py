@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sppnet.config.schema import GAP, SPP, AnyPooling, AnyViews, Windows
+from sppnet.config.schema import AnyPooling, AnyViews, Pooling, Windows
 from sppnet.errors import UserError
 
 
@@ -61,14 +61,15 @@ class Views:
     def check_pooling(self, pooling: AnyPooling) -> None:
         """If `source` is `map`, check that `pooling` can pool windows of the feature map.
 
+        A class of the user's own is tried on maps instead (`sppnet.models.fit_check.check_network`).
+
         Raises:
             UserError: it needs a feature map of fixed size, or its rule is not `adaptive`.
         """
-        suits = isinstance(pooling, GAP) or (isinstance(pooling, SPP) and pooling.rule == "adaptive")
-        if self.source == "map" and not suits:
+        if self.source == "map" and isinstance(pooling, Pooling) and not pooling.takes_any_shape:
             raise UserError(
-                "views.source=map needs a layer that can pool windows of any shape: pooling=gap, or pooling=spp with"
-                " pooling.rule=adaptive; views.source=image cuts the views out of the image instead"
+                "views.source=map needs a layer that can pool windows of any shape, such as pooling=gap, or pooling=spp"
+                " with pooling.rule=adaptive; views.source=image cuts the views out of the image instead"
             )
 
     def sides(self, size: int) -> list[int]:

@@ -1,7 +1,8 @@
 """Networks: a backbone that maps images to a feature map, pooling, and a head of fully connected layers.
 
 - `backbones/`: the backbones. A configuration names one in `backbone._target_`, such as `sppnet.models.Tiny`.
-- `heads.py`: the pooling (pyramid, fixed grid or global average) and the fully connected layers.
+- `pooling.py`: the pooling of maps to vectors (pyramid, fixed grid, global), and of windows of maps.
+- `heads.py`: the fully connected layers.
 - `network.py`: `SPPNet`, which joins these parts, and the functions that build it from its configuration.
 - `normalise.py`: conversion of 8-bit images to normalised floats.
 - `pretrained.py`: a backbone's weights, from a file or from torchvision.

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from sppnet.config.schema import MLP, SPP, AnyPooling, Backbone, Flatten
+from sppnet.config.schema import MLP, SPP, AnyHead, AnyPooling, Backbone, Flatten, OwnPooling
 from sppnet.errors import UserError
 from sppnet.models.heads import build_head
 from sppnet.models.network import build_backbone
+from sppnet.models.pooling import build_pooling, pooled_length, same_length
 from sppnet.models.pretrained import resolve_weights
 from sppnet.models.probe import map_size, on_meta, probe, smallest_input
 from sppnet.models.receptive_field import receptive_field
-from sppnet.pyramid import bin_edges
 
 
 def check_network(
     backbone: Backbone,
     pooling: AnyPooling,
-    head: MLP,
+    head: AnyHead,
     sizes: Mapping[str, Sequence[int]],
     whole_images: bool = False,
     pools_windows: bool = False,
@@ -34,16 +35,17 @@ def check_network(
         head: the configuration `head`.
         sizes: lists of input sizes in pixels (sides of squares, or shorter sides) under `train`, `val` and `test`.
         whole_images: whether some images keep their aspect ratio, so that maps of any shape must be pooled.
-        pools_windows: whether windows of maps are pooled, so that the backbone's receptive field must be known.
+        pools_windows: whether windows of maps are pooled, so that the backbone's receptive field must be known, and
+            that windows of any shape must be pooled.
 
     Raises:
         UserError: something does not fit. The message names the first mismatch and, in most cases, values that fit.
     """
     resolve_weights(backbone)
     sizes_by_key = {f"sizes.{split}": list(sizes[split]) for split in ("train", "val", "test")}
+    listing = ", ".join(f"{key}={listed}" for key, listed in sizes_by_key.items())
     distinct = sorted({size for listed in sizes_by_key.values() for size in listed})
     if isinstance(pooling, Flatten) and (len(distinct) > 1 or whole_images):
-        listing = ", ".join(f"{key}={listed}" for key, listed in sizes_by_key.items())
         inputs = "whole images" if whole_images else listing
         raise UserError(
             f"pooling=flatten takes one square input size, not {inputs}; pooling=spp and pooling=gap take any size"
@@ -60,11 +62,38 @@ def check_network(
     sides = {}
     for key, listed in sizes_by_key.items():
         for size in sorted(set(listed)):
-            sides[size] = _map_side(trunk, key, size)
-            _check_rule(pooling, key, size, sides[size])
+            sides[key, size] = _map_side(trunk, key, size)
+    first = min(sides.values())
+    with contextlib.nullcontext() if isinstance(pooling, OwnPooling) else on_meta():
+        pool = build_pooling(pooling, channels, first)
+    length = _check_lengths(pool, channels, sides)
+    if (whole_images or pools_windows) and not same_length(pool, channels, _shapes_like(first)):
+        reason = "whole images have maps of every shape"
+        if pools_windows:
+            reason = "windows have every shape (views.source=image cuts the views out of the image instead)"
+        raise UserError(f"pooling: {type(pool).__name__} does not make vectors of one length of all maps, but {reason}")
     with torch.device("meta"):  # with very many bins, a single layer may not fit in memory
-        network = nn.ModuleList([trunk, build_head(pooling, head, channels, 2, sides[distinct[0]])])
+        network = nn.ModuleList([trunk, pool, build_head(head, length, 2)])
     _check_memory(network, pooling, head)
+
+
+def takes_any_shape(backbone: Backbone, pooling: OwnPooling, size: int) -> bool:
+    """Whether the user's own `pooling` makes vectors of the same length of whole images of any aspect ratio.
+
+    Args:
+        backbone: the configuration `backbone`.
+        pooling: the configuration `pooling`.
+        size: the shorter side of the images in pixels.
+    """
+    with on_meta():
+        trunk = build_backbone(backbone.model_copy(update={"weights": None}))
+        side = min(map_size(trunk, size, size))
+        channels = probe(trunk).out_channels
+    return same_length(build_pooling(pooling, channels, side), channels, _shapes_like(side))
+
+
+def _shapes_like(side: int) -> list[tuple[int, int]]:
+    return [(side, side), (side, side + 1), (side + 1, side), (side, 2 * side), (3 * side, side)]
 
 
 def _map_side(trunk: nn.Module, key: str, size: int) -> int:
@@ -77,17 +106,34 @@ def _map_side(trunk: nn.Module, key: str, size: int) -> int:
         ) from error
 
 
-def _check_rule(pooling: AnyPooling, key: str, size: int, side: int) -> None:
-    if not isinstance(pooling, SPP) or pooling.rule == "adaptive":
-        return
-    for level in pooling.bins:
+def _check_lengths(pool: nn.Module, channels: int, sides: Mapping[tuple[str, int], int]) -> int:
+    """Return the length of the vectors that `pool` makes of the maps of all sizes.
+
+    Args:
+        pool: the pooling.
+        channels: channels of the maps.
+        sides: side of the map in cells, by key and size in pixels.
+
+    Raises:
+        UserError: the pooling refuses a map, or its vectors have different lengths.
+    """
+    lengths: dict[int, str] = {}
+    for (key, size), side in sides.items():
         try:
-            bin_edges(side, level, pooling.rule)
-        except ValueError as error:
+            length = pooled_length(pool, channels, side, side)
+        except UserError as error:
             raise UserError(f"{key}: size {size} gives a {side}x{side} feature map: {error}") from error
+        lengths.setdefault(length, f"at {key}={size} ({side}x{side} cells)")
+    if len(lengths) > 1:
+        each = " and ".join(f"{length} values {where}" for length, where in list(lengths.items())[:2])
+        raise UserError(
+            f"pooling: {type(pool).__name__} makes vectors of different lengths, {each}, so it takes one input size"
+            " only; pooling=spp and pooling=gap take any size"
+        )
+    return next(iter(lengths))
 
 
-def _check_memory(network: nn.Module, pooling: AnyPooling, head: MLP) -> None:
+def _check_memory(network: nn.Module, pooling: AnyPooling, head: AnyHead) -> None:
     """Raise a UserError if the weights exceed the machine's memory.
 
     Training needs several times as much memory, which is not checked.
@@ -97,8 +143,9 @@ def _check_memory(network: nn.Module, pooling: AnyPooling, head: MLP) -> None:
     required = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if required > memory:
-        bins = f"pooling.bins={pooling.bins} and " if isinstance(pooling, SPP) else ""
+        settings = [f"pooling.bins={pooling.bins}"] if isinstance(pooling, SPP) else []
+        settings += [f"head.hidden={head.hidden}"] if isinstance(head, MLP) else []
         raise UserError(
-            f"{bins}head.hidden={head.hidden}: the network would have"
+            f"{' and '.join(settings) or 'memory'}: the network would have"
             f" {required / 2**30:.0f} GiB of weights, but this machine has {memory / 2**30:.0f} GiB of memory"
         )

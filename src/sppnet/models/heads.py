@@ -1,51 +1,50 @@
-"""Heads: the pooling that turns a feature map into a vector, and the fully connected layers after it."""
+"""Heads: fully connected layers that turn the pooled vector (N, D) into logits (N, K)."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from sppnet.config.schema import GAP, MLP, SPP, AnyPooling
+from sppnet.config.instantiate import instantiate
+from sppnet.config.schema import MLP, AnyHead, Linear
 from sppnet.errors import UserError
-from sppnet.pyramid import SpatialPyramidPool2d
+from sppnet.models.probe import meta_copy
 
 
-def build_head(pooling: AnyPooling, head: MLP, channels: int, classes: int, side: int | None = None) -> nn.Sequential:
-    """Build the stages `pool`, `fc1`, `fc2` ..., `classifier`.
+def build_head(cfg: AnyHead, length: int, classes: int) -> nn.Module:
+    """Build the module that the configuration `head` describes.
 
-    The stage `pool` depends on the configuration `pooling`:
+    - mlp: a sequence of the stages `fc1`, `fc2` ..., `classifier`. Each hidden layer is followed by ReLU and dropout,
+      and is initialised as in He et al. (2015).
+    - linear: dropout and the stage `classifier`.
+    - `_target_`: a class of the user's own. It gets the arguments `in_features` (D) and `num_classes` (K) if it takes
+      them.
 
-    - spp: spatial pyramid pooling with `bins`, `pool` and `rule`. Takes maps of any size with the adaptive rule.
-    - flatten: pooling to a fixed grid, as in the network without a pyramid (Table 2a). Takes maps of one size. The
-      stride `side // output_size` and the window `side - (output_size - 1) * stride` make exactly `output_size` bins
-      from `side` cells. With `output_size: 6`, these are the paper's 3x3 windows, at stride 2 on 13x13 maps and at
-      stride 3 on 18x18 maps. With `output_size: null`, there is no pooling.
-    - gap: global average pooling.
-
-    Each hidden layer is followed by ReLU and dropout, and is initialised as in He et al. (2015).
     The classifier's weights are Gaussian with standard deviation 0.01, so that all classes start with similar scores.
     Biases are 0.
 
     Args:
-        pooling: the configuration `pooling`.
-        head: the configuration `head`.
-        channels: channels of the feature map.
+        cfg: the configuration `head`.
+        length: length of the pooled vector.
         classes: number of logits.
-        side: height and width of the feature map in cells. Only `flatten` needs it.
 
     Raises:
-        UserError: the map is smaller than `output_size`.
+        UserError: a class refuses its arguments, or its output is not (N, K).
     """
-    pool, length = _build_pool(pooling, channels, side)
-    stages: OrderedDict[str, nn.Module] = OrderedDict(pool=pool)
-    for number, width in enumerate(head.hidden, start=1):
-        linear = nn.Linear(length, width)
-        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-        nn.init.zeros_(linear.bias)
-        layers = OrderedDict(linear=linear, relu=nn.ReLU(inplace=True), dropout=nn.Dropout(head.dropout))
-        stages[f"fc{number}"] = nn.Sequential(layers)
-        length = width
+    if not isinstance(cfg, MLP | Linear):
+        offered = {"in_features": length, "num_classes": classes}
+        head = instantiate(cfg.node(), nn.Module, "head", offered=offered)
+        _check_output(head, length, classes)
+        return head
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    if isinstance(cfg, Linear):
+        stages["dropout"] = nn.Dropout(cfg.dropout)
+    else:
+        for number, width in enumerate(cfg.hidden, start=1):
+            stages[f"fc{number}"] = _hidden_layer(length, width, cfg.dropout)
+            length = width
     classifier = nn.Linear(length, classes)
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
@@ -53,23 +52,23 @@ def build_head(pooling: AnyPooling, head: MLP, channels: int, classes: int, side
     return nn.Sequential(stages)
 
 
-def _build_pool(cfg: AnyPooling, channels: int, side: int | None) -> tuple[nn.Module, int]:
-    """Return the pooling stage and the length of its output."""
-    if isinstance(cfg, GAP):
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
-    if isinstance(cfg, SPP):
-        pyramid = SpatialPyramidPool2d(cfg.bins, cfg.pool, cfg.rule, cfg.kernel)
-        return pyramid, channels * pyramid.num_bins
-    assert side is not None, "pooling=flatten needs the side of the feature map"
-    cells = cfg.output_size
-    if cells is None:
-        return nn.Flatten(), channels * side * side
-    if side < cells:
+def _hidden_layer(length: int, width: int, dropout: float) -> nn.Module:
+    linear = nn.Linear(length, width)
+    nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(OrderedDict(linear=linear, relu=nn.ReLU(inplace=True), dropout=nn.Dropout(dropout)))
+
+
+def _check_output(head: nn.Module, length: int, classes: int) -> None:
+    dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        with torch.no_grad():
+            logits = meta_copy(head)(torch.empty(2, length, device="meta", dtype=dtype))
+    except Exception as error:  # a user's own module may raise any exception
+        message = str(error).rstrip(".") or type(error).__name__
+        raise UserError(f"head: {type(head).__name__} does not take vectors of {length} values: {message}") from error
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
-            f"pooling.output_size={cells} exceeds the side of the {side}x{side} feature map; pooling.output_size=null"
-            " skips pooling"
+            f"head: {type(head).__name__} must return logits (N, {classes}) for vectors (N, {length}), not {shape}"
         )
-    stride = side // cells
-    window = side - (cells - 1) * stride
-    pooling = nn.AvgPool2d if cfg.pool == "avg" else nn.MaxPool2d
-    return nn.Sequential(pooling(window, stride), nn.Flatten()), channels * cells * cells

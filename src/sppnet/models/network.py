@@ -1,4 +1,4 @@
-"""`SPPNet`, a network that joins a backbone and a head, and the functions that build it from its configuration."""
+"""`SPPNet`, which joins a backbone, a pooling and a head, and the functions that build it from its configuration."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import torch
 from torch import nn
 
 from sppnet.config.instantiate import instantiate
-from sppnet.config.schema import MLP, AnyPooling, Backbone
+from sppnet.config.schema import AnyHead, AnyPooling, Backbone
 from sppnet.models.heads import build_head
+from sppnet.models.pooling import build_pooling, pooled_length
 from sppnet.models.pretrained import load_weights, resolve_weights
 from sppnet.models.probe import map_size, probe
 
 
 class SPPNet(nn.Module):
-    """A backbone and a head: images (N, 3, H, W) -> logits (N, K).
-
-    `head` is a sequence of the stages `pool`, `fc1`, `fc2` ..., `classifier`, so slices of it give features:
-    `net.head[:1](net.backbone(x))` is the pooled vector, and `net.head[:2](...)` is the output of the first fully
-    connected layer.
+    """A backbone, a pooling and a head: images (N, 3, H, W) -> logits (N, K).
 
     Args:
         backbone: module that maps images to a feature map (N, C, h, w).
-        head: stages that map the feature map to logits.
+        pooling: module that maps feature maps to vectors (N, D).
+        head: module that maps vectors to logits. That of `head=mlp` is a sequence, so `network.head[:1]` ends with the
+            first fully connected layer.
         freeze: whether to freeze the backbone. Its parameters then get no gradient, and it stays in evaluation mode, so
             that its batch normalisation statistics do not change either.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Sequential, freeze: bool = False) -> None:
+    def __init__(self, backbone: nn.Module, pooling: nn.Module, head: nn.Module, freeze: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
+        self.pooling = pooling
         self.head = head
         self.freeze = freeze
         if freeze:
@@ -39,7 +39,7 @@ class SPPNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits (N, K) of `images` (N, 3, H, W), for any H and W that give a feature map."""
-        logits: torch.Tensor = self.head(self.backbone(images))
+        logits: torch.Tensor = self.head(self.pooling(self.backbone(images)))
         return logits
 
     def train(self, mode: bool = True) -> SPPNet:
@@ -50,22 +50,24 @@ class SPPNet(nn.Module):
         return self
 
 
-def build_network(backbone: Backbone, pooling: AnyPooling, head: MLP, classes: int, size: int | None = None) -> SPPNet:
+def build_network(backbone: Backbone, pooling: AnyPooling, head: AnyHead, classes: int, size: int) -> SPPNet:
     """Build the network from the configurations `backbone`, `pooling` and `head`.
 
     Args:
         backbone: the configuration `backbone`, as for `build_backbone`. `freeze: true` freezes the backbone.
-        pooling: the configuration `pooling`, as for `build_head`.
+        pooling: the configuration `pooling`, as for `build_pooling`.
         head: the configuration `head`, as for `build_head`.
         classes: number of logits.
-        size: side of the square input in pixels. Only `pooling=flatten` needs it.
+        size: side, in pixels, of a square image to train on.
 
     Raises:
-        UserError: a value is invalid, the weights cannot be loaded, or the pooling does not fit the backbone.
+        UserError: a value is invalid, the weights cannot be loaded, or the parts do not fit together.
     """
     trunk = build_backbone(backbone)
-    side = min(map_size(trunk, size, size)) if size is not None else None
-    return SPPNet(trunk, build_head(pooling, head, probe(trunk).out_channels, classes, side), backbone.freeze)
+    channels, side = probe(trunk).out_channels, min(map_size(trunk, size, size))
+    pool = build_pooling(pooling, channels, side)
+    length = pooled_length(pool, channels, side, side)
+    return SPPNet(trunk, pool, build_head(head, length, classes), backbone.freeze)
 
 
 def build_backbone(cfg: Backbone) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sppnet.errors import UserError
 from sppnet.models.network import SPPNet
+from sppnet.models.pooling import GlobalAvgPool2d
 from sppnet.models.receptive_field import ReceptiveField
 from sppnet.pyramid import Edges, SpatialPyramidPool2d, bin_edges
 
@@ -31,7 +32,7 @@ REFUSED = "draw shows what each bin of a pooling layer adds to a score"
 class Grid:
     """A grid of bins on a feature map: the edges of its rows and columns, counted in cells, and the kind of pooling.
 
-    `pool` is `max`, `avg`, or `cells` for global average pooling, where every cell is a bin.
+    `pool` is `max`, `avg`, `avgmax` (their mean), or `cells` for global average pooling, where every cell is a bin.
     """
 
     rows: Edges
@@ -98,12 +99,12 @@ def attribute_logit(network: SPPNet, image: Tensor, label: int) -> Attribution:
     """
     with torch.inference_mode(False), torch.enable_grad():
         map_CHW = network.backbone(image.clone()).detach()[0]  # a copy, because autograd rejects inference tensors
-        pooled = network.head[0](map_CHW[None]).detach().requires_grad_()
-        logit = network.head[1:](pooled)[0, label]
+        pooled = network.pooling(map_CHW[None]).detach().requires_grad_()
+        logit = network.head(pooled)[0, label]
         (gradient,) = torch.autograd.grad(logit, pooled)
     map_CHW, gradient = map_CHW.cpu().double(), gradient[0].cpu().double()
     levels, start = [], 0
-    for grid in find_grids(network.head[0], *map_CHW.shape[1:]):
+    for grid in find_grids(network.pooling, *map_CHW.shape[1:]):
         if grid.pool == "cells":  # every cell gets an equal share of its channel's gradient
             shares = map_CHW * gradient[:, None, None] / map_CHW[0].numel()
             levels.append(_cell_level(grid, shares.sum(0)))
@@ -122,6 +123,11 @@ def find_grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
     """
     # Compare exact types, because a subclass may pool differently. The isinstance check is needed only by mypy.
     if isinstance(pool, SpatialPyramidPool2d) and type(pool) is SpatialPyramidPool2d:
+        if pool.exponent is not None:
+            raise UserError(
+                f"{REFUSED}, but in {pool.pool} pooling, what a cell adds depends on the other cells of its bin;"
+                " draw=false predicts without plots"
+            )
         return [Grid(bin_edges(height, n, pool.rule), bin_edges(width, n, pool.rule), pool.pool) for n in pool.bins]
     stages = list(pool) if isinstance(pool, nn.Sequential) and type(pool) is nn.Sequential else [pool]
     stages = stages or [pool]
@@ -133,7 +139,7 @@ def find_grids(pool: nn.Module, height: int, width: int) -> list[Grid]:
     cells = Grid(_windows(height, 1, 1), _windows(width, 1, 1), "max")
     if type(first) is nn.Flatten and not rest:
         return [cells]
-    if isinstance(first, nn.AdaptiveAvgPool2d) and first.output_size in (1, (1, 1)) and rest == [nn.Flatten]:
+    if type(pool) is GlobalAvgPool2d:
         return [Grid(cells.rows, cells.cols, "cells")]
     raise UserError(f"{REFUSED}, but the bins of {type(pool).__name__} are unknown; draw=false predicts without plots")
 
@@ -173,7 +179,8 @@ def _pool_grid(map_CHW: Tensor, grid: Grid) -> Tensor:
     if grid.pool == "cells":
         return map_CHW.mean((1, 2))
     bins = [map_CHW[:, top:bottom, left:right].flatten(1) for top, bottom in grid.rows for left, right in grid.cols]
-    return torch.stack([cells.amax(1) if grid.pool == "max" else cells.mean(1) for cells in bins], 1).flatten()
+    maximum, mean = (torch.stack([pool(cells, 1) for cells in bins], 1).flatten() for pool in (torch.amax, torch.mean))
+    return {"max": maximum, "avg": mean, "avgmax": (maximum + mean) / 2}[grid.pool]
 
 
 def _windows(length: int, window: int, stride: int) -> Edges:
@@ -203,6 +210,8 @@ def _bin_level(grid: Grid, map_CHW: Tensor, gradient_Cnm: Tensor) -> Level:
 
 def _attribute_cells(part_Chw: Tensor, gradient_C: Tensor, pool: str) -> Tensor:
     """Return what each cell of one bin adds to the logit, as a tensor (h, w)."""
+    if pool == "avgmax":
+        return (_attribute_cells(part_Chw, gradient_C, "avg") + _attribute_cells(part_Chw, gradient_C, "max")) / 2
     if pool == "avg":
         return (part_Chw * gradient_C[:, None, None]).sum(0) / part_Chw[0].numel()
     maximum_C, cell_C = part_Chw.flatten(1).max(1)

@@ -32,7 +32,12 @@ STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 12, "text.color": INK, 
 # longer than LONGEST. A column is at least NARROWEST wide.
 SIDE, LONGEST, NARROWEST, WIDEST, MARGIN, GAP, HEADER, CLASS, BAR = 270, 540, 210, 1384, 18, 20, 44, 33, 260
 OUTLINE = [withStroke(linewidth=4, foreground="white")]
-UNITS = {"max": "bin (the maximum of its cells)", "avg": "bin (the mean of its cells)", "cells": "cell"}
+UNITS = {
+    "max": "bin (the maximum of its cells)",
+    "avg": "bin (the mean of its cells)",
+    "avgmax": "bin (half the maximum and half the mean of its cells)",
+    "cells": "cell",
+}
 
 
 def plot_attribution(

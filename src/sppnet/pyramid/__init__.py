@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 from . import custom_op, reference
 from .bins import (
     BIN_RULES,
+    EXPONENTS,
     KERNELS,
     MAX_LEVEL,
     POOLS,
@@ -32,6 +33,7 @@ from .bins import (
     bin_edges,
     check_bins,
     check_choice,
+    check_exponent,
     check_export,
     check_map,
     check_windows,
@@ -77,46 +79,104 @@ class SpatialPyramidPool2d(nn.Module):
       a maximum.
     - `torch.onnx.export(dynamo=False)` and `torch.jit.script` are not supported.
 
+    `pool` names what is computed of the cells of a bin:
+
+    - max (as in the paper), avg, or avgmax, the mean of both.
+    - gem: the generalised mean, mean(x ** p) ** (1 / p) (Radenovic et al., 2019). It is the mean at p = 1 and tends to
+      the maximum. Values below 1e-12 count as 1e-12.
+    - lse: log(mean(exp(r * x))) / r (Pinheiro and Collobert, 2015). It tends to the mean and to the maximum as r tends
+      to 0 and to infinity.
+
     Args:
         bins: number of bins along each side, one entry per level. The paper's 50 bins are (6, 3, 2, 1).
-        pool: "max" (as in the paper) or "avg".
+        pool: "max", "avg", "avgmax", "gem" or "lse".
         rule: "adaptive", "sliding" or "padded"; see `bin_edges`.
         kernel: "auto" (the fastest available) or "plain" (torch's own operations). Both give the same result.
+        p: exponent of gem at the start of training.
+        learn_p: whether p is a parameter.
+        channels: C, to have an exponent p for each channel; None for one exponent.
+        r: exponent of lse.
 
     Raises:
         ValueError: an argument is invalid, or (in `forward`) the rule cannot pool a map of this size.
     """
 
+    p: Tensor
+
     def __init__(
-        self, bins: Sequence[int] = (6, 3, 2, 1), pool: str = "max", rule: str = "adaptive", kernel: str = "auto"
+        self,
+        bins: Sequence[int] = (6, 3, 2, 1),
+        pool: str = "max",
+        rule: str = "adaptive",
+        kernel: str = "auto",
+        p: float = EXPONENTS["gem"],
+        learn_p: bool = True,
+        channels: int | None = None,
+        r: float = EXPONENTS["lse"],
     ) -> None:
         super().__init__()
         self.bins = check_bins(bins)
         self.pool = check_choice("pool", pool, POOLS)
         self.rule = check_choice("rule", rule, BIN_RULES)
         self.kernel = check_choice("kernel", kernel, KERNELS)
+        if not p > 0 or not r > 0:
+            raise ValueError(f"p={p} and r={r} must be greater than 0")
+        self.r = r
+        if pool == "gem":
+            values = torch.full((channels or 1,), float(p))
+            if learn_p:
+                self.p = nn.Parameter(values)
+            else:
+                self.register_buffer("p", values, persistent=False)
 
     @property
     def num_bins(self) -> int:
         """Output length per channel (M in the paper)."""
         return sum(n * n for n in self.bins)
 
+    @property
+    def exponent(self) -> float | Tensor | None:
+        """The exponent of gem (p) or lse (r); None for the other pools."""
+        return {"gem": getattr(self, "p", None), "lse": self.r}.get(self.pool)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that an optimizer should not decay: an exponent of 0 pools nothing."""
+        return {name for name, _ in self.named_parameters()}
+
     def forward(self, x: Tensor) -> Tensor:
         """Pool `x` of shape `(N, C, H, W)` to `(N, C * num_bins)`, in the dtype of `x`."""
-        return spatial_pyramid_pool2d(x, self.bins, self.pool, self.rule, self.kernel)
+        return spatial_pyramid_pool2d(x, self.bins, self.pool, self.rule, self.kernel, self.exponent)
+
+    def pool_windows(self, x: Tensor, windows: Tensor) -> Tensor:
+        """Pool R windows of the maps `x` to `(R, C * num_bins)`; see the function `pool_windows`.
+
+        Raises:
+            ValueError: the rule is not adaptive, or a window is invalid.
+        """
+        if self.rule != "adaptive":
+            raise ValueError(f"rule={self.rule!r} cannot pool windows of every size (rule='adaptive' can)")
+        return pool_windows(x, windows, self.bins, self.pool, self.kernel, self.exponent)
 
     def extra_repr(self) -> str:
         """Show the arguments in `print(module)`."""
-        return f"bins={self.bins}, pool={self.pool!r}, rule={self.rule!r}"
+        channels = f", channels={len(self.p)}" if self.pool == "gem" and len(self.p) > 1 else ""
+        r = f", r={self.r}" if self.pool == "lse" else ""
+        return f"bins={self.bins}, pool={self.pool!r}, rule={self.rule!r}{channels}{r}"
 
 
 def spatial_pyramid_pool2d(
-    x: Tensor, bins: Sequence[int], pool: str = "max", rule: str = "adaptive", kernel: str = "auto"
+    x: Tensor,
+    bins: Sequence[int],
+    pool: str = "max",
+    rule: str = "adaptive",
+    kernel: str = "auto",
+    exponent: float | Tensor | None = None,
 ) -> Tensor:
     """Pool `x` of shape `(N, C, H, W)` to `(N, C * M)`, where M is the sum of n * n over `bins`.
 
     N may be 0, but C, H and W may not. A three-dimensional `x` is rejected because an image `(C, H, W)` cannot be
-    distinguished from a greyscale batch `(N, H, W)`. For the arguments, see `SpatialPyramidPool2d`.
+    distinguished from a greyscale batch `(N, H, W)`. `exponent` is p of gem or r of lse: a number or a tensor, with one
+    value or a value for each channel. For the other arguments, see `SpatialPyramidPool2d`.
 
     Raises:
         ValueError: an argument is invalid, the rule cannot pool a map of this size to exactly these bins, or the
@@ -127,11 +187,15 @@ def spatial_pyramid_pool2d(
     check_choice("rule", rule, BIN_RULES)
     check_choice("kernel", kernel, KERNELS)
     check_map(x)
+    exponent = check_exponent(pool, exponent, x.shape[1])
     if exporter := active_exporter():
         check_export(exporter, rule)
-        return reference.pool_maps(x, bins, pool, rule)
-    if kernel == "plain" or _is_transformed(x):
-        return reference.pool_maps(x, bins, pool, rule)
+        return reference.pool_maps(x, bins, pool, rule, exponent)
+    if kernel == "plain" or exponent is not None or _is_transformed(x):
+        return reference.pool_maps(x, bins, pool, rule, exponent)
+    if pool == "avgmax":
+        maximum, mean = (spatial_pyramid_pool2d(x, bins, each, rule) for each in ("max", "avg"))
+        return (maximum + mean) / 2
     compiling = torch.compiler.is_compiling()
     if pool == "avg":
         by_product = compiling and rule == "adaptive"
@@ -142,7 +206,14 @@ def spatial_pyramid_pool2d(
     return reference.pool_maps(x, bins, pool, rule)
 
 
-def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "max", kernel: str = "auto") -> Tensor:
+def pool_windows(
+    x: Tensor,
+    windows: Tensor,
+    bins: Sequence[int],
+    pool: str = "max",
+    kernel: str = "auto",
+    exponent: float | Tensor | None = None,
+) -> Tensor:
     """Pool R windows of the maps `x` to `(R, C * M)` with the adaptive rule, as if each window were cropped first.
 
     The result is differentiable in `x`. The function cannot be exported and gains nothing from `torch.compile` because
@@ -153,8 +224,9 @@ def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "m
         windows: integers of shape `(R, 5)` on any device. Each row holds the image index, then left, top, right and
             bottom in cells of the map. Right and bottom are exclusive. R may be 0.
         bins: as in `SpatialPyramidPool2d`.
-        pool: "max" or "avg".
+        pool: "max", "avg", "avgmax", "gem" or "lse", as in `SpatialPyramidPool2d`.
         kernel: "auto" or "plain", as in `SpatialPyramidPool2d`.
+        exponent: as in `spatial_pyramid_pool2d`.
 
     Raises:
         ValueError: a window is empty, extends beyond the map or has an invalid image index (the message names its row),
@@ -166,11 +238,15 @@ def pool_windows(x: Tensor, windows: Tensor, bins: Sequence[int], pool: str = "m
     check_choice("pool", pool, POOLS)
     check_choice("kernel", kernel, KERNELS)
     check_map(x)
+    exponent = check_exponent(pool, exponent, x.shape[1])
     boxes = check_windows(windows, x)
     if len(boxes) == 0:
         return x.new_zeros((0, x.shape[1] * sum(n * n for n in bins)))
-    if kernel == "plain" or pool == "avg" or not custom_op.has_kernel(x, bins) or _is_transformed(x):
-        return reference.pool_windows(x, boxes, bins, pool)
+    if pool == "avgmax":
+        maximum, mean = (pool_windows(x, windows, bins, each, kernel) for each in ("max", "avg"))
+        return (maximum + mean) / 2
+    if kernel == "plain" or pool != "max" or not custom_op.has_kernel(x, bins) or _is_transformed(x):
+        return reference.pool_windows(x, boxes, bins, pool, exponent)
     # In this layout, a cell's channels are contiguous, so the kernels load them as vectors.
     x = x.contiguous(memory_format=torch.channels_last)
     images = boxes[:, 0]

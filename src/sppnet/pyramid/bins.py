@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-POOLS = ("max", "avg")
+POOLS = ("max", "avg", "avgmax", "gem", "lse")
+EXPONENTS = {"gem": 3.0, "lse": 10.0}  # the exponents of the pools that have one: p and r
 BIN_RULES = ("adaptive", "sliding", "padded")
 KERNELS = ("auto", "plain")
 MAX_LEVEL = 1024  # finer than any feature map; 1024 x 1024 bins of 256 channels take 1 GiB per image in float32
@@ -109,6 +110,21 @@ def check_export(exporter: str, rule: str) -> None:
             f"rule={rule!r} cannot be exported by {exporter}: the program would pool sizes that the rule rejects"
             " (rule='adaptive' pools every size; torch.export supports the other rules)"
         )
+
+
+def check_exponent(pool: str, exponent: float | Tensor | None, channels: int) -> float | Tensor | None:
+    """Return the exponent of `pool`: its default if `exponent` is None.
+
+    Raises:
+        ValueError: the pool takes no exponent, or a tensor has neither one value nor one for each channel.
+    """
+    if exponent is None:
+        return EXPONENTS.get(pool)
+    if pool not in EXPONENTS:
+        raise ValueError(f"pool={pool!r} takes no exponent")
+    if isinstance(exponent, Tensor) and (exponent.dim() > 1 or exponent.numel() not in (1, channels)):
+        raise ValueError(f"exponent has shape {tuple(exponent.shape)}, but the map has {channels} channels")
+    return exponent
 
 
 def check_map(x: Tensor) -> None:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .bins import ONNX, Edges, active_exporter, bin_edges
+from .bins import ONNX, PROGRAM, Edges, active_exporter, bin_edges
 
+SMALLEST = 1e-12  # the generalised mean counts smaller values of a map as this one
 CROP_VALUES = 2**26  # `pool_windows` crops at most this many values at once (256 MiB in float32)
 
 
-def pool_maps(x: Tensor, bins: Sequence[int], pool: str, rule: str) -> Tensor:
-    """Pool `x` `(N, C, H, W)` to `(N, C * M)`."""
+def pool_maps(x: Tensor, bins: Sequence[int], pool: str, rule: str, exponent: float | Tensor | None = None) -> Tensor:
+    """Pool `x` `(N, C, H, W)` to `(N, C * M)`. `exponent` is p of `gem` or r of `lse`."""
+    if pool == "max":
+        return take(x, argmax_cells(x.detach(), bins, rule), bins)
     if pool == "avg":
         return torch.cat([_average(x, n, rule).flatten(1) for n in bins], 1)
-    return take(x, argmax_cells(x.detach(), bins, rule), bins)
+    if pool == "avgmax":
+        return (pool_maps(x, bins, "max", rule) + pool_maps(x, bins, "avg", rule)) / 2
+    assert exponent is not None
+    return torch.cat([_generalised_mean(x, n, pool, rule, exponent).flatten(1) for n in bins], 1)
 
 
-def pool_windows(x: Tensor, boxes: Tensor, bins: Sequence[int], pool: str) -> Tensor:
+def pool_windows(
+    x: Tensor, boxes: Tensor, bins: Sequence[int], pool: str, exponent: float | Tensor | None = None
+) -> Tensor:
     """Pool windows of `x` to `(R, C * M)`. `boxes` `(R, 5)` are the windows as `check_windows` returns them."""
-    # Windows of the same shape have the same bin edges and are pooled as one batch.
+    return pool_crops(x, boxes, partial(pool_maps, bins=bins, pool=pool, rule="adaptive", exponent=exponent))
+
+
+def pool_crops(x: Tensor, boxes: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
+    """Pool windows of `x` to `(R, D)`. `boxes` `(R, 5)` are the windows as `check_windows` returns them.
+
+    `pool` maps a batch of crops `(B, C, h, w)` to `(B, D)`. Windows of the same shape are pooled as one batch.
+    """
     shapes, shape_index, counts = torch.unique(
         boxes[:, 3:] - boxes[:, 1:3], dim=0, return_inverse=True, return_counts=True
     )
@@ -29,7 +45,7 @@ def pool_windows(x: Tensor, boxes: Tensor, bins: Sequence[int], pool: str) -> Te
     pooled = []
     for (width, height), same_shape in zip(shapes.tolist(), order.split(counts.tolist()), strict=True):
         for part in same_shape.split(max(1, CROP_VALUES // (x.shape[1] * height * width))):
-            pooled.append(pool_maps(_crop(x, boxes[part], height, width), bins, pool, "adaptive"))
+            pooled.append(pool(_crop(x, boxes[part], height, width)))
     return torch.cat(pooled)[order.argsort()]
 
 
@@ -122,3 +138,41 @@ def _average_of_slices(x: Tensor, rows: Edges, cols: Edges) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)  # otherwise, half precision would be rounded after both means
     by_col = torch.stack([x[..., start:end].mean(-1, dtype=wide) for start, end in cols], -1)
     return torch.stack([by_col[:, :, start:end].mean(2) for start, end in rows], 2).to(x.dtype)
+
+
+def _generalised_mean(x: Tensor, n: int, pool: str, rule: str, exponent: float | Tensor) -> Tensor:
+    """Return the generalised mean (`gem`) or the log-mean-exp (`lse`) of each bin's cells: `(N, C, n, n)`.
+
+    With y = log(x), the generalised mean is the exponential of the log-mean-exp of y. In this form, no power of a value
+    overflows or underflows.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if isinstance(exponent, Tensor):
+        exponent = exponent.to(wide).view(-1, 1, 1)
+        exponent = exponent.squeeze() if exponent.numel() == 1 else exponent
+    values = wide.clamp(min=SMALLEST).log() if pool == "gem" else wide
+    # All rows of a bin have the same number of cells, so the mean over the bin is the mean over the means of its rows.
+    by_col = torch.cat([_log_mean_exp(values, 3, edge, exponent) for edge in bin_edges(x.shape[3], n, rule)], 3)
+    means = torch.cat([_log_mean_exp(by_col, 2, edge, exponent) for edge in bin_edges(x.shape[2], n, rule)], 2)
+    return (means.exp() if pool == "gem" else means).to(x.dtype)
+
+
+def _log_mean_exp(x: Tensor, dim: int, edge: tuple[int, int], r: float | Tensor) -> Tensor:
+    """Compute log(mean(exp(r * x))) / r over the cells `[start, end)` along `dim`, which is kept.
+
+    The maximum is subtracted first, so no exponential overflows. `expm1` and `log1p` keep the digits of values that
+    differ by much less than 1 / r.
+    """
+    start, end = edge
+    if active_exporter() == PROGRAM:  # its programs would refuse maps in which a slice is one cell wide
+        cell = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(4)])
+        inside = ((cell >= start) & (cell < end)).expand_as(x)
+        top = x.detach().masked_fill(~inside, -torch.inf).amax(dim, keepdim=True)
+        x = torch.where(inside, x, top.expand_as(x))
+    else:
+        x = x.narrow(dim, start, end - start)
+        top = x.detach().amax(dim, keepdim=True)
+    r_like = r.expand_as(x) if isinstance(r, Tensor) else r
+    # No gradient goes through the maximum, because its parts would cancel.
+    mean = torch.expm1(r_like * (x - top.expand_as(x))).sum(dim, keepdim=True) / (end - start)
+    return top + torch.log1p(mean) / (r.expand_as(mean) if isinstance(r, Tensor) else r)

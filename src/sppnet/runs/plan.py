@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppnet.config.schema import GAP, SPP, Config, Flatten
+from sppnet.config.schema import SPP, AnyPooling, Config, OwnPooling
 from sppnet.runs.identity import digest, eval_identity, run_identity
 from sppnet.runs.run_directory import Run
 
@@ -77,6 +77,8 @@ def check_duplicates(planned: PlannedRun) -> None:
         describe_duplicates(data, planned.images, load_splits(data, planned.images).parts())
 
 
-def _pooling_label(pooling: SPP | GAP | Flatten) -> str:
+def _pooling_label(pooling: AnyPooling) -> str:
+    if isinstance(pooling, OwnPooling):
+        return pooling.name or pooling.target.rpartition(".")[2].lower()
     bins = "_".join(map(str, pooling.bins)) if isinstance(pooling, SPP) else ""
     return f"spp_{bins}" if bins and len(bins) < 30 else pooling.name

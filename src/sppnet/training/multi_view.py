@@ -7,17 +7,20 @@ window is cut out of the image and goes through the network separately, as a net
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from sppnet.data.views import Views, Window
+from sppnet.errors import notice
 from sppnet.models.network import SPPNet
+from sppnet.models.pooling import pool_windows, pools_windows
 from sppnet.models.receptive_field import ReceptiveField, receptive_field
-from sppnet.pyramid import SpatialPyramidPool2d, pool_windows
 
 
 class Scorer:
@@ -37,7 +40,8 @@ class Scorer:
         self.field: ReceptiveField | None = None
         if views.source == "map":
             self.field = receptive_field(network.backbone)
-            self.bins, self.pool, self.kernel = _window_pooling(network.head)
+            if not pools_windows(network.pooling):
+                _notice_slow_windows(type(network.pooling).__name__)
         self.count: dict[int, int] = {}  # scale -> number of views per image
         self.images = 0
         self.seconds: dict[int, float] = {}  # scale -> seconds for all images so far
@@ -80,9 +84,9 @@ class Scorer:
         maps = self.network.backbone(images)
         cells = map_windows(windows, self.field, *maps.shape[2:])
         boxes = torch.tensor([[n, *cell] for n in range(len(images)) for cell in cells])
-        pooled = pool_windows(maps, boxes, self.bins, self.pool, self.kernel)
-        logits = self.network.head[1:](pooled).unflatten(0, (len(images), len(windows)))
-        return torch.cat([logits, self.network.head(maps)[:, None]], 1) if full else logits
+        pooled = pool_windows(self.network.pooling, maps, boxes)
+        logits = self.network.head(pooled).unflatten(0, (len(images), len(windows)))
+        return torch.cat([logits, self.network.head(self.network.pooling(maps))[:, None]], 1) if full else logits
 
 
 def average_views(logits_NVK: Tensor, sigmoid: bool) -> Tensor:
@@ -107,12 +111,11 @@ def map_windows(windows: Sequence[Window], field: ReceptiveField, height: int, w
     return in_cells
 
 
-def _window_pooling(head: nn.Sequential) -> tuple[tuple[int, ...], str, str]:
-    """Return (bins, pool, kernel): arguments that make `pool_windows` pool a window as the head pools a whole map."""
-    pool = head[0]
-    if isinstance(pool, SpatialPyramidPool2d):
-        return pool.bins, pool.pool, pool.kernel
-    return (1,), "avg", "auto"  # pooling=gap; `Views.check_pooling` has refused everything else
+@functools.cache  # once per process, not for every size
+def _notice_slow_windows(pooling: str) -> None:
+    rank_zero_only(notice)(
+        f"{pooling} has no method pool_windows, so each window is cut out of the map, which is slower"
+    )
 
 
 def _synchronised_time(images: Tensor) -> float:

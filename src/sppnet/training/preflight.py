@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from sppnet.config.schema import Config, Trainer
+from sppnet.config.schema import Config, OpenSection, Trainer
 from sppnet.data import build_sizes
 from sppnet.data.views import Views
 from sppnet.errors import UserError
@@ -74,6 +74,48 @@ def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
         return True
 
     return frozenset(itertools.takewhile(lambda s: not trains_on(1, s) and trains_on(2, s), sorted(sizes)))
+
+
+def has_own_classes(cfg: Config) -> bool:
+    """Whether a part of the network is of a class that is not ours."""
+    parts = (cfg.backbone, cfg.pooling, cfg.head)
+    return any(isinstance(part, OpenSection) and not part.target.startswith("sppnet.") for part in parts)
+
+
+def check_repeatable(network: SPPNet, size: int) -> None:
+    """Check that backbone, pooling and head give the same outputs for the same images in evaluation mode.
+
+    Otherwise, a test could not be repeated.
+
+    Args:
+        network: the network.
+        size: side, in pixels, of the square images that are tried.
+
+    Raises:
+        UserError: a part draws random numbers, changes from one call to the next, or fails.
+    """
+    training, dtype = network.training, next(network.parameters()).dtype
+    x = torch.rand(2, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    network.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for slot, part in network.named_children():
+            state = torch.random.get_rng_state()
+            try:
+                first, second = part(x), part(x)
+            except Exception as error:  # a user's own module may raise any exception
+                raise UserError(f"{slot}: {type(part).__name__} fails for {tuple(x.shape)}: {error}") from error
+            if not torch.equal(torch.random.get_rng_state(), state):
+                problem = "draws random numbers"
+            elif not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+                problem = "gives different outputs for the same input"
+            else:
+                x = first
+                continue
+            raise UserError(
+                f"{slot}: {type(part).__name__} {problem} in evaluation, so no test could be repeated; only training"
+                " (self.training) may do so"
+            )
+    network.train(training)
 
 
 def check_hardware(cfg: Config) -> None:

@@ -36,7 +36,7 @@ from sppnet.training.ema import Averages
 from sppnet.training.lightning_trainer import check_limits, check_strategy, make_trainer
 from sppnet.training.lit_module import Classifier
 from sppnet.training.loggers import MetricsFile, build_mirrors, build_replays
-from sppnet.training.preflight import sizes_for_pairs
+from sppnet.training.preflight import check_repeatable, has_own_classes, sizes_for_pairs
 from sppnet.training.resume import RESTART, checkpoint_to_resume, read_own_checkpoint
 from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitors
 
@@ -89,6 +89,8 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     data = build_data(cfg, sets)
     data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
     classifier = build_classifier(cfg, sets)
+    if has_own_classes(cfg):
+        check_repeatable(classifier.network, min(data.schedule.sizes))
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images
     callbacks = _build_callbacks(cfg, classifier.metrics["val"].names(cfg.sizes.val))
@@ -183,7 +185,7 @@ def build_classifier(cfg: Config, sets: Splits) -> Classifier:
     """Build the network of `cfg`, with an output for each class of `sets`, and wrap it in its LightningModule."""
     network = build_network(cfg.backbone, cfg.pooling, cfg.head, len(sets.images.classes), cfg.sizes.train[0])
     if cfg.compute.compile:
-        for part in (network.backbone, network.head):  # compiled separately: multi-view tests pool windows between them
+        for part in network.children():  # compiled separately: multi-view tests pool windows between them
             # Compiling in place keeps "_orig_mod." out of the state_dict keys. Image sizes change, hence dynamic=True.
             part.compile(dynamic=True)
     images = sets.images

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.config.load import replace
-from sppnet.config.schema import GAP, MLP, SPP, AnyPooling
+from sppnet.config.schema import GAP, MLP, SPP, AnyHead, AnyPooling
 from sppnet.data import build_sizes
 from sppnet.models.fit_check import check_network
 from sppnet.models.network import build_backbone
 from sppnet.models.normalise import Normalise
+from sppnet.models.pooling import build_pooling
+from sppnet.models.probe import map_size, probe
 from sppnet.pyramid import SpatialPyramidPool2d
 from sppnet.runs.checkpoint_files import read_checkpoint
 from sppnet.runs.from_checkpoint import TrainedNetwork
@@ -30,6 +32,8 @@ class Extractor(nn.Module):
     Args:
         normalise: maps uint8 images to the backbone's input.
         backbone: maps images to a feature map (N, C, h, w).
+        pooling: the pooling of the configuration or of a trained network, for the layer `pooling`, for fully connected
+            layers, and for the exponent that a pyramid with `pool: gem` has learned.
         head: the head of a trained network, needed only for its fully connected layers.
         layers: descriptions from `Task.describe`. `conv` is the flattened feature map; `fc1` and `fc2` are taken
             after their ReLUs.
@@ -40,13 +44,14 @@ class Extractor(nn.Module):
         self,
         normalise: Normalise,
         backbone: nn.Module,
-        head: nn.Sequential | None,
+        pooling: nn.Module,
+        head: nn.Module | None,
         layers: list[dict[str, Any]],
         kernel: str = "auto",
     ) -> None:
         super().__init__()
         self.normalise = normalise
-        self.backbone, self.head, self.kernel = backbone, head, kernel
+        self.backbone, self.pooling, self.head, self.kernel = backbone, pooling, head, kernel
         self.layers = nn.ModuleList([self._build_layer(layer) for layer in layers])
         self.eval().requires_grad_(False)
 
@@ -56,11 +61,21 @@ class Extractor(nn.Module):
 
     def _build_layer(self, layer: Mapping[str, Any]) -> nn.Module:
         if layer["kind"] == "pyramid":
-            return SpatialPyramidPool2d(layer["bins"], layer["pool"], layer["rule"], self.kernel)
+            return self._build_pyramid(layer)
+        if layer["kind"] == "pooling":
+            return self.pooling
         if layer["kind"] == "fc":
-            assert self.head is not None
-            return self.head[: layer["number"] + 1]
+            assert isinstance(self.head, nn.Sequential)
+            return nn.Sequential(self.pooling, *self.head[: layer["number"]])
         return nn.AdaptiveAvgPool2d(1) if layer["kind"] == "gap" else nn.Identity()
+
+    def _build_pyramid(self, layer: Mapping[str, Any]) -> nn.Module:
+        exponents = {name: layer[name] for name in ("p", "r") if name in layer}
+        pyramid = SpatialPyramidPool2d(layer["bins"], layer["pool"], layer["rule"], self.kernel, **exponents)
+        trained = self.pooling
+        if isinstance(trained, SpatialPyramidPool2d) and layer["pool"] == trained.pool == "gem":
+            pyramid.p = trained.p
+        return pyramid
 
 
 def check_extraction(task: Task) -> None:
@@ -71,13 +86,14 @@ def check_extraction(task: Task) -> None:
     """
     cfg, layer = task.cfg, task.layer
     check_hardware(replace(cfg, ONE_DEVICE))
-    # placeholders for the trained pooling and head, which only fully connected layers need
+    # placeholders for the trained pooling and head, which only their own layers need
     pooling: AnyPooling = GAP(name="gap")
-    head = MLP(name="mlp", hidden=[], dropout=0.0)
+    head: AnyHead = MLP(name="mlp", hidden=[], dropout=0.0)
     sizes = {"train": [], "val": [], "test": [task.size]}
-    if layer["kind"] == "fc":
-        pooling, head = cfg.pooling, cfg.head
-        sizes |= {"train": list(build_sizes(cfg.sizes).sizes), "val": cfg.sizes.val}
+    if layer["kind"] in ("fc", "pooling"):
+        pooling, head = cfg.pooling, cfg.head if layer["kind"] == "fc" else head
+        if task.trained is not None:
+            sizes |= {"train": list(build_sizes(cfg.sizes).sizes), "val": cfg.sizes.val}
     elif layer["kind"] == "pyramid":
         pooling = SPP(name="spp", bins=layer["bins"], pool=layer["pool"], rule=layer["rule"])
     backbone = cfg.backbone if task.trained is None else cfg.backbone.model_copy(update={"weights": None})
@@ -114,13 +130,15 @@ def _build(task: Task, names: list[str]) -> Extractor:
     kernel = cfg.pooling.kernel if isinstance(cfg.pooling, SPP) else "auto"
     if task.trained is None:
         torch.manual_seed(cfg.seed)
-        extractor = Extractor(normalise, build_backbone(cfg.backbone), None, layers, kernel)
+        backbone = build_backbone(cfg.backbone)
+        channels, side = probe(backbone).out_channels, min(map_size(backbone, task.size, task.size))
+        extractor = Extractor(normalise, backbone, build_pooling(cfg.pooling, channels, side), None, layers, kernel)
     else:
         # Build pooling and head as the checkpoint describes them, not as cfg does: with layer=spp, the pyramid in cfg
         # may differ from the trained one, and the trained weights might not fit.
         checkpoint = read_checkpoint(task.trained.weights)
         network = load_network(checkpoint, cfg.backbone, cfg.sizes.train[0], task.trained.checkpoint)
-        extractor = Extractor(normalise, network.backbone, network.head, layers, kernel)
+        extractor = Extractor(normalise, network.backbone, network.pooling, network.head, layers, kernel)
     if cfg.compute.compile:
         extractor.compile(dynamic=True)
     return extractor

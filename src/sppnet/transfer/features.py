@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sppnet.config.schema import Flatten
+from sppnet.config.schema import MLP, Pooling
 from sppnet.data import ImageSet, Splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.base import digest
@@ -72,7 +72,8 @@ def _layers_to_compute(task: Task) -> list[str]:
     names = ["pool", "gap"]
     if task.describe("spp")["rule"] == "adaptive":
         names.append("spp")
-        if trained is not None and not isinstance(cfg.pooling, Flatten) and not pooling_changes(cfg, trained):
+        ours = isinstance(cfg.pooling, Pooling) and cfg.pooling.takes_any_shape
+        if trained is not None and ours and isinstance(cfg.head, MLP) and not pooling_changes(cfg, trained):
             names += [f"fc{i}" for i in range(1, min(2, len(cfg.head.hidden)) + 1)]
     return list(dict.fromkeys([cfg.layer, *names]))
 

@@ -10,7 +10,7 @@ from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.keys import keys
 from sppnet.config.marks import affects
 from sppnet.config.merge import differences, may_change
-from sppnet.config.schema import LAYOUT, SPP, Config, Windows
+from sppnet.config.schema import LAYOUT, MLP, SPP, Config, Windows
 from sppnet.data import ImageSet, build_sizes
 from sppnet.data.datasets.base import digest
 from sppnet.errors import UserError, format_value, notice
@@ -20,7 +20,7 @@ from sppnet.runs.identity import file_digest, own_class_digests, weights_identit
 PAPERS_SPLITS = 10  # the paper's number of splits for Caltech-101
 SPLITS = ("splits", "per_class", "split_seed")
 # Without a checkpoint, these groups and keys may be given beside those that `transfer` may change in a run.
-GIVEN = {"backbone", "seed", "experiments", "launch", "hydra"} | (
+GIVEN = {"backbone", "pooling", "seed", "experiments", "launch", "hydra"} | (
     TransferConfig.model_fields.keys() - Config.model_fields.keys()
 )
 FORMAT = 2  # increment this when a code change makes the same settings give different features or scores
@@ -57,10 +57,13 @@ class Task:
         """Describe a layer as plain data; equal descriptions give equal features."""
         pooling = self.cfg.pooling
         if name == "spp" and isinstance(pooling, SPP):
-            return {"kind": "pyramid", "bins": pooling.bins, "pool": pooling.pool, "rule": pooling.rule}
+            exponent = {"gem": {"p": pooling.p}, "lse": {"r": pooling.r}}.get(pooling.pool, {})
+            return {"kind": "pyramid", "bins": pooling.bins, "pool": pooling.pool, "rule": pooling.rule, **exponent}
         if name in ("spp", "pool"):
             bins = self.cfg.pyramid.bins if name == "spp" else [self.cfg.pool_to]
             return {"kind": "pyramid", "bins": bins, "pool": "max", "rule": "adaptive"}
+        if name == "pooling" and self.trained is None:
+            return {"kind": "pooling", **pooling.model_dump(by_alias=True, exclude_defaults=True)}
         return {"kind": "fc", "number": int(name[2:])} if name.startswith("fc") else {"kind": name}
 
     def source(self) -> dict[str, Any]:
@@ -146,6 +149,8 @@ def make_task(cfg: TransferConfig, trained: TrainedNetwork[TransferConfig] | Non
         )
     if layer.startswith("fc"):
         _check_hidden(cfg, trained)
+    if layer == "pooling" and trained is not None:
+        _check_pooling(cfg, trained)
     return Task(cfg, trained)
 
 
@@ -173,10 +178,11 @@ def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None
     reasons = {}
     if layer != "pool":
         reasons["pool_to"] = f"with layer={layer}"
-    if layer != "spp" and (untrained or not layer.startswith("fc")):
-        pooled = [k.name for k in keys(Config) if k.may_change("transfer") and k.affects != affects.nothing]
-        pooled = [name for name in pooled if name.startswith(("pyramid", "pooling."))]
-        reasons |= dict.fromkeys(pooled, f"with layer={layer}")
+    if layer not in ("spp", "pooling") and (untrained or not layer.startswith("fc")):
+        pooled = [
+            k for k in keys(Config) if k.name.startswith(("pyramid", "pooling.")) and k.affects != affects.nothing
+        ]
+        reasons |= {k.name: f"with layer={layer}" for k in pooled if untrained or k.may_change("transfer")}
     if untrained and task.cfg.backbone.weights is not None:
         reasons["seed"] = "with pretrained weights"
     if images.multilabel:
@@ -188,9 +194,10 @@ def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None
     elif not images.multilabel:
         reasons["data.split"] = "because all images are split at random (use splits, per_class and split_seed)"
     for key in typed:
+        key = "pooling.name" if key == "pooling" else key  # the group; other keys of it may have an effect
         reason = next((reason for name, reason in reasons.items() if f"{key}.".startswith(f"{name}.")), None)
         if reason is not None:
-            notice(f"warning: {key} has no effect {reason}")
+            notice(f"warning: {key.removesuffix('.name')} has no effect {reason}")
 
 
 def pooling_changes(cfg: Config, trained: TrainedNetwork[Any]) -> list[tuple[str, Any, Any]]:
@@ -202,12 +209,19 @@ def pooling_changes(cfg: Config, trained: TrainedNetwork[Any]) -> list[tuple[str
 def _check_hidden(cfg: TransferConfig, trained: TrainedNetwork[TransferConfig] | None) -> None:
     if trained is None:
         raise UserError(f"layer={cfg.layer} is part of a trained head, so it needs checkpoint=RUN")
-    hidden = cfg.head.hidden
+    hidden = cfg.head.hidden if isinstance(cfg.head, MLP) else []
     if int(cfg.layer[2:]) > len(hidden):
         layers = ", ".join(f"fc{i}" for i in range(1, len(hidden) + 1)) or "none"
-        raise UserError(f"layer={cfg.layer} does not exist; the head's hidden layers: {layers} (head.hidden={hidden})")
+        of = f"head.hidden={hidden}" if isinstance(cfg.head, MLP) else f"head={cfg.head.name}"
+        raise UserError(f"layer={cfg.layer} does not exist; the head's hidden layers: {layers} ({of})")
+    _check_pooling(cfg, trained)
+
+
+def _check_pooling(cfg: TransferConfig, trained: TrainedNetwork[TransferConfig]) -> None:
+    """Refuse another pooling than that of training for a layer that needs the trained one."""
     for name, old, new in pooling_changes(cfg, trained):
+        needs = "this layer is" if cfg.layer == "pooling" else "its fully connected layers need"
         raise UserError(
             f"{name}={format_value(new)} is not allowed with layer={cfg.layer}: the checkpoint was trained with"
-            f" {format_value(old)}, which its fully connected layers need"
+            f" {format_value(old)}, which {needs}"
         )
