@@ -136,7 +136,7 @@ def _time_bare_loop(cfg: Config, sets: Splits, batches: list[Any], setting: Sett
     torch.use_deterministic_algorithms(False)  # torch's default, which the Trainer has changed
     classifier = build_classifier(cfg, sets).to(setting.device).train()
     network, mean, std = classifier.network, classifier.normalise.mean, classifier.normalise.std
-    optimizer = build_optimizer(cfg.optim, list(network.parameters()))
+    optimizer = build_optimizer(cfg.optim, classifier.named_parameters(), classifier.undecayed)
     autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
     pairs = [(batch["image"].contiguous(), batch["target"]) for batch in batches]  # contiguous, as from ToTensor
     times = []

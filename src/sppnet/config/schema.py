@@ -211,26 +211,31 @@ class Augment(Section):
     erasing: Probability = 0.0
 
 
+# Below 0.1, float32 is too narrow for torch's gamma variates: both become 0, and half of each image would be mixed in
+# instead of next to nothing.
+MixAlpha = Annotated[float, Field(ge=0.1, le=1000)]
+
+
 class NoMix(Section):
     name: Literal["none"]
 
 
 class Mixup(Section):
     name: Literal["mixup"]
-    alpha: Positive
+    alpha: MixAlpha
     p: Ratio
 
 
 class Cutmix(Section):
     name: Literal["cutmix"]
-    alpha: Positive
+    alpha: MixAlpha
     p: Ratio
 
 
 class MixupOrCutmix(Section):
     name: Literal["both"]
-    mixup_alpha: Positive
-    cutmix_alpha: Positive
+    mixup_alpha: MixAlpha
+    cutmix_alpha: MixAlpha
     p: Ratio
 
 

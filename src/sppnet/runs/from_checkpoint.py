@@ -19,10 +19,10 @@ from sppnet.config.load import load
 from sppnet.config.merge import check_changes, merge
 from sppnet.config.overlay import Overlay, compose_overlay
 from sppnet.config.overrides import key_of
-from sppnet.config.schema import Backbone, Config, Section
+from sppnet.config.schema import Config, Section
 from sppnet.errors import UserError, notice
 from sppnet.runs.checkpoint_files import checkpoint_path, load_stored_config, locate, read_checkpoint
-from sppnet.runs.identity import digest, file_digest, own_class_digests
+from sppnet.runs.identity import NETWORK_SECTIONS, digest, file_digest, own_class_digests
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 
@@ -41,8 +41,8 @@ class TrainedNetwork(Generic[Cfg]):
         stored: the configuration of the network's run, as plain data.
         typed_keys: the keys and groups, with dots, that were typed or that the typed study's file sets, and the
             outermost groups of which a chosen option chooses an option.
-        changed_code: maps each of the user's backbone classes whose code has changed since training to the current
-            digest of the code.
+        changed_code: maps each of the user's classes of the network and its loss whose code has changed since training
+            to the current digest of the code.
     """
 
     cfg: Cfg
@@ -58,7 +58,7 @@ class TrainedNetwork(Generic[Cfg]):
         """The name that the identity of a test uses for the weights.
 
         For the best.ckpt of a finished run, the name is `best`, so that the test counts as one of the run's own tests.
-        For any other file, the name is the file's digest. In both cases, if the code of the backbone has changed since
+        For any other file, the name is the file's digest. In both cases, if the code of the network has changed since
         training, the name consists of two digests instead: that of the file and that of the code.
         """
         if self.changed_code:
@@ -86,7 +86,7 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
     cfg = _load(command, base)
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
-    changed_code = _changed_code(cfg.backbone, checkpoint, run)
+    changed_code = _changed_code(cfg, checkpoint, run)
     # an implied group counts: a study's file that chooses debug=study chooses data=digits
     typed_keys = tuple(sorted(overlay.names | {name for name in overlay.implied if "." not in name}))
     return TrainedNetwork(cfg, checkpoint, run, weights, stored, typed_keys, changed_code)
@@ -173,18 +173,22 @@ def _apply(command: str, stored: Mapping[str, Any], overlay: Overlay, own: Mappi
     return resolve(command, {**of_run, **own})
 
 
-def _changed_code(backbone: Backbone, checkpoint: Path, run: Run | None) -> dict[str, str]:
+def _changed_code(cfg: Config, checkpoint: Path, run: Run | None) -> dict[str, str]:
     """Print a notice for each user class whose code has changed since training; return the current digests."""
-    if not (now := own_class_digests(backbone.node())):
+    now = {name: own_class_digests(getattr(cfg, name).plain()) for name in NETWORK_SECTIONS}
+    if not any(now.values()):
         return {}
     if run is not None:
         then = (read_record(run.path / "provenance.json").get("identity") or {}).get("code") or {}
     else:
         then = read_checkpoint(checkpoint)["sppnet"]["code"]
-    changed = {target: file_hash for target, file_hash in now.items() if target in then and then[target] != file_hash}
-    for target in changed:
-        notice(
-            f"backbone._target_={target}: its code has changed since checkpoint={checkpoint} was trained; the"
-            " weights might not fit the current code"
-        )
+    changed: dict[str, str] = {}
+    for name, digests in now.items():
+        of_section = {target: code for target, code in digests.items() if target in then and then[target] != code}
+        for target in of_section:
+            problem = "its values might differ" if name == "loss" else "the weights might not fit the current code"
+            notice(
+                f"{name}._target_={target}: its code has changed since checkpoint={checkpoint} was trained; {problem}"
+            )
+        changed |= of_section
     return changed

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sppnet.config.instantiate import user_source_files
 from sppnet.config.keys import Key, select, without_effect
-from sppnet.config.schema import LAYOUT, Config, OpenSection
+from sppnet.config.schema import LAYOUT, Config, OpenSection, OwnLoss
 from sppnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # A network is tested on one device. Otherwise, the hash of a test would depend on how many devices the run trained on.
 ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
+# The sections whose classes build a network and determine its scores and losses.
+NETWORK_SECTIONS = ("backbone", "pooling", "head", "loss")
 FORMAT = 2  # increment it when a code change alters the weights that a configuration produces
 
 
@@ -33,7 +35,6 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
     Raises:
         UserError: the weights file or the module of a user class does not exist.
     """
-    loss = ("cross_entropy", "bce")[images.multilabel] if cfg.loss.name == "auto" else cfg.loss.name
     config = _select(cfg, lambda key: key.affects.weights)
     return {
         "format": FORMAT,
@@ -41,7 +42,7 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
         "config": config,
         "callback_order": list(cfg.callbacks),  # Lightning calls them in this order
         "data.fingerprint": images.fingerprint(),
-        "loss.name": loss,
+        "loss.name": _loss_name(cfg, images),
         "code": own_class_digests({"config": config, "strategy": strategy(cfg)}),
         "backbone.weights": weights_identity(cfg.backbone.weights),
         "strategy": strategy(cfg),
@@ -67,6 +68,13 @@ def _select(cfg: Config, keep: Callable[[Key], bool]) -> dict[str, Any]:
     """Select the keys that `keep` accepts, without those that have no effect, such as data.crop for whole images."""
     ineffective = without_effect(cfg)
     return select(cfg, lambda key: keep(key) and not any(f"{key.name}.".startswith(f"{k}.") for k in ineffective))
+
+
+def _loss_name(cfg: Config, images: ImageSet) -> str | None:
+    """The name of the loss, in which `auto` means one of two; None for the user's own, which `config` identifies."""
+    if isinstance(cfg.loss, OwnLoss):
+        return None
+    return ("cross_entropy", "bce")[images.multilabel] if cfg.loss.name == "auto" else cfg.loss.name
 
 
 def strategy(cfg: Config) -> Any:
@@ -118,6 +126,11 @@ def own_class_digests(node: Mapping[str, Any]) -> dict[str, str]:
     them may define it. For `mypackage.nets.Net`, only `nets.py` counts.
     """
     return {target: _code_digest(path) for target, path in user_source_files(node).items()}
+
+
+def network_code(cfg: Config) -> dict[str, str]:
+    """Map each of the user's classes of `NETWORK_SECTIONS` to the digest of its source file."""
+    return own_class_digests({name: getattr(cfg, name).plain() for name in NETWORK_SECTIONS})
 
 
 def _code_digest(path: Path) -> str:

@@ -59,7 +59,7 @@ def load_classifier(checkpoint: Mapping[str, Any], cfg: Config, sets: Splits, pa
     """
     assert list(sets.images.classes) == list(checkpoint["sppnet"]["classes"])
     cfg = replace(cfg, {"backbone.weights": None})  # all weights come from the checkpoint
-    classifier = build_classifier(cfg, sets)
+    classifier = build_classifier(cfg, sets, trains=False)
     _load_state(classifier, checkpoint["state_dict"], path)
     return classifier
 
@@ -80,7 +80,9 @@ def load_network(checkpoint: Mapping[str, Any], backbone: Backbone, size: int, p
     trained = load(Config, metadata["config"])
     backbone = backbone.model_copy(update={"weights": None})
     network = build_network(backbone, trained.pooling, trained.head, len(metadata["classes"]), size)
-    weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    # The user's own loss may have weights, too.
+    of_network = ((key, value) for key, value in checkpoint["state_dict"].items() if key.startswith("network."))
+    weights = {key.removeprefix("network."): value for key, value in of_network}
     _load_state(network, weights, path)
     return network
 

@@ -18,14 +18,15 @@ from sppnet.config.schema import LAYOUT, Config, Cosine, Plateau
 from sppnet.data.batch_samplers import used_batches
 from sppnet.data.loader import Batch
 from sppnet.data.views import Views
-from sppnet.errors import RunFailed, UserError
+from sppnet.errors import RunFailed
 from sppnet.models.network import SPPNet
 from sppnet.models.normalise import Normalise
-from sppnet.runs.identity import own_class_digests
-from sppnet.training.losses import sigmoid_losses, softmax_losses
+from sppnet.runs.identity import network_code
+from sppnet.training.losses import build_loss, uses_sigmoid
 from sppnet.training.metrics import SizeMetrics
+from sppnet.training.mix import build_mix, main_labels
 from sppnet.training.multi_view import Scorer, average_views
-from sppnet.training.optim import build_optimizer, cosine, plateau
+from sppnet.training.optim import build_optimizer, cosine, plateau, undecayed
 
 
 class Classifier(L.LightningModule):
@@ -42,6 +43,13 @@ class Classifier(L.LightningModule):
         classes: names of the K classes.
         multilabel: whether an image may have several labels.
         fingerprint: identifies the training data set; a later test compares it with the fingerprint of its own data.
+        class_weights: weights (K,) of the classes in training, from `sppnet.training.losses.class_weights`.
+
+    Attributes:
+        sigmoid: whether probabilities are the sigmoid of each logit; otherwise, they are the softmax over the classes.
+        loss: module that maps logits (N, K) and targets to losses (N,). Targets are class indices (N,), labels (N, K)
+            of 0 and 1 or, with `mix`, the shares of the classes (N, K).
+        undecayed: names of the parameters without weight decay.
     """
 
     network: SPPNet
@@ -53,15 +61,17 @@ class Classifier(L.LightningModule):
         classes: Sequence[str],
         multilabel: bool,
         fingerprint: str = "",
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.cfg, self.classes, self.multilabel = cfg, list(classes), multilabel
         self.fingerprint = fingerprint
-        self.code = own_class_digests(cfg.backbone.node())
-        self.sigmoid = multilabel if cfg.loss.name == "auto" else cfg.loss.name == "bce"
-        if multilabel and not self.sigmoid:
-            raise UserError(f"loss={cfg.loss.name}: images of {cfg.data.name} have several labels; use bce or auto")
+        self.code = network_code(cfg)
+        self.sigmoid = uses_sigmoid(cfg.loss, cfg.data.name, multilabel)
+        self.loss = build_loss(cfg.loss, self.sigmoid, class_weights)
+        self.mix = build_mix(cfg.mix, len(classes), cfg.data.name, multilabel)
+        self.undecayed = undecayed(cfg.optim, self, getattr(network, "pooling", None))
         self.metrics = {phase: SizeMetrics(phase, len(classes), multilabel) for phase in ("train", "val", "test")}
         self.normalise = Normalise(cfg.data.mean, cfg.data.std, cfg.compute.channels_last)
         self.val_score: float | None = None  # score of the last validation, at the first validation size
@@ -86,10 +96,6 @@ class Classifier(L.LightningModule):
         normalised: Tensor = self.normalise(batch["image"], batch.get("offset"))
         return normalised
 
-    def losses(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Compute the losses (N,) of logits (N, K); targets are class indices (N,) or labels (N, K) of 0 and 1."""
-        return (sigmoid_losses if self.sigmoid else softmax_losses)(logits, target, smoothing)
-
     # Training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -109,8 +115,12 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the batch's losses, scaled as the class docstring describes, and log their mean."""
-        logits = self(self.prepare(batch))
-        losses, valid = self.losses(logits, batch["target"], self.cfg.loss.label_smoothing), batch["valid"]
+        images, target, label = self.prepare(batch), batch["target"], batch["target"]
+        if self.mix is not None:
+            images, target = self.mix(images, batch)
+            label = main_labels(target, label)
+        logits, valid = self(images), batch["valid"]
+        losses: Tensor = self.loss(logits, target)
         total: Tensor = (losses * valid).sum()
         loss = total.detach() / valid.sum().clamp(min=1)
         self.check_loss()
@@ -118,9 +128,7 @@ class Classifier(L.LightningModule):
         self._unchecked_loss = (loss, f"{position} with learning rate {self._learning_rate():g}")
         if loss.device.type == "cpu":
             self.check_loss()
-        self.metrics["train"].update(
-            batch["size"], logits, batch["target"], losses, None if batch["all_valid"] else valid
-        )
+        self.metrics["train"].update(batch["size"], logits, label, losses, None if batch["all_valid"] else valid)
         due = self._batches_begun() % self.cfg.trainer.log_every_n_steps == 0
         if due or batch_idx == 0:
             self.displayed |= {"size": batch["size"], "loss": loss.item()}
@@ -163,7 +171,7 @@ class Classifier(L.LightningModule):
         self._score_is_new = False
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.cfg.optim, self.parameters())
+        optimizer = build_optimizer(self.cfg.optim, self.named_parameters(), self.undecayed)
         schedule = self.cfg.optim.schedule
         if isinstance(schedule, Cosine):
             scheduler = cosine(optimizer, schedule, self._total_steps())
@@ -224,7 +232,7 @@ class Classifier(L.LightningModule):
         return logits
 
     def _update_metrics(self, phase: str, batch: Batch, logits: Tensor) -> None:
-        losses = self.losses(logits, batch["target"])
+        losses = self.loss(logits, batch["target"])
         valid = None if batch["all_valid"] else batch["valid"]
         self.metrics[phase].update(batch["size"], logits, batch["target"], losses, valid)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import nn
 from torch.optim import Optimizer
@@ -11,11 +11,55 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import Cosine, Optim, Plateau
+from sppnet.errors import UserError
+
+FSDP_PREFIX = "_fsdp_wrapped_module."  # FSDP adds it to the names of parameters
 
 
-def build_optimizer(optim: Optim, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Build the optimizer that `optim._target_` names, for the parameters that require a gradient."""
-    return instantiate(optim.node(), Optimizer, "optim", [p for p in parameters if p.requires_grad])
+def build_optimizer(
+    optim: Optim, parameters: Iterable[tuple[str, nn.Parameter]], undecayed: Collection[str] = ()
+) -> Optimizer:
+    """Build the optimizer that `optim._target_` names, for the parameters that require a gradient.
+
+    If it decays weights, those called `undecayed` get a group of their own without weight decay.
+
+    Args:
+        optim: the configuration `optim`.
+        parameters: names and parameters.
+        undecayed: the result of the function `undecayed`.
+
+    Raises:
+        UserError: the optimizer refuses its arguments, or it can't have a weight decay per group.
+    """
+    named = {name.replace(FSDP_PREFIX, ""): p for name, p in parameters if p.requires_grad}
+    optimizer = instantiate(optim.node(), Optimizer, "optim", list(named.values()))
+    rest = [p for name, p in named.items() if name in undecayed]
+    if not rest or not optimizer.defaults.get("weight_decay", optim.weight_decay):
+        return optimizer
+    if "weight_decay" not in optimizer.defaults:
+        raise UserError(
+            f"optim: {optim.target} has no weight_decay for each group of parameters, but {next(iter(undecayed))} must"
+            " have none; use optim.weight_decay=0"
+        )
+    decayed = [p for name, p in named.items() if name not in undecayed]
+    groups = [{"params": decayed}] if decayed else []
+    return instantiate(optim.node(), Optimizer, "optim", [*groups, {"params": rest, "weight_decay": 0.0}])
+
+
+def undecayed(optim: Optim, module: nn.Module, pooling: nn.Module | None = None) -> frozenset[str]:
+    """Return the names of the parameters of `module` that get no weight decay.
+
+    They are those that the method `no_weight_decay()` of `pooling` names, such as an exponent. With
+    `optim.decay_norms=false`, they are also all parameters with at most one dimension (norms and biases, as in timm)
+    and those that this method of any other module names.
+
+    Call this before FSDP flattens the parameters.
+    """
+    names = set() if optim.decay_norms else {name for name, p in module.named_parameters() if p.ndim <= 1}
+    for path, part in module.named_modules():
+        if hasattr(part, "no_weight_decay") and (part is pooling or not optim.decay_norms):
+            names |= {f"{path}.{name}".lstrip(".") for name in part.no_weight_decay()}
+    return frozenset(names)
 
 
 def plateau(optimizer: Optimizer, schedule: Plateau) -> ReduceLROnPlateau:

@@ -20,7 +20,7 @@ from sppnet.models.network import SPPNet
 from sppnet.models.probe import meta_copy
 from sppnet.runs.identity import world_size
 from sppnet.slurm import job
-from sppnet.training.optim import build_optimizer
+from sppnet.training.optim import build_optimizer, undecayed
 
 
 def check_job(cfg: Config) -> None:
@@ -39,7 +39,8 @@ def check_fit(cfg: Config) -> None:
     Raises:
         UserError: they do not fit together.
     """
-    build_optimizer(cfg.optim, [nn.Parameter(torch.zeros(1))])
+    dummy = nn.Linear(1, 1)  # two groups with optim.decay_norms=false
+    build_optimizer(cfg.optim, dummy.named_parameters(), undecayed(cfg.optim, dummy))
     views = Views.build(cfg.views)
     whole_images = "full" in (cfg.data.fit, cfg.views.fit)
     if views is not None:

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from sppnet.config.instantiate import instantiate
-from sppnet.config.schema import Config
+from sppnet.config.schema import Config, OwnLoss
 from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
@@ -36,6 +36,9 @@ from sppnet.training.ema import Averages
 from sppnet.training.lightning_trainer import check_limits, check_strategy, make_trainer
 from sppnet.training.lit_module import Classifier
 from sppnet.training.loggers import MetricsFile, build_mirrors, build_replays
+from sppnet.training.loss_check import check_own_loss
+from sppnet.training.losses import class_weights
+from sppnet.training.optim import build_optimizer
 from sppnet.training.preflight import check_repeatable, has_own_classes, sizes_for_pairs
 from sppnet.training.resume import RESTART, checkpoint_to_resume, read_own_checkpoint
 from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitors
@@ -91,6 +94,7 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     classifier = build_classifier(cfg, sets)
     if has_own_classes(cfg):
         check_repeatable(classifier.network, min(data.schedule.sizes))
+    _check_classifier(classifier)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images
     callbacks = _build_callbacks(cfg, classifier.metrics["val"].names(cfg.sizes.val))
@@ -181,18 +185,35 @@ def build_data(cfg: Config, sets: Splits) -> DataModule:
     return DataModule(sets, schedule, cfg.data, cfg.augment, cfg.views, cfg.seed, cache, cfg.progress)
 
 
-def build_classifier(cfg: Config, sets: Splits) -> Classifier:
-    """Build the network of `cfg`, with an output for each class of `sets`, and wrap it in its LightningModule."""
+def build_classifier(cfg: Config, sets: Splits, trains: bool = True) -> Classifier:
+    """Build the network of `cfg`, with an output for each class of `sets`, and wrap it in its LightningModule.
+
+    Args:
+        cfg: the configuration.
+        sets: the data.
+        trains: whether the classifier will be trained, so that the loss needs the class weights of the training images.
+    """
     network = build_network(cfg.backbone, cfg.pooling, cfg.head, len(sets.images.classes), cfg.sizes.train[0])
     if cfg.compute.compile:
         for part in network.children():  # compiled separately: multi-view tests pool windows between them
             # Compiling in place keeps "_orig_mod." out of the state_dict keys. Image sizes change, hence dynamic=True.
             part.compile(dynamic=True)
     images = sets.images
-    classifier = Classifier(network, cfg, images.classes, images.multilabel, images.fingerprint())
+    weights = class_weights(cfg.loss, sets) if trains else None
+    classifier = Classifier(network, cfg, images.classes, images.multilabel, images.fingerprint(), weights)
     # Lightning would convert the network to float64 only after loading a checkpoint, so loading would round the weights
     # to float32.
     return classifier.double() if cfg.trainer.precision == "64-true" else classifier
+
+
+def _check_classifier(classifier: Classifier) -> None:
+    """Check that the optimizer takes the network's parameters, and that the user's own loss can be trained with."""
+    cfg = classifier.cfg
+    build_optimizer(cfg.optim, classifier.named_parameters(), classifier.undecayed)
+    if isinstance(cfg.loss, OwnLoss):
+        dtype = torch.float64 if cfg.trainer.precision == "64-true" else torch.float32
+        soft, classes = classifier.mix is not None, len(classifier.classes)
+        check_own_loss(cfg.loss, classifier.loss, classes, classifier.multilabel, soft, dtype)
 
 
 def set_threads_and_filter_warnings(cfg: Config) -> None:

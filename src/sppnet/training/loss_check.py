@@ -1,0 +1,82 @@
+"""Checks before training that the user's own loss (`loss._target_`) can be trained with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sppnet.config.schema import OwnLoss
+from sppnet.errors import UserError
+from sppnet.training.losses import shares
+
+
+def check_own_loss(
+    cfg: OwnLoss, loss: nn.Module, classes: int, multilabel: bool, soft: bool, dtype: torch.dtype
+) -> None:
+    """Check that the user's loss can be trained with, on the logits of a few images.
+
+    Args:
+        cfg: the configuration `loss`.
+        loss: the user's loss, on the CPU.
+        classes: number of logits K.
+        multilabel: whether the targets are labels (N, K) of 0 and 1.
+        soft: whether the targets in training are the shares of the classes (N, K).
+        dtype: dtype of the logits.
+
+    Raises:
+        UserError: the loss raises an exception, or its result is not one finite value per image with a gradient.
+    """
+    count = 5 if classes == 4 else 4  # not K, because a value per class would look like a value per image
+    generator = torch.Generator().manual_seed(0)
+    logits_NK = torch.randn(count, classes, generator=generator, dtype=dtype)
+    # Half of the images are classified correctly, because a loss may be constant on such images or on the others.
+    target = torch.cat([logits_NK[:2].argmin(1), logits_NK[2:].argmax(1)])
+    if multilabel:
+        target = (torch.rand(count, classes, generator=generator) < 0.5).float()
+    mode = loss.training
+    with torch.random.fork_rng(devices=[]):  # the loss may draw random numbers, as dropout does
+        for training in (True, False):
+            loss.train(training)
+            given = shares(target, logits_NK.float()) if training and soft else target
+            if problem := _find_problem(loss, logits_NK, given, training):
+                mode_name = "training" if training else "evaluation"
+                raise UserError(f"loss: {cfg.target} {problem} (in {mode_name} mode)")
+    loss.train(mode)
+
+
+def _find_problem(loss: nn.Module, logits_NK: Tensor, target: Tensor, training: bool) -> str:
+    """Say what is wrong with the loss of these images; "" if nothing is."""
+    logits_NK = logits_NK.clone().requires_grad_(training)
+    shape = (len(logits_NK),)
+    kind = f"targets {tuple(target.shape)} of {str(target.dtype).removeprefix('torch.')}"
+    with torch.set_grad_enabled(training):
+        try:
+            losses = loss(logits_NK, target)
+        except Exception as error:  # a user's class may raise any exception
+            message = " ".join(str(error).split())
+            given = f"logits {tuple(logits_NK.shape)} and {kind}"
+            return f"raises {type(error).__name__} for {given}: {message}".rstrip(": ")
+        if not isinstance(losses, Tensor):
+            return f"returns {type(losses).__name__}; it must return a tensor (N,) with one value per image"
+        if losses.ndim == 0:
+            return "returns a scalar; it must return one value per image (N,), as with reduction: none"
+        if losses.shape != shape:
+            got, images = tuple(losses.shape), len(logits_NK)
+            return f"returns the shape {got} for {images} images; it must return one value per image, {shape}"
+        if not losses.is_floating_point():
+            return f"returns {losses.dtype}; it must return floating-point numbers"
+        if not losses.isfinite().all():
+            return f"returns {losses.tolist()} for ordinary logits; it must return finite numbers"
+        return _find_gradient_problem(losses, logits_NK) if training else ""
+
+
+def _find_gradient_problem(losses: Tensor, logits_NK: Tensor) -> str:
+    gradient = None
+    if losses.requires_grad:
+        try:
+            (gradient,) = torch.autograd.grad(losses.sum(), logits_NK, allow_unused=True)
+        except Exception as error:  # of the user's own backward
+            return f"raises {type(error).__name__} in its backward pass: {' '.join(str(error).split())}"
+    if gradient is None or not gradient.any():
+        return "has no gradient: its values do not depend on the logits"
+    return "" if gradient.isfinite().all() else "has a gradient that is not finite for ordinary logits"
