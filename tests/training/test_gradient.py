@@ -22,6 +22,7 @@ from sppnet.models.network import SPPNet
 from sppnet.models.pooling import GlobalAvgPool2d
 from sppnet.training.lightning_trainer import make_trainer
 from sppnet.training.lit_module import Classifier
+from sppnet.training.losses import class_weights
 
 WEIGHTED = ["sizes=weighted", "sizes.train=[16,12,30]", "sizes.weights=[0.5,0.25,0.25]"]
 WHOLE = ["data.fit=full", "data.aspect_step=0.01"]  # a bucket for nearly every shape
@@ -42,6 +43,7 @@ CASES = {
     "unreadable images": (["data.bad_files=skip", "data.batch_size=4", "trainer.accumulate_grad_batches=3"], 1, 41),
     "unreadable images, two processes": ([*WHOLE, "data.bad_files=skip", "data.batch_size=4"], 2, 43),
     "smoothed labels": (["data.batch_size=8", "loss.label_smoothing=0.1"], 1, 43),
+    "weighted classes": (["data.batch_size=8", "loss=focal", "loss.class_weights=[0.5,2,3]"], 1, 43),
 }
 
 
@@ -115,9 +117,11 @@ def train(words: list[str], rank: int, world: int, count: int, folder: Path) -> 
     for p in (*backbone.parameters(), *head.parameters()):
         nn.init.normal_(p, std=0.5)
     images = Noise(count, bad="data.bad_files=skip" in words)
-    classifier = Classifier(SPPNet(backbone, GlobalAvgPool2d(), head), cfg, images.classes, False).double()
     indices = np.arange(count)
     sets, schedule = Splits(images, indices, indices, indices), build_sizes(cfg.sizes)
+    weights = class_weights(cfg.loss, sets)
+    network = SPPNet(backbone, GlobalAvgPool2d(), head)
+    classifier = Classifier(network, cfg, images.classes, False, class_weights=weights).double()
     data = OneOfSeveral(sets, schedule, cfg.data, cfg.augment, cfg.views, 0, folder)
     data.rank, data.world = rank, world
     gradients = Gradients()
@@ -131,9 +135,8 @@ def of_one_large_batch(classifier: Classifier, batches: list[dict[str, Any]]) ->
     for shape in {batch["image"].shape[2:] for batch in batches}:
         same = [batch for batch in batches if batch["image"].shape[2:] == shape]
         joined = {key: torch.cat([batch[key] for batch in same]) for key in ("image", "target", "valid", "offset")}
-        smoothing = classifier.cfg.loss.label_smoothing
         logits = classifier(classifier.normalise(joined["image"], joined["offset"]))
-        losses = classifier.losses(logits, joined["target"], smoothing)
+        losses = classifier.loss(logits, joined["target"])
         total = total + losses[joined["valid"]].sum()
         read += int(joined["valid"].sum())
     planned = read + sum(len(batch["bad"]) for batch in batches)

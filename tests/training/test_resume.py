@@ -27,18 +27,21 @@ TESTS = str(Path(__file__).parents[1] / "helpers")
 RUN = (*SMALL, *PLUG, "trainer.max_epochs=3", "trainer.limit_train_batches=6", "checkpointing.every_n_steps=2")
 KINDS = {
     "plateau": ("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "optim.ema=0.9"),
-    "cosine, ema": ("optim.ema=0.9", "data.num_workers=1", "augment.color=0.1", "backbone._target_=stop_at.Draws"),
+    "cosine, ema": (
+        *("optim.ema=0.9", "data.num_workers=1", "augment.color=0.1", "backbone._target_=stop_at.Draws"),
+        *("mix=both", "mix.p=0.8", "optim.decay_norms=false"),
+    ),
     "weighted": (
         *("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"),
-        "trainer.accumulate_grad_batches=2",
+        *("trainer.accumulate_grad_batches=2", "mix=mixup", "loss=focal", "loss.class_weights=balanced"),
     ),
     "whole images": (  # saves and validates before the last batch of an epoch
         *("data.fit=full", "optim/schedule=constant", "trainer.precision=64-true"),
-        *("trainer.val_check_interval=5", "checkpointing.every_n_steps=5"),
+        *("trainer.val_check_interval=5", "checkpointing.every_n_steps=5", "mix=cutmix", "loss=bce"),
     ),
     "validated every four batches": (
         *("trainer.val_check_interval=4", "augment.flip=true", "trainer.accumulate_grad_batches=2"),
-        *("optim=sgd", "optim.schedule.patience=0", "optim.ema=0.5", "optim.lr=0.05"),
+        *("optim=sgd", "optim.schedule.patience=0", "optim.ema=0.5", "optim.lr=0.05", "optim.decay_norms=false"),
     ),
     "validated in every second epoch": ("trainer.check_val_every_n_epoch=2", "optim=sgd", "optim.schedule.patience=0"),
     "overfit": ("trainer.overfit_batches=6", "data.num_workers=1", "augment=paper"),

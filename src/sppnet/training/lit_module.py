@@ -115,11 +115,11 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the batch's losses, scaled as the class docstring describes, and log their mean."""
-        images, target, label = self.prepare(batch), batch["target"], batch["target"]
+        inputs, target, label = self.prepare(batch), batch["target"], batch["target"]
         if self.mix is not None:
-            images, target = self.mix(images, batch)
+            inputs, target = self.mix(inputs, batch)
             label = main_labels(target, label)
-        logits, valid = self(images), batch["valid"]
+        logits, valid = self(inputs), batch["valid"]
         losses: Tensor = self.loss(logits, target)
         total: Tensor = (losses * valid).sum()
         loss = total.detach() / valid.sum().clamp(min=1)
