@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import remix
 from calling import SMALL, Caller, command, limits, records, same_weights
 from sppnet.config.compose import compose_config
 from sppnet.data import load_splits
@@ -60,6 +61,21 @@ def test_two_processes_share_every_epoch(spawn: Caller, tmp_path: Path) -> None:
     tested = spawn("test", f"checkpoint={done.run}", "force=true", **ENV | {"SPPNET_ALLOW": "trace_ranks"})
     assert tested.code == 0, tested.err
     assert tested.figure("test/top1") == done.figure("test/top1")
+
+
+def test_two_processes_mix_differently_at_the_same_sizes(spawn: Caller, tmp_path: Path) -> None:
+    words = ("mix=both", "loss=focal", "loss.class_weights=balanced", "optim.decay_norms=false")
+    done = spawn("train", *TWO, *remix.PLUG, *words, **ENV)
+    assert done.code == 0, done.err
+    ranks = [
+        [json.loads(line) for line in (tmp_path / done.run / f"mix-{rank}.jsonl").read_text().splitlines()]
+        for rank in (0, 1)
+    ]
+    pairs = list(zip(*ranks, strict=True))
+    assert len({line["size"] for line in ranks[0]}) == 2
+    for one, other in pairs:
+        assert one["size"] == other["size"]
+        assert one["shares"] != other["shares"]
 
 
 def test_two_processes_inside_a_sweep(spawn: Caller, tmp_path: Path) -> None:
