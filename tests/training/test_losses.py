@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -270,32 +271,42 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def write(target: str, **keys: Any) -> tuple[str, ...]:
         lines = [f"_target_: {target}", *(f"{key}: {value}" for key, value in keys.items())]
         (tmp_path / "mine/loss/own.yaml").write_text("\n".join(lines))
-        return ("--config-dir", "mine", "allow=own_losses", "loss=own")
+        return ("--config-dir", "mine", f"allow={target.partition('.')[0]}", "loss=own")
 
     return write
 
 
-def test_an_own_loss_trains_like_torchs_and_its_parameters_with_it(sppnet: Caller, own: Any) -> None:
-    """With the cross-entropy of torch, to the bit as with ours; a temperature is trained, saved, averaged, loaded."""
+def test_an_own_loss_trains_like_torchs_and_its_parameters_with_it(sppnet: Caller, own: Any, tmp_path: Path) -> None:
+    """With the cross-entropy of torch, to the bit as with ours; a temperature is trained, saved, averaged, loaded.
+
+    Its code is part of the run's identity.
+    """
     ours = sppnet("train", *SMALL, "study=ours")
     torchs = sppnet("train", *own("torch.nn.CrossEntropyLoss", reduction="none"), *SMALL)
     assert torchs.code == 0, torchs.err
     assert torchs.run.name != ours.run.name
     assert same_weights(torchs.run / "checkpoints/last.ckpt", ours.run / "checkpoints/last.ckpt")
     assert records(torchs.run) == records(ours.run)
-    words = own("own_losses.Tempered", start=2.0, name="tempered", activation="softmax")
+    shutil.copy(own_losses.__file__, tmp_path / "copied_losses.py")
+    words = own("copied_losses.Tempered", start=2.0, name="tempered", activation="softmax")
     done = sppnet("train", *words, *SMALL, "optim.ema=0.5", "mix=both")
     assert done.code == 0, done.err
     state = weights(done.run / "checkpoints/best.ckpt")
     assert 0 < abs(float(state["loss.temperature"]) - 2.0) < 0.1
-    tested = sppnet("test", f"checkpoint={done.run}", "allow=own_losses", "force=true")
+    tested = sppnet("test", f"checkpoint={done.run}", "allow=copied_losses", "force=true")
     assert tested.code == 0, tested.err
     assert tested.figure("test/loss") == done.figure("test/loss")
     transferred = sppnet(
-        *("transfer", f"checkpoint={done.run}", "allow=own_losses", "layer=pool", "splits=1", "per_class.train=5"),
+        *("transfer", f"checkpoint={done.run}", "allow=copied_losses", "layer=pool", "splits=1", "per_class.train=5"),
         *("sizes.test=[24]", "compute.num_threads=1"),
     )
     assert transferred.code == 0, transferred.err
+    with (tmp_path / "copied_losses.py").open("a") as file:
+        file.write("# changed\n")
+    late = sppnet("test", f"checkpoint={done.run}", "allow=copied_losses", "sizes.test=[20]")
+    assert "loss._target_=copied_losses.Tempered: its code has changed since checkpoint=" in late.err
+    other = sppnet("train", *words, *SMALL, "optim.ema=0.5", "mix=both")
+    assert done.run != other.run
 
 
 def test_a_loss_or_mix_that_does_not_fit_leaves_nothing_behind(sppnet: Caller, own: Any) -> None:
