@@ -20,12 +20,13 @@ from calling import SMALL, Caller, records, same_weights, weights
 from sppnet.config.compose import compose_config
 from sppnet.config.load import replace
 from sppnet.config.schema import Config, OwnLoss
-from sppnet.data import Splits
+from sppnet.data import Splits, load_splits
 from sppnet.errors import UserError
 from sppnet.models.network import SPPNet, build_network
 from sppnet.training.lit_module import Classifier
 from sppnet.training.loss_check import check_own_loss
 from sppnet.training.losses import class_weights, shares
+from sppnet.training.trainer import build_classifier
 
 SCORES = [[2.0, -1.0, 0.5], [0.0, 3.0, -2.0], [-0.25, 0.75, 4.0], [1.0, 1.0, 1.0]]
 NUMBERS = [0, 2, 2, 1]  # the label of each image
@@ -153,7 +154,8 @@ def test_every_loss_takes_the_logits_of_every_precision(dtype: torch.dtype, auto
                     (gradient,) = torch.autograd.grad(value, logits)
                     assert gradient.isfinite().all()
                     expected = sum(losses(classifier(False, given, name=name), target.tolist()))
-                    assert value.item() == pytest.approx(expected, rel=0.03)
+                    rounds = given is None and name != "focal"
+                    assert value.item() == pytest.approx(expected, rel=0.03 if rounds else 1e-4)
 
 
 class Labels(own_losses.Several):
@@ -181,6 +183,10 @@ def test_balanced_weights_are_inverse_to_the_training_images_of_a_class() -> Non
     assert weights_of([1, 0, 2.5], [0, 1, 2]) == [1, 0, 2.5]
     balanced = weights_of("balanced", [0, 1, 1, 2, 2, 2, 0])
     assert balanced == pytest.approx([6 / (3 * n) for n in (1, 2, 3)])
+    cfg = replace(network()[0], {"loss.class_weights": "balanced"})
+    sets = load_splits(cfg.data)
+    used = build_classifier(cfg, sets).loss.class_weights
+    torch.testing.assert_close(used, torch.tensor(class_weights(cfg.loss, sets)))
     several = weights_of("balanced", [(0, 1), (1,), (), (1, 2), (0, 1, 2), (2,)])
     assert several == pytest.approx([8 / (3 * n) for n in (2, 4, 2)])
 
@@ -252,9 +258,10 @@ def test_an_own_loss_is_checked_with_the_targets_of_the_run() -> None:
         check(own_losses.Tempered(), "Tempered", classes)
         check(own_losses.Perceptron(), "Perceptron", classes)
         check(own_losses.Binary(), "Binary", classes, multilabel=True)
-    own = own_losses.Tempered().eval()
-    check(own, "Tempered")
-    assert not own.training
+    for mode in (True, False):
+        own = own_losses.Tempered().train(mode)
+        check(own, "Tempered")
+        assert own.training == mode
     with pytest.raises(UserError, match=r"OfClasses returns the shape \(4,\) for 5 images"):
         check(own_losses.OfClasses(), "OfClasses", 4)
     with pytest.raises(UserError, match=r"NoShares raises .* for logits \(4, 3\) and targets \(4, 3\) of float32"):
@@ -312,7 +319,6 @@ def test_an_own_loss_trains_like_torchs_and_its_parameters_with_it(sppnet: Calle
 def test_a_loss_or_mix_that_does_not_fit_leaves_nothing_behind(sppnet: Caller, own: Any) -> None:
     several = ("allow=own_losses", "data._target_=own_losses.Several", "data.name=several")
     cases: list[tuple[tuple[str, ...], str]] = [
-        (own("own_losses.Scalar"), "loss: own_losses.Scalar returns a scalar"),
         (("loss.class_weights=[1,2]",), "loss.class_weights has 2 weights, but the data set has 10 classes"),
         (("loss.class_weights=[]",), "loss.class_weights=[] is not allowed"),
         (("loss.class_weights=even",), "loss.class_weights=even is not allowed"),
@@ -321,6 +327,10 @@ def test_a_loss_or_mix_that_does_not_fit_leaves_nothing_behind(sppnet: Caller, o
         (("mix=mixup", *several), "mix=mixup: images of several have several labels"),
         (("loss=cross_entropy", *several), "loss=cross_entropy: images of several have several labels"),
     ]
+    for name, problem in (("Scalar", "returns a scalar"), ("NoShares", "raises")):
+        refused = sppnet("train", *own(f"own_losses.{name}"), "mix=mixup", *SMALL)
+        assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+        assert f"loss: own_losses.{name} {problem}" in refused.err
     for words, message in cases:
         refused = sppnet("train", *words, *SMALL)
         assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err

@@ -73,7 +73,7 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
         images: the data set, if its images have already been listed; None to list them.
 
     Raises:
-        UserError: the data set, the weights or a callback is invalid.
+        UserError: the data set, the weights, the loss, the optimizer or a callback is invalid.
     """
     set_threads_and_filter_warnings(cfg)
     sets = load_splits(cfg.data, build_images_from_config(cfg) if images is None else images)
