@@ -66,10 +66,11 @@ class Task:
             return {"kind": "pooling", **pooling.model_dump(by_alias=True, exclude_defaults=True)}
         return {"kind": "fc", "number": int(name[2:])} if name.startswith("fc") else {"kind": name}
 
-    def source(self) -> dict[str, Any]:
-        """Identify the network by the content of its weights and code."""
+    def source(self, layer: Mapping[str, Any]) -> dict[str, Any]:
+        """Identify the network up to a layer by the content of its weights and code."""
         backbone = self.cfg.backbone
-        code = own_class_digests(backbone.node())
+        parts = {"pooling": ("pooling",), "fc": ("pooling", "head")}.get(layer["kind"], ())
+        code = own_class_digests({name: getattr(self.cfg, name).plain() for name in ("backbone", *parts)})
         own = {"code": code} if code else {}
         if self.trained is not None:
             return {"checkpoint": file_digest(self.trained.weights)} | own
@@ -84,7 +85,7 @@ class Task:
             "format": FORMAT,
             "layout": LAYOUT,
             "images": images.fingerprint(),
-            "network": self.source(),
+            "network": self.source(layer),
             "layer": dict(layer),
             "view": {**self.cfg.views.model_dump(exclude={"name"}), "size": self.size},
             "mean": data.mean,
