@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from sppnet.config.alternatives import is_open
 from sppnet.config.command_schemas import TransferConfig
+from sppnet.config.keys import keys
 from sppnet.config.trainer_arguments import REFUSED, trainer_arguments
 from sppnet.errors import UserError
 
@@ -37,6 +39,10 @@ def build_json_schema() -> dict[str, Any]:
         "properties"
     ]
     trainer["additionalProperties"] = False
+    for key in keys(TransferConfig):
+        for section in key.alternatives if key.chosen_by else ():
+            if is_open(section):  # without it, any misspelled key of ours would do as an argument of the user's class
+                schema["$defs"][section.__name__]["required"] = ["_target_"]
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "a configuration file of sppnet"
     schema["properties"] |= HYDRA
