@@ -81,9 +81,10 @@ def _test(planned: PlannedRun) -> None:
 def _train(planned: PlannedRun, overrides: list[str]) -> None:
     """Check the network, lock the run directory, train (from the last checkpoint, if any) and test."""
     run, cfg = planned.run, planned.cfg
-    from sppnet.training.preflight import check_job  # imports torch
+    from sppnet.training.preflight import check_augmentation, check_job  # imports torch
 
     check_job(cfg)
+    check_augmentation(cfg)
     from sppnet.training.trainer import fit, prepare  # imports Lightning
 
     prepared = prepare(cfg, planned.images)

@@ -154,7 +154,7 @@ def _ordered(value: Any) -> Any:
 
 def _with_ordered_arguments(value: Any) -> Any:
     """Order what lies in a value that the schema declares, such as `callbacks`, which keeps its names."""
-    return {name: _ordered(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+    return {name: _ordered(item) for name, item in value.items()} if isinstance(value, Mapping) else _ordered(value)
 
 
 def without_effect(cfg: Section) -> dict[str, str]:
@@ -172,9 +172,15 @@ def without_effect(cfg: Section) -> dict[str, str]:
 
 
 def value_of(data: object, name: str) -> Any:
-    """The value of a key of plain data; None if it is absent. The data themselves have the name ""."""
+    """The value of a key of plain data; None if it is absent. The data themselves have the name "".
+
+    An item of a list has its number as its name, as in `augment.transforms.0`.
+    """
     for part in filter(None, name.split(".")):
-        data = data.get(part) if isinstance(data, Mapping) else None
+        if isinstance(data, list):
+            data = dict(enumerate(data)).get(int(part)) if part.isdecimal() else None
+        else:
+            data = data.get(part) if isinstance(data, Mapping) else None
     return data
 
 

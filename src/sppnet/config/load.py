@@ -142,7 +142,8 @@ def _locate(schema: type[Section], data: Mapping[str, Any], location: tuple[int 
         node = value_of(data, name)
         inner = f"{name}.{part}".lstrip(".")
         declared = number == len(location) and (part == "_target_" or key_named(schema, inner))
-        if isinstance(node, Mapping) and (part in node or declared):
+        in_list = isinstance(node, list) and isinstance(part, int) and isinstance(node[part], Mapping)
+        if in_list or (isinstance(node, Mapping) and (part in node or declared)):
             name = inner
     return name, key_named(schema, name, data)
 

@@ -24,6 +24,7 @@ from sppnet.config.alternatives import ChosenBy
 from sppnet.config.instantiate import check_target
 from sppnet.config.marks import Only, Passed, affects, changed_by
 from sppnet.config.trainer_arguments import check_trainer_arguments, is_default
+from sppnet.errors import UserError, format_value
 
 LAYOUT = 2  # increased when keys are renamed or moved; stored in every run and checkpoint
 # This repeats the limit in sppnet.pyramid, which cannot be imported here because it imports torch. The memory that the
@@ -204,10 +205,22 @@ class Data(OpenSection):
         return self
 
 
+def _check_transforms(nodes: object, slot: str = "augment.transforms") -> object:
+    """Check the names of transforms, and of those inside them, as in RandomApply, which are built as well."""
+    if not isinstance(nodes, list) or not all(isinstance(node, dict) and "_target_" in node for node in nodes):
+        value = format_value(nodes)
+        raise UserError(f"{slot}={value} is not allowed: must be a list of transforms, each a mapping with _target_")
+    for number, node in enumerate(nodes):
+        check_target(node["_target_"], f"{slot}.{number}")
+        if "transforms" in node:
+            _check_transforms(node["transforms"], f"{slot}.{number}.transforms")
+    return nodes
+
+
 class Augment(Section):
     flip: bool
     color: NotNegative
-    transforms: list[OpenSection] = []
+    transforms: Annotated[list[OpenSection], BeforeValidator(_check_transforms)] = []
     erasing: Probability = 0.0
 
 

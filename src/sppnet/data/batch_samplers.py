@@ -28,6 +28,7 @@ class Item(NamedTuple):
         shapes: the (height, width) of the resized image at each scale. Only multi-view testing uses several scales.
         epoch: the epoch, counted from 0.
         valid: whether the image counts; False if it only pads the batch.
+        draw: how often the epoch has drawn the image before. It is 0 unless `data.sampling` repeats images.
     """
 
     index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
@@ -35,6 +36,11 @@ class Item(NamedTuple):
     shapes: tuple[tuple[int, int], ...]
     epoch: int
     valid: bool
+    draw: int = 0
+
+    def repeats(self) -> tuple[int, ...]:
+        """What is added to the keys of the image's random generators, so that a repeated image differs."""
+        return (self.draw,) if self.draw else ()
 
 
 class TrainBatchSampler(Sampler[list[Item]]):

@@ -60,13 +60,15 @@ class TrainRegions:
     flip: bool
     color: float
 
-    def __call__(self, index: int, epoch: int) -> RegionFunction:
+    def __call__(self, index: int, epoch: int, *repeats: int) -> RegionFunction:
         """The region of image `index` in `epoch`, as a function of the image's width and height.
+
+        `repeats` tells the regions of an image that is repeated in an epoch apart (see `Item.repeats`).
 
         Call this for all images of a batch before reading the first one. Creating a generator right after decoding an
         image takes six times as long, because decoding leaves the CPU caches cold.
         """
-        generator = rng(self.seed, epoch, "region", index)
+        generator = rng(self.seed, epoch, "region", index, *repeats)
         # These numbers are drawn even if they are not used. Otherwise, turning off mirroring or colour would change the
         # boxes, which the same generator draws.
         mirrored, alphas = generator.random() < 0.5, generator.standard_normal(3)
@@ -94,7 +96,7 @@ class EvalRegions:
     fit: str
     crop_pct: float
 
-    def __call__(self, index: int, epoch: int) -> RegionFunction:
+    def __call__(self, index: int, epoch: int, *repeats: int) -> RegionFunction:
         """Return the same region function for every image and epoch."""
         return self.region
 

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 
 from sppnet.config.schema import AnyViews, Augment, Data
 from sppnet.data.aspect_buckets import Bucket, shape_buckets, square_bucket
+from sppnet.data.augmentation import build_augmentation
 from sppnet.data.batch_samplers import EvalBatchSampler, TrainBatchSampler, used_batches
 from sppnet.data.build import Splits
 from sppnet.data.crops import EvalRegions, TrainRegions
@@ -124,7 +125,9 @@ class DataModule(LightningDataModule):
         self._train_batches = len(batches)
         cfg, augment = self.cfg, self.augment
         regions = TrainRegions(self.seed, cfg.fit, cfg.crop, cfg.crop_pct, augment.flip, augment.color)
-        return self._loader(BatchDataset(self.sets.images, regions, self._reader("crop")), batches, persistent=True)
+        augmentation = build_augmentation(augment, cfg.mean, self.seed)
+        dataset = BatchDataset(self.sets.images, regions, self._reader("crop"), augmentation)
+        return self._loader(dataset, batches, persistent=True)
 
     def notice_stretched(self, world: int) -> None:
         """Print how many training images are stretched to the shape of a different bucket, if there are any."""

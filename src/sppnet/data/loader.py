@@ -10,12 +10,14 @@ from typing import Any, NamedTuple, TypedDict, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from sppnet.data.augmentation import Augmentation
 from sppnet.data.batch_samplers import EvalBatchSampler, Item, TrainBatchSampler
 from sppnet.data.crops import RegionFunction
 from sppnet.data.datasets.base import ImageSet, Label
 from sppnet.data.decode import DataError
 from sppnet.data.jpeg import take_remarks
 from sppnet.data.readers import Reader, SubpixelReader
+from sppnet.errors import UserError
 from sppnet.processes import die_with_parent
 
 
@@ -69,37 +71,43 @@ class UncollatedBatch(NamedTuple):
         samples: one sample per item, in order.
         images: one tensor (N, 3, h, w) per shape, with the N images that could be read, in order.
         remarks: harmless warnings of the decoder, by file path.
+        failure: says which transform failed and why; empty if none did.
     """
 
     samples: list[Sample]
     images: list[torch.Tensor]
     remarks: dict[str, str]
+    failure: str = ""
 
 
 @dataclass(frozen=True)
 class BatchDataset(Dataset[UncollatedBatch]):
-    """Reads, crops and resizes all images of a batch, for a data loader whose batch sampler yields lists of `Item`s.
+    """Reads, crops and resizes the images of a batch, for a data loader whose batch sampler yields lists of `Item`s.
 
     Attributes:
         images: the data set.
-        regions: maps the (index, epoch) of an image to the function that selects its region.
+        regions: maps the (index, epoch, *repeats) of an `Item` to the function that selects the image's region.
         reader: reader of the pixels; None for a `SubpixelReader`.
+        augmentation: transforms of the resized regions; None for none.
     """
 
     images: ImageSet
-    regions: Callable[[int, int], RegionFunction]
+    regions: Callable[..., RegionFunction]
     reader: Reader | None = None
+    augmentation: Augmentation | None = None
 
     def __getitems__(self, items: Sequence[Item]) -> UncollatedBatch:
         # images are resized directly into the batch tensor, which a worker allocates in shared memory
         images = [_empty_batch(len(items), *shape) for shape in items[0].shapes]
-        region_functions = [self.regions(item.index, item.epoch) for item in items]
+        region_functions = [self.regions(item.index, item.epoch, *item.repeats()) for item in items]
         samples: list[Sample] = []
         count = 0
         for item, region_function in zip(items, region_functions, strict=True):
             samples.append(self._load(item, region_function, [batch[count] for batch in images]))
             count += not samples[-1].problem
-        return UncollatedBatch(samples, [batch[:count] for batch in images], take_remarks())
+        return UncollatedBatch(
+            samples, [batch[:count] for batch in images], take_remarks(), self._augment(images, samples)
+        )
 
     def _load(self, item: Item, region_function: RegionFunction, outs: list[torch.Tensor]) -> Sample:
         reader = self.reader or SubpixelReader(self.images)
@@ -112,6 +120,17 @@ class BatchDataset(Dataset[UncollatedBatch]):
         for out in outs:
             reader.fill(pixels, region, out)
         return Sample(item, target, region.offset)
+
+    def _augment(self, images: Sequence[torch.Tensor], samples: Sequence[Sample]) -> str:
+        """Transform the images that could be read. Returns what went wrong, "" if nothing did."""
+        if self.augmentation is None:
+            return ""
+        items = [sample.item for sample in samples if not sample.problem]
+        try:
+            self.augmentation(images[0][: len(items)], items)
+        except UserError as error:  # keep only its text, as in `_load`
+            return str(error)
+        return ""
 
 
 def _empty_batch(count: int, height: int, width: int) -> torch.Tensor:
@@ -194,7 +213,9 @@ class _NumpyCollator:
 
     collator: Collator
 
-    def __call__(self, uncollated: UncollatedBatch) -> dict[str, Any] | DataError:
+    def __call__(self, uncollated: UncollatedBatch) -> dict[str, Any] | UserError:
+        if uncollated.failure:
+            return UserError(uncollated.failure)
         batch = self.collator(uncollated)
         if isinstance(batch, DataError):
             return batch
@@ -202,7 +223,7 @@ class _NumpyCollator:
 
 
 class Loader(DataLoader[Any]):
-    """A `DataLoader` of `Batch`es that raises a worker's `DataError` without the worker's traceback.
+    """A `DataLoader` of `Batch`es that raises a worker's `UserError` without the worker's traceback.
 
     `state_dict` and `load_state_dict` exist because Lightning would otherwise warn that the loader cannot be resumed.
     The state is empty, as the batch sampler computes its position from the number of batches taken.
@@ -250,10 +271,10 @@ def _start_worker(_worker: int) -> None:
     die_with_parent()
 
 
-def _to_batches(collated: Iterator[dict[str, Any] | DataError], pin: bool) -> Iterator[Batch]:
+def _to_batches(collated: Iterator[dict[str, Any] | UserError], pin: bool) -> Iterator[Batch]:
     """Convert the arrays of `_NumpyCollator` back to tensors and raise the errors that workers returned."""
     for batch in collated:
-        if isinstance(batch, DataError):
+        if isinstance(batch, UserError):
             raise batch
         small = {key: torch.from_numpy(batch[key]) for key in SMALL_TENSORS}
         yield cast("Batch", batch | ({key: x.pin_memory() for key, x in small.items()} if pin else small))

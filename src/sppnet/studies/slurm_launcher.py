@@ -64,12 +64,13 @@ class SlurmSweep(Sweep):
         """Return the jobs in `group` that can start. Refuse invalid jobs now rather than after a wait in the queue."""
         if self.command != "train":
             return group
-        from sppnet.training.preflight import check_fit  # imports torch
+        from sppnet.training.preflight import check_augmentation, check_fit  # imports torch
 
         for job in group:
             assert job.plan is not None
             try:
                 check_fit(job.plan.cfg)
+                check_augmentation(job.plan.cfg)
             except UserError as error:
                 job.outcome, job.lines = "refused", [str(error)]
                 self.print_status(job)

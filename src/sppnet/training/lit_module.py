@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -17,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from sppnet.config.schema import LAYOUT, Config, Cosine, Plateau
 from sppnet.data.batch_samplers import used_batches
 from sppnet.data.loader import Batch
+from sppnet.data.seeding import seed_generators
 from sppnet.data.views import Views
 from sppnet.errors import RunFailed
 from sppnet.models.network import SPPNet
@@ -101,17 +99,11 @@ class Classifier(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Seed the generators from the batch's number, so that a resumed run draws the same dropout masks as an
         # uninterrupted one. Python's and NumPy's generators are seeded too, as a user's network may draw from them.
-        key = repr((self.cfg.seed, self._batches_begun(), self.global_rank)).encode()
-        seed = int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
-        # torch.manual_seed would also record a stack trace for each kind of device that is not in use (a millisecond a
-        # step, and kept in memory).
-        torch.default_generator.manual_seed(seed)
+        seed = seed_generators(self.cfg.seed, self._batches_begun(), self.global_rank)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the batch's losses, scaled as the class docstring describes, and log their mean."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import nn
 
 from sppnet.config.schema import Config, OpenSection, Trainer
 from sppnet.data import build_sizes
+from sppnet.data.augmentation import build_augmentation
+from sppnet.data.batch_samplers import Item
 from sppnet.data.views import Views
 from sppnet.errors import UserError
 from sppnet.models.fit_check import check_network
@@ -21,6 +24,8 @@ from sppnet.models.probe import meta_copy
 from sppnet.runs.identity import world_size
 from sppnet.slurm import job
 from sppnet.training.optim import build_optimizer, undecayed
+
+DRAWS = 8  # random images on which a transform is tried at each size
 
 
 def check_job(cfg: Config) -> None:
@@ -52,6 +57,25 @@ def check_fit(cfg: Config) -> None:
     sizes = {"train": build_sizes(cfg.sizes).sizes, "val": cfg.sizes.val, "test": cfg.sizes.test}
     from_map = views is not None and views.source == "map"
     check_network(cfg.backbone, cfg.pooling, cfg.head, sizes, whole_images=whole_images, pools_windows=from_map)
+
+
+def check_augmentation(cfg: Config) -> None:
+    """Check the transforms of training images on random images at the training sizes; of a range, at its ends.
+
+    A transform may still fail on other images. The run then stops with the same message.
+
+    Raises:
+        UserError: a transform cannot be built, or does not return an image of the type and shape that it gets.
+    """
+    augmentation = build_augmentation(cfg.augment, cfg.data.mean, cfg.seed)
+    if augmentation is None:
+        return
+    sizes = set(build_sizes(cfg.sizes).sizes)
+    for height in sorted({min(sizes), max(sizes), *sizes.intersection(cfg.sizes.train)}):
+        width = 2 * height if cfg.data.fit == "full" else height
+        pixels = np.random.default_rng(0).integers(0, 256, (DRAWS, height, width, 3), dtype=np.uint8)
+        items = [Item(index, height, ((height, width),), 0, True) for index in range(DRAWS)]
+        augmentation(torch.from_numpy(pixels).permute(0, 3, 1, 2), items)
 
 
 def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
