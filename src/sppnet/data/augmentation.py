@@ -56,7 +56,8 @@ class Transform:
     def _problem(self, given: str, what: str) -> str:
         last = self.name.rpartition(".")[2]
         hint = f"; to mix images, use mix={last.lower()}" if last in MIXES else ""
-        return f"{self.slot}: {self.name} must return an image of the type and shape of its input, {given}, but {what}{hint}"
+        rule = f"must return an image of the type and shape of its input, {given}"
+        return f"{self.slot}: {self.name} {rule}, but {what}{hint}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from sppnet.data.aspect_buckets import Bucket
+from sppnet.data.balanced_sampling import balanced_draws
 from sppnet.data.size_schedules import SizeSchedule, rng
 from sppnet.data.splits import IntArray
 
@@ -47,8 +48,8 @@ class TrainBatchSampler(Sampler[list[Item]]):
     """The training batches of this rank.
 
     In every epoch, each rank gets n // world of the n images in each bucket. A single process gets every image once.
-    All ranks have the same number of batches, and the k-th batch has the same input size and number of images on every
-    rank.
+    With `classes`, an epoch has as many images, but all classes have the same share of them. All ranks have the same
+    number of batches, and the k-th batch has the same input size and number of images on every rank.
 
     Args:
         buckets: groups of images that may share a batch, each with at least `world` members.
@@ -62,6 +63,8 @@ class TrainBatchSampler(Sampler[list[Item]]):
         pairs: sizes at which a batch needs at least two images (see `sppnet.training.preflight.sizes_for_pairs`). An
             image that would otherwise be alone in a batch joins a different batch, which may then hold more images than
             its batch size.
+        classes: the image indices of each class, if all classes should have the same share of an epoch's images. There
+            must be a single bucket.
 
     Attributes:
         images: number of images per epoch on this rank.
@@ -77,12 +80,15 @@ class TrainBatchSampler(Sampler[list[Item]]):
         world: int = 1,
         taken: Callable[[], int] = lambda: 0,
         pairs: Collection[int] = (),
+        classes: Sequence[IntArray] | None = None,
     ) -> None:
         assert 0 <= rank < world
+        assert classes is None or len(buckets) == 1
         shares = [len(bucket.members) // world for bucket in buckets]
         assert min(shares) >= (2 if pairs else 1)
         self.buckets, self.schedule, self.seed = buckets, schedule, seed
         self.rank, self.world, self.taken, self.pairs = rank, world, taken, pairs
+        self.classes = classes
         self.images = sum(shares)
         self.nominal = [bucket.batch_size(batch_size) for bucket in buckets]
         self.counts = [
@@ -99,26 +105,33 @@ class TrainBatchSampler(Sampler[list[Item]]):
         epoch, start = divmod(self.taken(), len(self))
         batches = self._epoch_batches(epoch)
         return (
-            [Item(index, min(shape), (shape,), epoch, True) for index in members.tolist()]
-            for shape, members in batches[start:]
+            [Item(index, min(shape), (shape,), epoch, True, draw) for index, draw in draws.tolist()]
+            for shape, draws in batches[start:]
         )
 
     def _epoch_batches(self, epoch: int) -> list[tuple[tuple[int, int], IntArray]]:
-        """The (height, width) and this rank's image indices for each batch of the epoch."""
+        """The (height, width) of each batch of the epoch, and this rank's (n, 2) image indices and earlier draws."""
         batches = []
         for bucket, nominal, count in zip(self.buckets, self.nominal, self.counts, strict=True):
             stream = f"{bucket.aspect:.6f}"
-            order = rng(self.seed, epoch, "order", stream).permutation(bucket.members)
+            draws = self._draws(bucket, epoch)
+            order = draws[rng(self.seed, epoch, "order", stream).permutation(len(draws))]
             rank_order = order[self.rank :: self.world][: len(order) // self.world]
             sizes = self.schedule.epoch_sizes(self.seed, epoch, count, stream)
             capacities = [self.schedule.batch_size(size, nominal) for size in sizes]
             minimums = [2 if size in self.pairs else 1 for size in sizes] if self.pairs else None
             ends = balanced_cuts(len(rank_order), capacities, minimums)
             batches += [
-                (bucket.shape(size), members)
-                for size, members in zip(sizes, np.split(rank_order, ends[:-1]), strict=True)
+                (bucket.shape(size), rank_draws)
+                for size, rank_draws in zip(sizes, np.split(rank_order, ends[:-1]), strict=True)
             ]
         return [batches[k] for k in rng(self.seed, epoch, "batches").permutation(len(batches))]
+
+    def _draws(self, bucket: Bucket, epoch: int) -> IntArray:
+        """The images of an epoch in a bucket, over all ranks: (n, 2) image indices and earlier draws of the image."""
+        if self.classes is None:
+            return np.stack([bucket.members, np.zeros_like(bucket.members)], axis=1)
+        return balanced_draws(self.classes, self.images * self.world, rng(self.seed, epoch, "balanced"))
 
 
 class EvalBatchSampler(Sampler[list[Item]]):

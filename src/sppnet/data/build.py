@@ -136,13 +136,19 @@ def check_training(cfg: Data, images: ImageSet) -> None:
     """Check that `images`, built from `cfg`, has a training part and enough classes. Does not read the labels.
 
     Raises:
-        UserError: the data set can only be used for testing, or it is single-label and has fewer than two classes.
+        UserError: the data set can only be used for testing, it is single-label and has fewer than two classes, or it
+            is multi-label and `cfg.sampling` is `balanced`.
     """
     if problem := images.untrainable():
         raise UserError(problem)
     if len(images.classes) < 2 and not images.multilabel:
         count = f"only one class ({images.classes[0]})" if images.classes else "no classes"
         raise UserError(f"data={cfg.name} has {count}; at least two are needed")
+    if images.multilabel and cfg.sampling == "balanced":
+        raise UserError(
+            f"data.sampling=balanced is not allowed with data={cfg.name}: its images have several labels; use"
+            " data.sampling=uniform"
+        )
 
 
 def check_each_label(cfg: Data, images: ImageSet) -> None:

@@ -8,12 +8,14 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
 from sppnet.config.schema import AnyViews, Augment, Data
 from sppnet.data.aspect_buckets import Bucket, shape_buckets, square_bucket
 from sppnet.data.augmentation import build_augmentation
+from sppnet.data.balanced_sampling import group_by_class
 from sppnet.data.batch_samplers import EvalBatchSampler, TrainBatchSampler, used_batches
 from sppnet.data.build import Splits
 from sppnet.data.crops import EvalRegions, TrainRegions
@@ -102,7 +104,17 @@ class DataModule(LightningDataModule):
         buckets = self._buckets[key]
         if self.pairs and (batch_size == 1 or len(buckets[0].members) < minimum):
             raise UserError(self._single_image_message(world))
-        return TrainBatchSampler(buckets, self.schedule, batch_size, self.seed, rank, world, self._taken, self.pairs)
+        classes = self._classes if self.cfg.sampling == "balanced" else None
+        return TrainBatchSampler(
+            buckets, self.schedule, batch_size, self.seed, rank, world, self._taken, self.pairs, classes
+        )
+
+    @cached_property
+    def _classes(self) -> list[IntArray]:
+        """The training images of each class that has any."""
+        members = self.sets.train
+        labels = np.fromiter(map(self.sets.images.label, members.tolist()), dtype=np.int64, count=len(members))
+        return group_by_class(members, labels)
 
     def images_per_step(self) -> float:
         """The mean number of images per optimizer step on this rank, including unreadable images.
