@@ -17,7 +17,9 @@ from sppnet.errors import notice
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.identity import ONE_DEVICE, digest, eval_identity
 from sppnet.runs.result_text import print_result
-from sppnet.storage.files import write_json
+from sppnet.runs.run_directory import Run
+from sppnet.runs.test_record import confusion_file, read_confusion, write_test
+from sppnet.storage.files import write_text
 
 
 def main(words: Sequence[str]) -> None:
@@ -38,13 +40,25 @@ def test(trained: TrainedNetwork[TestConfig]) -> None:
         for line in result.get("notices", ()):
             notice(line)
         print_result(run, result)
+        _draw_confusion(run, test_hash, result)
         return
     result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained))
     print_result(run, result)  # print before writing, which may fail in another user's run directory
     if run:
-        file = run.test_file(test_hash)
-        file.parent.mkdir(exist_ok=True)
-        write_json(file, result)
+        write_test(run, test_hash, result)
+        _draw_confusion(run, test_hash, result)
+
+
+def _draw_confusion(run: Run | None, test: str, result: Mapping[str, Any]) -> None:
+    """Draw the confusion matrix at each test size beside its CSV file, unless it has been drawn before."""
+    for size in result.get("confusion", ()) if run else ():
+        assert run is not None
+        path = confusion_file(run, test, size)
+        figure = path.with_suffix(".svg")
+        if path.exists() and not (figure.exists() and figure.stat().st_mtime >= path.stat().st_mtime):
+            from sppnet.report.confusion import draw_confusion  # imports matplotlib
+
+            write_text(figure, draw_confusion(*read_confusion(path)))
 
 
 def warn_of_training_keys(typed: Iterable[str], where: str) -> None:

@@ -25,6 +25,7 @@ from sppnet.runs.plan import PlannedRun, check_duplicates, plan_run
 from sppnet.runs.result_text import print_result
 from sppnet.runs.run_directory import Run
 from sppnet.runs.slurm_status import slurm_fields
+from sppnet.runs.test_record import write_test
 from sppnet.slurm import job as slurm_job
 from sppnet.storage.files import write_json
 
@@ -75,7 +76,7 @@ def _test(planned: PlannedRun) -> None:
     print(f"{planned.run.path} is trained; testing it with different views or sizes", flush=True)
     result = score_run(planned.cfg, planned.run.best, "best", planned.images)
     print_result(planned.run, result)  # print before writing, which may fail in another user's run directory
-    write_json(planned.run.test_file(planned.test), result)
+    write_test(planned.run, planned.test, result)
 
 
 def _train(planned: PlannedRun, overrides: list[str]) -> None:
@@ -102,7 +103,7 @@ def _train(planned: PlannedRun, overrides: list[str]) -> None:
         with _status_file(run):
             run.begin(cfg, overrides, planned.identity)
             result, totals = fit(prepared, run)
-            write_json(run.test_file(planned.test), result)
+            write_test(run, planned.test, result)
             write_json(run.path / "summary.json", result["metrics"] | totals)
             run.write_status("done", bad_files=totals["bad_files"], stopped=totals["stopped"])
             if bad := totals["bad_files"]:

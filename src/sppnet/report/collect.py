@@ -193,14 +193,17 @@ def _columns(metrics: Sequence[str] | None, results: Sequence[Result]) -> list[C
     shown = metrics or (["map"] if "test/map" in keys else ["top1"])
     available = sorted(key.split("/")[1] for key in keys if key.count("/") == 1)
     for name in shown if results else []:
-        if name.removesuffix("_error") not in available:
+        if name not in available and name.removesuffix("_error") not in available:
             raise UserError(
                 f"report.metrics={name} is not allowed: must be one of {', '.join(available)}, or X_error for 1 - X"
             )
+    lower = {name for result in results for name in result.provenance.get("lower_is_better") or ()}
     sizes_by_result = [
         dict.fromkeys(key.split("/")[1] for key in result.metrics if key.count("/") == 2) for result in results
     ]
     if all(len(sizes) < 2 for sizes in sizes_by_result):
-        return [Column(f"test/{name}", name) for name in shown]
+        return [Column(f"test/{name}", name, name in lower) for name in shown]
     all_sizes = dict.fromkeys(size for sizes in sizes_by_result for size in sizes)
-    return [Column(f"test/{size}/{name}", f"{name} at {size} px") for name in shown for size in all_sizes]
+    return [
+        Column(f"test/{size}/{name}", f"{name} at {size} px", name in lower) for name in shown for size in all_sizes
+    ]

@@ -49,6 +49,7 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
         "limited": bool(cut),
         "format": version,
         "data": record["identity"]["fingerprint"],
+        "lower_is_better": record.get("lower_is_better", []),
     }
     return Result(run.path.name, record["metrics"], columns)
 

@@ -23,7 +23,7 @@ class Result:
         provenance: `hash`, `setting` (a hash that does not depend on the seed), `commit`, `machine`, `time`, `seconds`,
             `parameters`, `bins` (number of bins in the pyramid), `note`, `limited` (whether a limit on the batches,
             such as `trainer.limit_train_batches`, cut the run short), `format` (the version number of the training
-            code, `FORMAT`), `data` (the fingerprint of the test data).
+            code, `FORMAT`), `data` (the fingerprint of the test data), `lower_is_better` (names of the user's metrics).
     """
 
     run: str
@@ -58,10 +58,10 @@ class Row:
         return f"{self.name} {CUT_MARK}" if self.limited else self.name
 
     def values(self, metric: str) -> dict[int, float]:
-        """The values of a metric by seed, for the seeds that have it; `x_error` is 1 - `x`."""
-        name = metric.removesuffix("_error")
-        by_seed = {seed: result.metrics[name] for seed, result in self.results.items() if name in result.metrics}
-        return {seed: 1 - value for seed, value in by_seed.items()} if name != metric else by_seed
+        """The values of a metric by seed, for the seeds that have it; `x_error` is 1 - `x`, unless it is a metric."""
+        if any(metric in result.metrics for result in self.results.values()) or not metric.endswith("_error"):
+            return {seed: result.metrics[metric] for seed, result in self.results.items() if metric in result.metrics}
+        return {seed: 1 - value for seed, value in self.values(metric.removesuffix("_error")).items()}
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,12 @@ class Column:
 
     metric: str
     label: str
+    lower_is_better: bool = False  # as the metric itself says
 
     @property
     def lower(self) -> bool:
         """Whether lower values are better."""
-        return self.metric.endswith(LOWER_IS_BETTER)
+        return self.lower_is_better or self.metric.endswith(LOWER_IS_BETTER)
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,13 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
         "backbone.weights": weights_identity(cfg.backbone.weights),
         "strategy": strategy(cfg),
         "world_size": world_size(cfg),
+        **_monitored(cfg),
     }
 
 
 def eval_identity(cfg: Config, weights: str, images: ImageSet) -> dict[str, Any]:
     """Everything that determines the metrics of a test on `images`; `weights` is a `TrainedNetwork.name`."""
-    batches = cfg.trainer.limit_test_batches
+    batches, code = cfg.trainer.limit_test_batches, own_class_digests(_metrics(cfg))
     limit = {"batches": batches, "batch_size": cfg.data.batch_size, "processes": world_size(cfg)}
     return {
         "format": FORMAT,
@@ -61,6 +62,7 @@ def eval_identity(cfg: Config, weights: str, images: ImageSet) -> dict[str, Any]
         "weights": weights,
         "fingerprint": images.fingerprint(),
         "limit": None if batches is None else limit,  # which images are scored
+        **({"code": code} if code else {}),  # of the user's metrics
     }
 
 
@@ -68,6 +70,19 @@ def _select(cfg: Config, keep: Callable[[Key], bool]) -> dict[str, Any]:
     """Select the keys that `keep` accepts, without those that have no effect, such as data.crop for whole images."""
     ineffective = without_effect(cfg)
     return select(cfg, lambda key: keep(key) and not any(f"{key.name}.".startswith(f"{k}.") for k in ineffective))
+
+
+def _metrics(cfg: Config) -> dict[str, Any]:
+    return {name: node.plain() for name, node in cfg.metrics.items()}
+
+
+def _monitored(cfg: Config) -> dict[str, Any]:
+    """The user's metric that selects the best weights, and its code; nothing if that is one of ours."""
+    name = (cfg.checkpointing.monitor or "").rpartition("/")[2]
+    if name not in cfg.metrics:
+        return {}
+    node = _metrics(cfg)[name]
+    return {"monitored": [list(pair) for pair in node.items()], "monitored.code": own_class_digests(node)}
 
 
 def _loss_name(cfg: Config, images: ImageSet) -> str | None:

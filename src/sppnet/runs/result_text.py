@@ -7,12 +7,16 @@ from typing import Any
 
 from sppnet.runs.run_directory import Run
 
+NOT_PRINTED = ("macro_f1", "calibration_error")  # they are in the record, and the lines would get long
+
 
 def result_lines(record: Mapping[str, Any]) -> list[str]:
     """One line with the metrics at the first test size, followed by one line per size if there are several."""
     sizes: dict[str, list[str]] = {}
     for key, value in record["metrics"].items():
         *_, size, name = key.split("/")
+        if name in NOT_PRINTED:
+            continue
         label = "" if key.count("/") == 1 else size
         sizes.setdefault(label, []).append(f"{key} {value:.4f}" if not label else f"{name} {value:.4f}")
     counts: Mapping[str, int] = record["images_per_size"]

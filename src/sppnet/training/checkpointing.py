@@ -136,7 +136,7 @@ class Checkpoints(Checkpoint):
         """Schedule a save of best.ckpt if the score is a new best; if it equals the best, keep the earlier weights."""
         assert isinstance(pl_module, Classifier)
         score = pl_module.val_score
-        if score is not None and score == score and (self.best_score is None or score > self.best_score):
+        if score is not None and pl_module.is_better(score, self.best_score):
             self.best_score = score
             self._due.append("best")
         elif self.best_score is None:

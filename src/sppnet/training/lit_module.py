@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,10 +21,11 @@ from sppnet.models.network import SPPNet
 from sppnet.models.normalise import Normalise
 from sppnet.runs.identity import network_code
 from sppnet.training.losses import build_loss, uses_sigmoid
-from sppnet.training.metrics import SizeMetrics
+from sppnet.training.metrics import Phase, SizeMetrics
 from sppnet.training.mix import build_mix, main_labels
 from sppnet.training.multi_view import Scorer, average_views
 from sppnet.training.optim import build_optimizer, cosine, plateau, undecayed
+from sppnet.training.own_metrics import build_metrics
 
 
 class Classifier(L.LightningModule):
@@ -69,14 +70,18 @@ class Classifier(L.LightningModule):
         self.sigmoid = uses_sigmoid(cfg.loss, cfg.data.name, multilabel)
         self.loss = build_loss(cfg.loss, self.sigmoid, class_weights)
         self.mix = build_mix(cfg.mix, len(classes), cfg.data.name, multilabel)
-        self.undecayed = undecayed(cfg.optim, self, getattr(network, "pooling", None))
-        self.metrics = {phase: SizeMetrics(phase, len(classes), multilabel) for phase in ("train", "val", "test")}
+        self.undecayed = undecayed(cfg.optim, self, network.pooling)
+        own = build_metrics(cfg.metrics, len(classes), multilabel)
+        phases: tuple[Phase, ...] = ("train", "val", "test")
+        self.metrics = {phase: SizeMetrics(phase, len(classes), multilabel, self.sigmoid, own) for phase in phases}
+        self.monitor = cfg.checkpointing.monitor or f"val/{self.metrics['val'].score}"
         self.normalise = Normalise(cfg.data.mean, cfg.data.std, cfg.compute.channels_last)
-        self.val_score: float | None = None  # score of the last validation, at the first validation size
+        self.val_score: float | None = None  # `monitor` in the last validation
         self._score_is_new = False  # whether it was computed in this epoch
         self.test_metrics: dict[str, float] = {}
         self.test_per_class: dict[str, list[float]] = {}  # keyed by input size
         self.test_images: dict[str, int] = {}  # number of test images, keyed by input size
+        self.test_confusion: dict[str, list[list[int]]] = {}  # keyed by input size
         self.views = Views.build(cfg.views)
         self.scorers: dict[int, Scorer] = {}  # for multi-view testing, keyed by input size
         self.displayed: dict[str, float] = {}  # values for the progress display
@@ -169,8 +174,19 @@ class Classifier(L.LightningModule):
             scheduler = cosine(optimizer, schedule, self._total_steps())
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         if isinstance(schedule, Plateau):
-            self._plateau = plateau(optimizer, schedule)  # stepped in `on_train_epoch_end`
+            self._plateau = plateau(optimizer, schedule, self.monitor_mode)  # stepped in `on_train_epoch_end`
         return optimizer
+
+    @property
+    def monitor_mode(self) -> Literal["max", "min"]:
+        """Whether a higher or a lower value of `monitor` is better."""
+        return self.cfg.checkpointing.mode or self.metrics["val"].mode(self.monitor) or "max"
+
+    def is_better(self, score: float, best: float | None) -> bool:
+        """Whether the value `score` of `monitor` is better than `best`; NaN never is, and None always is worse."""
+        if best is None:
+            return score == score
+        return score < best if self.monitor_mode == "min" else score > best
 
     # Validation and test
 
@@ -198,19 +214,19 @@ class Classifier(L.LightningModule):
         return average_views(logits_NVK, self.sigmoid)
 
     def on_validation_epoch_end(self) -> None:
-        """Record the validation metrics; best.ckpt and the plateau schedule depend on `val/<score>`."""
+        """Record the validation metrics; best.ckpt and the plateau schedule depend on `monitor`."""
         metrics = self.metrics["val"]
         values = metrics.compute()
         metrics.reset()
-        self.val_score, self._score_is_new = values[f"val/{metrics.score}"], True
-        self.displayed |= {f"val/{metrics.score}": self.val_score}
+        self.val_score, self._score_is_new = values[self.monitor], True
+        self.displayed |= {self.monitor: self.val_score}
         self.log_dict(values, logger=False)  # for the user's callbacks that monitor a metric
         self.record(values)
 
     def on_test_epoch_end(self) -> None:
         metrics = self.metrics["test"]
         self.test_metrics, self.test_per_class = metrics.compute(), metrics.per_class()
-        self.test_images = metrics.images()
+        self.test_images, self.test_confusion = metrics.images(), metrics.confusion()
         metrics.reset()
 
     def _check_finite(self, batch: Batch, logits: Tensor) -> Tensor:
@@ -223,7 +239,7 @@ class Classifier(L.LightningModule):
             )
         return logits
 
-    def _update_metrics(self, phase: str, batch: Batch, logits: Tensor) -> None:
+    def _update_metrics(self, phase: Phase, batch: Batch, logits: Tensor) -> None:
         losses = self.loss(logits, batch["target"])
         valid = None if batch["all_valid"] else batch["valid"]
         self.metrics[phase].update(batch["size"], logits, batch["target"], losses, valid)

@@ -6,21 +6,32 @@ only weights, `optim.ema` averages no metric states, and a new input size needs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric, SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores, MultilabelAveragePrecision
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassStatScores,
+    MultilabelAveragePrecision,
+    MultilabelStatScores,
+)
 from torchmetrics.utilities import dim_zero_cat
 
 from sppnet.errors import RunFailed
 
 Phase = Literal["train", "val", "test"]
 OVERALL = "all"
-ORDER = ("top1", "top5", "map", "loss", "class_accuracy")  # order of the metrics in records and output
+# The metrics that a phase may have, in the order of records and output. The user's own follow.
+BUILT_IN = ("top1", "top5", "map", "loss", "class_accuracy", "macro_f1", "calibration_error")
+LOWER_IS_BETTER = ("loss", "calibration_error")
+OF_LOGITS = ("top1", "top5", "counts", "confusion")  # rounding could make two probabilities equal
+MAX_CONFUSION = 2000  # classes; the confusion matrix of more would take more memory than the network
 
 
 class AveragePrecision(MultilabelAveragePrecision):
@@ -38,22 +49,40 @@ class AveragePrecision(MultilabelAveragePrecision):
 class SizeMetrics:
     """Metrics of one phase for each input size (shorter side in pixels).
 
-    - Single-label: `loss`, `top1`, `top5`; in validation and test also `class_accuracy`, the mean of the per-class
-      accuracies.
-    - Multi-label: `loss`; in validation and test also `map`.
+    - Single-label: `loss`, `top1`, `top5`; in validation and test also `class_accuracy` (the mean of the per-class
+      accuracies), `macro_f1` and `calibration_error` (the expected calibration error with 15 bins).
+    - Multi-label: `loss`; in validation and test also `map` and `macro_f1` (at a probability of 1/2).
+    - In validation and test, the user's own metrics, from probabilities.
+
+    Means over classes leave out classes without images and, for `macro_f1`, that were not predicted either.
 
     In training, only some of the images are seen at each size, so the overall metrics are computed over all images. In
     validation and test, every image is scored at every size, and the overall metrics are those at the first size.
     """
 
-    def __init__(self, phase: Phase, classes: int, multilabel: bool) -> None:
+    def __init__(
+        self,
+        phase: Phase,
+        classes: int,
+        multilabel: bool,
+        sigmoid: bool | None = None,
+        own: Mapping[str, Metric] | None = None,
+    ) -> None:
         self.phase, self.classes, self.multilabel = phase, classes, multilabel
+        self.sigmoid = multilabel if sigmoid is None else sigmoid  # how logits become probabilities
+        self.own = {} if own is None or phase == "train" else dict(own)
         self._by_size: dict[str, MetricCollection] = {}
 
     @property
     def score(self) -> str:
-        """The name of the metric that selects the best weights."""
+        """The name of the metric that selects the best weights by default."""
         return "map" if self.multilabel else "top1"
+
+    def mode(self, name: str) -> Literal["max", "min"] | None:
+        """Whether a higher or a lower value of a metric, such as `val/48/top1`, is better; None if it does not say."""
+        name = name.rpartition("/")[2]
+        higher = self.own[name].higher_is_better if name in self.own else name not in LOWER_IS_BETTER
+        return None if higher is None else "max" if higher else "min"
 
     def update(self, size: int, logits_NK: Tensor, target: Tensor, losses_N: Tensor, valid_N: Tensor | None) -> None:
         """Add the valid images of one batch.
@@ -82,10 +111,10 @@ class SizeMetrics:
                     metric.update(losses_N)
                 elif name == "images":
                     metric.update(len(losses_N))
-                elif name == "map":
-                    metric.update(logits_NK.sigmoid(), target.long())
-                else:
+                elif name in OF_LOGITS and not self.multilabel:
                     metric.update(logits_NK, target)
+                else:
+                    metric.update(logits_NK.sigmoid() if self.sigmoid else logits_NK.softmax(1), target.long())
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics, named `<phase>/<name>` and `<phase>/<size>/<name>`. This is a collective call under DDP.
@@ -97,7 +126,7 @@ class SizeMetrics:
         for key, metrics in self._by_size.items():
             if not _has_images(metrics["loss"]):
                 raise RunFailed(f"none of the {self.phase} images could be read; see data.bad_files")
-            of_size = {name: float(_value(name, metrics[name]).nanmean()) for name in ORDER if name in metrics}
+            of_size = {name: _mean(value) for name, value in self._values(metrics).items()}
             if key == OVERALL or (self.phase != "train" and not values):
                 values |= {f"{self.phase}/{name}": value for name, value in of_size.items()}
             if key != OVERALL:
@@ -110,7 +139,15 @@ class SizeMetrics:
         The value of a class without images is NaN. This is a collective call under DDP.
         """
         name = "map" if self.multilabel else "class_accuracy"
-        return {key: _value(name, metrics[name]).tolist() for key, metrics in self._by_size.items()}
+        return {key: self._values(metrics)[name].tolist() for key, metrics in self._by_size.items()}
+
+    def confusion(self) -> dict[str, list[list[int]]]:
+        """Count the images of each class (row) that were predicted as each class (column), at each test size.
+
+        There is none for multi-label data and for more than `MAX_CONFUSION` classes. This is a collective call under
+        DDP.
+        """
+        return {key: m["confusion"].compute().tolist() for key, m in self._by_size.items() if "confusion" in m}
 
     def images(self) -> dict[str, int]:
         """Count the images scored at each test size. This is a collective call under DDP."""
@@ -119,7 +156,7 @@ class SizeMetrics:
     def names(self, sizes: Sequence[int]) -> list[str]:
         """List the keys that `compute` will return for these `sizes`."""
         prefixes = [f"{self.phase}/", *(f"{self.phase}/{size}/" for size in sizes)]
-        return [f"{prefix}{name}" for prefix in prefixes for name in ORDER if name in self._new_metrics()]
+        return [f"{prefix}{name}" for prefix in prefixes for name in self._names(self._new_metrics())]
 
     def reset(self) -> None:
         self._by_size = {}
@@ -168,22 +205,39 @@ class SizeMetrics:
         options: dict[str, Any] = {"num_classes": self.classes, "validate_args": False}
         if self.phase == "test":
             metrics["images"] = SumMetric()
+            if not self.multilabel and self.classes <= MAX_CONFUSION:
+                metrics["confusion"] = MulticlassConfusionMatrix(**options)
         if not self.multilabel:
             metrics["top1"] = MulticlassAccuracy(average="micro", **options)
             metrics["top5"] = MulticlassAccuracy(average="micro", top_k=min(5, self.classes), **options)
             if self.phase != "train":
-                metrics["class_accuracy"] = MulticlassStatScores(average="none", **options)
+                metrics["counts"] = MulticlassStatScores(average="none", **options)
+                metrics["calibration_error"] = MulticlassCalibrationError(n_bins=15, **options)
         elif self.phase != "train":
             metrics["map"] = AveragePrecision(self.classes, average="none", validate_args=False)
-        return metrics
+            metrics["counts"] = MultilabelStatScores(self.classes, average="none", validate_args=False)
+        return metrics | {name: metric.clone() for name, metric in self.own.items()}
+
+    def _names(self, metrics: Mapping[str, object] | MetricCollection) -> list[str]:
+        """List the metrics of a phase, in order; two of them come from the same counts."""
+        of_counts = (
+            () if "counts" not in metrics else ("macro_f1",) if self.multilabel else ("class_accuracy", "macro_f1")
+        )
+        return [*(name for name in BUILT_IN if name in metrics or name in of_counts), *self.own]
+
+    def _values(self, metrics: MetricCollection) -> dict[str, Tensor]:
+        """Compute each metric: a scalar, or (K,) with NaN for a class without images."""
+        values: dict[str, Tensor] = {}
+        if "counts" in metrics:  # of a class: true and false positives, true and false negatives, images
+            true_K, false_K, _, missed_K, images_K = metrics["counts"].compute().unbind(1)
+            values["class_accuracy"] = true_K / images_K
+            values["macro_f1"] = 2 * true_K / (2 * true_K + false_K + missed_K)
+        names = self._names(metrics)
+        return {name: values[name] if name in values else metrics[name].compute() for name in names}
 
 
-def _value(name: str, metric: Metric) -> Tensor:
-    """Compute a metric: a scalar, or (K,) with NaN for a class without images."""
-    value: Tensor = metric.compute()
-    if name == "class_accuracy":
-        return value[:, 0] / value[:, 4]  # true positives / number of images of the class
-    return value
+def _mean(value: Tensor) -> float:
+    return float(value.nanmean() if value.is_floating_point() else value)
 
 
 def _has_images(loss: Metric) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
+from typing import Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -62,14 +63,14 @@ def undecayed(optim: Optim, module: nn.Module, pooling: nn.Module | None = None)
     return frozenset(names)
 
 
-def plateau(optimizer: Optimizer, schedule: Plateau) -> ReduceLROnPlateau:
-    """Build a schedule that reduces the learning rate when the validation score stops rising.
+def plateau(optimizer: Optimizer, schedule: Plateau, mode: Literal["max", "min"] = "max") -> ReduceLROnPlateau:
+    """Build a schedule that reduces the learning rate when the validation score stops rising (`min`: falling).
 
     The learning rate is reduced at most `drops` times (section 3.1: twice).
     """
     lowest = [group["lr"] * schedule.factor**schedule.drops for group in optimizer.param_groups]
     return ReduceLROnPlateau(
-        optimizer, mode="max", factor=schedule.factor, patience=schedule.patience, min_lr=lowest, eps=0.0
+        optimizer, mode=mode, factor=schedule.factor, patience=schedule.patience, min_lr=lowest, eps=0.0
     )
 
 

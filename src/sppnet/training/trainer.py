@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,11 @@ from sppnet.training.lit_module import Classifier
 from sppnet.training.loggers import MetricsFile, build_mirrors, build_replays
 from sppnet.training.loss_check import check_own_loss
 from sppnet.training.losses import class_weights
+from sppnet.training.metrics import SizeMetrics
 from sppnet.training.optim import build_optimizer
 from sppnet.training.preflight import check_repeatable, has_own_classes, sizes_for_pairs
 from sppnet.training.resume import RESTART, checkpoint_to_resume, read_own_checkpoint
-from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitors
+from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitored, check_monitors
 
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
@@ -97,7 +98,7 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     _check_classifier(classifier)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images
-    callbacks = _build_callbacks(cfg, classifier.metrics["val"].names(cfg.sizes.val))
+    callbacks = _build_callbacks(cfg, classifier.metrics["val"])
     data.world = world_size(cfg)
     trainer = make_trainer(cfg, [], [])
     check_limits(cfg, trainer, data, ("train", "val", "test"))
@@ -161,7 +162,7 @@ def run_test(
     The record holds the `metrics`, the `per_class` metrics for each size, and what was tested and how (`identity`).
     """
     job.requeue_on_warning()  # a test has no state to save
-    start = time.monotonic()
+    start, tested = time.monotonic(), classifier.metrics["test"]
     trainer.test(classifier, datamodule=data, verbose=False)
     per_class = {  # None for a class without images, whose metric is NaN
         size: {name: None if v != v else v for name, v in zip(classifier.classes, values, strict=True)}
@@ -170,9 +171,11 @@ def run_test(
     return {
         "metrics": classifier.test_metrics,
         "per_class": per_class,
+        "lower_is_better": [name for name in tested.own if tested.mode(name) == "min"],  # of the user's metrics
         "identity": dict(identity),
         "images": next(iter(classifier.test_images.values())),
         "images_per_size": classifier.test_images,
+        "confusion": classifier.test_confusion,  # `write_confusion` moves it to files of its own
         "test_seconds": round(time.monotonic() - start, 2),
         "views": {str(size): scorer.costs() for size, scorer in classifier.scorers.items()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -228,10 +231,12 @@ def set_threads_and_filter_warnings(cfg: Config) -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
-def _build_callbacks(cfg: Config, logged: Sequence[str]) -> list[Callback]:
+def _build_callbacks(cfg: Config, metrics: SizeMetrics) -> list[Callback]:
     """Build and check the user's callbacks, and build those for `optim.ema` and `progress`."""
     by_name = {name: instantiate(node.node(), Callback, f"callbacks.{name}") for name, node in cfg.callbacks.items()}
     check_kinds(by_name, (c.__qualname__ for c in (MetricsFile, BadFiles, StatusFile, EarlyEnd, Checkpoints, Averages)))
+    logged = {name: metrics.mode(name) for name in metrics.names(cfg.sizes.val)}
+    check_monitored(cfg.checkpointing, logged)
     check_monitors(by_name, logged, cfg.trainer.check_val_every_n_epoch)
     callbacks = list(by_name.values())
     if cfg.optim.ema is not None:

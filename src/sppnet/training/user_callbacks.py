@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities import rank_zero_only
 
+from sppnet.config.schema import Checkpointing
 from sppnet.errors import UserError, format_value, notice
 
 UNSUPPORTED: dict[type[Callback], str] = {
@@ -122,13 +123,34 @@ def check_kinds(callbacks: Mapping[str, Callback], reserved_keys: Iterable[str])
             )
 
 
-def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str], every: int | None) -> None:
+def check_monitored(cfg: Checkpointing, logged: Mapping[str, str | None]) -> None:
+    """Check that a validation logs the metric that `checkpointing.monitor` names, and that its direction is known.
+
+    Args:
+        cfg: the configuration `checkpointing`.
+        logged: the metrics logged after each validation, and which values are better: `max`, `min` or None (unknown).
+
+    Raises:
+        UserError: one of the two is not so.
+    """
+    if cfg.monitor is None:
+        return
+    if cfg.monitor not in logged:
+        raise UserError(f"checkpointing.monitor={cfg.monitor} is not allowed; it must be one of {', '.join(logged)}")
+    if cfg.mode is None and logged[cfg.monitor] is None:
+        raise UserError(
+            f"checkpointing.monitor={cfg.monitor}: the metric does not say whether a higher or a lower value is better;"
+            " use checkpointing.mode=max or min"
+        )
+
+
+def check_monitors(callbacks: Mapping[str, Callback], logged: Mapping[str, str | None], every: int | None) -> None:
     """Check that every monitored metric is logged, and print a notice for a `mode` in the wrong direction.
 
     Args:
         callbacks: the user's callbacks, keyed by their names in the configuration. If one has a user-defined class,
             which may log any metric, no `monitor` is refused.
-        logged: the metrics logged after each validation.
+        logged: the metrics logged after each validation, and which values are better: `max`, `min` or None (unknown).
         every: the number of epochs from one validation to the next; None if validations do not follow epochs.
 
     Raises:
@@ -147,9 +169,9 @@ def check_monitors(callbacks: Mapping[str, Callback], logged: Sequence[str], eve
                 f"callbacks.{name}.check_on_train_epoch_end=true is not allowed with trainer.check_val_every_n_epoch="
                 f"{format_value(every)}: not every epoch ends with a new {monitor}"
             )
-        better = "min" if str(monitor).endswith("loss") else "max"
+        better = logged.get(str(monitor))
         mode = getattr(callback, "mode", better)
-        if monitor in logged and mode != better:
+        if better is not None and mode != better:
             rank_zero_only(notice)(
                 f"callbacks.{name}.mode={mode}: a {'lower' if better == 'min' else 'higher'} {monitor} is better; use"
                 f" callbacks.{name}.mode={better}"
