@@ -3,12 +3,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sppnet.data.aspect_buckets import MAX_ASPECT, Bucket, shape_buckets, square_bucket
+from sppnet.data.balanced_sampling import group_by_class
 from sppnet.data.batch_samplers import EvalBatchSampler, Item, TrainBatchSampler, balanced_cuts
 from sppnet.data.size_schedules import Alternating, Single, SizeSchedule, Uniform, Weighted
+from sppnet.data.splits import IntArray
 
 SCHEDULES: list[SizeSchedule] = [
     Single([48], [48], [48]),
@@ -51,6 +53,66 @@ def test_an_epoch_shows_each_sample_once_and_ranks_agree_on_every_shape(
     assert counts.keys() <= {index for bucket in buckets for index in bucket.members.tolist()}
     assert len(ranks[0]) == length  # whatever the epoch
     assert all(item.valid and item.epoch == epoch for rank in ranks for items in rank for item in items)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    st.integers(1, 40),
+    st.integers(1, 3),
+    schedules,
+    st.integers(0, 5),
+    st.booleans(),
+)
+def test_a_balanced_epoch_levels_classes_and_images_and_is_otherwise_like_a_uniform_one(
+    sizes: list[int], batch: int, world: int, schedule: SizeSchedule, epoch: int, paired: bool
+) -> None:
+    labels = np.random.default_rng(sum(sizes)).permutation(np.repeat(np.arange(len(sizes)) * 2, sizes))
+    members = np.arange(len(labels)) * 3 + 1
+    label_of = dict(zip(members.tolist(), labels.tolist(), strict=True))
+    pairs = schedule.sizes if paired else ()
+    assume(len(members) >= world * (2 if paired else 1))
+
+    def ranks(taken: int, classes: list[IntArray] | None) -> list[list[list[Item]]]:
+        samplers = [
+            TrainBatchSampler(square_bucket(members), schedule, batch, 5, rank, world, lambda: taken, pairs, classes)
+            for rank in range(world)
+        ]
+        assert {len(sampler) for sampler in samplers} == {length}
+        return [list(sampler) for sampler in samplers]
+
+    length = len(TrainBatchSampler(square_bucket(members), schedule, batch, 5, 0, world, pairs=pairs))
+    classes = group_by_class(members, labels)
+    balanced, uniform = ranks(epoch * length, classes), ranks(epoch * length, None)
+    assert [[(len(items), items[0].shapes) for items in rank] for rank in balanced] == [
+        [(len(items), items[0].shapes) for items in rank] for rank in uniform
+    ]
+    drawn = [(item.index, item.draw) for rank in balanced for items in rank for item in items]
+    images = Counter(index for index, _ in drawn)
+    assert sorted(drawn) == sorted((index, draw) for index, count in images.items() for draw in range(count))
+    of_classes = Counter(label_of[index] for index, _ in drawn)
+    assert max(of_classes.values()) - min(of_classes[label] for label in label_of.values()) <= 1
+    for members_of_class in classes:
+        counts = [images[index] for index in members_of_class.tolist()]
+        assert max(counts) - min(counts) <= 1
+    rest = ranks(epoch * length + length // 2, classes)
+    assert rest == [rank[length // 2 :] for rank in balanced]
+
+
+def test_which_classes_and_images_a_balanced_epoch_has_more_of_is_drawn() -> None:
+    members, labels = np.arange(40), np.repeat([0, 1, 2], [20, 17, 3])
+    classes = group_by_class(members, labels)
+
+    def epoch(number: int, seed: int = 0) -> list[int]:
+        sampler = TrainBatchSampler(
+            square_bucket(members), SCHEDULES[0], 8, seed, taken=lambda: 5 * number, classes=classes
+        )
+        return [item.index for items in sampler for item in items]
+
+    larger = {int(np.bincount(labels[epoch(number)]).argmax()) for number in range(20)}
+    assert larger == {0, 1, 2}
+    assert {index for number in range(20) for index in epoch(number)} == set(range(40))
+    assert len({tuple(epoch(number, seed)) for number in range(3) for seed in range(3)}) == 9
 
 
 @settings(max_examples=60, deadline=None)

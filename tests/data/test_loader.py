@@ -14,8 +14,10 @@ from PIL import Image
 
 from sppnet.config.schema import AnyViews, Augment, Center, Data, Full, Sizes, Warp
 from sppnet.data import ImageSet, Splits, build_sizes, load_splits
+from sppnet.data.build import check_training
 from sppnet.data.datamodule import DataModule
 from sppnet.data.decode import DataError
+from sppnet.errors import UserError
 
 Load = Callable[..., Data]
 Make = Callable[..., Path]
@@ -190,6 +192,12 @@ def test_targets_of_a_multi_label_data_set_are_zeros_and_ones(config: Load, tmp_
         assert batch["target"].dtype == torch.float32
         for index, target in zip(batch["index"].tolist(), batch["target"].tolist(), strict=True):
             assert tuple(np.flatnonzero(target)) == Tags().label(index)
+
+
+def test_classes_cannot_be_balanced_if_images_have_several(config: Load) -> None:
+    check_training(config("digits"), Tags())
+    with pytest.raises(UserError, match=r"data.sampling=balanced is not allowed with data=digits: .*several labels"):
+        check_training(config("digits", sampling="balanced"), Tags())
 
 
 class Silent(Tags):

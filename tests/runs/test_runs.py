@@ -38,6 +38,7 @@ def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 FULL = {"name": "full", "fit": "full", "aspect_step": 0.125}
 RESIZED = {"name": "random_resized", "scale": [0.35, 1.0], "ratio": [0.75, 1.3333333]}
+RAND = {"_target_": "torchvision.transforms.v2.RandAugment"}
 NOT_THE_RUN: list[dict[str, Any]] = [
     *({"trainer.accelerator": "cpu"}, {"progress": "none"}, {"trainer.log_every_n_steps": 3}, {"trainer.devices": [3]}),
     *({"checkpointing.every_n_steps": None}, {"data.num_workers": 4}, {"data.duplicates": "error"}, {"force": True}),
@@ -45,7 +46,8 @@ NOT_THE_RUN: list[dict[str, Any]] = [
     *({"pooling.kernel": "plain"}, {"trainer.profiler": "simple"}, {"trainer.limit_test_batches": 3}),
     # as by default
     *({"loss.label_smoothing": 0}, {"augment.color": 0}, {"loss.name": "cross_entropy"}),
-    {"trainer.limit_train_batches": 1.0},
+    *({"trainer.limit_train_batches": 1.0}, {"data.sampling": "uniform"}, {"augment.transforms": []}),
+    {"augment.erasing": 0},
 ]
 THE_RUN: list[dict[str, Any]] = [
     *({"seed": 1}, {"compute.num_threads": 1}, {"trainer.precision": "bf16-mixed"}, {"trainer.devices": 2}),
@@ -53,6 +55,7 @@ THE_RUN: list[dict[str, Any]] = [
     *({"trainer.max_epochs": 3}, {"backbone.width": 8}, {"data.split.seed": 1}, {"optim.ema": 0.9}),
     *({"data.short_side": 64}, {"data.resampler": "torch"}, {"data.crop": RESIZED}, {"trainer.limit_train_batches": 2}),
     *({"trainer.strategy": "ddp"}, {"trainer.detect_anomaly": True}),  # the latter is not in the schema
+    *({"data.sampling": "balanced"}, {"augment.erasing": 0.5}, {"augment.transforms": [RAND]}),
 ]
 THE_TEST: list[dict[str, Any]] = [
     *({"sizes.test": [64]}, {"views": FULL}, {"views.crop_pct": 0.5}, {"trainer.limit_test_batches": 2}),
@@ -84,7 +87,10 @@ def test_what_a_run_or_a_test_does_not_use_does_not_count(cfg: Config) -> None:
     full = replace(cfg, {"data.fit": "full"})
     assert plan_run(full).run != plan_run(cfg).run
     assert plan_run(replace(full, {"data.crop_pct": 0.5, "data.crop": RESIZED})).run == plan_run(full).run
-    for values in ({"data.aspect_step": 0.5}, {"data.crop": RESIZED}, {"augment.flip": True}):
+    for values in (
+        *({"data.aspect_step": 0.5}, {"data.crop": RESIZED}, {"augment.flip": True}),
+        *({"data.sampling": "balanced"}, {"augment.transforms": [RAND]}),
+    ):
         assert plan_run(replace(cfg, values)).test == plan_run(cfg).test
 
 
@@ -101,6 +107,12 @@ def test_the_order_and_the_type_of_arguments_of_ones_own_count(cfg: Config) -> N
     mappings = ({"a": 8, "b": 16}, {"b": 16, "a": 8}, {1: 32}, {"1": 32}, [{1: 32}], [{"1": 32}])
     widths = [replace(cfg, {"backbone": {**cfg.backbone.plain(), "widths": mapping}}) for mapping in mappings]
     assert len({plan_run(each).run.hash for each in widths}) == len(mappings)
+    nodes = [RAND | {"x": {"a": 8, "b": 16}}, RAND | {"x": {"b": 16, "a": 8}}, RAND | {"x": {1: 8}}, RAND]
+    lists = [
+        replace(cfg, {"augment.transforms": transforms})
+        for transforms in (nodes, nodes[::-1], *([node] for node in nodes))
+    ]
+    assert len({plan_run(each).run.hash for each in lists}) == len(lists)
     assert plan_run(replace(cfg, {"optim.lr": 1})).run == plan_run(replace(cfg, {"optim.lr": 1.0})).run
     absent = {key: value for key, value in cfg.backbone.plain().items() if key not in ("weights", "freeze")}
     assert plan_run(replace(cfg, {"backbone": absent})).run == plan_run(cfg).run
@@ -118,17 +130,20 @@ def test_a_changed_class_of_the_user_makes_another_run(
     monkeypatch.setenv("SPPNET_ALLOW", "some_nets")
     monkeypatch.syspath_prepend(str(tmp_path))
     own = replace(cfg, {"backbone": {"_target_": "some_nets.Two", "name": "two"}})
+    inner = {"_target_": "torchvision.transforms.v2.RandomApply", "transforms": [{"_target_": "some_nets.Two"}]}
+    transformed = replace(cfg, {"augment.transforms": [RAND, inner]})
     with pytest.raises(UserError, match="no module some_nets"):
         plan_run(own)
     code = "from torch import nn\n\n\nclass Two(nn.Conv2d):\n    def __init__(self): super().__init__(3, 4, {kernel})\n"
     (tmp_path / "some_nets.py").write_text("")
     profiled = replace(cfg, {"trainer.profiler": {"_target_": "some_nets.Profiler"}})
     assert plan_run(profiled).run == plan_run(cfg).run  # a profiler only prints
-    hashes = []
-    for kernel in (5, 7, 5):
-        (tmp_path / "some_nets.py").write_text(code.format(kernel=kernel))
-        hashes.append(plan_run(own).run.hash)
-    assert hashes[0] == hashes[2] != hashes[1]
+    for changed in (own, transformed):
+        hashes = []
+        for kernel in (5, 7, 5):
+            (tmp_path / "some_nets.py").write_text(code.format(kernel=kernel))
+            hashes.append(plan_run(changed).run.hash)
+        assert hashes[0] == hashes[2] != hashes[1]
     (tmp_path / "some_nets.py").unlink()
     (tmp_path / "some_nets").mkdir()
     (tmp_path / "some_nets/__init__.py").write_text("from some_nets.two import Two\n")

@@ -102,7 +102,7 @@ def test_a_test_of_two_processes_that_is_cut_short_is_not_made_by_one(
 
 
 def test_two_processes_resume_after_a_kill(spawn: Caller, tmp_path: Path) -> None:
-    words = ("train", *TWO, "trainer.max_epochs=6", "optim.ema=0.9")
+    words = ("train", *TWO, "trainer.max_epochs=6", "optim.ema=0.9", "augment=trivial", "data.sampling=balanced")
     whole = spawn(*words, "paths.runs=whole")
     assert whole.code == 0, whole.err
     run = tmp_path / "runs/default" / whole.run.name

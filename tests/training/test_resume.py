@@ -26,26 +26,36 @@ TESTS = str(Path(__file__).parents[1] / "helpers")
 # Three epochs of six steps, with a save at every second step of an epoch.
 RUN = (*SMALL, *PLUG, "trainer.max_epochs=3", "trainer.limit_train_batches=6", "checkpointing.every_n_steps=2")
 KINDS = {
-    "plateau": ("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "optim.ema=0.9"),
+    "plateau": (
+        *("optim=sgd", "optim.schedule.patience=0", "trainer.precision=bf16-true", "optim.ema=0.9"),
+        "checkpointing.monitor=val/calibration_error",
+    ),
     "cosine, ema": (
-        *("optim.ema=0.9", "data.num_workers=1", "augment.color=0.1", "backbone._target_=stop_at.Draws"),
-        *("mix=both", "mix.p=0.8", "optim.decay_norms=false"),
+        *("optim.ema=0.9", "data.num_workers=1", "backbone._target_=stop_at.Draws", "augment=trivial"),
+        *("augment.color=0.1", "mix=both", "mix.p=0.8", "optim.decay_norms=false"),
     ),
     "weighted": (
-        *("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"),
-        *("trainer.accumulate_grad_batches=2", "mix=mixup", "loss=focal", "loss.class_weights=balanced"),
+        *("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate_grad_batches=2"),
+        *("augment=rand", "augment.erasing=0.5", "data.sampling=balanced"),
+        *("mix=mixup", "loss=focal", "loss.class_weights=balanced"),
     ),
     "whole images": (  # saves and validates before the last batch of an epoch
-        *("data.fit=full", "optim/schedule=constant", "trainer.precision=64-true"),
+        *("data.fit=full", "optim/schedule=constant", "trainer.precision=64-true", "augment=rand"),
         *("trainer.val_check_interval=5", "checkpointing.every_n_steps=5", "mix=cutmix", "loss=bce"),
     ),
     "validated every four batches": (
         *("trainer.val_check_interval=4", "augment.flip=true", "trainer.accumulate_grad_batches=2"),
         *("optim=sgd", "optim.schedule.patience=0", "optim.ema=0.5", "optim.lr=0.05", "optim.decay_norms=false"),
     ),
-    "validated in every second epoch": ("trainer.check_val_every_n_epoch=2", "optim=sgd", "optim.schedule.patience=0"),
-    "overfit": ("trainer.overfit_batches=6", "data.num_workers=1", "augment=paper"),
-    "a limit of steps": ("trainer.max_steps=7", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4"),
+    "validated in every second epoch": (
+        *("trainer.check_val_every_n_epoch=2", "optim=sgd", "optim.schedule.patience=0"),
+        *("checkpointing.monitor=val/kappa", "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa"),
+    ),
+    "overfit": ("trainer.overfit_batches=6", "data.num_workers=1", "augment=paper", "data.sampling=balanced"),
+    "a limit of steps": (
+        *("trainer.max_steps=7", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4"),
+        "data.sampling=balanced",
+    ),
 }
 SLOW = tuple(kind for kind in KINDS if kind not in ("cosine, ema", "a limit of steps"))
 MOMENTS = ["batch 1", "batch 3", "validation of 0", "batch 6", "end of 0", "batch 7", "batch 9", "batch 11", "batch 17"]
