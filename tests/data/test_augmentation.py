@@ -170,7 +170,7 @@ def test_a_repeated_image_has_another_region_and_other_transforms(config: Load, 
         assert sum(map(len, images.values())) == 66 > len(images)
         for repeats in images.values():
             for part in zip(*repeats, strict=True):  # the colour offsets; the regions, or where they were erased
-                assert len(torch.stack(part).unique(dim=0)) == len(repeats)
+                assert len(torch.unique(torch.stack(part), dim=0)) == len(repeats)
 
 
 BAD = [
