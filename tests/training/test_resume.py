@@ -49,7 +49,8 @@ KINDS = {
     ),
     "validated in every second epoch": (
         *("trainer.check_val_every_n_epoch=2", "optim=sgd", "optim.schedule.patience=0"),
-        *("checkpointing.monitor=val/kappa", "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa"),
+        "checkpointing.monitor=val/kappa",
+        "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa",
     ),
     "overfit": ("trainer.overfit_batches=6", "data.num_workers=1", "augment=paper", "data.sampling=balanced"),
     "a limit of steps": (
