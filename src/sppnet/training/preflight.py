@@ -73,9 +73,10 @@ def check_augmentation(cfg: Config) -> None:
     sizes = set(build_sizes(cfg.sizes).sizes)
     for height in sorted({min(sizes), max(sizes), *sizes.intersection(cfg.sizes.train)}):
         width = 2 * height if cfg.data.fit == "full" else height
-        pixels = np.random.default_rng(0).integers(0, 256, (DRAWS, height, width, 3), dtype=np.uint8)
-        items = [Item(index, height, ((height, width),), 0, True) for index in range(DRAWS)]
-        augmentation(torch.from_numpy(pixels).permute(0, 3, 1, 2), items)
+        for index in range(DRAWS):
+            pixels = np.random.default_rng(index).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+            items = [Item(index, height, ((height, width),), 0, True)]
+            augmentation(torch.from_numpy(pixels).permute(0, 3, 1, 2), items)
 
 
 def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
