@@ -8,12 +8,14 @@ The path of an image from its file to the network:
    divides it into train, val and test parts. `duplicates.py` reports identical files in different parts or classes.
 2. `size_schedules.py` chooses the input size of each batch. `aspect_buckets.py` groups images that can share a batch,
    using the heights and widths that `image_shapes.py` caches.
-3. `batch_samplers.py` chooses the images and the shape of each batch on every rank.
+3. `batch_samplers.py` chooses the images and the shape of each batch on every rank; `balanced_sampling.py` draws as
+   many images of each class.
 4. `crops.py` chooses the region of each image that becomes the network's input. For multi-view testing, `views.py`
    lists the scales and windows to score.
 5. `decode.py` decodes a file to RGB pixels, with the help of `jpeg.py`, `png.py` and `orientation.py`.
 6. `readers.py` resizes the region into the batch tensor. `image_cache.py` caches images that are resized in advance.
-7. `loader.py` runs steps 4 to 6 in worker processes and collates the results into a `Batch`. `datamodule.py` builds
+7. `augmentation.py` transforms the regions of training images, with generators that `seeding.py` seeds.
+8. `loader.py` runs steps 4 to 7 in worker processes and collates the results into a `Batch`. `datamodule.py` builds
    the loaders for Lightning.
 
 `relabelling.py` selects the images that a trained network is tested on. If they come from a data set that the network
