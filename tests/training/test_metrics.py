@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
+from calling import SMALL, Caller, records
 from sppnet.training.metrics import SizeMetrics
 
 
@@ -58,3 +65,110 @@ def test_a_mean_over_many_images_is_right_whatever_type_the_network_computes_in(
     assert train.compute()["train/loss"] == pytest.approx(1.1, abs=1e-4)
     assert test.compute()["test/loss"] == pytest.approx(1.1, abs=1e-4)
     assert test.images() == {"24": 1050}
+
+
+def test_macro_f1_and_calibration_are_those_of_scikit_learn_and_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(200, 6, generator=generator) * 3, torch.randint(4, (200,), generator=generator)
+    logits[:, 5] = -100.0  # a class that neither occurs nor is predicted; class 4 is predicted alone
+    metrics = SizeMetrics("val", 6, multilabel=False)
+    for part in (slice(0, 90), slice(90, 200)):
+        metrics.update(48, logits[part], target[part], torch.zeros(len(target[part])), None)
+    values = metrics.compute()
+    predicted = logits.argmax(1)
+    assert values["val/macro_f1"] == pytest.approx(f1_score(target, predicted, average="macro"), abs=1e-6)
+    confidence, right = logits.softmax(1).amax(1), predicted == target
+    bins = (confidence * 15).ceil().clamp(1, 15)
+    gaps = [
+        abs(float(right[bins == b].float().mean() - confidence[bins == b].mean())) * float((bins == b).float().mean())
+        for b in set(bins.tolist())
+    ]
+    assert values["val/calibration_error"] == pytest.approx(sum(gaps), abs=1e-5)
+    labels = (torch.randn(50, 6, generator=generator) > 0).float()
+    labels[:, 5] = 0
+    several = SizeMetrics("test", 6, multilabel=True)
+    several.update(48, logits[:50], labels, torch.zeros(50), None)
+    expected = f1_score(labels[:, :5], logits[:50, :5] > 0, average="macro")
+    assert several.compute()["test/macro_f1"] == pytest.approx(expected, abs=1e-6)
+
+
+SMALL_RUN = (*SMALL, "trainer.max_epochs=2", "sizes.test=[24,32]")
+KAPPA = "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa"
+
+
+def test_an_own_metric_is_in_records_summaries_tests_and_reports_and_selects_the_weights(
+    sppnet: Caller, tmp_path: Path
+) -> None:
+    plain = sppnet("train", *SMALL_RUN)
+    words = (*SMALL_RUN, KAPPA, "+metrics.distance._target_=torchmetrics.classification.MulticlassHammingDistance")
+    done = sppnet("train", *words)
+    assert done.code == 0, done.err
+    assert done.run == plain.run, "a metric does not change what is trained"
+    record = json.loads(max((done.run / "tests").glob("*.json"), key=lambda p: p.stat().st_mtime_ns).read_text())
+    matrix = np.array([row[1:] for row in confusion(done.run, record, 32)[1:]], dtype=int)
+    share = matrix.sum(0) @ matrix.sum(1) / matrix.sum() ** 2
+    kappa = (matrix.trace() / matrix.sum() - share) / (1 - share)
+    assert record["metrics"]["test/32/kappa"] == pytest.approx(kappa, abs=1e-5)
+    assert record["lower_is_better"] == ["distance"]
+    monitored = sppnet("train", *words, "checkpointing.monitor=val/24/distance", "study=monitored")
+    assert monitored.run.name != done.run.name
+    lines = [line for line in records(monitored.run) if "val/24/distance" in line]
+    state = torch.load(monitored.run / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["Checkpoints"]
+    assert state["best_score"] == min(line["val/24/distance"] for line in lines)
+    shown = sppnet("report", "study=monitored", "report.metrics=[distance,calibration_error,top1_error]")
+    assert shown.code == 0, shown.err
+    assert "test/32/distance mean" in (tmp_path / "runs/monitored/report/monitored.csv").read_text()
+
+
+def confusion(run: Path, record: dict[str, Any], size: int) -> list[list[str]]:
+    """The rows of the confusion matrix that belongs to a test's record."""
+    [path] = [path for path in (run / "tests").glob("*.json") if json.loads(path.read_text()) == record]
+    with path.with_name(f"{path.stem}_confusion_{size}.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_a_test_writes_its_confusion_matrices(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL_RUN).run
+    tested = sppnet("test", f"checkpoint={run}")
+    assert (tested.code, tested.err) == (0, "")
+    [record] = [json.loads(path.read_text()) for path in (run / "tests").glob("*.json")]
+    for size in (24, 32):
+        head, *rows = confusion(run, record, size)
+        assert head[1:] == [row[0] for row in rows] == [str(digit) for digit in range(10)]
+        matrix = np.array([row[1:] for row in rows], dtype=int)
+        assert matrix.sum() == record["images_per_size"][str(size)]
+        assert matrix.trace() / matrix.sum() == pytest.approx(record["metrics"][f"test/{size}/top1"])
+        assert [path.suffix for path in (run / "tests").glob(f"*_confusion_{size}.*")].count(".svg") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+metrics.x._target_=torchmetrics.MeanSquaredError"], "metrics.x: MeanSquaredError must take probabilities"),
+        (["+metrics.x._target_=torchmetrics.classification.BinaryAccuracy"], "metrics.x: BinaryAccuracy must take"),
+        ([KAPPA.replace("kappa", "top1")], "metrics.top1 is not allowed: the name of a metric has"),
+        (
+            [KAPPA, "+metrics.kappa.wheights=1"],
+            "metrics.kappa: torchmetrics.classification.MulticlassCohenKappa refuses",
+        ),
+        (
+            ["+metrics.x._target_=torchmetrics.classification.MulticlassF1Score", "+metrics.x.average=none"],
+            "metrics.x: MulticlassF1Score must compute a number, not shape (10,)",
+        ),
+        (["+metrics.x._target_=torch.nn.Linear"], "metrics.x._target_=torch.nn.Linear is neither a subclass of Metric"),
+        (
+            ["checkpointing.monitor=val/top2"],
+            "checkpointing.monitor=val/top2 is not allowed; it must be one of val/top1,",
+        ),
+        (["checkpointing.monitor=test/top1"], "checkpointing.monitor=test/top1 is not allowed"),
+        (["checkpointing.mode=lowest"], "checkpointing.mode=lowest is not allowed: must be null or one of max, min"),
+    ],
+)
+def test_a_metric_that_cannot_be_used_is_refused_before_training(
+    sppnet: Caller, tmp_path: Path, words: list[str], message: str
+) -> None:
+    refused = sppnet("train", *SMALL_RUN, *words)
+    assert refused.code == 2
+    assert message in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert not list(tmp_path.rglob("status.json"))
