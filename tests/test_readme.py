@@ -32,6 +32,8 @@ def test_the_example_of_every_slot_runs_as_it_stands(sppnet: Caller, tmp_path: P
     for words in commands:
         done = sppnet("train", *words, *TINY, *([] if "head=cosine" in words else HIDDEN), *STEPS)
         assert done.code == 0, done.err
+        assert ("test/confidence" in done.out) == any("metrics" in word for word in words)
+        assert ("p [3." in done.out) == any("callbacks" in word for word in words)
         admit = [word for word in words if word.startswith("allow=")]
         scored = sppnet("test", *admit, f"checkpoint={done.run}")  # the run stores its configuration
         assert (scored.code, scored.err) == (0, "")
