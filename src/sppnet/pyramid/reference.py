@@ -174,5 +174,8 @@ def _log_mean_exp(x: Tensor, dim: int, edge: tuple[int, int], r: float | Tensor)
         top = x.detach().amax(dim, keepdim=True)
     r_like = r.expand_as(x) if isinstance(r, Tensor) else r
     # No gradient goes through the maximum, because its parts would cancel.
-    mean = torch.expm1(r_like * (x - top.expand_as(x))).sum(dim, keepdim=True) / (end - start)
+    z = r_like * (x - top.expand_as(x))
+    # Far below 0, torch computes the gradient of expm1 as expm1(z) + 1, which has no digits left.
+    terms = torch.where(z > -0.5, z.expm1(), z.exp() - 1)
+    mean = terms.sum(dim, keepdim=True) / (end - start)
     return top + torch.log1p(mean) / (r.expand_as(mean) if isinstance(r, Tensor) else r)
