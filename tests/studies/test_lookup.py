@@ -119,7 +119,7 @@ def test_a_size_that_only_some_rows_are_tested_at(study: Caller) -> None:
 
 WRONG = {
     "report study=mine report.compare=ssp": "report.compare=ssp is not allowed: must be one of spp, gap",
-    "report study=mine report.metrics=[top2]": "report.metrics=top2 is not allowed: must be one of class_accuracy",
+    "report study=mine report.metrics=[top2]": "report.metrics=top2 is not allowed: must be one of calibration_error,",
     "report study=mine pooling=gap": "pooling=gap has no effect without experiments=NAME",
     "status seed=4": "seed=4 has no effect without experiments=NAME",
 }

@@ -123,7 +123,7 @@ def test_an_own_metric_is_in_records_summaries_tests_and_reports_and_selects_the
 def confusion(run: Path, record: dict[str, Any], size: int) -> list[list[str]]:
     """The rows of the confusion matrix that belongs to a test's record."""
     [path] = [path for path in (run / "tests").glob("*.json") if json.loads(path.read_text()) == record]
-    with path.with_name(f"{path.stem}_confusion_{size}.csv").open(newline="") as file:
+    with (run / f"confusion/{path.stem}_{size}.csv").open(newline="") as file:
         return list(csv.reader(file))
 
 
@@ -138,7 +138,7 @@ def test_a_test_writes_its_confusion_matrices(sppnet: Caller) -> None:
         matrix = np.array([row[1:] for row in rows], dtype=int)
         assert matrix.sum() == record["images_per_size"][str(size)]
         assert matrix.trace() / matrix.sum() == pytest.approx(record["metrics"][f"test/{size}/top1"])
-        assert [path.suffix for path in (run / "tests").glob(f"*_confusion_{size}.*")].count(".svg") == 1
+        assert len(list((run / "confusion").glob(f"*_{size}.svg"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,9 @@ def _prediction_config(cfg: PredictConfig, typed: Collection[str]) -> PredictCon
     if not any(key.split(".")[0] == "views" for key in typed):
         views = compose.compose_plain("predict", [f"views={'full' if _takes_any_shape(cfg) else 'warp'}"])["views"]
     # all weights come from the checkpoint
-    return replace(cfg, {"views": views, "sizes.test": sizes[:1], "backbone.weights": None, **ONE_DEVICE})
+    return replace(
+        cfg, {"views": views, "sizes.test": sizes[:1], "backbone.weights": None, "metrics": {}, **ONE_DEVICE}
+    )
 
 
 def _takes_any_shape(cfg: PredictConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,8 @@ def _draw_confusion(run: Run | None, test: str, result: Mapping[str, Any]) -> No
         if path.exists() and not (figure.exists() and figure.stat().st_mtime >= path.stat().st_mtime):
             from sppnet.report.confusion import draw_confusion  # imports matplotlib
 
-            write_text(figure, draw_confusion(*read_confusion(path)))
+            with contextlib.suppress(OSError):  # in another user's run directory
+                write_text(figure, draw_confusion(*read_confusion(path)))
 
 
 def warn_of_training_keys(typed: Iterable[str], where: str) -> None:

@@ -77,12 +77,15 @@ def _metrics(cfg: Config) -> dict[str, Any]:
 
 
 def _monitored(cfg: Config) -> dict[str, Any]:
-    """The user's metric that selects the best weights, and its code; nothing if that is one of ours."""
-    name = (cfg.checkpointing.monitor or "").rpartition("/")[2]
-    if name not in cfg.metrics:
+    """The user's metrics that select the best weights or may end the training, and their code; nothing without any."""
+    callbacks = [(node.target, (node.model_extra or {}).get("monitor")) for node in cfg.callbacks.values()]
+    names = {str(name).rpartition("/")[2] for name in (cfg.checkpointing.monitor, *(name for _, name in callbacks))}
+    may_read_all = any(not target.startswith("lightning.") for target, _ in callbacks)
+    monitored = {name: node for name, node in _metrics(cfg).items() if may_read_all or name in names}
+    if not monitored:
         return {}
-    node = _metrics(cfg)[name]
-    return {"monitored": [list(pair) for pair in node.items()], "monitored.code": own_class_digests(node)}
+    pairs = {name: [list(pair) for pair in node.items()] for name, node in monitored.items()}
+    return {"monitored": pairs, "monitored.code": own_class_digests(monitored)}
 
 
 def _loss_name(cfg: Config, images: ImageSet) -> str | None:

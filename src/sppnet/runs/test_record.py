@@ -1,4 +1,7 @@
-"""Writes what a test leaves: its record, and its confusion matrices beside it (`RUN/tests/HASH_confusion_SIZE.csv`)."""
+"""Writes the record of a test (`RUN/tests/HASH.json`) and its confusion matrices (`RUN/confusion/HASH_SIZE.csv`).
+
+The matrices have a folder of their own, so that every file in `RUN/tests` is a record.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,23 @@ def write_test(run: Run, test: str, record: Mapping[str, Any]) -> None:
     run.test_file(test).parent.mkdir(exist_ok=True)
     classes = list(next(iter(record["per_class"].values())))
     for size, matrix in record["confusion"].items():
-        write_text(confusion_file(run, test, size), _to_csv(classes, matrix))
+        path = confusion_file(run, test, size)
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, _to_csv(classes, matrix))
     write_json(run.test_file(test), {**record, "confusion": list(record["confusion"])})
 
 
 def _to_csv(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
     """Return a row per true class, and in it the number of images predicted as each class."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # ends lines with \r\n, and quotes names with either
     writer.writerow(["true class", *classes])
     writer.writerows([name, *row] for name, row in zip(classes, matrix, strict=True))
     return text.getvalue()
 
 
 def confusion_file(run: Run, test: str, size: str) -> Path:
-    return run.path / "tests" / f"{test}_confusion_{size}.csv"
+    return run.path / "confusion" / f"{test}_{size}.csv"
 
 
 def read_confusion(path: Path) -> tuple[list[str], list[list[int]]]:

@@ -174,13 +174,16 @@ class Classifier(L.LightningModule):
             scheduler = cosine(optimizer, schedule, self._total_steps())
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         if isinstance(schedule, Plateau):
-            self._plateau = plateau(optimizer, schedule, self.monitor_mode)  # stepped in `on_train_epoch_end`
+            relative = self.cfg.checkpointing.monitor is None  # other metrics may be negative
+            self._plateau = plateau(optimizer, schedule, self.monitor_mode, relative)  # see `on_train_epoch_end`
         return optimizer
 
     @property
     def monitor_mode(self) -> Literal["max", "min"]:
         """Whether a higher or a lower value of `monitor` is better."""
-        return self.cfg.checkpointing.mode or self.metrics["val"].mode(self.monitor) or "max"
+        cfg = self.cfg.checkpointing
+        mode = cfg.mode if cfg.monitor is not None else None  # without a monitor, the mode has no effect
+        return mode or self.metrics["val"].mode(self.monitor) or "max"
 
     def is_better(self, score: float, best: float | None) -> bool:
         """Whether the value `score` of `monitor` is better than `best`; NaN never is, and None always is worse."""

@@ -31,7 +31,7 @@ OVERALL = "all"
 BUILT_IN = ("top1", "top5", "map", "loss", "class_accuracy", "macro_f1", "calibration_error")
 LOWER_IS_BETTER = ("loss", "calibration_error")
 OF_LOGITS = ("top1", "top5", "counts", "confusion")  # rounding could make two probabilities equal
-MAX_CONFUSION = 2000  # classes; the confusion matrix of more would take more memory than the network
+MAX_CONFUSION = 300  # classes; with deterministic algorithms, torchmetrics takes K * K values for each image of a batch
 
 
 class AveragePrecision(MultilabelAveragePrecision):

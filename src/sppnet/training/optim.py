@@ -63,14 +63,23 @@ def undecayed(optim: Optim, module: nn.Module, pooling: nn.Module | None = None)
     return frozenset(names)
 
 
-def plateau(optimizer: Optimizer, schedule: Plateau, mode: Literal["max", "min"] = "max") -> ReduceLROnPlateau:
+def plateau(
+    optimizer: Optimizer, schedule: Plateau, mode: Literal["max", "min"] = "max", relative: bool = True
+) -> ReduceLROnPlateau:
     """Build a schedule that reduces the learning rate when the validation score stops rising (`min`: falling).
 
+    A score counts as better if it differs by 1e-4, or by this share of the best score if `relative`.
     The learning rate is reduced at most `drops` times (section 3.1: twice).
     """
     lowest = [group["lr"] * schedule.factor**schedule.drops for group in optimizer.param_groups]
     return ReduceLROnPlateau(
-        optimizer, mode=mode, factor=schedule.factor, patience=schedule.patience, min_lr=lowest, eps=0.0
+        optimizer,
+        mode=mode,
+        threshold_mode="rel" if relative else "abs",
+        factor=schedule.factor,
+        patience=schedule.patience,
+        min_lr=lowest,
+        eps=0.0,
     )
 
 

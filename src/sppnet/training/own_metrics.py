@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import OpenSection
@@ -29,10 +29,11 @@ def build_metrics(nodes: Mapping[str, OpenSection], classes: int, multilabel: bo
     offered = {"num_labels" if multilabel else "num_classes": classes}
     metrics: dict[str, Metric] = {}
     for name, node in nodes.items():
-        if not NAME.fullmatch(name) or name in BUILT_IN or name.endswith("_error"):
+        if not NAME.fullmatch(name) or name in BUILT_IN or name.endswith("_error") or _is_taken(name):
             raise UserError(
-                f"metrics.{name} is not allowed: the name of a metric has at most 40 letters, digits and _, starts with"
-                f" a letter, does not end in _error (which reports show as 1 - X), and is none of {', '.join(BUILT_IN)}"
+                f"metrics.{name} is not allowed: a name has at most 40 letters, digits and _, starts with a letter, does"
+                " not end in _error (which reports show as 1 - X), and is neither a metric of sppnet's nor an attribute of"
+                " torchmetrics.MetricCollection; choose another name"
             )
         metric = instantiate(node.node(), Metric, f"metrics.{name}", offered=offered)  # type: ignore[type-abstract]
         _try(name, metric, classes, multilabel)
@@ -40,13 +41,19 @@ def build_metrics(nodes: Mapping[str, OpenSection], classes: int, multilabel: bo
     return metrics
 
 
+def _is_taken(name: str) -> bool:
+    """Whether torchmetrics or `SizeMetrics` use the name for something else."""
+    return name in ("counts", "images", "confusion") or hasattr(MetricCollection({}), name)
+
+
 def _try(name: str, metric: Metric, classes: int, multilabel: bool) -> None:
     generator, kind = torch.Generator().manual_seed(0), type(metric).__name__
-    probabilities_NK = torch.rand(8, classes, generator=generator)
-    target = torch.randint(classes, (8,), generator=generator)
+    images = classes + 3 if classes < 100 else 64  # not K, because a target (N,) would then fit to (N, K)
+    probabilities_NK = torch.rand(images, classes, generator=generator)
+    target = torch.randint(classes, (images,), generator=generator)
     takes = f"probabilities (N, {classes}) and class indices (N,)"
     if multilabel:
-        target = torch.randint(2, (8, classes), generator=generator)
+        target = torch.randint(2, (images, classes), generator=generator)
         takes = f"probabilities (N, {classes}) and labels (N, {classes}) of 0 and 1"
     else:
         probabilities_NK = probabilities_NK.softmax(1)
