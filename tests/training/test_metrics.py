@@ -146,7 +146,7 @@ def test_a_test_writes_its_confusion_matrices(sppnet: Caller) -> None:
     [
         (["+metrics.x._target_=torchmetrics.MeanSquaredError"], "metrics.x: MeanSquaredError must take probabilities"),
         (["+metrics.x._target_=torchmetrics.classification.BinaryAccuracy"], "metrics.x: BinaryAccuracy must take"),
-        ([KAPPA.replace("kappa", "top1")], "metrics.top1 is not allowed: the name of a metric has"),
+        ([KAPPA.replace("kappa", "top1")], "metrics.top1 is not allowed: a name has at most"),
         (
             [KAPPA, "+metrics.kappa.wheights=1"],
             "metrics.kappa: torchmetrics.classification.MulticlassCohenKappa refuses",
@@ -156,6 +156,8 @@ def test_a_test_writes_its_confusion_matrices(sppnet: Caller) -> None:
             "metrics.x: MulticlassF1Score must compute a number, not shape (10,)",
         ),
         (["+metrics.x._target_=torch.nn.Linear"], "metrics.x._target_=torch.nn.Linear is neither a subclass of Metric"),
+        ([KAPPA.replace("kappa", "counts")], "metrics.counts is not allowed"),
+        ([KAPPA.replace("kappa", "compute")], "metrics.compute is not allowed"),
         (
             ["checkpointing.monitor=val/top2"],
             "checkpointing.monitor=val/top2 is not allowed; it must be one of val/top1,",
