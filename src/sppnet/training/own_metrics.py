@@ -32,8 +32,8 @@ def build_metrics(nodes: Mapping[str, OpenSection], classes: int, multilabel: bo
         if not NAME.fullmatch(name) or name in BUILT_IN or name.endswith("_error") or _is_taken(name):
             raise UserError(
                 f"metrics.{name} is not allowed: a name has at most 40 letters, digits and _, starts with a letter, and"
-                " does not end in _error (which reports show as 1 - X); it is neither one of our metrics nor an attribute"
-                " of torchmetrics.MetricCollection"
+                " does not end in _error (which reports show as 1 - X); it is neither one of our metrics nor an"
+                " attribute of torchmetrics.MetricCollection"
             )
         metric = instantiate(node.node(), Metric, f"metrics.{name}", offered=offered)  # type: ignore[type-abstract]
         _try(name, metric, classes, multilabel)
