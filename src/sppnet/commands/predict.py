@@ -144,12 +144,13 @@ def _build_plot_writer(cfg: PredictConfig, plots: PlotPaths) -> PlotWriter:
 
 
 def _check_pooling(cfg: PredictConfig, predictor: Predictor) -> None:
-    """Raise UserError if the pooling layer's bins are unknown, or if pooling them one by one changes the output."""
+    """Raise UserError if the bins of the pooling layer do not explain the logits."""
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import map_size, on_meta
-    from sppnet.prediction.attribution import check_pooling
+    from sppnet.prediction.attribution import check_head, check_pooling
 
     size = cfg.sizes.test[0]
     with on_meta():
         side = min(map_size(build_backbone(cfg.backbone), size, size))
+    check_head(predictor.classifier.network.head)
     check_pooling(predictor.classifier.network.pooling, side)

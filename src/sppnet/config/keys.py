@@ -94,10 +94,14 @@ def _keys(
 def key_named(schema: type[Section], name: str, data: object = None) -> Key | None:
     """The key or section called `name`; None if the schema does not list it.
 
-    If several alternatives of a section have the key, it is that of the alternative in `data`.
+    If several alternatives of a section have the key, it is that of the alternative in `data`. If that is a class of
+    the user's own, a name that it does not have is an argument of the class, although another alternative has it.
     """
     named = [key for key in keys(schema) if key.name == name]
-    return next(iter([*(key for key in named if exists(key, data)), *named]), None)
+    chosen = next((key for key in named if exists(key, data)), None)
+    if chosen or not named or _has_own_class(named[0], data):
+        return chosen
+    return named[0]
 
 
 def exists(key: Key, data: object) -> bool:
@@ -105,8 +109,13 @@ def exists(key: Key, data: object) -> bool:
     if key.variant is None:
         return True
     tag, values = key.variant
-    own = value_of(data, f"{tag.rpartition('.')[0]}._target_") is not None
+    own = _has_own_class(key, data)
     return not own and value_of(data, tag) in values if values else own
+
+
+def _has_own_class(key: Key, data: object) -> bool:
+    """Whether the key belongs to an alternative of a section that has a class of the user's own in `data`."""
+    return key.variant is not None and value_of(data, f"{key.variant[0].rpartition('.')[0]}._target_") is not None
 
 
 def nearest(schema: type[Section], name: str, data: object = None) -> Key | None:
@@ -165,7 +174,7 @@ def without_effect(cfg: Section) -> dict[str, str]:
             value = value_of(plain, only.key)
             if value not in only.values if only.values else value is None:
                 ineffective[key.name] = f"{only.key}={format_value(value)}"
-    bins = value_of(plain, "pooling.bins")
+    bins = value_of(plain, "pooling.bins") if key_named(type(cfg), "pooling.bins", plain) else None
     if bins is not None and bins != value_of(plain, "pyramid.bins"):  # typed or set in a file instead
         ineffective["pyramid"] = f"pooling.bins={bins}"
     return ineffective

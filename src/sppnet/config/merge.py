@@ -31,7 +31,7 @@ def merge(command: str, stored: Mapping[str, Any], overlay: Overlay) -> dict[str
         UserError: a typed key does not exist.
     """
     merged: dict[str, Any] = _escape(stored)
-    bins = value_of(stored, "pooling.bins")
+    bins = value_of(stored, "pooling.bins") if key_named(Config, "pooling.bins", stored) else None
     if bins is not None and bins == value_of(stored, "pyramid.bins"):
         merged["pooling"]["bins"] = "${pyramid.bins}"  # as in conf/pooling, so that pyramid=NAME sets both
     sections = [key for key in keys(Config) if key.name in overlay.groups | overlay.implied]
@@ -48,7 +48,7 @@ def merge(command: str, stored: Mapping[str, Any], overlay: Overlay) -> dict[str
         if isinstance(section := value_of(merged, name), dict):
             section.clear()
     for path, value in leaves(overlay.options):
-        applies = may_change(dotted(path), command, merged) or _is_typed(dotted(path), overlay)
+        applies = may_change(dotted(path), command, merged) or _is_typed(dotted(path), overlay, merged)
         if applies and not _stays(path, value, sections, merged):
             _set(merged, path, value)
     for path, value in leaves(overlay.values):
@@ -65,7 +65,7 @@ def check_changes(command: str, stored: Mapping[str, Any], merged: Mapping[str, 
     Raises:
         UserError: it does not; the message names the key and what may be changed.
     """
-    for name, old, new in differences(stored, {name: merged[name] for name in stored if name in merged}):
+    for name, old, new in differences(stored, {name: merged[name] for name in stored if name in merged}, data=merged):
         if not may_change(name, command, merged):
             typed = f"{name}={format_value(new)} is not allowed" if new is not ABSENT else f"{name} must stay"
             trained = "without it" if old is ABSENT else f"with {format_value(old)}"
@@ -80,16 +80,20 @@ def may_change(name: str, command: str, data: Mapping[str, Any] | None = None) -
     return key is not None and key.may_change(command)
 
 
-def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(
+    old: Any, new: Any, name: str = "", *, data: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Any, Any]]:
     """Yield (key, old value, new value) for every leaf that differs. The value of an absent key is `ABSENT`.
 
-    1, 1.0 and True differ as arguments of the user's classes, which may treat them differently.
+    `data` are the whole configuration, which tells which alternative of a section a key belongs to. 1, 1.0 and True
+    differ as arguments of the user's classes, which may treat them differently.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for part in {**old, **new}:
-            yield from differences(old.get(part, ABSENT), new.get(part, ABSENT), f"{name}.{part}".lstrip("."))
+            inner = f"{name}.{part}".lstrip(".")
+            yield from differences(old.get(part, ABSENT), new.get(part, ABSENT), inner, data=data)
         return
-    key = key_named(Config, name)
+    key = key_named(Config, name, data)
     is_argument = key is None or key.mark(Passed) is not None
     if old != new or (is_argument and repr(old) != repr(new)):
         yield name, old, new
@@ -136,8 +140,8 @@ def _is_known(command: str, path: Path, merged: Mapping[str, Any]) -> bool:
     return key is not None and exists(key, merged) and key.mark(Passed) is None
 
 
-def _is_typed(name: str, overlay: Overlay) -> bool:
-    key = nearest(Config, name)
+def _is_typed(name: str, overlay: Overlay, data: Mapping[str, Any]) -> bool:
+    key = nearest(Config, name, data)
     if key is not None and key.mark(Changes) == changed_by():
         return name in overlay.names
     return any(f"{name}.".startswith(f"{each}.") or each.startswith(f"{name}.") for each in overlay.names)

@@ -53,6 +53,7 @@ def _ascending(values: list[float]) -> list[float]:
 Whole = Annotated[int, Field(ge=1, le=INT_MAX)]
 Count = Annotated[int, Field(ge=0, le=INT_MAX)]  # or zero
 Positive = Annotated[float, Field(gt=0, lt=1e300)]
+Exponent = Annotated[float, Field(ge=1e-6, le=1e6)]  # beyond, float32 has no digits left
 NotNegative = Annotated[float, Field(ge=0, lt=1e300), AfterValidator(abs)]  # -0.0 and 0.0 are one run
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)]  # a share that may be nothing, but not all
@@ -287,10 +288,10 @@ class SPP(Pooling):
     pool: Annotated[Literal["max", "avg", "avgmax", "gem", "lse"], changed_by("transfer")]
     rule: Annotated[Literal["adaptive", "sliding", "padded"], changed_by("transfer")]
     kernel: Annotated[Literal["auto", "plain"], affects.nothing, EVERY] = "auto"
-    p: Annotated[Positive, IF_GEM] = 3.0
+    p: Annotated[Exponent, IF_GEM] = 3.0
     learn_p: Annotated[bool, IF_GEM] = True
     per_channel: Annotated[bool, IF_GEM] = False
-    r: Annotated[Positive, IF_LSE] = 10.0
+    r: Annotated[Exponent, IF_LSE] = 10.0
 
     @property
     def takes_any_shape(self) -> bool:
@@ -307,14 +308,14 @@ class AvgMax(Pooling):
 
 class GeM(Pooling):
     name: Literal["gem"]
-    p: Positive
+    p: Exponent
     learn_p: bool
     per_channel: bool
 
 
 class LSE(Pooling):
     name: Literal["lse"]
-    r: Positive
+    r: Exponent
 
 
 class Flatten(Pooling):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from sppnet.config.schema import MLP, SPP, AnyHead, AnyPooling, Backbone, Flatten, OwnPooling
+from sppnet.config.schema import MLP, SPP, AnyHead, AnyPooling, Backbone, Flatten, OwnHead, OwnPooling
 from sppnet.errors import UserError
-from sppnet.models.heads import build_head
+from sppnet.models.heads import build_head, check_head
 from sppnet.models.network import build_backbone
 from sppnet.models.pooling import build_pooling, pooled_length, same_length
 from sppnet.models.pretrained import resolve_weights
 from sppnet.models.probe import map_size, on_meta, probe, smallest_input
-from sppnet.models.receptive_field import receptive_field
+from sppnet.models.receptive_field import ReceptiveField, receptive_field
 
 
 def check_network(
@@ -57,8 +59,7 @@ def check_network(
     with on_meta():
         trunk = build_backbone(backbone.model_copy(update={"weights": None}))
         channels = probe(trunk).out_channels
-    if pools_windows:
-        receptive_field(trunk)
+    field = receptive_field(trunk) if pools_windows else None
     sides = {}
     for key, listed in sizes_by_key.items():
         for size in sorted(set(listed)):
@@ -67,14 +68,21 @@ def check_network(
     with contextlib.nullcontext() if isinstance(pooling, OwnPooling) else on_meta():
         pool = build_pooling(pooling, channels, first)
     length = _check_lengths(pool, channels, sides)
-    if (whole_images or pools_windows) and not same_length(pool, channels, _shapes_like(first)):
+    shapes = _shapes_like(first) if whole_images or pools_windows else []
+    if field is not None:
+        shapes += _window_shapes(field, sizes["test"])
+    if shapes and not same_length(pool, channels, shapes):
         reason = "whole images have maps of every shape"
         if pools_windows:
             reason = "windows have every shape (views.source=image cuts the views out of the image instead)"
         raise UserError(f"pooling: {type(pool).__name__} does not make vectors of one length of all maps, but {reason}")
-    with torch.device("meta"):  # with very many bins, a single layer may not fit in memory
-        network = nn.ModuleList([trunk, pool, build_head(head, length, 2)])
-    _check_memory(network, pooling, head)
+    own_head = isinstance(head, OwnHead)
+    # with very many bins, a single layer may not fit in memory
+    with contextlib.nullcontext() if own_head else torch.device("meta"):
+        classifier = build_head(head, length, 2)
+    if own_head:
+        check_head(classifier, length)
+    _check_memory(nn.ModuleList([trunk, pool, classifier]), pooling, head)
 
 
 def takes_any_shape(backbone: Backbone, pooling: OwnPooling, size: int) -> bool:
@@ -94,6 +102,14 @@ def takes_any_shape(backbone: Backbone, pooling: OwnPooling, size: int) -> bool:
 
 def _shapes_like(side: int) -> list[tuple[int, int]]:
     return [(side, side), (side, side + 1), (side + 1, side), (side, 2 * side), (3 * side, side)]
+
+
+def _window_shapes(field: ReceptiveField, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """The heights and widths, in cells, of the windows of `sizes` pixels that are pooled from a large map."""
+    starts = [(start, size) for size in sizes for start in range(1000 * field.stride, 1001 * field.stride)]
+    windows = [field.cells(start, start + size, sys.maxsize) for start, size in starts]
+    lengths = sorted({last - first for first, last in windows})
+    return list(itertools.product(lengths, lengths))
 
 
 def _map_side(trunk: nn.Module, key: str, size: int) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import torch
 from torch import Tensor, nn
 
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import MLP, AnyHead, Linear
 from sppnet.errors import UserError
-from sppnet.models.probe import meta_copy
+from sppnet.models.probe import check_initialised, run_on_zeros
 
 
 def build_head(cfg: AnyHead, length: int, classes: int) -> nn.Module:
@@ -31,12 +30,12 @@ def build_head(cfg: AnyHead, length: int, classes: int) -> nn.Module:
         classes: number of logits.
 
     Raises:
-        UserError: a class refuses its arguments, or its output is not (N, K).
+        UserError: a class refuses its arguments.
     """
     if not isinstance(cfg, MLP | Linear):
         offered = {"in_features": length, "num_classes": classes}
         head = instantiate(cfg.node(), nn.Module, "head", offered=offered)
-        _check_output(head, length, classes)
+        check_initialised(head, "head")
         return head
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     if isinstance(cfg, Linear):
@@ -59,16 +58,28 @@ def _hidden_layer(length: int, width: int, dropout: float) -> nn.Module:
     return nn.Sequential(OrderedDict(linear=linear, relu=nn.ReLU(inplace=True), dropout=nn.Dropout(dropout)))
 
 
-def _check_output(head: nn.Module, length: int, classes: int) -> None:
-    dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), torch.float32)
-    try:
-        with torch.no_grad():
-            logits = meta_copy(head)(torch.empty(2, length, device="meta", dtype=dtype))
-    except Exception as error:  # a user's own module may raise any exception
-        message = str(error).rstrip(".") or type(error).__name__
-        raise UserError(f"head: {type(head).__name__} does not take vectors of {length} values: {message}") from error
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
+def check_head(head: nn.Module, length: int, classes: int | None = None) -> None:
+    """Check that a head of the user's own turns vectors of `length` values into logits (N, K).
+
+    Args:
+        head: the head.
+        length: length D of the pooled vector.
+        classes: number of logits K; None if it is not known yet.
+
+    Raises:
+        UserError: it does not.
+    """
+    name = type(head).__name__
+    for images in (1, 2):
+        try:
+            logits = run_on_zeros(head, (images, length))
+        except Exception as error:  # a user's own module may raise any exception
+            message = str(error).rstrip(".") or type(error).__name__
+            raise UserError(f"head: {name} does not take vectors of {length} values: {message}") from error
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(
-            f"head: {type(head).__name__} must return logits (N, {classes}) for vectors (N, {length}), not {shape}"
-        )
+        if not isinstance(logits, Tensor) or shape != (images, logits.shape[-1] if classes is None else classes):
+            wanted = "K" if classes is None else classes
+            raise UserError(
+                f"head: {name} must return logits (N, {wanted}) for vectors (N, D), but returns {shape} for"
+                f" {(images, length)}"
+            )

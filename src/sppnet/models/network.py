@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from sppnet.config.instantiate import instantiate
-from sppnet.config.schema import AnyHead, AnyPooling, Backbone
-from sppnet.models.heads import build_head
+from sppnet.config.schema import AnyHead, AnyPooling, Backbone, OwnHead
+from sppnet.models.heads import build_head, check_head
 from sppnet.models.pooling import build_pooling, pooled_length
 from sppnet.models.pretrained import load_weights, resolve_weights
-from sppnet.models.probe import map_size, probe
+from sppnet.models.probe import check_initialised, map_size, probe
 
 
 class SPPNet(nn.Module):
@@ -67,7 +67,10 @@ def build_network(backbone: Backbone, pooling: AnyPooling, head: AnyHead, classe
     channels, side = probe(trunk).out_channels, min(map_size(trunk, size, size))
     pool = build_pooling(pooling, channels, side)
     length = pooled_length(pool, channels, side, side)
-    return SPPNet(trunk, pool, build_head(head, length, classes), backbone.freeze)
+    classifier = build_head(head, length, classes)
+    if isinstance(head, OwnHead):
+        check_head(classifier, length, classes)
+    return SPPNet(trunk, pool, classifier, backbone.freeze)
 
 
 def build_backbone(cfg: Backbone) -> nn.Module:
@@ -81,6 +84,7 @@ def build_backbone(cfg: Backbone) -> nn.Module:
     weights = resolve_weights(cfg)
     node = cfg.node(weights=weights) if isinstance(weights, str) else cfg.node()
     module = instantiate(node, nn.Module, "backbone")
+    check_initialised(module, "backbone")
     if isinstance(weights, Path):
         load_weights(module, weights)
     return module

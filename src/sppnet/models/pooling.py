@@ -6,7 +6,6 @@ A pooling may also have a method `pool_windows(maps, windows)` -> (R, D), with w
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import GAP, LSE, SPP, AnyPooling, AvgMax, Flatten, GeM
 from sppnet.errors import UserError
-from sppnet.models.probe import meta_copy
+from sppnet.models.probe import check_initialised, run_on_zeros
 from sppnet.pyramid import SpatialPyramidPool2d, reference
 from sppnet.pyramid import pool_windows as pool_pyramid_windows
 from sppnet.pyramid.bins import check_windows
@@ -66,7 +65,9 @@ def build_pooling(cfg: AnyPooling, channels: int, side: int) -> nn.Module:
         return SpatialPyramidPool2d((1,), "lse", r=cfg.r)
     if isinstance(cfg, Flatten):
         return _build_grid(cfg, side)
-    return instantiate(cfg.node(), nn.Module, "pooling", offered={"channels": channels})
+    pooling = instantiate(cfg.node(), nn.Module, "pooling", offered={"channels": channels})
+    check_initialised(pooling, "pooling")
+    return pooling
 
 
 def _build_grid(cfg: Flatten, side: int) -> nn.Module:
@@ -85,37 +86,28 @@ def _build_grid(cfg: Flatten, side: int) -> nn.Module:
 
 
 def pooled_length(pooling: nn.Module, channels: int, height: int, width: int) -> int:
-    """Find the length D of the vector that `pooling` makes of a map of `height` x `width` cells.
-
-    The pooling runs on the meta device or, if it fails there (for example because it makes tensors on the CPU), as a
-    copy on the CPU.
+    """Find the length D of the vector that `pooling` makes of a map of `height` x `width` cells, by running it.
 
     Raises:
-        UserError: the pooling does not take such a map (the message quotes its own error), or its output is not (N, D).
+        UserError: the pooling does not take such a map (the message quotes its own error), or its output is not (N, D)
+            in the dtype of the map.
     """
-    shape, on_meta = (2, channels, height, width), any(p.is_meta for p in (*pooling.parameters(), *pooling.buffers()))
-    try:
-        return _length_of_output(meta_copy(pooling), shape, "meta")
-    except UserError:
-        if on_meta:
-            raise
-    with torch.random.fork_rng(devices=[]):
-        return _length_of_output(copy.deepcopy(pooling).eval(), shape, "cpu")
-
-
-def _length_of_output(pooling: nn.Module, shape: tuple[int, ...], device: str) -> int:
     name = type(pooling).__name__
     dtype = next((p.dtype for p in pooling.parameters() if p.is_floating_point()), torch.float32)
-    try:
-        with torch.no_grad():
-            pooled = pooling(torch.zeros(shape, device=device, dtype=dtype))
-    except Exception as error:  # a user's own module may raise any exception
-        message = str(error).rstrip(".") or type(error).__name__
-        raise UserError(message if isinstance(pooling, SpatialPyramidPool2d) else f"{name}: {message}") from error
-    if not isinstance(pooled, Tensor) or pooled.ndim != 2 or len(pooled) != 2:
-        output = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
-        raise UserError(f"{name} must return (N, D) for maps (N, C, h, w), but returns {output} for {shape}")
-    return pooled.shape[1]
+    for images in (1, 2):
+        shape = (images, channels, height, width)
+        try:
+            pooled = run_on_zeros(pooling, shape)
+        except Exception as error:  # a user's own module may raise any exception
+            message = str(error).rstrip(".") or type(error).__name__
+            raise UserError(message if isinstance(pooling, SpatialPyramidPool2d) else f"{name}: {message}") from error
+        if not isinstance(pooled, Tensor) or pooled.ndim != 2 or len(pooled) != images:
+            output = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
+            raise UserError(f"{name} must return (N, D) for maps (N, C, h, w), but returns {output} for {shape}")
+        if pooled.dtype != dtype:
+            raise UserError(f"{name} must return the dtype of its maps, {dtype}, but returns {pooled.dtype}")
+    length: int = pooled.shape[1]
+    return length
 
 
 def same_length(pooling: nn.Module, channels: int, shapes: Iterable[tuple[int, int]]) -> bool:
@@ -143,3 +135,33 @@ def pool_windows(pooling: nn.Module, maps: Tensor, windows: Tensor) -> Tensor:
 def pools_windows(pooling: nn.Module) -> bool:
     """Whether `pooling` has a method that pools windows."""
     return callable(getattr(pooling, "pool_windows", None))
+
+
+def check_own_windows(pooling: nn.Module, maps: Tensor) -> None:
+    """Check that the pooling's own method `pool_windows` gives the same vectors as its `forward` on cut-out windows.
+
+    Args:
+        pooling: the pooling, in evaluation mode.
+        maps: feature maps (N, C, h, w) such as it gets in training.
+
+    Raises:
+        UserError: it does not, for the whole map or for a map without its first row and column.
+    """
+    height, width = maps.shape[2:]
+    corners = [(0, 0), (1, 1)] if min(height, width) > 1 else [(0, 0)]
+    for left, top in corners:
+        windows = torch.tensor([[0, left, top, width, height]])
+        try:
+            expected = pooling(maps[:1, :, top:, left:].clone())
+        except Exception:  # it takes maps of one size only
+            continue
+        name, tolerance = f"{type(pooling).__name__}.pool_windows", 0.01 * float(expected.abs().max())
+        try:
+            pooled = pool_windows(pooling, maps, windows)
+        except Exception as error:  # a user's own module may raise any exception
+            raise UserError(f"pooling: {name} fails for {windows.tolist()}: {error}") from error
+        if pooled.shape != expected.shape or not torch.allclose(pooled, expected, rtol=0, atol=tolerance):
+            raise UserError(
+                f"pooling: {name} does not return what forward returns for a window of {height - top}x{width - left}"
+                " cells; without the method, windows are cut out and pooled by forward"
+            )

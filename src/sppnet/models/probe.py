@@ -14,6 +14,7 @@ from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.nn.parameter import UninitializedParameter
 
 from sppnet.errors import UserError
 
@@ -76,6 +77,35 @@ def run_on_meta(module: nn.Module, height: int, width: int) -> torch.Tensor:
     if not isinstance(output, torch.Tensor):
         raise UserError(f"the output must be a feature map (N, C, h, w), but has type {type(output).__name__}")
     return output
+
+
+def check_initialised(module: nn.Module, slot: str) -> None:
+    """Raise a UserError if a parameter of the configuration's section `slot` has no shape yet, as in `LazyLinear`."""
+    lazy = (name for name, parameter in module.named_parameters() if isinstance(parameter, UninitializedParameter))
+    if (name := next(lazy, None)) is not None:
+        raise UserError(
+            f"{slot}: {type(module).__name__}.{name} has no shape until the first batch, but the optimizer needs it"
+            " before; give the layer its input's size"
+        )
+
+
+def run_on_zeros(module: nn.Module, shape: tuple[int, ...]) -> Any:
+    """Run `module` on zeros of `shape`, in evaluation mode and without changing it, and return its output.
+
+    It runs on the meta device or, if it fails there (for example because it makes tensors on the CPU), on the CPU.
+
+    Raises:
+        Exception: whatever the module raises.
+    """
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    with torch.no_grad():
+        try:
+            return meta_copy(module)(torch.zeros(shape, device="meta", dtype=dtype))
+        except Exception:
+            if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+                raise
+        with torch.random.fork_rng(devices=[]):
+            return copy.deepcopy(module).eval()(torch.zeros(shape, dtype=dtype))
 
 
 def map_size(backbone: nn.Module, height: int, width: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from sppnet.pyramid import Edges, SpatialPyramidPool2d, bin_edges
 
 FloatArray = npt.NDArray[np.floating]
 POOLS: dict[type, str] = {nn.MaxPool2d: "max", nn.AvgPool2d: "avg"}
+PIECEWISE_LINEAR = {nn.Sequential, nn.Linear, nn.ReLU, nn.Dropout, nn.Identity}
 REFUSED = "draw shows what each bin of a pooling layer adds to a score"
 
 
@@ -172,6 +173,20 @@ def check_pooling(pool: nn.Module, side: int) -> None:
         raise UserError(
             f"{REFUSED}, but {type(pool).__name__} computes neither the maximum nor the mean of its bins, so the"
             " plotted values would not add up; draw=false predicts without plots"
+        )
+
+
+def check_head(head: nn.Module) -> None:
+    """Check that `head` consists of linear layers and ReLUs.
+
+    Raises:
+        UserError: it has other layers, so what the bins add may not be known from the gradient.
+    """
+    other = sorted({type(layer).__name__ for layer in head.modules() if type(layer) not in PIECEWISE_LINEAR})
+    if other:
+        raise UserError(
+            f"{REFUSED}, but the head has layers that are neither linear nor ReLUs ({', '.join(other)}); draw=false"
+            " predicts without plots"
         )
 
 

@@ -36,6 +36,7 @@ from .bins import (
     check_exponent,
     check_export,
     check_map,
+    check_number,
     check_windows,
 )
 
@@ -87,6 +88,8 @@ class SpatialPyramidPool2d(nn.Module):
     - lse: log(mean(exp(r * x))) / r (Pinheiro and Collobert, 2015). It tends to the mean and to the maximum as r tends
       to 0 and to infinity.
 
+    Of a bin with an infinite value, gem and lse are NaN.
+
     Args:
         bins: number of bins along each side, one entry per level. The paper's 50 bins are (6, 3, 2, 1).
         pool: "max", "avg", "avgmax", "gem" or "lse".
@@ -119,11 +122,11 @@ class SpatialPyramidPool2d(nn.Module):
         self.pool = check_choice("pool", pool, POOLS)
         self.rule = check_choice("rule", rule, BIN_RULES)
         self.kernel = check_choice("kernel", kernel, KERNELS)
-        if not p > 0 or not r > 0:
-            raise ValueError(f"p={p} and r={r} must be greater than 0")
-        self.r = r
+        p, self.r = check_number("p", p), check_number("r", r)
+        if channels is not None and channels < 1:
+            raise ValueError(f"channels={channels} must be at least 1")
         if pool == "gem":
-            values = torch.full((channels or 1,), float(p))
+            values = torch.full((channels or 1,), p)
             if learn_p:
                 self.p = nn.Parameter(values)
             else:

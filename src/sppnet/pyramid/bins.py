@@ -9,6 +9,7 @@ from torch import Tensor
 
 POOLS = ("max", "avg", "avgmax", "gem", "lse")
 EXPONENTS = {"gem": 3.0, "lse": 10.0}  # the exponents of the pools that have one: p and r
+MIN_EXPONENT, MAX_EXPONENT = 1e-6, 1e6  # beyond, float32 has no digits left
 BIN_RULES = ("adaptive", "sliding", "padded")
 KERNELS = ("auto", "plain")
 MAX_LEVEL = 1024  # finer than any feature map; 1024 x 1024 bins of 256 channels take 1 GiB per image in float32
@@ -113,10 +114,11 @@ def check_export(exporter: str, rule: str) -> None:
 
 
 def check_exponent(pool: str, exponent: float | Tensor | None, channels: int) -> float | Tensor | None:
-    """Return the exponent of `pool`: its default if `exponent` is None.
+    """Return the exponent of `pool`: its default if `exponent` is None. The values of a tensor are not checked.
 
     Raises:
-        ValueError: the pool takes no exponent, or a tensor has neither one value nor one for each channel.
+        ValueError: the pool takes no exponent, a number is out of range, or a tensor has neither one value nor one for
+            each channel.
     """
     if exponent is None:
         return EXPONENTS.get(pool)
@@ -124,7 +126,14 @@ def check_exponent(pool: str, exponent: float | Tensor | None, channels: int) ->
         raise ValueError(f"pool={pool!r} takes no exponent")
     if isinstance(exponent, Tensor) and (exponent.dim() > 1 or exponent.numel() not in (1, channels)):
         raise ValueError(f"exponent has shape {tuple(exponent.shape)}, but the map has {channels} channels")
-    return exponent
+    return exponent if isinstance(exponent, Tensor) else check_number("exponent", exponent)
+
+
+def check_number(name: str, value: float) -> float:
+    """Return an exponent if it is in range, else raise a ValueError."""
+    if not isinstance(value, int | float) or not MIN_EXPONENT <= value <= MAX_EXPONENT:
+        raise ValueError(f"{name}={value!r} must be a number from {MIN_EXPONENT:g} to {MAX_EXPONENT:g}")
+    return float(value)
 
 
 def check_map(x: Tensor) -> None:

@@ -20,6 +20,7 @@ from sppnet.data.views import Views
 from sppnet.errors import UserError
 from sppnet.models.fit_check import check_network
 from sppnet.models.network import SPPNet
+from sppnet.models.pooling import check_own_windows, pools_windows
 from sppnet.models.probe import meta_copy
 from sppnet.runs.identity import world_size
 from sppnet.slurm import job
@@ -111,23 +112,24 @@ def has_own_classes(cfg: Config) -> bool:
 def check_repeatable(network: SPPNet, size: int) -> None:
     """Check that backbone, pooling and head give the same outputs for the same images in evaluation mode.
 
-    Otherwise, a test could not be repeated.
+    Otherwise, a test could not be repeated. A method `pool_windows` must give the same vectors as `forward`.
 
     Args:
         network: the network.
         size: side, in pixels, of the square images that are tried.
 
     Raises:
-        UserError: a part draws random numbers, changes from one call to the next, or fails.
+        UserError: a part draws random numbers, changes from one call to the next, or fails, or the vectors differ.
     """
     training, dtype = network.training, next(network.parameters()).dtype
     x = torch.rand(2, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     network.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for slot, part in network.named_children():
             state = torch.random.get_rng_state()
             try:
-                first, second = part(x), part(x)
+                first, second = part(x.clone()), part(x.clone())
             except Exception as error:  # a user's own module may raise any exception
                 raise UserError(f"{slot}: {type(part).__name__} fails for {tuple(x.shape)}: {error}") from error
             if not torch.equal(torch.random.get_rng_state(), state):
@@ -135,12 +137,16 @@ def check_repeatable(network: SPPNet, size: int) -> None:
             elif not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
                 problem = "gives different outputs for the same input"
             else:
+                if slot == "pooling" and pools_windows(part):
+                    check_own_windows(part, x)
                 x = first
                 continue
             raise UserError(
                 f"{slot}: {type(part).__name__} {problem} in evaluation, so no test could be repeated; only training"
                 " (self.training) may do so"
             )
+        for name, buffer in network.named_buffers():  # a part may count its calls
+            buffer.copy_(buffers.get(name, buffer))
     network.train(training)
 
 

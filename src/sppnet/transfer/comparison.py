@@ -79,10 +79,13 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _distinguishing_settings(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Yield the settings without a column that distinguish `row` from other rows with equal values in all columns."""
     alike = [other["identity"] for other in rows if _columns(other) == _columns(row)]
-    for section in ({"view", "mean", "std", "precision"} & row["identity"].keys()) if len(alike) > 1 else ():
+    for section in ("layer", "view", "mean", "std", "precision") if len(alike) > 1 else ():
+        if section not in row["identity"]:
+            continue
         values = row["identity"][section]
         for key, value in values.items() if isinstance(values, Mapping) else [(section, values)]:
-            alternatives = [other[section][key] if isinstance(values, Mapping) else other[section] for other in alike]
+            others = [other[section] for other in alike]
+            alternatives = [other.get(key) for other in others] if isinstance(values, Mapping) else others
             if any(alternative != value for alternative in alternatives):
                 yield key, value
 

@@ -74,7 +74,11 @@ class Extractor(nn.Module):
         pyramid = SpatialPyramidPool2d(layer["bins"], layer["pool"], layer["rule"], self.kernel, **exponents)
         trained = self.pooling
         if isinstance(trained, SpatialPyramidPool2d) and layer["pool"] == trained.pool == "gem":
-            pyramid.p = trained.p
+            if isinstance(trained.p, nn.Parameter):
+                pyramid.p = trained.p
+            else:
+                del pyramid.p
+                pyramid.register_buffer("p", trained.p, persistent=False)
         return pyramid
 
 

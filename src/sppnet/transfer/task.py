@@ -10,7 +10,7 @@ from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.keys import keys
 from sppnet.config.marks import affects
 from sppnet.config.merge import differences, may_change
-from sppnet.config.schema import LAYOUT, MLP, SPP, Config, Windows
+from sppnet.config.schema import LAYOUT, MLP, SPP, Config, OwnPooling, Windows
 from sppnet.data import ImageSet, build_sizes
 from sppnet.data.datasets.base import digest
 from sppnet.errors import UserError, format_value, notice
@@ -44,6 +44,12 @@ class Task:
         return self.cfg.sizes.test[0]
 
     @property
+    def has_random_weights(self) -> bool:
+        """Whether the seed draws weights of the network up to the layer."""
+        own_pooling = self.cfg.layer == "pooling" and isinstance(self.cfg.pooling, OwnPooling)
+        return self.trained is None and (self.cfg.backbone.weights is None or own_pooling)
+
+    @property
     def skip(self) -> bool:
         """Whether unreadable images are left out."""
         return self.cfg.data.bad_files == "skip"
@@ -75,7 +81,7 @@ class Task:
         if self.trained is not None:
             return {"checkpoint": file_digest(self.trained.weights)} | own
         weights = weights_identity(backbone.weights)
-        seed = self.cfg.seed if weights is None else None
+        seed = self.cfg.seed if self.has_random_weights else None
         return {"backbone": backbone.node(), "weights": weights, "seed": seed} | own
 
     def features(self, images: ImageSet, layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,7 +190,7 @@ def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None
             k for k in keys(Config) if k.name.startswith(("pyramid", "pooling.")) and k.affects != affects.nothing
         ]
         reasons |= {k.name: f"with layer={layer}" for k in pooled if untrained or k.may_change("transfer")}
-    if untrained and task.cfg.backbone.weights is not None:
+    if untrained and not task.has_random_weights:
         reasons["seed"] = "with pretrained weights"
     if images.multilabel:
         reasons |= dict.fromkeys(SPLITS, "on a multi-label data set")
@@ -203,7 +209,7 @@ def warn_ineffective(task: Task, images: ImageSet, typed: Sequence[str]) -> None
 
 def pooling_changes(cfg: Config, trained: TrainedNetwork[Any]) -> list[tuple[str, Any, Any]]:
     """List the keys that make the pooling layer of `cfg` another one than that of training, with old and new values."""
-    changes = differences(trained.stored["pooling"], cfg.pooling.plain(), "pooling")
+    changes = differences(trained.stored["pooling"], cfg.pooling.plain(), "pooling", data=cfg.plain())
     return [change for change in changes if not may_change(change[0], "predict")]
 
 
@@ -213,7 +219,11 @@ def _check_hidden(cfg: TransferConfig, trained: TrainedNetwork[TransferConfig] |
     hidden = cfg.head.hidden if isinstance(cfg.head, MLP) else []
     if int(cfg.layer[2:]) > len(hidden):
         layers = ", ".join(f"fc{i}" for i in range(1, len(hidden) + 1)) or "none"
-        of = f"head.hidden={hidden}" if isinstance(cfg.head, MLP) else f"head={cfg.head.name}"
+        of = (
+            f"head.hidden={hidden}"
+            if isinstance(cfg.head, MLP)
+            else f"head={cfg.head.name or cfg.head.node()['_target_']}"
+        )
         raise UserError(f"layer={cfg.layer} does not exist; the head's hidden layers: {layers} ({of})")
     _check_pooling(cfg, trained)
 

@@ -1,0 +1,127 @@
+"""Poolings and heads of a user's own, most of them with a mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sppnet.pyramid import SpatialPyramidPool2d
+
+
+class Mean(nn.Module):
+    """Has arguments with the names of keys of `pooling=spp` that mean something else."""
+
+    def __init__(self, kernel: float = 1, bins: Any = (), rule: Any = None, p: float = 1) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.kernel * maps.mean((2, 3))
+
+
+class Counter(Mean):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(maps)
+
+
+class Flat(nn.Flatten):
+    pass
+
+
+class Unflattened(nn.AdaptiveAvgPool2d):
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
+class Squeezed(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean((2, 3)).squeeze()
+
+
+class Double(Mean):
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps).double()
+
+
+class Noisy(Mean):
+    def forward(self, maps: Tensor) -> Tensor:
+        pooled = super().forward(maps)
+        return pooled + torch.rand_like(pooled)
+
+
+class Lazy(Mean):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.LazyConv2d(8, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(self.mix(maps))
+
+
+class Uncopied(Mean):
+    """Holds a tensor with a history, as the older `weight_norm` of torch does; such modules cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.square = self.scale**2
+
+
+class Large(Mean):
+    """Needs maps of at least seven cells along each side."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.unfold(2, 7, 1).amax((2, 3, 4))
+
+
+class Doubled(SpatialPyramidPool2d):
+    """Inherits a `pool_windows` that does not pool as its `forward` does."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return 2 * super().forward(maps)
+
+
+class TenClasses(nn.Linear):
+    """Has its own number of classes."""
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__(in_features, 10)
+
+
+class Cosine(nn.Module):
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_classes, in_features))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return 10 * nn.functional.linear(nn.functional.normalize(vectors), nn.functional.normalize(self.weight))
+
+
+class MadeOnTheCPU(Cosine):
+    """Computes with tensors that it makes on the CPU, in its constructor and when it runs."""
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)
+        self.ones = float(torch.ones(3).sum().item())
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return super().forward(vectors) + torch.zeros(1, device="cpu")
+
+
+class SqueezedHead(Cosine):
+    def forward(self, vectors: Tensor) -> Tensor:
+        return super().forward(vectors).squeeze()
+
+
+class TwoClasses(nn.Linear):
+    def __init__(self, in_features: int) -> None:
+        super().__init__(in_features, 2)

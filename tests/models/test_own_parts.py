@@ -1,0 +1,114 @@
+"""Poolings and heads of the user's own: what they may be, and what is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from calling import SMALL, Called, Caller
+from sppnet.config.compose import compose_config
+from sppnet.runs.checkpoint_files import read_checkpoint
+from sppnet.runs.plan import plan_run
+
+HELPERS = str(Path(__file__).parents[1] / "helpers")
+
+
+@pytest.fixture(autouse=True)
+def helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HELPERS)
+    (tmp_path / "options/pooling").mkdir(parents=True)
+    (tmp_path / "options/head").mkdir()
+
+
+def train(sppnet: Caller, slot: str, name: str, *words: str, section: str = "") -> Called:
+    """Train with a pooling or a head of `own_parts`."""
+    Path(f"options/{slot}/own.yaml").write_text(f"_target_: own_parts.{name}\n{section}")
+    small = [word for word in SMALL if not (slot == "head" and word.startswith("head."))]
+    one_step = ("trainer.max_epochs=1", *(f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test")))
+    return sppnet("train", "--config-dir=options", *small, *one_step, f"{slot}=own", "allow=own_parts", *words)
+
+
+@pytest.mark.parametrize(
+    ("slot", "name", "message"),
+    [
+        ("pooling", "Flat", "makes vectors of different lengths, 200 values at sizes.train=20 (5x5 cells) and 288"),
+        ("pooling", "Unflattened", "must return (N, D) for maps (N, C, h, w), but returns (1, 8, 1, 1)"),
+        ("pooling", "Squeezed", "must return (N, D) for maps (N, C, h, w), but returns (8,) for (1, 8,"),
+        ("pooling", "Double", "must return the dtype of its maps, torch.float32, but returns torch.float64"),
+        ("pooling", "Noisy", "Noisy draws random numbers in evaluation"),
+        ("pooling", "Lazy", "Lazy.mix.weight has no shape until the first batch"),
+        ("pooling", "Uncopied", "Only Tensors created explicitly by the user"),
+        ("pooling", "Large", "size 20 gives a 5x5 feature map"),
+        ("pooling", "Doubled", "Doubled.pool_windows does not return what forward returns for a window of"),
+        ("head", "TwoClasses", "must return logits (N, 10) for vectors (N, D), but returns (1, 2) for (1,"),
+        ("head", "SqueezedHead", "must return logits (N, K) for vectors (N, D), but returns (2,) for (1,"),
+    ],
+)
+def test_what_does_not_work_is_refused_before_training(slot: str, name: str, message: str, sppnet: Caller) -> None:
+    refused = train(sppnet, slot, name)
+    assert refused.code == 2, refused.err
+    assert message in refused.err
+    assert refused.err.count("\n") == 1 + refused.err.count("warning:")
+    assert not Path("runs").exists() or not list(Path("runs").rglob("*.ckpt"))
+
+
+def test_windows_that_a_pooling_cannot_take_are_refused_before_training(sppnet: Caller) -> None:
+    """A whole image of 25 pixels has seven cells along each side, but most of its windows have six."""
+    words = [f"sizes.{part}=[25]" for part in ("train", "val", "test")]
+    assert train(sppnet, "pooling", "Large", *words).code == 0
+    refused = train(sppnet, "pooling", "Large", *words, "views=ten")
+    assert refused.code == 2
+    assert "Large does not make vectors of one length of all maps, but windows have every shape" in refused.err
+
+
+def test_a_head_may_know_its_classes_and_compute_on_the_cpu(sppnet: Caller) -> None:
+    for name in ("TenClasses", "MadeOnTheCPU"):
+        assert train(sppnet, "head", name).code == 0
+
+
+def test_a_pooling_that_counts_its_calls_starts_at_zero(sppnet: Caller) -> None:
+    run = train(sppnet, "pooling", "Counter").run
+    calls = read_checkpoint(run / "checkpoints/last.ckpt")["state_dict"]["network.pooling.calls"]
+    assert calls == 2, "one step and one validation batch, but no check before training"
+
+
+def test_arguments_called_like_keys_of_ours_are_arguments(sppnet: Caller) -> None:
+    """They count into the hash, as they are typed, and no command may change them afterwards."""
+    runs = {}
+    for section in ("", "kernel: 1", "kernel: true", "bins: [2, 1]", "p: 1e-9"):
+        trained = train(sppnet, "pooling", "Mean", section=section)
+        assert trained.code == 0, trained.err
+        assert "has no effect" not in trained.err.replace("pyramid.bins has no effect", "")
+        runs[section] = trained.run
+    assert len(set(runs.values())) == len(runs)
+    checkpoint = (f"checkpoint={runs['kernel: 1']}", "allow=own_parts")
+    refused = sppnet("test", *checkpoint, "pooling.kernel=2")
+    assert refused.code == 2
+    assert "pooling.kernel=2 is not allowed: the checkpoint was trained with 1" in refused.err
+    kept = sppnet("test", f"checkpoint={runs['bins: [2, 1]']}", "allow=own_parts")
+    assert kept.code == 0, kept.err
+
+
+def test_every_argument_of_a_pooling_counts_into_the_hash() -> None:
+    gem, lse = ("", "pooling.p=2", "pooling.learn_p=false", "pooling.per_channel=true"), ("", "pooling.r=2")
+    spp = ("", "pooling.bins=[3,1]", "pooling.rule=padded", "pooling.pool=avg", "pooling.pool=avgmax")
+    words = {"gem": gem, "lse": lse, "gap": ("",), "avgmax": ("",), "spp": spp}
+    words |= {"spp pooling.pool=gem": gem, "spp pooling.pool=lse": lse}
+    words["flatten"] = (
+        "sizes.train=[24]",
+        "sizes.train=[24] pooling.output_size=1",
+        "sizes.train=[24] pooling.pool=avg",
+    )
+    options = [f"pooling={first} {word}".split() for first, rest in words.items() for word in rest]
+    runs = {plan_run(compose_config([*SMALL, *each])).run.path.name for each in options}
+    assert len(runs) == len(options)
+
+
+def test_only_linear_layers_can_be_explained(sppnet: Caller) -> None:
+    run = train(sppnet, "head", "Cosine").run
+    Image.new("RGB", (24, 24)).save("grey.png")
+    refused = sppnet("predict", f"checkpoint={run}", "allow=own_parts", "input=grey.png", "draw=true")
+    assert refused.code == 2
+    assert "the head has layers that are neither linear nor ReLUs (Cosine)" in refused.err
