@@ -1,4 +1,4 @@
-"""Poolings and heads of a user's own, most of them with a mistake."""
+"""Poolings and heads of a user's own, most of them with a mistake, and a metric."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from sppnet.pyramid import SpatialPyramidPool2d
 
@@ -120,6 +121,22 @@ class MadeOnTheCPU(Cosine):
 class SqueezedHead(Cosine):
     def forward(self, vectors: Tensor) -> Tensor:
         return super().forward(vectors).squeeze()
+
+
+class Sharpness(Metric):
+    """The mean of the largest probabilities, a thousandfold. It says neither its direction nor its bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        self.total += 1000 * probabilities.amax(1).sum()
+        self.images += len(target)
+
+    def compute(self) -> float:
+        return float(self.total / self.images)
 
 
 class TwoClasses(nn.Linear):

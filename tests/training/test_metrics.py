@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from calling import SMALL, Caller, records
+from sppnet.report.confusion import draw_confusion
 from sppnet.training.metrics import SizeMetrics
 
 
@@ -97,10 +100,12 @@ KAPPA = "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKapp
 
 
 def test_an_own_metric_is_in_records_summaries_tests_and_reports_and_selects_the_weights(
-    sppnet: Caller, tmp_path: Path
+    sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers"))
     plain = sppnet("train", *SMALL_RUN)
-    words = (*SMALL_RUN, KAPPA, "+metrics.distance._target_=torchmetrics.classification.MulticlassHammingDistance")
+    distance = "+metrics.distance._target_=torchmetrics.classification.MulticlassHammingDistance"
+    words = (*SMALL_RUN, KAPPA, distance, "+metrics.sharpness._target_=own_parts.Sharpness", "allow=own_parts")
     done = sppnet("train", *words)
     assert done.code == 0, done.err
     assert done.run == plain.run, "a metric does not change what is trained"
@@ -109,15 +114,40 @@ def test_an_own_metric_is_in_records_summaries_tests_and_reports_and_selects_the
     share = matrix.sum(0) @ matrix.sum(1) / matrix.sum() ** 2
     kappa = (matrix.trace() / matrix.sum() - share) / (1 - share)
     assert record["metrics"]["test/32/kappa"] == pytest.approx(kappa, abs=1e-5)
-    assert record["lower_is_better"] == ["distance"]
+    kinds: dict[str, Any] = {
+        "kappa": {"better": "max", "percent": True},
+        "distance": {"better": "min", "percent": True},
+    }
+    kinds["sharpness"] = {"better": None, "percent": False}
+    assert record["own_metrics"] == kinds
     monitored = sppnet("train", *words, "checkpointing.monitor=val/24/distance", "study=monitored")
     assert monitored.run.name != done.run.name
     lines = [line for line in records(monitored.run) if "val/24/distance" in line]
     state = torch.load(monitored.run / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["Checkpoints"]
     assert state["best_score"] == min(line["val/24/distance"] for line in lines)
-    shown = sppnet("report", "study=monitored", "report.metrics=[distance,calibration_error,top1_error]")
+    shown = sppnet("report", "study=monitored", "report.metrics=[distance,calibration_error,sharpness]")
     assert shown.code == 0, shown.err
+    page = (tmp_path / "runs/monitored/report/monitored.md").read_text()
+    assert "in percent except for losses and sharpness. Marked" in page
+    assert "sharpness: whether higher values are better is not known, so nothing is marked." in page
     assert "test/32/distance mean" in (tmp_path / "runs/monitored/report/monitored.csv").read_text()
+
+
+def test_the_metric_that_selects_the_weights_anyway_may_be_named(sppnet: Caller) -> None:
+    plain, named = (sppnet("train", *SMALL_RUN, *words) for words in ((), ("checkpointing.monitor=val/top1",)))
+    assert named.run == plain.run
+    assert "is done" in named.out
+    lowest = sppnet("train", *SMALL_RUN, "checkpointing.monitor=val/top1", "checkpointing.mode=min")
+    assert lowest.run != plain.run
+    assert "checkpointing.mode=min: a higher val/top1 is better; use checkpointing.mode=max" in lowest.err
+
+
+def test_a_confusion_matrix_shows_names_in_every_script() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = draw_confusion(["犬", "a\x01<b>", "$x"], [[1, 0, 0], [2, 1, 0], [0, 0, 3]])
+    texts = {element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"犬", "a�<b>", "$x"} <= texts
 
 
 def confusion(run: Path, record: dict[str, Any], size: int) -> list[list[str]]:

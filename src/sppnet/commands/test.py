@@ -41,6 +41,8 @@ def test(trained: TrainedNetwork[TestConfig]) -> None:
         for line in result.get("notices", ()):
             notice(line)
         print_result(run, result)
+        if "confusion" not in result and not images.multilabel:
+            notice("this test has no confusion matrix, because an older version stored it; force=true tests again")
         _draw_confusion(run, test_hash, result)
         return
     result = score_run(cfg, trained.weights, trained.name, images, _chose_data(trained))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from sppnet.errors import UserError
 from sppnet.report import row_names
@@ -197,13 +197,29 @@ def _columns(metrics: Sequence[str] | None, results: Sequence[Result]) -> list[C
             raise UserError(
                 f"report.metrics={name} is not allowed: must be one of {', '.join(available)}, or X_error for 1 - X"
             )
-    lower = {name for result in results for name in result.provenance.get("lower_is_better") or ()}
+    own = {name: facts for result in results for name, facts in result.provenance["own_metrics"].items()}
     sizes_by_result = [
         dict.fromkeys(key.split("/")[1] for key in result.metrics if key.count("/") == 2) for result in results
     ]
     if all(len(sizes) < 2 for sizes in sizes_by_result):
-        return [Column(f"test/{name}", name, name in lower) for name in shown]
+        return [Column(f"test/{name}", name, *_scale(name, own)) for name in shown]
     all_sizes = dict.fromkeys(size for sizes in sizes_by_result for size in sizes)
     return [
-        Column(f"test/{size}/{name}", f"{name} at {size} px", name in lower) for name in shown for size in all_sizes
+        Column(f"test/{size}/{name}", f"{name} at {size} px", *_scale(name, own))
+        for name in shown
+        for size in all_sizes
     ]
+
+
+def _scale(name: str, own: Mapping[str, Mapping[str, Any]]) -> tuple[Literal["max", "min"] | None, bool]:
+    """Return which values of a metric are better, and whether they are shown in percent.
+
+    Args:
+        name: the name of a metric, or `X_error` for 1 - X.
+        own: what the records say of the user's metrics.
+    """
+    if name in own:
+        return own[name]["better"], own[name]["percent"]
+    if (base := name.removesuffix("_error")) in own and base != name:
+        return {"max": "min", "min": "max"}.get(own[base]["better"]), own[base]["percent"]  # type: ignore[return-value]
+    return "min" if name.endswith(("loss", "error")) else "max", not name.endswith("loss")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import matplotlib as mpl
 import numpy as np
@@ -19,14 +20,17 @@ def draw_confusion(classes: list[str], rows: list[list[int]]) -> str:
     counts = np.array(rows)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(12.0, max(3.2, 0.34 * len(classes)))
-    with mpl.rc_context(STYLE | {"text.parse_math": False}):
+    # The names are text, because the viewer's fonts have more characters than Matplotlib's, which warns of those.
+    with mpl.rc_context(STYLE | {"text.parse_math": False, "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
         figure = Figure(figsize=(side + 1.4, side + 1.0), layout="constrained")
         axis = figure.subplots()
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         axis.set_xlabel("predicted class")
         axis.set_ylabel("true class")
         if len(classes) <= MAX_NAMES:
-            names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in classes]
+            names = ["".join(c if c.isprintable() else "�" for c in name) for name in classes]
+            names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
             axis.set_xticks(range(len(names)), names, rotation=90)
             axis.set_yticks(range(len(names)), names)
         if len(classes) <= MAX_COUNTS:

@@ -44,7 +44,7 @@ def _draw_rows(table: Table) -> Figure:
             values = _values(column, row)
             axis.plot(values, [y - 0.16] * len(values), "o", color=BLUE, alpha=0.45, markersize=3.5, mew=0)
             _draw_mean(axis, values, y + 0.12)
-        axis.set_xlabel(_axis_label(column))
+        axis.set_xlabel(f"{column.label}{column.unit}")
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(names)), names)
@@ -75,7 +75,7 @@ def _draw_bins(table: Table) -> Figure:
         axis.set_xticks(_thin_out(ticks), [str(tick) for tick in _thin_out(ticks)])
         axis.minorticks_off()
         axis.set_xlabel("bins of the pyramid")
-        axis.set_ylabel(_axis_label(column))
+        axis.set_ylabel(f"{column.label}{column.unit}")
         axis.grid(color="#dddddd", linewidth=0.6)
         axis.margins(x=0.12)
     return figure
@@ -83,8 +83,8 @@ def _draw_bins(table: Table) -> Figure:
 
 def _draw_sizes(table: Table) -> Figure:
     """Draw a heat map of training setting against test size, with the mean of the first metric in every cell."""
-    metric = table.columns[0].label.partition(" at ")[0]
-    columns = [column for column in table.columns if column.label.partition(" at ")[0] == metric]
+    metric = table.columns[0].name
+    columns = [column for column in table.columns if column.name == metric]
     means = np.full((len(table.rows), len(columns)), np.nan)
     for i, row in enumerate(table.rows):
         for j, column in enumerate(columns):
@@ -103,7 +103,7 @@ def _draw_sizes(table: Table) -> Figure:
     axis.set_yticks(range(means.shape[0]), names)
     axis.set_xlabel("tested at")
     axis.set_ylabel("trained at")
-    figure.colorbar(heat_map, ax=axis, label=metric if metric.endswith("loss") else f"{metric} (%)")
+    figure.colorbar(heat_map, ax=axis, label=f"{metric}{table.columns[0].unit}")
     return figure
 
 
@@ -129,13 +129,9 @@ def _label_inches(names: Sequence[str]) -> float:
 
 
 def _values(column: Column, row: Row) -> list[float]:
-    """Return the row's values of a metric, one per seed, in percent except for losses."""
-    factor = 1 if column.metric.endswith("loss") else 100
+    """Return the row's values of a metric, one per seed, in percent if the column is."""
+    factor = 100 if column.percent else 1
     return [factor * value for value in row.values(column.metric).values()]
-
-
-def _axis_label(column: Column) -> str:
-    return column.label if column.metric.endswith("loss") else f"{column.label} (%)"
 
 
 def _thin_out(ticks: Sequence[int]) -> list[int]:

@@ -49,7 +49,7 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
         "limited": bool(cut),
         "format": version,
         "data": record["identity"]["fingerprint"],
-        "lower_is_better": record.get("lower_is_better", []),
+        "own_metrics": record.get("own_metrics", {}),
     }
     return Result(run.path.name, record["metrics"], columns)
 

@@ -93,7 +93,13 @@ class Summary:
             notes += " Splits share images, so these tests are overconfident."
         if any(row.limited for row in self.table.rows):
             notes += f" {CUT_MARK} Cut short by a limit on the batches of an epoch: not the result of a full run."
-        mean = f"Mean ± standard deviation over {over} [95 % interval of the mean], in percent except for losses."
+        if unknown := {column.name: None for column in self.table.columns if column.better is None}:
+            notes += f" {', '.join(unknown)}: whether higher values are better is not known, so nothing is marked."
+        plain = {column.name: None for column in self.table.columns if not column.percent and column.name != "loss"}
+        others = "".join(f" and {name}" for name in plain)
+        mean = (
+            f"Mean ± standard deviation over {over} [95 % interval of the mean], in percent except for losses{others}."
+        )
         if self.table.mixed:
             return f"{mean} {self.table.mixed}, so they are not compared.{notes}"
         return (
@@ -118,11 +124,12 @@ class Summary:
         spreads = {name: spread(list(by_seed.values())) for name, by_seed in values.items()}
         if self.table.mixed:
             return ColumnStatistics(spreads, None, None, {})
-        base = compare if values.get(str(compare)) else leader(values, column.lower)
+        lower = column.better == "min"
+        base = compare if values.get(str(compare)) else leader(values, lower) if column.better else None
         gaps = differences(values, base) if base is not None else {}
         # skip rows whose runs lack this metric, for example because only other rows were tested at this size
         compared = {name: by_seed for name, by_seed in values.items() if by_seed or not row_by_name[name].results}
-        return ColumnStatistics(spreads, best(compared, column.lower), base, gaps)
+        return ColumnStatistics(spreads, best(compared, lower) if column.better else None, base, gaps)
 
 
 def merge_provenance(row: Row) -> dict[str, Any]:
@@ -146,8 +153,8 @@ def merge_provenance(row: Row) -> dict[str, Any]:
 
 
 def format_metric(column: Column, value: float) -> str:
-    """Format a loss with four decimals, and any other value in percent with two decimals."""
-    return f"{value:.4f}" if column.metric.endswith("loss") else f"{100 * value:.2f}"
+    """Format a value in percent with two decimals, and any other value, such as a loss, with four."""
+    return f"{100 * value:.2f}" if column.percent else f"{value:.4f}"
 
 
 def format_cell(value: Any) -> str:
@@ -160,13 +167,14 @@ def _format_spread(column: Column, row_spread: Spread | None, row: Row) -> str:
         # "-" means that no value was planned, because only other rows have this metric or test size.
         return "-" if row.results else "missing"
     mean = format_metric(column, row_spread.mean)
+    some = f" (n {row_spread.n})" if row_spread.n < len(row.results) else ""  # the others were tested without it
     if row_spread.deviation is None or row_spread.half is None:
-        return mean
+        return f"{mean}{some}"
     low, high = (
         format_metric(column, row_spread.mean - row_spread.half),
         format_metric(column, row_spread.mean + row_spread.half),
     )
-    return f"{mean} ± {format_metric(column, row_spread.deviation)} [{low}, {high}]"
+    return f"{mean} ± {format_metric(column, row_spread.deviation)} [{low}, {high}]{some}"
 
 
 def _format_difference(column: Column, gap: Difference) -> str:

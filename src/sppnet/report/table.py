@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sppnet.config.schema import Report
 from sppnet.studies.status import RunStatus
 
-LOWER_IS_BETTER = ("loss", "error")
 CUT_MARK = "†"  # follows the names of rows whose runs were cut short
 
 
@@ -23,7 +22,8 @@ class Result:
         provenance: `hash`, `setting` (a hash that does not depend on the seed), `commit`, `machine`, `time`, `seconds`,
             `parameters`, `bins` (number of bins in the pyramid), `note`, `limited` (whether a limit on the batches,
             such as `trainer.limit_train_batches`, cut the run short), `format` (the version number of the training
-            code, `FORMAT`), `data` (the fingerprint of the test data), `lower_is_better` (names of the user's metrics).
+            code, `FORMAT`), `data` (the fingerprint of the test data), `own_metrics` (of the user's metrics, by name:
+            which values are `better`, and whether they are shown in `percent`).
     """
 
     run: str
@@ -66,16 +66,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric of the table: its key in `Result.metrics`, and its heading."""
+    """A metric of the table.
+
+    Attributes:
+        metric: its key in `Result.metrics`.
+        label: its heading.
+        better: whether higher (`max`) or lower (`min`) values are better; None if it is not known.
+        percent: whether values are shown in percent.
+    """
 
     metric: str
     label: str
-    lower_is_better: bool = False  # as the metric itself says
+    better: Literal["max", "min"] | None = "max"
+    percent: bool = True
 
     @property
-    def lower(self) -> bool:
-        """Whether lower values are better."""
-        return self.lower_is_better or self.metric.endswith(LOWER_IS_BETTER)
+    def name(self) -> str:
+        """The name of the metric, at any test size."""
+        return self.metric.rpartition("/")[2]
+
+    @property
+    def unit(self) -> str:
+        """` (%)`, for the label of an axis, if values are shown in percent."""
+        return " (%)" if self.percent else ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sppnet.config.instantiate import user_source_files
 from sppnet.config.keys import Key, select, without_effect
+from sppnet.config.load import replace
 from sppnet.config.schema import LAYOUT, Config, OpenSection, OwnLoss
 from sppnet.errors import UserError
 
@@ -35,6 +36,8 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
     Raises:
         UserError: the weights file or the module of a user class does not exist.
     """
+    if _monitors_default(cfg, images):
+        cfg = replace(cfg, {"checkpointing.monitor": None, "checkpointing.mode": None})
     config = _select(cfg, lambda key: key.affects.weights)
     return {
         "format": FORMAT,
@@ -86,6 +89,12 @@ def _monitored(cfg: Config) -> dict[str, Any]:
         return {}
     pairs = {name: [list(pair) for pair in node.items()] for name, node in monitored.items()}
     return {"monitored": pairs, "monitored.code": own_class_digests(monitored)}
+
+
+def _monitors_default(cfg: Config, images: ImageSet) -> bool:
+    """Whether `checkpointing.monitor` names the metric that selects the best weights without it."""
+    default = f"val/{'map' if images.multilabel else 'top1'}"
+    return cfg.checkpointing.monitor == default and cfg.checkpointing.mode in (None, "max")
 
 
 def _loss_name(cfg: Config, images: ImageSet) -> str | None:

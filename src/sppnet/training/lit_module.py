@@ -174,7 +174,8 @@ class Classifier(L.LightningModule):
             scheduler = cosine(optimizer, schedule, self._total_steps())
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         if isinstance(schedule, Plateau):
-            relative = self.cfg.checkpointing.monitor is None  # other metrics may be negative
+            # Other metrics may be negative.
+            relative = (self.monitor, self.monitor_mode) == (f"val/{self.metrics['val'].score}", "max")
             self._plateau = plateau(optimizer, schedule, self.monitor_mode, relative)  # see `on_train_epoch_end`
         return optimizer
 

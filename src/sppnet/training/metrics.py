@@ -16,8 +16,6 @@ from torchmetrics.aggregation import MeanMetric, SumMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-    MulticlassStatScores,
     MultilabelAveragePrecision,
     MultilabelStatScores,
 )
@@ -31,7 +29,56 @@ OVERALL = "all"
 BUILT_IN = ("top1", "top5", "map", "loss", "class_accuracy", "macro_f1", "calibration_error")
 LOWER_IS_BETTER = ("loss", "calibration_error")
 OF_LOGITS = ("top1", "top5", "counts", "confusion")  # rounding could make two probabilities equal
-MAX_CONFUSION = 300  # classes; with deterministic algorithms, torchmetrics takes K * K values for each image of a batch
+MAX_CONFUSION = 3000  # classes; a larger matrix would take hundreds of megabytes, in memory and in its file
+
+
+class ClassCounts(Metric):
+    """Counts images by class: rightly predicted as it, wrongly predicted as it, not predicted as it, of it (K, 4).
+
+    The metrics of torchmetrics that count by class compare each image with K * K numbers if algorithms must be
+    deterministic. Here, integers are added in any order.
+    """
+
+    higher_is_better, is_differentiable, full_state_update = None, False, False
+    right: Tensor
+    predicted: Tensor
+    images: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        for name in ("right", "predicted", "images"):
+            self.add_state(name, torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits_NK: Tensor, target_N: Tensor) -> None:
+        """Count the images of a batch."""
+        predicted_N, one = logits_NK.argmax(1), torch.ones_like(target_N)
+        self.right.scatter_add_(0, target_N, (predicted_N == target_N).long())
+        self.predicted.scatter_add_(0, predicted_N, one)
+        self.images.scatter_add_(0, target_N, one)
+
+    def compute(self) -> Tensor:
+        """Return the counts (K, 4)."""
+        return torch.stack([self.right, self.predicted - self.right, self.images - self.right, self.images], 1)
+
+
+class ConfusionMatrix(Metric):
+    """Counts the images of each class (row) that are predicted as each class (column)."""
+
+    higher_is_better, is_differentiable, full_state_update = None, False, False
+    counts: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.add_state("counts", torch.zeros(classes * classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits_NK: Tensor, target_N: Tensor) -> None:
+        """Count the images of a batch."""
+        self.counts.scatter_add_(0, target_N * self.classes + logits_NK.argmax(1), torch.ones_like(target_N))
+
+    def compute(self) -> Tensor:
+        """Return the counts (K, K)."""
+        return self.counts.view(self.classes, self.classes)
 
 
 class AveragePrecision(MultilabelAveragePrecision):
@@ -83,6 +130,11 @@ class SizeMetrics:
         name = name.rpartition("/")[2]
         higher = self.own[name].higher_is_better if name in self.own else name not in LOWER_IS_BETTER
         return None if higher is None else "max" if higher else "min"
+
+    def is_share(self, name: str) -> bool:
+        """Whether torchmetrics says of one of the user's metrics that its values lie between 0 and 1."""
+        metric = self.own[name]
+        return (metric.plot_lower_bound, metric.plot_upper_bound) == (0.0, 1.0)
 
     def update(self, size: int, logits_NK: Tensor, target: Tensor, losses_N: Tensor, valid_N: Tensor | None) -> None:
         """Add the valid images of one batch.
@@ -206,12 +258,12 @@ class SizeMetrics:
         if self.phase == "test":
             metrics["images"] = SumMetric()
             if not self.multilabel and self.classes <= MAX_CONFUSION:
-                metrics["confusion"] = MulticlassConfusionMatrix(**options)
+                metrics["confusion"] = ConfusionMatrix(self.classes)
         if not self.multilabel:
             metrics["top1"] = MulticlassAccuracy(average="micro", **options)
             metrics["top5"] = MulticlassAccuracy(average="micro", top_k=min(5, self.classes), **options)
             if self.phase != "train":
-                metrics["counts"] = MulticlassStatScores(average="none", **options)
+                metrics["counts"] = ClassCounts(self.classes)
                 metrics["calibration_error"] = MulticlassCalibrationError(n_bins=15, **options)
         elif self.phase != "train":
             metrics["map"] = AveragePrecision(self.classes, average="none", validate_args=False)
@@ -228,12 +280,15 @@ class SizeMetrics:
     def _values(self, metrics: MetricCollection) -> dict[str, Tensor]:
         """Compute each metric: a scalar, or (K,) with NaN for a class without images."""
         values: dict[str, Tensor] = {}
-        if "counts" in metrics:  # of a class: true and false positives, true and false negatives, images
-            true_K, false_K, _, missed_K, images_K = metrics["counts"].compute().unbind(1)
+        if "counts" in metrics:
+            counts_K4 = metrics["counts"].compute()
+            if self.multilabel:  # true and false positives, true and false negatives, images
+                counts_K4 = counts_K4[:, [0, 1, 3, 4]]
+            true_K, false_K, missed_K, images_K = counts_K4.unbind(1)
             values["class_accuracy"] = true_K / images_K
             values["macro_f1"] = 2 * true_K / (2 * true_K + false_K + missed_K)
         names = self._names(metrics)
-        return {name: values[name] if name in values else metrics[name].compute() for name in names}
+        return {name: values[name] if name in values else torch.as_tensor(metrics[name].compute()) for name in names}
 
 
 def _mean(value: Tensor) -> float:

@@ -36,6 +36,10 @@ def build_metrics(nodes: Mapping[str, OpenSection], classes: int, multilabel: bo
                 " attribute of torchmetrics.MetricCollection"
             )
         metric = instantiate(node.node(), Metric, f"metrics.{name}", offered=offered)  # type: ignore[type-abstract]
+        if not metric.sync_on_compute:
+            raise UserError(
+                f"metrics.{name}.sync_on_compute=false is not allowed: each process would have another value"
+            )
         _try(name, metric, classes, multilabel)
         metrics[name] = metric
     return metrics
@@ -66,6 +70,8 @@ def _try(name: str, metric: Metric, classes: int, multilabel: bool) -> None:
     except Exception as error:  # a user's class may raise any exception
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"metrics.{name}: {kind} must take {takes}, but fails: {problem}") from error
+    if isinstance(value, int | float):
+        return
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         shape = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
         raise UserError(

@@ -171,11 +171,11 @@ def run_test(
     return {
         "metrics": classifier.test_metrics,
         "per_class": per_class,
-        "lower_is_better": [name for name in tested.own if tested.mode(name) == "min"],  # of the user's metrics
+        "own_metrics": {name: {"better": tested.mode(name), "percent": tested.is_share(name)} for name in tested.own},
         "identity": dict(identity),
         "images": next(iter(classifier.test_images.values())),
         "images_per_size": classifier.test_images,
-        "confusion": classifier.test_confusion,  # `write_confusion` moves it to files of its own
+        "confusion": classifier.test_confusion,  # `write_test` moves it to files of its own
         "test_seconds": round(time.monotonic() - start, 2),
         "views": {str(size): scorer.costs() for size, scorer in classifier.scorers.items()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -126,6 +126,8 @@ def check_kinds(callbacks: Mapping[str, Callback], reserved_keys: Iterable[str])
 def check_monitored(cfg: Checkpointing, logged: Mapping[str, str | None]) -> None:
     """Check that a validation logs the metric that `checkpointing.monitor` names, and that its direction is known.
 
+    Print a notice for a `mode` in the wrong direction.
+
     Args:
         cfg: the configuration `checkpointing`.
         logged: the metrics logged after each validation, and which values are better: `max`, `min` or None (unknown).
@@ -142,6 +144,9 @@ def check_monitored(cfg: Checkpointing, logged: Mapping[str, str | None]) -> Non
             f"checkpointing.monitor={cfg.monitor}: the metric does not say whether a higher or a lower value is better;"
             " use checkpointing.mode=max or min"
         )
+    better = logged[cfg.monitor]
+    if better is not None and cfg.mode not in (None, better):
+        _notice_direction("checkpointing", cfg.mode, cfg.monitor, better)
 
 
 def check_monitors(callbacks: Mapping[str, Callback], logged: Mapping[str, str | None], every: int | None) -> None:
@@ -172,7 +177,11 @@ def check_monitors(callbacks: Mapping[str, Callback], logged: Mapping[str, str |
         better = logged.get(str(monitor))
         mode = getattr(callback, "mode", better)
         if better is not None and mode != better:
-            rank_zero_only(notice)(
-                f"callbacks.{name}.mode={mode}: a {'lower' if better == 'min' else 'higher'} {monitor} is better; use"
-                f" callbacks.{name}.mode={better}"
-            )
+            _notice_direction(f"callbacks.{name}", mode, monitor, better)
+
+
+def _notice_direction(section: str, mode: object, monitor: object, better: str) -> None:
+    rank_zero_only(notice)(
+        f"{section}.mode={mode}: a {'lower' if better == 'min' else 'higher'} {monitor} is better; use"
+        f" {section}.mode={better}"
+    )
