@@ -32,7 +32,7 @@ def checkpoints_are_plain_data(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def sppnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Caller:
+def sppnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Caller]:
     """`sppnet WORDS...` in this process and a new working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SPPNET_ALLOW", raising=False)
@@ -55,7 +55,10 @@ def sppnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         out, err = capsys.readouterr()
         return Called(code, out, err)
 
-    return call
+    yield call
+    for name, module in list(sys.modules.items()):  # the next test may have a module of the same name
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture

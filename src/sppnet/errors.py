@@ -18,6 +18,9 @@ class UserError(ValueError):
 class RunFailed(Exception):  # noqa: N818  (the name says what happened)
     """A command that has started its work cannot continue; the message gives the reason in one line (exit code 1)."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
+
 
 def format_value(value: object) -> str:
     """Format the value of a key as YAML writes it."""

@@ -121,6 +121,8 @@ NAMES_AND_VALUES = [
     (["train", "trainer.min_steps=-1"], ["trainer.min_steps=-1", "at least 0"]),
     (["train", "launch=slurm", "+hydra.launcher.options.array=0-5"], ["hydra.launcher.options={array: 0-5}", "output"]),
     (["train", "data.root=photos"], ["data.root", "it exists with data=folder"]),
+    (["train", "mix=both", "mix.alpha=1"], ["mix.alpha with mix.name=both", "it exists with mix=cutmix"]),
+    (["train", "-m", "mix=both,mixup", "mix.alpha=1"], ["mix.alpha", "it exists with mix=cutmix"]),
     (["train", "seed=x(1)"], ["seed=x(1)", "quote values"]),
     (["train", "-cn", "base"], ["--config-name"]),
     (["train", "data=folder", "data.root=~/no/such(1)"], ["~/no/such(1) does not exist"]),
@@ -292,6 +294,15 @@ def test_a_callback_that_refuses_its_arguments(
 ) -> None:
     assert_one_line(sppnet("train", *words), "callbacks.", *parts)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_cannot_be_imported(sppnet: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half.py").write_text("class Half(\n")
+    refused = sppnet("train", "allow=half", "augment.transforms=[{_target_: half.Half}]")
+    assert_one_line(
+        refused, "augment.transforms.0._target_=half.Half cannot be imported: SyntaxError", "half.py, line 1"
+    )
 
 
 def test_images_are_kept_only_at_a_shorter_side_and_only_where_a_change_would_be_seen(sppnet: Caller) -> None:

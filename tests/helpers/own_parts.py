@@ -25,6 +25,8 @@ class Mean(nn.Module):
 class Counter(Mean):
     """Counts its calls in a buffer."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
@@ -125,6 +127,9 @@ class SqueezedHead(Cosine):
 
 class Sharpness(Metric):
     """The mean of the largest probabilities, a thousandfold. It says neither its direction nor its bounds."""
+
+    total: Tensor
+    images: Tensor
 
     def __init__(self) -> None:
         super().__init__()

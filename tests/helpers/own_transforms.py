@@ -57,6 +57,16 @@ class Tenth(nn.Module):
         return image
 
 
+class Counter(nn.Module):
+    """Turns each image further than the one before."""
+
+    images = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.images += 1
+        return image.roll(self.images, 2)
+
+
 class ShrinksDark(nn.Module):
     """Changes the size of dark images, to which images of noise do not belong."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sppnet import pool_windows, spatial_pyramid_pool2d
 from sppnet.pyramid import POOLS, reference
+from sppnet.pyramid.bins import EXPONENTS
 
 BINS = (6, 3, 2, 1)
 HEIGHT, WIDTH = 5, 7
@@ -34,11 +35,19 @@ def one_by_one(x: Tensor, windows: Tensor, pool: str) -> Tensor:
     return torch.cat([spatial_pyramid_pool2d(crop, BINS, pool) for crop in crops])
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "memory_format"),
+    [
+        (torch.bfloat16, torch.channels_last),
+        (torch.float32, torch.contiguous_format),
+        (torch.float32, torch.channels_last),
+        (torch.float64, torch.contiguous_format),
+    ],
+)
 @pytest.mark.parametrize("pool", POOLS)
 def test_every_window_pools_as_its_crop(pool: str, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     x, windows = maps(dtype=dtype).contiguous(memory_format=memory_format), every_window()
+    windows = windows[:: 3 if pool in EXPONENTS else 1]  # pooling one by one takes long
     pooled = pool_windows(x, windows, BINS, pool)
     expected = one_by_one(x, windows, pool)
     assert torch.equal(pooled, expected) if pool == "max" else torch.allclose(pooled, expected, rtol=TOLERANCE[dtype])
@@ -46,7 +55,7 @@ def test_every_window_pools_as_its_crop(pool: str, dtype: torch.dtype, memory_fo
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_gradients_are_those_of_the_crops(pool: str) -> None:
-    x, windows = maps().requires_grad_(), every_window()
+    x, windows = maps().requires_grad_(), every_window()[:: 6 if pool in EXPONENTS else 1]
     pooled = [pool_windows(x, windows, BINS, pool), one_by_one(x, windows, pool)]
     grad = torch.randint(1, 9, pooled[0].shape, generator=torch.Generator().manual_seed(2)).double()
     grads = [torch.autograd.grad(output, x, grad)[0] for output in pooled]

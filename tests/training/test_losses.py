@@ -232,6 +232,7 @@ def test_a_softmax_over_several_labels_is_refused() -> None:
         ("RootOfZero", "has a gradient that is not finite"),
         ("Raises", "raises KeyError for logits (4, 3) and targets (4,) of int64: 'such a class'"),
         ("Pair", "returns tuple"),
+        ("CentresInPlace", "changes its logits or targets in place"),
     ],
 )
 def test_an_own_loss_that_cannot_be_trained_with_is_refused(name: str, message: str) -> None:
@@ -259,9 +260,11 @@ def test_an_own_loss_is_checked_with_the_targets_of_the_run() -> None:
         check(own_losses.Perceptron(), "Perceptron", classes)
         check(own_losses.Binary(), "Binary", classes, multilabel=True)
     for mode in (True, False):
-        own = own_losses.Tempered().train(mode)
-        check(own, "Tempered")
-        assert own.training == mode
+        own = own_losses.Counting().train(mode)
+        check(own, "Counting")
+        assert (own.training, own.seen) == (mode, 0)
+    with pytest.raises(UserError, match="changes its logits or targets in place"):
+        check(own_losses.SmoothsInPlace(), "SmoothsInPlace", multilabel=True)
     with pytest.raises(UserError, match=r"OfClasses returns the shape \(4,\) for 5 images"):
         check(own_losses.OfClasses(), "OfClasses", 4)
     with pytest.raises(UserError, match=r"NoShares raises .* for logits \(4, 3\) and targets \(4, 3\) of float32"):
@@ -316,10 +319,25 @@ def test_an_own_loss_trains_like_torchs_and_its_parameters_with_it(sppnet: Calle
     assert done.run != other.run
 
 
+def test_a_loss_that_fails_on_the_images_of_a_run_ends_it_in_one_line(sppnet: Caller, own: Any) -> None:
+    failed = sppnet("train", *own("own_losses.Counting"), *SMALL, "data.batch_size=31")
+    assert failed.code == 1
+    assert (
+        failed.err
+        == "sppnet train: loss: own_losses.Counting raises ValueError for 31 images: an odd number of images\n"
+    )
+
+
 def test_a_loss_or_mix_that_does_not_fit_leaves_nothing_behind(sppnet: Caller, own: Any) -> None:
     several = ("allow=own_losses", "data._target_=own_losses.Several", "data.name=several")
     cases: list[tuple[tuple[str, ...], str]] = [
         (("loss.class_weights=[1,2]",), "loss.class_weights has 2 weights, but the data set has 10 classes"),
+        ((f"loss.class_weights=[{','.join(['1e-50'] * 10)}]",), "loss.class_weights is 0 for every class that occurs"),
+        (
+            ("loss.class_weights=[1e7]",),
+            "must be null or balanced, or a non-empty list, each item a number of at least 0 and at most 1e+06",
+        ),
+        (("loss=focal", "loss.gamma=200"), "loss.gamma=200 is not allowed: must be a number of at least 0 and at most"),
         (("loss.class_weights=[]",), "loss.class_weights=[] is not allowed"),
         (("loss.class_weights=even",), "loss.class_weights=even is not allowed"),
         (("loss=focal", "loss.gamma=-1"), "loss.gamma=-1 is not allowed"),

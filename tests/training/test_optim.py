@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from calling import SMALL, Caller, limits, weights
 from sppnet.config.compose import compose_config
 from sppnet.errors import UserError
+from sppnet.runs.plan import plan_run
 from sppnet.training.optim import build_optimizer, undecayed
 
 
@@ -49,6 +50,19 @@ def test_norms_biases_and_exponents_do_not_decay(optim: str) -> None:
     rest = {"conv.bias"} | NORM | TABLE | POOL
     assert groups(*words, "optim.decay_norms=false") == [({"conv.weight"}, 0.1), (rest, 0)]
     assert groups(*words, "optim.decay_norms=false", freeze=True) == [(NORM | TABLE | POOL, 0)]
+
+
+def test_names_without_decay_come_from_a_method() -> None:
+    module = nn.Linear(2, 2)
+    module.no_weight_decay = {"weight"}  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"^Linear.no_weight_decay must be a method that returns names of parameters: "):
+        undecayed(compose_config(["optim.decay_norms=false"]).optim, module)
+
+
+def test_no_decay_and_null_are_one_setting() -> None:
+    without, null = (compose_config([word]) for word in ("~optim.weight_decay", "optim.weight_decay=null"))
+    assert plan_run(without).run.path == plan_run(null).run.path
+    assert without.optim.node() == null.optim.node()
 
 
 def test_there_is_one_group_if_nothing_decays() -> None:

@@ -127,7 +127,7 @@ def run_composed(command: str, words: Sequence[str], run_command: Callable[[Job[
     try:
         hydra.main(version_base="1.3", config_path=str(option_files.root() / "conf"), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(compose.explain(error, command)) from error
+        raise UserError(compose.explain(error, command, words)) from error
     except UserError:  # raised by our launchers; it is a ValueError, so the next clause would catch it
         raise
     except (ValueError, TypeError) as error:  # raised by Hydra if a group gets a list or a number instead of a name

@@ -44,17 +44,17 @@ def compose_plain(command: str, overrides: list[str]) -> dict[str, Any]:
     Raises:
         UserError: the overrides cannot be composed.
     """
-    with explained(command):
+    with explained(command, overrides):
         return _to_dict(OmegaConf.create(unresolved(compose_hydra(command, overrides))))
 
 
 @contextmanager
-def explained(command: str) -> Iterator[None]:
+def explained(command: str, overrides: Sequence[str] = ()) -> Iterator[None]:
     """Turn an error of Hydra or OmegaConf into a UserError whose message is one line."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, command)) from error
+        raise UserError(explain(error, command, overrides)) from error
 
 
 def _cause(error: BaseException) -> OmegaConfBaseException | None:
@@ -74,7 +74,7 @@ def expand_sweep(command: str, overrides: list[str]) -> tuple[list[ExpandedJob],
     Raises:
         UserError: the overrides cannot be composed.
     """
-    with explained(command):
+    with explained(command, overrides):
         parsed = OverridesParser.create().parse_overrides(overrides)
         fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
         typed = [word for word in overrides if not sets_hydra(word)]
@@ -157,12 +157,12 @@ def one_line(error: BaseException) -> str:
     return f"{key}: {text}" if key and str(key) not in text else text
 
 
-def explain(error: BaseException, command: str) -> str:
+def explain(error: BaseException, command: str, overrides: Sequence[str]) -> str:
     """Explain a Hydra error in one line: what is wrong, and what is available instead."""
     cause = _cause(error)
     key = str(getattr(cause, "full_key", None) or "")
     if isinstance(error, ConfigCompositionException) and "Could not override" in str(error) and key:
-        return _unknown_key(key, command)
+        return _unknown_key(key, command, overrides)
     if isinstance(error, OverrideParseException):
         name, _, value = error.override.partition("=")
         return f"{error.override} cannot be parsed; quote values with special characters: \"{name}='{value}'\""
@@ -177,7 +177,7 @@ def explain(error: BaseException, command: str) -> str:
     return text.split("Config search path:")[0].rstrip(" ,")
 
 
-def _unknown_key(key: str, command: str) -> str:
+def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
     if (name := key.removeprefix("hydra.launcher.")) in SlurmOptions.model_fields:
         return f"unknown key {key}; it exists with launch=slurm"
     if name != key:
@@ -187,7 +187,13 @@ def _unknown_key(key: str, command: str) -> str:
     if (name := key.removeprefix("callbacks.")) != key:
         new = f"+callbacks.{name.split('.')[0]}"
         return f"unknown key {key}; put + before each key of a new callback: {new}._target_=CLASS {new}.KEY=VALUE"
-    return unknown_key(COMMANDS[command], key, compose_plain(command, []), groups=option_files.group_names())
+    groups = option_files.group_names()
+    chosen = [word for word in overrides if word.partition("=")[0] in groups]
+    try:
+        plain = compose_plain(command, chosen)
+    except UserError:  # several options of a sweep, for example
+        plain = compose_plain(command, [])
+    return unknown_key(COMMANDS[command], key, plain, groups=groups)
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,8 @@ def _source_file(name: str) -> Path:
             spec = importlib.util.find_spec(".".join(parts[:end]))
         except ModuleNotFoundError:
             continue
+        except Exception as error:  # of a package that contains it
+            raise UserError(_import_problem(name, "", error).removeprefix(".")) from error
         if spec is not None and spec.origin is not None and spec.has_location:
             return Path(spec.origin)
     raise UserError(
@@ -145,7 +147,9 @@ def _import_target(name: str, slot: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name and module.startswith(error.name):
                 continue
-            raise
+            raise UserError(_import_problem(name, slot, error)) from error
+        except Exception as error:  # a user's module may raise any exception
+            raise UserError(_import_problem(name, slot, error)) from error
         for part in parts[end:]:
             target = getattr(target, part, None)
         if target is None:
@@ -155,6 +159,10 @@ def _import_target(name: str, slot: str) -> Any:
             raise UserError(f"{slot}._target_={name} is defined in {home[:-1] or 'no module'}, which is not allowed")
         return target
     raise UserError(f"{slot}._target_={name} does not exist")
+
+
+def _import_problem(name: str, slot: str, error: Exception) -> str:
+    return f"{slot}._target_={name} cannot be imported: {type(error).__name__}: {error}"
 
 
 def _returns(target: Any, kind: type) -> bool:

@@ -54,6 +54,7 @@ Whole = Annotated[int, Field(ge=1, le=INT_MAX)]
 Count = Annotated[int, Field(ge=0, le=INT_MAX)]  # or zero
 Positive = Annotated[float, Field(gt=0, lt=1e300)]
 Exponent = Annotated[float, Field(ge=1e-6, le=1e6)]  # beyond, float32 has no digits left
+UpToMillion = Annotated[float, Field(ge=0, le=1e6), AfterValidator(abs)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e300), AfterValidator(abs)]  # -0.0 and 0.0 are one run
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)]  # a share that may be nothing, but not all
@@ -134,12 +135,16 @@ class OpenSection(Section):
     target: Annotated[str, BeforeValidator(lambda name: check_target(name, ""))] = Field(alias="_target_")
 
     def node(self, **more: Any) -> dict[str, Any]:
-        """Return `_target_` and the arguments of the class, as `sppnet.config.instantiate` takes them."""
+        """Return `_target_` and the arguments of the class, as `sppnet.config.instantiate` takes them.
+
+        A key whose default is null is passed only if it has a value, so null means the same as no key.
+        """
         passed = {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()
             if any(isinstance(mark, Passed) for mark in field.metadata) and name in self.model_fields_set
         }
+        passed = {name: value for name, value in passed.items() if value is not None}
         return {"_target_": self.target, **passed, **(self.model_extra or {}), **more}
 
 
@@ -356,8 +361,8 @@ AnyHead = Annotated[MLP | Linear | OwnHead, ChosenBy("name")]
 class Loss(Section):
     name: Annotated[Literal["auto", "cross_entropy", "bce", "focal"], affects.by_content]
     label_smoothing: Share
-    class_weights: Literal["balanced"] | NonEmpty[NotNegative] | None = None
-    gamma: Annotated[NotNegative, Only("loss.name", ("focal",))] = 2.0
+    class_weights: Literal["balanced"] | NonEmpty[UpToMillion] | None = None
+    gamma: Annotated[float, Field(ge=0, le=100), AfterValidator(abs), Only("loss.name", ("focal",))] = 2.0
 
 
 class OwnLoss(OpenSection):

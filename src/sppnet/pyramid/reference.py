@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .bins import ONNX, PROGRAM, Edges, active_exporter, bin_edges
+from .bins import ONNX, Edges, active_exporter, bin_edges
 
 SMALLEST = 1e-12  # the generalised mean counts smaller values of a map as this one
 CROP_VALUES = 2**26  # `pool_windows` crops at most this many values at once (256 MiB in float32)
@@ -152,30 +152,38 @@ def _generalised_mean(x: Tensor, n: int, pool: str, rule: str, exponent: float |
         exponent = exponent.squeeze() if exponent.numel() == 1 else exponent
     values = wide.clamp(min=SMALLEST).log() if pool == "gem" else wide
     # All rows of a bin have the same number of cells, so the mean over the bin is the mean over the means of its rows.
-    by_col = torch.cat([_log_mean_exp(values, 3, edge, exponent) for edge in bin_edges(x.shape[3], n, rule)], 3)
-    means = torch.cat([_log_mean_exp(by_col, 2, edge, exponent) for edge in bin_edges(x.shape[2], n, rule)], 2)
+    pool_rows = _log_mean_exp_by_masks if torch.compiler.is_compiling() else _log_mean_exp_of_slices
+    by_col = pool_rows(values, n, rule, exponent)
+    means = pool_rows(by_col.transpose(2, 3), n, rule, exponent).transpose(2, 3)
     return (means.exp() if pool == "gem" else means).to(x.dtype)
 
 
-def _log_mean_exp(x: Tensor, dim: int, edge: tuple[int, int], r: float | Tensor) -> Tensor:
-    """Compute log(mean(exp(r * x))) / r over the cells `[start, end)` along `dim`, which is kept.
+def _log_mean_exp_of_slices(x: Tensor, n: int, rule: str, r: float | Tensor) -> Tensor:
+    """Compute `_log_mean_exp` over the cells of each of `n` bins along the last axis: `(..., n)`."""
+    parts = [x[..., start:end] for start, end in bin_edges(x.shape[-1], n, rule)]
+    return torch.stack([_log_mean_exp(part, part.detach().amax(-1), part.shape[-1], r) for part in parts], -1)
 
-    The maximum is subtracted first, so no exponential overflows. `expm1` and `log1p` keep the digits of values that
-    differ by much less than 1 / r.
+
+def _log_mean_exp_by_masks(x: Tensor, n: int, rule: str, r: float | Tensor) -> Tensor:
+    """Compute the same as `_log_mean_exp_of_slices` with few operations, which compile fast.
+
+    Exported programs with slices would refuse maps in which a slice is one cell wide.
     """
-    start, end = edge
-    if active_exporter() == PROGRAM:  # its programs would refuse maps in which a slice is one cell wide
-        cell = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(4)])
-        inside = ((cell >= start) & (cell < end)).expand_as(x)
-        top = x.detach().masked_fill(~inside, -torch.inf).amax(dim, keepdim=True)
-        x = torch.where(inside, x, top.expand_as(x))
-    else:
-        x = x.narrow(dim, start, end - start)
-        top = x.detach().amax(dim, keepdim=True)
-    r_like = r.expand_as(x) if isinstance(r, Tensor) else r
-    # No gradient goes through the maximum, because its parts would cancel.
-    z = r_like * (x - top.expand_as(x))
+    cell = torch.arange(x.shape[-1], device=x.device)
+    inside = torch.stack([(cell >= start) & (cell < end) for start, end in bin_edges(x.shape[-1], n, rule)])
+    cells = x[..., None, :]
+    top = cells.detach().masked_fill(~inside, -torch.inf).amax(-1)
+    r = r[..., None] if isinstance(r, Tensor) and r.dim() else r
+    return _log_mean_exp(torch.where(inside, cells, top[..., None]), top, inside.sum(-1), r)
+
+
+def _log_mean_exp(x: Tensor, top: Tensor, count: int | Tensor, r: float | Tensor) -> Tensor:
+    """Compute log(mean(exp(r * x))) / r over the last axis of `x`, in which `count` cells are not padded with `top`.
+
+    The maximum `top` is subtracted first, so no exponential overflows. `expm1` and `log1p` keep the digits of values
+    that differ by much less than 1 / r. No gradient goes through the maximum, because its parts would cancel.
+    """
+    z = r * (x - top[..., None])
     # Far below 0, torch computes the gradient of expm1 as expm1(z) + 1, which has no digits left.
     terms = torch.where(z > -0.5, z.expm1(), z.exp() - 1)
-    mean = terms.sum(dim, keepdim=True) / (end - start)
-    return top + torch.log1p(mean) / (r.expand_as(mean) if isinstance(r, Tensor) else r)
+    return top + torch.log1p(terms.sum(-1) / count) / (r.squeeze(-1) if isinstance(r, Tensor) and r.dim() else r)

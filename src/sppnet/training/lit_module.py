@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from sppnet.config.schema import LAYOUT, Config, Cosine, Plateau
+from sppnet.config.schema import LAYOUT, Config, Cosine, OwnLoss, Plateau
 from sppnet.data.batch_samplers import used_batches
 from sppnet.data.loader import Batch
 from sppnet.data.seeding import seed_generators
@@ -117,7 +117,7 @@ class Classifier(L.LightningModule):
             inputs, target = self.mix(inputs, batch)
             label = main_labels(target, label)
         logits, valid = self(inputs), batch["valid"]
-        losses: Tensor = self.loss(logits, target)
+        losses = self._losses(logits, target)
         total: Tensor = (losses * valid).sum()
         loss = total.detach() / valid.sum().clamp(min=1)
         self.check_loss()
@@ -233,6 +233,23 @@ class Classifier(L.LightningModule):
         self.test_images, self.test_confusion = metrics.images(), metrics.confusion()
         metrics.reset()
 
+    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the losses (N,). `check_own_loss` has tried the user's own loss on other images.
+
+        Raises:
+            RunFailed: the user's own loss fails, or does not return a value per image.
+        """
+        own = self.cfg.loss.target if isinstance(self.cfg.loss, OwnLoss) else None
+        try:
+            losses: Tensor = self.loss(logits, target)
+        except Exception as error:
+            if own is None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise RunFailed(f"loss: {own} raises {type(error).__name__} for {len(logits)} images: {error}") from error
+        if own is not None and losses.shape != (len(logits),):
+            raise RunFailed(f"loss: {own} returns the shape {tuple(losses.shape)} for {len(logits)} images")
+        return losses
+
     def _check_finite(self, batch: Batch, logits: Tensor) -> Tensor:
         # Without this check, the first class would be predicted for an image whose logits are NaN.
         if not (torch.isfinite(logits).all(1) | ~batch["valid"]).all():
@@ -244,7 +261,7 @@ class Classifier(L.LightningModule):
         return logits
 
     def _update_metrics(self, phase: Phase, batch: Batch, logits: Tensor) -> None:
-        losses = self.loss(logits, batch["target"])
+        losses = self._losses(logits, batch["target"])
         valid = None if batch["all_valid"] else batch["valid"]
         self.metrics[phase].update(batch["size"], logits, batch["target"], losses, valid)
 

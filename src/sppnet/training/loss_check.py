@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ def check_own_loss(
     target = torch.cat([logits_NK[:2].argmin(1), logits_NK[2:].argmax(1)])
     if multilabel:
         target = (torch.rand(count, classes, generator=generator) < 0.5).float()
-    mode = loss.training
+    loss = copy.deepcopy(loss)  # it may count the images that it sees
     with torch.random.fork_rng(devices=[]):  # the loss may draw random numbers, as dropout does
         for training in (True, False):
             loss.train(training)
@@ -41,12 +43,12 @@ def check_own_loss(
             if problem := _find_problem(loss, logits_NK, given, training):
                 mode_name = "training" if training else "evaluation"
                 raise UserError(f"loss: {cfg.target} {problem} (in {mode_name} mode)")
-    loss.train(mode)
 
 
 def _find_problem(loss: nn.Module, logits_NK: Tensor, target: Tensor, training: bool) -> str:
     """Say what is wrong with the loss of these images; "" if nothing is."""
-    logits_NK = logits_NK.clone().requires_grad_(training)
+    given_NK, given = logits_NK, target
+    logits_NK, target = logits_NK.clone().requires_grad_(training), target.clone()
     shape = (len(logits_NK),)
     kind = f"targets {tuple(target.shape)} of {str(target.dtype).removeprefix('torch.')}"
     with torch.set_grad_enabled(training):
@@ -54,8 +56,10 @@ def _find_problem(loss: nn.Module, logits_NK: Tensor, target: Tensor, training: 
             losses = loss(logits_NK, target)
         except Exception as error:  # a user's class may raise any exception
             message = " ".join(str(error).split())
-            given = f"logits {tuple(logits_NK.shape)} and {kind}"
-            return f"raises {type(error).__name__} for {given}: {message}".rstrip(": ")
+            inputs = f"logits {tuple(logits_NK.shape)} and {kind}"
+            return f"raises {type(error).__name__} for {inputs}: {message}".rstrip(": ")
+        if not (torch.equal(logits_NK, given_NK) and torch.equal(target, given)):
+            return "changes its logits or targets in place, but the metrics need them as they were"
         if not isinstance(losses, Tensor):
             return f"returns {type(losses).__name__}; it must return a tensor (N,) with one value per image"
         if losses.ndim == 0:

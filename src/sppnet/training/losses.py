@@ -181,7 +181,7 @@ def class_weights(cfg: AnyLoss, sets: Splits) -> list[float] | None:
             f"loss.class_weights has {len(weights)} weights, but the data set has {len(classes)} classes; give one"
             " weight per class"
         )
-    if not any(weight * count for weight, count in zip(weights, counts, strict=True)):
+    if not any(np.float32(weight) * count for weight, count in zip(weights, counts, strict=True)):
         raise UserError("loss.class_weights is 0 for every class that occurs in the training images")
     return weights
 

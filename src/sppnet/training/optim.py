@@ -39,7 +39,7 @@ def build_optimizer(
         return optimizer
     if "weight_decay" not in optimizer.defaults:
         raise UserError(
-            f"optim: {optim.target} has no weight_decay for each group of parameters, but {next(iter(undecayed))} must"
+            f"optim: {optim.target} has no weight_decay for each group of parameters, but {min(undecayed)} must"
             " have none; use optim.weight_decay=0"
         )
     decayed = [p for name, p in named.items() if name not in undecayed]
@@ -55,12 +55,25 @@ def undecayed(optim: Optim, module: nn.Module, pooling: nn.Module | None = None)
     and those that this method of any other module names.
 
     Call this before FSDP flattens the parameters.
+
+    Raises:
+        UserError: `no_weight_decay` is not a method, or fails.
     """
     names = set() if optim.decay_norms else {name for name, p in module.named_parameters() if p.ndim <= 1}
     for path, part in module.named_modules():
         if hasattr(part, "no_weight_decay") and (part is pooling or not optim.decay_norms):
-            names |= {f"{path}.{name}".lstrip(".") for name in part.no_weight_decay()}
+            names |= {f"{path}.{name}".lstrip(".") for name in _ask(part)}
     return frozenset(names)
+
+
+def _ask(part: nn.Module) -> set[str]:
+    """The names that the method `no_weight_decay` returns. As in timm, the module may lack some of them."""
+    try:
+        return set(part.no_weight_decay())  # type: ignore[operator]
+    except Exception as error:  # a user's own module may raise any exception
+        raise UserError(
+            f"{type(part).__name__}.no_weight_decay must be a method that returns names of parameters: {error}"
+        ) from error
 
 
 def plateau(

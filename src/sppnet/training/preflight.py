@@ -14,7 +14,7 @@ from torch import nn
 
 from sppnet.config.schema import Config, OpenSection, Trainer
 from sppnet.data import build_sizes
-from sppnet.data.augmentation import build_augmentation
+from sppnet.data.augmentation import Augmentation, build_augmentation
 from sppnet.data.batch_samplers import Item
 from sppnet.data.views import Views
 from sppnet.errors import UserError
@@ -66,7 +66,8 @@ def check_augmentation(cfg: Config) -> None:
     A transform may still fail on other images. The run then stops with the same message.
 
     Raises:
-        UserError: a transform cannot be built, or does not return an image of the type and shape that it gets.
+        UserError: a transform cannot be built, does not return an image of the type and shape that it gets, or returns
+            another one if it is called again with the same seed.
     """
     augmentation = build_augmentation(cfg.augment, cfg.data.mean, cfg.seed)
     if augmentation is None:
@@ -76,8 +77,17 @@ def check_augmentation(cfg: Config) -> None:
         width = 2 * height if cfg.data.fit == "full" else height
         for index in range(DRAWS):
             pixels = np.random.default_rng(index).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+            image = torch.from_numpy(pixels).permute(0, 3, 1, 2)
             items = [Item(index, height, ((height, width),), 0, True)]
-            augmentation(torch.from_numpy(pixels).permute(0, 3, 1, 2), items)
+            for transform in augmentation.transforms:
+                alone, again = Augmentation((transform,), cfg.seed), image.clone()
+                alone(again, items)
+                alone(image, items)
+                if not torch.equal(image, again):
+                    raise UserError(
+                        f"{transform.slot}: {transform.name} gives different images for the same image and seed, so a"
+                        " run could not be repeated; it must keep no state, and draw from the global generators only"
+                    )
 
 
 def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:

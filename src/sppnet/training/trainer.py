@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from sppnet.config.instantiate import instantiate
-from sppnet.config.schema import Config, OwnLoss
+from sppnet.config.schema import Config, Loss, OwnLoss
 from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
@@ -89,6 +89,8 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
             "data.split.val=0: the test split is also the validation split, so the test metrics come from weights that"
             " were selected on the test images"
         )
+    if isinstance(cfg.loss, Loss) and (cfg.loss.class_weights, cfg.data.sampling) == ("balanced", "balanced"):
+        notices.append("loss.class_weights=balanced and data.sampling=balanced both favour rare classes; one is enough")
     L.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg, sets)
     data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
