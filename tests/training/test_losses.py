@@ -262,7 +262,8 @@ def test_an_own_loss_is_checked_with_the_targets_of_the_run() -> None:
     for mode in (True, False):
         own = own_losses.Counting().train(mode)
         check(own, "Counting")
-        assert (own.training, own.seen) == (mode, 0)
+        assert own.training == mode
+        assert own.seen == 0
     with pytest.raises(UserError, match="changes its logits or targets in place"):
         check(own_losses.SmoothsInPlace(), "SmoothsInPlace", multilabel=True)
     with pytest.raises(UserError, match=r"OfClasses returns the shape \(4,\) for 5 images"):

@@ -87,7 +87,7 @@ def _headline(study: Study, statuses: Sequence[tuple[SweepPoint, RunStatus]], ex
 
 
 def _result(run: RunStatus) -> str:
-    """Return the first test metric as text. Its validation counterpart selects best.ckpt."""
+    """Return the first test metric as text."""
     metrics = (run.result or {}).get("metrics") or {}
     return next((f"{name.removeprefix('test/')} {value:.4f}" for name, value in metrics.items()), "")
 
