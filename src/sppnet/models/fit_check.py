@@ -105,7 +105,7 @@ def _shapes_like(side: int) -> list[tuple[int, int]]:
 
 
 def _window_shapes(field: ReceptiveField, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """The heights and widths, in cells, of the windows of `sizes` pixels that are pooled from a large map."""
+    """The heights and widths, in cells, of windows of `sizes` pixels at every offset, far from the edges of a map."""
     starts = [(start, size) for size in sizes for start in range(1000 * field.stride, 1001 * field.stride)]
     windows = [field.cells(start, start + size, sys.maxsize) for start, size in starts]
     lengths = sorted({last - first for first, last in windows})
