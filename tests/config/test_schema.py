@@ -193,7 +193,7 @@ WRONG_WORDS = [
     (["data.batchsize=8"], "add another argument of its class with +data.batchsize=VALUE"),
     (
         ["pooling=gap", "pooling.bins=[4]"],
-        "unknown key pooling.bins in this combination of options; it exists with pooling=spp",
+        "unknown key pooling.bins with pooling.name=gap; it exists with pooling=spp; pooling has name",
     ),
     (
         ["pooling.output_size=3"],
@@ -206,7 +206,7 @@ WRONG_WORDS = [
     (["optim.schedule.drops=1"], "unknown key optim.schedule.drops with optim.schedule.name=cosine; it exists"),
     (
         ["views=full", "views.crop_pct=0.5"],
-        "unknown key views.crop_pct in this combination of options; it exists with views=center",
+        "unknown key views.crop_pct with views.fit=full; it exists with views=center; views has aspect_step",
     ),
     (["pooling=mean"], "Could not find 'pooling/mean'; available options are avgmax, flatten, gap, gem, lse, spp"),
     (["optim/schedule=step"], "available options are constant, cosine, plateau"),

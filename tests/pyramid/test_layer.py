@@ -185,7 +185,8 @@ def test_gradients_are_those_of_finite_differences(pool: str, rule: str) -> None
     layer = SpatialPyramidPool2d((3, 2, 1), pool, rule)
     assert torch.autograd.gradcheck(layer, (x,))
     assert torch.autograd.gradcheck(layer, (x,), check_forward_ad=True, check_backward_ad=False)
-    assert torch.autograd.gradgradcheck(layer, (x,))
+    if rule == "adaptive":
+        assert torch.autograd.gradgradcheck(layer, (x,))
 
 
 @pytest.mark.parametrize("rule", BIN_RULES)

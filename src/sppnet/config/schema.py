@@ -135,16 +135,12 @@ class OpenSection(Section):
     target: Annotated[str, BeforeValidator(lambda name: check_target(name, ""))] = Field(alias="_target_")
 
     def node(self, **more: Any) -> dict[str, Any]:
-        """Return `_target_` and the arguments of the class, as `sppnet.config.instantiate` takes them.
-
-        A key whose default is null is passed only if it has a value, so null means the same as no key.
-        """
+        """Return `_target_` and the arguments of the class, as `sppnet.config.instantiate` takes them."""
         passed = {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()
             if any(isinstance(mark, Passed) for mark in field.metadata) and name in self.model_fields_set
         }
-        passed = {name: value for name, value in passed.items() if value is not None}
         return {"_target_": self.target, **passed, **(self.model_extra or {}), **more}
 
 
@@ -398,6 +394,10 @@ class Optim(OpenSection):
     decay_norms: bool = True
     ema: Part | None = None
     schedule: AnySchedule
+
+    def node(self, **more: Any) -> dict[str, Any]:
+        """Return what `OpenSection.node` does, in which `weight_decay=null` means the same as no such key."""
+        return {name: value for name, value in super().node(**more).items() if (name, value) != ("weight_decay", None)}
 
 
 class Trainer(Section):
