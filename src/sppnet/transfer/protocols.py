@@ -106,7 +106,7 @@ def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
     Raises:
         UserError: labels contradict each other, or there are too few images.
     """
-    data = task.cfg.data
+    data = task.cfg.data.model_copy(update={"sampling": "uniform"})  # an SVM gets each image once
     if (own := task.own_parts(images)) is not None:
         check_labels(data, images)
         # the val part may be the same as the test part, whose images must not be used for training
