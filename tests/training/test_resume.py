@@ -37,7 +37,7 @@ KINDS = {
     "weighted": (
         *("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate_grad_batches=2"),
         *("augment=rand", "augment.erasing=0.5", "data.sampling=balanced"),
-        *("mix=mixup", "loss=focal", "loss.class_weights=balanced"),
+        *("mix=mixup", "loss=focal", "loss.class_weights=[1,2,1,1,1,1,1,1,1,3]"),
     ),
     "whole images": (  # saves and validates before the last batch of an epoch
         *("data.fit=full", "optim/schedule=constant", "trainer.precision=64-true", "augment=rand"),
