@@ -14,7 +14,7 @@ from sppnet.pyramid import SpatialPyramidPool2d
 class Mean(nn.Module):
     """Has arguments with the names of keys of `pooling=spp` that mean something else."""
 
-    def __init__(self, kernel: float = 1, bins: Any = (), rule: Any = None, p: float = 1) -> None:
+    def __init__(self, kernel: float = 1, bins: Any = (), kind: Any = None, p: float = 1) -> None:
         super().__init__()
         self.kernel = kernel
 
@@ -34,6 +34,30 @@ class Counter(Mean):
     def forward(self, maps: Tensor) -> Tensor:
         self.calls += 1
         return super().forward(maps)
+
+
+class Cached(nn.Module):
+    """A weighted mean that keeps the weights for maps of the last size."""
+
+    grid: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grid", torch.zeros(0, 0), persistent=False)
+        self.register_buffer("table", torch.ones(1, 1).expand(3, 3), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        height, width = maps.shape[2:]
+        if self.grid.shape != (height, width):
+            self.grid = torch.full((height, width), 1 / (height * width), device=maps.device)
+        return (maps * self.grid).sum((2, 3))
+
+
+class Single(nn.Module):
+    """Computes in float32, whatever its maps are."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.float().mean((2, 3))
 
 
 class Flat(nn.Flatten):
@@ -100,6 +124,20 @@ class TenClasses(nn.Linear):
         super().__init__(in_features, 10)
 
 
+class Groups(nn.Linear):
+    """Its argument must fit the number of classes."""
+
+    def __init__(self, in_features: int, num_classes: int, groups: list[int]) -> None:
+        if sum(groups) != num_classes:
+            raise ValueError(f"groups {groups} must sum to {num_classes}")
+        super().__init__(in_features, num_classes)
+
+
+class Total(nn.Module):
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors.sum()
+
+
 class Cosine(nn.Module):
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -142,6 +180,15 @@ class Sharpness(Metric):
 
     def compute(self) -> float:
         return float(self.total / self.images)
+
+
+class Forgetful(Sharpness):
+    """Changes its inputs in place. Can't do with more than 40 images at once."""
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        if len(target) > 40:
+            raise ValueError("too\nmany")
+        super().update(probabilities.fill_(0), target.fill_(0))
 
 
 class TwoClasses(nn.Linear):

@@ -254,6 +254,11 @@ class Normed(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.BatchNorm1d(4), nn.Linear(4, 7))
 
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        float(vectors.sum())  # not possible on the meta device
+        logits: torch.Tensor = super().forward(vectors)  # type: ignore[no-untyped-call]
+        return logits
+
 
 @pytest.mark.parametrize(
     ("head", "freeze", "pairs"),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
+import own_parts
 from calling import SMALL, Called, Caller
 from sppnet.config.compose import compose_config
+from sppnet.models.network import SPPNet
 from sppnet.runs.checkpoint_files import read_checkpoint
 from sppnet.runs.plan import plan_run
+from sppnet.training.preflight import check_repeatable
 
 HELPERS = str(Path(__file__).parents[1] / "helpers")
 
@@ -42,12 +48,16 @@ def train(sppnet: Caller, slot: str, name: str, *words: str, section: str = "") 
         ("pooling", "Uncopied", "Only Tensors created explicitly by the user"),
         ("pooling", "Large", "size 20 gives a 5x5 feature map"),
         ("pooling", "Doubled", "Doubled.pool_windows does not return what forward returns for a window of"),
+        ("pooling", "Single", "must return the dtype of its maps, torch.bfloat16, but returns torch.float32"),
+        ("head", "Total", "must return logits (N, K) for vectors (N, D), but returns () for (1,"),
+        ("head", "Groups", "own_parts.Groups refuses its arguments: groups [3, 8] must sum to 10"),
         ("head", "TwoClasses", "must return logits (N, 10) for vectors (N, D), but returns (1, 2) for (1,"),
         ("head", "SqueezedHead", "must return logits (N, K) for vectors (N, D), but returns (2,) for (1,"),
     ],
 )
 def test_what_does_not_work_is_refused_before_training(slot: str, name: str, message: str, sppnet: Caller) -> None:
-    refused = train(sppnet, slot, name)
+    words = ("trainer.precision=bf16-true",) if name == "Single" else ()
+    refused = train(sppnet, slot, name, *words, section="groups: [3, 8]" if name == "Groups" else "")
     assert refused.code == 2, refused.err
     assert message in refused.err
     assert refused.err.count("\n") == 1 + refused.err.count("warning:")
@@ -64,8 +74,19 @@ def test_windows_that_a_pooling_cannot_take_are_refused_before_training(sppnet: 
 
 
 def test_a_head_may_know_its_classes_and_compute_on_the_cpu(sppnet: Caller) -> None:
-    for name in ("TenClasses", "MadeOnTheCPU"):
-        assert train(sppnet, "head", name).code == 0
+    """Another rule than `adaptive` cannot pool windows, but no one asks for them."""
+    assert train(sppnet, "head", "TenClasses", "pooling.rule=padded").code == 0
+    assert train(sppnet, "head", "MadeOnTheCPU").code == 0
+    assert train(sppnet, "head", "Groups", section="groups: [3, 7]").code == 0
+
+
+def test_what_a_pooling_keeps_for_the_last_size_is_what_it_was_before_the_check() -> None:
+    network = SPPNet(nn.Conv2d(3, 4, 3), own_parts.Cached(), nn.Linear(4, 2))
+    before = network(torch.ones(1, 3, 9, 9))
+    network.pooling.grid = torch.zeros(0, 0)
+    check_repeatable(network, 12)
+    assert network.pooling.grid.shape == (0, 0)
+    assert torch.equal(network(torch.ones(1, 3, 9, 9)), before)
 
 
 def test_a_pooling_that_counts_its_calls_starts_at_zero(sppnet: Caller) -> None:
@@ -77,7 +98,7 @@ def test_a_pooling_that_counts_its_calls_starts_at_zero(sppnet: Caller) -> None:
 def test_arguments_called_like_keys_of_ours_are_arguments(sppnet: Caller) -> None:
     """They count into the hash, as they are typed, and no command may change them afterwards."""
     runs = {}
-    for section in ("", "kernel: 1", "kernel: true", "bins: [2, 1]", "p: 1e-9"):
+    for section in ("", "kernel: 1", "kernel: true", "bins: [2, 1]", "bins: 4\nkind: gap"):
         trained = train(sppnet, "pooling", "Mean", section=section)
         assert trained.code == 0, trained.err
         assert "has no effect" not in trained.err.replace("pyramid.bins has no effect", "")
@@ -89,6 +110,13 @@ def test_arguments_called_like_keys_of_ours_are_arguments(sppnet: Caller) -> Non
     assert "pooling.kernel=2 is not allowed: the checkpoint was trained with 1" in refused.err
     kept = sppnet("test", f"checkpoint={runs['bins: [2, 1]']}", "allow=own_parts")
     assert kept.code == 0, kept.err
+    reported = sppnet("report", "study=default")
+    assert reported.code == 0, reported.err
+    svm = ("layer=pooling", "splits=1", "per_class.train=5", "sizes.test=[24]", "backbone.width=4", "allow=own_parts")
+    transferred = sppnet("transfer", "--config-dir=options", *svm, "pooling=own", "pooling.bins=3", "pooling.kind=mean")
+    assert transferred.code == 0, transferred.err
+    assert " pooling " in transferred.out
+    assert re.search(r" 24 +8 ", transferred.out), "the length of the pooled vector"
 
 
 def test_every_argument_of_a_pooling_counts_into_the_hash() -> None:

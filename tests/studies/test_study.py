@@ -34,6 +34,13 @@ def test_the_schema_says_which_overrides_identify_a_point(override: str) -> None
     assert shared == ((override,) if override in ALWAYS else ())
 
 
+def test_an_argument_of_an_own_class_identifies_a_point_whatever_it_is_called() -> None:
+    words = ["pooling=mine", "+pooling.kernel=2"]
+    assert identifying_overrides(words, words) == ("pooling.kernel=2", "pooling=mine")
+    ours = ["pooling=spp", "pooling.kernel=plain"]
+    assert identifying_overrides(ours, ours) == ("pooling=spp",)
+
+
 def test_an_added_argument_identifies_a_point_however_it_is_typed() -> None:
     for typed in ("trainer.val_check_interval=1", "+trainer.val_check_interval=1", "++trainer.val_check_interval=1"):
         assert identifying_overrides([typed, "seed=0"], []) == ("seed=0", "trainer.val_check_interval=1")

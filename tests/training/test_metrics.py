@@ -15,7 +15,10 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+import own_parts
 from calling import SMALL, Caller, records
+from sppnet.errors import RunFailed
+from sppnet.report.collect import _scale
 from sppnet.report.confusion import draw_confusion
 from sppnet.training.metrics import SizeMetrics
 
@@ -137,9 +140,39 @@ def test_the_metric_that_selects_the_weights_anyway_may_be_named(sppnet: Caller)
     plain, named = (sppnet("train", *SMALL_RUN, *words) for words in ((), ("checkpointing.monitor=val/top1",)))
     assert named.run == plain.run
     assert "is done" in named.out
+    highest = sppnet("train", *SMALL_RUN, "checkpointing.monitor=val/top1", "checkpointing.mode=max")
+    assert highest.run == plain.run
     lowest = sppnet("train", *SMALL_RUN, "checkpointing.monitor=val/top1", "checkpointing.mode=min")
     assert lowest.run != plain.run
     assert "checkpointing.mode=min: a higher val/top1 is better; use checkpointing.mode=max" in lowest.err
+
+
+def test_an_own_metric_cannot_change_what_the_others_get() -> None:
+    logits, target = torch.eye(3)[[0, 1, 2]] * 9, torch.tensor([0, 1, 0])
+    values = []
+    for own in ({}, {"a": own_parts.Forgetful()}):
+        metrics = SizeMetrics("val", 3, multilabel=False, own=own)
+        metrics.update(48, logits, target, torch.zeros(3), None)
+        values.append({name: value for name, value in metrics.compute().items() if not name.endswith("/a")})
+    assert values[0] == values[1]
+    with pytest.raises(RunFailed, match=r"^metrics\.a: Forgetful raises ValueError for 41 images: too many$"):
+        metrics.update(48, logits[:1].expand(41, 3), target[:1].expand(41), torch.zeros(41), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "better", "percent"),
+    [
+        *(("top1", "max", True), ("loss", "min", False), ("calibration_error", "min", True)),
+        *(("top1_error", "min", True), ("loss_error", "max", False), ("calibration_error_error", "max", True)),
+        *(("calibration", "max", False), ("unknown", None, False), ("unknown_error", None, False)),
+    ],
+)
+def test_which_values_of_a_metric_are_better(name: str, better: str | None, percent: bool) -> None:
+    own: dict[str, dict[str, Any]] = {
+        "calibration": {"better": "max", "percent": False},
+        "unknown": {"better": None, "percent": False},
+    }
+    assert _scale(name, ["top1", "loss", "calibration_error", *own], own) == (better, percent)
 
 
 def test_a_confusion_matrix_shows_names_in_every_script() -> None:

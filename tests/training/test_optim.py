@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from calling import SMALL, Caller, limits, weights
 from sppnet.config.compose import compose_config
 from sppnet.errors import UserError
+from sppnet.pyramid import SpatialPyramidPool2d
 from sppnet.runs.plan import plan_run
 from sppnet.training.optim import build_optimizer, undecayed
 
@@ -25,6 +26,14 @@ class Exponent(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return {"p", "absent"}
+
+
+class Inner(nn.Module):
+    """A pooling of one's own with one of ours in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gem = SpatialPyramidPool2d((1,), "gem")
 
 
 def groups(*words: str, freeze: bool = False) -> list[tuple[set[str], float]]:
@@ -57,6 +66,11 @@ def test_names_without_decay_come_from_a_method() -> None:
     module.no_weight_decay = {"weight"}  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"^Linear.no_weight_decay must be a method that returns names of parameters: "):
         undecayed(compose_config(["optim.decay_norms=false"]).optim, module)
+
+
+def test_the_exponent_of_a_pooling_inside_another_does_not_decay() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), Inner())
+    assert undecayed(compose_config([]).optim, module, module[1]) == {"1.gem.p"}
 
 
 def test_no_decay_and_null_are_one_setting() -> None:

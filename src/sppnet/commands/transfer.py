@@ -114,7 +114,7 @@ def _describe(task: Task, length: int) -> dict[str, Any]:
     network = cfg.backbone.name or "net"
     if task.trained is not None:
         network = task.trained.run.path.resolve().name if task.trained.run else task.trained.checkpoint.name
-    elif cfg.backbone.weights is None:
+    elif task.has_random_weights:
         network += f" (random, seed {cfg.seed})"
     return {
         "network": network,

@@ -28,6 +28,7 @@ def check_network(
     sizes: Mapping[str, Sequence[int]],
     whole_images: bool = False,
     pools_windows: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Check that the feature maps of all input sizes can be pooled, and that the weights fit in memory.
 
@@ -39,6 +40,7 @@ def check_network(
         whole_images: whether some images keep their aspect ratio, so that maps of any shape must be pooled.
         pools_windows: whether windows of maps are pooled, so that the backbone's receptive field must be known, and
             that windows of any shape must be pooled.
+        dtype: the dtype of feature maps.
 
     Raises:
         UserError: something does not fit. The message names the first mismatch and, in most cases, values that fit.
@@ -66,22 +68,27 @@ def check_network(
             sides[key, size] = _map_side(trunk, key, size)
     first = min(sides.values())
     with contextlib.nullcontext() if isinstance(pooling, OwnPooling) else on_meta():
-        pool = build_pooling(pooling, channels, first)
-    length = _check_lengths(pool, channels, sides)
+        pool = build_pooling(pooling, channels, first).to(dtype)
+    length = _check_lengths(pool, channels, sides, dtype)
     shapes = _shapes_like(first) if whole_images or pools_windows else []
     if field is not None:
         shapes += _window_shapes(field, sizes["test"])
-    if shapes and not same_length(pool, channels, shapes):
+    if shapes and not same_length(pool, channels, shapes, dtype):
         reason = "whole images have maps of every shape"
         if pools_windows:
             reason = "windows have every shape (views.source=image cuts the views out of the image instead)"
         raise UserError(f"pooling: {type(pool).__name__} does not make vectors of one length of all maps, but {reason}")
-    own_head = isinstance(head, OwnHead)
-    # with very many bins, a single layer may not fit in memory
-    with contextlib.nullcontext() if own_head else torch.device("meta"):
-        classifier = build_head(head, length, 2)
-    if own_head:
-        check_head(classifier, length)
+    classifier: nn.Module = nn.Identity()
+    if isinstance(head, OwnHead):
+        try:
+            classifier = build_head(head, length, 2)
+        except UserError:  # its arguments may not fit two classes; `build_network` knows how many there are
+            pass
+        else:
+            check_head(classifier, length)
+    else:
+        with torch.device("meta"):  # with very many bins, a single layer may not fit in memory
+            classifier = build_head(head, length, 2)
     _check_memory(nn.ModuleList([trunk, pool, classifier]), pooling, head)
 
 
@@ -122,13 +129,14 @@ def _map_side(trunk: nn.Module, key: str, size: int) -> int:
         ) from error
 
 
-def _check_lengths(pool: nn.Module, channels: int, sides: Mapping[tuple[str, int], int]) -> int:
+def _check_lengths(pool: nn.Module, channels: int, sides: Mapping[tuple[str, int], int], dtype: torch.dtype) -> int:
     """Return the length of the vectors that `pool` makes of the maps of all sizes.
 
     Args:
         pool: the pooling.
         channels: channels of the maps.
         sides: side of the map in cells, by key and size in pixels.
+        dtype: the dtype of the maps.
 
     Raises:
         UserError: the pooling refuses a map, or its vectors have different lengths.
@@ -136,7 +144,7 @@ def _check_lengths(pool: nn.Module, channels: int, sides: Mapping[tuple[str, int
     lengths: dict[int, str] = {}
     for (key, size), side in sides.items():
         try:
-            length = pooled_length(pool, channels, side, side)
+            length = pooled_length(pool, channels, side, side, dtype)
         except UserError as error:
             raise UserError(f"{key}: size {size} gives a {side}x{side} feature map: {error}") from error
         lengths.setdefault(length, f"at {key}={size} ({side}x{side} cells)")

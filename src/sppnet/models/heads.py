@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import MLP, AnyHead, Linear
 from sppnet.errors import UserError
-from sppnet.models.probe import check_initialised, run_on_zeros
+from sppnet.models.probe import check_initialised, try_out
 
 
 def build_head(cfg: AnyHead, length: int, classes: int) -> nn.Module:
@@ -70,14 +71,16 @@ def check_head(head: nn.Module, length: int, classes: int | None = None) -> None
         UserError: it does not.
     """
     name = type(head).__name__
+    dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), torch.float32)
     for images in (1, 2):
         try:
-            logits = run_on_zeros(head, (images, length))
+            logits = try_out(head, (images, length), dtype)
         except Exception as error:  # a user's own module may raise any exception
             message = str(error).rstrip(".") or type(error).__name__
             raise UserError(f"head: {name} does not take vectors of {length} values: {message}") from error
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if not isinstance(logits, Tensor) or shape != (images, logits.shape[-1] if classes is None else classes):
+        known = (images, *shape[1:2]) if classes is None else (images, classes)
+        if shape != known or len(known) < 2:
             wanted = "K" if classes is None else classes
             raise UserError(
                 f"head: {name} must return logits (N, {wanted}) for vectors (N, D), but returns {shape} for"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import GAP, LSE, SPP, AnyPooling, AvgMax, Flatten, GeM
 from sppnet.errors import UserError
-from sppnet.models.probe import check_initialised, run_on_zeros
+from sppnet.models.probe import check_initialised, try_out
 from sppnet.pyramid import SpatialPyramidPool2d, reference
 from sppnet.pyramid import pool_windows as pool_pyramid_windows
 from sppnet.pyramid.bins import check_windows
@@ -85,7 +85,9 @@ def _build_grid(cfg: Flatten, side: int) -> nn.Module:
     return nn.Sequential(pooling(window, stride), nn.Flatten())
 
 
-def pooled_length(pooling: nn.Module, channels: int, height: int, width: int) -> int:
+def pooled_length(
+    pooling: nn.Module, channels: int, height: int, width: int, dtype: torch.dtype = torch.float32
+) -> int:
     """Find the length D of the vector that `pooling` makes of a map of `height` x `width` cells, by running it.
 
     Raises:
@@ -93,11 +95,10 @@ def pooled_length(pooling: nn.Module, channels: int, height: int, width: int) ->
             in the dtype of the map.
     """
     name = type(pooling).__name__
-    dtype = next((p.dtype for p in pooling.parameters() if p.is_floating_point()), torch.float32)
     for images in (1, 2):
         shape = (images, channels, height, width)
         try:
-            pooled = run_on_zeros(pooling, shape)
+            pooled = try_out(pooling, shape, dtype)
         except Exception as error:  # a user's own module may raise any exception
             message = str(error).rstrip(".") or type(error).__name__
             raise UserError(message if isinstance(pooling, SpatialPyramidPool2d) else f"{name}: {message}") from error
@@ -110,10 +111,12 @@ def pooled_length(pooling: nn.Module, channels: int, height: int, width: int) ->
     return length
 
 
-def same_length(pooling: nn.Module, channels: int, shapes: Iterable[tuple[int, int]]) -> bool:
+def same_length(
+    pooling: nn.Module, channels: int, shapes: Iterable[tuple[int, int]], dtype: torch.dtype = torch.float32
+) -> bool:
     """Whether `pooling` makes vectors of the same length of maps of all `shapes` (height, width in cells)."""
     try:
-        return len({pooled_length(pooling, channels, height, width) for height, width in shapes}) == 1
+        return len({pooled_length(pooling, channels, height, width, dtype) for height, width in shapes}) == 1
     except UserError:
         return False
 
@@ -158,8 +161,8 @@ def check_own_windows(pooling: nn.Module, maps: Tensor) -> None:
         name, tolerance = f"{type(pooling).__name__}.pool_windows", 0.01 * float(expected.abs().max())
         try:
             pooled = pool_windows(pooling, maps, windows)
-        except Exception as error:  # a user's own module may raise any exception
-            raise UserError(f"pooling: {name} fails for {windows.tolist()}: {error}") from error
+        except Exception:  # it refuses windows, which is no silent mistake
+            return
         if pooled.shape != expected.shape or not torch.allclose(pooled, expected, rtol=0, atol=tolerance):
             raise UserError(
                 f"pooling: {name} does not return what forward returns for a window of {height - top}x{width - left}"

@@ -89,23 +89,25 @@ def check_initialised(module: nn.Module, slot: str) -> None:
         )
 
 
-def run_on_zeros(module: nn.Module, shape: tuple[int, ...]) -> Any:
-    """Run `module` on zeros of `shape`, in evaluation mode and without changing it, and return its output.
+def try_out(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """Run `module` on an input of `shape`, in evaluation mode and without changing it, and return its output.
 
-    It runs on the meta device or, if it fails there (for example because it makes tensors on the CPU), on the CPU.
+    It runs on the meta device or, if it fails there (for example because it makes tensors on the CPU), on random
+    positive numbers on the CPU.
 
     Raises:
         Exception: whatever the module raises.
     """
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     with torch.no_grad():
         try:
-            return meta_copy(module)(torch.zeros(shape, device="meta", dtype=dtype))
+            return meta_copy(module)(torch.empty(shape, device="meta", dtype=dtype))
         except Exception:
             if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
                 raise
         with torch.random.fork_rng(devices=[]):
-            return copy.deepcopy(module).eval()(torch.zeros(shape, dtype=dtype))
+            return copy.deepcopy(module).eval()(
+                torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+            )
 
 
 def map_size(backbone: nn.Module, height: int, width: int) -> tuple[int, int]:

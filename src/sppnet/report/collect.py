@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from sppnet.report import row_names
 from sppnet.report.run_results import build_result, format_commit, format_machine, hoist_configuration, read_provenance
 from sppnet.report.table import Column, Result, Row, Table
 from sppnet.report.unplanned_runs import rows_by_data
-from sppnet.runs.identity import FORMAT
+from sppnet.runs.identity import FORMAT, LOWER_IS_BETTER
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_json
 from sppnet.studies.status import run_status
@@ -202,24 +202,28 @@ def _columns(metrics: Sequence[str] | None, results: Sequence[Result]) -> list[C
         dict.fromkeys(key.split("/")[1] for key in result.metrics if key.count("/") == 2) for result in results
     ]
     if all(len(sizes) < 2 for sizes in sizes_by_result):
-        return [Column(f"test/{name}", name, *_scale(name, own)) for name in shown]
+        return [Column(f"test/{name}", name, *_scale(name, available, own)) for name in shown]
     all_sizes = dict.fromkeys(size for sizes in sizes_by_result for size in sizes)
     return [
-        Column(f"test/{size}/{name}", f"{name} at {size} px", *_scale(name, own))
+        Column(f"test/{size}/{name}", f"{name} at {size} px", *_scale(name, available, own))
         for name in shown
         for size in all_sizes
     ]
 
 
-def _scale(name: str, own: Mapping[str, Mapping[str, Any]]) -> tuple[Literal["max", "min"] | None, bool]:
+def _scale(
+    name: str, available: Collection[str], own: Mapping[str, Mapping[str, Any]]
+) -> tuple[Literal["max", "min"] | None, bool]:
     """Return which values of a metric are better, and whether they are shown in percent.
 
     Args:
         name: the name of a metric, or `X_error` for 1 - X.
+        available: the names of all metrics.
         own: what the records say of the user's metrics.
     """
     if name in own:
         return own[name]["better"], own[name]["percent"]
-    if (base := name.removesuffix("_error")) in own and base != name:
-        return {"max": "min", "min": "max"}.get(own[base]["better"]), own[base]["percent"]  # type: ignore[return-value]
-    return "min" if name.endswith(("loss", "error")) else "max", not name.endswith("loss")
+    if name in available or not name.endswith("_error"):
+        return "min" if name in LOWER_IS_BETTER else "max", name != "loss"
+    better, percent = _scale(name.removesuffix("_error"), available, own)
+    return {"max": "min", "min": "max"}.get(str(better)), percent  # type: ignore[return-value]

@@ -98,7 +98,8 @@ def _draw_sizes(table: Table) -> Figure:
     middle = (np.nanmin(means) + np.nanmax(means)) / 2
     for (i, j), value in np.ndenumerate(means):
         colour = "black" if np.isnan(value) or value > middle else "white"
-        axis.text(j, i, "-" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", color=colour)
+        text = "-" if np.isnan(value) else f"{value:{'.1f' if table.columns[0].percent else '.3g'}}"
+        axis.text(j, i, text, ha="center", va="center", color=colour)
     axis.set_xticks(range(means.shape[1]), [column.label.partition(" at ")[2] or column.label for column in columns])
     axis.set_yticks(range(means.shape[0]), names)
     axis.set_xlabel("tested at")

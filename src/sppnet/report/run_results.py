@@ -44,7 +44,7 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
         "time": record.get("time"),
         "seconds": summary.get("seconds"),
         "parameters": summary.get("parameters"),
-        "bins": sum(n * n for n in pooling.get("bins") or [1]),
+        "bins": sum(n * n for n in (pooling.get("bins") if "_target_" not in pooling else None) or [1]),
         "note": "; ".join(filter(None, [run.status.get("note"), cut, format_mismatch(version)])) or None,
         "limited": bool(cut),
         "format": version,

@@ -59,12 +59,12 @@ class Summary:
 
     def difference_table(self) -> list[list[str]]:
         """The differences between each row and the row it is compared with; empty if there are none."""
-        rows = []
+        rows, columns = [], [(column, stats) for column, stats in self.columns if stats.base is not None]
         for row in self.table.rows:
-            gaps = [(column, stats.differences.get(row.name)) for column, stats in self.columns]
+            gaps = [(column, stats.differences.get(row.name)) for column, stats in columns]
             if any(gap for _, gap in gaps):
                 rows.append([row.label, *(_format_difference(column, gap) if gap else "" for column, gap in gaps)])
-        return [["", *(f"{c.label}, minus {stats.base}" for c, stats in self.columns)], *rows] if rows else []
+        return [["", *(f"{c.label}, minus {stats.base}" for c, stats in columns)], *rows] if rows else []
 
     def provenance(self) -> list[list[str]]:
         """The hash, cost, commit and machine of each setting's runs, without empty columns."""

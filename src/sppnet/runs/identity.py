@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
 # The sections whose classes build a network and determine its scores and losses.
 NETWORK_SECTIONS = ("backbone", "pooling", "head", "loss")
+LOWER_IS_BETTER = ("loss", "calibration_error")  # of the metrics that are built in
 FORMAT = 2  # increment it when a code change alters the weights that a configuration produces
 
 
@@ -36,8 +37,7 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
     Raises:
         UserError: the weights file or the module of a user class does not exist.
     """
-    if _monitors_default(cfg, images):
-        cfg = replace(cfg, {"checkpointing.monitor": None, "checkpointing.mode": None})
+    cfg = _without_default_monitor(cfg, images)
     config = _select(cfg, lambda key: key.affects.weights)
     return {
         "format": FORMAT,
@@ -91,10 +91,15 @@ def _monitored(cfg: Config) -> dict[str, Any]:
     return {"monitored": pairs, "monitored.code": own_class_digests(monitored)}
 
 
-def _monitors_default(cfg: Config, images: ImageSet) -> bool:
-    """Whether `checkpointing.monitor` names the metric that selects the best weights without it."""
-    default = f"val/{'map' if images.multilabel else 'top1'}"
-    return cfg.checkpointing.monitor == default and cfg.checkpointing.mode in (None, "max")
+def _without_default_monitor(cfg: Config, images: ImageSet) -> Config:
+    """Return `cfg` without the keys of `checkpointing` that choose the same best weights as their defaults."""
+    monitor, mode = cfg.checkpointing.monitor, cfg.checkpointing.mode
+    name = str(monitor).rpartition("/")[2]
+    if name not in cfg.metrics and mode == ("min" if name in LOWER_IS_BETTER else "max"):
+        mode = None
+    if monitor == f"val/{'map' if images.multilabel else 'top1'}" and mode is None:
+        monitor = None
+    return replace(cfg, {"checkpointing.monitor": monitor, "checkpointing.mode": mode})
 
 
 def _loss_name(cfg: Config, images: ImageSet) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.config import option_files
-from sppnet.config.keys import nearest
+from sppnet.config.keys import Key, nearest
 from sppnet.config.overrides import parse_value
 from sppnet.config.schema import Config, Report
 from sppnet.errors import UserError
@@ -86,7 +86,7 @@ def common_overrides(jobs: Iterable[Sequence[str]]) -> frozenset[str]:
     return frozenset.intersection(*override_sets) if override_sets else frozenset()
 
 
-def identifying_overrides(overrides: Iterable[str], shared: Collection[str]) -> tuple[str, ...]:
+def identifying_overrides(overrides: Collection[str], shared: Collection[str]) -> tuple[str, ...]:
     """The overrides that identify a sweep point, sorted, without the `+` of overrides that add a key.
 
     The schema marks which keys tell the points of a sweep apart (see `sppnet.config.marks.Affects.points`).
@@ -95,13 +95,21 @@ def identifying_overrides(overrides: Iterable[str], shared: Collection[str]) -> 
         overrides: all overrides of the point's job.
         shared: the overrides that every job of the sweep has.
     """
+    options = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+
+    def is_argument(key: Key) -> bool:
+        """Whether another option than those that have the key is chosen, so that it may be an argument of its class."""
+        if key.variant is None:
+            return False
+        section, values = key.variant[0].rpartition(".")[0], key.variant[1]
+        return options.get(section) not in (None, *values)
 
     def identifies(override: str) -> bool:
         name = override.partition("=")[0].lstrip("+~").partition("@")[0].replace("/", ".")  # data/crop sets data.crop
         if name.partition(".")[0] in GROUPS_OF_A_SWEEP:
             return False
         key = nearest(Config, name)  # None for a group of the user's own
-        points = "always" if key is None else key.affects.points
+        points = "always" if key is None or is_argument(key) else key.affects.points
         return points == "always" or (points == "swept" and override not in shared)
 
     return tuple(sorted(override.lstrip("+") for override in overrides if identifies(override)))

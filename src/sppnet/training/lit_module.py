@@ -246,8 +246,9 @@ class Classifier(L.LightningModule):
             if own is None or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise RunFailed(f"loss: {own} raises {type(error).__name__} for {len(logits)} images: {error}") from error
-        if own is not None and losses.shape != (len(logits),):
-            raise RunFailed(f"loss: {own} returns the shape {tuple(losses.shape)} for {len(logits)} images")
+        if own is not None and (not isinstance(losses, Tensor) or losses.shape != (len(logits),)):
+            returned = f"the shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            raise RunFailed(f"loss: {own} returns {returned} for {len(logits)} images")
         return losses
 
     def _check_finite(self, batch: Batch, logits: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ from torchmetrics.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from sppnet.errors import RunFailed
+from sppnet.runs.identity import LOWER_IS_BETTER
 
 Phase = Literal["train", "val", "test"]
 OVERALL = "all"
 # The metrics that a phase may have, in the order of records and output. The user's own follow.
 BUILT_IN = ("top1", "top5", "map", "loss", "class_accuracy", "macro_f1", "calibration_error")
-LOWER_IS_BETTER = ("loss", "calibration_error")
 OF_LOGITS = ("top1", "top5", "counts", "confusion")  # rounding could make two probabilities equal
 MAX_CONFUSION = 3000  # classes; a larger matrix would take hundreds of megabytes, in memory and in its file
 
@@ -166,7 +166,20 @@ class SizeMetrics:
                 elif name in OF_LOGITS and not self.multilabel:
                     metric.update(logits_NK, target)
                 else:
-                    metric.update(logits_NK.sigmoid() if self.sigmoid else logits_NK.softmax(1), target.long())
+                    probabilities_NK = logits_NK.sigmoid() if self.sigmoid else logits_NK.softmax(1)
+                    self._update(name, metric, probabilities_NK, target.long())
+
+    def _update(self, name: str, metric: Metric, probabilities_NK: Tensor, target: Tensor) -> None:
+        if name not in self.own:
+            metric.update(probabilities_NK, target)
+            return
+        try:
+            metric.update(probabilities_NK, target.clone())  # it may change what it gets
+        except Exception as error:  # a user's class may raise any exception
+            kind = type(metric).__name__
+            raise RunFailed(
+                f"metrics.{name}: {kind} raises {type(error).__name__} for {len(target)} images: {error}"
+            ) from error
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics, named `<phase>/<name>` and `<phase>/<size>/<name>`. This is a collective call under DDP.

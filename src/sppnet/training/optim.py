@@ -50,9 +50,9 @@ def build_optimizer(
 def undecayed(optim: Optim, module: nn.Module, pooling: nn.Module | None = None) -> frozenset[str]:
     """Return the names of the parameters of `module` that get no weight decay.
 
-    They are those that the method `no_weight_decay()` of `pooling` names, such as an exponent. With
-    `optim.decay_norms=false`, they are also all parameters with at most one dimension (norms and biases, as in timm)
-    and those that this method of any other module names.
+    They are those that the method `no_weight_decay()` of `pooling`, or of a module in it, names, such as an exponent.
+    With `optim.decay_norms=false`, they are also all parameters with at most one dimension (norms and biases, as in
+    timm) and those that this method of any other module names.
 
     Call this before FSDP flattens the parameters.
 
@@ -60,8 +60,9 @@ def undecayed(optim: Optim, module: nn.Module, pooling: nn.Module | None = None)
         UserError: `no_weight_decay` is not a method, or fails.
     """
     names = set() if optim.decay_norms else {name for name, p in module.named_parameters() if p.ndim <= 1}
+    in_pooling = set() if pooling is None else set(pooling.modules())
     for path, part in module.named_modules():
-        if hasattr(part, "no_weight_decay") and (part is pooling or not optim.decay_norms):
+        if hasattr(part, "no_weight_decay") and (part in in_pooling or not optim.decay_norms):
             names |= {f"{path}.{name}".lstrip(".") for name in _ask(part)}
     return frozenset(names)
 
@@ -69,7 +70,10 @@ def undecayed(optim: Optim, module: nn.Module, pooling: nn.Module | None = None)
 def _ask(part: nn.Module) -> set[str]:
     """The names that the method `no_weight_decay` returns. As in timm, the module may lack some of them."""
     try:
-        return set(part.no_weight_decay())  # type: ignore[operator]
+        names = part.no_weight_decay()  # type: ignore[operator]
+        if isinstance(names, str):
+            raise TypeError(f"it returns the text {names!r}")
+        return set(names)
     except Exception as error:  # a user's own module may raise any exception
         raise UserError(
             f"{type(part).__name__}.no_weight_decay must be a method that returns names of parameters: {error}"

@@ -61,8 +61,8 @@ def _try(name: str, metric: Metric, classes: int, multilabel: bool) -> None:
         takes = f"probabilities (N, {classes}) and labels (N, {classes}) of 0 and 1"
     else:
         probabilities_NK = probabilities_NK.softmax(1)
-    trial = metric.clone()
     try:
+        trial = metric.clone()
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             trial.update(probabilities_NK, target)

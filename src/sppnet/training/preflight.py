@@ -5,8 +5,9 @@ They check whether the required hardware is available, and whether optimizer, ne
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -57,7 +58,8 @@ def check_fit(cfg: Config) -> None:
     # list every size of a range, not only its ends
     sizes = {"train": build_sizes(cfg.sizes).sizes, "val": cfg.sizes.val, "test": cfg.sizes.test}
     from_map = views is not None and views.source == "map"
-    check_network(cfg.backbone, cfg.pooling, cfg.head, sizes, whole_images=whole_images, pools_windows=from_map)
+    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(cfg.trainer.precision, torch.float32)
+    check_network(cfg.backbone, cfg.pooling, cfg.head, sizes, whole_images, from_map, dtype)
 
 
 def check_augmentation(cfg: Config) -> None:
@@ -90,27 +92,33 @@ def check_augmentation(cfg: Config) -> None:
                     )
 
 
-def sizes_for_pairs(network: SPPNet, sizes: Iterable[int]) -> frozenset[int]:
+def sizes_for_pairs(network: SPPNet, sizes: Collection[int]) -> frozenset[int]:
     """Find the training sizes at which `network` needs a batch of at least two images.
 
     Batch normalisation in training mode rejects a single value per channel, and one small image may provide no more
     than that. (A frozen backbone stays in evaluation mode and has no such limit.)
 
-    The network runs on the meta device. The search begins with the smallest size and ends at the first one that does
-    not need two images, because larger images provide at least as many values.
+    The network runs on the meta device, or on the CPU if it cannot run there. The search begins with the smallest size
+    and ends at the first one that does not need two images, because larger images provide at least as many values.
     """
-    meta_network = meta_copy(network).train()
-    dtype = next((p.dtype for p in meta_network.parameters() if p.is_floating_point()), torch.float32)
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
-    def trains_on(images: int, size: int) -> bool:
+    def runs(copied: nn.Module, device: str, images: int, size: int) -> bool:
         try:
-            with torch.no_grad():
-                meta_network(torch.empty(images, 3, size, size, device="meta", dtype=dtype))
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                copied.train()(torch.zeros(images, 3, size, size, device=device, dtype=dtype))
         except Exception:  # the user's own network may raise any exception
             return False
         return True
 
-    return frozenset(itertools.takewhile(lambda s: not trains_on(1, s) and trains_on(2, s), sorted(sizes)))
+    tried, device = meta_copy(network), "meta"
+    if not runs(tried, device, 2, max(sizes)):
+        tried, device = copy.deepcopy(network), "cpu"
+
+    def needs_two(size: int) -> bool:
+        return not runs(tried, device, 1, size) and runs(tried, device, 2, size)
+
+    return frozenset(itertools.takewhile(needs_two, sorted(sizes)))
 
 
 def has_own_classes(cfg: Config) -> bool:
@@ -131,9 +139,10 @@ def check_repeatable(network: SPPNet, size: int) -> None:
     Raises:
         UserError: a part draws random numbers, changes from one call to the next, or fails, or the vectors differ.
     """
-    training, dtype = network.training, next(network.parameters()).dtype
+    training, dtype = network.training, next((p.dtype for p in network.parameters()), torch.float32)
     x = torch.rand(2, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    # a part may count its calls in a buffer, or keep one for the size of the last map
+    buffers = [(m, name, b, b.clone()) for m in network.modules() for name, b in m._buffers.items() if b is not None]
     network.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for slot, part in network.named_children():
@@ -147,7 +156,7 @@ def check_repeatable(network: SPPNet, size: int) -> None:
             elif not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
                 problem = "gives different outputs for the same input"
             else:
-                if slot == "pooling" and pools_windows(part):
+                if slot == "pooling" and type(part).__module__.split(".")[0] != "sppnet" and pools_windows(part):
                     check_own_windows(part, x)
                 x = first
                 continue
@@ -155,8 +164,10 @@ def check_repeatable(network: SPPNet, size: int) -> None:
                 f"{slot}: {type(part).__name__} {problem} in evaluation, so no test could be repeated; only training"
                 " (self.training) may do so"
             )
-        for name, buffer in network.named_buffers():  # a part may count its calls
-            buffer.copy_(buffers.get(name, buffer))
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
     network.train(training)
 
 

@@ -80,14 +80,15 @@ def _distinguishing_settings(row: Mapping[str, Any], rows: Sequence[Mapping[str,
     """Yield the settings without a column that distinguish `row` from other rows with equal values in all columns."""
     alike = [other["identity"] for other in rows if _columns(other) == _columns(row)]
     for section in ("layer", "view", "mean", "std", "precision") if len(alike) > 1 else ():
-        if section not in row["identity"]:
-            continue
-        values = row["identity"][section]
-        for key, value in values.items() if isinstance(values, Mapping) else [(section, values)]:
-            others = [other[section] for other in alike]
-            alternatives = [other.get(key) for other in others] if isinstance(values, Mapping) else others
-            if any(alternative != value for alternative in alternatives):
-                yield key, value
+        values, *others = [_flat(section, identity.get(section)) for identity in (row["identity"], *alike)]
+        yield from ((key, value) for key, value in values.items() if any(other.get(key) != value for other in others))
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """Return a setting, or the settings of a section and of the sections in it, by name."""
+    if not isinstance(value, Mapping):
+        return {} if value is None else {name: value}
+    return {key: item for inner, node in value.items() for key, item in _flat(inner, node).items()}
 
 
 def _columns(row: Mapping[str, Any]) -> list[Any]:

@@ -69,7 +69,7 @@ class Task:
             bins = self.cfg.pyramid.bins if name == "spp" else [self.cfg.pool_to]
             return {"kind": "pyramid", "bins": bins, "pool": "max", "rule": "adaptive"}
         if name == "pooling" and self.trained is None:
-            return {"kind": "pooling", **pooling.model_dump(by_alias=True, exclude_defaults=True)}
+            return {"kind": "pooling", "pooling": pooling.model_dump(by_alias=True, exclude_defaults=True)}
         return {"kind": "fc", "number": int(name[2:])} if name.startswith("fc") else {"kind": name}
 
     def source(self, layer: Mapping[str, Any]) -> dict[str, Any]:
