@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -114,6 +115,17 @@ class Counting(nn.Module):
         if len(logits) % 2:
             raise ValueError("an odd number\nof images")
         self.seen += len(logits)
+        return F.cross_entropy(logits, target, reduction="none")
+
+
+class Uncopied(nn.Module):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, logits: Tensor, target: Tensor) -> Any:
         return F.cross_entropy(logits, target, reduction="none")
 
 

@@ -60,6 +60,53 @@ class Single(nn.Module):
         return maps.float().mean((2, 3))
 
 
+class Pick(nn.Module):
+    """Reorders the channels by a buffer of indices."""
+
+    index: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("index", torch.arange(channels).flip(0))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean((2, 3))[:, self.index]
+
+
+class Detached(Mean):
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps.detach())
+
+
+class InPlace(Mean):
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps.exp_()).log()
+
+
+class OverBatch(Mean):
+    def forward(self, maps: Tensor) -> Tensor:
+        pooled = super().forward(maps)
+        return pooled - pooled.mean(0)
+
+
+class Appears(Mean):
+    def forward(self, maps: Tensor) -> Tensor:
+        self.register_buffer("last", maps[0, 0])
+        return super().forward(maps)
+
+
+class FirstImage(Mean):
+    """Its `pool_windows` always pools the first image."""
+
+    def pool_windows(self, maps: Tensor, windows: Tensor) -> Tensor:
+        return torch.cat([self(maps[:1, :, y0:y1, x0:x1]) for _, x0, y0, x1, y1 in windows.tolist()])
+
+
+class NoWindows(Mean):
+    def pool_windows(self, maps: Tensor, windows: Tensor) -> Tensor:
+        raise NotImplementedError("not yet")
+
+
 class Flat(nn.Flatten):
     pass
 

@@ -47,8 +47,21 @@ def train(sppnet: Caller, slot: str, name: str, *words: str, section: str = "") 
         ("pooling", "Lazy", "Lazy.mix.weight has no shape until the first batch"),
         ("pooling", "Uncopied", "Only Tensors created explicitly by the user"),
         ("pooling", "Large", "size 20 gives a 5x5 feature map"),
-        ("pooling", "Doubled", "Doubled.pool_windows does not return what forward returns for a window of"),
+        ("pooling", "Doubled", "Doubled.pool_windows does not return what forward returns for the windows"),
         ("pooling", "Single", "must return the dtype of its maps, torch.bfloat16, but returns torch.float32"),
+        ("pooling", "Detached", "Detached passes no gradient on to its input, so the backbone could not be trained"),
+        (
+            "pooling",
+            "InPlace",
+            "InPlace fails in its backward pass: one of the variables needed",
+        ),
+        ("pooling", "OverBatch", "OverBatch gives an image other outputs beside other images in evaluation"),
+        ("pooling", "Appears", "Appears.last appears or changes its shape when the module is called"),
+        (
+            "pooling",
+            "FirstImage",
+            "FirstImage.pool_windows does not return what forward returns for the windows [[",
+        ),
         ("head", "Total", "must return logits (N, K) for vectors (N, D), but returns () for (1,"),
         ("head", "Groups", "own_parts.Groups refuses its arguments: groups [3, 8] must sum to 10"),
         ("head", "TwoClasses", "must return logits (N, 10) for vectors (N, D), but returns (1, 2) for (1,"),
@@ -87,6 +100,19 @@ def test_what_a_pooling_keeps_for_the_last_size_is_what_it_was_before_the_check(
     check_repeatable(network, 12)
     assert network.pooling.grid.shape == (0, 0)
     assert torch.equal(network(torch.ones(1, 3, 9, 9)), before)
+
+
+def test_indices_are_not_averaged(sppnet: Caller) -> None:
+    run = train(sppnet, "pooling", "Pick", "optim.ema=0.9").run
+    state = read_checkpoint(run / "checkpoints/best.ckpt")["state_dict"]
+    assert state["network.pooling.index"].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+
+
+def test_a_pooling_that_refuses_windows_says_so_where_it_is_asked(sppnet: Caller) -> None:
+    run = train(sppnet, "pooling", "NoWindows").run
+    refused = sppnet("test", f"checkpoint={run}", "allow=own_parts", "views=ten")
+    assert refused.code == 2
+    assert refused.err.endswith("pooling: NoWindows.pool_windows refuses windows: not yet\n")
 
 
 def test_a_pooling_that_counts_its_calls_starts_at_zero(sppnet: Caller) -> None:

@@ -260,6 +260,9 @@ def test_an_own_loss_is_checked_with_the_targets_of_the_run() -> None:
         check(own_losses.Perceptron(), "Perceptron", classes)
         check(own_losses.Binary(), "Binary", classes, multilabel=True)
     for mode in (True, False):
+        uncopied = own_losses.Uncopied().train(mode)
+        check(uncopied, "Uncopied")
+        assert uncopied.training == mode
         own = own_losses.Counting().train(mode)
         check(own, "Counting")
         assert own.training == mode

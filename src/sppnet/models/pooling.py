@@ -6,6 +6,7 @@ A pooling may also have a method `pool_windows(maps, windows)` -> (R, D), with w
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 import torch
@@ -128,9 +129,15 @@ def pool_windows(pooling: nn.Module, maps: Tensor, windows: Tensor) -> Tensor:
         pooling: the pooling; its method `pool_windows` is used if it has one.
         maps: the feature maps.
         windows: the windows (R, 5), as in `sppnet.pyramid.pool_windows`.
+
+    Raises:
+        UserError: the pooling refuses windows.
     """
     if pools_windows(pooling):
-        pooled: Tensor = pooling.pool_windows(maps, windows)  # type: ignore[operator]
+        try:
+            pooled: Tensor = pooling.pool_windows(maps, windows)  # type: ignore[operator]
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"pooling: {type(pooling).__name__}.pool_windows refuses windows: {error}") from error
         return pooled
     return reference.pool_crops(maps, check_windows(windows, maps), pooling)
 
@@ -145,26 +152,30 @@ def check_own_windows(pooling: nn.Module, maps: Tensor) -> None:
 
     Args:
         pooling: the pooling, in evaluation mode.
-        maps: feature maps (N, C, h, w) such as it gets in training.
+        maps: feature maps (2, C, h, w) such as it gets in training.
 
     Raises:
-        UserError: it does not, for the whole map or for a map without its first row and column.
+        UserError: it does not.
     """
     height, width = maps.shape[2:]
-    corners = [(0, 0), (1, 1)] if min(height, width) > 1 else [(0, 0)]
-    for left, top in corners:
-        windows = torch.tensor([[0, left, top, width, height]])
-        try:
-            expected = pooling(maps[:1, :, top:, left:].clone())
-        except Exception:  # it takes maps of one size only
-            continue
-        name, tolerance = f"{type(pooling).__name__}.pool_windows", 0.01 * float(expected.abs().max())
-        try:
-            pooled = pool_windows(pooling, maps, windows)
-        except Exception:  # it refuses windows, which is no silent mistake
-            return
-        if pooled.shape != expected.shape or not torch.allclose(pooled, expected, rtol=0, atol=tolerance):
-            raise UserError(
-                f"pooling: {name} does not return what forward returns for a window of {height - top}x{width - left}"
-                " cells; without the method, windows are cut out and pooled by forward"
-            )
+    boxes = [(1, 0, 0, width, height)]
+    if height > 2 and width > 2:
+        boxes += [(0, 1, 0, width, height - 1), (1, 0, 1, width - 1, height), (0, 0, 0, width - 1, height - 2)]
+    expected, windows = [], []
+    for image, left, top, right, bottom in boxes:
+        with contextlib.suppress(Exception):  # it may take maps of one size only
+            expected.append(pooling(maps[image : image + 1, :, top:bottom, left:right].clone()))
+            windows.append([image, left, top, right, bottom])
+    if not windows:
+        return
+    try:
+        pooled = pooling.pool_windows(maps.clone(), torch.tensor(windows))  # type: ignore[operator]
+    except Exception:  # it refuses windows, which is no silent mistake
+        return
+    vectors = torch.cat(expected)
+    tolerance = 0.01 * float(vectors.abs().max())
+    if pooled.shape != vectors.shape or not torch.allclose(pooled, vectors, rtol=0, atol=tolerance):
+        raise UserError(
+            f"pooling: {type(pooling).__name__}.pool_windows does not return what forward returns for the windows"
+            f" {windows} of maps of {height}x{width} cells; without the method, forward pools each window"
+        )

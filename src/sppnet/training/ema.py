@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 
 class Averages(EMAWeightAveraging):
-    """Lightning's moving average of the weights, with two changes.
+    """Lightning's moving average of the weights, with three changes.
 
+    - Integers, such as a buffer of indices, are copied. Lightning would average and truncate them.
     - The averages are float32 even if the weights have 16 bits. In 16 bits, an update scaled by (1 - decay) would be
       rounded away.
     - To validate the averages, Lightning swaps them with the weights and later swaps them back. If the two differ in
@@ -28,8 +29,15 @@ class Averages(EMAWeightAveraging):
         # makes it create the averages on that device.
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
-        if self._average_model is not None and trainer.precision != "64-true":
+        if self._average_model is None:
+            return
+        if trainer.precision != "64-true":
             self._average_model.float()
+        average = self._average_model.avg_fn
+        assert average is not None
+        self._average_model.avg_fn = lambda averaged, current, count: (
+            average(averaged, current, count) if averaged.is_floating_point() else current
+        )
 
     @torch.no_grad()
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

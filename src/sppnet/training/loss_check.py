@@ -36,6 +36,7 @@ def check_own_loss(
     target = torch.cat([logits_NK[:2].argmin(1), logits_NK[2:].argmax(1)])
     if multilabel:
         target = (torch.rand(count, classes, generator=generator) < 0.5).float()
+    mode, original = loss.training, loss
     with contextlib.suppress(Exception):  # what cannot be copied, such as a tensor with a history, is used itself
         loss = copy.deepcopy(loss)  # it may count the images that it sees
     with torch.random.fork_rng(devices=[]):  # the loss may draw random numbers, as dropout does
@@ -45,6 +46,7 @@ def check_own_loss(
             if problem := _find_problem(loss, logits_NK, given, training):
                 mode_name = "training" if training else "evaluation"
                 raise UserError(f"loss: {cfg.target} {problem} (in {mode_name} mode)")
+    original.train(mode)
 
 
 def _find_problem(loss: nn.Module, logits_NK: Tensor, target: Tensor, training: bool) -> str:

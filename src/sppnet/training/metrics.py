@@ -301,7 +301,19 @@ class SizeMetrics:
             values["class_accuracy"] = true_K / images_K
             values["macro_f1"] = 2 * true_K / (2 * true_K + false_K + missed_K)
         names = self._names(metrics)
-        return {name: values[name] if name in values else torch.as_tensor(metrics[name].compute()) for name in names}
+        return {name: values[name] if name in values else self._compute(name, metrics[name]) for name in names}
+
+    def _compute(self, name: str, metric: Metric) -> Tensor:
+        if name not in self.own:
+            value: Tensor = metric.compute()
+            return value
+        try:
+            value = torch.as_tensor(metric.compute())
+        except Exception as error:  # a user's class may raise any exception
+            raise RunFailed(f"metrics.{name}: {type(metric).__name__} fails: {error}") from error
+        if value.numel() != 1:  # of several processes, if a state has no `dist_reduce_fx`
+            raise RunFailed(f"metrics.{name}: {type(metric).__name__} computes {tuple(value.shape)} and not a number")
+        return value
 
 
 def _mean(value: Tensor) -> float:

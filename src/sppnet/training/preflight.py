@@ -137,7 +137,8 @@ def check_repeatable(network: SPPNet, size: int) -> None:
         size: side, in pixels, of the square images that are tried.
 
     Raises:
-        UserError: a part draws random numbers, changes from one call to the next, or fails, or the vectors differ.
+        UserError: a part draws random numbers, changes from one call to the next, lets the images of a batch affect
+            each other, changes its `state_dict`, passes no gradient on, or fails; or the vectors differ.
     """
     training, dtype = network.training, next((p.dtype for p in network.parameters()), torch.float32)
     x = torch.rand(2, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
@@ -146,16 +147,26 @@ def check_repeatable(network: SPPNet, size: int) -> None:
     network.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for slot, part in network.named_children():
-            state = torch.random.get_rng_state()
+            state, shapes = torch.random.get_rng_state(), _shapes(part)
             try:
-                first, second = part(x.clone()), part(x.clone())
+                first, second, alone = part(x.clone()), part(x.clone()), part(x[:1].clone())
             except Exception as error:  # a user's own module may raise any exception
                 raise UserError(f"{slot}: {type(part).__name__} fails for {tuple(x.shape)}: {error}") from error
             if not torch.equal(torch.random.get_rng_state(), state):
                 problem = "draws random numbers"
             elif not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
                 problem = "gives different outputs for the same input"
+            elif not torch.allclose(first[:1], alone, rtol=0, atol=0.01 * float(first.abs().max()), equal_nan=True):
+                problem = "gives an image other outputs beside other images"
             else:
+                if (after := _shapes(part)) != shapes:
+                    name = next(key for key in {**shapes, **after} if shapes.get(key) != after.get(key))
+                    raise UserError(
+                        f"{slot}: {type(part).__name__}.{name} appears or changes its shape when the module is called,"
+                        " so a checkpoint could not be loaded; register it in the constructor with persistent=False"
+                    )
+                if slot != "backbone" and not network.freeze:
+                    _check_gradient(slot, part, x)
                 if slot == "pooling" and type(part).__module__.split(".")[0] != "sppnet" and pools_windows(part):
                     check_own_windows(part, x)
                 x = first
@@ -169,6 +180,25 @@ def check_repeatable(network: SPPNet, size: int) -> None:
             if not torch.equal(buffer, value):
                 buffer.copy_(value)
     network.train(training)
+
+
+def _shapes(part: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in part.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def _check_gradient(slot: str, part: nn.Module, x: torch.Tensor) -> None:
+    """Raise a UserError if the outputs of a part do not depend differentiably on inputs of the shape of `x`."""
+    with torch.enable_grad():
+        leaf = torch.rand_like(x).requires_grad_()
+        try:
+            output = part(leaf.relu())  # its backward needs its output, which the part must not change in place
+            gradient = torch.autograd.grad(output.sum(), leaf, allow_unused=True)[0] if output.requires_grad else None
+        except Exception as error:  # a user's own module may raise any exception
+            raise UserError(f"{slot}: {type(part).__name__} fails in its backward pass: {error}") from error
+    if gradient is None:
+        raise UserError(
+            f"{slot}: {type(part).__name__} passes no gradient on to its input, so the backbone could not be trained"
+        )
 
 
 def check_hardware(cfg: Config) -> None:

@@ -57,7 +57,10 @@ class Extractor(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps_NCHW = self.backbone(self.normalise(images))
-        return [F.normalize(layer(maps_NCHW).flatten(1).float()) for layer in self.layers]
+        # a pooling of the user's own may change its maps
+        maps = [maps_NCHW, *(maps_NCHW.clone() for _ in self.layers[1:])]
+        pooled = [layer(each) for layer, each in zip(self.layers, maps, strict=True)]
+        return [F.normalize(features.flatten(1).float()) for features in pooled]
 
     def _build_layer(self, layer: Mapping[str, Any]) -> nn.Module:
         if layer["kind"] == "pyramid":
