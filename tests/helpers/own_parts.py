@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -150,6 +151,15 @@ class Uncopied(Mean):
         self.square = self.scale**2
 
 
+class Normed(nn.Sequential):
+    """A backbone with the older `weight_norm` of torch."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            super().__init__(nn.utils.weight_norm(nn.Conv2d(3, 4, 5, 4)))
+
+
 class Large(Mean):
     """Needs maps of at least seven cells along each side."""
 
@@ -236,6 +246,16 @@ class Forgetful(Sharpness):
         if len(target) > 40:
             raise ValueError("too\nmany")
         super().update(probabilities.fill_(0), target.fill_(0))
+
+
+class Plain(Sharpness):
+    """Keeps a number outside its states."""
+
+    seen = 0
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        super().update(probabilities, target)
+        self.seen += len(target)
 
 
 class TwoClasses(nn.Linear):

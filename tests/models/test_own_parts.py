@@ -160,6 +160,15 @@ def test_every_argument_of_a_pooling_counts_into_the_hash() -> None:
     assert len(runs) == len(options)
 
 
+def test_a_backbone_that_cannot_be_copied_is_refused(sppnet: Caller) -> None:
+    Path("options/backbone").mkdir()
+    Path("options/backbone/own.yaml").write_text("_target_: own_parts.Normed\nweights: null\nfreeze: false\n")
+    words = [word for word in SMALL if not word.startswith("backbone.")]
+    refused = sppnet("train", "--config-dir=options", *words, "backbone=own", "allow=own_parts")
+    assert refused.code == 2, refused.err
+    assert "Normed cannot be copied: Only Tensors created explicitly by the user" in refused.err
+
+
 def test_only_linear_layers_can_be_explained(sppnet: Caller) -> None:
     run = train(sppnet, "head", "Cosine").run
     Image.new("RGB", (24, 24)).save("grey.png")

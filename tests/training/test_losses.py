@@ -251,6 +251,15 @@ def check(loss: torch.nn.Module, name: str, classes: int = 3, multilabel: bool =
     check_own_loss(cfg, loss, classes, multilabel, soft, torch.float32)
 
 
+def test_a_number_that_a_resumed_run_would_lack_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    check(own_losses.Counting(), "Counting")
+    assert not capsys.readouterr().err
+    loss = own_losses.Calls()
+    check(loss, "Calls")
+    assert loss.calls == 0
+    assert "loss: own_losses.Calls.calls changes when the loss is called, but a checkpoint" in capsys.readouterr().err
+
+
 def test_an_own_loss_is_checked_with_the_targets_of_the_run() -> None:
     """With four classes, a value per class does not pass for a value per image."""
     for classes in (2, 3, 4, 10):

@@ -17,10 +17,12 @@ from sklearn.metrics import f1_score
 
 import own_parts
 from calling import SMALL, Caller, records
-from sppnet.errors import RunFailed
+from sppnet.config.schema import OpenSection
+from sppnet.errors import RunFailed, UserError
 from sppnet.report.collect import _scale
 from sppnet.report.confusion import draw_confusion
 from sppnet.training.metrics import SizeMetrics
+from sppnet.training.own_metrics import build_metrics
 
 
 def test_a_class_without_images_does_not_drag_the_mean_average_precision() -> None:
@@ -145,6 +147,13 @@ def test_the_metric_that_selects_the_weights_anyway_may_be_named(sppnet: Caller)
     lowest = sppnet("train", *SMALL_RUN, "checkpointing.monitor=val/top1", "checkpointing.mode=min")
     assert lowest.run != plain.run
     assert "checkpointing.mode=min: a higher val/top1 is better; use checkpointing.mode=max" in lowest.err
+
+
+def test_what_a_metric_counts_is_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPPNET_ALLOW", "own_parts")
+    node = OpenSection.model_validate({"_target_": "own_parts.Plain"})
+    with pytest.raises(UserError, match=r"^metrics\.plain: Plain\.seen changes in update, but is no state"):
+        build_metrics({"plain": node}, 3, multilabel=False)
 
 
 def test_an_own_metric_cannot_change_what_the_others_get() -> None:

@@ -52,13 +52,20 @@ def on_meta() -> Iterator[None]:
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
-    """Return `module` on the meta device in evaluation mode: a copy, or `module` itself if it needs no change."""
+    """Return `module` on the meta device in evaluation mode: a copy, or `module` itself if it needs no change.
+
+    Raises:
+        UserError: the module cannot be copied.
+    """
     tensors = (*module.parameters(), *module.buffers())
     if not module.training and all(tensor.is_meta for tensor in tensors):
         return module
     # With this memo, deepcopy uses the meta tensors instead of copying the weights.
     memo: dict[int, Any] = {id(tensor): _to_meta(tensor) for tensor in tensors}
-    return copy.deepcopy(module, memo).eval()
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except Exception as error:  # of a user's own module, such as one with the older torch.nn.utils.weight_norm
+        raise UserError(f"{type(module).__name__} cannot be copied: {error}") from error
 
 
 def run_on_meta(module: nn.Module, height: int, width: int) -> torch.Tensor:
@@ -87,6 +94,16 @@ def check_initialised(module: nn.Module, slot: str) -> None:
             f"{slot}: {type(module).__name__}.{name} has no shape until the first batch, but the optimizer needs it"
             " before; give the layer its input's size"
         )
+
+
+def plain_numbers(module: nn.Module) -> dict[str, Any]:
+    """Return the public attributes of `module` and of the modules in it that are plain numbers, by name."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, int | float) and not name.startswith("_") and name != "training"
+    }
 
 
 def try_out(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:

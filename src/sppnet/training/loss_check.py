@@ -6,10 +6,12 @@ import contextlib
 import copy
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from sppnet.config.schema import OwnLoss
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
+from sppnet.models.probe import plain_numbers
 from sppnet.training.losses import shares
 
 
@@ -25,6 +27,8 @@ def check_own_loss(
         multilabel: whether the targets are labels (N, K) of 0 and 1.
         soft: whether the targets in training are the shares of the classes (N, K).
         dtype: dtype of the logits.
+
+    Print a notice if the loss keeps a number that a resumed run would not have.
 
     Raises:
         UserError: the loss raises an exception, or its result is not one finite value per image with a gradient.
@@ -42,10 +46,16 @@ def check_own_loss(
     with torch.random.fork_rng(devices=[]):  # the loss may draw random numbers, as dropout does
         for training in (True, False):
             loss.train(training)
+            before = plain_numbers(loss)
             given = shares(target, logits_NK.float()) if training and soft else target
             if problem := _find_problem(loss, logits_NK, given, training):
                 mode_name = "training" if training else "evaluation"
                 raise UserError(f"loss: {cfg.target} {problem} (in {mode_name} mode)")
+            if changed := [name for name, value in plain_numbers(loss).items() if before.get(name) != value]:
+                rank_zero_only(notice)(
+                    f"loss: {cfg.target}.{changed[0]} changes when the loss is called, but a checkpoint does not hold"
+                    " it, so a resumed run may differ; a buffer would be saved"
+                )
     original.train(mode)
 
 
