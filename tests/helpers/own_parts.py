@@ -54,6 +54,33 @@ class Cached(nn.Module):
         return (maps * self.grid).sum((2, 3))
 
 
+class Remembered(Mean):
+    """Keeps its last map, which is harmless, and how many maps it has seen."""
+
+    last: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = [0]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.last, self._seen = maps.detach(), [self._seen[0] + len(maps)]
+        return super().forward(maps)
+
+
+class Unused(Mean):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Parameter(torch.ones(()))
+
+
+class FailsOnRank1(Mean):
+    def forward(self, maps: Tensor) -> Tensor:
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
+            raise ValueError("out of luck")
+        return super().forward(maps)
+
+
 class Single(nn.Module):
     """Computes in float32, whatever its maps are."""
 
@@ -215,6 +242,17 @@ class MadeOnTheCPU(Cosine):
         return super().forward(vectors) + torch.zeros(1, device="cpu")
 
 
+class PlainTensor(Cosine):
+    """Keeps a tensor that is neither a parameter nor a buffer, so that it stays in float32."""
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)
+        self.projection = torch.eye(in_features)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return super().forward(vectors @ self.projection)
+
+
 class SqueezedHead(Cosine):
     def forward(self, vectors: Tensor) -> Tensor:
         return super().forward(vectors).squeeze()
@@ -249,13 +287,18 @@ class Forgetful(Sharpness):
 
 
 class Plain(Sharpness):
-    """Keeps a number outside its states."""
+    """Keeps its last images and, outside its states, all targets."""
 
-    seen = 0
+    last: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
 
     def update(self, probabilities: Tensor, target: Tensor) -> None:
         super().update(probabilities, target)
-        self.seen += len(target)
+        self.last = probabilities
+        self.seen.append(target)
 
 
 class TwoClasses(nn.Linear):

@@ -16,7 +16,7 @@ from sppnet.config.compose import compose_config
 from sppnet.models.network import SPPNet
 from sppnet.runs.checkpoint_files import read_checkpoint
 from sppnet.runs.plan import plan_run
-from sppnet.training.preflight import check_repeatable
+from sppnet.training.own_parts import check_own_parts
 
 HELPERS = str(Path(__file__).parents[1] / "helpers")
 
@@ -48,7 +48,18 @@ def train(sppnet: Caller, slot: str, name: str, *words: str, section: str = "") 
         ("pooling", "Uncopied", "Only Tensors created explicitly by the user"),
         ("pooling", "Large", "size 20 gives a 5x5 feature map"),
         ("pooling", "Doubled", "Doubled.pool_windows does not return what forward returns for the windows"),
-        ("pooling", "Single", "must return the dtype of its maps, torch.bfloat16, but returns torch.float32"),
+        (
+            "pooling",
+            "Cached optim.ema=0.9",
+            "Cached.grid appears or changes its shape when the module is called, but opt",
+        ),
+        ("pooling", "Unused trainer.accelerator=cpu trainer.devices=2", "Unused.spare gets no gradient, for which the"),
+        ("head", "PlainTensor trainer.precision=bf16-true", "PlainTensor fails for (2, 40) of bfloat16: "),
+        (
+            "pooling",
+            "Single trainer.precision=bf16-true",
+            "must return the dtype of its maps, torch.bfloat16, but returns torch.float32",
+        ),
         ("pooling", "Detached", "Detached passes no gradient on to its input, so the backbone could not be trained"),
         (
             "pooling",
@@ -69,7 +80,7 @@ def train(sppnet: Caller, slot: str, name: str, *words: str, section: str = "") 
     ],
 )
 def test_what_does_not_work_is_refused_before_training(slot: str, name: str, message: str, sppnet: Caller) -> None:
-    words = ("trainer.precision=bf16-true",) if name == "Single" else ()
+    name, *words = name.split()
     refused = train(sppnet, slot, name, *words, section="groups: [3, 8]" if name == "Groups" else "")
     assert refused.code == 2, refused.err
     assert message in refused.err
@@ -97,9 +108,16 @@ def test_what_a_pooling_keeps_for_the_last_size_is_what_it_was_before_the_check(
     network = SPPNet(nn.Conv2d(3, 4, 3), own_parts.Cached(), nn.Linear(4, 2))
     before = network(torch.ones(1, 3, 9, 9))
     network.pooling.grid = torch.zeros(0, 0)
-    check_repeatable(network, 12)
+    check_own_parts(network, 12, compose_config([*SMALL]))
     assert network.pooling.grid.shape == (0, 0)
     assert torch.equal(network(torch.ones(1, 3, 9, 9)), before)
+
+
+def test_what_a_resumed_run_would_lack_is_named(sppnet: Caller) -> None:
+    done = train(sppnet, "pooling", "Remembered")
+    assert done.code == 0, done.err
+    assert "pooling: Remembered._seen changes when the module is called, but a checkpoint does not hold" in done.err
+    assert ".last" not in done.err
 
 
 def test_indices_are_not_averaged(sppnet: Caller) -> None:

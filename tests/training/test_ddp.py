@@ -120,6 +120,17 @@ def test_two_processes_resume_after_a_kill(spawn: Caller, tmp_path: Path) -> Non
     assert records(run) == records(tmp_path / whole.run)
 
 
+def test_the_error_of_the_second_process_is_the_reason(spawn: Caller, tmp_path: Path) -> None:
+    (tmp_path / "options/pooling").mkdir(parents=True)
+    (tmp_path / "options/pooling/own.yaml").write_text("_target_: own_parts.FailsOnRank1\n")
+    failed = spawn("train", "--config-dir=options", "pooling=own", "allow=own_parts", *TWO, **ENV)
+    assert failed.code == 1
+    reason = "rank 1: ValueError: out of luck"
+    assert failed.err.splitlines()[-1] == f"sppnet train: {reason}"
+    (status,) = tmp_path.rglob("status.json")
+    assert json.loads(status.read_text())["reason"] == reason
+
+
 def group_lives(group: int) -> bool:
     """Whether a process of the group still runs after five seconds; zombies do not count."""
     for _ in range(100):

@@ -257,7 +257,7 @@ def test_a_number_that_a_resumed_run_would_lack_is_named(capsys: pytest.CaptureF
     loss = own_losses.Calls()
     check(loss, "Calls")
     assert loss.calls == 0
-    assert "loss: own_losses.Calls.calls changes when the loss is called, but a checkpoint" in capsys.readouterr().err
+    assert "loss: own_losses.Calls.calls changes when the module is called, but a checkpoint" in capsys.readouterr().err
 
 
 def test_an_own_loss_is_checked_with_the_targets_of_the_run() -> None:

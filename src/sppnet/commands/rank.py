@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -19,6 +19,7 @@ from sppnet.config.load import check_layout, load
 from sppnet.config.schema import Config
 from sppnet.errors import RunFailed, UserError
 from sppnet.processes import die_with_parent
+from sppnet.runs import ranks
 from sppnet.runs.plan import PlannedRun
 from sppnet.runs.run_directory import FAILED_RANK, Run
 from sppnet.runs.slurm_status import slurm_fields
@@ -43,7 +44,7 @@ def main(words: Sequence[str]) -> None:
     from sppnet.training.checkpointing import Preempted
     from sppnet.training.trainer import fit, prepare
 
-    with contextlib.suppress(Preempted):  # the first process reports the preemption
+    with _recorded(run), contextlib.suppress(Preempted):  # the first process reports the preemption
         fit(prepare(cfg), run)
 
 
@@ -66,10 +67,18 @@ def join(planned: PlannedRun) -> None:
     from sppnet.training.checkpointing import Preempted
     from sppnet.training.trainer import fit, prepare
 
+    with _recorded(run), contextlib.suppress(Preempted):
+        fit(prepare(planned.cfg, planned.images), run)
+
+
+@contextlib.contextmanager
+def _recorded(run: Run) -> Iterator[None]:
+    """Write the error of this process to the run directory, because the first one sees only that it is gone."""
     try:
-        with contextlib.suppress(Preempted):
-            fit(prepare(planned.cfg, planned.images), run)
+        yield
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        write_text(run.path / FAILED_RANK, f"rank {job.rank()}: {type(error).__name__}: {lines[-1]}\n")
+        if not ranks.is_echo(error):
+            number = job.rank() if job.inside_slurm() else os.environ["LOCAL_RANK"]
+            lines = str(error).strip().splitlines() or [""]
+            write_text(run.path / FAILED_RANK, f"rank {number}: {type(error).__name__}: {lines[-1]}\n")
         raise

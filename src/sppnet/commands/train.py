@@ -130,8 +130,11 @@ def _status_file(run: Run) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt | SystemExit) or isinstance(error.__context__, KeyboardInterrupt):
             run.write_status("preempted", "interrupted")
             raise KeyboardInterrupt from None
+        other_rank = run.failed_rank if ranks.is_echo(error) else ""
         with contextlib.suppress(OSError):  # the disk may be full
-            run.write_status("failed", _last_line(error))
+            run.write_status("failed", other_rank or _last_line(error))
+        if other_rank:
+            raise RunFailed(other_rank) from error
         if isinstance(error, UserError):  # such as an unreadable file; exit code 2 would mean that nothing was written
             raise RunFailed(str(error)) from None
         raise

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ from sppnet.errors import UserError
 FIRST, SECOND = 224, 224 + 20160
 LARGEST = 4096  # largest side in pixels that `smallest_input` tries; no backbone here needs more
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 @dataclass(frozen=True)
 class Trunk:
@@ -32,7 +34,7 @@ class Trunk:
     stride: int
 
 
-@contextmanager
+@contextlib.contextmanager
 def on_meta() -> Iterator[None]:
     """Put the parameters and buffers of modules built in this context on the meta device, to save time and memory.
 
@@ -61,9 +63,17 @@ def meta_copy(module: nn.Module) -> nn.Module:
     if not module.training and all(tensor.is_meta for tensor in tensors):
         return module
     # With this memo, deepcopy uses the meta tensors instead of copying the weights.
-    memo: dict[int, Any] = {id(tensor): _to_meta(tensor) for tensor in tensors}
+    return deep_copy(module, {id(tensor): _to_meta(tensor) for tensor in tensors}).eval()
+
+
+def deep_copy(module: Module, memo: dict[int, Any] | None = None) -> Module:
+    """Return a copy of `module`.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
     try:
-        return copy.deepcopy(module, memo).eval()
+        return copy.deepcopy(module, memo)
     except Exception as error:  # of a user's own module, such as one with the older torch.nn.utils.weight_norm
         raise UserError(f"{type(module).__name__} cannot be copied: {error}") from error
 
@@ -94,16 +104,6 @@ def check_initialised(module: nn.Module, slot: str) -> None:
             f"{slot}: {type(module).__name__}.{name} has no shape until the first batch, but the optimizer needs it"
             " before; give the layer its input's size"
         )
-
-
-def plain_numbers(module: nn.Module) -> dict[str, Any]:
-    """Return the public attributes of `module` and of the modules in it that are plain numbers, by name."""
-    return {
-        f"{path}.{name}".lstrip("."): value
-        for path, part in module.named_modules()
-        for name, value in vars(part).items()
-        if isinstance(value, int | float) and not name.startswith("_") and name != "training"
-    }
 
 
 def try_out(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:

@@ -67,6 +67,11 @@ def check_world_size(cfg: Config) -> None:
     )
 
 
+def is_echo(error: BaseException) -> bool:
+    """Whether an error says only that another process of the run has ended, which `torch.distributed` raises."""
+    return type(error).__name__ in {"DistError", "DistBackendError", "DistNetworkError"} or "gloo" in str(error)
+
+
 def _count(key: str) -> int:
     """The number of processes that an environment variable specifies; 1 if it is unset or is not a number."""
     text = os.environ.get(key, "")

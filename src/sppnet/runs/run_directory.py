@@ -60,6 +60,12 @@ class Run:
         return read_record(self.path / "status.json")
 
     @property
+    def failed_rank(self) -> str:
+        """The error of a rank above 0 that has ended the run; "" if none has."""
+        path = self.path / FAILED_RANK
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+    @property
     def done(self) -> bool:
         """Whether training and the test have finished and `best.ckpt` exists."""
         return self.status.get("state") == "done" and self.best.is_file()

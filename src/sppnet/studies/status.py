@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sppnet.runs.identity import format_mismatch
-from sppnet.runs.run_directory import FAILED_RANK, Run
+from sppnet.runs.run_directory import Run
 from sppnet.slurm.queue import job_number, job_state
 
 WAITING = ("PENDING", "RUNNING", "CONFIGURING", "REQUEUED", "COMPLETING", "SUSPENDED", "REQUEUE_HOLD", "SPECIAL_EXIT")
@@ -73,7 +73,7 @@ def run_status(run: Run, test: str) -> RunStatus:
         requeued = slurm_state.startswith(WAITING)
         reason = f"{reason} (its SLURM job is {slurm_state})"
         return RunStatus("queued" if requeued else "preempted", reason, status, None)
-    if state == "failed" and (rank_reason := _failed_rank(run)):
+    if state == "failed" and (rank_reason := run.failed_rank):
         reason = rank_reason  # rank 0's error only says that another rank is gone
     if state == "running" and not run.held():
         return _abandoned_status(run, status, slurm_state)
@@ -82,18 +82,12 @@ def run_status(run: Run, test: str) -> RunStatus:
 
 def _abandoned_status(run: Run, status: dict[str, Any], slurm_state: str | None) -> RunStatus:
     """The state of a run whose status file says `running` while no process holds the run's lock."""
-    if rank_reason := _failed_rank(run):
+    if rank_reason := run.failed_rank:
         return RunStatus("failed", rank_reason, status, None)
     if slurm_state and slurm_state.startswith(WAITING):
         return RunStatus("queued", f"preempted at step {status.get('step')}; {slurm_state}", status, None)
     reason = f"process {status.get('pid')} on {status.get('host')} was killed, or the machine is down"
     return RunStatus("lost", f"{reason} (its SLURM job is {slurm_state})" if slurm_state else reason, status, None)
-
-
-def _failed_rank(run: Run) -> str:
-    """The error of a rank above 0; "" if none failed."""
-    path = run.path / FAILED_RANK
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _slurm_state(status: dict[str, Any]) -> str | None:

@@ -31,8 +31,9 @@ class Averages(EMAWeightAveraging):
         super().setup(trainer, pl_module, stage)
         if self._average_model is None:
             return
-        if trainer.precision != "64-true":
-            self._average_model.float()
+        for tensor in _tensors(self._average_model):
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                tensor.data = tensor.data.float()
         average = self._average_model.avg_fn
         assert average is not None
         self._average_model.avg_fn = lambda averaged, current, count: (

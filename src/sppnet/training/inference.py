@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
 from sppnet.config.load import load, replace
-from sppnet.config.schema import Backbone, Config
+from sppnet.config.schema import Config
 from sppnet.data import Splits
 from sppnet.errors import UserError
 from sppnet.models.network import SPPNet, build_network
@@ -64,13 +64,12 @@ def load_classifier(checkpoint: Mapping[str, Any], cfg: Config, sets: Splits, pa
     return classifier
 
 
-def load_network(checkpoint: Mapping[str, Any], backbone: Backbone, size: int, path: Path) -> SPPNet:
+def load_network(checkpoint: Mapping[str, Any], cfg: Config, path: Path) -> SPPNet:
     """Build the network of a checkpoint, without data or a LightningModule, and load its weights.
 
     Args:
         checkpoint: content of the checkpoint file, which also specifies pooling and head.
-        backbone: configuration of the backbone.
-        size: side of the training images, in pixels.
+        cfg: the configuration; its backbone, training size and precision are used.
         path: the checkpoint file, used in error messages.
 
     Raises:
@@ -78,8 +77,10 @@ def load_network(checkpoint: Mapping[str, Any], backbone: Backbone, size: int, p
     """
     metadata = checkpoint["sppnet"]
     trained = load(Config, metadata["config"])
-    backbone = backbone.model_copy(update={"weights": None})
-    network = build_network(backbone, trained.pooling, trained.head, len(metadata["classes"]), size)
+    backbone = cfg.backbone.model_copy(update={"weights": None})
+    network = build_network(backbone, trained.pooling, trained.head, len(metadata["classes"]), cfg.sizes.train[0])
+    if cfg.trainer.precision == "64-true":
+        network.double()  # before loading, which would round the weights to float32
     # The user's own loss may have weights, too.
     of_network = ((key, value) for key, value in checkpoint["state_dict"].items() if key.startswith("network."))
     weights = {key.removeprefix("network."): value for key, value in of_network}

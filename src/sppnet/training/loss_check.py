@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sppnet.config.schema import OwnLoss
 from sppnet.errors import UserError, notice
-from sppnet.models.probe import plain_numbers
 from sppnet.training.losses import shares
+from sppnet.training.unsaved_state import describe, remembers
 
 
 def check_own_loss(
@@ -46,16 +46,12 @@ def check_own_loss(
     with torch.random.fork_rng(devices=[]):  # the loss may draw random numbers, as dropout does
         for training in (True, False):
             loss.train(training)
-            before = plain_numbers(loss)
             given = shares(target, logits_NK.float()) if training and soft else target
             if problem := _find_problem(loss, logits_NK, given, training):
                 mode_name = "training" if training else "evaluation"
                 raise UserError(f"loss: {cfg.target} {problem} (in {mode_name} mode)")
-            if changed := [name for name, value in plain_numbers(loss).items() if before.get(name) != value]:
-                rank_zero_only(notice)(
-                    f"loss: {cfg.target}.{changed[0]} changes when the loss is called, but a checkpoint does not hold"
-                    " it, so a resumed run may differ; a buffer would be saved"
-                )
+            if changed := remembers(loss, loss, (logits_NK, given), (2 * logits_NK, given)):
+                rank_zero_only(notice)(describe(f"loss: {cfg.target}", changed))
     original.train(mode)
 
 

@@ -12,8 +12,8 @@ from torchmetrics import Metric, MetricCollection
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import OpenSection
 from sppnet.errors import UserError
-from sppnet.models.probe import plain_numbers
 from sppnet.training.metrics import BUILT_IN
+from sppnet.training.unsaved_state import remembers
 
 NAME = re.compile(r"[A-Za-z]\w{0,39}")
 
@@ -66,17 +66,14 @@ def _try(name: str, metric: Metric, classes: int, multilabel: bool) -> None:
         trial = metric.clone()
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            before = plain_numbers(trial)
-            trial.update(probabilities_NK, target)
-            after = plain_numbers(trial)
+            changed = remembers(trial, trial.update, (probabilities_NK, target), (probabilities_NK[1:], target[1:]))
             value = trial.compute()
     except Exception as error:  # a user's class may raise any exception
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"metrics.{name}: {kind} must take {takes}, but fails: {problem}") from error
-    changed = [attribute for attribute, number in after.items() if before.get(attribute) != number]
-    if changed and not type(metric).__module__.startswith("torchmetrics."):
+    if changed is not None:
         raise UserError(
-            f"metrics.{name}: {kind}.{changed[0]} changes in update, but is no state, so it would not be summed over"
+            f"metrics.{name}: {kind}.{changed} changes in update, but is no state, so it would not be summed over"
             " processes; make it one with add_state"
         )
     if isinstance(value, int | float):

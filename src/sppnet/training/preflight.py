@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sppnet.config.schema import Config, OpenSection, Trainer
+from sppnet.config.schema import Config, Trainer
 from sppnet.data import build_sizes
 from sppnet.data.augmentation import Augmentation, build_augmentation
 from sppnet.data.batch_samplers import Item
@@ -21,7 +21,6 @@ from sppnet.data.views import Views
 from sppnet.errors import UserError
 from sppnet.models.fit_check import check_network
 from sppnet.models.network import SPPNet
-from sppnet.models.pooling import check_own_windows, pools_windows
 from sppnet.models.probe import meta_copy
 from sppnet.runs.identity import world_size
 from sppnet.slurm import job
@@ -58,8 +57,12 @@ def check_fit(cfg: Config) -> None:
     # list every size of a range, not only its ends
     sizes = {"train": build_sizes(cfg.sizes).sizes, "val": cfg.sizes.val, "test": cfg.sizes.test}
     from_map = views is not None and views.source == "map"
-    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(cfg.trainer.precision, torch.float32)
-    check_network(cfg.backbone, cfg.pooling, cfg.head, sizes, whole_images, from_map, dtype)
+    check_network(cfg.backbone, cfg.pooling, cfg.head, sizes, whole_images, from_map, network_dtype(cfg))
+
+
+def network_dtype(cfg: Config) -> torch.dtype:
+    """The dtype of the network's weights with `trainer.precision`."""
+    return {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(cfg.trainer.precision, torch.float32)
 
 
 def check_augmentation(cfg: Config) -> None:
@@ -119,86 +122,6 @@ def sizes_for_pairs(network: SPPNet, sizes: Collection[int]) -> frozenset[int]:
         return not runs(tried, device, 1, size) and runs(tried, device, 2, size)
 
     return frozenset(itertools.takewhile(needs_two, sorted(sizes)))
-
-
-def has_own_classes(cfg: Config) -> bool:
-    """Whether a part of the network is of a class that is not ours."""
-    parts = (cfg.backbone, cfg.pooling, cfg.head)
-    return any(isinstance(part, OpenSection) and not part.target.startswith("sppnet.") for part in parts)
-
-
-def check_repeatable(network: SPPNet, size: int) -> None:
-    """Check that backbone, pooling and head give the same outputs for the same images in evaluation mode.
-
-    Otherwise, a test could not be repeated. A method `pool_windows` must give the same vectors as `forward`.
-
-    Args:
-        network: the network.
-        size: side, in pixels, of the square images that are tried.
-
-    Raises:
-        UserError: a part draws random numbers, changes from one call to the next, lets the images of a batch affect
-            each other, changes its `state_dict`, passes no gradient on, or fails; or the vectors differ.
-    """
-    training, dtype = network.training, next((p.dtype for p in network.parameters()), torch.float32)
-    x = torch.rand(2, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    # a part may count its calls in a buffer, or keep one for the size of the last map
-    buffers = [(m, name, b, b.clone()) for m in network.modules() for name, b in m._buffers.items() if b is not None]
-    network.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for slot, part in network.named_children():
-            state, shapes = torch.random.get_rng_state(), _shapes(part)
-            try:
-                first, second, alone = part(x.clone()), part(x.clone()), part(x[:1].clone())
-            except Exception as error:  # a user's own module may raise any exception
-                raise UserError(f"{slot}: {type(part).__name__} fails for {tuple(x.shape)}: {error}") from error
-            if not torch.equal(torch.random.get_rng_state(), state):
-                problem = "draws random numbers"
-            elif not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
-                problem = "gives different outputs for the same input"
-            elif not torch.allclose(first[:1], alone, rtol=0, atol=0.01 * float(first.abs().max()), equal_nan=True):
-                problem = "gives an image other outputs beside other images"
-            else:
-                if (after := _shapes(part)) != shapes:
-                    name = next(key for key in {**shapes, **after} if shapes.get(key) != after.get(key))
-                    raise UserError(
-                        f"{slot}: {type(part).__name__}.{name} appears or changes its shape when the module is called,"
-                        " so a checkpoint could not be loaded; register it in the constructor with persistent=False"
-                    )
-                if slot != "backbone" and not network.freeze:
-                    _check_gradient(slot, part, x)
-                if slot == "pooling" and type(part).__module__.split(".")[0] != "sppnet" and pools_windows(part):
-                    check_own_windows(part, x)
-                x = first
-                continue
-            raise UserError(
-                f"{slot}: {type(part).__name__} {problem} in evaluation, so no test could be repeated; only training"
-                " (self.training) may do so"
-            )
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
-    network.train(training)
-
-
-def _shapes(part: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in part.state_dict().items() if isinstance(value, torch.Tensor)}
-
-
-def _check_gradient(slot: str, part: nn.Module, x: torch.Tensor) -> None:
-    """Raise a UserError if the outputs of a part do not depend differentiably on inputs of the shape of `x`."""
-    with torch.enable_grad():
-        leaf = torch.rand_like(x).requires_grad_()
-        try:
-            output = part(leaf.relu())  # its backward needs its output, which the part must not change in place
-            gradient = torch.autograd.grad(output.sum(), leaf, allow_unused=True)[0] if output.requires_grad else None
-        except Exception as error:  # a user's own module may raise any exception
-            raise UserError(f"{slot}: {type(part).__name__} fails in its backward pass: {error}") from error
-    if gradient is None:
-        raise UserError(
-            f"{slot}: {type(part).__name__} passes no gradient on to its input, so the backbone could not be trained"
-        )
 
 
 def check_hardware(cfg: Config) -> None:

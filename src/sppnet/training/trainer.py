@@ -40,7 +40,8 @@ from sppnet.training.loss_check import check_own_loss
 from sppnet.training.losses import class_weights
 from sppnet.training.metrics import SizeMetrics
 from sppnet.training.optim import build_optimizer
-from sppnet.training.preflight import check_repeatable, has_own_classes, sizes_for_pairs
+from sppnet.training.own_parts import check_own_parts, has_own_parts
+from sppnet.training.preflight import sizes_for_pairs
 from sppnet.training.resume import RESTART, checkpoint_to_resume, read_own_checkpoint
 from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitored, check_monitors
 
@@ -95,8 +96,8 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     data = build_data(cfg, sets)
     data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
     classifier = build_classifier(cfg, sets)
-    if has_own_classes(cfg):
-        check_repeatable(classifier.network, min(data.schedule.sizes))
+    if has_own_parts(cfg):
+        check_own_parts(classifier.network, min(data.schedule.sizes), cfg)
     _check_classifier(classifier)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images

@@ -144,7 +144,7 @@ def _build(task: Task, names: list[str]) -> Extractor:
         # Build pooling and head as the checkpoint describes them, not as cfg does: with layer=spp, the pyramid in cfg
         # may differ from the trained one, and the trained weights might not fit.
         checkpoint = read_checkpoint(task.trained.weights)
-        network = load_network(checkpoint, cfg.backbone, cfg.sizes.train[0], task.trained.checkpoint)
+        network = load_network(checkpoint, cfg, task.trained.checkpoint)
         extractor = Extractor(normalise, network.backbone, network.pooling, network.head, layers, kernel)
     if cfg.compute.compile:
         extractor.compile(dynamic=True)

@@ -1,0 +1,65 @@
+"""Finds what a module of the user's own remembers of earlier calls without a checkpoint holding it."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+KEPT = (int, float, list, tuple, set, dict, Tensor, np.ndarray, np.generic)  # types of attributes that are compared
+LIBRARIES = ("sppnet", "torch", "torchvision", "torchmetrics", "lightning", "timm")  # they keep state in buffers
+INTERNAL = {"training", *vars(nn.Module())}
+
+
+def remembers(module: nn.Module, call: Callable[..., Any], first: Sequence[Any], second: Sequence[Any]) -> str | None:
+    """Return the name of an attribute of `module` that depends on earlier calls; None if there is none.
+
+    Parameters, buffers and the states of a metric do not count, because checkpoints hold them, nor does what the last
+    call alone has left, such as a grid for the size of its map.
+
+    Args:
+        module: the module, which may change.
+        call: calls it. It is called with `first`, `second` and `first` again, each time with the same seed.
+        first: arguments of `call`.
+        second: other arguments of `call`.
+
+    Raises:
+        Exception: whatever `call` raises.
+    """
+    kept = []
+    for arguments in (first, second, first):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            call(*arguments)
+        kept.append(_unsaved(module))
+    return next((name for name, value in kept[2].items() if kept[0].get(name) != value), None)
+
+
+def describe(module: str, attribute: str) -> str:
+    """Describe the attribute that `module` (`pooling: Pool`) remembers."""
+    return (
+        f"{module}.{attribute} changes when the module is called, but a checkpoint does not hold it, so a resumed run"
+        " may differ; a buffer would be saved"
+    )
+
+
+def _unsaved(module: nn.Module) -> dict[str, bytes]:
+    """The attributes that no checkpoint holds, by name; pickled, because a later call may change them in place."""
+    unsaved: dict[str, bytes] = {}
+    for path, part in module.named_modules():
+        if type(part).__module__.split(".")[0] in LIBRARIES:
+            continue
+        states = getattr(
+            part, "_defaults", None
+        )  # of a torchmetrics.Metric, whose other private attributes are its own
+        for name, value in vars(part).items():
+            of_metric = states is not None and (name in states or name.startswith("_"))
+            if isinstance(value, KEPT) and name not in INTERNAL and not of_metric:
+                with contextlib.suppress(Exception):  # it may hold what cannot be pickled
+                    unsaved[f"{path}.{name}".lstrip(".")] = pickle.dumps(value)
+    return unsaved
