@@ -38,7 +38,7 @@ class Difference:
     Attributes:
         spread: the mean and variation of the paired differences.
         p: the two-sided p-value of the paired t-test with Holm's correction; None if there are fewer than `MIN_PAIRS`
-            pairs.
+            pairs, or one of them has a NaN.
     """
 
     spread: Spread
@@ -81,8 +81,9 @@ def differences(values: Mapping[str, Mapping[int, float]], base: str) -> dict[st
         if name == base:
             continue
         seeds = sorted(by_seed.keys() & values[base].keys())
-        spreads[name] = spread([by_seed[seed] - values[base][seed] for seed in seeds])
-        if len(seeds) >= MIN_PAIRS:
+        gaps = [by_seed[seed] - values[base][seed] for seed in seeds]
+        spreads[name] = spread(gaps)
+        if len(seeds) >= MIN_PAIRS and not any(map(math.isnan, gaps)):  # a NaN would become the p-value of other rows
             p_values[name] = _paired_p([by_seed[seed] for seed in seeds], [values[base][seed] for seed in seeds])
     corrected = holm(p_values)
     return {
@@ -100,7 +101,9 @@ def best(values: Mapping[str, Mapping[int, float]], lower: bool) -> str | None:
 
     Returns:
         The row with the best mean if its corrected p-value against every other row is less than 0.05; otherwise None.
+        Rows with a NaN are ignored.
     """
+    values = {name: by_seed for name, by_seed in values.items() if not any(map(math.isnan, by_seed.values()))}
     first = leader(values, lower)
     if first is None or len(values) < 2:
         return None

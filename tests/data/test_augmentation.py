@@ -189,7 +189,7 @@ BAD = [
     ("Compose, transforms: [{_target_: os.system}]", ".transforms.0._target_=os.system is not allowed"),
     ("Compose, transforms: [5]", ".transforms=[5] is not allowed: must be a list of transforms, each a mapping"),
     ("own_transforms.Pillow", "returns PIL.Image.Image"),
-    ("own_transforms.Counter", "gives different images for the same image and seed, so a run could not be repeated"),
+    ("own_transforms.Counter", "Counter.images changes when the transform is called, so a run could not be repeated"),
     ("own_transforms.Tenth", "fails (RuntimeError: the tenth image)"),
     ("own_transforms.NotAModule", "is neither a subclass of Module nor"),
 ]

@@ -91,6 +91,17 @@ class RootOfZero(nn.Module):
         return (logits - logits).sum(1).sqrt() + F.cross_entropy(logits, target, reduction="none")
 
 
+class NoisyInTests(nn.Module):
+    def forward(self, logits: Tensor, target: Tensor) -> Any:
+        losses = F.cross_entropy(logits, target, reduction="none")
+        return losses if self.training else losses + torch.rand_like(losses)
+
+
+class Unprepared(nn.Module):
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+
 class Raises(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Any:
         F.dropout(logits)  # draws random numbers

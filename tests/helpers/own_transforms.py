@@ -46,12 +46,10 @@ class Pillow(nn.Module):
 class Tenth(nn.Module):
     """Fails at every tenth image."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.images = 0
+    images = 0
 
     def forward(self, image: Tensor) -> Tensor:
-        self.images += 1
+        type(self).images += 1
         if self.images % 10 == 0:
             raise RuntimeError("the tenth\nimage")
         return image

@@ -26,6 +26,7 @@ from sppnet.runs.run_directory import Run
 from sppnet.studies.status import run_status
 
 Result = dict[str, Any]
+KAPPA = "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa"
 
 
 def summaries(name: str) -> dict[int, Result]:
@@ -186,7 +187,8 @@ def test_runs_without_a_sweep_are_named_by_what_differs(sppnet: Caller) -> None:
     ):
         run = sppnet("train", *OF_A_STUDY, *overrides).run
     sppnet("test", f"checkpoint={run}", "sizes.test=[20]")
-    done = sppnet("report", "report.metrics=[top1_error,loss]", "output=out")
+    sppnet("test", f"checkpoint={run}", "sizes.test=[20]", KAPPA)  # the same test with a further metric
+    done = sppnet("report", "report.metrics=[top1_error,loss,kappa]", "output=out")
     assert done.code == 0, done.err
     with Path("out/mine.csv").open() as file:
         rows = {line["setting"]: line for line in csv.DictReader(file)}
@@ -196,10 +198,21 @@ def test_runs_without_a_sweep_are_named_by_what_differs(sppnet: Caller) -> None:
         "bins=3, 1 lr=0.02 sizes=20",
     }
     assert sorted(line["test/loss n"] for line in rows.values()) == ["1", "1", "2"]
+    assert rows["bins=3, 1 lr=0.02 sizes=20"]["test/kappa n"] == "1"
     first = rows["bins=2, 1 lr=0.01 sizes=24"]
     values = [1 - json.loads(path.read_text())["test/top1"] for path in summaries_with_rate(Path("runs/mine"), 0.01)]
     assert float(first["test/top1_error mean"]) == pytest.approx(np.mean(values))
     assert first["note"] == ", ".join(limits(2))
+
+
+@pytest.mark.slow
+def test_a_metric_that_is_added_to_a_sweep_makes_no_rows_of_its_own(study: Caller) -> None:
+    added = study(*SWEEP, KAPPA)
+    assert added.code == 0, added.err
+    done = study("report", "study=mine", "report.metrics=[top1,kappa]")
+    assert [line["setting"] for line in lines("mine")] == ["spp", "gap"]
+    assert all(line["test/kappa n"] == line["test/top1 n"] == "3" for line in lines("mine"))
+    assert done.code == 0, done.err
 
 
 def summaries_with_rate(folder: Path, rate: float) -> list[Path]:
@@ -284,6 +297,13 @@ def test_the_best_row_is_marked_only_if_significant() -> None:
     assert statistics.best(same(3), lower=False) is None
     assert statistics.best(same(6), lower=False) == "b"
     assert statistics.best({"a": low}, lower=False) is None
+    # a row with a NaN, as of a metric that is not defined, does not touch the others
+    rows = {"low": low, "broken": low | {2: math.nan}, "high": high}
+    assert statistics.best(rows, lower=False) == "high"
+    gaps = statistics.differences(rows, "high")
+    assert gaps["low"] == statistics.differences({"low": low, "high": high}, "high")["low"]
+    assert gaps["broken"] is not None
+    assert gaps["broken"].p is None
 
 
 def test_figures_show_every_row(study: Caller) -> None:

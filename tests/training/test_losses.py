@@ -18,6 +18,7 @@ from torchvision.ops import sigmoid_focal_loss
 import own_losses
 from calling import SMALL, Caller, records, same_weights, weights
 from sppnet.config.compose import compose_config
+from sppnet.config.instantiate import instantiate
 from sppnet.config.load import replace
 from sppnet.config.schema import Config, OwnLoss
 from sppnet.data import Splits, load_splits
@@ -186,7 +187,7 @@ def test_balanced_weights_are_inverse_to_the_training_images_of_a_class() -> Non
     cfg = replace(network()[0], {"loss.class_weights": "balanced"})
     sets = load_splits(cfg.data)
     used = build_classifier(cfg, sets).loss.class_weights
-    torch.testing.assert_close(used, torch.tensor(class_weights(cfg.loss, sets)))
+    assert used == class_weights(cfg.loss, sets)
     several = weights_of("balanced", [(0, 1), (1,), (), (1, 2), (0, 1, 2), (2,)])
     assert several == pytest.approx([8 / (3 * n) for n in (2, 4, 2)])
 
@@ -232,6 +233,7 @@ def test_a_softmax_over_several_labels_is_refused() -> None:
         ("RootOfZero", "has a gradient that is not finite"),
         ("Raises", "raises KeyError for logits (4, 3) and targets (4,) of int64: 'such a class'"),
         ("Pair", "returns tuple"),
+        ("NoisyInTests", "returns other values for the same images, so no test could be repeated (in evaluation mode)"),
         ("CentresInPlace", "changes its logits or targets in place"),
     ],
 )
@@ -244,6 +246,32 @@ def test_an_own_loss_that_cannot_be_trained_with_is_refused(name: str, message: 
     assert str(refused.value).startswith(f"loss: own_losses.{name} ")
     assert "\n" not in str(refused.value)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_module_whose_constructor_does_not_call_that_of_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPPNET_ALLOW", "own_losses")
+    with pytest.raises(UserError, match=r"^loss: own_losses\.Unprepared does not call super\(\)\.__init__\(\)"):
+        instantiate({"_target_": "own_losses.Unprepared"}, torch.nn.Module, "loss")
+
+
+def test_a_class_is_named_where_it_is_defined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file that the name leads to counts into a run's hash."""
+    monkeypatch.setenv("SPPNET_ALLOW", "zoo_of_losses")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "zoo_of_losses").mkdir()
+    (tmp_path / "zoo_of_losses/one.py").write_text("from torch import nn\n\n\nclass One(nn.Module):\n    pass\n")
+    for name in ("__init__", "all"):
+        (tmp_path / f"zoo_of_losses/{name}.py").write_text("from zoo_of_losses.one import One\n")
+    for name in ("zoo_of_losses.One", "zoo_of_losses.one.One"):
+        instantiate({"_target_": name}, torch.nn.Module, "loss")
+    with pytest.raises(UserError, match=r"into the run's identity; use zoo_of_losses\.one\.One$"):
+        instantiate({"_target_": "zoo_of_losses.all.One"}, torch.nn.Module, "loss")
+
+
+def test_class_weights_are_not_rounded_with_the_network() -> None:
+    loss = classifier(False, [1.2345, 0.777, 3.333]).loss
+    logits, target = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    assert torch.equal(loss(logits, target), loss.to(torch.bfloat16)(logits, target))
 
 
 def check(loss: torch.nn.Module, name: str, classes: int = 3, multilabel: bool = False, soft: bool = False) -> None:

@@ -92,12 +92,20 @@ def test_macro_f1_and_calibration_are_those_of_scikit_learn_and_by_hand() -> Non
         for b in set(bins.tolist())
     ]
     assert values["val/calibration_error"] == pytest.approx(sum(gaps), abs=1e-5)
+    sure = SizeMetrics("val", 2, multilabel=False)  # half of the images have a confidence of 1, the others of 0.95
+    two, first = torch.tensor([[50.0, 0.0]] * 50 + [[2.944439, 0.0]] * 50), torch.zeros(100, dtype=torch.long)
+    first[:5] = 1
+    sure.update(48, two, first, torch.zeros(100), None)
+    assert sure.compute()["val/calibration_error"] == pytest.approx(abs(0.95 - 0.975), abs=1e-5)
     labels = (torch.randn(50, 6, generator=generator) > 0).float()
     labels[:, 5] = 0
     several = SizeMetrics("test", 6, multilabel=True)
     several.update(48, logits[:50], labels, torch.zeros(50), None)
     expected = f1_score(labels[:, :5], logits[:50, :5] > 0, average="macro")
     assert several.compute()["test/macro_f1"] == pytest.approx(expected, abs=1e-6)
+    single = SizeMetrics("test", 1, multilabel=True)
+    single.update(48, torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0], [0.0]]), torch.zeros(2), None)
+    assert single.per_class() == {"48": [1.0]}
 
 
 SMALL_RUN = (*SMALL, "trainer.max_epochs=2", "sizes.test=[24,32]")

@@ -188,7 +188,7 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
         new = f"+callbacks.{name.split('.')[0]}"
         return f"unknown key {key}; put + before each key of a new callback: {new}._target_=CLASS {new}.KEY=VALUE"
     groups = option_files.group_names()
-    chosen = [word for word in overrides if word.partition("=")[0] in groups]
+    chosen = [word for word in overrides if word.partition("=")[0] in groups and "={" not in word]
     try:
         plain = compose_plain(command, chosen)
     except UserError:  # several options of a sweep, for example

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,9 +95,17 @@ def instantiate(
         out_of_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
         problem = "they need more memory than is available" if out_of_memory else str(error) or type(error).__name__
         raise UserError(f"{slot}: {name} refuses its arguments: {problem}") from error
+    if isinstance(instance, _torch_module()) and "_modules" not in vars(instance):
+        raise UserError(f"{slot}: {name} does not call super().__init__() in its constructor")
     if not isinstance(instance, kind):
         raise UserError(f"{slot}._target_={name} returned {type(instance).__name__} instead of {kind.__name__}")
     return instance
+
+
+def _torch_module() -> type:
+    """`torch.nn.Module`, without importing torch: no instance of it can exist before that."""
+    torch = sys.modules.get("torch")
+    return type(None) if torch is None else torch.nn.Module
 
 
 def user_source_files(node: Any, slot: str = "") -> dict[str, Path]:
@@ -157,6 +166,11 @@ def _import_target(name: str, slot: str) -> Any:
         home = f"{getattr(target, '__module__', '')}."
         if not home.startswith(allowed_prefixes()) or home.startswith(REFUSED):
             raise UserError(f"{slot}._target_={name} is defined in {home[:-1] or 'no module'}, which is not allowed")
+        if not name.startswith(ALLOWED) and not home.startswith(f"{module}."):
+            raise UserError(
+                f"{slot}._target_={name} is not allowed: {parts[-1]} is defined in {home[:-1]}, whose file would not"
+                f" count into the run's identity; use {home}{parts[-1]}"
+            )
         return target
     raise UserError(f"{slot}._target_={name} does not exist")
 

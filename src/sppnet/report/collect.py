@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 from sppnet.errors import UserError
 from sppnet.report import row_names
-from sppnet.report.run_results import build_result, format_commit, format_machine, hoist_configuration, read_provenance
+from sppnet.report.run_results import (
+    build_result,
+    combine,
+    format_commit,
+    format_machine,
+    hoist_configuration,
+    read_provenance,
+)
 from sppnet.report.table import Column, Result, Row, Table
 from sppnet.report.unplanned_runs import rows_by_data
 from sppnet.runs.identity import FORMAT, LOWER_IS_BETTER
@@ -55,11 +62,24 @@ def _planned_rows(study: Study) -> list[Row]:
         settings.setdefault((point.row, point.setting), []).append(point)
     settings = _drop_duplicates(settings)
     names = _setting_names(study.name, settings)
-    return [
-        row
-        for setting, points in settings.items()
-        for row in _rows_of_setting(names[setting], points, study, study.rows.get(setting[0]) or {})
-    ]
+    rows: list[Row] = []
+    for setting, points in settings.items():
+        for row in _rows_of_setting(names[setting], points, study, study.rows.get(setting[0]) or {}):
+            other = None if setting[0] else next((i for i, each in enumerate(rows) if _combine(each, row)), None)
+            if other is None:
+                rows.append(row)
+            else:
+                rows[other] = _combine(rows[other], row) or row
+    return rows
+
+
+def _combine(row: Row, later: Row) -> Row | None:
+    """Combine two rows of the same runs that were tested with other metrics of the user's; None if they are not."""
+    if row.results.keys() != later.results.keys():
+        return None
+    results = {seed: combine(result, later.results[seed]) for seed, result in row.results.items()}
+    both = {seed: result for seed, result in results.items() if result is not None}
+    return replace(row, results=both) if both and len(both) == len(results) else None
 
 
 def _rows_of_setting(name: str, points: Sequence[SweepPoint], study: Study, listed: Mapping[str, Any]) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sppnet.report.table import Result
@@ -36,9 +37,14 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
     limits["limit_test_batches"] = test.get("batches")
     cut = ", ".join(f"trainer.{name}={value}" for name, value in limits.items() if value)
     version = identity.get("format") or record["identity"].get("format")
+    config = record["identity"].get("config") or {}
+    # The user's metrics change neither the weights nor the other metrics.
+    protocol = {name: part for name, part in record["identity"].items() if name != "code"}
+    protocol["config"] = {name: part for name, part in config.items() if name != "metrics"}
     columns = {
         "hash": run.hash,
-        "setting": digest({**{k: v for k, v in identity.items() if k != "seed"}, "test": record["identity"]}),
+        "setting": digest({**{k: v for k, v in identity.items() if k != "seed"}, "test": protocol}),
+        "defined": (config.get("metrics") or {}) | {"code": record["identity"].get("code")},
         "commit": " ".join(commits) if code else "",
         "machine": format_machine(last.get("machine") or {}),
         "time": record.get("time"),
@@ -52,6 +58,29 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
         "own_metrics": record.get("own_metrics", {}),
     }
     return Result(run.path.name, record["metrics"], columns)
+
+
+def combine(first: Result, second: Result) -> Result | None:
+    """Combine two tests of a run that differ only in the user's metrics.
+
+    Returns:
+        A result with the metrics of both; None if they have the same metrics, define one in two ways or are tests of
+        other things.
+    """
+    one, other = first.provenance, second.provenance
+    same = (first.run, one["setting"]) == (second.run, other["setting"]) and one["defined"] != other["defined"]
+    shared = one["defined"].keys() & other["defined"].keys() - {"code"}
+    if not same or any(one["defined"][name] != other["defined"][name] for name in shared):
+        return None
+    if shared and one["defined"]["code"] != other["defined"]["code"]:
+        return None
+    defined = one["defined"] | other["defined"]
+    own = one["own_metrics"] | other["own_metrics"]
+    return replace(
+        second,
+        metrics={**first.metrics, **second.metrics},
+        provenance={**other, "defined": defined, "own_metrics": own},
+    )
 
 
 def format_commit(commit: object, dirty: object) -> str:

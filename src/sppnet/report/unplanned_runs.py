@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sppnet.report import row_names
-from sppnet.report.run_results import build_result, hoist_configuration, read_provenance
+from sppnet.report.run_results import build_result, combine, hoist_configuration, read_provenance
 from sppnet.report.table import Result, Row
 from sppnet.runs.run_directory import Run
 
@@ -28,8 +28,15 @@ def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
                 provenance = read_provenance(run)
                 result = build_result(run, record, provenance)
                 identity, test = hoist_configuration(provenance["identity"]), hoist_configuration(record["identity"])
+                test = {name: part for name, part in test.items() if name not in ("metrics", "code")}
                 keys = dict(row_names.flatten(identity | {"test": test}))
-                settings.setdefault(result.provenance["setting"], (keys, {}))[1][int(keys.get("seed", 0))] = result
+                seed, setting = int(keys.get("seed", 0)), result.provenance["setting"]
+                results = settings.setdefault(setting, (keys, {}))[1]
+                combined = combine(results[seed], result) if seed in results else result
+                if combined is None:  # it defines a metric in another way
+                    settings[f"{setting}-{path.stem}"] = (keys, {seed: result})
+                else:
+                    results[seed] = combined
     by_data: dict[str, dict[str, Setting]] = {}
     for setting_hash, setting in settings.items():
         by_data.setdefault(str(setting[0]["test.fingerprint"]), {})[setting_hash] = setting

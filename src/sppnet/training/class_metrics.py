@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MultilabelAveragePrecision
+from torchmetrics.classification import MulticlassCalibrationError, MultilabelAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
 
@@ -68,3 +68,14 @@ class AveragePrecision(MultilabelAveragePrecision):
         """Return the average precisions (K,); by now, torchmetrics has gathered `target` from all ranks."""
         value: Tensor = super().compute()
         return value.masked_fill(dim_zero_cat(self.target).sum(0) == 0, torch.nan)
+
+
+class CalibrationError(MulticlassCalibrationError):
+    """Expected calibration error whose last bin includes a confidence of 1, for which torchmetrics has a bin more."""
+
+    confidences: list[Tensor]
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add the probabilities (N, K) and class indices (N,) of a batch."""
+        super().update(preds, target)
+        self.confidences[-1].clamp_(max=1 - torch.finfo(torch.float32).eps)

@@ -29,8 +29,6 @@ class ClassificationLoss(nn.Module):
         gamma: exponent of the focal loss; None for the cross-entropy.
     """
 
-    class_weights: Tensor | None
-
     def __init__(
         self,
         sigmoid: bool,
@@ -39,19 +37,25 @@ class ClassificationLoss(nn.Module):
         gamma: float | None = None,
     ) -> None:
         super().__init__()
-        self.sigmoid, self.smoothing, self.gamma = sigmoid, smoothing, gamma
-        weights_K = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights_K, persistent=False)
+        self.sigmoid, self.smoothing, self.gamma, self.class_weights = sigmoid, smoothing, gamma, class_weights
+        self._weights_K: Tensor | None = None  # no buffer, because trainer.precision=bf16-true would round it
 
     def forward(self, logits_NK: Tensor, target: Tensor) -> Tensor:
         """Compute the losses (N,). Targets are class indices (N,), or the shares of the classes (N, K)."""
-        smoothing, weights_K = (self.smoothing, self.class_weights) if self.training else (0.0, None)
-        if weights_K is not None or self.gamma is not None:
+        smoothing, weights = (self.smoothing, self.class_weights) if self.training else (0.0, None)
+        if weights is not None or self.gamma is not None:
             # In 16 bits, products with a weight and probabilities near 1 would be rounded.
             logits_NK = logits_NK.to(torch.promote_types(logits_NK.dtype, torch.float32))
-            weights_K = None if weights_K is None else weights_K.to(logits_NK.dtype)
+        weights_K = None if weights is None else self._weights_like(weights, logits_NK)
         losses = sigmoid_losses if self.sigmoid else softmax_losses
         return losses(logits_NK, target, smoothing, weights_K, self.gamma)
+
+    def _weights_like(self, weights: Sequence[float], logits_NK: Tensor) -> Tensor:
+        """The class weights (K,) on the device and in the dtype of the logits, made once for each."""
+        kept = self._weights_K
+        if kept is None or (kept.device, kept.dtype) != (logits_NK.device, logits_NK.dtype):
+            self._weights_K = kept = torch.tensor(weights, dtype=logits_NK.dtype, device=logits_NK.device)
+        return kept
 
 
 def softmax_losses(

@@ -13,15 +13,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric, SumMetric
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MultilabelStatScores,
-)
+from torchmetrics.classification import MulticlassAccuracy, MultilabelStatScores
 
 from sppnet.errors import RunFailed
 from sppnet.runs.identity import LOWER_IS_BETTER
-from sppnet.training.class_metrics import AveragePrecision, ClassCounts, ConfusionMatrix
+from sppnet.training.class_metrics import AveragePrecision, CalibrationError, ClassCounts, ConfusionMatrix
 
 Phase = Literal["train", "val", "test"]
 OVERALL = "all"
@@ -142,7 +138,7 @@ class SizeMetrics:
         The value of a class without images is NaN. This is a collective call under DDP.
         """
         name = "map" if self.multilabel else "class_accuracy"
-        return {key: self._values(metrics)[name].tolist() for key, metrics in self._by_size.items()}
+        return {key: self._values(metrics)[name].reshape(-1).tolist() for key, metrics in self._by_size.items()}
 
     def confusion(self) -> dict[str, list[list[int]]]:
         """Count the images of each class (row) that were predicted as each class (column), at each test size.
@@ -215,7 +211,7 @@ class SizeMetrics:
             metrics["top5"] = MulticlassAccuracy(average="micro", top_k=min(5, self.classes), **options)
             if self.phase != "train":
                 metrics["counts"] = ClassCounts(self.classes)
-                metrics["calibration_error"] = MulticlassCalibrationError(n_bins=15, **options)
+                metrics["calibration_error"] = CalibrationError(n_bins=15, **options)
         elif self.phase != "train":
             metrics["map"] = AveragePrecision(self.classes, average="none", validate_args=False)
             metrics["counts"] = MultilabelStatScores(self.classes, average="none", validate_args=False)

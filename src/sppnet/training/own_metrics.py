@@ -68,6 +68,7 @@ def _try(name: str, metric: Metric, classes: int, multilabel: bool) -> None:
             warnings.simplefilter("ignore")
             changed = remembers(trial, trial.update, (probabilities_NK, target), (probabilities_NK[1:], target[1:]))
             value = trial.compute()
+            _ = trial.higher_is_better, trial.plot_lower_bound, trial.plot_upper_bound  # which may be properties
     except Exception as error:  # a user's class may raise any exception
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"metrics.{name}: {kind} must take {takes}, but fails: {problem}") from error

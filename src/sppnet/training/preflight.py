@@ -25,6 +25,7 @@ from sppnet.models.probe import meta_copy
 from sppnet.runs.identity import world_size
 from sppnet.slurm import job
 from sppnet.training.optim import build_optimizer, undecayed
+from sppnet.training.unsaved_state import remembers
 
 DRAWS = 8  # random images on which a transform is tried at each size
 
@@ -78,6 +79,13 @@ def check_augmentation(cfg: Config) -> None:
     if augmentation is None:
         return
     sizes = set(build_sizes(cfg.sizes).sizes)
+    first = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, min(sizes), min(sizes)), dtype=np.uint8))
+    for transform in augmentation.transforms:
+        if kept := remembers(transform.module, lambda image, of=transform: of(image.clone()), (first,), (255 - first,)):
+            raise UserError(
+                f"{transform.slot}: {transform.name}.{kept} changes when the transform is called, so a run could not be"
+                " repeated; it must keep no state"
+            )
     for height in sorted({min(sizes), max(sizes), *sizes.intersection(cfg.sizes.train)}):
         width = 2 * height if cfg.data.fit == "full" else height
         for index in range(DRAWS):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
+
+from sppnet.data.seeding import preserved_generators, seed_generators
 
 KEPT = (int, float, list, tuple, set, dict, Tensor, np.ndarray, np.generic)  # types of attributes that are compared
 LIBRARIES = ("sppnet", "torch", "torchvision", "torchmetrics", "lightning", "timm")  # they keep state in buffers
@@ -33,8 +34,8 @@ def remembers(module: nn.Module, call: Callable[..., Any], first: Sequence[Any],
     """
     kept = []
     for arguments in (first, second, first):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with preserved_generators():
+            seed_generators(0)
             call(*arguments)
         kept.append(_unsaved(module))
     return next((name for name, value in kept[2].items() if kept[0].get(name) != value), None)
