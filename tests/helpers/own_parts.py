@@ -68,6 +68,64 @@ class Remembered(Mean):
         return super().forward(maps)
 
 
+class Accumulated(Mean):
+    """Keeps a running mean in a buffer that is not saved."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * maps.detach().mean()
+        return super().forward(maps) - self.mean
+
+
+class Drawn(Mean):
+    """Draws a permutation that no checkpoint holds."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.order = torch.randperm(channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps)[:, self.order]
+
+
+class Scaled(SpatialPyramidPool2d):
+    """Inherits a `pool_windows` that does not scale, which makes no difference before the training."""
+
+    def __init__(self) -> None:
+        super().__init__((1,))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.scale * super().forward(maps)
+
+
+class Undefined(Mean):
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward((maps - 1e9).log())
+
+
+class Grows(Mean):
+    """Collects vectors in training."""
+
+    bank: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(0, channels))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        pooled = super().forward(maps)
+        if self.training:
+            self.bank = torch.cat([self.bank, pooled.detach()])
+        return pooled
+
+
 class Unused(Mean):
     def __init__(self) -> None:
         super().__init__()
@@ -251,6 +309,22 @@ class PlainTensor(Cosine):
 
     def forward(self, vectors: Tensor) -> Tensor:
         return super().forward(vectors @ self.projection)
+
+
+class Extra(Cosine):
+    """Counts its training steps in its extra state."""
+
+    steps = 0
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        self.steps += self.training
+        return super().forward(vectors)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.steps = state["steps"]
 
 
 class SqueezedHead(Cosine):

@@ -311,7 +311,7 @@ class GeM(Pooling):
     name: Literal["gem"]
     p: Exponent
     learn_p: bool
-    per_channel: bool
+    per_channel: Annotated[bool, Only("pooling.learn_p", (True,))]
 
 
 class LSE(Pooling):
@@ -321,7 +321,7 @@ class LSE(Pooling):
 
 class Flatten(Pooling):
     name: Literal["flatten"]
-    pool: Literal["max", "avg"]
+    pool: Annotated[Literal["max", "avg"], Only("pooling.output_size")]
     output_size: Annotated[int, Field(ge=1, le=MAX_LEVEL)] | None
 
     @property

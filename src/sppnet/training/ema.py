@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 class Averages(EMAWeightAveraging):
     """Lightning's moving average of the weights, with three changes.
 
-    - Integers, such as a buffer of indices, are copied. Lightning would average and truncate them.
+    - Integers, such as a buffer of indices, and extra state are copied. Lightning would average and truncate the
+      integers, and save the extra state of the start.
     - The averages are float32 even if the weights have 16 bits. In 16 bits, an update scaled by (1 - decay) would be
       rounded away.
     - To validate the averages, Lightning swaps them with the weights and later swaps them back. If the two differ in
@@ -39,6 +41,12 @@ class Averages(EMAWeightAveraging):
         self._average_model.avg_fn = lambda averaged, current, count: (
             average(averaged, current, count) if averaged.is_floating_point() else current
         )
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        # `get_extra_state` may return anything, so it is not averaged either.
+        current = checkpoint.get("current_model_state", {})
+        checkpoint["state_dict"] |= {name: value for name, value in current.items() if name.endswith("_extra_state")}
 
     @torch.no_grad()
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

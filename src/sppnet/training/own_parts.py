@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from sppnet.config.schema import Config, OpenSection
+from sppnet.data.seeding import preserved_generators, seed_generators
 from sppnet.errors import UserError, notice
-from sppnet.models.network import SPPNet
+from sppnet.models.network import SPPNet, build_network
 from sppnet.models.pooling import check_own_windows, pools_windows
 from sppnet.models.probe import deep_copy
 from sppnet.runs.identity import strategy, world_size
@@ -24,7 +26,7 @@ def has_own_parts(cfg: Config) -> bool:
     return any(isinstance(part, OpenSection) and not part.target.startswith("sppnet.") for part in parts)
 
 
-def check_own_parts(network: SPPNet, size: int, cfg: Config) -> None:
+def check_own_parts(network: SPPNet, size: int, cfg: Config, classes: int) -> None:
     """Check that backbone, pooling and head can be trained, and that a test of them can be repeated.
 
     They run on the CPU, on two random images, in the precision of the training. A part that keeps something which a
@@ -34,27 +36,67 @@ def check_own_parts(network: SPPNet, size: int, cfg: Config) -> None:
         network: the network, which does not change.
         size: side, in pixels, of the square images.
         cfg: the configuration.
+        classes: number of logits.
 
     Raises:
         UserError: in evaluation, a part draws random numbers, changes from one call to the next or lets the images of a
-            batch affect each other; it changes its buffers' shapes, passes no gradient on, has parameters without one
-            under DDP, or fails; or its `pool_windows` does not give the vectors of `forward`.
+            batch affect each other; it is another one if it is built again and loads its weights; it changes its
+            buffers' shapes, passes no gradient on, has parameters without one under DDP, gives values that are not
+            finite, or fails; or its `pool_windows` does not give the vectors of `forward`.
     """
     network = deep_copy(network).to(network_dtype(cfg)).eval()
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(network_dtype(cfg))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), preserved_generators():
+        again = _build_again(cfg, classes)
         for slot, part in network.named_children():
             label = f"{slot}: {type(part).__name__}"
             shapes = _shapes(part)
+            _disturb(part)
             output = _run_twice(label, part, x)
             _check_shapes(label, part, shapes, cfg)
+            _check_loaded(label, part, again.get_submodule(slot), x)
             if slot == "pooling" and type(part).__module__.split(".")[0] != "sppnet" and pools_windows(part):
                 check_own_windows(part, x)
             if not (slot == "backbone" and network.freeze):
                 part.train()
                 _check_gradients(label, part, x, cfg, passes_on=slot != "backbone" and not network.freeze)
                 _notice_history(label, part, x)
+                _check_shapes(label, part, shapes, cfg)
             x = output
+
+
+def _build_again(cfg: Config, classes: int) -> SPPNet:
+    """Build the network as a later command does: without weights, and with random numbers from another seed."""
+    seed_generators(cfg.seed, "again")
+    backbone = cfg.backbone.model_copy(update={"weights": None})
+    again = build_network(backbone, cfg.pooling, cfg.head, classes, cfg.sizes.train[0])
+    return again.to(network_dtype(cfg)).eval()
+
+
+def _disturb(part: nn.Module) -> None:
+    """Change all parameters a little: at their initial values, a scale of 1 or a gate of 0 may have no effect yet."""
+    for parameter in part.parameters():
+        if parameter.is_floating_point():
+            scale = float(parameter.float().std()) if parameter.numel() > 1 else 0.0
+            parameter.add_(0.1 * (scale or 1.0) * torch.randn_like(parameter))
+
+
+def _check_loaded(label: str, part: nn.Module, again: nn.Module, x: Tensor) -> None:
+    """Check that a part that is built again gives the same outputs once it has loaded the same weights."""
+    try:
+        again.load_state_dict(part.state_dict())
+        expected, loaded = part(x.clone()), again(x.clone())
+    except Exception as error:  # a user's own module may raise any exception
+        raise UserError(f"{label} fails if it is built again and loads the same weights: {error}") from error
+    if not torch.allclose(expected, loaded, rtol=0, atol=_tolerance(expected)):
+        raise UserError(
+            f"{label} gives other outputs if it is built again and loads the same weights, as in sppnet test; what its"
+            " constructor draws, and what depends on its weights argument, belongs in persistent buffers"
+        )
+
+
+def _tolerance(values: Tensor) -> float:
+    return max(0.01, 8 * torch.finfo(values.dtype).eps) * float(values.abs().max())
 
 
 def _run_twice(label: str, part: nn.Module, x: Tensor) -> Tensor:
@@ -65,12 +107,13 @@ def _run_twice(label: str, part: nn.Module, x: Tensor) -> Tensor:
     except Exception as error:  # a user's own module may raise any exception
         dtype = str(x.dtype).removeprefix("torch.")
         raise UserError(f"{label} fails for {tuple(x.shape)} of {dtype}: {error}") from error
-    tolerance = max(0.01, 8 * torch.finfo(x.dtype).eps) * float(first.abs().max())
+    if not first.isfinite().all():
+        raise UserError(f"{label} gives values that are not finite for ordinary inputs")
     if not torch.equal(torch.random.get_rng_state(), state):
         problem = "draws random numbers"
-    elif not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+    elif not torch.equal(first, second):
         problem = "gives different outputs for the same input"
-    elif not torch.allclose(first[:1], alone, rtol=0, atol=tolerance, equal_nan=True):
+    elif not torch.allclose(first[:1], alone, rtol=0, atol=_tolerance(first)):
         problem = "gives an image other outputs beside other images"
     else:
         output: Tensor = first
@@ -80,21 +123,22 @@ def _run_twice(label: str, part: nn.Module, x: Tensor) -> Tensor:
     )
 
 
-def _shapes(part: nn.Module) -> dict[str, torch.Size]:
-    buffers = {name: buffer.shape for name, buffer in part.named_buffers()}
-    return buffers | {name: value.shape for name, value in part.state_dict().items() if isinstance(value, Tensor)}
+def _shapes(part: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    tensors = dict(part.named_buffers()) | part.state_dict()
+    return {name: (value.shape, value.dtype) for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
-def _check_shapes(label: str, part: nn.Module, before: dict[str, torch.Size], cfg: Config) -> None:
-    """Raise a UserError if buffers have changed their shapes, so that checkpoints or averages do not fit."""
+def _check_shapes(label: str, part: nn.Module, before: Mapping[str, object], cfg: Config) -> None:
+    """Raise a UserError if buffers have other shapes or dtypes now, so that checkpoints or averages do not fit."""
     after, saved = _shapes(part), part.state_dict()
     for name in {**before, **after}:
         if before.get(name) == after.get(name):
             continue
-        change = f"{label}.{name} appears or changes its shape when the module is called"
+        change = f"{label}.{name} appears or changes its shape or dtype when the module is called"
         if name in saved:
             raise UserError(
-                f"{change}, so a checkpoint could not be loaded; register it in the constructor with persistent=False"
+                f"{change}, so a checkpoint could not be loaded; register it in the constructor as it will be, or, if"
+                " it depends on the last input alone, with persistent=False"
             )
         if cfg.optim.ema is not None:
             raise UserError(f"{change}, but optim.ema averages all buffers; keep it as a plain attribute")
@@ -103,18 +147,17 @@ def _check_shapes(label: str, part: nn.Module, before: dict[str, torch.Size], cf
 def _check_gradients(label: str, part: nn.Module, x: Tensor, cfg: Config, passes_on: bool) -> None:
     """Check that the outputs of a part depend differentiably on its inputs and, under DDP, on its parameters."""
     parameters = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
-    gradients: tuple[Tensor | None, ...] = (None,) * (1 + len(parameters))
     with torch.enable_grad():
         leaf = torch.rand_like(x).requires_grad_()
         try:
             output = part(leaf.relu())  # its backward needs its output, which the part must not change in place
             if output.requires_grad:
-                gradients = torch.autograd.grad(output.sum(), (leaf, *parameters.values()), allow_unused=True)
+                output.sum().backward()
         except Exception as error:  # a user's own module may raise any exception
             raise UserError(f"{label} fails in its backward pass: {error}") from error
-    if passes_on and gradients[0] is None:
+    if passes_on and leaf.grad is None:
         raise UserError(f"{label} passes no gradient on to its input, so the backbone could not be trained")
-    unused = next((name for name, each in zip(parameters, gradients[1:], strict=True) if each is None), None)
+    unused = next((name for name, parameter in parameters.items() if parameter.grad is None), None)
     if unused is not None and world_size(cfg) > 1 and strategy(cfg) == "ddp":
         raise UserError(
             f"{label}.{unused} gets no gradient, for which the processes of DDP would wait;"

@@ -97,7 +97,7 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
     classifier = build_classifier(cfg, sets)
     if has_own_parts(cfg):
-        check_own_parts(classifier.network, min(data.schedule.sizes), cfg)
+        check_own_parts(classifier.network, min(data.schedule.sizes), cfg, len(sets.images.classes))
     _check_classifier(classifier)
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sppnet.data.seeding import preserved_generators, seed_generators
 
-KEPT = (int, float, list, tuple, set, dict, Tensor, np.ndarray, np.generic)  # types of attributes that are compared
+# Types of attributes that are compared.
+KEPT = (int, float, list, tuple, set, dict, deque, Tensor, torch.Generator, np.ndarray, np.generic, np.random.Generator)
 LIBRARIES = ("sppnet", "torch", "torchvision", "torchmetrics", "lightning", "timm")  # they keep state in buffers
 INTERNAL = {"training", *vars(nn.Module())}
 
@@ -20,8 +23,8 @@ INTERNAL = {"training", *vars(nn.Module())}
 def remembers(module: nn.Module, call: Callable[..., Any], first: Sequence[Any], second: Sequence[Any]) -> str | None:
     """Return the name of an attribute of `module` that depends on earlier calls; None if there is none.
 
-    Parameters, buffers and the states of a metric do not count, because checkpoints hold them, nor does what the last
-    call alone has left, such as a grid for the size of its map.
+    Parameters, persistent buffers and the states of a metric do not count, because checkpoints hold them, nor does what
+    the last call alone has left, such as a grid for the size of its map.
 
     Args:
         module: the module, which may change.
@@ -45,7 +48,7 @@ def describe(module: str, attribute: str) -> str:
     """Describe the attribute that `module` (`pooling: Pool`) remembers."""
     return (
         f"{module}.{attribute} changes when the module is called, but a checkpoint does not hold it, so a resumed run"
-        " may differ; a buffer would be saved"
+        " may differ; a persistent buffer would be saved"
     )
 
 
@@ -58,9 +61,13 @@ def _unsaved(module: nn.Module) -> dict[str, bytes]:
         states = getattr(
             part, "_defaults", None
         )  # of a torchmetrics.Metric, whose other private attributes are its own
-        for name, value in vars(part).items():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            continue  # what it keeps, it may save there
+        buffers = {name: part._buffers[name] for name in part._non_persistent_buffers_set}
+        for name, value in (vars(part) | buffers).items():
             of_metric = states is not None and (name in states or name.startswith("_"))
             if isinstance(value, KEPT) and name not in INTERNAL and not of_metric:
                 with contextlib.suppress(Exception):  # it may hold what cannot be pickled
-                    unsaved[f"{path}.{name}".lstrip(".")] = pickle.dumps(value)
+                    state = value.get_state() if isinstance(value, torch.Generator) else value
+                    unsaved[f"{path}.{name}".lstrip(".")] = pickle.dumps(state)
     return unsaved

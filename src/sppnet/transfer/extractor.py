@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -136,7 +137,7 @@ def _build(task: Task, names: list[str]) -> Extractor:
     normalise = Normalise(cfg.data.mean, cfg.data.std, cfg.compute.channels_last)
     kernel = cfg.pooling.kernel if isinstance(cfg.pooling, SPP) else "auto"
     if task.trained is None:
-        torch.manual_seed(cfg.seed)
+        L.seed_everything(cfg.seed, verbose=False)  # NumPy too, which a backbone of the user's own may draw from
         backbone = build_backbone(cfg.backbone)
         channels, side = probe(backbone).out_channels, min(map_size(backbone, task.size, task.size))
         extractor = Extractor(normalise, backbone, build_pooling(cfg.pooling, channels, side), None, layers, kernel)

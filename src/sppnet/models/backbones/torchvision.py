@@ -41,6 +41,12 @@ def torchvision_trunk(arch: str, weights: str | None = None, **options: Any) -> 
         raise UserError(
             f"backbone.name={arch} is not a torchvision classification network; valid names include {similar}"
         )
+    if weights is not None and arch in ("googlenet", "inception_v3") and "transform_input" not in options:
+        raise UserError(
+            f"backbone.weights={weights}: torchvision's {arch} then converts its input to a mean and std of 0.5, but a"
+            " checkpoint does not say so; use +backbone.transform_input=true, or =false with data.mean and data.std of"
+            " [0.5,0.5,0.5]"
+        )
     entry = None if weights is None else _download(arch, weights)
     try:
         with warnings.catch_warnings():
