@@ -218,8 +218,7 @@ def test_only_crops_are_taken_from_images_with_a_short_side(config: Load, photog
         assert reader.short_side == side
 
 
-@pytest.mark.parametrize("resampler", ["pillow", "torch"])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("resampler", "num_workers"), [("pillow", 2), ("torch", 0)])
 def test_cached_images_give_the_same_batches(
     config: Load, photographs: Path, tmp_path: Path, resampler: str, num_workers: int
 ) -> None:

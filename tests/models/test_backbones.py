@@ -131,14 +131,14 @@ def _check_trunk(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", ONE_PER_FAMILY)
+@pytest.mark.parametrize("name", ONE_PER_FAMILY[::2])
 def test_each_family_of_torchvision_gives_a_trunk_or_the_reason_why_not(name: str) -> None:
     _check_trunk(name)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(ONE_PER_FAMILY)))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(ONE_PER_FAMILY[::2])))
 def test_each_network_of_torchvision_gives_a_trunk_or_the_reason_why_not(name: str) -> None:
     _check_trunk(name)
 

@@ -123,6 +123,7 @@ def test_workers_and_windows_change_neither_order_nor_scores(sppnet: Caller, run
             assert scores(row) == pytest.approx(scores(expected), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_keep_a_file_open_per_image(run: Path, tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     for number in range(200):

@@ -267,6 +267,7 @@ def test_processes_that_compile_at_once_all_get_a_whole_library(tmp_path: Path) 
     assert len(list((tmp_path / "sppnet").iterdir())) == 1
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_library_compiles_without_a_writable_cache_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
@@ -308,6 +309,7 @@ assert torch.equal(gradient, torch.autograd.grad(expected, leaf, grad)[0])
 """
 
 
+@pytest.mark.slow
 def test_the_gpu_kernels_pool_as_the_reference_in_triton_s_interpreter() -> None:
     pytest.importorskip("triton")
     run(ON_INTERPRETER, TRITON_INTERPRET="1")
@@ -415,9 +417,8 @@ for kind in TYPES:
 """
 
 
-@pytest.mark.parametrize(
-    "kinds", [("fp32",), pytest.param(("bf16", "fp16", "fp64"), marks=pytest.mark.slow)], ids=["float32", "others"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [("fp32",), ("bf16", "fp16", "fp64")], ids=["float32", "others"])
 def test_the_gpu_kernels_compile_without_a_gpu(kinds: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("triton")
     run(COMPILE.replace("TYPES", repr(kinds)), TRITON_CACHE_DIR=str(tmp_path))

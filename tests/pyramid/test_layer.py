@@ -115,7 +115,7 @@ def test_adaptive_bins_cover_every_cell_and_are_less_than_two_cells_longer_than_
 @pytest.mark.parametrize("pool", POOLS)
 def test_maps_of_every_side_square_and_oblong_pool_like_numpy_at_every_level(pool: str) -> None:
     cells = {(side, n): reference_cells(side, n, "adaptive") or [] for side in SIDES for n in LEVELS}
-    shapes = {(side, side) for side in SIDES} | set(itertools.product(SIDES, SIDES[::4]))
+    shapes = {(side, side) for side in SIDES} | set(itertools.product(SIDES, SIDES[::8]))
     for height, width in sorted(shapes):
         x = normal_map(2, 2, height, width, seed=height) - 5.0
         expected = np.concatenate([reference(x.numpy(), cells[height, n], cells[width, n], pool) for n in LEVELS], 1)
@@ -181,8 +181,8 @@ def test_averages_of_bfloat16_are_rounded_once(rule: str, memory_format: torch.m
 @pytest.mark.parametrize("rule", BIN_RULES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_gradients_are_those_of_finite_differences(pool: str, rule: str) -> None:
-    x = normal_map(1, 2, 6, 4).requires_grad_()
-    layer = SpatialPyramidPool2d((3, 2, 1), pool, rule)
+    x = normal_map(1, 2, 5, 3).requires_grad_()
+    layer = SpatialPyramidPool2d((3, 1), pool, rule)
     assert torch.autograd.gradcheck(layer, (x,))
     assert torch.autograd.gradcheck(layer, (x,), check_forward_ad=True, check_backward_ad=False)
     if rule == "adaptive":

@@ -154,6 +154,7 @@ def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path)
     assert (top.code, top.out, top.err.count("top=-1 is not allowed")) == (2, "", 1)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_tests_has_the_typed_jobs_and_the_axes_of_its_file(
     sppnet: Caller, spawn: Caller, run: Called, tmp_path: Path
 ) -> None:

@@ -149,7 +149,10 @@ def test_runs_beside_a_plan_are_counted(study: Caller) -> None:
     assert "6 runs: 6 done; runs that are not in the study's plan: 1" in study("status").out
 
 
-@pytest.mark.parametrize("name", ["paper_table2", "caltech_transfer", "views_agree"])
+@pytest.mark.parametrize(
+    "name",
+    ["caltech_transfer", *(pytest.param(name, marks=pytest.mark.slow) for name in ("paper_table2", "views_agree"))],
+)
 def test_a_study_is_shown_without_its_data(sppnet: Caller, name: str) -> None:
     shown = sppnet("status", f"experiments={name}")
     assert shown.code == 0, shown.err

@@ -139,7 +139,7 @@ def test_edges_of_a_window_are_mapped_to_within_a_stride() -> None:
     trunks = fields()
     assert len(trunks) >= 12
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=12, deadline=None)
     @given(
         which=st.sampled_from(trunks),
         side=st.integers(60, 700),

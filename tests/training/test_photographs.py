@@ -127,6 +127,7 @@ def test_two_classes_and_whole_images_are_learned(sppnet: Caller, tmp_path: Path
     assert done.figure("test/top5") == 1.0
 
 
+@pytest.mark.slow
 def test_the_same_photographs_elsewhere_are_the_same_run_and_others_there_are_not(
     sppnet: Caller, tmp_path: Path
 ) -> None:

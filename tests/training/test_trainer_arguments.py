@@ -30,16 +30,18 @@ def validations(done: Called) -> list[int]:
     ("words", "steps", "validated"),
     [
         ((), 18, [6, 12, 18]),
-        (("trainer.val_check_interval=0.5",), 18, [3, 6, 9, 12, 15, 18]),
+        pytest.param(("trainer.val_check_interval=0.5",), 18, [3, 6, 9, 12, 15, 18], marks=pytest.mark.slow),
         (("trainer.val_check_interval=4",), 18, [4, 10, 16, 18]),  # and at the end
-        (("+trainer.check_val_every_n_epoch=2",), 18, [12, 18]),
+        pytest.param(("+trainer.check_val_every_n_epoch=2",), 18, [12, 18], marks=pytest.mark.slow),
         (("trainer.check_val_every_n_epoch=5",), 18, [18]),
         (("trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=8"), 18, [8, 16, 18]),
-        (("trainer.max_steps=8",), 8, [6, 8]),
+        pytest.param(("trainer.max_steps=8",), 8, [6, 8], marks=pytest.mark.slow),
         (("trainer.max_steps=2", "trainer.accumulate_grad_batches=4", "trainer.check_val_every_n_epoch=2"), 2, [2]),
         (("trainer.overfit_batches=2",), 6, [2, 4, 6]),
         (("trainer.limit_train_batches=0.1", "trainer.limit_val_batches=0.5"), None, None),
-        (("trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2"), 9, [3, 6, 9]),
+        pytest.param(
+            ("trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2"), 9, [3, 6, 9], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_steps_and_validations(
