@@ -68,6 +68,14 @@ class Remembered(Mean):
         return super().forward(maps)
 
 
+class Latest(Mean):
+    """Keeps its last vectors."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.last = super().forward(maps).detach()
+        return super().forward(maps)
+
+
 class Accumulated(Mean):
     """Keeps a running mean in a buffer that is not saved."""
 
@@ -298,6 +306,26 @@ class MadeOnTheCPU(Cosine):
 
     def forward(self, vectors: Tensor) -> Tensor:
         return super().forward(vectors) + torch.zeros(1, device="cpu")
+
+
+class Ramp(Cosine):
+    """Makes tensors in the default dtype, which is bfloat16 in a step of `bf16-true`."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return super().forward(vectors * torch.linspace(0.5, 1, vectors.shape[1]))
+
+
+class Precise(Cosine):
+    """Has a float64 buffer, whatever the precision is."""
+
+    projection: Tensor
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)
+        self.register_buffer("projection", torch.eye(in_features, dtype=torch.float64))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return super().forward((vectors.double() @ self.projection).to(vectors.dtype))
 
 
 class PlainTensor(Cosine):

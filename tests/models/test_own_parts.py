@@ -100,6 +100,8 @@ def test_a_head_may_know_its_classes_and_compute_on_the_cpu(sppnet: Caller) -> N
     """Another rule than `adaptive` cannot pool windows, but no one asks for them."""
     assert train(sppnet, "head", "TenClasses", "pooling.rule=padded").code == 0
     assert train(sppnet, "head", "MadeOnTheCPU").code == 0
+    assert train(sppnet, "head", "Ramp", "trainer.precision=bf16-true").code == 0
+    assert train(sppnet, "head", "Precise").code == 0
     assert train(sppnet, "head", "Groups", section="groups: [3, 7]").code == 0
 
 
@@ -109,9 +111,10 @@ def test_what_a_resumed_run_would_lack_is_named(sppnet: Caller) -> None:
         assert done.code == 0, done.err
         assert f"pooling: {name}.{attribute} changes when the module is called, but a checkpoint does not" in done.err
         assert ".last" not in done.err
-    cached = train(sppnet, "pooling", "Cached")
-    assert cached.code == 0
-    assert "changes when" not in cached.err
+    for name in ("Cached", "Latest"):
+        cached = train(sppnet, "pooling", name)
+        assert cached.code == 0
+        assert "changes when" not in cached.err
 
 
 def test_extra_state_is_not_averaged(sppnet: Caller) -> None:

@@ -21,6 +21,8 @@ import scipy.stats  # type: ignore[import-untyped]
 from calling import OF_A_STUDY, SWEEP, Called, Caller, limits
 from sppnet import statistics
 from sppnet.config import option_files
+from sppnet.report.run_results import combine
+from sppnet.report.table import Result as RunResult
 from sppnet.runs.identity import FORMAT
 from sppnet.runs.run_directory import Run
 from sppnet.studies.status import run_status
@@ -203,6 +205,23 @@ def test_runs_without_a_sweep_are_named_by_what_differs(sppnet: Caller) -> None:
     values = [1 - json.loads(path.read_text())["test/top1"] for path in summaries_with_rate(Path("runs/mine"), 0.01)]
     assert float(first["test/top1_error mean"]) == pytest.approx(np.mean(values))
     assert first["note"] == ", ".join(limits(2))
+
+
+def test_only_tests_that_define_their_metrics_alike_are_combined() -> None:
+    def tested(run: str, **defined: Any) -> RunResult:
+        facts = {"protocol": "same", "defined": defined | {"code": None}, "own_metrics": dict.fromkeys(defined, 0)}
+        return RunResult(run, {f"test/{name}": float(value) for name, value in defined.items()}, facts)
+
+    plain = {0: tested("a"), 1: tested("b")}
+    with_f = {0: tested("a", f=1), 1: tested("b", f=1)}
+    first = combine(plain, with_f)
+    assert first is not None
+    both = combine(first, {0: tested("a", k=5), 1: tested("b", k=5)})
+    assert both is not None
+    assert [dict(result.metrics) for result in both.values()] == [{"test/f": 1.0, "test/k": 5.0}] * 2
+    assert combine(with_f, {0: tested("a", f=2, k=1), 1: tested("b", f=2, k=1)}) is None
+    assert combine(with_f, {0: tested("a", k=1)}) is None
+    assert combine(with_f, {0: tested("a", k=1), 1: tested("c", k=1)}) is None
 
 
 @pytest.mark.slow

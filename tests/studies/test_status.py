@@ -110,13 +110,18 @@ def test_a_run_runs_while_its_directory_is_held_and_is_lost_after(tmp_path: Path
     assert standing(run) == ("lost", "process 7 on here was killed, or the machine is down")
 
 
+GONE = "RuntimeError: [third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:5"
+
+
 @pytest.mark.parametrize("state", ["running", "failed", "preempted"])
 def test_the_rank_that_failed_says_why(tmp_path: Path, state: str) -> None:
     """The first process saw no more than that another was gone, or was killed itself."""
-    run = write(tmp_path / "run", state, "connection closed by peer")
+    run = write(tmp_path / "run", state, GONE)
     (run.path / FAILED_RANK).write_text("rank 1: RuntimeError: no memory\n")
-    stopped = ("preempted", "connection closed by peer")  # that was asked for
+    stopped = ("preempted", GONE)  # that was asked for
     assert standing(run) == (stopped if state == "preempted" else ("failed", "rank 1: RuntimeError: no memory"))
+    if state == "failed":
+        assert standing(write(run.path, state, "the loss is nan")) == ("failed", "the loss is nan")
 
 
 QUEUE = "12_2|RUNNING|None\n12_3|{}\n"

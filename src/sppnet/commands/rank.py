@@ -77,7 +77,7 @@ def _recorded(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not ranks.is_echo(error):
+        if not ranks.is_echo(f"{type(error).__name__}: {error}"):
             number = job.rank() if job.inside_slurm() else os.environ["LOCAL_RANK"]
             lines = str(error).strip().splitlines() or [""]
             write_text(run.path / FAILED_RANK, f"rank {number}: {type(error).__name__}: {lines[-1]}\n")

@@ -130,7 +130,7 @@ def _status_file(run: Run) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt | SystemExit) or isinstance(error.__context__, KeyboardInterrupt):
             run.write_status("preempted", "interrupted")
             raise KeyboardInterrupt from None
-        other_rank = run.failed_rank if ranks.is_echo(error) else ""
+        other_rank = run.failed_rank if ranks.is_echo(f"{type(error).__name__}: {error}") else ""
         with contextlib.suppress(OSError):  # the disk may be full
             run.write_status("failed", other_rank or _last_line(error))
         if other_rank:

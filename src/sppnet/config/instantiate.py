@@ -166,10 +166,12 @@ def _import_target(name: str, slot: str) -> Any:
         home = f"{getattr(target, '__module__', '')}."
         if not home.startswith(allowed_prefixes()) or home.startswith(REFUSED):
             raise UserError(f"{slot}._target_={name} is defined in {home[:-1] or 'no module'}, which is not allowed")
-        if not name.startswith(ALLOWED) and not home.startswith(f"{module}."):
+        public = f"{home}{getattr(target, '__qualname__', parts[-1])}"
+        is_public = all(part.isidentifier() and not part.startswith("_") for part in public.split("."))
+        if not name.startswith(ALLOWED) and not home.startswith(f"{module}.") and is_public:
             raise UserError(
-                f"{slot}._target_={name} is not allowed: {parts[-1]} is defined in {home[:-1]}, whose file would not"
-                f" count into the run's identity; use {home}{parts[-1]}"
+                f"{slot}._target_={name} is not allowed: it is defined in {home[:-1]}, whose file would not count into"
+                f" the run's identity; use {public}"
             )
         return target
     raise UserError(f"{slot}._target_={name} does not exist")

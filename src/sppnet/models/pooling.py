@@ -173,6 +173,8 @@ def check_own_windows(pooling: nn.Module, maps: Tensor) -> None:
     except Exception:  # it refuses windows, which is no silent mistake
         return
     vectors = torch.cat(expected)
+    if not vectors.isfinite().all():
+        return  # a run or a test says so if it happens there
     tolerance = 0.01 * float(vectors.abs().max())
     if pooled.shape != vectors.shape or not torch.allclose(pooled, vectors, rtol=0, atol=tolerance):
         raise UserError(

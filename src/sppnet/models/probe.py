@@ -106,6 +106,17 @@ def check_initialised(module: nn.Module, slot: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make `dtype` that of new tensors, as Lightning does in each step with `bf16-true` and `64-true`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def try_out(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     """Run `module` on an input of `shape`, in evaluation mode and without changing it, and return its output.
 
@@ -115,7 +126,7 @@ def try_out(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> An
     Raises:
         Exception: whatever the module raises.
     """
-    with torch.no_grad():
+    with torch.no_grad(), default_dtype(dtype):
         try:
             return meta_copy(module)(torch.empty(shape, device="meta", dtype=dtype))
         except Exception:

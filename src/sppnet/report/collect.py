@@ -65,21 +65,13 @@ def _planned_rows(study: Study) -> list[Row]:
     rows: list[Row] = []
     for setting, points in settings.items():
         for row in _rows_of_setting(names[setting], points, study, study.rows.get(setting[0]) or {}):
-            other = None if setting[0] else next((i for i, each in enumerate(rows) if _combine(each, row)), None)
-            if other is None:
-                rows.append(row)
+            for number, other in enumerate(rows if not setting[0] else ()):
+                if results := combine(other.results, row.results):  # the sweep was repeated with other metrics
+                    rows[number] = replace(other, results=results)
+                    break
             else:
-                rows[other] = _combine(rows[other], row) or row
+                rows.append(row)
     return rows
-
-
-def _combine(row: Row, later: Row) -> Row | None:
-    """Combine two rows of the same runs that were tested with other metrics of the user's; None if they are not."""
-    if row.results.keys() != later.results.keys():
-        return None
-    results = {seed: combine(result, later.results[seed]) for seed, result in row.results.items()}
-    both = {seed: result for seed, result in results.items() if result is not None}
-    return replace(row, results=both) if both and len(both) == len(results) else None
 
 
 def _rows_of_setting(name: str, points: Sequence[SweepPoint], study: Study, listed: Mapping[str, Any]) -> list[Row]:

@@ -40,10 +40,12 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
     config = record["identity"].get("config") or {}
     # The user's metrics change neither the weights nor the other metrics.
     protocol = {name: part for name, part in record["identity"].items() if name != "code"}
+    setting = {name: part for name, part in identity.items() if name != "seed"}
     protocol["config"] = {name: part for name, part in config.items() if name != "metrics"}
     columns = {
         "hash": run.hash,
-        "setting": digest({**{k: v for k, v in identity.items() if k != "seed"}, "test": protocol}),
+        "setting": digest(setting | {"test": record["identity"]}),
+        "protocol": digest(setting | {"test": protocol}),
         "defined": (config.get("metrics") or {}) | {"code": record["identity"].get("code")},
         "commit": " ".join(commits) if code else "",
         "machine": format_machine(last.get("machine") or {}),
@@ -60,27 +62,29 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
     return Result(run.path.name, record["metrics"], columns)
 
 
-def combine(first: Result, second: Result) -> Result | None:
-    """Combine two tests of a run that differ only in the user's metrics.
+def combine(first: Mapping[int, Result], second: Mapping[int, Result]) -> dict[int, Result] | None:
+    """Combine the results, by seed, of two tests of the same runs that differ only in the user's metrics.
 
     Returns:
-        A result with the metrics of both; None if they have the same metrics, define one in two ways or are tests of
+        Results with the metrics of both; None if they have the same metrics, define one in two ways or are tests of
         other things.
     """
-    one, other = first.provenance, second.provenance
-    same = (first.run, one["setting"]) == (second.run, other["setting"]) and one["defined"] != other["defined"]
-    shared = one["defined"].keys() & other["defined"].keys() - {"code"}
-    if not same or any(one["defined"][name] != other["defined"][name] for name in shared):
+    if first.keys() != second.keys():
         return None
-    if shared and one["defined"]["code"] != other["defined"]["code"]:
-        return None
-    defined = one["defined"] | other["defined"]
-    own = one["own_metrics"] | other["own_metrics"]
-    return replace(
-        second,
-        metrics={**first.metrics, **second.metrics},
-        provenance={**other, "defined": defined, "own_metrics": own},
-    )
+    combined = {}
+    for seed, result in first.items():
+        one, other = result.provenance, second[seed].provenance
+        same = (result.run, one["protocol"]) == (second[seed].run, other["protocol"])
+        shared = (one["defined"].keys() & other["defined"].keys()) - {"code"}
+        differ = [
+            name for name in (*shared, *(["code"] if shared else [])) if one["defined"][name] != other["defined"][name]
+        ]
+        if not same or differ or one["defined"] == other["defined"]:
+            return None
+        metrics = {**result.metrics, **second[seed].metrics}
+        both = {name: {**one[name], **other[name]} for name in ("defined", "own_metrics")}
+        combined[seed] = replace(second[seed], metrics=metrics, provenance={**other, **both})
+    return combined
 
 
 def format_commit(commit: object, dirty: object) -> str:

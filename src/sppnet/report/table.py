@@ -19,7 +19,8 @@ class Result:
     Attributes:
         run: the name of the run.
         metrics: values by metric name.
-        provenance: `hash`, `setting` (a hash that does not depend on the seed), `commit`, `machine`, `time`, `seconds`,
+        provenance: `hash`, `setting` (a hash that does not depend on the seed), `protocol` (one that does not
+            depend on the user's metrics either), `commit`, `machine`, `time`, `seconds`,
             `parameters`, `bins` (number of bins in the pyramid), `note`, `limited` (whether a limit on the batches,
             such as `trainer.limit_train_batches`, cut the run short), `format` (the version number of the training
             code, `FORMAT`), `data` (the fingerprint of the test data), `own_metrics` (of the user's metrics, by name:

@@ -28,20 +28,32 @@ def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
                 provenance = read_provenance(run)
                 result = build_result(run, record, provenance)
                 identity, test = hoist_configuration(provenance["identity"]), hoist_configuration(record["identity"])
-                test = {name: part for name, part in test.items() if name not in ("metrics", "code")}
                 keys = dict(row_names.flatten(identity | {"test": test}))
-                seed, setting = int(keys.get("seed", 0)), result.provenance["setting"]
-                results = settings.setdefault(setting, (keys, {}))[1]
-                combined = combine(results[seed], result) if seed in results else result
-                if combined is None:  # it defines a metric in another way
-                    settings[f"{setting}-{path.stem}"] = (keys, {seed: result})
-                else:
-                    results[seed] = combined
+                settings.setdefault(result.provenance["setting"], (keys, {}))[1][int(keys.get("seed", 0))] = result
+    settings = _combine_metrics(settings)
     by_data: dict[str, dict[str, Setting]] = {}
     for setting_hash, setting in settings.items():
         by_data.setdefault(str(setting[0]["test.fingerprint"]), {})[setting_hash] = setting
     names = _data_names(folder, by_data)
     return {names[data]: _build_rows(folder, data_settings) for data, data_settings in by_data.items()}
+
+
+def _combine_metrics(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Combine settings that differ only in the user's metrics; their names do not mention them."""
+    combined: dict[str, Setting] = {}
+    for setting, (keys, results) in settings.items():
+        for other, (other_keys, other_results) in combined.items():
+            if both := combine(other_results, results):
+                shown = {
+                    key: value
+                    for key, value in other_keys.items()
+                    if not key.startswith(("test.metrics.", "test.code."))
+                }
+                combined[other] = (shown, both)
+                break
+        else:
+            combined[setting] = (keys, results)
+    return combined
 
 
 def _build_rows(folder: Path, settings: Mapping[str, Setting]) -> list[Row]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sppnet.runs.identity import format_mismatch
+from sppnet.runs.ranks import is_echo
 from sppnet.runs.run_directory import Run
 from sppnet.slurm.queue import job_number, job_state
 
@@ -73,8 +74,8 @@ def run_status(run: Run, test: str) -> RunStatus:
         requeued = slurm_state.startswith(WAITING)
         reason = f"{reason} (its SLURM job is {slurm_state})"
         return RunStatus("queued" if requeued else "preempted", reason, status, None)
-    if state == "failed" and (rank_reason := run.failed_rank):
-        reason = rank_reason  # rank 0's error only says that another rank is gone
+    if state == "failed" and is_echo(reason):
+        reason = run.failed_rank or reason
     if state == "running" and not run.held():
         return _abandoned_status(run, status, slurm_state)
     return RunStatus(state, reason, status, None)

@@ -50,8 +50,10 @@ def check_own_loss(
             if problem := _find_problem(loss, logits_NK, given, training):
                 mode_name = "training" if training else "evaluation"
                 raise UserError(f"loss: {cfg.target} {problem} (in {mode_name} mode)")
-            if changed := remembers(loss, loss, (logits_NK, given), (2 * logits_NK, given)):
-                rank_zero_only(notice)(describe(f"loss: {cfg.target}", changed))
+            with contextlib.suppress(Exception), torch.set_grad_enabled(training):  # it may not take other values
+                given_logits = logits_NK.clone().requires_grad_(training)
+                if changed := remembers(loss, loss, (given_logits, given), (2 * given_logits, given)):
+                    rank_zero_only(notice)(describe(f"loss: {cfg.target}", changed))
     original.train(mode)
 
 

@@ -14,7 +14,7 @@ from sppnet.data.seeding import preserved_generators, seed_generators
 from sppnet.errors import UserError, notice
 from sppnet.models.network import SPPNet, build_network
 from sppnet.models.pooling import check_own_windows, pools_windows
-from sppnet.models.probe import deep_copy
+from sppnet.models.probe import deep_copy, default_dtype
 from sppnet.runs.identity import strategy, world_size
 from sppnet.training.preflight import network_dtype
 from sppnet.training.unsaved_state import describe, remembers
@@ -44,25 +44,44 @@ def check_own_parts(network: SPPNet, size: int, cfg: Config, classes: int) -> No
             buffers' shapes, passes no gradient on, has parameters without one under DDP, gives values that are not
             finite, or fails; or its `pool_windows` does not give the vectors of `forward`.
     """
-    network = deep_copy(network).to(network_dtype(cfg)).eval()
-    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(network_dtype(cfg))
+    dtype = network_dtype(cfg)
+    network = _converted(deep_copy(network), dtype)
+    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad(), preserved_generators():
         again = _build_again(cfg, classes)
-        for slot, part in network.named_children():
-            label = f"{slot}: {type(part).__name__}"
-            shapes = _shapes(part)
-            _disturb(part)
-            output = _run_twice(label, part, x)
-            _check_shapes(label, part, shapes, cfg)
-            _check_loaded(label, part, again.get_submodule(slot), x)
-            if slot == "pooling" and type(part).__module__.split(".")[0] != "sppnet" and pools_windows(part):
-                check_own_windows(part, x)
-            if not (slot == "backbone" and network.freeze):
-                part.train()
-                _check_gradients(label, part, x, cfg, passes_on=slot != "backbone" and not network.freeze)
-                _notice_history(label, part, x)
-                _check_shapes(label, part, shapes, cfg)
-            x = output
+        with default_dtype(dtype):
+            for slot, part in network.named_children():
+                label = f"{slot}: {type(part).__name__}"
+                try:
+                    x = _check_part(label, part, again.get_submodule(slot), x, cfg)
+                except UserError as error:
+                    if "not implemented for 'BFloat16'" in str(error):
+                        return  # a GPU may have what the CPU lacks
+                    raise
+
+
+def _check_part(label: str, part: nn.Module, again: nn.Module, x: Tensor, cfg: Config) -> Tensor:
+    """Run all checks of a part on its inputs `x`, and return its outputs."""
+    slot, frozen = label.partition(":")[0], cfg.backbone.freeze
+    shapes = _shapes(part)
+    output = _run_twice(label, part, x)
+    _check_shapes(label, part, shapes, cfg)
+    if _disturb(part, x):
+        _run_twice(label, part, x)
+    _check_loaded(label, part, again, x)
+    if slot == "pooling" and type(part).__module__.split(".")[0] != "sppnet" and pools_windows(part):
+        check_own_windows(part, x)
+    if not (slot == "backbone" and frozen):
+        part.train()
+        _check_gradients(label, part, x, cfg, passes_on=slot != "backbone" and not frozen)
+        _notice_history(label, part, x)
+        _check_shapes(label, part, shapes, cfg)
+    return output
+
+
+def _converted(network: SPPNet, dtype: torch.dtype) -> SPPNet:
+    """Convert the network as Lightning does; with 32-true and mixed precision, it leaves float64 buffers alone."""
+    return (network if dtype == torch.float32 else network.to(dtype)).eval()
 
 
 def _build_again(cfg: Config, classes: int) -> SPPNet:
@@ -70,15 +89,26 @@ def _build_again(cfg: Config, classes: int) -> SPPNet:
     seed_generators(cfg.seed, "again")
     backbone = cfg.backbone.model_copy(update={"weights": None})
     again = build_network(backbone, cfg.pooling, cfg.head, classes, cfg.sizes.train[0])
-    return again.to(network_dtype(cfg)).eval()
+    return _converted(again, network_dtype(cfg))
 
 
-def _disturb(part: nn.Module) -> None:
-    """Change all parameters a little: at their initial values, a scale of 1 or a gate of 0 may have no effect yet."""
+def _disturb(part: nn.Module, x: Tensor) -> bool:
+    """Change all parameters a little: at their initial values, a scale of 1 or a gate of 0 may have no effect yet.
+
+    Returns:
+        Whether the outputs are still finite; if not, the parameters are those from before.
+    """
+    before = [parameter.clone() for parameter in part.parameters()]
     for parameter in part.parameters():
         if parameter.is_floating_point():
-            scale = float(parameter.float().std()) if parameter.numel() > 1 else 0.0
-            parameter.add_(0.1 * (scale or 1.0) * torch.randn_like(parameter))
+            spread = float(parameter.float().std()) if parameter.numel() > 1 else 0.0
+            scale = spread or float(parameter.float().abs().mean()) or 1.0
+            parameter.add_(0.1 * scale * torch.randn_like(parameter))
+    if part(x.clone()).isfinite().all():
+        return True
+    for parameter, value in zip(part.parameters(), before, strict=True):
+        parameter.copy_(value)
+    return False
 
 
 def _check_loaded(label: str, part: nn.Module, again: nn.Module, x: Tensor) -> None:

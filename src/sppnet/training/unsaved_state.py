@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -69,5 +70,23 @@ def _unsaved(module: nn.Module) -> dict[str, bytes]:
             if isinstance(value, KEPT) and name not in INTERNAL and not of_metric:
                 with contextlib.suppress(Exception):  # it may hold what cannot be pickled
                     state = value.get_state() if isinstance(value, torch.Generator) else value
-                    unsaved[f"{path}.{name}".lstrip(".")] = pickle.dumps(state)
+                    unsaved[f"{path}.{name}".lstrip(".")] = _to_bytes(state)
     return unsaved
+
+
+class _Values(pickle.Pickler):
+    """Pickles the values of tensors. Usually, pickle also writes the address of their storage."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return NotImplemented
+        raw = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return tuple, ((str(value.dtype), tuple(value.shape), raw),)
+
+
+def _to_bytes(value: Any) -> bytes:
+    file = io.BytesIO()
+    pickler = _Values(file)
+    pickler.fast = True  # equal values give equal bytes, whether or not they are the same object
+    pickler.dump(value)
+    return file.getvalue()
