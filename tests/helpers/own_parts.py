@@ -395,12 +395,45 @@ class Plain(Sharpness):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Tensor] = []
+        self._seen: list[Tensor] = []
 
     def update(self, probabilities: Tensor, target: Tensor) -> None:
         super().update(probabilities, target)
         self.last = probabilities
-        self.seen.append(target)
+        self._seen.append(target)
+
+
+class Buffered(Sharpness):
+    """Counts in a buffer, which is not summed over processes."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        super().update(probabilities, target)
+        self.seen += len(target)
+
+
+class Both(Sharpness):
+    """The sum of two metrics, which it also holds in a list, and keeps its last images."""
+
+    last: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = Sharpness(), Sharpness()
+        self.parts = [self.one, self.other]
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        self.last = probabilities.clone()
+        for part in self.parts:
+            part.update(probabilities, target)
+
+    def compute(self) -> float:
+        return sum(part.compute() for part in self.parts)
 
 
 class TwoClasses(nn.Linear):

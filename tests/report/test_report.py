@@ -209,7 +209,13 @@ def test_runs_without_a_sweep_are_named_by_what_differs(sppnet: Caller) -> None:
 
 def test_only_tests_that_define_their_metrics_alike_are_combined() -> None:
     def tested(run: str, **defined: Any) -> RunResult:
-        facts = {"protocol": "same", "defined": defined | {"code": None}, "own_metrics": dict.fromkeys(defined, 0)}
+        code = {str(name): "digest" for name in defined}
+        facts = {
+            "protocol": "same",
+            "defined": defined,
+            "metrics_code": code,
+            "own_metrics": {name: {} for name in defined},
+        }
         return RunResult(run, {f"test/{name}": float(value) for name, value in defined.items()}, facts)
 
     plain = {0: tested("a"), 1: tested("b")}

@@ -159,9 +159,11 @@ def test_the_metric_that_selects_the_weights_anyway_may_be_named(sppnet: Caller)
 
 def test_what_a_metric_counts_is_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPNET_ALLOW", "own_parts")
-    node = OpenSection.model_validate({"_target_": "own_parts.Plain"})
-    with pytest.raises(UserError, match=r"^metrics\.plain: Plain\.seen changes in update, but is no state"):
-        build_metrics({"plain": node}, 3, multilabel=False)
+    for name, attribute in (("Plain", "_seen"), ("Buffered", "seen")):
+        node = OpenSection.model_validate({"_target_": f"own_parts.{name}"})
+        with pytest.raises(UserError, match=rf"^metrics\.x: {name}\.{attribute} changes in update, but is no state"):
+            build_metrics({"x": node}, 3, multilabel=False)
+    build_metrics({"x": OpenSection.model_validate({"_target_": "own_parts.Both"})}, 3, multilabel=False)
 
 
 def test_an_own_metric_cannot_change_what_the_others_get() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import GAP, LSE, SPP, AnyPooling, AvgMax, Flatten, GeM
 from sppnet.errors import UserError
-from sppnet.models.probe import check_initialised, try_out
+from sppnet.models.probe import check_initialised, tolerance, try_out
 from sppnet.pyramid import SpatialPyramidPool2d, reference
 from sppnet.pyramid import pool_windows as pool_pyramid_windows
 from sppnet.pyramid.bins import check_windows
@@ -175,8 +175,7 @@ def check_own_windows(pooling: nn.Module, maps: Tensor) -> None:
     vectors = torch.cat(expected)
     if not vectors.isfinite().all():
         return  # a run or a test says so if it happens there
-    tolerance = 0.01 * float(vectors.abs().max())
-    if pooled.shape != vectors.shape or not torch.allclose(pooled, vectors, rtol=0, atol=tolerance):
+    if pooled.shape != vectors.shape or not torch.allclose(pooled, vectors, rtol=0, atol=tolerance(vectors)):
         raise UserError(
             f"pooling: {type(pooling).__name__}.pool_windows does not return what forward returns for the windows"
             f" {windows} of maps of {height}x{width} cells; without the method, forward pools each window"

@@ -96,6 +96,11 @@ def run_on_meta(module: nn.Module, height: int, width: int) -> torch.Tensor:
     return output
 
 
+def tolerance(values: torch.Tensor) -> float:
+    """The difference that a module's outputs may have if they are computed in another order."""
+    return max(0.01, 8 * torch.finfo(values.dtype).eps) * float(values.abs().max())
+
+
 def check_initialised(module: nn.Module, slot: str) -> None:
     """Raise a UserError if a parameter of the configuration's section `slot` has no shape yet, as in `LazyLinear`."""
     lazy = (name for name, parameter in module.named_parameters() if isinstance(parameter, UninitializedParameter))

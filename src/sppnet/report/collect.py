@@ -67,7 +67,7 @@ def _planned_rows(study: Study) -> list[Row]:
         for row in _rows_of_setting(names[setting], points, study, study.rows.get(setting[0]) or {}):
             for number, other in enumerate(rows if not setting[0] else ()):
                 if results := combine(other.results, row.results):  # the sweep was repeated with other metrics
-                    rows[number] = replace(other, results=results)
+                    rows[number] = replace(other, results=results, missing={**other.missing, **row.missing})
                     break
             else:
                 rows.append(row)

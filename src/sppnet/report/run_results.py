@@ -46,7 +46,8 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
         "hash": run.hash,
         "setting": digest(setting | {"test": record["identity"]}),
         "protocol": digest(setting | {"test": protocol}),
-        "defined": (config.get("metrics") or {}) | {"code": record["identity"].get("code")},
+        "defined": config.get("metrics") or {},
+        "metrics_code": record["identity"].get("code") or {},
         "commit": " ".join(commits) if code else "",
         "machine": format_machine(last.get("machine") or {}),
         "time": record.get("time"),
@@ -75,14 +76,15 @@ def combine(first: Mapping[int, Result], second: Mapping[int, Result]) -> dict[i
     for seed, result in first.items():
         one, other = result.provenance, second[seed].provenance
         same = (result.run, one["protocol"]) == (second[seed].run, other["protocol"])
-        shared = (one["defined"].keys() & other["defined"].keys()) - {"code"}
-        differ = [
-            name for name in (*shared, *(["code"] if shared else [])) if one["defined"][name] != other["defined"][name]
-        ]
+        differ = any(
+            one[part][name] != other[part][name]
+            for part in ("defined", "metrics_code")
+            for name in one[part].keys() & other[part].keys()
+        )
         if not same or differ or one["defined"] == other["defined"]:
             return None
         metrics = {**result.metrics, **second[seed].metrics}
-        both = {name: {**one[name], **other[name]} for name in ("defined", "own_metrics")}
+        both = {name: {**one[name], **other[name]} for name in ("defined", "metrics_code", "own_metrics")}
         combined[seed] = replace(second[seed], metrics=metrics, provenance={**other, **both})
     return combined
 

@@ -24,7 +24,8 @@ class Result:
             `parameters`, `bins` (number of bins in the pyramid), `note`, `limited` (whether a limit on the batches,
             such as `trainer.limit_train_batches`, cut the run short), `format` (the version number of the training
             code, `FORMAT`), `data` (the fingerprint of the test data), `own_metrics` (of the user's metrics, by name:
-            which values are `better`, and whether they are shown in `percent`), `defined` (their configurations).
+            which values are `better`, and whether they are shown in `percent`), `defined` (their configurations) and
+            `metrics_code` (the digests of their own code).
     """
 
     run: str

@@ -81,7 +81,9 @@ def check_augmentation(cfg: Config) -> None:
     sizes = set(build_sizes(cfg.sizes).sizes)
     first = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, min(sizes), min(sizes)), dtype=np.uint8))
     for transform in augmentation.transforms:
-        if kept := remembers(transform.module, lambda image, of=transform: of(image.clone()), (first,), (255 - first,)):
+        with torch.no_grad():
+            kept = remembers(transform.module, lambda image, of=transform: of(image.clone()), (first,), (255 - first,))
+        if kept:
             raise UserError(
                 f"{transform.slot}: {transform.name}.{kept} changes when the transform is called, so a run could not be"
                 " repeated; it must keep no state"

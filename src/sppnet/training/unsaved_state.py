@@ -6,19 +6,20 @@ import contextlib
 import io
 import pickle
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from sppnet.data.seeding import preserved_generators, seed_generators
 
 # Types of attributes that are compared.
 KEPT = (int, float, list, tuple, set, dict, deque, Tensor, torch.Generator, np.ndarray, np.generic, np.random.Generator)
 LIBRARIES = ("sppnet", "torch", "torchvision", "torchmetrics", "lightning", "timm")  # they keep state in buffers
-INTERNAL = {"training", *vars(nn.Module())}
+INTERNAL = {"training", *vars(nn.Module()), *(name for name in vars(MeanMetric()) if name.startswith("_"))}
 
 
 def remembers(module: nn.Module, call: Callable[..., Any], first: Sequence[Any], second: Sequence[Any]) -> str | None:
@@ -55,38 +56,44 @@ def describe(module: str, attribute: str) -> str:
 
 def _unsaved(module: nn.Module) -> dict[str, bytes]:
     """The attributes that no checkpoint holds, by name; pickled, because a later call may change them in place."""
-    unsaved: dict[str, bytes] = {}
+    registered, unsaved = {id(part) for part in module.modules()}, {}
     for path, part in module.named_modules():
         if type(part).__module__.split(".")[0] in LIBRARIES:
             continue
-        states = getattr(
-            part, "_defaults", None
-        )  # of a torchmetrics.Metric, whose other private attributes are its own
         if type(part).get_extra_state is not nn.Module.get_extra_state:
             continue  # what it keeps, it may save there
-        buffers = {name: part._buffers[name] for name in part._non_persistent_buffers_set}
-        for name, value in (vars(part) | buffers).items():
-            of_metric = states is not None and (name in states or name.startswith("_"))
-            if isinstance(value, KEPT) and name not in INTERNAL and not of_metric:
+        states = getattr(
+            part, "_defaults", None
+        )  # of a torchmetrics.Metric; it does not sum its buffers over processes
+        unsaved_buffers = part._non_persistent_buffers_set if states is None else set(part._buffers)
+        for name, value in (vars(part) | {name: part._buffers[name] for name in unsaved_buffers}).items():
+            if isinstance(value, KEPT) and name not in INTERNAL and name not in (states or ()):
                 with contextlib.suppress(Exception):  # it may hold what cannot be pickled
-                    state = value.get_state() if isinstance(value, torch.Generator) else value
-                    unsaved[f"{path}.{name}".lstrip(".")] = _to_bytes(state)
+                    unsaved[f"{path}.{name}".lstrip(".")] = _to_bytes(value, registered)
     return unsaved
 
 
 class _Values(pickle.Pickler):
-    """Pickles the values of tensors. Usually, pickle also writes the address of their storage."""
+    """Pickles the values of tensors (usually, pickle also writes the address of their storage), and no `registered`
+    modules, whose attributes are compared by themselves."""
+
+    registered: Set[int]
 
     def reducer_override(self, value: Any) -> Any:
+        if id(value) in self.registered:
+            return str, ("module",)
+        if isinstance(value, torch.Generator):
+            value = value.get_state()
         if not isinstance(value, Tensor):
             return NotImplemented
         raw = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return tuple, ((str(value.dtype), tuple(value.shape), raw),)
 
 
-def _to_bytes(value: Any) -> bytes:
+def _to_bytes(value: Any, registered: Set[int]) -> bytes:
     file = io.BytesIO()
     pickler = _Values(file)
     pickler.fast = True  # equal values give equal bytes, whether or not they are the same object
+    pickler.registered = registered
     pickler.dump(value)
     return file.getvalue()
