@@ -207,3 +207,8 @@ def test_only_keys_that_a_run_may_lack_are_forced() -> None:
     forced = ["views.scales=[256]", "data.root=photos", "pooling.bins=[1]", "data={root: photos}"]
     assert command_line.force_keys("train", forced) == forced
     assert command_line.force_keys("transfer", forced) == [f"++{word}" for word in forced]
+
+
+def test_lists_can_be_typed_as_the_values_of_a_sweep() -> None:
+    jobs, _, _ = expand_sweep("train", ["pooling.bins=[6,3,2,1],[4,2,1]", "seed=0"])
+    assert [compose_config(job.overrides).pooling.plain()["bins"] for job in jobs] == [[6, 3, 2, 1], [4, 2, 1]]

@@ -328,6 +328,24 @@ class Precise(Cosine):
         return super().forward((vectors.double() @ self.projection).to(vectors.dtype))
 
 
+class PreciseMean(Mean):
+    """Has a float64 buffer, whatever the precision is."""
+
+    projection: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.eye(channels, dtype=torch.float64))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return (super().forward(maps).double() @ self.projection).to(maps.dtype)
+
+
+class Classes(Cosine):
+    def forward(self, vectors: Tensor) -> Tensor:
+        return super().forward(vectors).argsort(1)
+
+
 class PlainTensor(Cosine):
     """Keeps a tensor that is neither a parameter nor a buffer, so that it stays in float32."""
 

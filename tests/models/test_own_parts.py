@@ -72,6 +72,7 @@ def train(sppnet: Caller, slot: str, name: str, *words: str, section: str = "") 
             "FirstImage",
             "FirstImage.pool_windows does not return what forward returns for the windows [[",
         ),
+        ("head", "Classes", "must return logits (N, K) of floating-point numbers, but returns torch.int64"),
         ("head", "Total", "must return logits (N, K) for vectors (N, D), but returns () for (1,"),
         ("head", "Groups", "own_parts.Groups refuses its arguments: groups [3, 8] must sum to 10"),
         ("head", "TwoClasses", "must return logits (N, 10) for vectors (N, D), but returns (1, 2) for (1,"),
@@ -111,7 +112,7 @@ def test_what_a_resumed_run_would_lack_is_named(sppnet: Caller) -> None:
         assert done.code == 0, done.err
         assert f"pooling: {name}.{attribute} changes when the module is called, but a checkpoint does not" in done.err
         assert ".last" not in done.err
-    for name in ("Cached", "Latest"):
+    for name in ("Cached", "Latest", "PreciseMean"):
         cached = train(sppnet, "pooling", name)
         assert cached.code == 0
         assert "changes when" not in cached.err

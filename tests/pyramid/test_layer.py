@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sppnet.models.pooling import GlobalAvgPool2d
 from sppnet.pyramid import (
     BIN_RULES,
     MAX_LEVEL,
@@ -89,6 +90,12 @@ def normal_map(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def filled_map(pool: str, *shape: int, seed: int) -> Tensor:
+    """Values far from zero, so that zero padding would dilute them; negative, so that it would win, but not for gem,
+    to which all values below 1e-12 are the same."""
+    return normal_map(*shape, seed=seed).abs() + 5.0 if pool == "gem" else normal_map(*shape, seed=seed) - 5.0
+
+
 def poolable(rule: str) -> Iterator[tuple[int, int]]:
     yield from ((length, n) for length in SIDES for n in LEVELS if reference_cells(length, n, rule))
 
@@ -117,7 +124,7 @@ def test_maps_of_every_side_square_and_oblong_pool_like_numpy_at_every_level(poo
     cells = {(side, n): reference_cells(side, n, "adaptive") or [] for side in SIDES for n in LEVELS}
     shapes = {(side, side) for side in SIDES} | set(itertools.product(SIDES, SIDES[::8]))
     for height, width in sorted(shapes):
-        x = normal_map(2, 2, height, width, seed=height) - 5.0
+        x = filled_map(pool, 2, 2, height, width, seed=height)
         expected = np.concatenate([reference(x.numpy(), cells[height, n], cells[width, n], pool) for n in LEVELS], 1)
         pooled = spatial_pyramid_pool2d(x, LEVELS, pool).numpy()
         np.testing.assert_allclose(pooled, expected, rtol=0 if pool == "max" else 1e-12, err_msg=f"{height}x{width}")
@@ -132,7 +139,7 @@ def test_the_other_rules_pool_every_map_they_accept_like_numpy(rule: str, pool: 
             rows, cols = reference_cells(height, n, rule), reference_cells(width, n, rule)
             assert rows
             assert cols
-            x = normal_map(2, 2, height, width, seed=width) - 5.0  # negative: zero padding would win, or dilute
+            x = filled_map(pool, 2, 2, height, width, seed=width)
             expected = reference(x.numpy(), rows, cols, pool)
             pooled = spatial_pyramid_pool2d(x, [n], pool, rule).numpy()
             np.testing.assert_allclose(
@@ -181,12 +188,54 @@ def test_averages_of_bfloat16_are_rounded_once(rule: str, memory_format: torch.m
 @pytest.mark.parametrize("rule", BIN_RULES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_gradients_are_those_of_finite_differences(pool: str, rule: str) -> None:
-    x = normal_map(1, 1, 6, 4).requires_grad_()
+    x = normal_map(1, 1, 6, 4)
+    x = (x.abs() if pool == "gem" else x).requires_grad_()
     layer = SpatialPyramidPool2d((3, 1), pool, rule)
     assert torch.autograd.gradcheck(layer, (x,))
     assert torch.autograd.gradcheck(layer, (x,), check_forward_ad=True, check_backward_ad=False)
     if rule == "adaptive":
         assert torch.autograd.gradgradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_generalised_means_are_those_of_the_formula_between_mean_and_maximum(scale: float, dtype: torch.dtype) -> None:
+    """For small and large maps, written out in float64; at an exponent of 1, gem is the mean."""
+    rtol = 16 * torch.finfo(dtype).eps if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    x = (scale * (normal_map(2, 3, 7, 5).abs() + 0.1)).to(dtype)
+    cells = x.double().flatten(2)
+    mean, top = cells.mean(2), cells.amax(2)
+    for exponent in (1.0, 3.0, 100.0, 1e4):
+        pooled = SpatialPyramidPool2d((1,), "gem", p=exponent)(x).detach()
+        assert pooled.dtype == dtype
+        expected = top * ((cells / top[..., None]) ** exponent).mean(2) ** (1 / exponent)
+        torch.testing.assert_close(pooled.double(), expected, rtol=rtol, atol=0.0)
+    torch.testing.assert_close(pooled.double(), top, rtol=2e-3 + rtol, atol=0.0)
+    torch.testing.assert_close(SpatialPyramidPool2d((1,), "gem", p=1.0)(x).double(), mean, rtol=rtol, atol=0.0)
+    for exponent in (1e-4 / scale, 10.0 / scale, 1e4 / scale):
+        if 1e-6 <= exponent <= 1e6:  # the exponents that are allowed
+            pooled = SpatialPyramidPool2d((1,), "lse", r=exponent)(x)
+            expected = top + ((exponent * (cells - top[..., None])).exp().mean(2)).log() / exponent
+            torch.testing.assert_close(pooled.double(), expected, rtol=1e-4 + rtol, atol=0.0)
+            if exponent == 1e-4 / scale:
+                torch.testing.assert_close(pooled.double(), mean, rtol=1e-3 + rtol, atol=0.0)
+    one_bin = SpatialPyramidPool2d((1,), "avg")(x)
+    torch.testing.assert_close(GlobalAvgPool2d()(x), one_bin, rtol=rtol, atol=0.0)
+
+
+def test_each_channel_may_have_an_exponent_of_its_own_which_is_trained() -> None:
+    x, exponents = normal_map(2, 3, 4, 3).abs() + 0.1, torch.tensor([1.0, 2.5, 7.0], dtype=torch.float64)
+    layer = SpatialPyramidPool2d((2, 1), "gem", channels=3).double()
+
+    def pool(x: Tensor, p: Tensor) -> Tensor:
+        pooled: Tensor = torch.func.functional_call(layer, {"p": p}, (x,))
+        return pooled
+
+    alone = [SpatialPyramidPool2d((2, 1), "gem", p=float(p)).double()(x[:, [i]]) for i, p in enumerate(exponents)]
+    levels = [pooled.split((4, 1), 1) for pooled in alone]
+    expected = torch.cat([torch.cat(level, 1) for level in zip(*levels, strict=True)], 1)
+    torch.testing.assert_close(pool(x, exponents), expected)
+    assert torch.autograd.gradcheck(pool, (x.requires_grad_(), exponents.requires_grad_()))
 
 
 @pytest.mark.parametrize("rule", BIN_RULES)

@@ -226,7 +226,9 @@ def test_only_tests_that_define_their_metrics_alike_are_combined() -> None:
     assert both is not None
     assert [dict(result.metrics) for result in both.values()] == [{"test/f": 1.0, "test/k": 5.0}] * 2
     assert combine(with_f, {0: tested("a", f=2, k=1), 1: tested("b", f=2, k=1)}) is None
-    assert combine(with_f, {0: tested("a", k=1)}) is None
+    some = combine(with_f, {0: tested("a", k=1), 2: tested("c", k=1)})
+    assert some is not None
+    assert [sorted(result.metrics) for result in some.values()] == [["test/f", "test/k"], ["test/f"], ["test/k"]]
     assert combine(with_f, {0: tested("a", k=1), 1: tested("c", k=1)}) is None
 
 

@@ -166,12 +166,13 @@ def _import_target(name: str, slot: str) -> Any:
         home = f"{getattr(target, '__module__', '')}."
         if not home.startswith(allowed_prefixes()) or home.startswith(REFUSED):
             raise UserError(f"{slot}._target_={name} is defined in {home[:-1] or 'no module'}, which is not allowed")
-        public = f"{home}{getattr(target, '__qualname__', parts[-1])}"
-        is_public = all(part.isidentifier() and not part.startswith("_") for part in public.split("."))
-        if not name.startswith(ALLOWED) and not home.startswith(f"{module}.") and is_public:
+        if not name.startswith(ALLOWED) and not home.startswith(f"{module}."):
+            public = f"{home}{getattr(target, '__qualname__', parts[-1])}"
+            hidden = any(part.startswith("_") for part in public.split("."))
+            advice = f"let a package export it, and use {parts[0]}.{parts[-1]}" if hidden else f"use {public}"
             raise UserError(
                 f"{slot}._target_={name} is not allowed: it is defined in {home[:-1]}, whose file would not count into"
-                f" the run's identity; use {public}"
+                f" the run's identity; {advice}"
             )
         return target
     raise UserError(f"{slot}._target_={name} does not exist")

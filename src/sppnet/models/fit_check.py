@@ -68,7 +68,9 @@ def check_network(
             sides[key, size] = _map_side(trunk, key, size)
     first = min(sides.values())
     with contextlib.nullcontext() if isinstance(pooling, OwnPooling) else on_meta():
-        pool = build_pooling(pooling, channels, first).to(dtype)
+        pool = build_pooling(pooling, channels, first)
+    if dtype != torch.float32:  # otherwise, Lightning leaves float64 buffers alone
+        pool = pool.to(dtype)
     length = _check_lengths(pool, channels, sides, dtype)
     shapes = _shapes_like(first) if whole_images or pools_windows else []
     if field is not None:

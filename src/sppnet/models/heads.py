@@ -79,6 +79,10 @@ def check_head(head: nn.Module, length: int, classes: int | None = None) -> None
             message = str(error).rstrip(".") or type(error).__name__
             raise UserError(f"head: {name} does not take vectors of {length} values: {message}") from error
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if isinstance(logits, Tensor) and not logits.is_floating_point():
+            raise UserError(
+                f"head: {name} must return logits (N, K) of floating-point numbers, but returns {logits.dtype}"
+            )
         known = (images, *shape[1:2]) if classes is None else (images, classes)
         if shape != known or len(known) < 2:
             wanted = "K" if classes is None else classes

@@ -11,6 +11,8 @@ from sppnet.runs.identity import digest, format_mismatch
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 
+PER_METRIC = ("defined", "metrics_code", "own_metrics")  # facts of a result about the user's metrics, by name
+
 
 def read_provenance(run: Run) -> dict[str, Any]:
     """Read the run's `identity` and `starts`; if `provenance.json` is missing or damaged, they are `{}` and `[{}]`."""
@@ -64,29 +66,32 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
 
 
 def combine(first: Mapping[int, Result], second: Mapping[int, Result]) -> dict[int, Result] | None:
-    """Combine the results, by seed, of two tests of the same runs that differ only in the user's metrics.
+    """Combine the results, by seed, of two rows whose tests differ only in the user's metrics.
 
     Returns:
-        Results with the metrics of both; None if they have the same metrics, define one in two ways or are tests of
-        other things.
+        For each seed, a result with the metrics of both; None if the rows have the same metrics, define one in two ways
+        or are not of the same runs and tests.
     """
-    if first.keys() != second.keys():
+    results = [*first.values(), *second.values()]
+    definitions: dict[tuple[str, str], Any] = {}
+    for result in results:
+        for part in ("defined", "metrics_code"):
+            for name, value in result.provenance[part].items():
+                if definitions.setdefault((part, name), value) != value:
+                    return None
+    alike = all(result.provenance["defined"] == results[0].provenance["defined"] for result in results)
+    if alike or len({result.provenance["protocol"] for result in results}) > 1:
         return None
-    combined = {}
-    for seed, result in first.items():
-        one, other = result.provenance, second[seed].provenance
-        same = (result.run, one["protocol"]) == (second[seed].run, other["protocol"])
-        differ = any(
-            one[part][name] != other[part][name]
-            for part in ("defined", "metrics_code")
-            for name in one[part].keys() & other[part].keys()
-        )
-        if not same or differ or one["defined"] == other["defined"]:
+    combined = {**first, **second}
+    for seed in first.keys() & second.keys():
+        one, other = first[seed], second[seed]
+        if one.run != other.run:
             return None
-        metrics = {**result.metrics, **second[seed].metrics}
-        both = {name: {**one[name], **other[name]} for name in ("defined", "metrics_code", "own_metrics")}
-        combined[seed] = replace(second[seed], metrics=metrics, provenance={**other, **both})
-    return combined
+        facts = {name: {**one.provenance[name], **other.provenance[name]} for name in PER_METRIC}
+        combined[seed] = replace(
+            other, metrics={**one.metrics, **other.metrics}, provenance={**other.provenance, **facts}
+        )
+    return dict(sorted(combined.items()))
 
 
 def format_commit(commit: object, dirty: object) -> str:

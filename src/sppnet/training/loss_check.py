@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sppnet.config.schema import OwnLoss
 from sppnet.errors import UserError, notice
+from sppnet.models.probe import default_dtype
 from sppnet.training.losses import shares
 from sppnet.training.unsaved_state import describe, remembers
 
@@ -43,7 +44,7 @@ def check_own_loss(
     mode, original = loss.training, loss
     with contextlib.suppress(Exception):  # what cannot be copied, such as a tensor with a history, is used itself
         loss = copy.deepcopy(loss)  # it may count the images that it sees
-    with torch.random.fork_rng(devices=[]):  # the loss may draw random numbers, as dropout does
+    with torch.random.fork_rng(devices=[]), default_dtype(dtype):  # the loss may draw random numbers, as dropout does
         for training in (True, False):
             loss.train(training)
             given = shares(target, logits_NK.float()) if training and soft else target

@@ -19,7 +19,8 @@ from sppnet.data.seeding import preserved_generators, seed_generators
 # Types of attributes that are compared.
 KEPT = (int, float, list, tuple, set, dict, deque, Tensor, torch.Generator, np.ndarray, np.generic, np.random.Generator)
 LIBRARIES = ("sppnet", "torch", "torchvision", "torchmetrics", "lightning", "timm")  # they keep state in buffers
-INTERNAL = {"training", *vars(nn.Module()), *(name for name in vars(MeanMetric()) if name.startswith("_"))}
+INTERNAL = {"training", *vars(nn.Module())}
+OF_METRICS = {name for name in vars(MeanMetric()) if name.startswith("_")}  # which every metric has
 
 
 def remembers(module: nn.Module, call: Callable[..., Any], first: Sequence[Any], second: Sequence[Any]) -> str | None:
@@ -67,7 +68,11 @@ def _unsaved(module: nn.Module) -> dict[str, bytes]:
         )  # of a torchmetrics.Metric; it does not sum its buffers over processes
         unsaved_buffers = part._non_persistent_buffers_set if states is None else set(part._buffers)
         for name, value in (vars(part) | {name: part._buffers[name] for name in unsaved_buffers}).items():
-            if isinstance(value, KEPT) and name not in INTERNAL and name not in (states or ()):
+            if (
+                isinstance(value, KEPT)
+                and name not in INTERNAL
+                and (states is None or name not in {*states, *OF_METRICS})
+            ):
                 with contextlib.suppress(Exception):  # it may hold what cannot be pickled
                     unsaved[f"{path}.{name}".lstrip(".")] = _to_bytes(value, registered)
     return unsaved
