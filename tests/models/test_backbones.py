@@ -143,6 +143,15 @@ def test_each_network_of_torchvision_gives_a_trunk_or_the_reason_why_not(name: s
     _check_trunk(name)
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_weights_that_would_change_the_network_silently_are_refused(name: str) -> None:
+    """They make torchvision convert the input, which no checkpoint says."""
+    with pytest.raises(
+        UserError, match=rf"{name} then converts its input .*; use \+backbone\.transform_input=true, or"
+    ):
+        torchvision_trunk(name, weights="IMAGENET1K_V1")
+
+
 def _pooled(model: Any, features: torch.Tensor) -> torch.Tensor:
     pooled: torch.Tensor = model.avgpool(features).flatten(1)
     return pooled

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from sppnet.data.seeding import preserved_generators, seed_generators
 
@@ -63,16 +63,11 @@ def _unsaved(module: nn.Module) -> dict[str, bytes]:
             continue
         if type(part).get_extra_state is not nn.Module.get_extra_state:
             continue  # what it keeps, it may save there
-        states = getattr(
-            part, "_defaults", None
-        )  # of a torchmetrics.Metric; it does not sum its buffers over processes
-        unsaved_buffers = part._non_persistent_buffers_set if states is None else set(part._buffers)
-        for name, value in (vars(part) | {name: part._buffers[name] for name in unsaved_buffers}).items():
-            if (
-                isinstance(value, KEPT)
-                and name not in INTERNAL
-                and (states is None or name not in {*states, *OF_METRICS})
-            ):
+        known, buffers = set(INTERNAL), part._non_persistent_buffers_set
+        if isinstance(part, Metric):  # over processes, it sums its states, but no buffer
+            known, buffers = {*INTERNAL, *OF_METRICS, *part._defaults}, set(part._buffers)
+        for name, value in (vars(part) | {name: part._buffers[name] for name in buffers}).items():
+            if isinstance(value, KEPT) and name not in known:
                 with contextlib.suppress(Exception):  # it may hold what cannot be pickled
                     unsaved[f"{path}.{name}".lstrip(".")] = _to_bytes(value, registered)
     return unsaved
