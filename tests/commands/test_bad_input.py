@@ -17,6 +17,7 @@ from PIL import Image
 from calling import SMALL, Called, Caller, command, limits
 from sppnet.config.compose import compose_config
 from sppnet.errors import UserError
+from tiers import some_quick
 
 
 def assert_one_line(called: Called, *words: str) -> None:
@@ -171,7 +172,7 @@ NAMES_AND_VALUES += [(["train", f"+{section}.foo=1"], [f"unknown key {section}.f
 NAMES_AND_VALUES += [(["train", f"+{key}=1"], ["unknown key", "the top level has"]) for key in ("foo", "x.y")]
 
 
-@pytest.mark.parametrize(("words", "parts"), NAMES_AND_VALUES, ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(("words", "parts"), some_quick(NAMES_AND_VALUES, 4), ids=lambda v: " ".join(v))
 def test_a_wrong_name_or_value(sppnet: Caller, tmp_path: Path, words: list[str], parts: list[str]) -> None:
     assert_one_line(sppnet(*words), *parts)
     assert not list(tmp_path.iterdir())
@@ -192,7 +193,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("text", FILES)
+@pytest.mark.parametrize("text", some_quick(FILES))
 def test_a_mistake_in_a_studys_file(sppnet: Caller, tmp_path: Path, text: str) -> None:
     (tmp_path / "conf/experiments").mkdir(parents=True)
     content = re.sub("sweep: (.*)", r"hydra: {sweeper: {rows: \1}}", text)
@@ -231,7 +232,7 @@ FIT = [
 ]
 
 
-@pytest.mark.parametrize(("words", "parts"), FIT, ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(("words", "parts"), some_quick(FIT), ids=lambda v: " ".join(v))
 def test_what_does_not_fit_together(sppnet: Caller, tmp_path: Path, words: list[str], parts: list[str]) -> None:
     assert_one_line(sppnet("train", *words), *parts)
     assert not list(tmp_path.iterdir())
@@ -288,7 +289,7 @@ CALLBACKS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "parts"), CALLBACKS, ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(("words", "parts"), some_quick(CALLBACKS), ids=lambda v: " ".join(v))
 def test_a_callback_that_refuses_its_arguments(
     sppnet: Caller, tmp_path: Path, words: list[str], parts: list[str]
 ) -> None:
@@ -427,7 +428,16 @@ def imported(tmp_path: Path, *words: str, modules: tuple[str, ...] = ("torch", "
 
 @pytest.mark.parametrize(
     "words",
-    [["seed=-1"], ["pooling.bins=[0]"], ["trainer.epochs=1"], ["sizes.train=[0]"], ["sizes.test=[32,32]"], ["+foo=1"]],
+    some_quick(
+        [
+            ["seed=-1"],
+            ["pooling.bins=[0]"],
+            ["trainer.epochs=1"],
+            ["sizes.train=[0]"],
+            ["sizes.test=[32,32]"],
+            ["+foo=1"],
+        ]
+    ),
 )
 def test_names_and_values_are_judged_before_torch_is_imported(tmp_path: Path, words: list[str]) -> None:
     assert imported(tmp_path, "train", *words) == "2 False False"

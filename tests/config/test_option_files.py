@@ -29,10 +29,19 @@ BACKBONES, POOLINGS, SIZES = (
 )
 
 
-@pytest.mark.parametrize(("group", "name"), OPTIONS)
-def test_every_option_composes_to_a_valid_configuration(sppnet: Caller, group: str, name: str) -> None:
-    choice = f"{group}={name}"
-    shown = sppnet("train", choice, *NEEDS.get(choice, []), "--cfg", "job", "--resolve")
+def together() -> list[list[str]]:
+    """Every option in one of a few command lines, each of which has an option of every group."""
+    groups: dict[str, list[str]] = {}
+    for group, name in OPTIONS:
+        groups.setdefault(group, []).append(name)
+    longest = max(map(len, groups.values()))
+    return [[f"{group}={names[i % len(names)]}" for group, names in groups.items()] for i in range(longest)]
+
+
+@pytest.mark.parametrize("choices", together(), ids=" ".join)
+def test_every_option_composes_to_a_valid_configuration(sppnet: Caller, choices: list[str]) -> None:
+    needs = [word for choice in choices for word in NEEDS.get(choice, [])]
+    shown = sppnet("train", *choices, *needs, "--cfg", "job", "--resolve")
     assert shown.code == 0, shown.err
     load(Config, yaml.safe_load(shown.out))
 

@@ -78,7 +78,8 @@ def batches(cfg: Data, cache: Path) -> list[dict[str, Any]]:
     data = data_module(cfg, cache)
     train = data.train_dataloader()
     first = list(train)
-    train.batch_sampler.taken = lambda: len(train)  # type: ignore[union-attr]
+    # Not `lambda: len(train)`: a loader in a cycle is collected after its queues, and its workers wait for 5 s each.
+    train.batch_sampler.taken = lambda: len(first)  # type: ignore[union-attr]
     return [*first, *train, *data.val_dataloader()[0]]
 
 

@@ -15,6 +15,7 @@ from torchvision import models
 from sppnet.errors import UserError
 from sppnet.models.backbones import ZF5, Blog, Tiny, map_size, smallest_input, torchvision_trunk
 from sppnet.models.probe import Trunk, on_meta, probe
+from tiers import some_quick
 
 Make = Callable[[], nn.Module]
 SMALL: dict[str, Make] = {
@@ -131,7 +132,7 @@ def _check_trunk(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", ONE_PER_FAMILY[::2])
+@pytest.mark.parametrize("name", some_quick(ONE_PER_FAMILY[::2]))
 def test_each_family_of_torchvision_gives_a_trunk_or_the_reason_why_not(name: str) -> None:
     _check_trunk(name)
 

@@ -19,6 +19,7 @@ from sppnet.models.network import build_backbone, build_network
 from sppnet.models.pooling import build_pooling
 from sppnet.models.probe import on_meta, probe
 from sppnet.training.preflight import sizes_for_pairs
+from tiers import some_quick
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 POOLINGS = ("spp", "flatten", "gap", "avgmax", "gem", "lse")
@@ -42,7 +43,7 @@ def _sizes(train: list[int], test: list[int] | None = None) -> dict[str, list[in
     return {"train": train, "val": test or train[:1], "test": test or train[:1]}
 
 
-@pytest.mark.parametrize("backbone", _names("backbone"))
+@pytest.mark.parametrize("backbone", some_quick(_names("backbone")))
 def test_every_backbone_file_builds_with_a_pyramid_and_a_grid(backbone: str) -> None:
     extra = ["backbone.name=mnasnet0_5"] if backbone == "torchvision" else []
     for pooling in POOLINGS if backbone == "tiny" else ("spp", "flatten"):
@@ -211,7 +212,7 @@ MISTAKES: dict[str, Case] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("overrides", "sizes", "whole", "message"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(("overrides", "sizes", "whole", "message"), some_quick(MISTAKES.values()), ids=MISTAKES)
 def test_a_mismatch_is_refused_in_one_line(
     overrides: list[str], sizes: dict[str, list[int]], whole: bool, message: str
 ) -> None:

@@ -12,6 +12,7 @@ from calling import SMALL, Called, Caller
 from sppnet.config.compose import compose_config
 from sppnet.runs.checkpoint_files import read_checkpoint
 from sppnet.runs.plan import plan_run
+from tiers import some_quick
 
 HELPERS = str(Path(__file__).parents[1] / "helpers")
 
@@ -31,54 +32,54 @@ def train(sppnet: Caller, slot: str, name: str, *words: str, section: str = "") 
     return sppnet("train", "--config-dir=options", *small, *one_step, f"{slot}=own", "allow=own_parts", *words)
 
 
-@pytest.mark.parametrize(
-    ("slot", "name", "message"),
-    [
-        ("pooling", "Flat", "makes vectors of different lengths, 200 values at sizes.train=20 (5x5 cells) and 288"),
-        ("pooling", "Unflattened", "must return (N, D) for maps (N, C, h, w), but returns (1, 8, 1, 1)"),
-        ("pooling", "Squeezed", "must return (N, D) for maps (N, C, h, w), but returns (8,) for (1, 8,"),
-        ("pooling", "Double", "must return the dtype of its maps, torch.float32, but returns torch.float64"),
-        ("pooling", "Noisy", "Noisy draws random numbers in evaluation"),
-        ("pooling", "Lazy", "Lazy.mix.weight has no shape until the first batch"),
-        ("pooling", "Uncopied", "Only Tensors created explicitly by the user"),
-        ("pooling", "Large", "size 20 gives a 5x5 feature map"),
-        ("pooling", "Doubled", "Doubled.pool_windows does not return what forward returns for the windows"),
-        ("pooling", "Unused trainer.accelerator=cpu trainer.devices=2", "Unused.spare gets no gradient, for which the"),
-        ("head", "PlainTensor trainer.precision=bf16-true", "PlainTensor fails for (2, 40) of bfloat16: "),
-        (
-            "pooling",
-            "Single trainer.precision=bf16-true",
-            "must return the dtype of its maps, torch.bfloat16, but returns torch.float32",
-        ),
-        ("pooling", "Detached", "Detached passes no gradient on to its input, so the backbone could not be trained"),
-        (
-            "pooling",
-            "InPlace",
-            "InPlace fails in its backward pass: one of the variables needed",
-        ),
-        ("pooling", "OverBatch", "OverBatch gives an image other outputs beside other images in evaluation"),
-        ("pooling", "Scaled", "Scaled.pool_windows does not return what forward returns for the windows"),
-        ("pooling", "Drawn", "Drawn gives other outputs if it is built again and loads the same weights"),
-        ("pooling", "Undefined", "Undefined gives values that are not finite for ordinary inputs"),
-        ("pooling", "Grows", "Grows.bank appears or changes its shape or dtype when the module is called"),
-        (
-            "pooling",
-            "Cached optim.ema=0.9",
-            "Cached.grid appears or changes its shape or dtype when the module is called, b",
-        ),
-        ("pooling", "Appears", "Appears.last appears or changes its shape or dtype when the module is called"),
-        (
-            "pooling",
-            "FirstImage",
-            "FirstImage.pool_windows does not return what forward returns for the windows [[",
-        ),
-        ("head", "Classes", "must return logits (N, K) of floating-point numbers, but returns torch.int64"),
-        ("head", "Total", "must return logits (N, K) for vectors (N, D), but returns () for (1,"),
-        ("head", "Groups", "own_parts.Groups refuses its arguments: groups [3, 8] must sum to 10"),
-        ("head", "TwoClasses", "must return logits (N, 10) for vectors (N, D), but returns (1, 2) for (1,"),
-        ("head", "SqueezedHead", "must return logits (N, K) for vectors (N, D), but returns (2,) for (1,"),
-    ],
-)
+REFUSED = [
+    ("pooling", "Flat", "makes vectors of different lengths, 200 values at sizes.train=20 (5x5 cells) and 288"),
+    ("pooling", "Unflattened", "must return (N, D) for maps (N, C, h, w), but returns (1, 8, 1, 1)"),
+    ("pooling", "Squeezed", "must return (N, D) for maps (N, C, h, w), but returns (8,) for (1, 8,"),
+    ("pooling", "Double", "must return the dtype of its maps, torch.float32, but returns torch.float64"),
+    ("pooling", "Noisy", "Noisy draws random numbers in evaluation"),
+    ("pooling", "Lazy", "Lazy.mix.weight has no shape until the first batch"),
+    ("pooling", "Uncopied", "Only Tensors created explicitly by the user"),
+    ("pooling", "Large", "size 20 gives a 5x5 feature map"),
+    ("pooling", "Doubled", "Doubled.pool_windows does not return what forward returns for the windows"),
+    ("pooling", "Unused trainer.accelerator=cpu trainer.devices=2", "Unused.spare gets no gradient, for which the"),
+    ("head", "PlainTensor trainer.precision=bf16-true", "PlainTensor fails for (2, 40) of bfloat16: "),
+    (
+        "pooling",
+        "Single trainer.precision=bf16-true",
+        "must return the dtype of its maps, torch.bfloat16, but returns torch.float32",
+    ),
+    ("pooling", "Detached", "Detached passes no gradient on to its input, so the backbone could not be trained"),
+    (
+        "pooling",
+        "InPlace",
+        "InPlace fails in its backward pass: one of the variables needed",
+    ),
+    ("pooling", "OverBatch", "OverBatch gives an image other outputs beside other images in evaluation"),
+    ("pooling", "Scaled", "Scaled.pool_windows does not return what forward returns for the windows"),
+    ("pooling", "Drawn", "Drawn gives other outputs if it is built again and loads the same weights"),
+    ("pooling", "Undefined", "Undefined gives values that are not finite for ordinary inputs"),
+    ("pooling", "Grows", "Grows.bank appears or changes its shape or dtype when the module is called"),
+    (
+        "pooling",
+        "Cached optim.ema=0.9",
+        "Cached.grid appears or changes its shape or dtype when the module is called, b",
+    ),
+    ("pooling", "Appears", "Appears.last appears or changes its shape or dtype when the module is called"),
+    (
+        "pooling",
+        "FirstImage",
+        "FirstImage.pool_windows does not return what forward returns for the windows [[",
+    ),
+    ("head", "Classes", "must return logits (N, K) of floating-point numbers, but returns torch.int64"),
+    ("head", "Total", "must return logits (N, K) for vectors (N, D), but returns () for (1,"),
+    ("head", "Groups", "own_parts.Groups refuses its arguments: groups [3, 8] must sum to 10"),
+    ("head", "TwoClasses", "must return logits (N, 10) for vectors (N, D), but returns (1, 2) for (1,"),
+    ("head", "SqueezedHead", "must return logits (N, K) for vectors (N, D), but returns (2,) for (1,"),
+]
+
+
+@pytest.mark.parametrize(("slot", "name", "message"), some_quick(REFUSED))
 def test_what_does_not_work_is_refused_before_training(slot: str, name: str, message: str, sppnet: Caller) -> None:
     name, *words = name.split()
     refused = train(sppnet, slot, name, *words, section="groups: [3, 8]" if name == "Groups" else "")

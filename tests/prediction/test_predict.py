@@ -22,6 +22,7 @@ from sppnet import cli
 from sppnet.config import option_files
 from sppnet.data.datasets.digits import Digits
 from sppnet.prediction.output import JsonLines
+from tiers import some_quick
 
 ROOT = option_files.root()
 CLASSES = {str(digit) for digit in range(10)}
@@ -234,7 +235,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "parts"), MISTAKES, ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(("overrides", "parts"), some_quick(MISTAKES, 4), ids=lambda v: " ".join(v))
 def test_a_mistake_is_one_line_and_leaves_nothing(
     sppnet: Caller, run: Path, pictures: Path, tmp_path: Path, overrides: list[str], parts: list[str]
 ) -> None:
@@ -260,7 +261,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", some_quick(NETWORKS))
 def test_every_network_predicts_and_plots(
     sppnet: Caller, run: Path, pictures: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:

@@ -248,6 +248,7 @@ print(cpu.load_library() is not None)
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_torch_s_operations_pool(tmp_path: Path) -> None:
     for compiler, message in (("/nonexistent/cc", ""), ("false", "cannot compile native.c")):
         printed = run(POOL_ONCE, CC=compiler, XDG_CACHE_HOME=str(tmp_path))
@@ -376,7 +377,8 @@ assert counts.count == 0 and not packed and torch.equal(state, torch.get_rng_sta
 """
 
 
-@pytest.mark.parametrize("wrong", [WRONG[::2], pytest.param(WRONG[1::2], marks=pytest.mark.slow)], ids=["some", "more"])
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [WRONG[::2], WRONG[1::2]], ids=["some", "more"])
 def test_the_gpu_kernels_are_checked_once_and_replaced_with_a_warning_where_they_differ(
     wrong: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:

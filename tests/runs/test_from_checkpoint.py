@@ -15,6 +15,7 @@ from sppnet.config.compose import resolve
 from sppnet.config.merge import merge
 from sppnet.config.overlay import Overlay
 from sppnet.report.row_names import flatten
+from tiers import some_quick
 
 
 @pytest.fixture
@@ -59,6 +60,7 @@ def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Calle
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule")
+@pytest.mark.slow
 def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "mine/pyramid").mkdir(parents=True)
     (tmp_path / "mine/pyramid/own.yaml").write_text("bins: [5, 2]\n")
@@ -84,6 +86,7 @@ def test_the_pyramid_is_that_of_the_run_or_the_typed_one(sppnet: Caller, tmp_pat
         assert row in transferred.out, transferred.out
 
 
+@pytest.mark.slow
 def test_only_what_is_typed_changes(sppnet: Caller, run: Called, tmp_path: Path) -> None:
     """`--cfg job` shows the configuration in force, and `config.yaml` that of the run, which had a file of its own."""
     (tmp_path / "mine/experiments").mkdir()
@@ -199,31 +202,31 @@ def test_a_study_file_changes_the_keys_that_it_sets(sppnet: Caller, tmp_path: Pa
     assert "loss" not in refused.err.partition("can only")[0]
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["data=digits", "data.root=photos"], "unknown key data.root"),
-        (["views=full", "views.scales=[256]"], "unknown key views.scales"),
-        (["+callbacks.x._target_=lightning.pytorch.callbacks.Timer"], "callbacks.x"),
-        (["+backbone.extra=null"], "backbone.extra=null is not allowed: the checkpoint was trained without it"),
-        (["logger=[tensorboard]"], "logger.tensorboard={} is not allowed"),
-        (["optim=sgd"], "optim._target_=torch.optim.SGD is not allowed"),
-        (["optim/schedule=plateau"], "optim.schedule.name=plateau is not allowed"),
-        (["view.fit=full"], "unknown key view; did you mean views?"),
-        (["augment=paper"], "augment.flip=true is not allowed: the checkpoint was trained with false"),
-        (["views=flu", "--cfg", "job"], "available options are center, full"),
-        (["+backbone.depth.a=1"], "backbone.depth={a: 1} is not allowed"),
-        (["backbone.width=4.0"], "backbone.width=4.0 is not allowed: the checkpoint was trained with 4,"),
-        (["checkpoint=${study}", "--cfg", "job"], "no such file or directory"),
-        (["+logger.wandb.project=x"], "logger.wandb"),
-        (["trainer.strategy=ddp"], "trainer.strategy=ddp is not allowed: the checkpoint was trained with auto"),
-        (["trainer.threads=2"], "it is now called compute.num_threads"),
-        (["trainer.limit_test_batches=0.01"], "batches, so none is used"),
-        (["data.fit=full"], "data.fit=full is not allowed"),
-        (["pyramid=l1_5"], "pyramid.bins=[5] is not allowed"),  # although the run had typed pyramid.bins
-        (["seed=1", "views=full"], "seed=1 is not allowed"),
-    ],
-)
+REFUSED = [
+    (["data=digits", "data.root=photos"], "unknown key data.root"),
+    (["views=full", "views.scales=[256]"], "unknown key views.scales"),
+    (["+callbacks.x._target_=lightning.pytorch.callbacks.Timer"], "callbacks.x"),
+    (["+backbone.extra=null"], "backbone.extra=null is not allowed: the checkpoint was trained without it"),
+    (["logger=[tensorboard]"], "logger.tensorboard={} is not allowed"),
+    (["optim=sgd"], "optim._target_=torch.optim.SGD is not allowed"),
+    (["optim/schedule=plateau"], "optim.schedule.name=plateau is not allowed"),
+    (["view.fit=full"], "unknown key view; did you mean views?"),
+    (["augment=paper"], "augment.flip=true is not allowed: the checkpoint was trained with false"),
+    (["views=flu", "--cfg", "job"], "available options are center, full"),
+    (["+backbone.depth.a=1"], "backbone.depth={a: 1} is not allowed"),
+    (["backbone.width=4.0"], "backbone.width=4.0 is not allowed: the checkpoint was trained with 4,"),
+    (["checkpoint=${study}", "--cfg", "job"], "no such file or directory"),
+    (["+logger.wandb.project=x"], "logger.wandb"),
+    (["trainer.strategy=ddp"], "trainer.strategy=ddp is not allowed: the checkpoint was trained with auto"),
+    (["trainer.threads=2"], "it is now called compute.num_threads"),
+    (["trainer.limit_test_batches=0.01"], "batches, so none is used"),
+    (["data.fit=full"], "data.fit=full is not allowed"),
+    (["pyramid=l1_5"], "pyramid.bins=[5] is not allowed"),  # although the run had typed pyramid.bins
+    (["seed=1", "views=full"], "seed=1 is not allowed"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), some_quick(REFUSED, 4))
 def test_what_cannot_be_obeyed_is_refused(sppnet: Caller, trained: Called, words: list[str], expected: str) -> None:
     checkpoint = trained.run
     done = sppnet("test", f"checkpoint={checkpoint}", *words)

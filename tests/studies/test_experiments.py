@@ -96,6 +96,7 @@ def test_published_values_agree_with_each_other() -> None:
     assert errors["overfeat7_multi"] == errors["ten_views"]
 
 
+@pytest.mark.slow
 def test_a_network_that_several_tables_show_is_trained_once(tmp_path: Path) -> None:
     write_imagenet_tree(tmp_path, 1)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from calling import OF_A_STUDY, SWEEP, Caller
+from tiers import some_quick
 
 
 def table(name: str) -> dict[str, dict[str, str]]:
@@ -78,7 +79,9 @@ def test_runs_are_read_without_checkpoints_and_provenance(study: Caller) -> None
     assert study(*SWEEP).out.count("(already done)") == 6
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"metrics": null, "identity": {}}', '{"metrics": {"test/to'])
+@pytest.mark.parametrize(
+    "text", some_quick(["{}", "[]", '{"metrics": null, "identity": {}}', '{"metrics": {"test/to'], 4)
+)
 def test_an_incomplete_record_counts_as_missing(study: Caller, text: str) -> None:
     spp, gap = run_of("spp", 0), run_of("gap", 1)
     next(spp.glob("tests/*.json")).write_text(text)
@@ -134,7 +137,7 @@ def test_overrides_without_effect_are_refused(study: Caller, command: str) -> No
     assert not Path("runs/mine/report").exists()
 
 
-@pytest.mark.parametrize("text", ['{"cells": [', '{"cells": [{"words": []}]}', "[]"])
+@pytest.mark.parametrize("text", some_quick(['{"cells": [', '{"cells": [{"words": []}]}', "[]"]))
 def test_a_damaged_plan_is_an_error(study: Caller, text: str) -> None:
     Path("runs/mine/study.json").write_text(text)
     for arguments in (("report",), ("status",), SWEEP):

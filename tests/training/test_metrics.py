@@ -23,6 +23,7 @@ from sppnet.report.collect import _scale
 from sppnet.report.confusion import draw_confusion
 from sppnet.training.metrics import SizeMetrics
 from sppnet.training.own_metrics import build_metrics
+from tiers import some_quick
 
 
 def test_a_class_without_images_does_not_drag_the_mean_average_precision() -> None:
@@ -223,31 +224,31 @@ def test_a_test_writes_its_confusion_matrices(sppnet: Caller) -> None:
         assert len(list((run / "confusion").glob(f"*_{size}.svg"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["+metrics.x._target_=torchmetrics.MeanSquaredError"], "metrics.x: MeanSquaredError must take probabilities"),
-        (["+metrics.x._target_=torchmetrics.classification.BinaryAccuracy"], "metrics.x: BinaryAccuracy must take"),
-        ([KAPPA.replace("kappa", "top1")], "metrics.top1 is not allowed: a name has at most"),
-        (
-            [KAPPA, "+metrics.kappa.wheights=1"],
-            "metrics.kappa: torchmetrics.classification.MulticlassCohenKappa refuses",
-        ),
-        (
-            ["+metrics.x._target_=torchmetrics.classification.MulticlassF1Score", "+metrics.x.average=none"],
-            "metrics.x: MulticlassF1Score must compute a number, not shape (10,)",
-        ),
-        (["+metrics.x._target_=torch.nn.Linear"], "metrics.x._target_=torch.nn.Linear is neither a subclass of Metric"),
-        ([KAPPA.replace("kappa", "counts")], "metrics.counts is not allowed"),
-        ([KAPPA.replace("kappa", "compute")], "metrics.compute is not allowed"),
-        (
-            ["checkpointing.monitor=val/top2"],
-            "checkpointing.monitor=val/top2 is not allowed; it must be one of val/top1,",
-        ),
-        (["checkpointing.monitor=test/top1"], "checkpointing.monitor=test/top1 is not allowed"),
-        (["checkpointing.mode=lowest"], "checkpointing.mode=lowest is not allowed: must be null or one of max, min"),
-    ],
-)
+REFUSED = [
+    (["+metrics.x._target_=torchmetrics.MeanSquaredError"], "metrics.x: MeanSquaredError must take probabilities"),
+    (["+metrics.x._target_=torchmetrics.classification.BinaryAccuracy"], "metrics.x: BinaryAccuracy must take"),
+    ([KAPPA.replace("kappa", "top1")], "metrics.top1 is not allowed: a name has at most"),
+    (
+        [KAPPA, "+metrics.kappa.wheights=1"],
+        "metrics.kappa: torchmetrics.classification.MulticlassCohenKappa refuses",
+    ),
+    (
+        ["+metrics.x._target_=torchmetrics.classification.MulticlassF1Score", "+metrics.x.average=none"],
+        "metrics.x: MulticlassF1Score must compute a number, not shape (10,)",
+    ),
+    (["+metrics.x._target_=torch.nn.Linear"], "metrics.x._target_=torch.nn.Linear is neither a subclass of Metric"),
+    ([KAPPA.replace("kappa", "counts")], "metrics.counts is not allowed"),
+    ([KAPPA.replace("kappa", "compute")], "metrics.compute is not allowed"),
+    (
+        ["checkpointing.monitor=val/top2"],
+        "checkpointing.monitor=val/top2 is not allowed; it must be one of val/top1,",
+    ),
+    (["checkpointing.monitor=test/top1"], "checkpointing.monitor=test/top1 is not allowed"),
+    (["checkpointing.mode=lowest"], "checkpointing.mode=lowest is not allowed: must be null or one of max, min"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), some_quick(REFUSED))
 def test_a_metric_that_cannot_be_used_is_refused_before_training(
     sppnet: Caller, tmp_path: Path, words: list[str], message: str
 ) -> None:

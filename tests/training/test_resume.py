@@ -58,7 +58,6 @@ KINDS = {
         "data.sampling=balanced",
     ),
 }
-SLOW = tuple(kind for kind in KINDS if kind not in ("cosine, ema", "a limit of steps"))
 MOMENTS = ["batch 1", "batch 3", "validation of 0", "batch 6", "end of 0", "batch 7", "batch 9", "batch 11", "batch 17"]
 KINDS_MOMENTS = {  # where not all of these moments come
     "validated in every second epoch": [moment for moment in MOMENTS if moment not in ("validation of 0", "batch 9")],
@@ -80,7 +79,9 @@ def assert_same_end(run: Path, unbroken: Path) -> None:
     assert {**summary, "seconds": 0} == {**unbroken_summary, "seconds": 0}
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in KINDS])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "cosine, ema" else pytest.mark.slow) for kind in KINDS]
+)
 def test_a_run_stopped_at_every_moment_ends_like_an_unbroken_one(
     sppnet: Caller, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

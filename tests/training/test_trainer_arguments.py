@@ -11,6 +11,7 @@ from calling import SMALL, Called, Caller, records
 from sppnet.config.command_line import normalise
 from sppnet.config.compose import compose_config
 from sppnet.runs.plan import plan_run
+from tiers import some_quick
 
 ALL = (*SMALL, "trainer.limit_train_batches=6", "trainer.max_epochs=3")  # three epochs of six steps
 
@@ -110,61 +111,61 @@ def test_an_argument_counts_into_the_identity_unless_it_only_prints() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("word", "expected"),
-    [
-        ("trainer.max_time=00:01:00:00", "cannot be repeated"),
-        ("trainer.max_epochs=-1", "must be an integer of at least 1"),
-        ("trainer.max_steps=0", "must be -1 or an integer of at least 1"),
-        ("trainer.devices=auto", "must be an integer from 1 to 1024"),
-        ("trainer.devices=-1", "must be an integer from 1 to 1024"),
-        ("trainer.use_distributed_sampler=true", "batch samplers"),
-        ("trainer.logger=true", "use logger=tensorboard or logger=wandb"),
-        ("trainer.callbacks=[]", "use +callbacks.NAME._target_=CLASS"),
-        ("trainer.enable_checkpointing=false", "checkpointing.every_n_steps"),
-        ("trainer.reload_dataloaders_every_n_epochs=1", "same number of batches"),
-        ("trainer.num_sanity_val_steps=2", "before training"),
-        ("trainer.fast_dev_run=true", "use debug=fast"),
-        ("trainer.barebones=true", "use progress=none"),
-        ("trainer.strategy=ddp_spawn", "use ddp"),
-        ("trainer.strategy=fsdp", "trainer: lightning.Trainer refuses its arguments"),
-        ("trainer.strategy=dpp", "trainer: lightning.Trainer refuses its arguments"),
-        ("trainer.benchmark={_target_: os.system}", "lightning.Trainer takes Optional[bool]"),
-        ("trainer.min_epochs=foo", "lightning.Trainer takes Optional[int]"),
-        ("trainer.profiler={_target_: os.system}", "trainer.profiler._target_=os.system is not allowed"),
-        ("trainer.sync_batchnorm=true trainer.devices=2", "on GPUs only"),
-        (
-            "trainer.strategy={_target_: lightning.pytorch.strategies.SingleDeviceStrategy, device: meta}",
-            "its device is meta",
-        ),
-        (
-            "trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy}",
-            "a module that shards itself",
-        ),
-        ("trainer.strategy=single_device trainer.devices=2", "does not start 2 process(es)"),
-        (
-            "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: glue}",
-            "no process_group_backend glue",
-        ),
-        (
-            "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, find_unused: true}",
-            "DistributedDataParallel refuses its arguments: got an unexpected keyword argument 'find_unused'",
-        ),
-        (
-            "trainer.profiler={_target_: lightning.pytorch.profilers.SimpleProfiler, colour: red}",
-            "SimpleProfiler refuses its arguments: got an unexpected keyword argument 'colour'",
-        ),
-        (
-            "trainer.plugins={_target_: lightning.pytorch.plugins.DoublePrecision}",
-            "trainer.precision sets the precision",
-        ),
-        ("trainer.profiler={_target_: torch.nn.Identity}", "neither a subclass of Profiler nor"),
-        ("trainer.plugins={_target_: lightning.pytorch.plugins.io.TorchCheckpointIO}", "a CheckpointIO"),
-        ("trainer.val_check_interval=100", "val_check_interval"),
-        ("trainer.maxepochs=3", "did you mean trainer.max_epochs?"),
-        ("trainer.threads=3", "is now called compute.num_threads"),
-    ],
-)
+REFUSED = [
+    ("trainer.max_time=00:01:00:00", "cannot be repeated"),
+    ("trainer.max_epochs=-1", "must be an integer of at least 1"),
+    ("trainer.max_steps=0", "must be -1 or an integer of at least 1"),
+    ("trainer.devices=auto", "must be an integer from 1 to 1024"),
+    ("trainer.devices=-1", "must be an integer from 1 to 1024"),
+    ("trainer.use_distributed_sampler=true", "batch samplers"),
+    ("trainer.logger=true", "use logger=tensorboard or logger=wandb"),
+    ("trainer.callbacks=[]", "use +callbacks.NAME._target_=CLASS"),
+    ("trainer.enable_checkpointing=false", "checkpointing.every_n_steps"),
+    ("trainer.reload_dataloaders_every_n_epochs=1", "same number of batches"),
+    ("trainer.num_sanity_val_steps=2", "before training"),
+    ("trainer.fast_dev_run=true", "use debug=fast"),
+    ("trainer.barebones=true", "use progress=none"),
+    ("trainer.strategy=ddp_spawn", "use ddp"),
+    ("trainer.strategy=fsdp", "trainer: lightning.Trainer refuses its arguments"),
+    ("trainer.strategy=dpp", "trainer: lightning.Trainer refuses its arguments"),
+    ("trainer.benchmark={_target_: os.system}", "lightning.Trainer takes Optional[bool]"),
+    ("trainer.min_epochs=foo", "lightning.Trainer takes Optional[int]"),
+    ("trainer.profiler={_target_: os.system}", "trainer.profiler._target_=os.system is not allowed"),
+    ("trainer.sync_batchnorm=true trainer.devices=2", "on GPUs only"),
+    (
+        "trainer.strategy={_target_: lightning.pytorch.strategies.SingleDeviceStrategy, device: meta}",
+        "its device is meta",
+    ),
+    (
+        "trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy}",
+        "a module that shards itself",
+    ),
+    ("trainer.strategy=single_device trainer.devices=2", "does not start 2 process(es)"),
+    (
+        "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: glue}",
+        "no process_group_backend glue",
+    ),
+    (
+        "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, find_unused: true}",
+        "DistributedDataParallel refuses its arguments: got an unexpected keyword argument 'find_unused'",
+    ),
+    (
+        "trainer.profiler={_target_: lightning.pytorch.profilers.SimpleProfiler, colour: red}",
+        "SimpleProfiler refuses its arguments: got an unexpected keyword argument 'colour'",
+    ),
+    (
+        "trainer.plugins={_target_: lightning.pytorch.plugins.DoublePrecision}",
+        "trainer.precision sets the precision",
+    ),
+    ("trainer.profiler={_target_: torch.nn.Identity}", "neither a subclass of Profiler nor"),
+    ("trainer.plugins={_target_: lightning.pytorch.plugins.io.TorchCheckpointIO}", "a CheckpointIO"),
+    ("trainer.val_check_interval=100", "val_check_interval"),
+    ("trainer.maxepochs=3", "did you mean trainer.max_epochs?"),
+    ("trainer.threads=3", "is now called compute.num_threads"),
+]
+
+
+@pytest.mark.parametrize(("word", "expected"), some_quick(REFUSED, 4))
 def test_arguments_that_are_refused(sppnet: Caller, word: str, expected: str) -> None:
     words = word.split(" ") if word.count("trainer.") > 1 else [word]
     done = sppnet("train", *SMALL, "trainer.accelerator=cpu", *words)
