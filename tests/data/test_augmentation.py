@@ -117,6 +117,14 @@ def test_images_are_transformed_in_order_after_mirroring_and_only_in_training(co
         assert all(same(a, b) for a, b in zip(*loaders, strict=True))
 
 
+def test_an_own_transform_may_take_a_list_of_names(config: Load, tmp_path: Path) -> None:
+    cfg = config("digits", split=FEW)
+    named = {"_target_": f"{OWN}.Named", "transforms": ["invert"]}
+    plain, own = (data_module(cfg, tmp_path, nodes) for nodes in ((), (named,)))
+    for before, after in zip(epochs(plain, 1), epochs(own, 1), strict=True):
+        assert torch.equal(after["image"], 255 - before["image"])
+
+
 def test_a_rectangle_is_erased_with_the_mean_after_the_transforms(config: Load, tmp_path: Path) -> None:
     cfg = config("digits", mean=[0.5, 0.25, 0.0], split=FEW)
     plain = epochs(data_module(cfg, tmp_path, [{"_target_": f"{OWN}.Quarter"}]), 1)

@@ -185,10 +185,27 @@ class Tags(ImageSet):
         return Image.new("RGB", (30, 40 + index))
 
 
-def test_targets_of_a_multi_label_data_set_are_zeros_and_ones(config: Load, tmp_path: Path) -> None:
+class OfNumPy(Tags):
+    """Labels from an array of small integers, as files of arrays hold them."""
+
+    def label(self, index: int) -> Any:
+        label = np.array(Tags.label(self, index), np.uint8)
+        return tuple(label) if self.multilabel else np.uint8(len(label) % 3)
+
+
+class OneOfNumPy(OfNumPy):
+    multilabel = False
+
+
+@pytest.mark.parametrize("kind", [Tags, OfNumPy, OneOfNumPy])
+def test_targets_are_class_numbers_or_zeros_and_ones(config: Load, tmp_path: Path, kind: type[Tags]) -> None:
     parts = (np.arange(40), np.arange(4), np.arange(4))
-    data = data_module(config("digits", fit="full"), tmp_path, Splits(Tags(), *parts))
+    data = data_module(config("digits", fit="full"), tmp_path, Splits(kind(), *parts))
     for batch in data.train_dataloader():
+        if not kind.multilabel:
+            assert batch["target"].dtype == torch.int64
+            assert batch["target"].tolist() == [kind().label(index) for index in batch["index"].tolist()]
+            continue
         assert batch["target"].dtype == torch.float32
         for index, target in zip(batch["index"].tolist(), batch["target"].tolist(), strict=True):
             assert tuple(np.flatnonzero(target)) == Tags().label(index)

@@ -29,6 +29,17 @@ class Quarter(nn.Module):
         return image.transpose(1, 2)
 
 
+class Named(nn.Module):
+    """Takes a list of names, not of modules, as `transforms`."""
+
+    def __init__(self, transforms: list[str]) -> None:
+        super().__init__()
+        self.names = transforms
+
+    def forward(self, image: Tensor) -> Tensor:
+        return 255 - image if "invert" in self.names else image
+
+
 class Mirror(nn.Module):
     """Changes its input in place."""
 

@@ -209,13 +209,8 @@ def test_runs_without_a_sweep_are_named_by_what_differs(sppnet: Caller) -> None:
 
 def test_only_tests_that_define_their_metrics_alike_are_combined() -> None:
     def tested(run: str, **defined: Any) -> RunResult:
-        code = {str(name): "digest" for name in defined}
-        facts = {
-            "protocol": "same",
-            "defined": defined,
-            "metrics_code": code,
-            "own_metrics": {name: {} for name in defined},
-        }
+        measures = {name: str(value) for name, value in defined.items()}
+        facts = {"protocol": "same", "measures": measures, "own_metrics": {name: {} for name in defined}}
         return RunResult(run, {f"test/{name}": float(value) for name, value in defined.items()}, facts)
 
     plain = {0: tested("a"), 1: tested("b")}

@@ -102,6 +102,24 @@ def test_rows_of_different_data_or_formats_are_not_compared(changes: dict[str, A
     assert Summary(replace(near, rows=[*near.rows, *table_of([0.9, 0.93, 0.92], name="b").rows])).marked(2, 2)
 
 
+def test_a_metric_that_rows_compute_in_different_ways_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = [0.1, 0.2, 0.15], [0.9, 0.93, 0.92]
+    columns = [Column("test/top1", "top1"), Column("test/loss", "loss", "min", percent=False)]
+    rows = []
+    for name, values, loss in (("a", first, "cross_entropy"), ("b", second, "focal")):
+        provenance = {"bins": 5, "data": "d", "format": 2, "measures": {"loss": loss}}
+        results = {i: Result("r", {"test/top1": v, "test/loss": 1 - v}, provenance) for i, v in enumerate(values)}
+        rows.append(Row(name, results, {}, {}))
+    table = replace(table_of(first), columns=columns, rows=rows)
+    report._show(Summary(table))
+    assert "t: not all rows compute loss alike" in capsys.readouterr().err
+    assert [Summary(table).marked(2, column) for column in (2, 3)] == [True, False]
+    assert "loss: not computed alike in all rows" in Summary(table).legend()
+    alike = [replace(row, results={i: replace(r, provenance=table_of(first).rows[0].results[0].provenance)
+                                   for i, r in row.results.items()}) for row in rows]  # fmt: skip
+    assert [Summary(replace(table, rows=alike)).marked(2, column) for column in (2, 3)] == [True, True]
+
+
 def test_a_name_is_printed_verbatim_and_another_format_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     report._show(Summary(table_of([0.5], name="gap [eb2d09e622]", format=1)))  # rich must not read it as markup
     printed = capsys.readouterr()

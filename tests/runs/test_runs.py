@@ -92,6 +92,8 @@ def test_what_a_run_or_a_test_does_not_use_does_not_count(cfg: Config) -> None:
         *({"data.sampling": "balanced"}, {"augment.transforms": [RAND]}),
     ):
         assert plan_run(replace(cfg, values)).test == plan_run(cfg).test
+    fixed = replace(cfg, {"pooling.pool": "gem", "pooling.learn_p": False})  # then every channel has the same exponent
+    assert plan_run(replace(fixed, {"pooling.per_channel": True})).run == plan_run(fixed).run
 
 
 def test_the_order_and_the_type_of_arguments_of_ones_own_count(cfg: Config) -> None:

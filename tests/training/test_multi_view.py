@@ -201,6 +201,8 @@ POOLINGS: dict[str, AnyPooling] = {
     "spp, max": SPP(name="spp", bins=[3, 1], pool="max", rule="adaptive"),
     "spp, avg": SPP(name="spp", bins=[3, 1], pool="avg", rule="adaptive"),
     "spp, gem": SPP(name="spp", bins=[2, 1], pool="gem", rule="adaptive", per_channel=True),
+    "spp, lse": SPP(name="spp", bins=[2, 1], pool="lse", rule="adaptive"),
+    "spp, avgmax": SPP(name="spp", bins=[2, 1], pool="avgmax", rule="adaptive"),
     "gap": GAP(name="gap"),
     "avgmax": AvgMax(name="avgmax"),
     "gem": GeM(name="gem", p=4.0, learn_p=True, per_channel=False),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from calling import SMALL, Caller, limits, same_weights
 from stop_at import PLUG
+from trace_ranks import PLUG as TRACE
 
 OWN = """
 import torch
@@ -65,8 +65,9 @@ def test_a_run_is_killed_resumed_tested_and_transferred(
     with monkeypatch.context() as context:
         context.setenv("STOP_AT", "batch 50")
         assert sppnet(*words).code == 1
-    resumed = sppnet(*words)
+    resumed = sppnet(*words, "progress=lines")
     assert resumed.code == 0, resumed.err
+    assert "resumed at step 50" in resumed.out
     for file in ("last.ckpt", "best.ckpt"):
         assert same_weights(resumed.run / "checkpoints" / file, unbroken.run / "checkpoints" / file)
     checkpoint = (f"checkpoint={resumed.run}", "allow=attention", "allow=stop_at")
@@ -82,17 +83,21 @@ def test_a_run_is_killed_resumed_tested_and_transferred(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gem", "flatten", "own"])
-def test_two_processes_train_it(name: str, spawn: Caller, tmp_path: Path) -> None:
-    words = ("--config-dir", "options", *SMALL, "trainer.max_epochs=1", *POOLINGS[name])
-    done = spawn("train", *words, "trainer.devices=2", "trainer.accelerator=cpu")
+@pytest.mark.parametrize("name", ["gem", "global gem", "lse", "flatten", "own"])
+def test_two_processes_train_the_same_weights(name: str, spawn: Caller, tmp_path: Path) -> None:
+    words = ("--config-dir", "options", *SMALL, *TRACE, "trainer.max_epochs=1", *POOLINGS[name])
+    words = tuple(word for word in words if word != "allow=attention")
+    done = spawn("train", *words, "allow=[attention,trace_ranks]", "trainer.devices=2", "trainer.accelerator=cpu")
     assert done.code == 0, done.err
-    summary = json.loads((tmp_path / done.run / "summary.json").read_text())
-    assert np.isfinite(summary["test/loss"])
+    traces = [[json.loads(line) for line in path.open()] for path in (tmp_path / done.run).glob("trace-*.jsonl")]
+    assert len(traces) == 2
+    assert len({trace[-1]["weights"] for trace in traces}) == 1
+    batches = [[line["index"] for line in trace if line.get("phase") == "train"] for trace in traces]
+    assert batches[0] != batches[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["global gem", "global avg", "flatten", "own"])
+@pytest.mark.parametrize("name", ["global gem", "global avg", "global lse", "avgmax", "flatten", "own"])
 def test_it_trains_compiled_as_well(name: str, sppnet: Caller, tmp_path: Path) -> None:
     words = ("train", "--config-dir", str(tmp_path / "options"), *SMALL, "trainer.max_epochs=1", *POOLINGS[name])
     plain, compiled = (sppnet(*words, f"compute.compile={value}") for value in ("false", "true"))

@@ -21,6 +21,7 @@ from sppnet.data.datasets.digits import Digits
 from sppnet.models.backbones import Tiny
 from sppnet.models.pretrained import load_weights
 from sppnet.training.trainer import build_classifier
+from tiers import some_quick
 
 
 def test_a_run_writes_all_its_files(sppnet: Caller) -> None:
@@ -201,30 +202,42 @@ def test_a_moved_run_is_found_done_and_tests_the_same(sppnet: Caller, trained: C
     assert again.figure("test/top1") == trained.figure("test/top1")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *("backbone.freeze=true", "pooling=gap", "seed=1", "sizes.train=[20]", "trainer.max_epochs=9"),
-        *("augment.color=0.3", "head.dropout=0", "trainer.limit_train_batches=3", "optim.ema=0.9"),
-    ],
-)
+OF_THE_TRAINING = [
+    *("backbone.freeze=true", "pooling=gap", "seed=1", "sizes.train=[20]", "trainer.max_epochs=9"),
+    *("augment.color=0.3", "head.dropout=0", "trainer.limit_train_batches=3", "optim.ema=0.9"),
+]
+
+
+@pytest.mark.parametrize("change", some_quick(OF_THE_TRAINING))
 def test_a_test_refuses_to_change_what_was_trained(sppnet: Caller, trained: Called, change: str) -> None:
     tested = sppnet("test", f"checkpoint={trained.run}", change)
     assert tested.code == 2
     assert "and test can only change" in tested.err
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["optim=adamw", "trainer.gradient_clip_val=1.0", "loss.label_smoothing=0.1", "data.split.val=0"],
-        ["trainer.precision=bf16-mixed", "compute.channels_last=true", "trainer.accumulate_grad_batches=2"],
-        ["loss=bce", "optim.ema=0.9", "sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"],
-        ["data.fit=full", "views=full", "data.num_workers=2", "augment.color=0.1", "data/crop=random_resized"],
-        ["logger=tensorboard", "pooling=gap", "sizes=uniform", "sizes.train=[20,24]"],
-        ["logger=wandb", "pooling=flatten", "pooling.output_size=2", "sizes=single", "sizes.train=[24]"],
-    ],
-)
+def test_what_changes_the_meaning_of_gem_is_said(sppnet: Caller) -> None:
+    trunk = ("backbone=torchvision", "backbone.name=mobilenet_v3_small", "sizes.train=[40,32]", "sizes.test=[40]")
+    small = [word for word in SMALL if not word.startswith(("backbone", "sizes"))]
+    done = sppnet("train", *small, *trunk, "pooling=gem", "trainer.precision=bf16-true", "trainer.max_epochs=1")
+    assert done.code == 0, done.err
+    assert "gem takes negative values for 0, and " in done.err
+    assert "steps below about 0.01 are rounded away; with bf16-mixed, it is float32" in done.err
+    assert "gem takes" not in sppnet("train", *SMALL, "pooling=gem", "trainer.max_epochs=1").err
+    fixed = ("pooling=gem", "pooling.learn_p=false", "trainer.precision=bf16-true")
+    assert "rounded" not in sppnet("train", *SMALL, *fixed, "trainer.max_epochs=1").err
+
+
+OPTIONS = [
+    ["optim=adamw", "trainer.gradient_clip_val=1.0", "loss.label_smoothing=0.1", "data.split.val=0"],
+    ["trainer.precision=bf16-mixed", "compute.channels_last=true", "trainer.accumulate_grad_batches=2"],
+    ["loss=bce", "optim.ema=0.9", "sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]"],
+    ["data.fit=full", "views=full", "data.num_workers=2", "augment.color=0.1", "data/crop=random_resized"],
+    ["logger=tensorboard", "pooling=gap", "sizes=uniform", "sizes.train=[20,24]"],
+    ["logger=wandb", "pooling=flatten", "pooling.output_size=2", "sizes=single", "sizes.train=[24]"],
+]
+
+
+@pytest.mark.parametrize("options", some_quick(OPTIONS))
 def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
     done = sppnet("train", *SMALL, *options)
     assert done.code == 0, done.err
@@ -238,7 +251,7 @@ def test_options_train_and_test(sppnet: Caller, options: list[str]) -> None:
         assert bool(list(done.run.glob(pattern))) == (option in options)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true"])
+@pytest.mark.parametrize("precision", some_quick(["32-true", "bf16-true", "64-true"]))
 def test_ema_weights_are_the_ones_tested(sppnet: Caller, precision: str) -> None:
     """Averages are at least float32, and a validation rounds neither them nor the weights."""
     words = (*SMALL, f"trainer.precision={precision}", "checkpointing.every_n_steps=null")

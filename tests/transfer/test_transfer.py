@@ -29,6 +29,7 @@ from sppnet.statistics import Spread, spread
 from sppnet.transfer import feature_file
 from sppnet.transfer.splits import Split, draw_splits
 from sppnet.transfer.svm import _in_span, accuracies
+from tiers import some_quick
 
 COLOURS = {"cat": (250, 20, 20), "dog": (20, 20, 250), "emu": (20, 250, 20)}
 QUICK = ("data.num_workers=0", "compute.num_threads=1", "progress=none", "sizes.test=[32]")
@@ -442,7 +443,7 @@ NAMES_AND_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "parts"), NAMES_AND_VALUES, ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(("overrides", "parts"), some_quick(NAMES_AND_VALUES, 4), ids=lambda v: " ".join(v))
 def test_a_mistake_is_one_line_and_leaves_nothing(
     sppnet: Caller, tmp_path: Path, overrides: list[str], parts: list[str]
 ) -> None:
@@ -451,6 +452,20 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     [line] = refused.err.splitlines()
     assert all(part in line for part in parts), line
     assert not list(tmp_path.iterdir())
+
+
+def test_an_own_pooling_without_repeatable_features_is_refused(sppnet: Caller) -> None:
+    """Its features would depend on `data.batch_size`, which is not part of a row's identity."""
+    Path("mine/pooling").mkdir(parents=True)
+    for name in ("OverBatch", "Noisy", "Mean"):
+        Path(f"mine/pooling/{name}.yaml").write_text(f"_target_: own_parts.{name}\n")
+    words = ("--config-dir", "mine", "allow=own_parts", "layer=pooling", "splits=1", "sizes.test=[24]")
+    for name, problem in (("OverBatch", "gives an image other outputs beside other images"), ("Noisy", "draws random")):
+        refused = sppnet("transfer", *words, f"pooling={name}")
+        assert refused.code == 2, refused.err
+        assert f"pooling: {name} {problem}" in refused.err
+    assert not list(Path().rglob("*.json"))
+    assert sppnet("transfer", *words, "pooling=Mean").code == 0
 
 
 def test_a_run_without_such_a_layer_and_several_sizes(sppnet: Caller) -> None:

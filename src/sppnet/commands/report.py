@@ -187,6 +187,8 @@ def _show(summary: Summary) -> None:
         notice(f"{summary.table.name}: {summary.table.mixed}, so no row is marked as better than another")
     elif formats := {format_mismatch(result.provenance.get("format")) for result in results} - {""}:
         notice(f"{summary.table.name}: all rows show {', '.join(formats)}")
+    for column in summary.unlike:
+        notice(f"{summary.table.name}: not all rows compute {column.label} alike, so no row is marked as better by it")
     for line in summary.missing():
         print(f"missing: {line}")
 

@@ -170,7 +170,7 @@ def without_effect(cfg: Section) -> dict[str, str]:
     """Map each key of `cfg` that has no effect to the setting that disables it (such as `data.fit=full`)."""
     ineffective, plain = {}, cfg.plain()
     for key in keys(type(cfg)):
-        if exists(key, plain) and (only := key.mark(Only)):
+        for only in (mark for mark in key.marks if isinstance(mark, Only) and exists(key, plain)):
             value = value_of(plain, only.key)
             if value not in only.values if only.values else value is None:
                 ineffective[key.name] = f"{only.key}={format_value(value)}"

@@ -6,6 +6,7 @@ are in `conf/`. Everything else that depends on keys is computed from these clas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
@@ -207,6 +208,13 @@ class Data(OpenSection):
         return self
 
 
+def nests_transforms(node: Mapping[str, Any]) -> bool:
+    """Whether `transforms` of a transform are others, as of RandomApply. One of the user's may call anything so."""
+    inner = node.get("transforms", [])
+    names_classes = isinstance(inner, list) and any(isinstance(each, dict) and "_target_" in each for each in inner)
+    return names_classes or ("transforms" in node and str(node["_target_"]).startswith("torchvision."))
+
+
 def _check_transforms(nodes: object, slot: str = "augment.transforms") -> object:
     """Check the names of transforms, and of those inside them, as in RandomApply, which are built as well."""
     if not isinstance(nodes, list) or not all(isinstance(node, dict) and "_target_" in node for node in nodes):
@@ -214,7 +222,7 @@ def _check_transforms(nodes: object, slot: str = "augment.transforms") -> object
         raise UserError(f"{slot}={value} is not allowed: must be a list of transforms, each a mapping with _target_")
     for number, node in enumerate(nodes):
         check_target(node["_target_"], f"{slot}.{number}")
-        if "transforms" in node:
+        if nests_transforms(node):
             _check_transforms(node["transforms"], f"{slot}.{number}.transforms")
     return nodes
 
@@ -291,7 +299,7 @@ class SPP(Pooling):
     kernel: Annotated[Literal["auto", "plain"], affects.nothing, EVERY] = "auto"
     p: Annotated[Exponent, IF_GEM] = 3.0
     learn_p: Annotated[bool, IF_GEM] = True
-    per_channel: Annotated[bool, IF_GEM] = False
+    per_channel: Annotated[bool, IF_GEM, Only("pooling.learn_p", (True,))] = False
     r: Annotated[Exponent, IF_LSE] = 10.0
 
     @property

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.config.instantiate import instantiate
-from sppnet.config.schema import Augment
+from sppnet.config.schema import Augment, nests_transforms
 from sppnet.data.batch_samplers import Item
 from sppnet.data.seeding import preserved_generators, seed_generators
 from sppnet.errors import UserError
@@ -113,7 +113,7 @@ def build_augmentation(cfg: Augment, mean: Sequence[float], seed: int) -> Augmen
 
 def _build(node: Mapping[str, Any], slot: str) -> nn.Module:
     """Build a transform, and first the transforms inside it, as in RandomApply and RandomChoice."""
-    if "transforms" in node:
+    if nests_transforms(node):
         inner = [_build(each, f"{slot}.transforms.{number}") for number, each in enumerate(node["transforms"])]
         node = {**node, "transforms": inner}
     return instantiate(node, nn.Module, slot)

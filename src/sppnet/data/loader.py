@@ -195,11 +195,11 @@ class Collator:
 
     def _targets(self, labels: Sequence[Label]) -> torch.Tensor:
         if not self.images.multilabel:
-            return torch.tensor(labels)
+            return torch.tensor(labels, dtype=torch.long)  # they may be integers of NumPy
         target_NK = torch.zeros(len(labels), len(self.images.classes))
         for n, label in enumerate(labels):
             assert isinstance(label, tuple)
-            target_NK[n, list(label)] = 1
+            target_NK[n, [int(number) for number in label]] = 1
         return target_NK
 
 

@@ -23,6 +23,7 @@ from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_json
 from sppnet.studies.status import run_status
 from sppnet.studies.study import Study, SweepPoint
+from sppnet.transfer.comparison import distinguishing_settings
 
 Setting = tuple[str, tuple[str, ...]]  # name of the listed row, and overrides without the seed
 
@@ -169,9 +170,12 @@ def _transfer_table(study: Study) -> Table | None:
     differing = [key for key in naming_keys if len({str(record["row"][key]) for record in shown}) > 1] or ["layer"]
     names = [" ".join(str(record["row"][key]) for key in differing) for record in shown]
     hashes = [str(record["hash"]) for record in shown]
-    # Records can also differ in settings that no naming key shows, such as how images are prepared. Their names then
-    # include the hash.
-    candidates = [(name, f"{name} [{key}]", f"row {key}") for name, key in zip(names, hashes, strict=True)]
+    # Records can also differ in settings that no naming key shows, such as the pooling or how images are prepared.
+    settings = [" ".join(f"{key}={value}" for key, value in distinguishing_settings(record, shown)) for record in shown]
+    candidates = [
+        (name, f"{name} {setting}".strip(), f"{name} [{key}]", f"row {key}")
+        for name, setting, key in zip(names, settings, hashes, strict=True)
+    ]
     rows = [
         Row(name, _split_results(record), {}, {})
         for record, name in zip(shown, row_names.pick_names(candidates, hashes), strict=True)

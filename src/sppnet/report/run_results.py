@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from sppnet.runs.identity import digest, format_mismatch
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 
-PER_METRIC = ("defined", "metrics_code", "own_metrics")  # facts of a result about the user's metrics, by name
+PER_METRIC = ("measures", "own_metrics")  # facts of a result about single metrics, by name
 
 
 def read_provenance(run: Run) -> dict[str, Any]:
@@ -48,8 +49,10 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
         "hash": run.hash,
         "setting": digest(setting | {"test": record["identity"]}),
         "protocol": digest(setting | {"test": protocol}),
-        "defined": config.get("metrics") or {},
-        "metrics_code": record["identity"].get("code") or {},
+        "measures": {
+            "loss": _measure([identity.get("loss"), identity.get("loss.name")], identity),
+            **{name: _measure(metric, record["identity"]) for name, metric in (config.get("metrics") or {}).items()},
+        },
         "commit": " ".join(commits) if code else "",
         "machine": format_machine(last.get("machine") or {}),
         "time": record.get("time"),
@@ -65,6 +68,13 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
     return Result(run.path.name, record["metrics"], columns)
 
 
+def _measure(definition: object, identity: Mapping[str, Any]) -> str:
+    """Digest how a metric is computed: its `definition`, and the code of the user's classes that it names."""
+    text = json.dumps(definition, sort_keys=True)
+    code = {target: code for target, code in (identity.get("code") or {}).items() if json.dumps(target) in text}
+    return digest({"definition": text, "code": code})
+
+
 def combine(first: Mapping[int, Result], second: Mapping[int, Result]) -> dict[int, Result] | None:
     """Combine the results, by seed, of two rows whose tests differ only in the user's metrics.
 
@@ -73,13 +83,12 @@ def combine(first: Mapping[int, Result], second: Mapping[int, Result]) -> dict[i
         or are not of the same runs and tests.
     """
     results = [*first.values(), *second.values()]
-    definitions: dict[tuple[str, str], Any] = {}
+    measures: dict[str, str] = {}
     for result in results:
-        for part in ("defined", "metrics_code"):
-            for name, value in result.provenance[part].items():
-                if definitions.setdefault((part, name), value) != value:
-                    return None
-    alike = all(result.provenance["defined"] == results[0].provenance["defined"] for result in results)
+        for name, value in result.provenance["measures"].items():
+            if measures.setdefault(name, value) != value:
+                return None
+    alike = all(result.provenance["measures"] == results[0].provenance["measures"] for result in results)
     if alike or len({result.provenance["protocol"] for result in results}) > 1:
         return None
     combined = {**first, **second}

@@ -41,6 +41,11 @@ class Summary:
         """Every column with its statistics."""
         return [(column, self._compute(column)) for column in self.table.columns]
 
+    @property
+    def unlike(self) -> list[Column]:
+        """The columns whose metric some rows compute in another way than others, for example with another loss."""
+        return [column for column in self.table.columns if not self.table.computes_alike(column)]
+
     def main(self) -> list[list[str]]:
         """The main table: n, the mean ± standard deviation [interval] of each metric, and any published values."""
         paper = list(dict.fromkeys(name for row in self.table.rows for name in row.paper))
@@ -95,6 +100,8 @@ class Summary:
             notes += f" {CUT_MARK} Cut short by a limit on the batches of an epoch: not the result of a full run."
         if unknown := {column.name: None for column in self.table.columns if column.better is None}:
             notes += f" {', '.join(unknown)}: whether higher values are better is not known, so nothing is marked."
+        if unlike := {column.name: None for column in self.unlike}:
+            notes += f" {', '.join(unlike)}: not computed alike in all rows, so they are not compared by it."
         plain = {column.name: None for column in self.table.columns if not column.percent and column.name != "loss"}
         others = "".join(f" and {name}" for name in plain)
         mean = (
@@ -122,7 +129,7 @@ class Summary:
         if compare is not None and compare not in values:
             raise UserError(f"report.compare={compare} is not allowed: must be one of {', '.join(values)}")
         spreads = {name: spread(list(by_seed.values())) for name, by_seed in values.items()}
-        if self.table.mixed:
+        if self.table.mixed or column in self.unlike:
             return ColumnStatistics(spreads, None, None, {})
         lower = column.better == "min"
         base = compare if values.get(str(compare)) else leader(values, lower) if column.better else None

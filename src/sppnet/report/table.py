@@ -24,8 +24,8 @@ class Result:
             `parameters`, `bins` (number of bins in the pyramid), `note`, `limited` (whether a limit on the batches,
             such as `trainer.limit_train_batches`, cut the run short), `format` (the version number of the training
             code, `FORMAT`), `data` (the fingerprint of the test data), `own_metrics` (of the user's metrics, by name:
-            which values are `better`, and whether they are shown in `percent`), `defined` (their configurations) and
-            `metrics_code` (the digests of their own code).
+            which values are `better`, and whether they are shown in `percent`) and `measures` (of the loss and of the
+            user's metrics, by name: a digest of how it is computed).
     """
 
     run: str
@@ -124,3 +124,10 @@ class Table:
             return f"Rows were trained by versions of sppnet that train differently (format {' and '.join(formats)})"
         data_sets = {str(provenance.get("data")) for provenance in provenances}
         return "Rows were tested on different data" if len(data_sets) > 1 else ""
+
+    def computes_alike(self, column: Column) -> bool:
+        """Whether all rows compute the metric of a column in the same way, as runs with different losses do not."""
+        results = [result for row in self.rows for result in row.results.values()]
+        names = {column.name, column.name.removesuffix("_error")}
+        measures = [result.provenance.get("measures", {}) for result in results]
+        return all(len({each[name] for each in measures if name in each}) < 2 for name in names)

@@ -64,10 +64,10 @@ def _check_part(label: str, part: nn.Module, again: nn.Module, x: Tensor, cfg: C
     """Run all checks of a part on its inputs `x`, and return its outputs."""
     slot, frozen = label.partition(":")[0], cfg.backbone.freeze
     shapes = _shapes(part)
-    output = _run_twice(label, part, x)
+    output = check_repeatable(label, part, x)
     _check_shapes(label, part, shapes, cfg)
     if _disturb(part, x):
-        _run_twice(label, part, x)
+        check_repeatable(label, part, x)
     _check_loaded(label, part, again, x)
     if slot == "pooling" and type(part).__module__.split(".")[0] != "sppnet" and pools_windows(part):
         check_own_windows(part, x)
@@ -126,8 +126,13 @@ def _check_loaded(label: str, part: nn.Module, again: nn.Module, x: Tensor) -> N
         )
 
 
-def _run_twice(label: str, part: nn.Module, x: Tensor) -> Tensor:
-    """Return the outputs of a part for `x`, and check that it always gives the same ones."""
+def check_repeatable(label: str, part: nn.Module, x: Tensor) -> Tensor:
+    """Return the outputs of a part in evaluation for two images or maps, and check that it always gives the same ones.
+
+    Raises:
+        UserError: the part draws random numbers, changes from one call to the next, lets the images of a batch affect
+            each other, gives values that are not finite, or fails.
+    """
     state = torch.random.get_rng_state()
     try:
         first, second, alone = part(x.clone()), part(x.clone()), part(x[:1].clone())

@@ -21,7 +21,8 @@ from sppnet.data.views import Views
 from sppnet.errors import UserError
 from sppnet.models.fit_check import check_network
 from sppnet.models.network import SPPNet
-from sppnet.models.probe import meta_copy
+from sppnet.models.probe import deep_copy, meta_copy
+from sppnet.pyramid import SpatialPyramidPool2d
 from sppnet.runs.identity import world_size
 from sppnet.slurm import job
 from sppnet.training.optim import build_optimizer, undecayed
@@ -103,6 +104,35 @@ def check_augmentation(cfg: Config) -> None:
                         f"{transform.slot}: {transform.name} gives different images for the same image and seed, so a"
                         " run could not be repeated; it must keep no state, and draw from the global generators only"
                     )
+
+
+@torch.no_grad()
+def gem_notices(network: SPPNet, size: int, dtype: torch.dtype) -> list[str]:
+    """What changes the meaning of a generalised mean without an error: negative maps, and an exponent in 16 bits.
+
+    Args:
+        network: the network before training, in float32; a random image shows the range of its maps.
+        size: side, in pixels, of that image.
+        dtype: dtype of the weights in training.
+    """
+    pooling = network.pooling
+    if not isinstance(pooling, SpatialPyramidPool2d) or pooling.pool != "gem":
+        return []
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    maps = deep_copy(network.backbone).eval()(image)
+    notices = []
+    if (negative := float((maps < 0).float().mean())) > 0:
+        notices.append(
+            f"gem takes negative values for 0, and {negative:.0%} of the backbone's map of a random image are negative:"
+            " it does not end with a ReLU"
+        )
+    if dtype == torch.bfloat16 and isinstance(pooling.p, nn.Parameter):
+        step = float(pooling.p.detach().max()) * torch.finfo(dtype).eps / 2
+        notices.append(
+            f"pooling.p is a bfloat16 number with trainer.precision=bf16-true: steps below about {step:.1g} are rounded"
+            " away; with bf16-mixed, it is float32"
+        )
+    return notices
 
 
 def sizes_for_pairs(network: SPPNet, sizes: Collection[int]) -> frozenset[int]:

@@ -41,7 +41,7 @@ from sppnet.training.losses import class_weights
 from sppnet.training.metrics import SizeMetrics
 from sppnet.training.optim import build_optimizer
 from sppnet.training.own_parts import check_own_parts, has_own_parts
-from sppnet.training.preflight import sizes_for_pairs
+from sppnet.training.preflight import gem_notices, network_dtype, sizes_for_pairs
 from sppnet.training.resume import RESTART, checkpoint_to_resume, read_own_checkpoint
 from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitored, check_monitors
 
@@ -99,6 +99,7 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     if has_own_parts(cfg):
         check_own_parts(classifier.network, min(data.schedule.sizes), cfg, len(sets.images.classes))
     _check_classifier(classifier)
+    notices += gem_notices(classifier.network, min(data.schedule.sizes), network_dtype(cfg))
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images
     callbacks = _build_callbacks(cfg, classifier.metrics["val"])

@@ -68,7 +68,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             else [_with_deviation(row["figures"], name) for name in ("accuracy", "overall")]
         )
         names = [str(columns[key]) for key in ("network", "layer", "view", "size", "length")]
-        names[2] += "".join(f" {key}={value}" for key, value in _distinguishing_settings(row, rows))
+        names[2] += "".join(f" {key}={value}" for key, value in distinguishing_settings(row, rows))
         lines.append([str(number), *names, f"{columns['C']:g}", *figures, row["hash"]])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     yield f"{rows[0]['row']['data']}: {rows[0]['row']['protocol']}"
@@ -76,7 +76,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def _distinguishing_settings(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+def distinguishing_settings(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Yield the settings without a column that distinguish `row` from other rows with equal values in all columns."""
     alike = [other["identity"] for other in rows if _columns(other) == _columns(row)]
     for section in ("layer", "view", "mean", "std", "precision") if len(alike) > 1 else ():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sppnet.config.load import replace
 from sppnet.config.schema import GAP, MLP, SPP, AnyHead, AnyPooling
 from sppnet.data import build_sizes
+from sppnet.data.seeding import preserved_generators
 from sppnet.models.fit_check import check_network
 from sppnet.models.network import build_backbone
 from sppnet.models.normalise import Normalise
@@ -23,6 +24,7 @@ from sppnet.runs.checkpoint_files import read_checkpoint
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.identity import ONE_DEVICE
 from sppnet.training.inference import load_network, place_on_device
+from sppnet.training.own_parts import check_repeatable, has_own_parts
 from sppnet.training.preflight import check_hardware
 from sppnet.transfer.task import Task
 
@@ -141,6 +143,7 @@ def _build(task: Task, names: list[str]) -> Extractor:
         backbone = build_backbone(cfg.backbone)
         channels, side = probe(backbone).out_channels, min(map_size(backbone, task.size, task.size))
         extractor = Extractor(normalise, backbone, build_pooling(cfg.pooling, channels, side), None, layers, kernel)
+        _check_own_parts(extractor, task, pools=any(layer["kind"] == "pooling" for layer in layers))
     else:
         # Build pooling and head as the checkpoint describes them, not as cfg does: with layer=spp, the pyramid in cfg
         # may differ from the trained one, and the trained weights might not fit.
@@ -150,3 +153,14 @@ def _build(task: Task, names: list[str]) -> Extractor:
     if cfg.compute.compile:
         extractor.compile(dynamic=True)
     return extractor
+
+
+@torch.no_grad()
+def _check_own_parts(extractor: Extractor, task: Task, pools: bool) -> None:
+    """Refuse a backbone or pooling of the user's own whose features could not be repeated, as before a training."""
+    if not has_own_parts(task.cfg):
+        return
+    x = torch.rand(2, 3, task.size, task.size, generator=torch.Generator().manual_seed(0))
+    with preserved_generators():
+        for slot, part in (("backbone", extractor.backbone), ("pooling", extractor.pooling))[: 1 + pools]:
+            x = check_repeatable(f"{slot}: {type(part).__name__}", part, x)

@@ -85,7 +85,7 @@ def one_hot(labels: Sequence[tuple[int, ...]], classes: int) -> Bools:
     """Encode N tuples of class numbers as booleans (N, K)."""
     has_NK = np.zeros((len(labels), classes), dtype=np.bool_)
     for index, label in enumerate(labels):
-        has_NK[index, list(label)] = True
+        has_NK[index, [int(number) for number in label]] = True
     return has_NK
 
 
