@@ -43,7 +43,7 @@ def _sizes(train: list[int], test: list[int] | None = None) -> dict[str, list[in
     return {"train": train, "val": test or train[:1], "test": test or train[:1]}
 
 
-@pytest.mark.parametrize("backbone", some_quick(_names("backbone")))
+@pytest.mark.parametrize("backbone", some_quick(_names("backbone"), 4))
 def test_every_backbone_file_builds_with_a_pyramid_and_a_grid(backbone: str) -> None:
     extra = ["backbone.name=mnasnet0_5"] if backbone == "torchvision" else []
     for pooling in POOLINGS if backbone == "tiny" else ("spp", "flatten"):

@@ -21,9 +21,11 @@ import scipy.stats  # type: ignore[import-untyped]
 from calling import OF_A_STUDY, SWEEP, Called, Caller, limits
 from sppnet import statistics
 from sppnet.config import option_files
-from sppnet.report.run_results import combine
+from sppnet.config.compose import compose_config
+from sppnet.report.run_results import _loss_measure, combine, hoist_configuration
 from sppnet.report.table import Result as RunResult
 from sppnet.runs.identity import FORMAT
+from sppnet.runs.plan import plan_run
 from sppnet.runs.run_directory import Run
 from sppnet.studies.status import run_status
 
@@ -225,6 +227,17 @@ def test_only_tests_that_define_their_metrics_alike_are_combined() -> None:
     assert some is not None
     assert [sorted(result.metrics) for result in some.values()] == [["test/f", "test/k"], ["test/f"], ["test/k"]]
     assert combine(with_f, {0: tested("a", k=1), 1: tested("c", k=1)}) is None
+
+
+def test_losses_are_alike_if_tests_compute_the_same() -> None:
+    def measure(*words: str) -> dict[str, str]:
+        return _loss_measure(hoist_configuration(plan_run(compose_config(["data=digits", *words])).identity))
+
+    for words in ("loss=cross_entropy", "loss.label_smoothing=0.1", "loss.class_weights=balanced", "optim.lr=1"):
+        assert measure(words) == measure(), words
+    losses = [(), ("loss=bce",), ("loss=focal",), ("loss=focal", "loss.gamma=1")]
+    assert len({measure(*words)["loss"] for words in losses}) == len(losses)
+    assert _loss_measure({}) == {}
 
 
 @pytest.mark.slow

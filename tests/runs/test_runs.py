@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
@@ -29,11 +30,16 @@ from sppnet.runs.run_directory import Run
 from sppnet.storage.files import file_lock, write_text
 
 
+@functools.cache
+def default() -> Config:
+    return compose_config([])
+
+
 @pytest.fixture
 def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """The default configuration."""
     monkeypatch.chdir(tmp_path)
-    return compose_config([])
+    return default()
 
 
 FULL = {"name": "full", "fit": "full", "aspect_step": 0.125}

@@ -187,15 +187,15 @@ def test_transfer_rows_have_distinct_names(sppnet: Caller) -> None:
         "compute.num_threads=1",
         "progress=none",
         "backbone.width=4",
-        "pooling.bins=[2,1]",
+        "layer=pooling",
         "sizes.test=[24]",
         "splits=2",
     )
     protocol = ("per_class.train=5", "per_class.test=5", "study=mine")
-    for pool in ("max", "avg"):
-        assert sppnet(*arguments, *protocol, f"pooling.pool={pool}").code == 0
+    for pooling in ("gem", "lse"):
+        assert sppnet(*arguments, *protocol, f"pooling={pooling}").code == 0
     done = sppnet("report", "study=mine")
     assert done.code == 0, done.err
     lines = table("mine")
-    assert len(lines) == 2
+    assert set(lines) == {"pooling gem", "pooling lse"}
     assert len({line["transfer/accuracy mean"] for line in lines.values()}) == 2

@@ -22,7 +22,7 @@ def states(folder: Path) -> dict[str, str]:
     return {path.parent.name: json.loads(path.read_text())["state"] for path in folder.rglob("status.json")}
 
 
-def test_a_failed_job_stops_no_other_and_no_job_is_repeated(spawn: Caller, tmp_path: Path) -> None:
+def test_a_failed_job_stops_no_other_and_no_job_is_repeated(spawn: Caller, sppnet: Caller, tmp_path: Path) -> None:
     arguments = ("train", "-m", "allow=mine", *ONE_EPOCH, "launch=processes", "optim.lr=0.01,1e30,-1")
     # a cluster's shell, or an sbatch script without srun, may set these; each job is rank 0 all the same
     inherited = (
@@ -50,7 +50,7 @@ def test_a_failed_job_stops_no_other_and_no_job_is_repeated(spawn: Caller, tmp_p
     assert provenance["starts"][0]["machine"]["cores"] == max(
         1, cores // 2
     )  # one of two at a time: half of the cores each
-    again = spawn("train", "-m", *ONE_EPOCH, "optim.lr=0.01", "loss=auto,cross_entropy")
+    again = sppnet("train", "-m", *ONE_EPOCH, "optim.lr=0.01", "loss=auto,cross_entropy")
     assert again.code == 0, again.err
     assert again.out.count("(already done)") == 2
     assert "jobs 1, 2 are one run (" in again.err

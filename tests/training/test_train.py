@@ -223,8 +223,11 @@ def test_what_changes_the_meaning_of_gem_is_said(sppnet: Caller) -> None:
     assert "gem takes negative values for 0, and " in done.err
     assert "steps below about 0.01 are rounded away; with bf16-mixed, it is float32" in done.err
     assert "gem takes" not in sppnet("train", *SMALL, "pooling=gem", "trainer.max_epochs=1").err
-    fixed = ("pooling=gem", "pooling.learn_p=false", "trainer.precision=bf16-true")
-    assert "rounded" not in sppnet("train", *SMALL, *fixed, "trainer.max_epochs=1").err
+    fixed = sppnet("train", *SMALL, "pooling=gem", "pooling.learn_p=false", "trainer.precision=bf16-true")
+    assert "rounded" not in fixed.err
+    double = sppnet("train", *SMALL, "pooling=gem", "trainer.precision=64-true", "trainer.max_epochs=1")
+    assert double.code == 0, double.err
+    assert "gem takes" not in double.err
 
 
 OPTIONS = [

@@ -81,6 +81,7 @@ def test_overfitting_repeats_the_same_batches(sppnet: Caller) -> None:
     assert len(losses[0]) == 3
 
 
+@pytest.mark.slow
 def test_arguments_that_are_passed_on(spawn: Caller, tmp_path: Path) -> None:
     words = (
         *("trainer.profiler=simple", "trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=0.1"),

@@ -171,11 +171,12 @@ def _transfer_table(study: Study) -> Table | None:
     names = [" ".join(str(record["row"][key]) for key in differing) for record in shown]
     hashes = [str(record["hash"]) for record in shown]
     # Records can also differ in settings that no naming key shows, such as the pooling or how images are prepared.
-    settings = [" ".join(f"{key}={value}" for key, value in distinguishing_settings(record, shown)) for record in shown]
-    candidates = [
-        (name, f"{name} {setting}".strip(), f"{name} [{key}]", f"row {key}")
-        for name, setting, key in zip(names, settings, hashes, strict=True)
-    ]
+    candidates = []
+    for name, key, record in zip(names, hashes, shown, strict=True):
+        settings = dict(distinguishing_settings(record, shown))
+        all_of_them = " ".join(f"{setting}={value}" for setting, value in settings.items())
+        pooling = str(settings.get("name", ""))
+        candidates.append((name, f"{name} {pooling}".strip(), f"{name} {all_of_them}", f"{name} [{key}]", f"row {key}"))
     rows = [
         Row(name, _split_results(record), {}, {})
         for record, name in zip(shown, row_names.pick_names(candidates, hashes), strict=True)

@@ -49,10 +49,8 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
         "hash": run.hash,
         "setting": digest(setting | {"test": record["identity"]}),
         "protocol": digest(setting | {"test": protocol}),
-        "measures": {
-            "loss": _measure([identity.get("loss"), identity.get("loss.name")], identity),
-            **{name: _measure(metric, record["identity"]) for name, metric in (config.get("metrics") or {}).items()},
-        },
+        "measures": _loss_measure(identity)
+        | {name: _measure(metric, record["identity"]) for name, metric in (config.get("metrics") or {}).items()},
         "commit": " ".join(commits) if code else "",
         "machine": format_machine(last.get("machine") or {}),
         "time": record.get("time"),
@@ -66,6 +64,18 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
         "own_metrics": record.get("own_metrics", {}),
     }
     return Result(run.path.name, record["metrics"], columns)
+
+
+def _loss_measure(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Digest how the loss of a test is computed, by the name `loss`; empty if the run's identity is not known."""
+    loss = identity.get("loss")
+    if loss is None:
+        return {}
+    if "_target_" in loss:
+        definition = {name: value for name, value in loss.items() if name not in ("name", "activation")}
+    else:  # smoothing and weights of classes act in training only
+        definition = {"name": identity.get("loss.name"), "gamma": loss.get("gamma")}
+    return {"loss": _measure(definition, identity)}
 
 
 def _measure(definition: object, identity: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from sppnet.data.views import Views
 from sppnet.errors import UserError
 from sppnet.models.fit_check import check_network
 from sppnet.models.network import SPPNet
-from sppnet.models.probe import deep_copy, meta_copy
+from sppnet.models.probe import deep_copy, default_dtype, meta_copy
 from sppnet.pyramid import SpatialPyramidPool2d
 from sppnet.runs.identity import world_size
 from sppnet.slurm import job
@@ -107,19 +107,21 @@ def check_augmentation(cfg: Config) -> None:
 
 
 @torch.no_grad()
-def gem_notices(network: SPPNet, size: int, dtype: torch.dtype) -> list[str]:
+def gem_notices(backbone: nn.Module, pooling: nn.Module, size: int, dtype: torch.dtype | None = None) -> list[str]:
     """What changes the meaning of a generalised mean without an error: negative maps, and an exponent in 16 bits.
 
     Args:
-        network: the network before training, in float32; a random image shows the range of its maps.
-        size: side, in pixels, of that image.
-        dtype: dtype of the weights in training.
+        backbone: maps images to feature maps; a random image shows their range. It does not change.
+        pooling: what pools the maps.
+        size: side, in pixels, of the image.
+        dtype: dtype of the weights in training; None without a training.
     """
-    pooling = network.pooling
     if not isinstance(pooling, SpatialPyramidPool2d) or pooling.pool != "gem":
         return []
-    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    maps = deep_copy(network.backbone).eval()(image)
+    own_dtype = next((parameter.dtype for parameter in backbone.parameters()), torch.float32)
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(own_dtype)
+    with default_dtype(own_dtype):
+        maps = deep_copy(backbone).eval()(image)
     notices = []
     if (negative := float((maps < 0).float().mean())) > 0:
         notices.append(

@@ -99,7 +99,8 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     if has_own_parts(cfg):
         check_own_parts(classifier.network, min(data.schedule.sizes), cfg, len(sets.images.classes))
     _check_classifier(classifier)
-    notices += gem_notices(classifier.network, min(data.schedule.sizes), network_dtype(cfg))
+    network = classifier.network
+    notices += gem_notices(network.backbone, network.pooling, min(data.schedule.sizes), network_dtype(cfg))
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     data.train_batches(world=world_size(cfg))  # raises if there are too few images
     callbacks = _build_callbacks(cfg, classifier.metrics["val"])

@@ -14,6 +14,7 @@ from sppnet.config.load import replace
 from sppnet.config.schema import GAP, MLP, SPP, AnyHead, AnyPooling
 from sppnet.data import build_sizes
 from sppnet.data.seeding import preserved_generators
+from sppnet.errors import notice
 from sppnet.models.fit_check import check_network
 from sppnet.models.network import build_backbone
 from sppnet.models.normalise import Normalise
@@ -25,7 +26,7 @@ from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.identity import ONE_DEVICE
 from sppnet.training.inference import load_network, place_on_device
 from sppnet.training.own_parts import check_repeatable, has_own_parts
-from sppnet.training.preflight import check_hardware
+from sppnet.training.preflight import check_hardware, gem_notices
 from sppnet.transfer.task import Task
 
 
@@ -144,6 +145,8 @@ def _build(task: Task, names: list[str]) -> Extractor:
         channels, side = probe(backbone).out_channels, min(map_size(backbone, task.size, task.size))
         extractor = Extractor(normalise, backbone, build_pooling(cfg.pooling, channels, side), None, layers, kernel)
         _check_own_parts(extractor, task, pools=any(layer["kind"] == "pooling" for layer in layers))
+        for line in {line: None for layer in extractor.layers for line in gem_notices(backbone, layer, task.size)}:
+            notice(line)
     else:
         # Build pooling and head as the checkpoint describes them, not as cfg does: with layer=spp, the pyramid in cfg
         # may differ from the trained one, and the trained weights might not fit.
