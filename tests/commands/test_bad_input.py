@@ -443,6 +443,7 @@ def test_names_and_values_are_judged_before_torch_is_imported(tmp_path: Path, wo
     assert imported(tmp_path, "train", *words) == "2 False False"
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_judged_before_lightning_is_imported(tmp_path: Path) -> None:
     assert imported(tmp_path, "train", "backbone=zf5", "sizes=single", "sizes.train=[20]") == "2 True False"
 

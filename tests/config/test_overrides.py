@@ -28,6 +28,7 @@ def composed(sppnet: Caller, *typed: str) -> Any:
 NAMES = ["2024", "2024_05", "1e3", "0x10", "007", "true", "No", "inf", "1_0.5", "2024-05-01", "1:30", "+5", "a=0.1"]
 
 
+@pytest.mark.slow
 def test_names_are_kept_as_they_were_typed(sppnet: Caller) -> None:
     for key in ("study", "name", "data.name", "backbone.name", "paths.runs", "report.compare"):
         cfg = compose_config([overrides.quote_names(f"{key}={NAMES[-1]}")])

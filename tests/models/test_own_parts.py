@@ -144,6 +144,7 @@ def test_a_pooling_that_counts_its_calls_starts_at_zero(sppnet: Caller) -> None:
     assert calls == 2, "one step and one validation batch, but no check before training"
 
 
+@pytest.mark.slow
 def test_arguments_called_like_keys_of_ours_are_arguments(sppnet: Caller) -> None:
     """They count into the hash, as they are typed, and no command may change them afterwards."""
     runs = {}

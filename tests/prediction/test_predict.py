@@ -289,6 +289,7 @@ def test_every_network_predicts_and_plots(
         assert lively.mean() > 0.02, path
 
 
+@pytest.mark.slow
 def test_plots_lie_where_git_ignores_them_and_replace_only_their_own(
     sppnet: Caller, run: Path, pictures: Path, tmp_path: Path
 ) -> None:

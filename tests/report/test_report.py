@@ -22,7 +22,7 @@ from calling import OF_A_STUDY, SWEEP, Called, Caller, limits
 from sppnet import statistics
 from sppnet.config import option_files
 from sppnet.config.compose import compose_config
-from sppnet.report.run_results import _loss_measure, combine, hoist_configuration
+from sppnet.report.run_results import _loss_measure, _measure, combine, hoist_configuration
 from sppnet.report.table import Result as RunResult
 from sppnet.runs.identity import FORMAT
 from sppnet.runs.plan import plan_run
@@ -183,6 +183,7 @@ def test_retry_is_for_sweeps(sppnet: Caller) -> None:
     assert "retry has no effect with a single job" in done.err
 
 
+@pytest.mark.slow
 def test_runs_without_a_sweep_are_named_by_what_differs(sppnet: Caller) -> None:
     for overrides in (
         ["optim.lr=0.01", "seed=0"],
@@ -240,6 +241,17 @@ def test_losses_are_alike_if_tests_compute_the_same() -> None:
     assert _loss_measure({}) == {}
 
 
+def test_a_metric_of_ones_own_is_alike_if_arguments_and_code_are() -> None:
+    one, other = ({"code": {"mine.F": code, "mine.G": code}} for code in "ab")
+    assert _measure({"_target_": "mine.F"}, one) != _measure({"_target_": "mine.F"}, other)
+    assert _measure({"_target_": "mine.F"}, one) != _measure({"_target_": "mine.F", "k": 2}, one)
+    assert _measure({"_target_": "mine.H"}, one) == _measure({"_target_": "mine.H"}, other)
+    losses: list[dict[str, Any]] = [{}, {"name": "mine", "activation": "sigmoid"}, {"k": 2}]
+    measures = [_loss_measure({"loss": {"_target_": "mine.F", **more}, **one})["loss"] for more in losses]
+    assert measures[0] == measures[1] != measures[2]
+    assert measures[0] != _loss_measure({"loss": {"_target_": "mine.F"}, **other})["loss"]
+
+
 @pytest.mark.slow
 def test_a_metric_that_is_added_to_a_sweep_makes_no_rows_of_its_own(study: Caller) -> None:
     added = study(*SWEEP, KAPPA)
@@ -259,6 +271,7 @@ def summaries_with_rate(folder: Path, rate: float) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 def test_a_study_that_was_never_started_is_all_missing(sppnet: Caller) -> None:
     shown = sppnet("status", "experiments=pooling")
     assert shown.code == 0, shown.err

@@ -34,6 +34,7 @@ def run(sppnet: Caller, tmp_path: Path) -> Called:
     return done
 
 
+@pytest.mark.slow
 def test_another_alternative_replaces_that_of_the_run(sppnet: Caller, run: Called, tmp_path: Path) -> None:
     """The keys of the run's ten views, which the whole image lacks, are no obstacle; nor is a missing option file."""
     done = sppnet("test", f"checkpoint={run.run}", "views=full", "views.aspect_step=0.25")

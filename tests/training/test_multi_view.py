@@ -134,6 +134,7 @@ def check(field: ReceptiveField, cells: int, start: int, end: int) -> None:
     assert right <= field.stride or last == cells - 1
 
 
+@pytest.mark.slow
 def test_edges_of_a_window_are_mapped_to_within_a_stride() -> None:
     """For random windows, image sizes (60 to 700), both mirror images and every backbone."""
     trunks = fields()

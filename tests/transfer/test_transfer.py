@@ -454,6 +454,18 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_maps_that_gem_cuts_off_are_named(sppnet: Caller) -> None:
+    small = [word for word in SMALL if not word.startswith(("backbone", "pyramid", "sizes"))]
+    trunk = ("backbone=torchvision", "backbone.name=mobilenet_v3_small", "sizes.train=[40,32]", "sizes.test=[40]")
+    run = sppnet("train", *small, *trunk, "pooling=spp", "pooling.bins=[1]", "trainer.max_epochs=1").run
+    for words in ((*trunk[:2], "layer=pooling", "pooling=gem"), (f"checkpoint={run}", "layer=spp", "pooling.pool=gem")):
+        done = sppnet("transfer", *words, "splits=1", "sizes.test=[40]", "per_class.train=5", "per_class.test=5")
+        assert done.code == 0, done.err
+        assert done.err.count("gem takes negative values for 0") == 1
+    assert "gem takes" not in sppnet("transfer", f"checkpoint={run}", "layer=spp", "splits=1").err
+
+
 def test_an_own_pooling_without_repeatable_features_is_refused(sppnet: Caller) -> None:
     """Its features would depend on `data.batch_size`, which is not part of a row's identity."""
     Path("mine/pooling").mkdir(parents=True)

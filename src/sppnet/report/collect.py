@@ -169,14 +169,17 @@ def _transfer_table(study: Study) -> Table | None:
     naming_keys = ("network", "layer", "view", "size", "C")
     differing = [key for key in naming_keys if len({str(record["row"][key]) for record in shown}) > 1] or ["layer"]
     names = [" ".join(str(record["row"][key]) for key in differing) for record in shown]
+    poolings = [record["identity"]["layer"].get("pooling") or {} for record in shown]  # of layer=pooling
+    chosen = [str(pooling.get("name") or pooling.get("_target_", "")) for pooling in poolings]
+    if len(set(chosen)) > 1:
+        names = [f"{name} {pooling}".strip() for name, pooling in zip(names, chosen, strict=True)]
     hashes = [str(record["hash"]) for record in shown]
-    # Records can also differ in settings that no naming key shows, such as the pooling or how images are prepared.
+    # Records can also differ in settings that no name shows, such as how images are prepared.
     candidates = []
     for name, key, record in zip(names, hashes, shown, strict=True):
-        settings = dict(distinguishing_settings(record, shown))
-        all_of_them = " ".join(f"{setting}={value}" for setting, value in settings.items())
-        pooling = str(settings.get("name", ""))
-        candidates.append((name, f"{name} {pooling}".strip(), f"{name} {all_of_them}", f"{name} [{key}]", f"row {key}"))
+        alike = [other for other, its_name in zip(shown, names, strict=True) if its_name == name]
+        settings = [f"{setting}={value}" for setting, value in distinguishing_settings(record, alike)]
+        candidates.append((name, " ".join([name, *settings]), f"{name} [{key}]", f"row {key}"))
     rows = [
         Row(name, _split_results(record), {}, {})
         for record, name in zip(shown, row_names.pick_names(candidates, hashes), strict=True)

@@ -5,6 +5,7 @@ They check whether the required hardware is available, and whether optimizer, ne
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Collection
@@ -118,12 +119,13 @@ def gem_notices(backbone: nn.Module, pooling: nn.Module, size: int, dtype: torch
     """
     if not isinstance(pooling, SpatialPyramidPool2d) or pooling.pool != "gem":
         return []
-    own_dtype = next((parameter.dtype for parameter in backbone.parameters()), torch.float32)
+    floats = (parameter.dtype for parameter in backbone.parameters() if parameter.is_floating_point())
+    own_dtype = next(floats, torch.float32)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(own_dtype)
-    with default_dtype(own_dtype):
-        maps = deep_copy(backbone).eval()(image)
-    notices = []
-    if (negative := float((maps < 0).float().mean())) > 0:
+    notices, negative = [], 0.0
+    with contextlib.suppress(Exception), default_dtype(own_dtype):  # a backbone of the user's own may refuse the image
+        negative = float((deep_copy(backbone).eval()(image) < 0).float().mean())
+    if negative > 0:
         notices.append(
             f"gem takes negative values for 0, and {negative:.0%} of the backbone's map of a random image are negative:"
             " it does not end with a ReLU"

@@ -67,8 +67,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if multilabel
             else [_with_deviation(row["figures"], name) for name in ("accuracy", "overall")]
         )
+        alike = [other for other in rows if _columns(other) == _columns(row)]
         names = [str(columns[key]) for key in ("network", "layer", "view", "size", "length")]
-        names[2] += "".join(f" {key}={value}" for key, value in distinguishing_settings(row, rows))
+        names[2] += "".join(f" {key}={value}" for key, value in distinguishing_settings(row, alike))
         lines.append([str(number), *names, f"{columns['C']:g}", *figures, row["hash"]])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     yield f"{rows[0]['row']['data']}: {rows[0]['row']['protocol']}"
@@ -77,8 +78,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def distinguishing_settings(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield the settings without a column that distinguish `row` from other rows with equal values in all columns."""
-    alike = [other["identity"] for other in rows if _columns(other) == _columns(row)]
+    """Yield the settings that no column shows and that distinguish `row` from the other rows."""
+    alike = [other["identity"] for other in rows]
     for section in ("layer", "view", "mean", "std", "precision") if len(alike) > 1 else ():
         values, *others = [_flat(section, identity.get(section)) for identity in (row["identity"], *alike)]
         yield from ((key, value) for key, value in values.items() if any(other.get(key) != value for other in others))

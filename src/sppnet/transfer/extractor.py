@@ -145,14 +145,15 @@ def _build(task: Task, names: list[str]) -> Extractor:
         channels, side = probe(backbone).out_channels, min(map_size(backbone, task.size, task.size))
         extractor = Extractor(normalise, backbone, build_pooling(cfg.pooling, channels, side), None, layers, kernel)
         _check_own_parts(extractor, task, pools=any(layer["kind"] == "pooling" for layer in layers))
-        for line in {line: None for layer in extractor.layers for line in gem_notices(backbone, layer, task.size)}:
-            notice(line)
     else:
         # Build pooling and head as the checkpoint describes them, not as cfg does: with layer=spp, the pyramid in cfg
         # may differ from the trained one, and the trained weights might not fit.
         checkpoint = read_checkpoint(task.trained.weights)
         network = load_network(checkpoint, cfg, task.trained.checkpoint)
         extractor = Extractor(normalise, network.backbone, network.pooling, network.head, layers, kernel)
+    lines = (line for layer in extractor.layers for line in gem_notices(extractor.backbone, layer, task.size))
+    for line in dict.fromkeys(lines):
+        notice(line)
     if cfg.compute.compile:
         extractor.compile(dynamic=True)
     return extractor
