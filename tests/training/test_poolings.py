@@ -67,7 +67,7 @@ def test_a_run_is_killed_resumed_tested_and_transferred(
         assert sppnet(*words).code == 1
     resumed = sppnet(*words, "progress=lines")
     assert resumed.code == 0, resumed.err
-    assert "resumed at step 50" in resumed.out
+    assert "resumed at step 48" in resumed.out, resumed.out  # saved every third step
     for file in ("last.ckpt", "best.ckpt"):
         assert same_weights(resumed.run / "checkpoints" / file, unbroken.run / "checkpoints" / file)
     checkpoint = (f"checkpoint={resumed.run}", "allow=attention", "allow=stop_at")
