@@ -129,7 +129,7 @@ class Summary:
         if compare is not None and compare not in values:
             raise UserError(f"report.compare={compare} is not allowed: must be one of {', '.join(values)}")
         spreads = {name: spread(list(by_seed.values())) for name, by_seed in values.items()}
-        if self.table.mixed or column in self.unlike:
+        if self.table.mixed or not self.table.computes_alike(column):
             return ColumnStatistics(spreads, None, None, {})
         lower = column.better == "min"
         base = compare if values.get(str(compare)) else leader(values, lower) if column.better else None
