@@ -87,7 +87,8 @@ def test_a_run_is_killed_resumed_tested_and_transferred(
 def test_two_processes_train_the_same_weights(name: str, spawn: Caller, tmp_path: Path) -> None:
     words = ("--config-dir", "options", *SMALL, *TRACE, "trainer.max_epochs=1", *POOLINGS[name])
     words = tuple(word for word in words if word != "allow=attention")
-    done = spawn("train", *words, "allow=[attention,trace_ranks]", "trainer.devices=2", "trainer.accelerator=cpu")
+    words = (*words, "allow=[attention,trace_ranks]", "trainer.devices=2", "trainer.accelerator=cpu")
+    done = spawn("train", *words, PYTHONPATH=HELPERS)
     assert done.code == 0, done.err
     traces = [[json.loads(line) for line in path.open()] for path in (tmp_path / done.run).glob("trace-*.jsonl")]
     assert len(traces) == 2
