@@ -81,6 +81,8 @@ NAMES_AND_VALUES = [
     (["train", "sizes.train='[24]'"], ["sizes.train='[24]' is a quoted string", "list, each item an integer"]),
     (["train", "optim.lr=fast"], ["optim.lr=fast is not allowed"]),
     (["train", "callbacks.stop.monitor=val/loss"], ["callbacks.stop", "+callbacks.stop._target_=CLASS"]),
+    (["train", "metrics.f._target_=torchmetrics.F1Score"], ["metrics.f", "a new metric: +metrics.f._target_=CLASS"]),
+    (["models", "pooling=gem"], ["pooling cannot be chosen here: sppnet models has no such group"]),
     (["train", "optim.betas=[0.5,0.9]"], ["optim.betas", "+optim.betas=VALUE"]),
     (["train", "=5"], ["=5 is not of the form KEY=VALUE"]),
     (["train", "hydra=5"], ["Hydra cannot read the command line", "Got int"]),

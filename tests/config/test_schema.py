@@ -470,6 +470,12 @@ WITHOUT_EFFECT = [
     ),
     (["data.aspect_step=1"], "data.aspect_step has no effect with data.fit=crop"),
     (["retry=all"], "retry has no effect with a single job"),
+    (["report.compare=x"], "report.compare has no effect with sppnet train; sppnet report takes it"),
+    (["head.hidden=[]", "head.dropout=0.9"], "head.dropout has no effect with head.hidden=[]"),
+    (
+        ["optim.weight_decay=0", "optim.decay_norms=false"],
+        "optim.decay_norms has no effect with optim.weight_decay=0.0",
+    ),
 ]
 
 

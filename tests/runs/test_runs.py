@@ -98,8 +98,14 @@ def test_what_a_run_or_a_test_does_not_use_does_not_count(cfg: Config) -> None:
         *({"data.sampling": "balanced"}, {"augment.transforms": [RAND]}),
     ):
         assert plan_run(replace(cfg, values)).test == plan_run(cfg).test
-    fixed = replace(cfg, {"pooling.pool": "gem", "pooling.learn_p": False})  # then every channel has the same exponent
-    assert plan_run(replace(fixed, {"pooling.per_channel": True})).run == plan_run(fixed).run
+    for disabling, values in (
+        # with a fixed exponent, that of every channel is the same
+        ({"pooling.pool": "gem", "pooling.learn_p": False}, {"pooling.per_channel": True}),
+        ({"head.hidden": []}, {"head.dropout": 0.9}),
+        ({"optim.weight_decay": 0}, {"optim.decay_norms": False}),
+    ):
+        disabled = replace(cfg, disabling)
+        assert plan_run(replace(disabled, values)).run == plan_run(disabled).run
 
 
 def test_the_order_and_the_type_of_arguments_of_ones_own_count(cfg: Config) -> None:

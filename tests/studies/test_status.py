@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from calling import Caller
 from sppnet.runs.identity import FORMAT
 from sppnet.runs.run_directory import FAILED_RANK, Run
 from sppnet.slurm import queue
@@ -89,6 +91,17 @@ def test_what_is_to_be_said_of_a_run_that_is_done(tmp_path: Path) -> None:
     state, reason = standing(run)
     assert state == "done"
     assert reason.startswith(f"training ended after epoch 2 of 9; results in format {FORMAT - 1}, from a version")
+
+
+def test_a_single_run_is_shown_with_its_own_test(sppnet: Caller, tmp_path: Path) -> None:
+    (tmp_path / "runs/main").mkdir(parents=True)
+    run = write(tmp_path / "runs/main/run", "done")
+    result(run)
+    own = {"test/top1": 0.25, "test/loss": math.nan}
+    for name, metrics in (("00", {"test/top1": 0.75}), (TEST, own), ("ff", own | {"test/loss": 1.0})):
+        (run.path / f"tests/{name}.json").write_text(json.dumps(RESULT | {"metrics": metrics}))
+    (run.path / "summary.json").write_text(json.dumps(own | {"seconds": 1.0}))
+    assert "top1 0.2500" in sppnet("status").out
 
 
 @pytest.mark.parametrize("state", ["failed", "preempted", "queued"])

@@ -49,7 +49,7 @@ def test_a_run_writes_all_its_files(sppnet: Caller) -> None:
     assert "test/top1" in done.out.splitlines()[-3]
     [tested] = [json.loads(file.read_text()) for file in (run / "tests").iterdir()]
     assert 0 < tested["images"] <= 4 * 32  # of 269
-    assert done.out.splitlines()[-5] == "trainer.limit_test_batches=4 cut the test short"
+    assert done.out.splitlines()[-5] == "trainer.limit_test_batches=4 limits the test"
     assert done.figure("images") == tested["images"]
     trunk = Tiny(width=4)
     load_weights(trunk, run / "checkpoints/best.ckpt")  # as a start for another head, for example
@@ -146,7 +146,7 @@ def test_test_gives_the_training_figure_and_one_per_size(sppnet: Caller, trained
     assert [line.split()[-1] for line in several.out.splitlines()[-3:]] == [str(count) for count in counts.values()]
     assert several.figure("images") == counts["24"] > counts["32"]
     whole = sppnet("test", f"checkpoint={trained.run}", "trainer.limit_test_batches=null")
-    assert "cut the test short" not in whole.out
+    assert "limits the test" not in whole.out
     assert whole.figure("test/top5") != trained.figure("test/top5")
 
 

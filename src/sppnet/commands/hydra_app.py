@@ -90,7 +90,8 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job[Any]], No
     def run_typed(job: Job[DictConfig]) -> None:
         cfg = load(COMMANDS[command], compose.resolve(command, compose.unresolved(job.cfg)))
         single = {"retry": "a single job"} if command in SWEEPABLE and not job.in_sweep else {}
-        warn_of_keys_without_effect(cfg, job.overrides, single)
+        of_reports = {"report": "sppnet train; sppnet report takes it"} if command == "train" else {}
+        warn_of_keys_without_effect(cfg, job.overrides, single | of_reports)
         run_command(Job(cfg, job.overrides, job.sweeper, job.in_sweep))
 
     run_composed(command, words, run_typed)

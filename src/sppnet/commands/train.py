@@ -73,7 +73,7 @@ def _test(planned: PlannedRun) -> None:
             " trainer.limit_test_batches selects different images; to test with different views or sizes, use sppnet"
             f" test checkpoint={planned.run.path}"
         )
-    print(f"{planned.run.path} is trained; testing it with different views or sizes", flush=True)
+    print(f"{planned.run.path} is trained; testing it with other settings", flush=True)
     result = score_run(planned.cfg, planned.run.best, "best", planned.images)
     print_result(planned.run, result)  # print before writing, which may fail in another user's run directory
     write_test(planned.run, planned.test, result)

@@ -171,7 +171,10 @@ def explain(error: BaseException, command: str, overrides: Sequence[str]) -> str
     if match and (new := RENAMED_OPTIONS.get(f"{match[1]}={match[2]}")):
         return f"{match[1]}={match[2]} is now called {new}"
     if "No match in the defaults list" in text:
-        return f"unknown group {text.split(chr(39))[1]}; available groups are {', '.join(option_files.group_names())}"
+        group, groups = text.split("'")[1], option_files.group_names()
+        if group in groups:
+            return f"{group} cannot be chosen here: sppnet {command} has no such group with the other options"
+        return f"unknown group {group}; available groups are {', '.join(groups)}"
     if text.startswith("Error merging override") and cause is not None:
         return f"{text.removeprefix('Error merging override ')} is not allowed: {one_line(cause)}"
     return text.split("Config search path:")[0].rstrip(" ,")
@@ -184,9 +187,11 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
         return f"{unknown_key(SlurmOptions, name, {}, 'hydra.launcher.')} with launch=slurm"
     if key.startswith("hydra."):
         return f"unknown key {key}; add a new key with +{key}=VALUE"
-    if (name := key.removeprefix("callbacks.")) != key:
-        new = f"+callbacks.{name.split('.')[0]}"
-        return f"unknown key {key}; put + before each key of a new callback: {new}._target_=CLASS {new}.KEY=VALUE"
+    section, _, name = key.partition(".")
+    if name and section in ("callbacks", "metrics"):
+        new = f"+{section}.{name.split('.')[0]}"
+        kind = section.removesuffix("s")
+        return f"unknown key {key}; put + before each key of a new {kind}: {new}._target_=CLASS {new}.KEY=VALUE"
     groups = option_files.group_names()
     chosen = [word for word in overrides if word.partition("=")[0] in groups and "={" not in word]
     try:

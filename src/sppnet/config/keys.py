@@ -172,7 +172,7 @@ def without_effect(cfg: Section) -> dict[str, str]:
     for key in keys(type(cfg)):
         for only in (mark for mark in key.marks if isinstance(mark, Only) and exists(key, plain)):
             value = value_of(plain, only.key)
-            if value not in only.values if only.values else value is None:
+            if value not in only.values if only.values else value in only.unless:
                 ineffective[key.name] = f"{only.key}={format_value(value)}"
     bins = value_of(plain, "pooling.bins") if key_named(type(cfg), "pooling.bins", plain) else None
     if bins is not None and bins != value_of(plain, "pyramid.bins"):  # typed or set in a file instead

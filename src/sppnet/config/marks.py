@@ -55,10 +55,11 @@ def changed_by(*commands: str) -> Changes:
 
 @dataclass(frozen=True)
 class Only:
-    """A key that has an effect only if the key `key` has one of `values`, or any value but null if there are none."""
+    """A key that has an effect only if the key `key` has one of `values` or, if there are none, none of `unless`."""
 
     key: str
     values: tuple[Any, ...] = ()
+    unless: tuple[Any, ...] = (None,)
 
 
 class Passed:

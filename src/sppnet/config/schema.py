@@ -347,7 +347,7 @@ AnyPooling = Annotated[SPP | GAP | AvgMax | GeM | LSE | Flatten | OwnPooling, Ch
 class MLP(Section):
     name: Literal["mlp"]
     hidden: list[Annotated[int, Field(ge=1, le=2**20)]]
-    dropout: Share
+    dropout: Annotated[Share, Only("head.hidden", unless=([],))]
 
 
 class Linear(Section):
@@ -399,7 +399,7 @@ AnySchedule = Annotated[Cosine | Plateau | Constant, ChosenBy("name")]
 class Optim(OpenSection):
     lr: Annotated[Positive, Passed()]
     weight_decay: Annotated[NotNegative | None, Passed()] = None
-    decay_norms: bool = True
+    decay_norms: Annotated[bool, Only("optim.weight_decay", unless=(0,))] = True
     ema: Part | None = None
     schedule: AnySchedule
 

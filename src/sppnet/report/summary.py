@@ -97,7 +97,7 @@ class Summary:
         if self.table.over == "split":
             notes += " Splits share images, so these tests are overconfident."
         if any(row.limited for row in self.table.rows):
-            notes += f" {CUT_MARK} Cut short by a limit on the batches of an epoch: not the result of a full run."
+            notes += f" {CUT_MARK} With a limit on the batches of an epoch: may not be the result of a full run."
         if unknown := {column.name: None for column in self.table.columns if column.better is None}:
             notes += f" {', '.join(unknown)}: whether higher values are better is not known, so nothing is marked."
         if unlike := {column.name: None for column in self.unlike}:

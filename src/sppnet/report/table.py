@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sppnet.config.schema import Report
 from sppnet.studies.status import RunStatus
 
-CUT_MARK = "†"  # follows the names of rows whose runs were cut short
+CUT_MARK = "†"  # follows the names of rows whose runs had a limit on their batches
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Result:
         provenance: `hash`, `setting` (a hash that does not depend on the seed), `protocol` (one that does not
             depend on the user's metrics either), `commit`, `machine`, `time`, `seconds`,
             `parameters`, `bins` (number of bins in the pyramid), `note`, `limited` (whether a limit on the batches,
-            such as `trainer.limit_train_batches`, cut the run short), `format` (the version number of the training
-            code, `FORMAT`), `data` (the fingerprint of the test data), `own_metrics` (of the user's metrics, by name:
-            which values are `better`, and whether they are shown in `percent`) and `measures` (of the loss and of the
-            user's metrics, by name: a digest of how it is computed).
+            such as `trainer.limit_train_batches`, may have cut the run short), `format` (the version number of the
+            training code, `FORMAT`), `data` (the fingerprint of the test data), `own_metrics` (of the user's metrics,
+            by name: which values are `better`, and whether they are shown in `percent`) and `measures` (of the loss and
+            of the user's metrics, by name: a digest of how it is computed).
     """
 
     run: str
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name, with a mark if a run was cut short."""
+        """The name, with a mark if a run had a limit on its batches."""
         return f"{self.name} {CUT_MARK}" if self.limited else self.name
 
     def values(self, metric: str) -> dict[int, float]:

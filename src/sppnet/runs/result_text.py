@@ -29,8 +29,8 @@ def result_lines(record: Mapping[str, Any]) -> list[str]:
 
 def print_result(run: Run | None, record: Mapping[str, Any]) -> None:
     """Print the run directory, if there is one, and the metrics of a test."""
-    if limit := record["identity"]["limit"]:  # the metrics alone do not show that the test was cut short
-        print(f"trainer.limit_test_batches={limit['batches']} cut the test short")
+    if limit := record["identity"]["limit"]:  # the metrics alone do not show that not all images may have been scored
+        print(f"trainer.limit_test_batches={limit['batches']} limits the test")
     if run is not None:
         print(f"run directory: {run.path}")
     print(*result_lines(record), sep="\n")

@@ -43,9 +43,8 @@ class ClassificationLoss(nn.Module):
     def forward(self, logits_NK: Tensor, target: Tensor) -> Tensor:
         """Compute the losses (N,). Targets are class indices (N,), or the shares of the classes (N, K)."""
         smoothing, weights = (self.smoothing, self.class_weights) if self.training else (0.0, None)
-        if weights is not None or self.gamma is not None:
-            # In 16 bits, products with a weight and probabilities near 1 would be rounded.
-            logits_NK = logits_NK.to(torch.promote_types(logits_NK.dtype, torch.float32))
+        # In 16 bits, targets, products with a weight and probabilities near 1 would be rounded.
+        logits_NK = logits_NK.to(torch.promote_types(logits_NK.dtype, torch.float32))
         weights_K = None if weights is None else self._weights_like(weights, logits_NK)
         losses = sigmoid_losses if self.sigmoid else softmax_losses
         return losses(logits_NK, target, smoothing, weights_K, self.gamma)
