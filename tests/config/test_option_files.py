@@ -23,9 +23,13 @@ OPTIONS = [
     if path.parent != CONF
 ]
 COMPARED = ("spp", "gap", "flatten")  # the other poolings are pyramids of one bin, and meet only the tiny backbone
-NEEDS = {"backbone=torchvision": ["backbone.name=resnet18"], "pooling=flatten": ["sizes=single"]}
+NEEDS = {
+    **{"backbone=torchvision": ["backbone.name=resnet18"], "pooling=flatten": ["sizes=single"]},
+    **{f"{slot}=class": [f"{slot}._target_=torch.nn.Flatten"] for slot in ("pooling", "head", "loss")},
+}
 BACKBONES, POOLINGS, SIZES = (
-    [name for option_group, name in OPTIONS if option_group == group] for group in ("backbone", "pooling", "sizes")
+    [name for option_group, name in OPTIONS if option_group == group and name != "class"]
+    for group in ("backbone", "pooling", "sizes")
 )
 
 

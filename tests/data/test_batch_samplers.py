@@ -1,5 +1,7 @@
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from sppnet.data.aspect_buckets import MAX_ASPECT, Bucket, shape_buckets, square_bucket
 from sppnet.data.balanced_sampling import group_by_class
 from sppnet.data.batch_samplers import EvalBatchSampler, Item, TrainBatchSampler, balanced_cuts
-from sppnet.data.size_schedules import Alternating, Single, SizeSchedule, Uniform, Weighted
+from sppnet.data.size_schedules import Alternating, EpochSchedule, Single, SizeSchedule, Uniform, Weighted, rng
 from sppnet.data.splits import IntArray
+from sppnet.errors import UserError
 
 SCHEDULES: list[SizeSchedule] = [
     Single([48], [48], [48]),
@@ -33,6 +36,75 @@ def all_ranks(
     buckets: Sequence[Bucket], schedule: SizeSchedule, batch: int, world: int, taken: int
 ) -> list[list[list[Item]]]:
     return [list(TrainBatchSampler(buckets, schedule, batch, 5, rank, world, lambda: taken)) for rank in range(world)]
+
+
+class Own(EpochSchedule):
+    """Gives what `sizes_of` makes of an epoch and the sizes in `train`."""
+
+    def __init__(self, sizes_of: Callable[[int, list[int]], Any]) -> None:
+        super().__init__([24, 32], [24], [24])
+        self.sizes_of, self.left = sizes_of, list(self.train)
+
+    def size_at(self, seed: int, epoch: int) -> int:
+        size: int = self.sizes_of(epoch, self.left)
+        return size
+
+
+class Few(Own):
+    def batches(self, samples: int, nominal: int) -> int:
+        return 2
+
+
+class Nothing(Own):
+    def batches(self, samples: int, nominal: int) -> int:
+        return 0
+
+
+class Half(Own):
+    def batches(self, samples: int, nominal: int) -> Any:
+        return samples / 2
+
+
+class Short(Own):
+    def epoch_sizes(self, seed: int, epoch: int, batches: int, stream: str) -> list[int]:
+        return list(self.train)
+
+
+def check(kind: Callable[..., SizeSchedule], *arguments: Any) -> None:
+    TrainBatchSampler(square_bucket(np.arange(60)), kind(*arguments), 8, 5).check_schedule(kind(*arguments), 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes_of", "message"),
+    [
+        (Own, lambda epoch, sizes: sizes[epoch], "Own raises IndexError in epoch 2"),
+        (Own, lambda epoch, sizes: sizes[0] * 1.0, "Own raises TypeError in epoch 0: 'float'"),
+        (Own, lambda epoch, sizes: None, "Own raises TypeError in epoch 0"),
+        (Own, lambda epoch, sizes: 36, "Own in epoch 0: the size 36 is not among its `sizes`, 24, 32"),
+        (
+            Own,
+            lambda epoch, sizes: sizes.pop() if len(sizes) > 1 else sizes[0],
+            "does not always give epoch 3 the same",
+        ),
+        (Own, lambda epoch, sizes: random.choice(sizes), "does not always give epoch . the same"),
+        (Short, None, "Short in epoch 0: epoch_sizes returns 2 sizes for 8 batches"),
+        (Few, lambda epoch, sizes: 24, "Few in epoch 0: 2 batches hold 16 of 60 images; see its `batches`"),
+        (Half, lambda epoch, sizes: 24, "Half raises TypeError in batches"),
+        (Nothing, lambda epoch, sizes: 24, "Nothing.batches must return at least 1"),
+    ],
+)
+def test_a_schedule_of_ones_own_that_cannot_be_resumed_is_refused(kind: type[Own], sizes_of: Any, message: str) -> None:
+    random.seed(3)
+    with pytest.raises(UserError, match=message):
+        check(kind, sizes_of)
+
+
+def test_a_schedule_may_draw_from_its_key_and_with_numpy() -> None:
+    check(Own, lambda epoch, sizes: rng(epoch).choice(sizes))
+    [item, *_] = next(iter(TrainBatchSampler(square_bucket(np.arange(9)), Own(lambda _, s: np.int64(s[0])), 4, 5)))
+    assert type(item.size) is int
+    for schedule in SCHEDULES:
+        check(lambda schedule=schedule: schedule)
 
 
 @settings(max_examples=120, deadline=None)

@@ -181,3 +181,19 @@ class Several(ImageSet):
 
     def read(self, index: int) -> Image.Image:
         return Image.new("RGB", (30, 30), (4 * index, 0, 0))
+
+
+class OneOfSeveral(Several):
+    """A single image to validate and three to test, fewer than two processes need."""
+
+    def split(self) -> dict[str, Any]:
+        return {"train": range(4, 60), "val": [0], "test": [1, 2, 3]}
+
+
+class One(OneOfSeveral):
+    """The same with one label each."""
+
+    multilabel = False
+
+    def label(self, index: int) -> Any:
+        return index % 3

@@ -8,6 +8,7 @@ import signal
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -51,6 +52,16 @@ class StopAt(Callback):
         if stop_by == "raise":
             raise Killed(point)
         os.kill(0 if "STOP_GROUP" in os.environ else os.getpid(), getattr(signal, stop_by))
+
+
+class Follows(Callback):
+    """Changes the weights in the last batch of an epoch by what the validation before it has logged."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 5:
+            with torch.no_grad():
+                for parameter in module.network.parameters():
+                    parameter.mul_(1 - 0.01 * trainer.callback_metrics.get("val/loss", torch.zeros(())))
 
 
 class Remembers(Callback):

@@ -78,6 +78,19 @@ def test_two_processes_mix_differently_at_the_same_sizes(spawn: Caller, tmp_path
         assert one["shares"] != other["shares"]
 
 
+@pytest.mark.parametrize("cls", ["One", "OneOfSeveral"])
+def test_a_process_may_have_no_image_to_validate(spawn: Caller, cls: str) -> None:
+    own = ("allow=[own_losses,torchmetrics]", f"data._target_=own_losses.{cls}", "data.name=one")
+    metric = "+metrics.roc._target_=torchmetrics.classification.MultilabelAUROC"
+    metrics = (metric, "+metrics.roc.num_labels=3") if cls == "OneOfSeveral" else ()
+    words = (*own, *metrics, "trainer.max_epochs=1")
+    done = spawn("train", *TWO, *words, **ENV)
+    assert done.code == 0, done.err
+    tested = spawn("test", f"checkpoint={done.run}", "force=true", *own[:1], **ENV)
+    assert tested.code == 0, tested.err
+    assert tested.out.splitlines()[-1] == done.out.splitlines()[-1]
+
+
 def test_two_processes_inside_a_sweep(spawn: Caller, tmp_path: Path) -> None:
     swept = spawn("train", "-m", *TWO, *PLUG, "seed=0,1", "data.fit=full", **ENV)
     assert swept.code == 0, swept.err

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from torchmetrics.classification import MulticlassAUROC, MultilabelAUROC
 
 import own_parts
 from calling import SMALL, Caller, records
@@ -52,6 +53,28 @@ def test_invalid_images_do_not_count() -> None:
     values = metrics.compute()
     assert values["val/top1"] == values["val/48/top1"] == values["val/class_accuracy"] == 1.0
     assert values["val/loss"] == 1.5
+
+
+@pytest.mark.parametrize("multilabel", [True, False])
+def test_a_rank_without_valid_images_has_states_that_fit_those_of_the_others(multilabel: bool) -> None:
+    """torchmetrics gathers list states as tensors of the same dtype and number of dimensions."""
+    logits, number = torch.eye(3)[[0, 1, 2, 0]] * 9, torch.tensor([0, 1, 0, 2])
+    target = torch.eye(3)[number] if multilabel else number
+    own = {"auroc": MultilabelAUROC(3) if multilabel else MulticlassAUROC(3)}
+    valid = torch.tensor([True, True, True, False])
+    full, empty, both = (SizeMetrics("val", 3, multilabel=multilabel, own=own) for _ in range(3))
+    none = torch.zeros(4, dtype=torch.bool)
+    for metrics, masks in ((full, [valid]), (empty, [none, none]), (both, [none, valid, none])):
+        for mask in masks:
+            metrics.update(24, logits, target, torch.zeros(4), mask)
+    for name in ("auroc", "map" if multilabel else "calibration_error"):
+        metric, other = (metrics._by_size["24"][name] for metrics in (full, empty))
+        lists = [part for part in metric._defaults if isinstance(getattr(metric, part), list)]
+        assert lists
+        for part in lists:
+            [value], [nothing] = getattr(metric, part), getattr(other, part)
+            assert (len(nothing), nothing.dtype, nothing.ndim) == (0, value.dtype, value.ndim)
+    assert both.compute() == full.compute()
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])

@@ -33,6 +33,7 @@ KINDS = {
     "cosine, ema": (
         *("optim.ema=0.9", "data.num_workers=1", "backbone._target_=stop_at.Draws", "augment=trivial"),
         *("augment.color=0.1", "mix=both", "mix.p=0.8", "optim.decay_norms=false"),
+        "+callbacks.follows._target_=stop_at.Follows",
     ),
     "weighted": (
         *("sizes=weighted", "sizes.train=[24,20]", "sizes.weights=[0.5,0.5]", "trainer.accumulate_grad_batches=2"),

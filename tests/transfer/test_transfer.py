@@ -499,3 +499,15 @@ def test_a_sweep_fills_the_table(sppnet: Caller, pets: Path) -> None:
     assert done.code == 0, done.err
     assert len(rows()) == 4
     assert sppnet("transfer", *GIVEN, "layer=spp").out.count(" - ") == 6
+
+
+@pytest.mark.slow
+def test_a_study_with_a_row_to_compare_with_is_reported_with_its_transfers(sppnet: Caller, pets: Path) -> None:
+    words = ("train", "-m", *SMALL, "trainer.max_epochs=1", "study=y")
+    assert sppnet(*words, "pooling=gap,gem").code == 0
+    run = next(Path("runs/y").glob("*-gem-*"))
+    assert sppnet("transfer", f"checkpoint={run}", "layer=pooling", "splits=2", "per_class.train=20").code == 0
+    done = sppnet("report", "study=y", "report.compare=gap")
+    assert done.code == 0, done.err
+    assert {path.name for path in Path("runs/y/report").glob("*.md")} == {"y.md", "y_transfer.md"}
+    assert "minus gap" in Path("runs/y/report/y.md").read_text()

@@ -92,7 +92,10 @@ def _build_reports(studies: list[Study], cfg: ReportConfig, runs_key: str) -> li
     from sppnet.report.figures import draw_svg  # imports matplotlib
     from sppnet.report.summary import Summary
 
-    study_tables = [(study, table) for study in studies for table in build_tables(study)]
+    first_of = {study.folder: study for study in reversed(studies)}  # the rows of transfer are those of a folder
+    study_tables = [
+        (study, table) for study in studies for table in build_tables(study, transfer=first_of[study.folder] is study)
+    ]
     if not any(row.results for _, table in study_tables for row in table.rows):
         raise UserError(f"{runs_key}: {_nothing_done(studies)}")
     names = Counter(table.name for _, table in study_tables)

@@ -177,6 +177,8 @@ def unknown_key(
     if new := new_name(schema, name):
         return f"unknown key {name}; it is now called {new}"
     section, _, last = name.rpartition(".")
+    if name == "allow":
+        return "unknown key allow; no file can allow a module: type allow=MODULE, or set SPPNET_ALLOW"
     if "experiments" in data:
         return "the study's file is not read as one: its first line must be '# @package _global_'"
     if section and key_named(schema, section) is None and value_of(data, section) is None:

@@ -145,6 +145,23 @@ class OpenSection(Section):
         return {"_target_": self.target, **passed, **(self.model_extra or {}), **more}
 
 
+class OwnPart(OpenSection):
+    """A part of the user's own in a slot whose options are ours by name."""
+
+    slot: ClassVar[str]
+    ours: ClassVar[tuple[str, ...]]
+    name: Annotated[Label | None, affects.by_content] = None
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.name in self.ours:  # the class would get the keys of that option as arguments
+            raise ValueError(
+                f"{self.slot}._target_={self.target} and {self.slot}={self.name} are not allowed together; choose"
+                f" {self.slot}=class, or an option file of your own without name={self.name}"
+            )
+        return self
+
+
 class Split(Section):
     val: Share
     test: Part
@@ -337,8 +354,9 @@ class Flatten(Pooling):
         return False
 
 
-class OwnPooling(OpenSection):
-    name: Annotated[Label | None, affects.by_content] = None
+class OwnPooling(OwnPart):
+    slot = "pooling"
+    ours = ("spp", "gap", "avgmax", "gem", "lse", "flatten")
 
 
 AnyPooling = Annotated[SPP | GAP | AvgMax | GeM | LSE | Flatten | OwnPooling, ChosenBy("name")]
@@ -355,8 +373,8 @@ class Linear(Section):
     dropout: Share
 
 
-class OwnHead(OpenSection):
-    name: Annotated[Label | None, affects.by_content] = None
+class OwnHead(OwnPart):
+    slot, ours = "head", ("mlp", "linear")
 
 
 AnyHead = Annotated[MLP | Linear | OwnHead, ChosenBy("name")]
@@ -369,8 +387,8 @@ class Loss(Section):
     gamma: Annotated[float, Field(ge=0, le=100), AfterValidator(abs), Only("loss.name", ("focal",))] = 2.0
 
 
-class OwnLoss(OpenSection):
-    name: Annotated[Label | None, affects.by_content] = None
+class OwnLoss(OwnPart):
+    slot, ours = "loss", ("auto", "cross_entropy", "bce", "focal")
     activation: Literal["auto", "softmax", "sigmoid"] = "auto"
 
 

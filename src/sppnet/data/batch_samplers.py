@@ -7,6 +7,9 @@ computes its position from the number of batches taken so far.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -18,6 +21,9 @@ from sppnet.data.aspect_buckets import Bucket
 from sppnet.data.balanced_sampling import balanced_draws
 from sppnet.data.size_schedules import SizeSchedule, rng
 from sppnet.data.splits import IntArray
+from sppnet.errors import UserError
+
+TRIED_SIZES = 1_000_000  # no more sizes than this are tried before training
 
 
 class Item(NamedTuple):
@@ -91,10 +97,13 @@ class TrainBatchSampler(Sampler[list[Item]]):
         self.classes = classes
         self.images = sum(shares)
         self.nominal = [bucket.batch_size(batch_size) for bucket in buckets]
-        self.counts = [
-            min(schedule.batches(share, nominal), share // 2 if pairs else share)
-            for share, nominal in zip(shares, self.nominal, strict=True)
-        ]
+        with self._names_schedule("batches"):
+            self.counts = [
+                min(operator.index(schedule.batches(share, nominal)), share // 2 if pairs else share)
+                for share, nominal in zip(shares, self.nominal, strict=True)
+            ]
+        if min(self.counts) < 1:
+            raise UserError(f"sizes: {type(schedule).__name__}.batches must return at least 1")
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -113,12 +122,10 @@ class TrainBatchSampler(Sampler[list[Item]]):
         """The (height, width) of each batch of the epoch, and this rank's (n, 2) image indices and earlier draws."""
         batches = []
         for bucket, nominal, count in zip(self.buckets, self.nominal, self.counts, strict=True):
-            stream = f"{bucket.aspect:.6f}"
             draws = self._draws(bucket, epoch)
-            order = draws[rng(self.seed, epoch, "order", stream).permutation(len(draws))]
+            order = draws[rng(self.seed, epoch, "order", _stream(bucket)).permutation(len(draws))]
             rank_order = order[self.rank :: self.world][: len(order) // self.world]
-            sizes = self.schedule.epoch_sizes(self.seed, epoch, count, stream)
-            capacities = [self.schedule.batch_size(size, nominal) for size in sizes]
+            sizes, capacities = self._sizes(bucket, nominal, count, epoch)
             minimums = [2 if size in self.pairs else 1 for size in sizes] if self.pairs else None
             ends = balanced_cuts(len(rank_order), capacities, minimums)
             batches += [
@@ -127,11 +134,63 @@ class TrainBatchSampler(Sampler[list[Item]]):
             ]
         return [batches[k] for k in rng(self.seed, epoch, "batches").permutation(len(batches))]
 
+    def _sizes(self, bucket: Bucket, nominal: int, count: int, epoch: int) -> tuple[list[int], list[int]]:
+        """The size of each batch of a bucket in an epoch, and the number of images that the batch may hold.
+
+        Raises:
+            UserError: the size schedule, which may be of the user's own, does not keep what `SizeSchedule` asks for.
+        """
+        schedule, images = self.schedule, len(bucket.members) // self.world
+        with self._names_schedule(f"epoch {epoch}"):
+            sizes = [operator.index(size) for size in schedule.epoch_sizes(self.seed, epoch, count, _stream(bucket))]
+            capacities = [operator.index(schedule.batch_size(size, nominal)) for size in sizes]
+        problem = ""
+        if len(sizes) != count:
+            problem = f"epoch_sizes returns {len(sizes)} sizes for {count} batches"
+        elif others := set(sizes) - set(schedule.sizes):
+            problem = f"the size {min(others)} is not among its `sizes`, {', '.join(map(str, schedule.sizes))}"
+        elif min(capacities) < 1 or (not self.pairs and sum(capacities) < images):
+            problem = f"{count} batches hold {sum(capacities)} of {images} images; see its `batches` and `batch_size`"
+        if problem:
+            raise UserError(f"sizes: {type(schedule).__name__} in epoch {epoch}: {problem}")
+        return sizes, capacities
+
+    @contextlib.contextmanager
+    def _names_schedule(self, moment: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a user's class may raise any exception
+            name = type(self.schedule).__name__
+            raise UserError(f"sizes: {name} raises {type(error).__name__} in {moment}: {error}") from error
+
+    def check_schedule(self, again: SizeSchedule, epochs: int) -> None:
+        """Try the size schedule for all epochs, and compare it with `again`, which was built anew, in reverse order.
+
+        Raises:
+            UserError: an epoch gets other sizes from `again`, as it would in a resumed run; or see `_sizes`.
+        """
+        other = copy.copy(self)
+        other.schedule = again
+        epochs = min(epochs, max(1, TRIED_SIZES // len(self)))
+        buckets = list(zip(self.buckets, self.nominal, self.counts, strict=True))
+        first = [[self._sizes(*bucket, epoch) for bucket in buckets] for epoch in range(epochs)]
+        for epoch in reversed(range(epochs)):
+            if [other._sizes(*bucket, epoch) for bucket in buckets] != first[epoch]:
+                raise UserError(
+                    f"sizes: {type(again).__name__} does not always give epoch {epoch} the same sizes, so a resumed run"
+                    " would train with others; they must depend on the seed and the epoch alone"
+                )
+
     def _draws(self, bucket: Bucket, epoch: int) -> IntArray:
         """The images of an epoch in a bucket, over all ranks: (n, 2) image indices and earlier draws of the image."""
         if self.classes is None:
             return np.stack([bucket.members, np.zeros_like(bucket.members)], axis=1)
         return balanced_draws(self.classes, self.images * self.world, rng(self.seed, epoch, "balanced"))
+
+
+def _stream(bucket: Bucket) -> str:
+    """The name of a bucket in the keys of random generators."""
+    return f"{bucket.aspect:.6f}"
 
 
 class EvalBatchSampler(Sampler[list[Item]]):

@@ -17,6 +17,7 @@ import numpy as np
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import Config, Data, Sizes
 from sppnet.data.datasets.base import ImageSet
+from sppnet.data.datasets.trial import try_own_images
 from sppnet.data.size_schedules import SizeSchedule
 from sppnet.data.splits import IntArray, all_labels, make_parts
 from sppnet.errors import UserError
@@ -60,10 +61,12 @@ def build_images_from_config(cfg: Config) -> ImageSet:
     """Build the data set of a complete config, with `paths.cache` as its cache folder.
 
     Raises:
-        UserError: see `build_images`.
+        UserError: see `build_images` and `try_own_images`.
     """
     images = build_images(cfg.data)
     images.keep_in(Path(cfg.paths.cache).expanduser(), cfg.progress)
+    if not type(images).__module__.startswith("sppnet."):
+        try_own_images(images)
     return images
 
 

@@ -28,16 +28,18 @@ from sppnet.transfer.comparison import distinguishing_settings
 Setting = tuple[str, tuple[str, ...]]  # name of the listed row, and overrides without the seed
 
 
-def build_tables(study: Study) -> list[Table]:
-    """Build the tables of a study, for its trained networks, for its linear SVMs on features, or for both.
+def build_tables(study: Study, transfer: bool = True) -> list[Table]:
+    """Build the tables of a study, for its trained networks and, with `transfer`, for its linear SVMs on features.
 
     Runs that no sweep planned get one table for each data set that they were tested on.
     """
-    transfer = _transfer_table(study)
+    svms = _transfer_table(study) if transfer else None
     tables = _planned_tables(study) if study.points else _unplanned_tables(study)
-    if transfer is not None and tables:
-        transfer = replace(transfer, name=f"{study.name}_transfer")
-    return [*tables, *([transfer] if transfer else [])]
+    if svms is not None and tables:
+        # `compare` is a row of the trained networks
+        report = study.report.model_copy(update={"compare": None})
+        svms = replace(svms, name=f"{study.name}_transfer", report=report)
+    return [*tables, *([svms] if svms else [])]
 
 
 def _planned_tables(study: Study) -> list[Table]:

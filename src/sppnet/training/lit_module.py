@@ -293,6 +293,7 @@ class Classifier(L.LightningModule):
             "plateau": None if self._plateau is None else self._plateau.state_dict(),
             "val_score": self.val_score,
             "score_is_new": self._score_is_new,
+            "logged": {name: value.detach().cpu().clone() for name, value in self.trainer.callback_metrics.items()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -303,6 +304,9 @@ class Classifier(L.LightningModule):
             self.metrics["train"].load(self._resumed_state["metrics"], self.device, self.global_rank)
             self.val_score = self._resumed_state["val_score"]
             self._score_is_new = self._resumed_state["score_is_new"]
+            # a callback may read what an earlier epoch has logged
+            logged = {name: value.to(self.device) for name, value in self._resumed_state.get("logged", {}).items()}
+            self.trainer.callback_metrics.update(logged)
             if self._plateau is not None and self._resumed_state["plateau"] is not None:
                 self._plateau.load_state_dict(self._resumed_state["plateau"])
             self._resumed_state = {}

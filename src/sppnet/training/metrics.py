@@ -85,25 +85,40 @@ class SizeMetrics:
                 for the step's kernels.
         """
         keys = (OVERALL, str(size)) if self.phase == "train" else (str(size),)
+        example_1K, its_target = logits_NK[:1].detach().float(), target[:1]
         if valid_N is not None:
             logits_NK, target, losses_N = logits_NK[valid_N], target[valid_N], losses_N[valid_N]
         logits_NK, losses_N = logits_NK.detach().float(), losses_N.detach()
         for key in keys:
             metrics = self._of_size(key, logits_NK.device)
-            if len(losses_N) == 0:
-                continue
             for name, metric in metrics.items(copy_state=False):
-                if name == "loss":
+                if len(losses_N) == 0:
+                    self._shape_lists(name, metric, example_1K, its_target)
+                elif name == "loss":
                     metric.update(losses_N)
                 elif name == "images":
                     metric.update(len(losses_N))
                 elif name in OF_LOGITS and not self.multilabel:
                     metric.update(logits_NK, target)
                 else:
-                    probabilities_NK = logits_NK.sigmoid() if self.sigmoid else logits_NK.softmax(1)
-                    self._update(name, metric, probabilities_NK, target.long())
+                    self._update(name, metric, logits_NK, target)
 
-    def _update(self, name: str, metric: Metric, probabilities_NK: Tensor, target: Tensor) -> None:
+    def _shape_lists(self, name: str, metric: Metric, logits_1K: Tensor, target_1: Tensor) -> None:
+        """Give the list states of a metric without images empty tensors, of the dtypes and dimensions to come.
+
+        If all images of a rank are invalid, torchmetrics would gather a tensor that does not fit those of the others.
+        """
+        lists = [part for part, value in _states(metric).items() if isinstance(value, list)]
+        if not lists or any(getattr(metric, part) for part in lists):
+            return
+        example = metric.clone()
+        self._update(name, example, logits_1K, target_1)
+        for part in lists:
+            setattr(metric, part, [(value if value.ndim else value[None])[:0] for value in getattr(example, part)])
+
+    def _update(self, name: str, metric: Metric, logits_NK: Tensor, target: Tensor) -> None:
+        """Add images to a metric that takes probabilities."""
+        probabilities_NK, target = logits_NK.sigmoid() if self.sigmoid else logits_NK.softmax(1), target.long()
         if name not in self.own:
             metric.update(probabilities_NK, target)
             return
@@ -259,7 +274,8 @@ def _has_images(loss: Metric) -> bool:
     return distributed or float(loss.weight) > 0  # type: ignore[arg-type]
 
 
-def _states(metric: Metric) -> dict[str, Tensor]:
+def _states(metric: Metric) -> dict[str, Any]:
+    """The states of a metric: tensors, and lists of tensors."""
     return {name: getattr(metric, name) for name in metric._defaults}
 
 

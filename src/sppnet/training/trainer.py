@@ -6,7 +6,9 @@ Under DDP, every rank makes the same calls.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -50,7 +52,6 @@ HARMLESS_WARNINGS = (
     ".*srun.*command is available.*",
     ".*in eval mode at the start of training.*",  # a frozen backbone is in eval mode on purpose
     ".*checkpoint directory .* exists and is not empty.*",
-    ".*sync_dist=True.*",  # logged values have already been reduced over all ranks
     ".*LeafSpec.*is deprecated.*",
     ".*No positive samples found in target.*",  # the average precision is then NaN, which the mean ignores
 )
@@ -102,13 +103,22 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     network = classifier.network
     notices += gem_notices(network.backbone, network.pooling, min(data.schedule.sizes), network_dtype(cfg))
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
-    data.train_batches(world=world_size(cfg))  # raises if there are too few images
+    batches = data.train_batches(world=world_size(cfg))  # raises if there are too few images
+    if not type(data.schedule).__module__.startswith("sppnet."):
+        batches.check_schedule(build_sizes(cfg.sizes), _epochs(cfg, len(batches)))
     callbacks = _build_callbacks(cfg, classifier.metrics["val"])
     data.world = world_size(cfg)
     trainer = make_trainer(cfg, [], [])
     check_limits(cfg, trainer, data, ("train", "val", "test"))
     check_strategy(cfg, trainer)
     return PreparedRun(cfg, classifier, data, callbacks, notices)
+
+
+def _epochs(cfg: Config, batches: int) -> int:
+    """The number of epochs, the last of which may be cut short by `trainer.max_steps`."""
+    epochs, steps = cfg.trainer.max_epochs, cfg.trainer.max_steps
+    per_epoch = math.ceil(batches / cfg.trainer.accumulate_grad_batches)
+    return epochs if steps < 0 else min(epochs, math.ceil(steps / per_epoch))
 
 
 def fit(prepared: PreparedRun, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -241,6 +251,8 @@ def _build_callbacks(cfg: Config, metrics: SizeMetrics) -> list[Callback]:
     by_name = {name: instantiate(node.node(), Callback, f"callbacks.{name}") for name, node in cfg.callbacks.items()}
     check_kinds(by_name, (c.__qualname__ for c in (MetricsFile, BadFiles, StatusFile, EarlyEnd, Checkpoints, Averages)))
     logged = {name: metrics.mode(name) for name in metrics.names(cfg.sizes.val)}
+    for name in logged:  # these values have already been reduced over all ranks
+        warnings.filterwarnings("ignore", rf".*self\.log\('{re.escape(name)}'.*sync_dist=True.*")
     check_monitored(cfg.checkpointing, logged)
     check_monitors(by_name, logged, cfg.trainer.check_val_every_n_epoch)
     callbacks = list(by_name.values())

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from sppnet.config.schema import Data
-from sppnet.data import ImageSet, Splits, fingerprint, load_splits
+from sppnet.data import DataError, ImageSet, Splits, fingerprint, load_splits
 from sppnet.data.datasets.digits import Digits
 from sppnet.data.datasets.image_files import VOC_CLASSES
+from sppnet.data.datasets.trial import try_own_images
 from sppnet.errors import UserError
 
 Load = Callable[..., Data]
@@ -284,3 +285,62 @@ def test_an_inconsistent_data_set_is_refused(
     monkeypatch.setenv("SPPNET_ALLOW", __name__)
     with pytest.raises(UserError, match=message):
         load_splits(data_config(config, cls))
+
+
+class Unnamed(Stripes):
+    classes = None  # type: ignore[assignment]
+
+
+class Numbered(Stripes):
+    classes = np.array(["one", "two"])  # type: ignore[assignment]
+
+
+class Lettered(Stripes):
+    classes = tuple(np.array(["one", "two"]))
+
+
+class Array(Stripes):
+    def read(self, index: int) -> Any:
+        return np.zeros((4, 4, 3), np.uint8)
+
+
+class Fails(Stripes):
+    def read(self, index: int) -> Image.Image:
+        raise ValueError("no file")
+
+
+class Turned(Stripes):
+    def shape(self, index: int) -> tuple[int, int]:
+        return self.read(index).size  # (width, height)
+
+
+class Shapeless(Stripes):
+    def shape(self, index: int) -> Any:
+        return None
+
+
+class Unreadable(Stripes):
+    def read(self, index: int) -> Image.Image:
+        raise DataError(f"{index} is damaged")
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Unnamed, r"Unnamed.classes must be a list of the names of the classes, not NoneType"),
+        (Numbered, r"Numbered.classes must be a list of the names of the classes, not ndarray"),
+        (Lettered, r"Lettered.classes\[0\] must be a str, not str_"),
+        (Array, r"Array.read\(0\) must return an image of PIL, not ndarray"),
+        (
+            Fails,
+            r"Fails.read\(0\) raises ValueError: no file; an image that cannot be read raises sppnet.data.DataError",
+        ),
+        (Turned, r"Turned.shape\(0\) is \(40, 30\), but the \(height, width\) of read\(0\) is \(30, 40\)"),
+        (Shapeless, r"Shapeless.shape\(0\) raises TypeError"),
+    ],
+)
+def test_a_data_set_of_ones_own_is_tried_on_its_first_images(cls: type[ImageSet], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        try_own_images(cls())
+    for right in (Stripes, Unreadable):  # data.bad_files says what happens to a damaged image
+        try_own_images(right())
