@@ -209,7 +209,10 @@ WRONG_WORDS = [
         ["views=full", "views.crop_pct=0.5"],
         "unknown key views.crop_pct with views.fit=full; it exists with views=center; views has aspect_step",
     ),
-    (["pooling=mean"], "Could not find 'pooling/mean'; available options are avgmax, flatten, gap, gem, lse, spp"),
+    (
+        ["pooling=mean"],
+        "Could not find 'pooling/mean'; available options are avgmax, class, flatten, gap, gem, lse, spp",
+    ),
     (["optim/schedule=step"], "available options are constant, cosine, plateau"),
     (["hydra.launcher.partition=a"], "unknown key hydra.launcher.partition; it exists with launch=slurm"),
     (["trainer.devicez=1"], "unknown key trainer.devicez; did you mean trainer.devices?"),
