@@ -67,6 +67,8 @@ def test_a_rank_without_valid_images_has_states_that_fit_those_of_the_others(mul
     for metrics, masks in ((full, [valid]), (empty, [none, none]), (both, [none, valid, none])):
         for mask in masks:
             metrics.update(24, logits, target, torch.zeros(4), mask)
+    with pytest.raises(RunFailed, match="none of the val images"):
+        empty.compute()
     for name in ("auroc", "map" if multilabel else "calibration_error"):
         metric, other = (metrics._by_size["24"][name] for metrics in (full, empty))
         lists = [part for part in metric._defaults if isinstance(getattr(metric, part), list)]
@@ -75,6 +77,8 @@ def test_a_rank_without_valid_images_has_states_that_fit_those_of_the_others(mul
             [value], [nothing] = getattr(metric, part), getattr(other, part)
             assert (len(nothing), nothing.dtype, nothing.ndim) == (0, value.dtype, value.ndim)
     assert both.compute() == full.compute()
+    for part in lists:
+        assert len(getattr(both._by_size["24"][name], part)) == 1  # no empty tensor remains beside the images
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])

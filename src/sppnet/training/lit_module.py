@@ -293,7 +293,11 @@ class Classifier(L.LightningModule):
             "plateau": None if self._plateau is None else self._plateau.state_dict(),
             "val_score": self.val_score,
             "score_is_new": self._score_is_new,
-            "logged": {name: value.detach().cpu().clone() for name, value in self.trainer.callback_metrics.items()},
+            "logged": {  # a callback may also have put other objects there
+                name: value.detach().cpu().clone()
+                for name, value in self.trainer.callback_metrics.items()
+                if isinstance(value, Tensor)
+            },
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

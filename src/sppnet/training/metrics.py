@@ -53,6 +53,7 @@ class SizeMetrics:
         self.sigmoid = multilabel if sigmoid is None else sigmoid  # how logits become probabilities
         self.own = {} if own is None or phase == "train" else dict(own)
         self._by_size: dict[str, MetricCollection] = {}
+        self._examples: dict[str, tuple[Tensor, Tensor]] = {}  # an invalid image of a size: its logits and its target
 
     @property
     def score(self) -> str:
@@ -91,10 +92,11 @@ class SizeMetrics:
         logits_NK, losses_N = logits_NK.detach().float(), losses_N.detach()
         for key in keys:
             metrics = self._of_size(key, logits_NK.device)
+            if len(losses_N) == 0:
+                self._examples.setdefault(key, (example_1K, its_target))
+                continue
             for name, metric in metrics.items(copy_state=False):
-                if len(losses_N) == 0:
-                    self._shape_lists(name, metric, example_1K, its_target)
-                elif name == "loss":
+                if name == "loss":
                     metric.update(losses_N)
                 elif name == "images":
                     metric.update(len(losses_N))
@@ -104,7 +106,7 @@ class SizeMetrics:
                     self._update(name, metric, logits_NK, target)
 
     def _shape_lists(self, name: str, metric: Metric, logits_1K: Tensor, target_1: Tensor) -> None:
-        """Give the list states of a metric without images empty tensors, of the dtypes and dimensions to come.
+        """Give the list states of a metric that got no images empty tensors, of the dtypes and dimensions of an image.
 
         If all images of a rank are invalid, torchmetrics would gather a tensor that does not fit those of the others.
         """
@@ -114,7 +116,8 @@ class SizeMetrics:
         example = metric.clone()
         self._update(name, example, logits_1K, target_1)
         for part in lists:
-            setattr(metric, part, [(value if value.ndim else value[None])[:0] for value in getattr(example, part)])
+            values = [value for value in getattr(example, part) if isinstance(value, Tensor)]
+            setattr(metric, part, [(value if value.ndim else value[None])[:0] for value in values])
 
     def _update(self, name: str, metric: Metric, logits_NK: Tensor, target: Tensor) -> None:
         """Add images to a metric that takes probabilities."""
@@ -136,6 +139,9 @@ class SizeMetrics:
         Raises:
             RunFailed: no image of the phase could be read.
         """
+        for key, example in self._examples.items():
+            for name, metric in self._by_size[key].items(copy_state=False):
+                self._shape_lists(name, metric, *example)
         values: dict[str, float] = {}
         for key, metrics in self._by_size.items():
             if not _has_images(metrics["loss"]):
@@ -173,7 +179,7 @@ class SizeMetrics:
         return [f"{prefix}{name}" for prefix in prefixes for name in self._names(self._new_metrics())]
 
     def reset(self) -> None:
-        self._by_size = {}
+        self._by_size, self._examples = {}, {}
 
     def state(self) -> dict[str, dict[str, dict[str, Tensor]]]:
         """Return the metric states for a checkpoint, as plain tensors with one row per rank.
