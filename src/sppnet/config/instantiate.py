@@ -102,6 +102,11 @@ def instantiate(
     return instance
 
 
+def is_own(instance: object) -> bool:
+    """Whether an object is of a class of the user's own, and not of one of sppnet's."""
+    return type(instance).__module__.split(".")[0] != "sppnet"
+
+
 def _torch_module() -> type:
     """`torch.nn.Module`, without importing torch: no instance of it can exist before that."""
     torch = sys.modules.get("torch")

@@ -145,6 +145,11 @@ class OpenSection(Section):
         return {"_target_": self.target, **passed, **(self.model_extra or {}), **more}
 
 
+def _names(*sections: type[Section]) -> tuple[str, ...]:
+    """The values of `name` that choose one of `sections`."""
+    return tuple(name for section in sections for name in ChosenBy("name").values(section))
+
+
 class OwnPart(OpenSection):
     """A part of the user's own in a slot whose options are ours by name."""
 
@@ -356,7 +361,7 @@ class Flatten(Pooling):
 
 class OwnPooling(OwnPart):
     slot = "pooling"
-    ours = ("spp", "gap", "avgmax", "gem", "lse", "flatten")
+    ours = _names(SPP, GAP, AvgMax, GeM, LSE, Flatten)
 
 
 AnyPooling = Annotated[SPP | GAP | AvgMax | GeM | LSE | Flatten | OwnPooling, ChosenBy("name")]
@@ -374,7 +379,7 @@ class Linear(Section):
 
 
 class OwnHead(OwnPart):
-    slot, ours = "head", ("mlp", "linear")
+    slot, ours = "head", _names(MLP, Linear)
 
 
 AnyHead = Annotated[MLP | Linear | OwnHead, ChosenBy("name")]
@@ -388,7 +393,7 @@ class Loss(Section):
 
 
 class OwnLoss(OwnPart):
-    slot, ours = "loss", ("auto", "cross_entropy", "bce", "focal")
+    slot, ours = "loss", _names(Loss)
     activation: Literal["auto", "softmax", "sigmoid"] = "auto"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sppnet.config.instantiate import instantiate
+from sppnet.config.instantiate import instantiate, is_own
 from sppnet.config.schema import Config, Data, Sizes
 from sppnet.data.datasets.base import ImageSet
 from sppnet.data.datasets.trial import try_own_images
@@ -65,7 +65,7 @@ def build_images_from_config(cfg: Config) -> ImageSet:
     """
     images = build_images(cfg.data)
     images.keep_in(Path(cfg.paths.cache).expanduser(), cfg.progress)
-    if not type(images).__module__.startswith("sppnet."):
+    if is_own(images):
         try_own_images(images)
     return images
 

@@ -86,14 +86,14 @@ class SizeMetrics:
                 for the step's kernels.
         """
         keys = (OVERALL, str(size)) if self.phase == "train" else (str(size),)
-        example_1K, its_target = logits_NK[:1].detach().float(), target[:1]
+        example = logits_NK[:1].detach(), target[:1]
         if valid_N is not None:
             logits_NK, target, losses_N = logits_NK[valid_N], target[valid_N], losses_N[valid_N]
         logits_NK, losses_N = logits_NK.detach().float(), losses_N.detach()
         for key in keys:
             metrics = self._of_size(key, logits_NK.device)
             if len(losses_N) == 0:
-                self._examples.setdefault(key, (example_1K, its_target))
+                self._examples.setdefault(key, example)
                 continue
             for name, metric in metrics.items(copy_state=False):
                 if name == "loss":
@@ -114,7 +114,7 @@ class SizeMetrics:
         if not lists or any(getattr(metric, part) for part in lists):
             return
         example = metric.clone()
-        self._update(name, example, logits_1K, target_1)
+        self._update(name, example, logits_1K.float(), target_1)
         for part in lists:
             values = [value for value in getattr(example, part) if isinstance(value, Tensor)]
             setattr(metric, part, [(value if value.ndim else value[None])[:0] for value in values])

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from sppnet.config.instantiate import is_own
 from sppnet.config.schema import Config, OpenSection
 from sppnet.data.seeding import preserved_generators, seed_generators
 from sppnet.errors import UserError, notice
@@ -69,7 +70,7 @@ def _check_part(label: str, part: nn.Module, again: nn.Module, x: Tensor, cfg: C
     if _disturb(part, x):
         check_repeatable(label, part, x)
     _check_loaded(label, part, again, x)
-    if slot == "pooling" and type(part).__module__.split(".")[0] != "sppnet" and pools_windows(part):
+    if slot == "pooling" and is_own(part) and pools_windows(part):
         check_own_windows(part, x)
     if not (slot == "backbone" and frozen):
         part.train()

@@ -21,7 +21,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from sppnet.config.instantiate import instantiate
+from sppnet.config.instantiate import instantiate, is_own
 from sppnet.config.schema import Config, Loss, OwnLoss
 from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
@@ -104,7 +104,7 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     notices += gem_notices(network.backbone, network.pooling, min(data.schedule.sizes), network_dtype(cfg))
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     batches = data.train_batches(world=world_size(cfg))  # raises if there are too few images
-    if not type(data.schedule).__module__.startswith("sppnet."):
+    if is_own(data.schedule):
         batches.check_schedule(build_sizes(cfg.sizes), _epochs(cfg, len(batches)))
     callbacks = _build_callbacks(cfg, classifier.metrics["val"])
     data.world = world_size(cfg)
