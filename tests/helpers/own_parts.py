@@ -454,6 +454,29 @@ class Both(Sharpness):
         return sum(part.compute() for part in self.parts)
 
 
+class Costs(Metric):
+    """The mean product of probabilities with a matrix. Under autocast, its list state has the precision's dtype."""
+
+    values: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("values", [], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        self.values.append((probabilities @ torch.ones(probabilities.shape[1], 1)).squeeze(1))
+
+    def compute(self) -> float:
+        return float(torch.cat(self.values).float().mean())
+
+
+class Marked(Costs):
+    """Its list state has the default dtype."""
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        self.values.append(torch.where(target.reshape(len(target), -1)[:, 0] > 0, torch.tensor(1.0), torch.tensor(0.0)))
+
+
 class TwoClasses(nn.Linear):
     def __init__(self, in_features: int) -> None:
         super().__init__(in_features, 2)

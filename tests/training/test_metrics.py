@@ -57,28 +57,39 @@ def test_invalid_images_do_not_count() -> None:
 
 @pytest.mark.parametrize("multilabel", [True, False])
 def test_a_rank_without_valid_images_has_states_that_fit_those_of_the_others(multilabel: bool) -> None:
-    """torchmetrics gathers list states as tensors of the same dtype and number of dimensions."""
+    """torchmetrics gathers list states as tensors of the same dtype and number of dimensions.
+
+    In a step, the precision of a run sets autocast or the default dtype; both are gone when metrics are computed.
+    """
     logits, number = torch.eye(3)[[0, 1, 2, 0]] * 9, torch.tensor([0, 1, 0, 2])
     target = torch.eye(3)[number] if multilabel else number
-    own = {"auroc": MultilabelAUROC(3) if multilabel else MulticlassAUROC(3)}
+    own = {"auroc": MultilabelAUROC(3) if multilabel else MulticlassAUROC(3), "costs": own_parts.Costs()}
+    own["marked"] = own_parts.Marked()
     valid = torch.tensor([True, True, True, False])
     full, empty, both = (SizeMetrics("val", 3, multilabel=multilabel, own=own) for _ in range(3))
     none = torch.zeros(4, dtype=torch.bool)
-    for metrics, masks in ((full, [valid]), (empty, [none, none]), (both, [none, valid, none])):
-        for mask in masks:
-            metrics.update(24, logits, target, torch.zeros(4), mask)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            for metrics, masks in ((full, [valid]), (empty, [none, none]), (both, [none, valid, none])):
+                for mask in masks:
+                    metrics.update(24, logits, target, torch.zeros(4, dtype=torch.float32), mask)
+    finally:
+        torch.set_default_dtype(torch.float32)
     with pytest.raises(RunFailed, match="none of the val images"):
         empty.compute()
-    for name in ("auroc", "map" if multilabel else "calibration_error"):
+    dtypes = {}
+    for name in ("map" if multilabel else "calibration_error", *own):
         metric, other = (metrics._by_size["24"][name] for metrics in (full, empty))
         lists = [part for part in metric._defaults if isinstance(getattr(metric, part), list)]
         assert lists
         for part in lists:
             [value], [nothing] = getattr(metric, part), getattr(other, part)
+            dtypes[name] = value.dtype
             assert (len(nothing), nothing.dtype, nothing.ndim) == (0, value.dtype, value.ndim)
+            assert len(getattr(both._by_size["24"][name], part)) == 1  # no empty tensor remains beside the images
+    assert dtypes["costs"] == dtypes["marked"] == torch.bfloat16
     assert both.compute() == full.compute()
-    for part in lists:
-        assert len(getattr(both._by_size["24"][name], part)) == 1  # no empty tensor remains beside the images
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])

@@ -280,6 +280,7 @@ class Classifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the data needed to rebuild the network, and the training state that Lightning does not save."""
         self.check_loss()
+        logged: dict[str, Any] = self.trainer.callback_metrics  # a callback may put more than tensors there
         checkpoint["sppnet"] = {
             "layout": LAYOUT,
             "config": self.cfg.plain(),
@@ -293,10 +294,10 @@ class Classifier(L.LightningModule):
             "plateau": None if self._plateau is None else self._plateau.state_dict(),
             "val_score": self.val_score,
             "score_is_new": self._score_is_new,
-            "logged": {  # a callback may also have put other objects there
-                name: value.detach().cpu().clone()
-                for name, value in self.trainer.callback_metrics.items()
-                if isinstance(value, Tensor)
+            "logged": {
+                name: value.detach().cpu().clone() if isinstance(value, Tensor) else value
+                for name, value in logged.items()
+                if isinstance(value, Tensor) or type(value) in (bool, int, float, str)
             },
         }
 
@@ -309,8 +310,9 @@ class Classifier(L.LightningModule):
             self.val_score = self._resumed_state["val_score"]
             self._score_is_new = self._resumed_state["score_is_new"]
             # a callback may read what an earlier epoch has logged
-            logged = {name: value.to(self.device) for name, value in self._resumed_state.get("logged", {}).items()}
-            self.trainer.callback_metrics.update(logged)
+            for name, value in self._resumed_state.get("logged", {}).items():
+                logged = value.to(self.device) if isinstance(value, Tensor) else value
+                self.trainer.callback_metrics[name] = logged
             if self._plateau is not None and self._resumed_state["plateau"] is not None:
                 self._plateau.load_state_dict(self._resumed_state["plateau"])
             self._resumed_state = {}

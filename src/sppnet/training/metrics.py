@@ -53,7 +53,7 @@ class SizeMetrics:
         self.sigmoid = multilabel if sigmoid is None else sigmoid  # how logits become probabilities
         self.own = {} if own is None or phase == "train" else dict(own)
         self._by_size: dict[str, MetricCollection] = {}
-        self._examples: dict[str, tuple[Tensor, Tensor]] = {}  # an invalid image of a size: its logits and its target
+        self._empty: dict[str, dict[str, dict[str, list[Tensor]]]] = {}  # by size and metric; see `_empty_lists`
 
     @property
     def score(self) -> str:
@@ -86,14 +86,19 @@ class SizeMetrics:
                 for the step's kernels.
         """
         keys = (OVERALL, str(size)) if self.phase == "train" else (str(size),)
-        example = logits_NK[:1].detach(), target[:1]
+        example = logits_NK[:1].detach().float(), target[:1]
         if valid_N is not None:
             logits_NK, target, losses_N = logits_NK[valid_N], target[valid_N], losses_N[valid_N]
         logits_NK, losses_N = logits_NK.detach().float(), losses_N.detach()
         for key in keys:
             metrics = self._of_size(key, logits_NK.device)
             if len(losses_N) == 0:
-                self._examples.setdefault(key, example)
+                if key not in self._empty:
+                    self._empty[key] = {
+                        name: self._empty_lists(name, metric, *example)
+                        for name, metric in metrics.items(copy_state=False)
+                        if not metric.update_called
+                    }
                 continue
             for name, metric in metrics.items(copy_state=False):
                 if name == "loss":
@@ -105,19 +110,19 @@ class SizeMetrics:
                 else:
                     self._update(name, metric, logits_NK, target)
 
-    def _shape_lists(self, name: str, metric: Metric, logits_1K: Tensor, target_1: Tensor) -> None:
-        """Give the list states of a metric that got no images empty tensors, of the dtypes and dimensions of an image.
+    def _empty_lists(self, name: str, metric: Metric, logits_1K: Tensor, target_1: Tensor) -> dict[str, list[Tensor]]:
+        """Return empty tensors for the list states of a metric, of the dtypes and dimensions that an image gives.
 
         If all images of a rank are invalid, torchmetrics would gather a tensor that does not fit those of the others.
+        The image is added to a copy within the step, because there autocast and the default dtype are the precision's.
         """
         lists = [part for part, value in _states(metric).items() if isinstance(value, list)]
-        if not lists or any(getattr(metric, part) for part in lists):
-            return
+        if not lists:
+            return {}
         example = metric.clone()
-        self._update(name, example, logits_1K.float(), target_1)
-        for part in lists:
-            values = [value for value in getattr(example, part) if isinstance(value, Tensor)]
-            setattr(metric, part, [(value if value.ndim else value[None])[:0] for value in values])
+        self._update(name, example, logits_1K, target_1)
+        values = {part: [value for value in getattr(example, part) if isinstance(value, Tensor)] for part in lists}
+        return {part: [(v if v.ndim else v[None])[:0] for v in of_image] for part, of_image in values.items()}
 
     def _update(self, name: str, metric: Metric, logits_NK: Tensor, target: Tensor) -> None:
         """Add images to a metric that takes probabilities."""
@@ -139,9 +144,12 @@ class SizeMetrics:
         Raises:
             RunFailed: no image of the phase could be read.
         """
-        for key, example in self._examples.items():
-            for name, metric in self._by_size[key].items(copy_state=False):
-                self._shape_lists(name, metric, *example)
+        for key, empty in self._empty.items():
+            for name, lists in empty.items():
+                metric = self._by_size[key][name]
+                if not metric.update_called:
+                    for part, value in lists.items():
+                        setattr(metric, part, value)
         values: dict[str, float] = {}
         for key, metrics in self._by_size.items():
             if not _has_images(metrics["loss"]):
@@ -179,7 +187,7 @@ class SizeMetrics:
         return [f"{prefix}{name}" for prefix in prefixes for name in self._names(self._new_metrics())]
 
     def reset(self) -> None:
-        self._by_size, self._examples = {}, {}
+        self._by_size, self._empty = {}, {}
 
     def state(self) -> dict[str, dict[str, dict[str, Tensor]]]:
         """Return the metric states for a checkpoint, as plain tensors with one row per rank.
