@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from sppnet.pyramid import SpatialPyramidPool2d
 
@@ -457,7 +458,7 @@ class Both(Sharpness):
 class Costs(Metric):
     """The mean product of probabilities with a matrix. Under autocast, its list state has the precision's dtype."""
 
-    values: list[Tensor]
+    values: Any  # a list of tensors; under DDP, `compute` gets a tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -467,7 +468,8 @@ class Costs(Metric):
         self.values.append((probabilities @ torch.ones(probabilities.shape[1], 1)).squeeze(1))
 
     def compute(self) -> float:
-        return float(torch.cat(self.values).float().mean())
+        assert isinstance(self.values, Tensor) or all(len(value) for value in self.values), "a batch without images"
+        return float(dim_zero_cat(self.values).float().mean())
 
 
 class Marked(Costs):
@@ -475,6 +477,15 @@ class Marked(Costs):
 
     def update(self, probabilities: Tensor, target: Tensor) -> None:
         self.values.append(torch.where(target.reshape(len(target), -1)[:, 0] > 0, torch.tensor(1.0), torch.tensor(0.0)))
+
+
+class Merged(Costs):
+    """Keeps one tensor, for which it resets itself in every update."""
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        merged = dim_zero_cat([*self.values, probabilities.amax(1)])
+        self.reset()
+        self.values.append(merged)
 
 
 class TwoClasses(nn.Linear):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
-from torchmetrics.classification import MulticlassAUROC, MultilabelAUROC
 
 import own_parts
+import ranks
 from calling import SMALL, Caller, records
 from sppnet.config.schema import OpenSection
 from sppnet.errors import RunFailed, UserError
@@ -55,41 +57,12 @@ def test_invalid_images_do_not_count() -> None:
     assert values["val/loss"] == 1.5
 
 
-@pytest.mark.parametrize("multilabel", [True, False])
-def test_a_rank_without_valid_images_has_states_that_fit_those_of_the_others(multilabel: bool) -> None:
-    """torchmetrics gathers list states as tensors of the same dtype and number of dimensions.
-
-    In a step, the precision of a run sets autocast or the default dtype; both are gone when metrics are computed.
-    """
-    logits, number = torch.eye(3)[[0, 1, 2, 0]] * 9, torch.tensor([0, 1, 0, 2])
-    target = torch.eye(3)[number] if multilabel else number
-    own = {"auroc": MultilabelAUROC(3) if multilabel else MulticlassAUROC(3), "costs": own_parts.Costs()}
-    own["marked"] = own_parts.Marked()
-    valid = torch.tensor([True, True, True, False])
-    full, empty, both = (SizeMetrics("val", 3, multilabel=multilabel, own=own) for _ in range(3))
-    none = torch.zeros(4, dtype=torch.bool)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            for metrics, masks in ((full, [valid]), (empty, [none, none]), (both, [none, valid, none])):
-                for mask in masks:
-                    metrics.update(24, logits, target, torch.zeros(4, dtype=torch.float32), mask)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    with pytest.raises(RunFailed, match="none of the val images"):
-        empty.compute()
-    dtypes = {}
-    for name in ("map" if multilabel else "calibration_error", *own):
-        metric, other = (metrics._by_size["24"][name] for metrics in (full, empty))
-        lists = [part for part in metric._defaults if isinstance(getattr(metric, part), list)]
-        assert lists
-        for part in lists:
-            [value], [nothing] = getattr(metric, part), getattr(other, part)
-            dtypes[name] = value.dtype
-            assert (len(nothing), nothing.dtype, nothing.ndim) == (0, value.dtype, value.ndim)
-            assert len(getattr(both._by_size["24"][name], part)) == 1  # no empty tensor remains beside the images
-    assert dtypes["costs"] == dtypes["marked"] == torch.bfloat16
-    assert both.compute() == full.compute()
+def test_two_processes_compute_what_one_does_also_if_one_has_no_valid_image(tmp_path: Path) -> None:
+    """torchmetrics gathers list states as tensors of the same dtype and number of dimensions."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+        by_rank = list(processes.map(ranks.in_two_processes, (0, 1), (tmp_path / "store",) * 2))
+    for case, expected in ranks.in_one_process().items():
+        assert [values[case] for values in by_rank] == [pytest.approx(expected, abs=1e-6)] * 2, case
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])

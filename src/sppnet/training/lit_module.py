@@ -309,7 +309,7 @@ class Classifier(L.LightningModule):
             self.metrics["train"].load(self._resumed_state["metrics"], self.device, self.global_rank)
             self.val_score = self._resumed_state["val_score"]
             self._score_is_new = self._resumed_state["score_is_new"]
-            # a callback may read what an earlier epoch has logged
+            # a callback may read what an earlier epoch has logged (rank 0, as with the states of callbacks)
             for name, value in self._resumed_state.get("logged", {}).items():
                 logged = value.to(self.device) if isinstance(value, Tensor) else value
                 self.trainer.callback_metrics[name] = logged

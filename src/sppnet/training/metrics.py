@@ -86,18 +86,17 @@ class SizeMetrics:
                 for the step's kernels.
         """
         keys = (OVERALL, str(size)) if self.phase == "train" else (str(size),)
-        example = logits_NK[:1].detach().float(), target[:1]
+        target_1 = target[:1]
         if valid_N is not None:
             logits_NK, target, losses_N = logits_NK[valid_N], target[valid_N], losses_N[valid_N]
         logits_NK, losses_N = logits_NK.detach().float(), losses_N.detach()
         for key in keys:
             metrics = self._of_size(key, logits_NK.device)
             if len(losses_N) == 0:
-                if key not in self._empty:
+                if key not in self._empty and _is_distributed():
                     self._empty[key] = {
-                        name: self._empty_lists(name, metric, *example)
+                        name: self._empty_lists(name, metric, target_1)
                         for name, metric in metrics.items(copy_state=False)
-                        if not metric.update_called
                     }
                 continue
             for name, metric in metrics.items(copy_state=False):
@@ -110,16 +109,17 @@ class SizeMetrics:
                 else:
                     self._update(name, metric, logits_NK, target)
 
-    def _empty_lists(self, name: str, metric: Metric, logits_1K: Tensor, target_1: Tensor) -> dict[str, list[Tensor]]:
+    def _empty_lists(self, name: str, metric: Metric, target_1: Tensor) -> dict[str, list[Tensor]]:
         """Return empty tensors for the list states of a metric, of the dtypes and dimensions that an image gives.
 
         If all images of a rank are invalid, torchmetrics would gather a tensor that does not fit those of the others.
-        The image is added to a copy within the step, because there autocast and the default dtype are the precision's.
+        An image is added to a copy within the step, because there autocast and the default dtype are the precision's.
         """
         lists = [part for part, value in _states(metric).items() if isinstance(value, list)]
-        if not lists:
+        if not lists or any(getattr(metric, part) for part in lists):
             return {}
         example = metric.clone()
+        logits_1K = torch.zeros(1, self.classes, dtype=torch.float32, device=target_1.device)
         self._update(name, example, logits_1K, target_1)
         values = {part: [value for value in getattr(example, part) if isinstance(value, Tensor)] for part in lists}
         return {part: [(v if v.ndim else v[None])[:0] for v in of_image] for part, of_image in values.items()}
@@ -147,7 +147,7 @@ class SizeMetrics:
         for key, empty in self._empty.items():
             for name, lists in empty.items():
                 metric = self._by_size[key][name]
-                if not metric.update_called:
+                if not any(getattr(metric, part) for part in lists):
                     for part, value in lists.items():
                         setattr(metric, part, value)
         values: dict[str, float] = {}
@@ -279,13 +279,16 @@ class SizeMetrics:
         return value
 
 
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _mean(value: Tensor) -> float:
     return float(value.nanmean() if value.is_floating_point() else value)
 
 
 def _has_images(loss: Metric) -> bool:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return distributed or float(loss.weight) > 0  # type: ignore[arg-type]
+    return _is_distributed() or float(loss.weight) > 0  # type: ignore[arg-type]
 
 
 def _states(metric: Metric) -> dict[str, Any]:
@@ -296,7 +299,7 @@ def _states(metric: Metric) -> dict[str, Any]:
 def _gather_ranks(value: Tensor) -> Tensor:
     """Gather a tensor (...) from every rank into (ranks, ...) on the CPU; all ranks get the same result."""
     value = value.detach().clone()
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _is_distributed():
         return value[None].cpu()
     by_rank = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(by_rank, value)

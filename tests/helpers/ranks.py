@@ -1,0 +1,74 @@
+"""Metrics of two processes, each of which adds valid and invalid batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAUROC, MultilabelAUROC
+
+import own_parts
+from sppnet.training.metrics import SizeMetrics
+
+PATTERNS = ("i", "ii", "iv", "vi", "ivi", "vv")  # of the second process: batches with and without valid images
+
+
+def metrics_of(multilabel: bool) -> SizeMetrics:
+    own: dict[str, Metric] = {
+        "auroc": MultilabelAUROC(3) if multilabel else MulticlassAUROC(3),
+        "costs": own_parts.Costs(),
+        "marked": own_parts.Marked(),
+        "merged": own_parts.Merged(),
+    }
+    return SizeMetrics("val", 3, multilabel=multilabel, own=own)
+
+
+def add(metrics: SizeMetrics, batch: int, valid: bool) -> None:
+    """Add a batch in a step with the precision bf16-mixed and, for what is not under autocast, bf16-true."""
+    generator = torch.Generator().manual_seed(batch)
+    logits = torch.randn(4, 3, generator=generator, dtype=torch.float32)
+    number = torch.tensor([0, 1, 2, batch % 3])
+    target = torch.eye(3, dtype=torch.float32)[number] if metrics.multilabel else number
+    mask = torch.tensor([valid, valid, valid, False])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            metrics.update(24, logits, target, logits.abs().sum(1), mask)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def each_case(use: Callable[[SizeMetrics, str], None]) -> dict[str, dict[str, float]]:
+    values = {}
+    for multilabel in (False, True):
+        for pattern in PATTERNS:
+            metrics = metrics_of(multilabel)
+            use(metrics, pattern)
+            values[f"{pattern}, {multilabel}"] = metrics.compute()
+    return values
+
+
+def in_two_processes(rank: int, store: Path) -> dict[str, dict[str, float]]:
+    """Return what process `rank` of two computes."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+
+    def use(metrics: SizeMetrics, pattern: str) -> None:
+        for i, kind in enumerate(pattern):
+            add(metrics, 2 * i + rank, rank == 0 or kind == "v")
+
+    return each_case(use)
+
+
+def in_one_process() -> dict[str, dict[str, float]]:
+    """Return what one process computes from the batches of both, those of the second first."""
+
+    def use(metrics: SizeMetrics, pattern: str) -> None:
+        for i, kind in enumerate(pattern):
+            add(metrics, 2 * i + 1, kind == "v")
+        for i in range(len(pattern)):
+            add(metrics, 2 * i, True)
+
+    return each_case(use)
