@@ -468,7 +468,7 @@ class Costs(Metric):
         self.values.append((probabilities @ torch.ones(probabilities.shape[1], 1)).squeeze(1))
 
     def compute(self) -> float:
-        assert isinstance(self.values, Tensor) or all(len(value) for value in self.values), "a batch without images"
+        assert isinstance(self.values, Tensor) or all(value.numel() for value in self.values), "a batch without images"
         return float(dim_zero_cat(self.values).float().mean())
 
 
@@ -486,6 +486,22 @@ class Merged(Costs):
         merged = dim_zero_cat([*self.values, probabilities.amax(1)])
         self.reset()
         self.values.append(merged)
+
+
+class Batches(Costs):
+    """Keeps a whole number for each batch."""
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        self.values.append((probabilities.amax(1) > 0.5).sum())
+
+
+class Wrong(Costs):
+    """Keeps (n, K) for the images that are not of class 0, if there are any."""
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        wrong = target.reshape(len(target), -1)[:, 0] != 0
+        if wrong.any():
+            self.values.append(probabilities[wrong])
 
 
 class TwoClasses(nn.Linear):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ def metrics_of(multilabel: bool) -> SizeMetrics:
         "costs": own_parts.Costs(),
         "marked": own_parts.Marked(),
         "merged": own_parts.Merged(),
+        "batches": own_parts.Batches(),
+        "wrong": own_parts.Wrong(),
     }
     return SizeMetrics("val", 3, multilabel=multilabel, own=own)
 
@@ -53,7 +56,9 @@ def each_case(use: Callable[[SizeMetrics, str], None]) -> dict[str, dict[str, fl
 def in_two_processes(rank: int, store: Path) -> dict[str, dict[str, float]]:
     """Return what process `rank` of two computes."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=1)
+    )
 
     def use(metrics: SizeMetrics, pattern: str) -> None:
         for i, kind in enumerate(pattern):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelStatScores
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from sppnet.errors import RunFailed
 from sppnet.runs.identity import LOWER_IS_BETTER
@@ -53,7 +54,6 @@ class SizeMetrics:
         self.sigmoid = multilabel if sigmoid is None else sigmoid  # how logits become probabilities
         self.own = {} if own is None or phase == "train" else dict(own)
         self._by_size: dict[str, MetricCollection] = {}
-        self._empty: dict[str, dict[str, dict[str, list[Tensor]]]] = {}  # by size and metric; see `_empty_lists`
 
     @property
     def score(self) -> str:
@@ -86,18 +86,12 @@ class SizeMetrics:
                 for the step's kernels.
         """
         keys = (OVERALL, str(size)) if self.phase == "train" else (str(size),)
-        target_1 = target[:1]
         if valid_N is not None:
             logits_NK, target, losses_N = logits_NK[valid_N], target[valid_N], losses_N[valid_N]
         logits_NK, losses_N = logits_NK.detach().float(), losses_N.detach()
         for key in keys:
-            metrics = self._of_size(key, logits_NK.device)
+            metrics = self._of_size(key, logits_NK.device)  # all ranks compute those of the same sizes
             if len(losses_N) == 0:
-                if key not in self._empty and _is_distributed():
-                    self._empty[key] = {
-                        name: self._empty_lists(name, metric, target_1)
-                        for name, metric in metrics.items(copy_state=False)
-                    }
                 continue
             for name, metric in metrics.items(copy_state=False):
                 if name == "loss":
@@ -108,21 +102,6 @@ class SizeMetrics:
                     metric.update(logits_NK, target)
                 else:
                     self._update(name, metric, logits_NK, target)
-
-    def _empty_lists(self, name: str, metric: Metric, target_1: Tensor) -> dict[str, list[Tensor]]:
-        """Return empty tensors for the list states of a metric, of the dtypes and dimensions that an image gives.
-
-        If all images of a rank are invalid, torchmetrics would gather a tensor that does not fit those of the others.
-        An image is added to a copy within the step, because there autocast and the default dtype are the precision's.
-        """
-        lists = [part for part, value in _states(metric).items() if isinstance(value, list)]
-        if not lists or any(getattr(metric, part) for part in lists):
-            return {}
-        example = metric.clone()
-        logits_1K = torch.zeros(1, self.classes, dtype=torch.float32, device=target_1.device)
-        self._update(name, example, logits_1K, target_1)
-        values = {part: [value for value in getattr(example, part) if isinstance(value, Tensor)] for part in lists}
-        return {part: [(v if v.ndim else v[None])[:0] for v in of_image] for part, of_image in values.items()}
 
     def _update(self, name: str, metric: Metric, logits_NK: Tensor, target: Tensor) -> None:
         """Add images to a metric that takes probabilities."""
@@ -144,12 +123,6 @@ class SizeMetrics:
         Raises:
             RunFailed: no image of the phase could be read.
         """
-        for key, empty in self._empty.items():
-            for name, lists in empty.items():
-                metric = self._by_size[key][name]
-                if not any(getattr(metric, part) for part in lists):
-                    for part, value in lists.items():
-                        setattr(metric, part, value)
         values: dict[str, float] = {}
         for key, metrics in self._by_size.items():
             if not _has_images(metrics["loss"]):
@@ -187,7 +160,7 @@ class SizeMetrics:
         return [f"{prefix}{name}" for prefix in prefixes for name in self._names(self._new_metrics())]
 
     def reset(self) -> None:
-        self._by_size, self._empty = {}, {}
+        self._by_size = {}
 
     def state(self) -> dict[str, dict[str, dict[str, Tensor]]]:
         """Return the metric states for a checkpoint, as plain tensors with one row per rank.
@@ -225,6 +198,9 @@ class SizeMetrics:
                     # Accumulate in at least float32: during a step, the default dtype is that of trainer.precision, and
                     # bfloat16 can count only to 256. The dtype is set after `to`, because `to` resets it.
                     metric.set_dtype(torch.promote_types(torch.get_default_dtype(), torch.float32))
+            for part in collection.modules():  # also a metric within a wrapper
+                if isinstance(part, Metric) and any(isinstance(value, list) for value in part._defaults.values()):
+                    part.dist_sync_fn = part.dist_sync_fn or _gather_lists
             self._by_size[key] = collection
         return self._by_size[key]
 
@@ -304,3 +280,20 @@ def _gather_ranks(value: Tensor) -> Tensor:
     by_rank = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(by_rank, value)
     return torch.stack(by_rank).cpu()
+
+
+def _gather_lists(value: Tensor, group: Any = None) -> list[Tensor]:
+    """Gather what a list state holds on each rank, also if a rank has no valid image.
+
+    `gather_all_tensors` needs tensors of one dtype and number of dimensions. But torchmetrics makes an empty list a
+    tensor (0,) of floats, and joins a list of scalars only if it has several.
+    """
+    kinds: list[Any] = [None] * torch.distributed.get_world_size(group)
+    kind = (value.numel() > 0, value.ndim, value.shape[1:], value.dtype)
+    torch.distributed.all_gather_object(kinds, kind, group)
+    if value.ndim == 0 and any(ndim > 0 for _, ndim, _, _ in kinds):
+        value = value[None]
+    elif value.numel() == 0:
+        _, _, shape, dtype = max(kinds, key=lambda kind: kind[:2])
+        value = value.new_empty((0, *shape), dtype=dtype)
+    return gather_all_tensors(value, group)
