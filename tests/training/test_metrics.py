@@ -55,6 +55,10 @@ def test_invalid_images_do_not_count() -> None:
     values = metrics.compute()
     assert values["val/top1"] == values["val/48/top1"] == values["val/class_accuracy"] == 1.0
     assert values["val/loss"] == 1.5
+    none = SizeMetrics("val", 3, multilabel=False)
+    none.update(48, logits, target, torch.ones(3), torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(RunFailed, match=r"^none of the val images could be read; see data\.bad_files$"):
+        none.compute()
 
 
 def test_two_processes_compute_what_one_does_also_if_one_has_no_valid_image(tmp_path: Path) -> None:
