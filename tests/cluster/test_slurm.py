@@ -207,11 +207,11 @@ def test_accounting_reports_jobs_that_the_controller_forgot(
     accounting.wait(lambda: not accounting.jobs())
     assert "3 runs: 3 done" in booked("status").out
     summaries = {path: path.read_text() for path in folder.glob("runs/mishaps/*/summary.json")}
-    tested = booked(
-        "train", "-m", *OVERRIDES, *SLURM, "seed=0,1", "sizes.test=[20]"
-    )  # a further test of runs that are done
+    further = ("seed=0,1", "sizes.test=[20]", "+hydra.launcher.options.hold=true")  # a test of runs that are done
+    tested = booked("train", "-m", *OVERRIDES, *SLURM, *further)
     assert tested.out.count("] queued") == 2, tested.out
-    assert "3 done" in booked("status").out
+    assert "5 runs: 3 done" in (shown := booked("status").out), shown
+    accounting.call("scontrol", "release", next(iter(accounting.jobs())).split("_")[0])
     accounting.wait(lambda: not accounting.jobs())
     assert "5 runs: 5 done" in booked("status").out
     assert summaries == {path: path.read_text() for path in summaries}
