@@ -289,11 +289,12 @@ def _gather_lists(value: Tensor, group: Any = None) -> list[Tensor]:
     tensor (0,) of floats, and joins a list of scalars only if it has several.
     """
     kinds: list[Any] = [None] * torch.distributed.get_world_size(group)
-    kind = (value.numel() > 0, value.ndim, value.shape[1:], value.dtype)
+    is_empty = value.ndim > 0 and len(value) == 0
+    kind = (not is_empty, value.ndim, value.shape[1:], value.dtype)
     torch.distributed.all_gather_object(kinds, kind, group)
     if value.ndim == 0 and any(ndim > 0 for _, ndim, _, _ in kinds):
         value = value[None]
-    elif value.numel() == 0:
+    elif is_empty:
         _, _, shape, dtype = max(kinds, key=lambda kind: kind[:2])
         value = value.new_empty((0, *shape), dtype=dtype)
     return gather_all_tensors(value, group)
