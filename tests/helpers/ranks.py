@@ -11,9 +11,11 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAUROC, MultilabelAUROC
 
 import own_parts
+from sppnet.errors import RunFailed
 from sppnet.training.metrics import SizeMetrics
 
-PATTERNS = ("i", "ii", "iv", "vi", "ivi", "vv")  # of the second process: batches with and without valid images
+# Batches with (v) and without (i) valid images of the second process, beside valid ones of the first; none (n) of both.
+PATTERNS = ("i", "ii", "iv", "vi", "ivi", "vv", "n")
 
 
 def metrics_of(multilabel: bool) -> SizeMetrics:
@@ -43,17 +45,21 @@ def add(metrics: SizeMetrics, batch: int, valid: bool) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def each_case(use: Callable[[SizeMetrics, str], None]) -> dict[str, dict[str, float]]:
-    values = {}
+def each_case(use: Callable[[SizeMetrics, str], None]) -> dict[str, dict[str, float] | str]:
+    """Return the values of each case, or why there are none."""
+    values: dict[str, dict[str, float] | str] = {}
     for multilabel in (False, True):
         for pattern in PATTERNS:
             metrics = metrics_of(multilabel)
             use(metrics, pattern)
-            values[f"{pattern}, {multilabel}"] = metrics.compute()
+            try:
+                values[f"{pattern}, {multilabel}"] = metrics.compute()
+            except RunFailed as error:
+                values[f"{pattern}, {multilabel}"] = str(error)
     return values
 
 
-def in_two_processes(rank: int, store: Path) -> dict[str, dict[str, float]]:
+def in_two_processes(rank: int, store: Path) -> dict[str, dict[str, float] | str]:
     """Return what process `rank` of two computes."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -62,18 +68,18 @@ def in_two_processes(rank: int, store: Path) -> dict[str, dict[str, float]]:
 
     def use(metrics: SizeMetrics, pattern: str) -> None:
         for i, kind in enumerate(pattern):
-            add(metrics, 2 * i + rank, rank == 0 or kind == "v")
+            add(metrics, 2 * i + rank, kind == "v" or (kind == "i" and rank == 0))
 
     return each_case(use)
 
 
-def in_one_process() -> dict[str, dict[str, float]]:
+def in_one_process() -> dict[str, dict[str, float] | str]:
     """Return what one process computes from the batches of both, those of the second first."""
 
     def use(metrics: SizeMetrics, pattern: str) -> None:
         for i, kind in enumerate(pattern):
             add(metrics, 2 * i + 1, kind == "v")
         for i in range(len(pattern)):
-            add(metrics, 2 * i, True)
+            add(metrics, 2 * i, pattern != "n")
 
     return each_case(use)

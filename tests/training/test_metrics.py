@@ -51,21 +51,27 @@ def test_average_precision_is_the_mean_precision_at_the_images_of_the_class() ->
 def test_invalid_images_do_not_count() -> None:
     metrics = SizeMetrics("val", 3, multilabel=False)
     logits, target = torch.eye(3)[[0, 1, 2]] * 9, torch.tensor([0, 1, 0])
-    metrics.update(48, logits, target, torch.tensor([1.0, 2.0, 99.0]), torch.tensor([True, True, False]))
+    losses, valid = torch.tensor([1.0, 2.0, 99.0]), torch.tensor([True, True, False])
+    metrics.update(48, logits, target, losses, valid)
     values = metrics.compute()
     assert values["val/top1"] == values["val/48/top1"] == values["val/class_accuracy"] == 1.0
     assert values["val/loss"] == 1.5
-    none = SizeMetrics("val", 3, multilabel=False)
-    none.update(48, logits, target, torch.ones(3), torch.zeros(3, dtype=torch.bool))
-    with pytest.raises(RunFailed, match=r"^none of the val images could be read; see data\.bad_files$"):
-        none.compute()
+    train = SizeMetrics("train", 3, multilabel=False)
+    train.update(24, logits, target, losses, torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(RunFailed, match=r"^none of the train images could be read; see data\.bad_files$"):
+        train.compute()
+    train.update(48, logits, target, losses, valid)
+    of_size = {"top1": 1.0, "top5": 1.0, "loss": 1.5}  # there are none at 24 pixels
+    assert train.compute() == {f"train/{key}{name}": x for key in ("", "48/") for name, x in of_size.items()}
 
 
-def test_two_processes_compute_what_one_does_also_if_one_has_no_valid_image(tmp_path: Path) -> None:
+def test_two_processes_compute_what_one_does_also_if_one_or_both_have_no_valid_image(tmp_path: Path) -> None:
     """torchmetrics gathers list states as tensors of the same dtype and number of dimensions."""
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
         by_rank = list(processes.map(ranks.in_two_processes, (0, 1), (tmp_path / "store",) * 2))
-    for case, expected in ranks.in_one_process().items():
+    alone = ranks.in_one_process()
+    assert alone["n, False"] == alone["n, True"] == "none of the val images could be read; see data.bad_files"
+    for case, expected in alone.items():
         assert [values[case] for values in by_rank] == [pytest.approx(expected, abs=1e-6)] * 2, case
 
 

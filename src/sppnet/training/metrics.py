@@ -125,7 +125,9 @@ class SizeMetrics:
         """
         values: dict[str, float] = {}
         for key, metrics in self._by_size.items():
-            if not _has_images(metrics["loss"]):
+            if not _gather_ranks(metrics["loss"].weight).any():  # type: ignore[arg-type]
+                if values and self.phase == "train":
+                    continue  # images of other sizes could be read
                 raise RunFailed(f"none of the {self.phase} images could be read; see data.bad_files")
             of_size = {name: _mean(value) for name, value in self._values(metrics).items()}
             if key == OVERALL or (self.phase != "train" and not values):
@@ -255,16 +257,8 @@ class SizeMetrics:
         return value
 
 
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def _mean(value: Tensor) -> float:
     return float(value.nanmean() if value.is_floating_point() else value)
-
-
-def _has_images(loss: Metric) -> bool:
-    return _is_distributed() or float(loss.weight) > 0  # type: ignore[arg-type]
 
 
 def _states(metric: Metric) -> dict[str, Any]:
@@ -275,7 +269,7 @@ def _states(metric: Metric) -> dict[str, Any]:
 def _gather_ranks(value: Tensor) -> Tensor:
     """Gather a tensor (...) from every rank into (ranks, ...) on the CPU; all ranks get the same result."""
     value = value.detach().clone()
-    if not _is_distributed():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value[None].cpu()
     by_rank = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(by_rank, value)
