@@ -20,14 +20,15 @@ from sppnet.config.compose import Job
 from sppnet.config.schema import Config
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.runs import ranks
-from sppnet.runs.identity import world_size
-from sppnet.runs.plan import PlannedRun, check_duplicates, plan_run
+from sppnet.runs.identity import init_setting, world_size
+from sppnet.runs.plan import PlannedRun, check_duplicates, check_inputs, plan_run
 from sppnet.runs.result_text import print_result
 from sppnet.runs.run_directory import Run
 from sppnet.runs.slurm_status import slurm_fields
 from sppnet.runs.test_record import write_test
 from sppnet.slurm import job as slurm_job
 from sppnet.storage.files import write_json
+from sppnet.studies.warm_start import with_init
 
 if TYPE_CHECKING:
     from sppnet.training.checkpointing import Preempted
@@ -40,7 +41,7 @@ def main(words: Sequence[str]) -> None:
 def train(job: Job[Config]) -> None:
     """Train, resume or test the run that `job` describes, then print the run directory and the test result."""
     cfg = job.cfg.model_copy(update={"force": False}) if slurm_job.restarts() else job.cfg
-    planned = plan_run(cfg)
+    planned = plan_run(with_init(cfg, "", job.overrides, job.overrides))
     ranks.check_world_size(cfg)
     check_duplicates(planned)
     if slurm_job.rank() > 0:
@@ -82,6 +83,7 @@ def _test(planned: PlannedRun) -> None:
 def _train(planned: PlannedRun, overrides: list[str]) -> None:
     """Check the network, lock the run directory, train (from the last checkpoint, if any) and test."""
     run, cfg = planned.run, planned.cfg
+    check_inputs(planned)
     from sppnet.training.preflight import check_augmentation, check_job  # imports torch
 
     check_job(cfg)
@@ -101,7 +103,7 @@ def _train(planned: PlannedRun, overrides: list[str]) -> None:
             notice(line)
         print(f"{run.path}{' resumes from its last checkpoint' if run.has_checkpoint else ''}", flush=True)
         with _status_file(run):
-            run.begin(cfg, overrides, planned.identity)
+            run.begin(cfg, overrides, planned.identity, None if cfg.init is None else init_setting(cfg.init))
             result, totals = fit(prepared, run)
             write_test(run, planned.test, result)
             write_json(run.path / "summary.json", result["metrics"] | totals)

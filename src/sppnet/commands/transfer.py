@@ -41,6 +41,8 @@ def _transfer_backbone(job: Job[TransferConfig]) -> None:
     """Evaluate the features of `backbone` with its own `weights`; no trained run is involved."""
     if job.cfg.checkpoint is not None:
         refuse_untyped(job.cfg.checkpoint)
+    if job.cfg.init is not None:
+        raise UserError(f"init={job.cfg.init} is not allowed: sppnet transfer does not train; use checkpoint=RUN")
     refuse_ineffective(job.overrides)
     transfer(make_task(job.cfg, None), [word.partition("=")[0].lstrip("+") for word in job.overrides])
 

@@ -296,7 +296,8 @@ class Sizes(OpenSection):
 class Backbone(OpenSection):
     name: Annotated[Label | None, affects.by_content] = None
     weights: Annotated[FilePath | None, affects.by_content] = None
-    freeze: bool = False
+    freeze: bool | Distinct[Text] = False
+    update_bn: bool = False
 
 
 class Pyramid(Section):
@@ -571,6 +572,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     force: Annotated[bool, affects.bookkeeping, EVERY]
     retry: Annotated[Literal["failed", "all", "none"], affects.bookkeeping]
+    init: Annotated[FilePath | None, affects.by_content] = None
     progress: Annotated[Literal["auto", "bar", "lines", "none"], affects.nothing, EVERY]
     data: Annotated[Data, affects.weights_and_test, TESTED]
     augment: Augment
@@ -594,3 +596,17 @@ class Config(Section):
     # debug=fast and debug=study set other keys, which the identity holds.
     debug: Annotated[Debug, affects.by_content, changed_by(*EVERY.commands, "status")]
     report: Annotated[Report, affects.bookkeeping, changed_by("status")]
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.init is not None and self.backbone.weights is not None:
+            raise ValueError(
+                f"init={self.init} and backbone.weights={self.backbone.weights} are not allowed together: both give the"
+                " weights of the backbone; set backbone.weights=null"
+            )
+        if self.backbone.update_bn and self.trainer.precision == "bf16-true":
+            raise ValueError(
+                "backbone.update_bn=true and trainer.precision=bf16-true are not allowed together: a mean over many"
+                " batches needs more digits than bfloat16 has; use trainer.precision=bf16-mixed"
+            )
+        return self

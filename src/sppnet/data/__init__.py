@@ -40,7 +40,7 @@ from sppnet.data.datasets.image_files import (
 )
 from sppnet.data.decode import DataError
 from sppnet.data.relabelling import load_tested
-from sppnet.data.size_schedules import Alternating, EpochSchedule, Single, SizeSchedule, Uniform, Weighted
+from sppnet.data.size_schedules import Alternating, EpochSchedule, Progressive, Single, SizeSchedule, Uniform, Weighted
 
 __all__ = [
     "Alternating",
@@ -56,6 +56,7 @@ __all__ = [
     "ImageSet",
     "Imagenette",
     "OxfordPets",
+    "Progressive",
     "Single",
     "SizeSchedule",
     "Splits",

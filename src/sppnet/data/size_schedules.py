@@ -97,9 +97,7 @@ class Single(EpochSchedule):
     def __init__(self, train: Sequence[int], val: Sequence[int], test: Sequence[int]) -> None:
         super().__init__(train, val, test)
         if len(self.train) != 1:
-            raise ValueError(
-                f"train={list(train)}: single takes exactly one size; alternating, uniform and weighted take several"
-            )
+            raise ValueError(f"train={list(train)}: single takes exactly one size; the other schedules take several")
 
     def size_at(self, seed: int, epoch: int) -> int:
         """The only size in `train`."""
@@ -132,6 +130,45 @@ class Uniform(EpochSchedule):
     def size_at(self, seed: int, epoch: int) -> int:
         """The size drawn for `epoch`."""
         return int(rng(seed, epoch, "size").integers(self.train[0], self.train[1], endpoint=True))
+
+
+class Progressive(EpochSchedule):
+    """The size grows over the epochs, from about the first to the second size in `train` = [low, high].
+
+    It grows linearly with the epoch, in steps: the sizes are high, high - step, high - 2 * step and so on, as long as
+    they are at least low. The last epoch has the size high. Training on small images at first saves time (Tan and Le,
+    2021, EfficientNetV2, who also strengthen the regularisation as the images grow).
+
+    Args:
+        train: the lowest and the highest size.
+        val: validation sizes.
+        test: test sizes.
+        epochs: number of epochs over which the size grows; later epochs have the size high.
+        step: difference between successive sizes, in pixels.
+    """
+
+    def __init__(
+        self, train: Sequence[int], val: Sequence[int], test: Sequence[int], epochs: int, step: int = 8
+    ) -> None:
+        super().__init__(train, val, test)
+        if len(self.train) != 2 or self.train[0] > self.train[1]:
+            raise ValueError(f"train={list(train)}: progressive takes two sizes, the lowest and the highest")
+        for key, value in (("epochs", epochs), ("step", step)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{key}={value!r}: must be a positive integer")
+        self.epochs, self.step = epochs, step
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of all epochs, in ascending order."""
+        return tuple(dict.fromkeys(self.size_at(0, epoch) for epoch in range(self.epochs)))
+
+    def size_at(self, seed: int, epoch: int) -> int:
+        """The smallest of the sizes that is at least `low + (high - low) * epoch / (epochs - 1)`."""
+        del seed
+        low, high = self.train
+        remaining = (high - low) * max(0, self.epochs - 1 - epoch)
+        return high - remaining // (self.step * max(1, self.epochs - 1)) * self.step
 
 
 class Weighted(SizeSchedule):

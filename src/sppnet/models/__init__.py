@@ -4,6 +4,7 @@
 - `pooling.py`: the pooling of maps to vectors (pyramid, fixed grid, global), and of windows of maps.
 - `heads.py`: the fully connected layers.
 - `network.py`: `SPPNet`, which joins these parts, and the functions that build it from its configuration.
+- `freezing.py`: the parts of a backbone that `backbone.freeze` names.
 - `normalise.py`: conversion of 8-bit images to normalised floats.
 - `pretrained.py`: a backbone's weights, from a file or from torchvision.
 - `probe.py`: a backbone's channels, stride and map sizes.

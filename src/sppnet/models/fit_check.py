@@ -13,6 +13,7 @@ from torch import nn
 
 from sppnet.config.schema import MLP, SPP, AnyHead, AnyPooling, Backbone, Flatten, OwnHead, OwnPooling
 from sppnet.errors import UserError
+from sppnet.models.freezing import batch_norms, frozen_modules
 from sppnet.models.heads import build_head, check_head
 from sppnet.models.network import build_backbone
 from sppnet.models.pooling import build_pooling, pooled_length, same_length
@@ -61,6 +62,9 @@ def check_network(
     with on_meta():
         trunk = build_backbone(backbone.model_copy(update={"weights": None}))
         channels = probe(trunk).out_channels
+    frozen_modules(trunk, backbone.freeze)
+    if backbone.update_bn:
+        batch_norms(trunk)
     field = receptive_field(trunk) if pools_windows else None
     sides = {}
     for key, listed in sizes_by_key.items():

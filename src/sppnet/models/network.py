@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from sppnet.config.instantiate import instantiate
 from sppnet.config.schema import AnyHead, AnyPooling, Backbone, OwnHead
+from sppnet.models.freezing import frozen_modules
 from sppnet.models.heads import build_head, check_head
 from sppnet.models.pooling import build_pooling, pooled_length
 from sppnet.models.pretrained import load_weights, resolve_weights
@@ -23,18 +25,24 @@ class SPPNet(nn.Module):
         pooling: module that maps feature maps to vectors (N, D).
         head: module that maps vectors to logits. That of `head=mlp` is a sequence, so `network.head[:1]` ends with the
             first fully connected layer.
-        freeze: whether to freeze the backbone. Its parameters then get no gradient, and it stays in evaluation mode, so
-            that its batch normalisation statistics do not change either.
+        freeze: whether to freeze the backbone, or the names of its modules to freeze. Their parameters then get no
+            gradient, and they stay in evaluation mode, so that their batch normalisation statistics do not change
+            either.
+
+    Raises:
+        UserError: the backbone has no module of a name in `freeze`.
     """
 
-    def __init__(self, backbone: nn.Module, pooling: nn.Module, head: nn.Module, freeze: bool = False) -> None:
+    def __init__(
+        self, backbone: nn.Module, pooling: nn.Module, head: nn.Module, freeze: bool | Sequence[str] = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
         self.head = head
         self.freeze = freeze
-        if freeze:
-            backbone.requires_grad_(False)
+        for part in frozen_modules(backbone, freeze):
+            part.requires_grad_(False)
         self.train()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -43,10 +51,10 @@ class SPPNet(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> SPPNet:
-        """Set training or evaluation mode; a frozen backbone stays in evaluation mode."""
+        """Set training or evaluation mode; what is frozen stays in evaluation mode."""
         super().train(mode)
-        if self.freeze:
-            self.backbone.eval()
+        for part in frozen_modules(self.backbone, self.freeze):
+            part.eval()
         return self
 
 
@@ -54,7 +62,7 @@ def build_network(backbone: Backbone, pooling: AnyPooling, head: AnyHead, classe
     """Build the network from the configurations `backbone`, `pooling` and `head`.
 
     Args:
-        backbone: the configuration `backbone`, as for `build_backbone`. `freeze: true` freezes the backbone.
+        backbone: the configuration `backbone`, as for `build_backbone`. `freeze` freezes it, or modules of it.
         pooling: the configuration `pooling`, as for `build_pooling`.
         head: the configuration `head`, as for `build_head`.
         classes: number of logits.
@@ -76,7 +84,7 @@ def build_network(backbone: Backbone, pooling: AnyPooling, head: AnyHead, classe
 def build_backbone(cfg: Backbone) -> nn.Module:
     """Build the module named by `_target_` and load its `weights` (null, a file or the name of torchvision weights).
 
-    All other keys except `name` and `freeze` are passed to its constructor.
+    All other keys except `name`, `freeze` and `update_bn` are passed to its constructor.
 
     Raises:
         UserError: a value is invalid, or the weights cannot be loaded.

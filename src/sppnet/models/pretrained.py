@@ -73,7 +73,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     problems = [("missing", missing), ("unknown", unknown), ("wrong shape", shapes)]
     problems += [("not floating-point", integers), ("not finite", infinite)]
     if any(keys for _, keys in problems):
-        listing = "; ".join(f"{problem}: {_abbreviate(keys)}" for problem, keys in problems if keys)
+        listing = "; ".join(f"{problem}: {abbreviate(keys)}" for problem, keys in problems if keys)
         raise UserError(f"backbone.weights={path} does not fit the backbone: {listing}")
     backbone.load_state_dict({key: state.get(key, own[key]) for key in own})
 
@@ -91,7 +91,7 @@ def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
     invalid = [str(key) for key, value in loaded.items() if not (isinstance(key, str) and torch.is_tensor(value))]
     if invalid:
         raise UserError(
-            f"backbone.weights={path} must map names to tensors, but these entries do not: {_abbreviate(invalid)}"
+            f"backbone.weights={path} must map names to tensors, but these entries do not: {abbreviate(invalid)}"
         )
     return loaded
 
@@ -104,7 +104,8 @@ def _rename_densenet_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in state.items()}
 
 
-def _abbreviate(keys: Iterable[str]) -> str:
+def abbreviate(keys: Iterable[str]) -> str:
+    """The first names of a list as text, and how many more there are."""
     names = list(keys)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

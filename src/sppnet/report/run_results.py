@@ -44,6 +44,8 @@ def build_result(run: Run, record: Mapping[str, Any], provenance: Mapping[str, A
     # The user's metrics change neither the weights nor the other metrics.
     protocol = {name: part for name, part in record["identity"].items() if name != "code"}
     setting = {name: part for name, part in identity.items() if name != "seed"}
+    if "init" in setting:  # the runs that a row starts from may differ in their seeds
+        setting["init"] = last.get("init") or setting["init"]
     protocol["config"] = {name: part for name, part in config.items() if name != "metrics"}
     columns = {
         "hash": run.hash,

@@ -1,4 +1,4 @@
-"""Finds and reads checkpoints: the weights file that `checkpoint=RUN_DIR_OR_FILE` names, and the stored configuration.
+"""Finds and reads checkpoints: the weights file that `checkpoint` or `init` names, and the stored configuration.
 
 Only `read_checkpoint` imports torch.
 """
@@ -29,10 +29,10 @@ def checkpoint_path(typed: str) -> Path:
     return expand_path("checkpoint", typed)
 
 
-def locate(checkpoint: Path) -> tuple[Run | None, Path]:
+def locate(checkpoint: Path, key: str = "checkpoint") -> tuple[Run | None, Path]:
     """Find the run and the weights file of `checkpoint`, which is a run directory or a checkpoint file.
 
-    The run is None for a file outside a run directory.
+    The run is None for a file outside a run directory. `key` is the key that gives the path, for messages.
 
     Raises:
         UserError: the path does not exist, or it is a directory without `checkpoints/best.ckpt`.
@@ -41,10 +41,10 @@ def locate(checkpoint: Path) -> tuple[Run | None, Path]:
         run = Run(checkpoint)
         if not run.best.is_file():
             state = run.status.get("state", "none, so this is not an sppnet run")
-            raise UserError(f"checkpoint={checkpoint} contains no checkpoints/best.ckpt (status: {state})")
+            raise UserError(f"{key}={checkpoint} contains no checkpoints/best.ckpt (status: {state})")
         return run, run.best
     if not checkpoint.is_file():
-        raise UserError(f"checkpoint={checkpoint}: no such file or directory")
+        raise UserError(f"{key}={checkpoint}: no such file or directory")
     folder = checkpoint.resolve().parent
     if folder.name != "checkpoints" or not (folder.parent / "config.yaml").is_file():
         return None, checkpoint
@@ -52,8 +52,25 @@ def locate(checkpoint: Path) -> tuple[Run | None, Path]:
     return Run(as_typed if as_typed.resolve() == folder.parent else folder.parent), checkpoint
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load an sppnet checkpoint onto the CPU.
+def init_weights(init: str) -> Path:
+    """The checkpoint file that the key `init` names.
+
+    Raises:
+        UserError: there is none, or it is that of a run that is not done.
+    """
+    path = expand_path("init", init)
+    run, weights = locate(path, "init")
+    if run is not None and path.is_dir() and not run.done:
+        state = run.status.get("state", "unknown")
+        raise UserError(
+            f"init={init} is not done (status: {state}), so its best weights may still change; train it to its end, or"
+            " give a checkpoint file"
+        )
+    return weights
+
+
+def read_checkpoint(path: Path, key: str = "checkpoint") -> dict[str, Any]:
+    """Load an sppnet checkpoint onto the CPU. `key` is the key that gives the path, for messages.
 
     Raises:
         UserError: the file does not exist, is damaged, is not an sppnet checkpoint, contains pickled objects (which are
@@ -61,10 +78,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     from sppnet.storage.tensors import read_tensor_file  # imports torch
 
-    loaded = read_tensor_file(path, "checkpoint")
+    loaded = read_tensor_file(path, key)
     if not isinstance(loaded, dict) or not isinstance(loaded.get("sppnet"), dict) or "state_dict" not in loaded:
-        raise UserError(f"checkpoint={path} is not an sppnet checkpoint (it lacks the configuration or the weights)")
-    check_layout(loaded["sppnet"].get("layout"), f"checkpoint={path}")
+        raise UserError(f"{key}={path} is not an sppnet checkpoint (it lacks the configuration or the weights)")
+    check_layout(loaded["sppnet"].get("layout"), f"{key}={path}")
     return loaded
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ from sppnet.config.keys import Key, select, without_effect
 from sppnet.config.load import replace
 from sppnet.config.schema import LAYOUT, Config, OpenSection, OwnLoss
 from sppnet.errors import UserError
+from sppnet.runs.checkpoint_files import locate
+from sppnet.runs.run_directory import Run
+from sppnet.storage.files import read_record
+from sppnet.storage.paths import expand_path
 
 if TYPE_CHECKING:
     from sppnet.data import ImageSet
@@ -35,7 +40,7 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
     """Everything that determines the weights of a run on `images`, as plain data.
 
     Raises:
-        UserError: the weights file or the module of a user class does not exist.
+        UserError: the weights file, the run to start from or the module of a user class does not exist.
     """
     cfg = _without_default_monitor(cfg, images)
     config = _select(cfg, lambda key: key.affects.weights)
@@ -51,6 +56,7 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
         "strategy": strategy(cfg),
         "world_size": world_size(cfg),
         **_monitored(cfg),
+        **({"init": init_identity(cfg.init)} if cfg.init is not None else {}),
     }
 
 
@@ -149,6 +155,52 @@ def weights_identity(weights: str | None) -> str | None:
     if "/" in weights or path.suffix:
         raise UserError(f"backbone.weights={weights}: no such file")
     return weights
+
+
+def init_identity(init: str) -> str:
+    """What identifies the weights that `init` names: the hash of a run for its best weights, otherwise a file's digest.
+
+    The hash covers everything that determines the weights of a run, so a study can be planned before the runs that it
+    starts from are done, and after their checkpoints have been deleted.
+
+    Raises:
+        UserError: `init` names neither a file nor a run.
+    """
+    path = expand_path("init", init)
+    if not path.is_file():
+        return _run_hash(Run(path))
+    run, weights = locate(path, "init")
+    is_best = run is not None and run.done and weights.resolve() == run.best.resolve()
+    return _run_hash(run) if run is not None and is_best else file_digest(weights)
+
+
+def init_setting(init: str) -> str:
+    """What identifies the weights that `init` names, apart from the seed with which they were trained.
+
+    Reports put runs into one row that start from the runs of one row.
+
+    Raises:
+        UserError: `init` names neither a file nor a run.
+    """
+    path = expand_path("init", init)
+    run = locate(path, "init")[0] if path.is_file() else Run(path)
+    record = {} if run is None else read_record(run.path / "provenance.json")
+    if run is None or init_identity(init) != _run_hash(run) or not record:
+        return init_identity(init)
+    identity = {name: part for name, part in record["identity"].items() if name != "init"}
+    config = {name: part for name, part in identity["config"].items() if name != "seed"}
+    return digest(identity | {"config": config, "init": record["starts"][-1].get("init")})
+
+
+def _run_hash(run: Run) -> str:
+    """The hash of a run, even if its directory was renamed, or was deleted since a study has recorded it."""
+    identity = read_record(run.path / "provenance.json").get("identity")
+    if isinstance(identity, dict):
+        return digest(identity)
+    if run.path.exists() or not re.search(r"-[0-9a-f]{10}$", run.path.name):
+        problem = "is not an sppnet run" if run.path.exists() else "no such file or directory"
+        raise UserError(f"init={run.path}: {problem}; give a run directory or a checkpoint file")
+    return run.hash
 
 
 def own_class_digests(node: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppnet.config.schema import SPP, AnyPooling, Config, OwnPooling
+from sppnet.runs.checkpoint_files import init_weights
 from sppnet.runs.identity import digest, eval_identity, run_identity
 from sppnet.runs.run_directory import Run
 
@@ -59,6 +60,16 @@ def plan_run(cfg: Config) -> PlannedRun:
     name = cfg.name or "-".join([cfg.data.name, cfg.backbone.name or "net", _pooling_label(cfg.pooling)])
     path = Path(cfg.paths.runs).expanduser() / cfg.study / f"{name}-{digest(identity)}"
     return PlannedRun(cfg, identity, Run(path), digest(eval_identity(cfg, "best", images)), images)
+
+
+def check_inputs(planned: PlannedRun) -> None:
+    """Check what training needs beside the data: the run to start from, which may have been planned only.
+
+    Raises:
+        UserError: the run that `init` names is not done, or has no checkpoint.
+    """
+    if planned.cfg.init is not None and planned.result is None:
+        init_weights(planned.cfg.init)
 
 
 def check_duplicates(planned: PlannedRun) -> None:

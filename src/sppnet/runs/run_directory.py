@@ -91,8 +91,11 @@ class Run:
         process = {"host": socket.gethostname(), "pid": os.getpid(), "updated": _now()}
         write_json(self.path / "status.json", {"state": state, "reason": reason} | previous | process | progress)
 
-    def begin(self, cfg: Config, overrides: list[str], identity: Mapping[str, Any]) -> None:
-        """Write the configuration, overrides and provenance. Called at every start of the run, with the lock held."""
+    def begin(self, cfg: Config, overrides: list[str], identity: Mapping[str, Any], init: str | None = None) -> None:
+        """Write the configuration, overrides and provenance. Called at every start of the run, with the lock held.
+
+        `init` identifies the weights that the run starts from (see `sppnet.runs.identity.init_setting`).
+        """
         for temporary in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):  # left by a killed process
             temporary.unlink(missing_ok=True)
         (self.path / FAILED_RANK).unlink(missing_ok=True)
@@ -105,7 +108,7 @@ class Run:
             yaml.safe_dump({"layout": LAYOUT, **cfg.plain(), "force": False}, sort_keys=False),
         )
         history = {"identity": identity, "starts": []} | read_record(self.path / "provenance.json")
-        history["starts"].append({"time": _now()} | provenance())
+        history["starts"].append({"time": _now(), "init": init} | provenance())
         write_json(self.path / "provenance.json", history)
 
     @contextlib.contextmanager

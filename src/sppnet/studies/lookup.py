@@ -31,6 +31,7 @@ from sppnet.studies.study import (
     study_command,
     sweep_point,
 )
+from sppnet.studies.warm_start import with_init
 
 
 def find_studies(job: Job[StatusConfig] | Job[ReportConfig]) -> list[Study]:
@@ -156,6 +157,7 @@ def _plan_point(cfg: Config, job: ExpandedJob, shared: Collection[str], digest: 
 
     build_sizes(cfg.sizes)
     try:
-        return sweep_point(job.overrides, shared, job.row, plan_run(cfg), digest)
+        planned = plan_run(with_init(cfg, job.row, job.overrides, shared))
     except UserError:
         return None
+    return sweep_point(job.overrides, shared, job.row, planned, digest)

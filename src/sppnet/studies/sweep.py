@@ -14,14 +14,15 @@ from omegaconf import DictConfig
 
 from sppnet.config import option_files
 from sppnet.config.command_schemas import PredictConfig
-from sppnet.config.overrides import sets_hydra
+from sppnet.config.overrides import quote_names, sets_hydra
 from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.from_checkpoint import load_job
-from sppnet.runs.plan import PlannedRun, check_duplicates, plan_run
+from sppnet.runs.plan import PlannedRun, check_duplicates, check_inputs, plan_run
 from sppnet.runs.result_text import result_lines
 from sppnet.studies.status import run_status
 from sppnet.studies.study import SweepPoint, add_points, common_overrides, config_digest, sweep_point
+from sppnet.studies.warm_start import with_init
 
 SKIPPED_STATES = {  # for each value of `retry`, the states in which a sweep does not start a run again
     "all": (),
@@ -106,8 +107,13 @@ class Sweep:
         raise NotImplementedError
 
     def command_line(self, group: list[SweepJob], job: SweepJob) -> list[str]:
-        """The command line of a job. Under `force=true`, only the first job of a group trains the shared run again."""
-        train_once = [] if job is group[0] else ["force=false"]
+        """The command line of a job. Under `force=true`, only the first job of a group trains the shared run again.
+
+        A job alone cannot know its row, so `init=study:NAME` becomes the run that it stands for.
+        """
+        replaced = [] if job is group[0] else ["force=false"]
+        if self.command == "train" and job.cfg is not None and job.cfg.init is not None:
+            replaced.append(quote_names(f"init={job.cfg.init}"))
         return [
             sys.executable,
             "-P",
@@ -116,7 +122,7 @@ class Sweep:
             self.command,
             *self.options,
             *job.overrides,
-            *train_once,
+            *replaced,
             "hydra.mode=RUN",
         ]
 
@@ -154,8 +160,10 @@ class Sweep:
             if self.command != "train":
                 return
             assert job.cfg is not None
+            job.cfg = with_init(job.cfg, job.row, job.overrides, self._common)
             planned = plan_run(job.cfg)
             check_duplicates(planned)
+            check_inputs(planned)
         except UserError as error:
             job.outcome, job.lines = "refused", [str(error)]
         else:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 
 class Averages(EMAWeightAveraging):
-    """Lightning's moving average of the weights, with three changes.
+    """Lightning's moving average of the weights, with four changes.
 
     - Integers, such as a buffer of indices, and extra state are copied. Lightning would average and truncate the
       integers, and save the extra state of the start.
+    - The average of a tensor that equals it, such as a frozen one, stays the same. Computed, the average of two equal
+      numbers may differ from them in its last digit.
     - The averages are float32 even if the weights have 16 bits. In 16 bits, an update scaled by (1 - decay) would be
       rounded away.
     - To validate the averages, Lightning swaps them with the weights and later swaps them back. If the two differ in
@@ -38,9 +40,14 @@ class Averages(EMAWeightAveraging):
                 tensor.data = tensor.data.float()
         average = self._average_model.avg_fn
         assert average is not None
-        self._average_model.avg_fn = lambda averaged, current, count: (
-            average(averaged, current, count) if averaged.is_floating_point() else current
-        )
+
+        def average_changed(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            if not averaged.is_floating_point():
+                return current
+            # the host does not wait for a GPU, as it would with torch.equal
+            return torch.where((averaged == current).all(), averaged, average(averaged, current, count))
+
+        self._average_model.avg_fn = average_changed
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)

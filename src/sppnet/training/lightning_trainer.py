@@ -143,6 +143,11 @@ def check_strategy(cfg: Config, trainer: L.Trainer) -> None:
         raise UserError(f"trainer.strategy: its device is {chosen.root_device}, and not that of trainer.accelerator")
     if on_cpu and processes > 1 and getattr(chosen, "_layer_sync", None):
         raise UserError("trainer: torch synchronises batch norm on GPUs only (sync_batchnorm and its plugins)")
+    if cfg.backbone.update_bn and isinstance(chosen, FSDPStrategy | ModelParallelStrategy):
+        raise UserError(
+            f"trainer.strategy={format_value(strategy(cfg))} and backbone.update_bn=true are not allowed together: each"
+            " process has only a part of the backbone; use trainer.strategy=ddp"
+        )
     for kind, arguments, wrapper in (
         (DDPStrategy, "_ddp_kwargs", DistributedDataParallel),
         (FSDPStrategy, "kwargs", FullyShardedDataParallel),

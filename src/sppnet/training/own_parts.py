@@ -63,7 +63,7 @@ def check_own_parts(network: SPPNet, size: int, cfg: Config, classes: int) -> No
 
 def _check_part(label: str, part: nn.Module, again: nn.Module, x: Tensor, cfg: Config) -> Tensor:
     """Run all checks of a part on its inputs `x`, and return its outputs."""
-    slot, frozen = label.partition(":")[0], cfg.backbone.freeze
+    slot, frozen = label.partition(":")[0], cfg.backbone.freeze is True
     shapes = _shapes(part)
     output = check_repeatable(label, part, x)
     _check_shapes(label, part, shapes, cfg)

@@ -26,12 +26,13 @@ from sppnet.config.schema import Config, Loss, OwnLoss
 from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
-from sppnet.errors import RunFailed, UserError
+from sppnet.errors import RunFailed, UserError, format_value
 from sppnet.models.network import build_network
 from sppnet.runs.identity import eval_identity, world_size
 from sppnet.runs.provenance import code_state
 from sppnet.runs.run_directory import Run
 from sppnet.slurm import job
+from sppnet.training.batch_norm import BatchNormUpdate
 from sppnet.training.callbacks import BadFiles, FinalValidation, StatusFile, progress_display
 from sppnet.training.checkpointing import Checkpoints
 from sppnet.training.ema import Averages
@@ -46,6 +47,7 @@ from sppnet.training.own_parts import check_own_parts, has_own_parts
 from sppnet.training.preflight import gem_notices, network_dtype, sizes_for_pairs
 from sppnet.training.resume import RESTART, checkpoint_to_resume, read_own_checkpoint
 from sppnet.training.user_callbacks import EarlyEnd, check_kinds, check_monitored, check_monitors
+from sppnet.training.warm_start import load_init
 
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
@@ -55,6 +57,7 @@ HARMLESS_WARNINGS = (
     ".*LeafSpec.*is deprecated.*",
     ".*No positive samples found in target.*",  # the average precision is then NaN, which the mean ignores
 )
+OWN_CALLBACKS = (MetricsFile, BadFiles, StatusFile, EarlyEnd, Checkpoints, Averages, BatchNormUpdate)
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     data = build_data(cfg, sets)
     data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
     classifier = build_classifier(cfg, sets)
+    if cfg.init is not None:
+        notices += load_init(classifier.network, cfg, classifier.classes)
     if has_own_parts(cfg):
         check_own_parts(classifier.network, min(data.schedule.sizes), cfg, len(sets.images.classes))
     _check_classifier(classifier)
@@ -227,6 +232,11 @@ def build_classifier(cfg: Config, sets: Splits, trains: bool = True) -> Classifi
 def _check_classifier(classifier: Classifier) -> None:
     """Check that the optimizer takes the network's parameters, and that the user's own loss can be trained with."""
     cfg = classifier.cfg
+    if not any(parameter.requires_grad for parameter in classifier.parameters()):
+        raise UserError(
+            f"backbone.freeze={format_value(cfg.backbone.freeze)} leaves nothing to train: neither pooling nor head has"
+            " parameters"
+        )
     build_optimizer(cfg.optim, classifier.named_parameters(), classifier.undecayed)
     if isinstance(cfg.loss, OwnLoss):
         dtype = torch.float64 if cfg.trainer.precision == "64-true" else torch.float32
@@ -247,15 +257,19 @@ def set_threads_and_filter_warnings(cfg: Config) -> None:
 
 
 def _build_callbacks(cfg: Config, metrics: SizeMetrics) -> list[Callback]:
-    """Build and check the user's callbacks, and build those for `optim.ema` and `progress`."""
+    """Build and check the user's callbacks, and build those for `backbone.update_bn`, `optim.ema` and
+    `progress`.
+    """
     by_name = {name: instantiate(node.node(), Callback, f"callbacks.{name}") for name, node in cfg.callbacks.items()}
-    check_kinds(by_name, (c.__qualname__ for c in (MetricsFile, BadFiles, StatusFile, EarlyEnd, Checkpoints, Averages)))
+    check_kinds(by_name, (kind.__qualname__ for kind in OWN_CALLBACKS))
     logged = {name: metrics.mode(name) for name in metrics.names(cfg.sizes.val)}
     for name in logged:  # these values have already been reduced over all ranks
         warnings.filterwarnings("ignore", rf".*self\.log\('{re.escape(name)}'.*sync_dist=True.*")
     check_monitored(cfg.checkpointing, logged)
     check_monitors(by_name, logged, cfg.trainer.check_val_every_n_epoch)
     callbacks = list(by_name.values())
+    if cfg.backbone.update_bn:
+        callbacks.append(BatchNormUpdate())
     if cfg.optim.ema is not None:
         callbacks.append(Averages(decay=cfg.optim.ema))
     return callbacks + progress_display(cfg.progress)

@@ -1,0 +1,117 @@
+"""Starts training from a trained network (`init`): takes over every tensor that fits, and says which do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sppnet.config.keys import value_of
+from sppnet.config.schema import Config
+from sppnet.errors import UserError, format_value
+from sppnet.models.network import SPPNet
+from sppnet.models.pretrained import abbreviate
+from sppnet.runs.checkpoint_files import init_weights, read_checkpoint
+
+PREFIX = "network."  # of the network's keys in a checkpoint
+# Settings that change the meaning of weights which fit all the same.
+MEANINGS = ("data.mean", "data.std", *(f"pooling.{key}" for key in ("_target_", "name", "bins", "pool", "rule")))
+
+
+@torch.no_grad()
+def load_init(network: SPPNet, cfg: Config, classes: Sequence[str]) -> list[str]:
+    """Copy the weights of the network that `cfg.init` names into `network`, in place, as far as they fit.
+
+    A tensor fits if it has the same name and shape. If the classes differ, the last layer of the head is left out, even
+    if their number is the same: its rows belong to classes by their order.
+
+    Args:
+        network: the network at its initial values.
+        cfg: the configuration of the new run.
+        classes: the names of its classes.
+
+    Returns:
+        Notices: what does not fit, and what fits but means something else.
+
+    Raises:
+        UserError: the run is not done, the file is damaged or not an sppnet checkpoint, a value is not finite, or no
+            parameter of the backbone fits.
+    """
+    assert cfg.init is not None
+    path = init_weights(cfg.init)
+    checkpoint = read_checkpoint(path, "init")
+    own, state = _tensors(network.state_dict()), checkpoint["state_dict"]
+    stored = {key.removeprefix(PREFIX): value for key, value in _tensors(state).items() if key.startswith(PREFIX)}
+    same_classes = list(checkpoint["sppnet"]["classes"]) == list(classes)
+    left_out = frozenset() if same_classes else _last_layer(network.head)
+    fitting = {key: stored[key] for key in stored.keys() & own.keys() - left_out if _fits(stored[key], own[key])}
+    if not any(f"backbone.{name}" in fitting for name, _ in network.backbone.named_parameters()):
+        raise UserError(
+            f"init={cfg.init} has another architecture: no parameter of its backbone"
+            f" ({_describe_backbone(checkpoint['sppnet']['config'])}) has the name and shape of one of this backbone"
+            f" ({_describe_backbone(cfg.plain())})"
+        )
+    if infinite := [key for key, value in fitting.items() if not value.float().isfinite().all()]:
+        raise UserError(f"init={cfg.init} holds values that are not finite: {abbreviate(infinite)}")
+    for key, value in fitting.items():
+        own[key].copy_(value)
+    return [
+        *_describe_rest(cfg.init, path, own, stored, fitting, left_out),
+        *_describe_meanings(cfg, checkpoint["sppnet"]["config"]),
+    ]
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict without extra state, which may be anything."""
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+
+
+def _last_layer(head: nn.Module) -> frozenset[str]:
+    """The keys, in the network's state dict, of the head's last module with parameters."""
+    layers = [name for name, part in head.named_modules() if any(True for _ in part.parameters(recurse=False))]
+    if not layers:
+        return frozenset()
+    prefix = f"head.{layers[-1]}.".replace("..", ".")
+    return frozenset(f"{prefix}{key}" for key in head.get_submodule(layers[-1]).state_dict())
+
+
+def _describe_rest(
+    init: str,
+    path: Path,
+    own: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
+    fitting: Mapping[str, Tensor],
+    left_out: frozenset[str],
+) -> list[str]:
+    """Say which tensors of the new network keep their initial values, and which of the old one are not used."""
+    initial = []
+    for key in own.keys() - fitting.keys():
+        shape = tuple(own[key].shape)
+        problem = f" {shape}, not {tuple(stored[key].shape)}" if key in stored and stored[key].shape != shape else ""
+        initial.append(key + (" (other classes)" if key in left_out and not problem else problem))
+    unused = sorted(stored.keys() - own.keys())
+    if not initial and not unused:
+        return []
+    parts = [f"{len(fitting)} of {len(own)} tensors are taken over"]
+    parts += [f"these keep their initial values: {abbreviate(sorted(initial))}"] if initial else []
+    parts += [f"the new network lacks {abbreviate(unused)}"] if unused else []
+    return [f"init={init}: {'; '.join(parts)} ({path})"]
+
+
+def _describe_meanings(cfg: Config, stored: Mapping[str, Any]) -> list[str]:
+    """Say which settings differ that the trained weights were made for."""
+    new = cfg.plain()
+    pairs = [(name, value_of(stored, name), value_of(new, name)) for name in MEANINGS]
+    differing = [f"{name}={format_value(old)}, not {format_value(value)}" for name, old, value in pairs if old != value]
+    return [f"init={cfg.init} was trained with {'; '.join(differing)}"] if differing else []
+
+
+def _describe_backbone(plain: Mapping[str, Any]) -> str:
+    return str(value_of(plain, "backbone.name") or value_of(plain, "backbone._target_"))
