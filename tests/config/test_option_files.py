@@ -70,7 +70,7 @@ def combinations(sides: tuple[int, int], *extra: str) -> list[list[str]]:
                 if pooling == "flatten" and sizes != "single":
                     continue  # refused: it takes one size only, see test_bad_input
                 low, high = sorted(sides)
-                train = {"single": [high], "uniform": [low, high]}.get(sizes, [high, low])
+                train = {"single": [high], "uniform": [low, high], "progressive": [low, high]}.get(sizes, [high, low])
                 words = [f"backbone={backbone}", f"pooling={pooling}", f"sizes={sizes}", f"sizes.train={train}"]
                 words += ["sizes.weights=[0.5,0.5]"] if sizes == "weighted" else []
                 words += NEEDS.get(f"backbone={backbone}", [])

@@ -274,7 +274,7 @@ CLEAR = {
 }
 # What the classes in conf/ take besides; the schema leaves it to them.
 ARGUMENTS = {"backbone.arch", "backbone.convolutions", "backbone.width", "data.background", "data.folder"} | {
-    *("optim.momentum", "sizes.weights")
+    *("optim.momentum", "sizes.epochs", "sizes.step", "sizes.weights")
 }
 
 
@@ -359,7 +359,7 @@ DETERMINES = {
     "trainer.accelerator, trainer.log_every_n_steps, trainer.profiler, trainer.enable_model_summary, checkpointing, "
     "logger",
     # what the identity describes in another way, such as by the content of a file
-    "by_content": "data.name, backbone.name, backbone.weights, pyramid, pooling.name, head.name, loss.name, "
+    "by_content": "init, data.name, backbone.name, backbone.weights, pyramid, pooling.name, head.name, loss.name, "
     "trainer.devices, trainer.num_nodes, trainer.strategy, trainer.limit_test_batches, debug",
     # where a job is stored, and whether it runs at all
     "bookkeeping": "study, force, retry, paths, report",

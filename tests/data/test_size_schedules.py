@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from sppnet.config.schema import Sizes
 from sppnet.data import build_sizes
-from sppnet.data.size_schedules import Alternating, Single, Uniform, Weighted, equal_memory_batch_size, rng
+from sppnet.data.size_schedules import (
+    Alternating,
+    Progressive,
+    Single,
+    Uniform,
+    Weighted,
+    equal_memory_batch_size,
+    rng,
+)
 from sppnet.errors import UserError
 
 WEIGHTS = st.lists(st.sampled_from([0.1, 0.2, 0.25, 1 / 3, 0.5, 1, 2, 7]), min_size=1, max_size=4)
@@ -37,6 +45,22 @@ def test_uniform_depends_on_seed_and_epoch_alone() -> None:
     first, second = (Uniform([180, 224], [224], [224]) for _ in range(2))
     assert [first.size_at(3, e) for e in range(50)] == [second.size_at(3, e) for e in reversed(range(50))][::-1]
     assert [first.size_at(3, e) for e in range(50)] != [first.size_at(4, e) for e in range(50)]
+
+
+@given(st.integers(8, 300), st.integers(0, 200), st.integers(1, 40), st.integers(1, 64))
+def test_progressive_grows_evenly_and_ends_with_the_highest_size(low: int, growth: int, epochs: int, step: int) -> None:
+    """Each size is the smallest on the grid of steps below the highest one that is on or above the line."""
+    high = low + growth
+    schedule = Progressive([low, high], [high], [high], epochs, step)
+    sizes = [schedule.size_at(7, epoch) for epoch in range(epochs)]
+    line = [low + Fraction(growth * epoch, epochs - 1) if epochs > 1 else Fraction(high) for epoch in range(epochs)]
+    for size, wanted in zip(sizes, line, strict=True):
+        assert wanted <= size < wanted + step
+        assert (high - size) % step == 0
+        assert low <= size <= high
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == schedule.size_at(7, epochs + 5) == high
+    assert schedule.sizes == tuple(sorted(set(sizes)))
 
 
 @settings(max_examples=150, deadline=None)

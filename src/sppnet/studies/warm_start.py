@@ -5,14 +5,13 @@ Does not import torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import yaml
 
 from sppnet.config.load import replace
-from sppnet.config.overrides import parse_value
+from sppnet.config.overrides import key_of, parse_value
 from sppnet.config.schema import Config
 from sppnet.errors import UserError
 from sppnet.studies.study import SweepPoint, identifying_overrides, load_points
@@ -25,8 +24,8 @@ def with_init(cfg: Config, row: str, overrides: Collection[str], shared: Collect
     """Return `cfg` with the run directory that `init=study:NAME` stands for; `cfg` itself if `init` names no study.
 
     The run has the seed of `cfg` and, if the study lists rows, the row `row`. If the study's runs differ in further
-    overrides, the job must have those of the run: for overrides of the network and the data, such as `pooling=gap`, any
-    of the job's count; for all others, such as `trainer.max_epochs=1`, only those in which the jobs differ.
+    overrides, the job must have the same: for keys of the network and the data, such as `pooling=gap`, any override of
+    the job counts; for all other keys, such as `optim.lr`, only one in which the jobs differ.
 
     Args:
         cfg: the configuration of a job.
@@ -51,17 +50,19 @@ def with_init(cfg: Config, row: str, overrides: Collection[str], shared: Collect
         points = [(folder, point) for folder, point in points if point.row == row]
         if not points:
             raise UserError(f"init={cfg.init}: study {name} has no row {row}; its rows are {', '.join(sorted(rows))}")
-    axes, words = _axes([point for _, point in points]), _comparable(overrides, shared)
+    keys = _differing_keys([point for _, point in points], overrides, shared)
+    wanted = _with_keys(identifying_overrides(overrides, ()), keys)
     found = {
         str(folder / point.run)
         for folder, point in points
-        if axes.intersection(point.setting) <= words and _seed(folder, point) == cfg.seed
+        if _with_keys(point.setting, keys) == wanted and _seed(folder, point) == cfg.seed
     }
     if len(found) != 1:
-        settings = ", ".join(sorted(axes.intersection(words))) or row or "this setting"
-        problem = f"{len(found)} runs" if found else "no run"
-        given = f" ({', '.join(sorted(found))}); give one of them as init=RUN_DIR" if found else _list(axes, cfg.init)
-        raise UserError(f"init={cfg.init}: study {name} has {problem} of {settings} with seed {cfg.seed}{given}")
+        setting = ", ".join(sorted(wanted)) or row or "this setting"
+        problem, hint = "no run", f"its runs differ in {', '.join(sorted(keys)) or 'their seeds'}"
+        if found:
+            problem, hint = f"{len(found)} runs", f"{', '.join(sorted(found))}: give one of them as init=RUN_DIR"
+        raise UserError(f"init={cfg.init}: study {name} has {problem} of {setting} with seed {cfg.seed}; {hint}")
     return replace(cfg, {"init": found.pop()})
 
 
@@ -78,17 +79,18 @@ def _inits(point: SweepPoint) -> list[str]:
     return [word for word in point.words if word.startswith("init=")]
 
 
-def _comparable(overrides: Collection[str], shared: Collection[str]) -> frozenset[str]:
-    """The overrides of a job that must agree with those of the run that it starts from, if they differ there."""
-    words = identifying_overrides(overrides, shared)
-    common = {word.lstrip("+") for word in shared}
-    return frozenset(word for word in words if word not in common or re.split("[.=/]", word)[0] in COMPARED)
-
-
-def _axes(points: Sequence[SweepPoint]) -> frozenset[str]:
-    """The overrides, apart from the seed, that not all points have in common."""
+def _differing_keys(
+    points: Sequence[SweepPoint], overrides: Collection[str], shared: Collection[str]
+) -> frozenset[str]:
+    """The keys in which the study's runs differ, and in which the job must agree with the run that it starts from."""
     settings = [frozenset(point.setting) for point in points]
-    return frozenset.union(*settings) - frozenset.intersection(*settings)
+    differing = {key_of(word) for word in frozenset.union(*settings) - frozenset.intersection(*settings)}
+    swept = {key_of(word) for word in overrides if word not in shared}
+    return frozenset(key for key in differing if key in swept or key.partition(".")[0] in COMPARED)
+
+
+def _with_keys(words: Collection[str], keys: Collection[str]) -> frozenset[str]:
+    return frozenset(word for word in words if key_of(word) in keys)
 
 
 def _seed(folder: Path, point: SweepPoint) -> int:
@@ -100,8 +102,3 @@ def _seed(folder: Path, point: SweepPoint) -> int:
         return int(stored["seed"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return 0
-
-
-def _list(axes: frozenset[str], init: str) -> str:
-    """Which values the study has instead, if it is a grid."""
-    return f"; its runs differ in {', '.join(sorted(axes))}" if axes else f"; {init} takes the run of the same seed"

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sppnet.config.keys import value_of
+from sppnet.config.keys import key_named, value_of
+from sppnet.config.merge import ABSENT, differences
 from sppnet.config.schema import Config
 from sppnet.errors import UserError, format_value
 from sppnet.models.network import SPPNet
@@ -17,8 +18,6 @@ from sppnet.models.pretrained import abbreviate
 from sppnet.runs.checkpoint_files import init_weights, read_checkpoint
 
 PREFIX = "network."  # of the network's keys in a checkpoint
-# Settings that change the meaning of weights which fit all the same.
-MEANINGS = ("data.mean", "data.std", *(f"pooling.{key}" for key in ("_target_", "name", "bins", "pool", "rule")))
 
 
 @torch.no_grad()
@@ -106,11 +105,24 @@ def _describe_rest(
 
 
 def _describe_meanings(cfg: Config, stored: Mapping[str, Any]) -> list[str]:
-    """Say which settings differ that the trained weights were made for."""
-    new = cfg.plain()
-    pairs = [(name, value_of(stored, name), value_of(new, name)) for name in MEANINGS]
-    differing = [f"{name}={format_value(old)}, not {format_value(value)}" for name, old, value in pairs if old != value]
+    """Say which settings differ that change what the weights mean, although they fit."""
+    differing = [
+        f"{name}={_format(old)}, not {_format(new)}"
+        for name, old, new in differences(_meaning(stored), _meaning(cfg.plain()))
+    ]
     return [f"init={cfg.init} was trained with {'; '.join(differing)}"] if differing else []
+
+
+def _meaning(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The normalisation of the images, and how maps are pooled, apart from what determines only the speed."""
+    data, pooling = plain["data"], plain["pooling"]
+    keys = {name: key_named(Config, f"pooling.{name}", plain) for name in pooling}
+    used = {name: pooling[name] for name, key in keys.items() if key is None or key.affects.weights}
+    return {"data": {"mean": data["mean"], "std": data["std"]}, "pooling": used}
+
+
+def _format(value: object) -> str:
+    return "no such key" if value is ABSENT else format_value(value)
 
 
 def _describe_backbone(plain: Mapping[str, Any]) -> str:
