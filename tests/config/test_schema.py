@@ -266,7 +266,7 @@ def settings(path: Path) -> Iterator[tuple[str, bool]]:
 
 # Keys whose name says all that a comment would say.
 CLEAR = {
-    *("seed", "split_seed", "paths.runs", "data.name", "data.std", "sizes.train", "backbone.name", "backbone.freeze"),
+    *("seed", "split_seed", "paths.runs", "data.name", "data.std", "sizes.train", "backbone.name"),
     *("optim.lr", "optim.weight_decay", "compute.channels_last", "views.fit"),
     *("trainer.deterministic", "trainer.num_nodes", "trainer.log_every_n_steps"),
     *("trainer.limit_val_batches", "trainer.limit_test_batches"),  # explained with limit_train_batches
