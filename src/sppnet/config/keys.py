@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, Union
 from pydantic.fields import FieldInfo
 
 from sppnet.config.alternatives import ChosenBy
-from sppnet.config.marks import Affects, Changes, Only, affects
+from sppnet.config.marks import Affects, Changes, Only, Passed, affects
 from sppnet.config.schema import INT_MAX, Section
 from sppnet.errors import format_value
 
@@ -144,7 +144,7 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
                 if inner := part(value, f"{key.name}."):
                     selected[name] = inner
             elif keep(key):
-                is_argument = key.name != f"{prefix}{name}"
+                is_argument = key.name != f"{prefix}{name}" or key.mark(Passed) is not None
                 selected[name] = _ordered(value) if is_argument else _with_ordered_arguments(value)
         return selected
 
