@@ -12,8 +12,10 @@ import numpy as np
 
 ALL, NONE = -2, -1  # keys of `Counts` beside the class indices: all images, and those without a class
 Counts = Mapping[int, int]  # for each class index, `NONE` and `ALL`: the number of images in a group
-SIZE_WEIGHT = 10  # how much the number of images in a part counts, compared with the numbers of all classes together
-MISSING = 1e9  # the cost of an empty part or of a class without training images; the other costs are much lower
+# With these costs, parts miss their share of the images by less than half a group, and hardly a class is lacking.
+SIZE_WEIGHT = 30  # how much the number of images in a part counts, compared with the number of each class
+LACKING = 10  # the cost of a class without images in a part; it has no score there
+MISSING = 1e9  # the cost of an empty part, or of a class without training images
 SMALL = 1000  # groups that are few
 FEW, MANY = (10, 5), (1, 2)  # attempts, of which the best counts, and passes, in which each group may move
 
@@ -56,9 +58,8 @@ class _Division:
         for counts in groups:
             self.totals.update(counts)
         self.expected = [{kind: share * total for kind, total in self.totals.items()} for share in shares]
-        size_weight = SIZE_WEIGHT * (len(self.totals) - 1)
         self.weights = [
-            {kind: (size_weight if kind == ALL else 1) / number for kind, number in expected.items()}
+            {kind: (SIZE_WEIGHT if kind == ALL else 1) / number for kind, number in expected.items()}
             for expected in self.expected
         ]
 
@@ -91,8 +92,8 @@ class _Division:
         for kind, number in group.items():
             before = counts[kind]
             increase += number * (2 * (before - self.expected[part][kind]) + number) * self.weights[part][kind]
-            if before == 0 < number:  # a class that a part lacks has no score there
-                increase -= MISSING if kind == ALL or part == self.train else 1
+            if before == 0 < number:
+                increase -= MISSING if kind == ALL or part == self.train else LACKING
             if before + number == self.totals[kind] and part != self.train:
                 increase += MISSING
         return increase

@@ -75,7 +75,7 @@ def _relative(table: TableFile, row: Row, prefixes: set[str]) -> str:
 
 def _refuse_missing(table: TableFile, missing: Sequence[tuple[Row, str]], root: Path, count: int) -> None:
     row, reason = missing[0]
-    hints = [f"{reason} in data.root={root}, the folder that paths are relative to"]
+    hints = [f"{reason} (paths are relative to data.root, which is {root})"]
     with_suffix = (row.path + suffix for suffix in SUFFIXES)
     if "\\" in row.path:
         hints.append("paths need / instead of \\")

@@ -127,7 +127,7 @@ class TableFile:
             except StopIteration:
                 return
             except csv.Error as error:
-                self.refuse(number, f"cannot be read as a row of cells ({error})")
+                self.refuse(number, f"cannot be read as a row of cells ({error}); is a double quote missing?")
             if not valid and re.search("[\0\ud800-\udfff]", "".join(cells)):
                 self.refuse(
                     number, "not valid text in UTF-8 (or UTF-16 with a byte-order mark); save the table as such"
