@@ -355,7 +355,7 @@ def test_where_a_table_is_does_not_count_but_an_own_class_may_take_anything_for_
     others = (["data.file=b/c.tsv"], ["data.separator=;"], ["data.columns={path: id, split: null}"], ["data.root=/x"])
     assert {run_hash(composed(*table, *words)) for words in ([], *others)} == {run_hash(composed(*table))}
     assert composed(*table, "data.separator=;").data.node()["separator"] == ";"
-    assert composed(*table, "data.file=2024_05").data.node()["file"] == "2024_05"
+    assert composed(*table, "data.file=my labels (2).csv").data.node()["file"] == "my labels (2).csv"
     (tmp_path / "mine.py").write_text("class Photos: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("SPPNET_ALLOW", "mine")
@@ -368,7 +368,8 @@ def test_where_a_table_is_does_not_count_but_an_own_class_may_take_anything_for_
         assert of_run == of_test
         return of_run
 
-    for word, value in (("a.txt", "a.txt"), ("null", None), ("[b,a]", ["b", "a"]), ("{b: 1}", {"pairs": [["b", 1]]})):
+    pairs = {"pairs": [["b", 1]]}
+    for word, value in (("a.txt", "a.txt"), ("7", 7), ("null", None), ("[b,a]", ["b", "a"]), ("{b: 1}", pairs)):
         for name in ("file", "separator", "columns"):
             assert own(f"+data.{name}={word}") == {name: value}
     assert own() == {}

@@ -66,6 +66,11 @@ class Key:
         return kind in _parts(self.field.annotation)
 
     @property
+    def takes_anything(self) -> bool:
+        """Whether the value may be of any type, because it is an argument of a class."""
+        return any(part is Any for part in _parts(self.field.annotation))
+
+    @property
     def allowed(self) -> str:
         """The values that the key accepts, in words that complete "must be ..."."""
         return _describe(self.section.model_json_schema()["properties"][self.name.rpartition(".")[2]])

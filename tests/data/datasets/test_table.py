@@ -62,7 +62,8 @@ def as_table(root: Path, file: Path, seed: int = 0) -> str:
 def random_table(root: Path, number: int) -> tuple[Table, list[str]]:
     """A table of random groups, each with images of one class or of several, and the group of each image."""
     draw = random.Random(number)
-    classes, rows = "xyz"[: draw.choice([2, 3])], []
+    classes = "xyz"[: draw.choice([2, 3])]
+    rows: list[list[str]] = []
     for group in range(draw.randint(16, 40)):
         mixed = draw.random() < 0.3
         for _ in range(draw.randint(1, 6)):
@@ -103,8 +104,8 @@ def test_a_group_is_never_divided(tmp_path: Path, config: Load, number: int) -> 
         numbers, labels = groups_of(images), [int(all_labels(images.label(i))[0]) for i in range(len(images))]
         least = min(Counter(labels).values()) // 3
         asked = {"count": 3, "train": least, "test": 5, "seed": number}
-        for split in draw_splits(labels, sorted(everything), images.classes, asked, numbers):
-            splits.append({"train": split.train.tolist(), "test": split.test.tolist()})
+        for drawn_split in draw_splits(labels, sorted(everything), images.classes, asked, numbers):
+            splits.append({"train": drawn_split.train.tolist(), "test": drawn_split.test.tolist()})
             assert {*Counter(labels[i] for i in splits[-1]["train"]).values()} == {least}
             assert {labels[i] for i in splits[-1]["test"]} == set(labels)
     for split in splits:
@@ -180,7 +181,7 @@ def test_a_class_in_one_group_is_trained_on_or_the_fold_is_refused(root: Path, c
     ]
     images = table(root, "\n".join(["path,label,group", *rows]))
     label = images.classes.index("rare")
-    outcomes = []
+    outcomes: list[int | str] = []
     for fold in (None, 0, 1, 2):
         try:
             sets = load_splits(config("table", split={"fold": fold, "test": 0.3}), images)
@@ -240,7 +241,7 @@ def test_a_fingerprint_by_pixels_covers_groups() -> None:
 
 @pytest.mark.parametrize("parts", [(), ("train", "val"), ("train", "val", "test"), ("train", "test")])
 def test_a_table_lists_what_class_folders_hold(
-    tmp_path: Path, make_tree: Make, config: Load, parts: tuple[str]
+    tmp_path: Path, make_tree: Make, config: Load, parts: tuple[str, ...]
 ) -> None:
     for part in parts or ("",):
         make_tree(tmp_path / "photos" / part, {"b/b": 3, "B": 4, "caf\u00e9": 5})
@@ -261,7 +262,7 @@ def test_a_table_lists_what_class_folders_hold(
 
 @pytest.mark.parametrize("parts", [(), ("train", "val")])
 def test_a_table_and_class_folders_give_the_same_run(
-    sppnet: Caller, tmp_path: Path, make_tree: Make, parts: tuple[str]
+    sppnet: Caller, tmp_path: Path, make_tree: Make, parts: tuple[str, ...]
 ) -> None:
     for part in parts or ("",):
         make_tree(tmp_path / "photos" / part, {"cat": 12, "dog": 9, "emu": 10})
