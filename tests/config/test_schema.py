@@ -274,7 +274,8 @@ CLEAR = {
 }
 # What the classes in conf/ take besides; the schema leaves it to them.
 ARGUMENTS = {"backbone.arch", "backbone.convolutions", "backbone.width", "data.background", "data.folder"} | {
-    *("optim.momentum", "sizes.epochs", "sizes.step", "sizes.weights")
+    *("optim.momentum", "sizes.epochs", "sizes.step", "sizes.weights", "data.columns"),
+    *(f"data.columns.{name}" for name in ("path", "label", "split", "group")),
 }
 
 
@@ -345,6 +346,33 @@ def test_a_new_key_takes_one_line_in_conf_and_one_in_the_schema(
             grown(words)
         assert str(caught.value) == text
     assert message(cfg.plain()) == message(put(DEFAULT, "mixup", {})), "Config itself has no such key"
+
+
+def test_where_a_table_is_does_not_count_but_an_own_class_may_take_anything_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = ("data=table", "data.file=a.csv")
+    others = (["data.file=b/c.tsv"], ["data.separator=;"], ["data.columns={path: id, split: null}"], ["data.root=/x"])
+    assert {run_hash(composed(*table, *words)) for words in ([], *others)} == {run_hash(composed(*table))}
+    assert composed(*table, "data.separator=;").data.node()["separator"] == ";"
+    assert composed(*table, "data.file=my labels (2).csv").data.node()["file"] == "my labels (2).csv"
+    (tmp_path / "mine.py").write_text("class Photos: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SPPNET_ALLOW", "mine")
+
+    def own(*words: str) -> dict[str, Any]:
+        cfg = composed("data._target_=mine.Photos", *words)
+        names = ("file", "separator", "columns")
+        identities = [run_identity(cfg, IMAGES), eval_identity(cfg, "best", IMAGES)]
+        of_run, of_test = ({n: v for n, v in each["config"]["data"].items() if n in names} for each in identities)
+        assert of_run == of_test
+        return of_run
+
+    pairs = {"pairs": [["b", 1]]}
+    for word, value in (("a.txt", "a.txt"), ("7", 7), ("null", None), ("[b,a]", ["b", "a"]), ("{b: 1}", pairs)):
+        for name in ("file", "separator", "columns"):
+            assert own(f"+data.{name}={word}") == {name: value}
+    assert own() == {}
 
 
 # What a key determines: a run's weights, unless it is listed here. A section stands for its keys. Whoever changes this

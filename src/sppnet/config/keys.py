@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, Union
 from pydantic.fields import FieldInfo
 
 from sppnet.config.alternatives import ChosenBy
-from sppnet.config.marks import Affects, Changes, Only, affects
+from sppnet.config.marks import Affects, Changes, Only, Passed, affects
 from sppnet.config.schema import INT_MAX, Section
 from sppnet.errors import format_value
 
@@ -64,6 +64,11 @@ class Key:
     def takes(self, kind: type) -> bool:
         """Whether the value, or an item of a list, may be of the plain type `kind`."""
         return kind in _parts(self.field.annotation)
+
+    @property
+    def takes_anything(self) -> bool:
+        """Whether the value may be of any type, because it is an argument of a class."""
+        return any(part is Any for part in _parts(self.field.annotation))
 
     @property
     def allowed(self) -> str:
@@ -144,7 +149,7 @@ def select(cfg: Section, keep: Callable[[Key], bool]) -> dict[str, Any]:
                 if inner := part(value, f"{key.name}."):
                     selected[name] = inner
             elif keep(key):
-                is_argument = key.name != f"{prefix}{name}"
+                is_argument = key.name != f"{prefix}{name}" or key.mark(Passed) is not None
                 selected[name] = _ordered(value) if is_argument else _with_ordered_arguments(value)
         return selected
 

@@ -190,7 +190,8 @@ def unknown_key(
         return f"unknown key {name}; {section} is a value, not a section"
     own_class = parent is not None and value_of(data, f"{section}._target_") is not None
     siblings = (key for key in keys(schema) if exists(key, data) and key.name.rpartition(".")[0] == section)
-    more = node if own_class else () if section else groups
+    is_argument = section and parent is None and isinstance(node, Mapping)
+    more = node if own_class or is_argument else () if section else groups
     names = sorted({*(key.name.rpartition(".")[2] for key in siblings), *more})
     option = option_files.option_with(section.replace(".", "/"), last)
     elsewhere = f"it exists with {option}" if option else ""

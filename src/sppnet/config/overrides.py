@@ -61,8 +61,16 @@ def text_keys() -> dict[str, bool]:
     """The keys whose value is a string even if it looks like a number, and whether it may be true or false instead."""
     schemas = [("", schema) for schema in COMMANDS.values()] + [("hydra.launcher.", SlurmOptions)]
     named = [(f"{prefix}{key.name}", key) for prefix, schema in schemas for key in keys(schema)]
-    text = {name: key.takes(bool) for name, key in named if key.takes(str) and not key.takes(int)}
+    texts = [(name, key) for name, key in named if key.takes(str) and not key.takes(int)]
+    text = {name: key.takes(bool) for name, key in texts if not key.takes_anything}
     return {"hydra.sweeper.only": False, **text}
+
+
+@functools.cache
+def text_arguments() -> frozenset[str]:
+    """The keys whose value is a string for one class and may be anything for another, such as `data.file`."""
+    named = (key for schema in COMMANDS.values() for key in keys(schema))
+    return frozenset(key.name for key in named if key.takes(str) and key.takes_anything)
 
 
 def is_choice(word: str) -> bool:
@@ -110,13 +118,14 @@ def quote_names(word: str) -> str:
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
     is_group = is_choice(word) and not value.startswith("[")  # a list is not the name of an option
-    if not equals or not value or name.startswith("~") or not (name in text_keys() or is_group):
+    is_text = name in text_keys() or name in text_arguments()
+    if not equals or not value or name.startswith("~") or not (is_text or is_group):
         return word
     try:
         OverridesParser.create().parse_override(word)
     except HydraException:
         return word if is_group else f"{key}={_quoted(value)}"
-    if re.match(r"\w+\(", value) and not value.startswith(TEXT_FUNCTIONS):
+    if name in text_arguments() or (re.match(r"\w+\(", value) and not value.startswith(TEXT_FUNCTIONS)):
         return word
 
     def quote(match: re.Match[str]) -> str:

@@ -198,6 +198,9 @@ IF_CROPPED, IF_WHOLE = Only("data.fit", ("crop",)), Only("data.fit", ("full",))
 class Data(OpenSection):
     name: Annotated[Label, affects.by_content]
     root: Annotated[FilePath | None, affects.nothing, Passed()] = None
+    # Of `sppnet.data.Table`. In another class, they may be of any type, and null counts as a value.
+    file: Annotated[FilePath | Argument, Passed()] = ""
+    separator: Annotated[Text | Argument, Passed()] = ""
     fit: Annotated[Literal["crop", "full"], affects.weights, changed_by()]
     batch_size: Annotated[int, Field(ge=1, le=2**20), affects.weights, EVERY]
     num_workers: Annotated[int, Field(ge=0, le=1024), affects.nothing, EVERY]

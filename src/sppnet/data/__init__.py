@@ -5,7 +5,8 @@ Importing `sppnet.data` does not import torch.
 The path of an image from its file to the network:
 
 1. `datasets/`: a data set lists its files and labels (`ImageSet`; `build.py` builds it from the config). `splits.py`
-   divides it into train, val and test parts. `duplicates.py` reports identical files in different parts or classes.
+   divides it into train, val and test parts; `group_splits.py` keeps groups whole. `duplicates.py` reports identical
+   files in different parts or classes.
 2. `size_schedules.py` chooses the input size of each batch. `aspect_buckets.py` groups images that can share a batch,
    using the heights and widths that `image_shapes.py` caches.
 3. `batch_samplers.py` chooses the images and the shape of each batch on every rank; `balanced_sampling.py` draws as
@@ -38,6 +39,7 @@ from sppnet.data.datasets.image_files import (
     OxfordPets,
     Voc2007,
 )
+from sppnet.data.datasets.table import Table
 from sppnet.data.decode import DataError
 from sppnet.data.relabelling import load_tested
 from sppnet.data.size_schedules import Alternating, EpochSchedule, Progressive, Single, SizeSchedule, Uniform, Weighted
@@ -60,6 +62,7 @@ __all__ = [
     "Single",
     "SizeSchedule",
     "Splits",
+    "Table",
     "Uniform",
     "Voc2007",
     "Weighted",

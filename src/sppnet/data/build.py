@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from sppnet.config.schema import Config, Data, Sizes
 from sppnet.data.datasets.base import ImageSet
 from sppnet.data.datasets.trial import try_own_images
 from sppnet.data.size_schedules import SizeSchedule
-from sppnet.data.splits import IntArray, all_labels, make_parts
+from sppnet.data.splits import IntArray, all_labels, groups_of, make_parts
 from sppnet.errors import UserError
 
 
@@ -125,6 +126,28 @@ def make_splits(cfg: Data, images: ImageSet) -> Splits:
     return Splits(images, **parts)
 
 
+def describe_missing_classes(sets: Splits) -> list[str]:
+    """A line for each part that was drawn without images of a class, as may happen because groups are not divided."""
+    images, lines = sets.images, []
+    if groups_of(images) is None:
+        return []
+
+    def classes_of(members: IntArray) -> set[int]:
+        return {label for index in members.tolist() for label in all_labels(images.label(index))}
+
+    drawn = {"test": sets.test} if sets.val is sets.test else {"val": sets.val, "test": sets.test}
+    for part, members in drawn.items():
+        missing = classes_of(sets.train) - classes_of(members) if part not in (images.split() or {}) else set()
+        if missing:
+            names = ", ".join(str(images.classes[label]) for label in sorted(missing)[:5])
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            lines.append(
+                f"data.split: there are too few groups of images to have all classes in {part}, which has no images of"
+                f" {names}{more}"
+            )
+    return lines
+
+
 def check_labels(cfg: Data, images: ImageSet) -> None:
     """Check that `images`, built from `cfg`, can be used for training and has valid labels and official parts.
 
@@ -158,12 +181,13 @@ def check_each_label(cfg: Data, images: ImageSet) -> None:
     """Check the class names, the official parts and every label of `images`, built from `cfg`.
 
     Raises:
-        UserError: a label is not a class index, two classes have the same name, or an official part contains invalid
-            indices or overlaps with `train`.
+        UserError: a label is not a class index, two classes have the same name, an official part contains invalid
+            indices or overlaps with `train`, or a group has images in two official parts.
     """
     if repeated := [name for name, count in Counter(map(str, images.classes)).items() if count > 1]:
         raise UserError(f"data={cfg.name} has two classes called {repeated[0]}")
     _check_parts(cfg, images)
+    _check_groups(cfg, images)
     count, integer_types = len(images.classes), (int, np.integer)
     for i in range(len(images)):
         label = images.label(i)
@@ -202,3 +226,20 @@ def _check_parts(cfg: Data, images: ImageSet) -> None:
             )
         if part == "train":
             is_trained[members] = True
+
+
+def _check_groups(cfg: Data, images: ImageSet) -> None:
+    """Check that no group has images in two official parts. `val` and `test` may be the same images."""
+    parts, groups = images.split() or {}, groups_of(images)
+    if groups is None:
+        return
+    image_by_group = {part: {groups[i]: int(i) for i in members} for part, members in parts.items()}
+    for first, second in itertools.combinations(image_by_group, 2):
+        shared = image_by_group[first].keys() & image_by_group[second].keys()
+        if shared and set(map(int, parts[first])).isdisjoint(map(int, parts[second])):
+            group = min(shared)
+            pair = (images.name(image_by_group[part][group]) for part in (first, second))
+            raise UserError(
+                f"data={cfg.name}: the parts {first!r} and {second!r} must not share a group, but {len(shared)}"
+                f" group(s) are in both (for example that of {' and '.join(pair)})"
+            )

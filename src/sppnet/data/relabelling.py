@@ -167,6 +167,8 @@ def _members_of_known_classes(
 
 def _setting(cfg: Data) -> str:
     """The command-line override that selects the data, for use in messages."""
+    if cfg.file:
+        return f"data.file={cfg.file}"
     return f"data.root={cfg.root}" if cfg.root else f"data={cfg.name}"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.data.datasets.base import ImageSet, Label
+from sppnet.data.datasets.base import ImageSet, Label, number_groups
+from sppnet.data.group_splits import Counts, count_classes, divide_groups
 from sppnet.data.size_schedules import rng
 from sppnet.errors import UserError
 
@@ -20,7 +21,8 @@ def make_parts(images: ImageSet, val: float, test: float, seed: int, fold: int |
 
     Official parts are used as they are; if there is no `val` part, the share `val` of the training images of each class
     becomes the validation part. A data set without official parts is split by the shares `test` and `val` of each
-    class. With `val=0`, the test part is used for validation, unless there is an official `val` part.
+    class. With `val=0`, the test part is used for validation, unless there is an official `val` part. Images of one
+    group (`ImageSet.groups`) are always in the same part.
 
     Args:
         images: the data set.
@@ -31,7 +33,8 @@ def make_parts(images: ImageSet, val: float, test: float, seed: int, fold: int |
             all images. None for a single split.
 
     Raises:
-        UserError: a class has too few images, `fold` is not allowed, or the official parts lack `train` or `test`.
+        UserError: a class has too few images or groups, `fold` is not allowed, or the official parts lack `train` or
+            `test`.
     """
     folds = round(1 / test)
     if fold is not None and not 0 <= fold < folds:
@@ -44,14 +47,16 @@ def make_parts(images: ImageSet, val: float, test: float, seed: int, fold: int |
         )
     if official is not None and fold is not None:
         raise UserError(f"data.split.fold={fold} is not allowed: the data set has its own test part")
+    groups = groups_of(images)
     if official is None:
-        fold_of = None if fold is None else (fold, folds)
-        parts = stratified_split(labels, range(len(labels)), {"test": test, "val": val}, images.classes, seed, fold_of)
+        fold_of, shares = None if fold is None else (fold, folds), {"test": test, "val": val}
+        parts = stratified_split(labels, range(len(labels)), shares, images.classes, seed, fold_of, groups)
     else:
         parts = {part: np.sort(np.asarray(official[part], dtype=np.int64)) for part in official}
         if "val" not in official:
             test_part = parts["test"]
-            parts = stratified_split(labels, parts["train"].tolist(), {"val": val}, images.classes, seed)
+            members = parts["train"].tolist()
+            parts = stratified_split(labels, members, {"val": val}, images.classes, seed, groups=groups)
             parts["test"] = test_part
     if not len(parts["val"]):
         parts["val"] = parts["test"]
@@ -65,10 +70,12 @@ def stratified_split(
     classes: Sequence[str],
     seed: int,
     fold: tuple[int, int] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> dict[str, IntArray]:
     """Split `members` separately for each class. A multi-label image counts only towards its rarest class.
 
-    Each class has its own generator, so adding a class does not change the split of the other classes.
+    Each class has its own generator, so adding a class does not change the split of the other classes. With `groups`,
+    classes cannot be split separately; see `_split_groups`.
 
     Args:
         labels: labels of all images in the data set.
@@ -77,10 +84,13 @@ def stratified_split(
         classes: class names.
         seed: seed of the split.
         fold: (k, number of folds). The first part in `shares` gets fold k of every class instead of its share.
+        groups: the group of each image in the data set; None if each image is a group of its own.
 
     Raises:
-        UserError: a class has too few images to leave one for `train`.
+        UserError: a class has too few images or groups to leave one for `train`.
     """
+    if groups is not None:
+        return _split_groups(labels, groups, members, shares, classes, seed, fold)
     strata: dict[int, list[int]] = {}
     counts: Counter[int] = Counter(c for i in members for c in all_labels(labels[i]))
     for i in members:
@@ -104,6 +114,108 @@ def stratified_split(
             order = order[size:]
         parts["train"] += order
     return {part: np.sort(np.asarray(chosen, dtype=np.int64)) for part, chosen in parts.items()}
+
+
+def _split_groups(
+    labels: Sequence[Label],
+    groups: Sequence[int],
+    members: Sequence[int],
+    shares: dict[str, float],
+    classes: Sequence[str],
+    seed: int,
+    fold: tuple[int, int] | None,
+) -> dict[str, IntArray]:
+    """Split `members` without dividing a group. Every part gets nearly its share of the images and of every class.
+
+    The arguments are those of `stratified_split`.
+
+    Raises:
+        UserError: there are too few groups for the parts or folds, or a class would have no training images.
+    """
+    units = group_members(groups, members)
+    counts = [count_classes(all_labels(labels[i]) for i in unit) for unit in units]
+    part_of = ["train"] * len(units)
+    if fold is not None:
+        tested, *others = shares
+        for unit in _draw_fold(counts, *fold, seed):
+            part_of[unit] = tested
+        left = sum(len(unit) for unit, part in zip(units, part_of, strict=True) if part == "train")
+        shares = {part: shares[part] * len(members) / max(left, 1) for part in others}
+    rest = [unit for unit, part in enumerate(part_of) if part == "train"]
+    drawn = [part for part, share in shares.items() if share]
+    targets = [*(shares[part] for part in drawn), 1 - sum(shares.values())]
+    if len(rest) < len(targets) or targets[-1] <= 0:
+        raise UserError(
+            f"data.split: {len(units)} group(s) of images are too few for {', '.join((*drawn, 'train'))}, because a"
+            " group is not divided"
+        )
+    numbers = divide_groups([counts[unit] for unit in rest], targets, rng("split", seed, "groups"), train=len(drawn))
+    for unit, number in zip(rest, numbers, strict=True):
+        part_of[unit] = (*drawn, "train")[number]
+    _check_group_split(part_of, drawn, counts, classes)
+    parts: dict[str, list[int]] = {part: [] for part in ("test", "val", "train")}
+    for images, part in zip(units, part_of, strict=True):
+        parts[part] += images
+    return {part: np.sort(np.asarray(chosen, dtype=np.int64)) for part, chosen in parts.items()}
+
+
+def _draw_fold(counts: Sequence[Counts], fold: int, folds: int, seed: int) -> list[int]:
+    """The indices of the groups in a fold. All folds are drawn at once, so they are disjoint and cover all groups."""
+    if len(counts) < folds:
+        raise UserError(
+            f"data.split: {folds} folds need at least {folds} groups of images, but there are {len(counts)}; with a"
+            " higher data.split.test, there are fewer folds"
+        )
+    fold_of = divide_groups(counts, [1 / folds] * folds, rng("split", seed, "folds"))
+    return [unit for unit, number in enumerate(fold_of) if number == fold]
+
+
+def _check_group_split(
+    part_of: Sequence[str], parts: Sequence[str], counts: Sequence[Counts], classes: Sequence[str]
+) -> None:
+    """Check that no part is empty, and that every class has training images.
+
+    Raises:
+        UserError: this is not the case.
+    """
+    for part in (*parts, "train"):
+        if part not in part_of:
+            raise UserError(
+                f"data.split: {len(counts)} group(s) of images are too few to leave any for {part}, because a group is"
+                " not divided"
+            )
+    trained = {kind for unit, part in zip(counts, part_of, strict=True) if part == "train" for kind in unit}
+    for label, name in enumerate(classes):
+        if label not in trained and (number := sum(label in unit for unit in counts)):
+            raise UserError(
+                f"data.split: class {name} has images in {number} group(s), and none of them is left for training,"
+                " because a group is not divided"
+            )
+
+
+def groups_of(images: ImageSet) -> list[int] | None:
+    """The number of each image's group; None if no group has two images.
+
+    Raises:
+        UserError: `images.groups()` does not give one group for each image.
+    """
+    groups = images.groups()
+    if groups is None:
+        return None
+    if len(groups) != len(images):
+        raise UserError(
+            f"data: {type(images).__name__}.groups() has {len(groups)} item(s); it must have one for each of the"
+            f" {len(images)} images"
+        )
+    return number_groups(groups)
+
+
+def group_members(groups: Sequence[int], members: Iterable[int]) -> list[list[int]]:
+    """The images of each group among `members`, in the order of their first images."""
+    by_group: dict[int, list[int]] = {}
+    for index in sorted(members):
+        by_group.setdefault(groups[index], []).append(index)
+    return list(by_group.values())
 
 
 def all_labels(label: Label) -> tuple[int, ...]:

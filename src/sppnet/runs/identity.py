@@ -33,6 +33,9 @@ ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": 
 # The sections whose classes build a network and determine its scores and losses.
 NETWORK_SECTIONS = ("backbone", "pooling", "head", "loss")
 LOWER_IS_BETTER = ("loss", "calibration_error")  # of the metrics that are built in
+TABLE = "sppnet.data.Table"
+# Arguments of TABLE. The fingerprint of the data set covers what they determine: the classes, labels, parts and groups.
+IN_FINGERPRINT = ("file", "separator", "columns")
 FORMAT = 2  # increment it when a code change alters the weights that a configuration produces
 
 
@@ -78,7 +81,10 @@ def eval_identity(cfg: Config, weights: str, images: ImageSet) -> dict[str, Any]
 def _select(cfg: Config, keep: Callable[[Key], bool]) -> dict[str, Any]:
     """Select the keys that `keep` accepts, without those that have no effect, such as data.crop for whole images."""
     ineffective = without_effect(cfg)
-    return select(cfg, lambda key: keep(key) and not any(f"{key.name}.".startswith(f"{k}.") for k in ineffective))
+    keys = select(cfg, lambda key: keep(key) and not any(f"{key.name}.".startswith(f"{k}.") for k in ineffective))
+    if cfg.data.target == TABLE:
+        keys["data"] = {name: value for name, value in keys["data"].items() if name not in IN_FINGERPRINT}
+    return keys
 
 
 def _metrics(cfg: Config) -> dict[str, Any]:

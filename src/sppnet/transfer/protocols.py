@@ -11,7 +11,7 @@ import numpy as np
 from sppnet.data import ImageSet, load_splits
 from sppnet.data.build import check_labels
 from sppnet.data.duplicates import describe_duplicates
-from sppnet.data.splits import IntArray, all_labels
+from sppnet.data.splits import IntArray, all_labels, groups_of
 from sppnet.errors import UserError, notice
 from sppnet.statistics import spread
 from sppnet.transfer.splits import Split, draw_splits
@@ -123,7 +123,7 @@ def _splits(task: Task, images: ImageSet, bad: Sequence[int]) -> list[Split]:
         return [Split(*(np.setdiff1d(part, bad) for part in (sets.trainval(), sets.test)))]
     check_labels(data, images)
     members = np.setdiff1d(np.arange(len(images)), bad).tolist()
-    return draw_splits(_labels(images).tolist(), members, images.classes, task.splits)
+    return draw_splits(_labels(images).tolist(), members, images.classes, task.splits, groups_of(images))
 
 
 def _describe(task: Task, images: ImageSet, splits: Sequence[Split]) -> str:
@@ -136,7 +136,10 @@ def _describe(task: Task, images: ImageSet, splits: Sequence[Split]) -> str:
     s, own = task.splits, images.split()
     ignored = f", ignoring the data set's own parts ({', '.join(sorted(own, key=PARTS.index))})" if own else ""
     count = f"{s['count']} random splits" if s["count"] > 1 else "1 random split"
-    return f"{count} of all images{ignored}: {s['train']} of each class to train on, at most {s['test']} to test on"
+    whole = "" if groups_of(images) is None else ", without dividing groups"
+    return (
+        f"{count} of all images{ignored}{whole}: {s['train']} of each class to train on, at most {s['test']} to test on"
+    )
 
 
 def _labels(images: ImageSet) -> IntArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -76,6 +76,16 @@ class ImageSet(ABC):
         """
         return None
 
+    def groups(self) -> Sequence[int] | None:
+        """The group of each image, as a number; None if each image is a group of its own.
+
+        A group is never divided between parts or folds. Use groups for images that show the same thing, such as all
+        photographs of a patient or all frames of a video; otherwise, a network is tested on what it was trained on. The
+        numbers can be any integers. In an official split, too, the images of a group must be in one part. If you define
+        `fingerprint`, it must change when the groups change.
+        """
+        return None
+
     def untrainable(self) -> str:
         """The reason why the data set can be used only for testing; empty if it can also be used for training."""
         return ""
@@ -124,7 +134,7 @@ class ImageSet(ABC):
 
 
 def _hash_all_pixels(images: ImageSet) -> str:
-    """Digest of the classes and parts, and of every image's name, label and pixels."""
+    """Digest of the classes, parts and groups, and of every image's name, label and pixels."""
     name, start, noticed = type(images).__qualname__, time.monotonic(), False
     if len(images) and _hash_pixels(images, 0) != _hash_pixels(images, 0):
         raise UserError(
@@ -132,7 +142,7 @@ def _hash_all_pixels(images: ImageSet) -> str:
             " set; define a fingerprint() method"
         )
     parts = {part: [int(index) for index in members] for part, members in (images.split() or {}).items()}
-    lines = [*images.classes, str(parts)]
+    lines = [*images.classes, str(parts), *describe_groups(images)]
     for index in range(len(images)):
         lines.append(f"{images.name(index)}\0{images.label(index)}\0{_hash_pixels(images, index)}")
         if not noticed and time.monotonic() - start > SLOW:
@@ -161,6 +171,20 @@ def read_rgb(images: ImageSet, index: int) -> Image.Image:
     """
     image = images.read(index)
     return image if image.mode == "RGB" else to_rgb(image)
+
+
+def number_groups(groups: Iterable[Hashable]) -> list[int] | None:
+    """Number the groups in the order of their first images; None if no group has two images."""
+    number_by_group: dict[Hashable, int] = {}
+    numbers = [number_by_group.setdefault(group, len(number_by_group)) for group in groups]
+    return numbers if len(number_by_group) < len(numbers) else None
+
+
+def describe_groups(images: ImageSet) -> list[str]:
+    """A line that identifies the groups, for a fingerprint; no line if no group has two images."""
+    groups = images.groups()
+    numbers = None if groups is None else number_groups(groups)
+    return [] if numbers is None else [f"groups {numbers}"]
 
 
 def digest(lines: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from sppnet.data.datasets.base import ImageSet, Label, digest
+from sppnet.data.datasets.base import ImageSet, Label, describe_groups, digest
 from sppnet.data.datasets.class_folders import list_class_folders, list_parts, list_tree
 from sppnet.data.datasets.digest_cache import Digests
 from sppnet.data.datasets.file_digests import digest_files
@@ -66,6 +66,9 @@ class Files(ImageSet):
     def split(self) -> dict[str, list[int]] | None:  # noqa: D102
         return self.listing.parts
 
+    def groups(self) -> list[int] | None:  # noqa: D102
+        return self.listing.groups
+
     def untrainable(self) -> str:  # noqa: D102
         return self.listing.untrainable
 
@@ -81,8 +84,9 @@ class Files(ImageSet):
         return digest_files(self.listing.root, self.listing.files, *self._cache_and_progress)
 
     def fingerprint(self) -> str:
-        """Digest of the classes, parts, labels, file names and file contents, as they were at the first call."""
-        return digest([*self.classes, str(self.listing.parts), *map(str, self.listing.labels), self._content])
+        """Digest of the classes, parts, labels, groups, file names and contents, as they were at the first call."""
+        labels = map(str, self.listing.labels)
+        return digest([*self.classes, str(self.listing.parts), *labels, self._content, *describe_groups(self)])
 
     def state(self) -> str:
         """Digest of the file names, contents and mtimes.

@@ -38,6 +38,7 @@ class Listing:
         parts: image indices of the official train, val and test parts; None if the data set has none.
         untrainable: see `ImageSet.untrainable`.
         notices: see `ImageSet.notices`.
+        groups: see `ImageSet.groups`.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Listing:
     parts: dict[str, list[int]] | None = None
     untrainable: str = ""
     notices: list[str] = field(default_factory=list)
+    groups: list[int] | None = None
 
     def add(self, file: FileStat, label: Label, part: str | None = None) -> None:
         if part is not None:
