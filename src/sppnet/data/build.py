@@ -17,10 +17,10 @@ import numpy as np
 
 from sppnet.config.instantiate import instantiate, is_own
 from sppnet.config.schema import Config, Data, Sizes
-from sppnet.data.datasets.base import ImageSet
+from sppnet.data.datasets.base import ImageSet, groups_of
 from sppnet.data.datasets.trial import try_own_images
 from sppnet.data.size_schedules import SizeSchedule
-from sppnet.data.splits import IntArray, all_labels, groups_of, make_parts
+from sppnet.data.splits import IntArray, all_labels, make_parts
 from sppnet.errors import UserError
 
 

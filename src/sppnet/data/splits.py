@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.data.datasets.base import ImageSet, Label, number_groups
+from sppnet.data.datasets.base import ImageSet, Label, groups_of
 from sppnet.data.group_splits import Counts, count_classes, divide_groups
 from sppnet.data.size_schedules import rng
 from sppnet.errors import UserError
@@ -191,23 +191,6 @@ def _check_group_split(
                 f"data.split: class {name} has images in {number} group(s), and none of them is left for training,"
                 " because a group is not divided"
             )
-
-
-def groups_of(images: ImageSet) -> list[int] | None:
-    """The number of each image's group; None if no group has two images.
-
-    Raises:
-        UserError: `images.groups()` does not give one group for each image.
-    """
-    groups = images.groups()
-    if groups is None:
-        return None
-    if len(groups) != len(images):
-        raise UserError(
-            f"data: {type(images).__name__}.groups() has {len(groups)} item(s); it must have one for each of the"
-            f" {len(images)} images"
-        )
-    return number_groups(groups)
 
 
 def group_members(groups: Sequence[int], members: Iterable[int]) -> list[list[int]]:

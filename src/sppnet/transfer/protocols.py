@@ -10,8 +10,9 @@ import numpy as np
 
 from sppnet.data import ImageSet, load_splits
 from sppnet.data.build import check_labels
+from sppnet.data.datasets.base import groups_of
 from sppnet.data.duplicates import describe_duplicates
-from sppnet.data.splits import IntArray, all_labels, groups_of
+from sppnet.data.splits import IntArray, all_labels
 from sppnet.errors import UserError, notice
 from sppnet.statistics import spread
 from sppnet.transfer.splits import Split, draw_splits

@@ -14,8 +14,9 @@ import pytest
 from calling import SMALL, Caller, limits, same_weights
 from sppnet.config.schema import Data
 from sppnet.data import Folder, ImageSet, Table, build_images, load_splits
+from sppnet.data.datasets.base import groups_of
 from sppnet.data.datasets.digits import Digits
-from sppnet.data.splits import all_labels, groups_of
+from sppnet.data.splits import all_labels
 from sppnet.errors import UserError
 from sppnet.runs.test_record import read_confusion
 from sppnet.transfer.splits import draw_splits
@@ -217,7 +218,9 @@ def test_groups_of_a_data_set_of_ones_own_count(config: Load) -> None:
     same = Grouped(np.asarray(groups) + 1)  # type: ignore[arg-type]
     assert load_splits(cfg, same).test.tolist() == sets.test.tolist()
     for refused, text in (
-        (Grouped([0] * 5), rf"Grouped\.groups\(\) has 5 item\(s\); it must have one for each of the {count} images"),
+        (Grouped([0] * 5), rf"Grouped\.groups\(\) must be .* for each image; it has 5 item\(s\) for {count} images"),
+        (Grouped(["p"] * count), r"Grouped\.groups\(\) must be None or a list of one integer .*; one of them is 'p'"),  # type: ignore[list-item]
+        (Grouped(3), r"a list of one integer for each image, not int"),  # type: ignore[arg-type]
         (
             Grouped(groups, {"train": [0, 1], "test": [2, 20]}),
             r"'train' and 'test' must not share a group, but 1 group",
@@ -417,7 +420,7 @@ WRONG_KEYS: list[tuple[dict[str, Any], str]] = [
         {"file": "/"},
         "data.file=/ is a folder; it must be a CSV or TSV file; for images in class folders, use data=folder",
     ),
-    ({"file": "/dev/null"}, "data.file=/dev/null is no file"),
+    ({"file": "/dev/null"}, "data.file=/dev/null is no regular file"),
     ({"root": "/no/such"}, "data.root=/no/such does not exist"),
     ({"separator": ""}, "data.separator= is not allowed: must be null or a text, such as ';'"),
     ({"columns": {"id": "a"}}, "data.columns.id is not allowed: the columns are path, label, split, group"),

@@ -6,6 +6,7 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 from PIL import Image
@@ -180,11 +181,32 @@ def number_groups(groups: Iterable[Hashable]) -> list[int] | None:
     return numbers if len(number_by_group) < len(numbers) else None
 
 
+def groups_of(images: ImageSet) -> list[int] | None:
+    """The number of each image's group, in the order of their first images; None if no group has two images.
+
+    Raises:
+        UserError: `images.groups()` does not give an integer for each image.
+    """
+    groups = images.groups()
+    if groups is None:
+        return None
+    problem = f"data: {type(images).__name__}.groups() must be None or a list of one integer for each image"
+    try:
+        numbers: list[object] = list(groups)
+    except TypeError:
+        raise UserError(f"{problem}, not {type(groups).__name__}") from None
+    if len(numbers) != len(images):
+        raise UserError(f"{problem}; it has {len(numbers)} item(s) for {len(images)} images")
+    for number in numbers:
+        if not isinstance(number, Integral):
+            raise UserError(f"{problem}; one of them is {number!r}")
+    return number_groups(numbers)
+
+
 def describe_groups(images: ImageSet) -> list[str]:
     """A line that identifies the groups, for a fingerprint; no line if no group has two images."""
-    groups = images.groups()
-    numbers = None if groups is None else number_groups(groups)
-    return [] if numbers is None else [f"groups {numbers}"]
+    groups = groups_of(images)
+    return [] if groups is None else [f"groups {groups}"]
 
 
 def digest(lines: Iterable[str]) -> str:

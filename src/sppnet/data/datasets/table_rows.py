@@ -53,13 +53,16 @@ class TableFile:
             raise UserError("data.file is not set; give the table with the labels as data.file=labels.csv")
         if not isinstance(file, str):
             raise UserError(f"data.file={file} is not allowed: must be the path of a table")
-        self.path, self.name, self.columns = (
-            expand_path("data.file", file),
-            f"data.file={file}",
-            _check_columns(columns),
-        )
+        self.path, self.name = expand_path("data.file", file), f"data.file={file}"
+        self.columns = _check_columns(columns)
         if not self.path.is_file():
-            problem = "is a folder" if self.path.is_dir() else "is no file" if self.path.exists() else "does not exist"
+            problem = (
+                "is a folder"
+                if self.path.is_dir()
+                else "is no regular file"
+                if self.path.exists()
+                else "does not exist"
+            )
             hint = "; for images in class folders, use data=folder" if self.path.is_dir() else ""
             raise UserError(f"{self.name} {problem}; it must be a CSV or TSV file{hint}")
 
@@ -79,8 +82,7 @@ class TableFile:
             raise UserError(f"{self.name} is empty; its first row must have the names of the columns")
         records = self._records(text, self._delimiter(text, valid), valid)
         _, header = next(records)
-        positions = [self._position(role, header) for role in ROLES]
-        path, label, split, group = positions
+        path, label, split, group = (self._position(role, header) for role in ROLES)
         assert path is not None
         assert label is not None
         for number, cells in records:
