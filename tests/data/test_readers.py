@@ -47,7 +47,11 @@ from sppnet.errors import UserError
 Load = Callable[..., Data]
 XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
-CHANGES: list[dict[str, Any]] = [{}, {"short_side": 81}, {"resampler": "torch"}, {}]
+CHANGES: list[dict[str, Any]] = [
+    {},
+    *({"short_side": 81}, {"resampler": "torch"}, {"interpolation": "bicubic"}, {"decode": "scaled"}),
+    *({"interpolation": "bicubic", "decode": "scaled"}, {}),
+]
 SIZES = Sizes(_target_="sppnet.data.Alternating", train=[64, 48], val=[64], test=[64])
 AUGMENT = Augment(flip=True, color=0.1)
 CENTER = Center(name="center", fit="center", crop_pct=0.875)
@@ -217,13 +221,20 @@ def test_only_crops_are_taken_from_images_with_a_short_side(config: Load, photog
         assert reader.short_side == side
 
 
-@pytest.mark.parametrize(("resampler", "num_workers"), [("pillow", 2), ("torch", 0)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_workers": 2},
+        {"resampler": "torch"},
+        {"decode": "scaled", "interpolation": "bicubic"},
+        {"decode": "scaled", "resampler": "torch", "num_workers": 2},
+    ],
+    ids=str,
+)
 def test_cached_images_give_the_same_batches(
-    config: Load, photographs: Path, tmp_path: Path, resampler: str, num_workers: int
+    config: Load, photographs: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    cfg = config(
-        "folder", root=str(photographs), short_side=80, resampler=resampler, num_workers=num_workers, batch_size=8
-    )
+    cfg = config("folder", root=str(photographs), short_side=80, batch_size=8, **changes)
     expected = batches(cfg, tmp_path)
     assert not list(tmp_path.glob("photographs-*"))
     assert same(batches(replace(cfg, {"cache": True}), tmp_path), expected)
@@ -232,17 +243,15 @@ def test_cached_images_give_the_same_batches(
     assert cache_file(tmp_path).stat().st_mtime_ns == stamp
 
 
-def test_another_side_resampler_or_changed_image_makes_another_file(
-    config: Load, photographs: Path, tmp_path: Path
-) -> None:
+def test_other_pixels_make_another_file(config: Load, photographs: Path, tmp_path: Path) -> None:
     cfg = config("folder", root=str(photographs), short_side=80, cache=True)
     for count, more in enumerate(CHANGES, start=1):
         data_module(replace(cfg, more), tmp_path).prepare_data()
-        assert len(list(tmp_path.glob("photographs-*.bin"))) == min(count, 3)
+        assert len(list(tmp_path.glob("photographs-*.bin"))) == min(count, 6)
     changed = photographs / "china" / "00.jpg"
     os.utime(changed, ns=(1, 1))
     data_module(cfg, tmp_path).prepare_data()
-    assert len(list(tmp_path.glob("photographs-*.bin"))) == 4
+    assert len(list(tmp_path.glob("photographs-*.bin"))) == 7
 
 
 @pytest.fixture

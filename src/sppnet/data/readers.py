@@ -7,7 +7,7 @@ There are three protocols. They produce different pixels, so the protocol is par
 
 - `SubpixelReader` (the default): boxes have fractional coordinates in the original image. They are cropped and
   resized by Pillow in one step.
-- `PixelReader` with `resampler: torch`: boxes have integer coordinates in the decoded image. They are resized by
+- `PixelReader` with `resampler: torch`: boxes have integer coordinates in the original image. They are resized by
   torch, which is twice as fast as Pillow.
 - `PixelReader` with `short_side: S`: every image is first resized to a shorter side of S (256 in the paper, section
   3.1.1), and boxes have integer coordinates in the resized image. A crop that already has the size of the batch is
@@ -63,7 +63,7 @@ class Reader(ABC):
             DataError: the image cannot be read.
         """
         image = self.open(index)
-        region = region_function(*image.size)
+        region = self.align(region_function(*image.size), *image.size)
         decoded = image.decode(decoding_factor(region.box, [(out.shape[1], out.shape[2]) for out in outs]))
         for out in outs:
             self.fill(decoded, region, out)
@@ -77,9 +77,15 @@ class Reader(ABC):
             DataError: the image cannot be read.
         """
 
-    @abstractmethod
+    def align(self, region: Region, width: int, height: int) -> Region:
+        """The region of an image of `width` x `height` pixels in the coordinates that the reader can use."""
+        del width, height
+        return region
+
     def fill(self, decoded: Decoded, region: Region, out: Tensor) -> None:
         """Resize the region of a decoded image into `out`, uint8 (3, h, w)."""
+        _, height, width = out.shape
+        out.copy_(torch.from_numpy(render_decoded(decoded, region, height, width, self.interpolation)))
 
 
 @dataclass(frozen=True)
@@ -90,14 +96,13 @@ class SubpixelReader(Reader):
         path = decoded_path(self.images, index) if self.scaled else None
         return Decoded(read_rgb(self.images, index)) if path is None else open_image(path)
 
-    def fill(self, decoded: Decoded, region: Region, out: Tensor) -> None:
-        scaled = region._replace(box=decoded.box(region.box))
-        out.copy_(torch.from_numpy(render(decoded.image, scaled, *out.shape[1:], self.interpolation)))
-
 
 @dataclass(frozen=True)
 class PixelReader(Reader):
-    """Reads boxes with integer coordinates in the decoded image, or in the image resized to `short_side`.
+    """Reads boxes with integer coordinates in the original image, or in the image resized to `short_side`.
+
+    Pillow resizes an image that was decoded at a reduced size, also with `resampler: torch`. The coordinates of the box
+    in such an image are fractions, which torch does not support; rounding them would shift the region.
 
     Attributes:
         resampler: `pillow` or `torch`.
@@ -120,17 +125,23 @@ class PixelReader(Reader):
         image = self._open_original(index)
         width, height = image.size
         shape = resized_shape(height, width, self.short_side)
-        whole = (0.0, 0.0, float(width), float(height))
-        decoded = image.decode(decoding_factor(whole, [shape]))
-        box = decoded.box(whole)
-        if self.resampler == "pillow":
-            resized = torch.from_numpy(render(decoded.image, Region(box), *shape, self.interpolation))
+        whole = Region((0.0, 0.0, float(width), float(height)))
+        decoded = image.decode(decoding_factor(whole.box, [shape]))
+        if self.resampler == "pillow" or decoded.factor > 1:
+            resized = torch.from_numpy(render_decoded(decoded, whole, *shape, self.interpolation))
         else:
-            resized = self._resize(_crop(decoded, box), *shape)
+            resized = self._resize(torch.from_numpy(decoded.array), *shape)
         return resized.permute(1, 2, 0).contiguous()
 
+    def align(self, region: Region, width: int, height: int) -> Region:
+        return region._replace(box=round_box(region.box, width, height))
+
     def fill(self, decoded: Decoded, region: Region, out: Tensor) -> None:
-        crop = _crop(decoded, decoded.box(region.box))
+        if decoded.factor > 1:
+            super().fill(decoded, region, out)
+            return
+        left, top, right, bottom = (int(side) for side in region.box)
+        crop = torch.from_numpy(decoded.array)[top:bottom, left:right]
         _, height, width = out.shape
         same = crop.shape[:2] == (height, width)
         out.copy_(crop.permute(2, 0, 1) if same else self._resize(crop, height, width))
@@ -214,10 +225,12 @@ def resize(pixels: Tensor, height: int, width: int, resampler: str, interpolatio
     return resized
 
 
-def _crop(decoded: Decoded, box: Box) -> Tensor:
-    """The pixels in `box`, rounded to whole pixels of `decoded`, as uint8 (h, w, 3)."""
-    left, top, right, bottom = round_box(box, *decoded.size)
-    return torch.from_numpy(decoded.array)[top:bottom, left:right]
+def render_decoded(
+    decoded: Decoded, region: Region, height: int, width: int, interpolation: str
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Like `sppnet.data.crops.render`, for an image that was decoded at any size."""
+    image, box = decoded.cut(region.box, width, height)
+    return render(image, region._replace(box=box), height, width, interpolation)
 
 
 def decoded_path(images: ImageSet, index: int) -> str | Path | None:
