@@ -30,7 +30,8 @@ from sppnet.data import build_sizes, load_splits
 from sppnet.data.crops import Region, TrainRegions
 from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.image_files import Folder
-from sppnet.data.decode import DataError, Decoded, decode
+from sppnet.data.decode import DataError, decode
+from sppnet.data.decoded import Decoded
 from sppnet.data.image_cache import read_index
 from sppnet.data.readers import (
     PixelReader,

@@ -25,7 +25,8 @@ from sppnet.data import jpeg
 from sppnet.data.crops import Box, Region, TrainRegions
 from sppnet.data.datasets.image_files import Folder
 from sppnet.data.datasets.unlabelled import InputFiles, UnlabelledImages
-from sppnet.data.decode import Decoded, JpegFile, decode_array, open_image
+from sppnet.data.decode import JpegFile, decode_array, open_image
+from sppnet.data.decoded import Decoded
 from sppnet.data.readers import PixelReader, Reader, SubpixelReader, build_reader, decoding_factor
 
 PHOTOS = Path(os.environ.get("SPPNET_DATA", "no")) / "caltech20"
@@ -220,6 +221,16 @@ def test_several_scales_share_one_decoding_that_is_enough_for_the_largest(tmp_pa
         expected = by_two.resize((width, height), Image.Resampling.BILINEAR, (0, 0, 320, 213.5))
         assert np.abs(pixels - np.asarray(expected).transpose(2, 0, 1)).max() <= 1
     assert difference(small, read(reader(path), whole, (40, 60))[0]) > 0, "alone, it needs an eighth"
+
+
+def test_torch_resizes_boxes_on_whole_pixels_of_a_reduced_image(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jpg", CHINA.crop((0, 0, 640, 424)))
+    opened = open_image(path)
+    assert isinstance(opened, JpegFile)
+    planes = torch.from_numpy(opened.decode(4).array).permute(2, 0, 1)[None]
+    [pixels] = read(reader(path, "torch"), (0.0, 0.0, 640.0, 424.0), (90, 100))
+    expected = torch.nn.functional.interpolate(planes, (90, 100), mode="bilinear", antialias=True)[0]
+    assert np.array_equal(pixels, expected.numpy())
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

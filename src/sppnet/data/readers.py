@@ -32,7 +32,8 @@ from sppnet.data.crops import Box, Region, RegionFunction, render
 from sppnet.data.datasets.base import ImageSet, read_rgb
 from sppnet.data.datasets.image_files import decodes_files
 from sppnet.data.datasets.unlabelled import UnlabelledImages
-from sppnet.data.decode import Decoded, JpegFile, decode_array, open_image
+from sppnet.data.decode import JpegFile, decode_array, open_image
+from sppnet.data.decoded import Decoded
 from sppnet.data.relabelling import RelabelledImages
 
 ROUNDING = 1e-6  # pixels by which a side may be too short by rounding errors, as in 0.875 * 512 = 447.9999999
@@ -101,8 +102,8 @@ class SubpixelReader(Reader):
 class PixelReader(Reader):
     """Reads boxes with integer coordinates in the original image, or in the image resized to `short_side`.
 
-    Pillow resizes an image that was decoded at a reduced size, also with `resampler: torch`. The coordinates of the box
-    in such an image are fractions, which torch does not support; rounding them would shift the region.
+    In an image that was decoded at a reduced size, the coordinates may be fractions. torch does not support these, and
+    rounding them would shift the region, so Pillow resizes such a box with either resampler.
 
     Attributes:
         resampler: `pillow` or `torch`.
@@ -125,26 +126,16 @@ class PixelReader(Reader):
         image = self._open_original(index)
         width, height = image.size
         shape = resized_shape(height, width, self.short_side)
-        whole = Region((0.0, 0.0, float(width), float(height)))
-        decoded = image.decode(decoding_factor(whole.box, [shape]))
-        if self.resampler == "pillow" or decoded.factor > 1:
-            resized = torch.from_numpy(render_decoded(decoded, whole, *shape, self.interpolation))
-        else:
-            resized = self._resize(torch.from_numpy(decoded.array), *shape)
+        whole = (0.0, 0.0, float(width), float(height))
+        resized = self._resize_box(image.decode(decoding_factor(whole, [shape])), whole, *shape)
         return resized.permute(1, 2, 0).contiguous()
 
     def align(self, region: Region, width: int, height: int) -> Region:
         return region._replace(box=round_box(region.box, width, height))
 
     def fill(self, decoded: Decoded, region: Region, out: Tensor) -> None:
-        if decoded.factor > 1:
-            super().fill(decoded, region, out)
-            return
-        left, top, right, bottom = (int(side) for side in region.box)
-        crop = torch.from_numpy(decoded.array)[top:bottom, left:right]
         _, height, width = out.shape
-        same = crop.shape[:2] == (height, width)
-        out.copy_(crop.permute(2, 0, 1) if same else self._resize(crop, height, width))
+        out.copy_(self._resize_box(decoded, region.box, height, width))
         if region.flip:
             out.copy_(out.flip(2))
 
@@ -152,8 +143,14 @@ class PixelReader(Reader):
         path = decoded_path(self.images, index) if self.scaled else None
         return Decoded(decode_pixels(self.images, index)) if path is None else open_image(path)
 
-    def _resize(self, pixels: Tensor, height: int, width: int) -> Tensor:
-        return resize(pixels, height, width, self.resampler, self.interpolation)
+    def _resize_box(self, decoded: Decoded, box: Box, height: int, width: int) -> Tensor:
+        placed = decoded.place(box)
+        if any(side % 1 for side in placed):
+            return torch.from_numpy(render_decoded(decoded, Region(box), height, width, self.interpolation))
+        left, top, right, bottom = map(int, placed)
+        crop = torch.from_numpy(decoded.array)[top:bottom, left:right]
+        same = crop.shape[:2] == (height, width)
+        return crop.permute(2, 0, 1) if same else resize(crop, height, width, self.resampler, self.interpolation)
 
 
 def build_reader(
