@@ -38,7 +38,7 @@ CACHED = ("data.resampler=torch", "data.short_side=256", "data.cache=true")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Variant:
     """A way to load photographs.
 
     Attributes:
@@ -56,14 +56,14 @@ class Protocol:
     photographs: str | None = None
 
 
-def _protocols(workers: int) -> list[Protocol]:
+def _variants(workers: int) -> list[Variant]:
     reduced = "the same crops, decoding at a fraction of the size"
     return [
-        Protocol("the same crops, decoding", 2.2, DECODING),
-        Protocol(reduced, 4.0, REDUCED, SIZES, "2000x1500"),
-        Protocol(reduced, 2.2, REDUCED, SIZES, "500x375"),
-        Protocol(reduced, 2.2, REDUCED, SMALL_SIZES, "500x375"),
-        Protocol("the paper's crops, cached, from the second epoch", 4.0 if workers else 10.0, CACHED),
+        Variant("the same crops, decoding", 2.2, DECODING),
+        Variant(reduced, 4.0, REDUCED, SIZES, "2000x1500"),
+        Variant(reduced, 2.2, REDUCED, SIZES, "500x375"),
+        Variant(reduced, 2.2, REDUCED, SMALL_SIZES, "500x375"),
+        Variant("the paper's crops, cached, from the second epoch", 4.0 if workers else 10.0, CACHED),
     ]
 
 
@@ -75,29 +75,29 @@ def measure(setting: Setting) -> Iterator[Row]:
     photographs = {**originals, **_write_scaled_photographs(setting)}
     try:
         for workers in (0, setting.threads):
-            for protocol in _protocols(workers):
+            for variant in _variants(workers):
                 for name, root in photographs.items():
-                    if protocol.photographs in (None, name):
-                        yield _row(setting, workers, protocol, name, root)
+                    if variant.photographs in (None, name):
+                        yield _row(setting, workers, variant, name, root)
     finally:
         torch.set_num_threads(threads)
 
 
-def _row(setting: Setting, workers: int, protocol: Protocol, name: str, root: Path) -> Row:
-    sizes = protocol.sizes
-    pairs = [_time_pair(setting, root, size, workers, protocol.overrides) for size in sizes]
+def _row(setting: Setting, workers: int, variant: Variant, name: str, root: Path) -> Row:
+    sizes = variant.sizes
+    pairs = [_time_pair(setting, root, size, workers, variant.overrides) for size in sizes]
     processes = f"{workers} workers" if workers else "one core"
     limit = ", ".join(f"{theirs / ours:.1f}x at {size}" for size, (ours, theirs) in zip(sizes, pairs, strict=True))
-    if not workers and protocol.overrides is DECODING:
+    if not workers and variant.overrides is DECODING:
         limit += f"; the decoder alone takes {_time_decoding(root) * 1e3:.3g} ms"
     return Row(
         "loading",
-        f"photographs of {name} at {' and '.join(map(str, sizes))}, {protocol.name}, {processes}",
+        f"photographs of {name} at {' and '.join(map(str, sizes))}, {variant.name}, {processes}",
         "ImageFolder, RandomResizedCrop, ToTensor, Normalize",
         sum(ours for ours, _ in pairs) / 2,
         sum(theirs for _, theirs in pairs) / 2,
         geometric_mean([theirs / ours for ours, theirs in pairs]),
-        protocol.target,
+        variant.target,
         limit=limit,
         unit="s per photograph",
     )

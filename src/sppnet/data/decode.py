@@ -140,7 +140,8 @@ def _read_pixels(image: Image.Image, path: str, orientation: int, factor: int = 
     if pixels is not None and turn is None:
         return pixels
     if pixels is None and factor > 1:
-        image.draft(None, (image.width // factor, image.height // factor))  # exactly 1/factor if no side is shorter
+        # these sizes make Pillow choose exactly 1/factor
+        assert image.draft(None, (image.width // factor, image.height // factor)) is not None
     rgb = to_rgb(image) if pixels is None else Image.fromarray(pixels)
     return rgb if turn is None else rgb.transpose(turn)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, floor
 
 import numpy as np
@@ -64,11 +65,11 @@ class Decoded:
         part = self.pixels[y0 : ceil(bottom) + down, x0 : ceil(right) + across]
         return Image.fromarray(part), (left - x0, top - y0, right - x0, bottom - y0)
 
-    @property
+    @cached_property
     def image(self) -> Image.Image:
         return self.pixels if isinstance(self.pixels, Image.Image) else Image.fromarray(self.pixels)
 
-    @property
+    @cached_property
     def array(self) -> Pixels:
         return np.array(self.pixels) if isinstance(self.pixels, Image.Image) else self.pixels
 

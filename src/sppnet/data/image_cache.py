@@ -155,7 +155,8 @@ def _file_name(reader: PixelReader, state: str) -> str:
         version("pillow"),
         DECODER,
         version("torch"),
-        *(value for value in (reader.interpolation, "scaled" * reader.scaled) if value not in ("bilinear", "")),
+        *(["bicubic"] if reader.interpolation == "bicubic" else []),  # the names of older files stay as they are
+        *(["scaled"] if reader.scaled else []),
     ]
     return f"photographs-{digest(map(str, key))[:32]}.bin"
 
