@@ -500,6 +500,7 @@ WITHOUT_EFFECT = [
         "trainer.gradient_clip_algorithm has no effect with trainer.gradient_clip_val=null",
     ),
     (["data.aspect_step=1"], "data.aspect_step has no effect with data.fit=crop"),
+    (["data.decode=scaled"], "data.decode has no effect with data._target_=sppnet.data.Digits"),
     (["retry=all"], "retry has no effect with a single job"),
     (["report.compare=x"], "report.compare has no effect with sppnet train; sppnet report takes it"),
     (["head.hidden=[]", "head.dropout=0.9"], "head.dropout has no effect with head.hidden=[]"),

@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_sample_image
 
-from sppnet.data.decode import DataError, decode, decode_array, read_shape
+from sppnet.data.decode import DataError, decode, decode_array, open_image, read_shape
 from sppnet.data.jpeg import notice_remarks, take_remarks
 
 PHOTOS = Path(os.environ.get("SPPNET_DATA", "no")) / "caltech20"
@@ -89,6 +89,10 @@ ODD: dict[str, tuple[bytes, bytes, str]] = {
     "a second image": (jpeg() + half(jpeg()), jpeg(), ""),
     "filled markers": (jpeg()[:2] + b"\xff" * 3 + jpeg()[2:], jpeg(), ""),
 }
+SCALED: list[Callable[[Path], object]] = [
+    lambda path, factor=factor: open_image(path).decode(factor).array  # type: ignore[misc]
+    for factor in (1, 2, 4, 8)
+]
 READERS: list[Callable[[Path], object]] = [decode, decode_array]
 
 
@@ -96,7 +100,7 @@ READERS: list[Callable[[Path], object]] = [decode, decode_array]
 def test_pixels_made_up_by_the_decoder_are_damage(tmp_path: Path, kind: str) -> None:
     data, reason = DAMAGED[kind]
     (tmp_path / "x.jpg").write_bytes(data)
-    for read in READERS:
+    for read in [*READERS, *SCALED]:
         with pytest.raises(DataError, match=rf"x\.jpg .*{reason}"):
             read(tmp_path / "x.jpg")
     assert not take_remarks()
@@ -110,6 +114,9 @@ def test_harmless_oddities_give_a_notice(tmp_path: Path, capsys: pytest.CaptureF
     expected = np.asarray(decode(tmp_path / "whole.jpg"))
     for read in READERS:
         assert np.array_equal(np.asarray(read(tmp_path / "odd.jpg")), expected)
+    for read in SCALED:
+        odd, whole_file = (np.asarray(read(tmp_path / f"{name}.jpg")) for name in ("odd", "whole"))
+        assert np.array_equal(odd, whole_file)
     remarks = take_remarks()
     assert list(remarks) == ([str(tmp_path / "odd.jpg")] if remark else [])
     notice_remarks(remarks)
@@ -126,8 +133,9 @@ def test_real_photographs_are_read_as_by_pillow_and_their_halves_refused(tmp_pat
         with Image.open(photograph) as image:
             assert np.array_equal(decode_array(photograph), np.asarray(image.convert("RGB"))), photograph
         (tmp_path / "half.jpg").write_bytes(half(photograph.read_bytes()))
-        with pytest.raises(DataError, match="premature end"):
-            decode(tmp_path / "half.jpg")
+        for read in [decode, *SCALED]:
+            with pytest.raises(DataError, match="premature end"):
+                read(tmp_path / "half.jpg")
     assert not take_remarks()
 
 

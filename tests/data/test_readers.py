@@ -31,6 +31,7 @@ from sppnet.data.crops import Region, TrainRegions
 from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.image_files import Folder
 from sppnet.data.decode import DataError, decode
+from sppnet.data.decoded import Decoded
 from sppnet.data.image_cache import read_index
 from sppnet.data.readers import (
     PixelReader,
@@ -47,7 +48,11 @@ from sppnet.errors import UserError
 Load = Callable[..., Data]
 XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
-CHANGES: list[dict[str, Any]] = [{}, {"short_side": 81}, {"resampler": "torch"}, {}]
+CHANGES: list[dict[str, Any]] = [
+    {},
+    *({"short_side": 81}, {"resampler": "torch"}, {"interpolation": "bicubic"}, {"decode": "scaled"}),
+    *({"interpolation": "bicubic", "decode": "scaled"}, {}),
+]
 SIZES = Sizes(_target_="sppnet.data.Alternating", train=[64, 48], val=[64], test=[64])
 AUGMENT = Augment(flip=True, color=0.1)
 CENTER = Center(name="center", fit="center", crop_pct=0.875)
@@ -134,7 +139,7 @@ def test_a_truncated_jpeg_is_refused(tmp_path: Path, cut: float) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.jpg").write_bytes(buffer.getvalue()[: int(cut * len(buffer.getvalue()))])
     with pytest.raises(DataError, match=r"x\.jpg"):
-        PixelReader(Folder(str(tmp_path)), "torch").read(0)
+        PixelReader(Folder(str(tmp_path))).open(0)
 
 
 @given(st.integers(1, 600), st.integers(1, 600), *[st.floats(0, 1)] * 2, *[st.floats(0.01, 1)] * 2)
@@ -159,17 +164,15 @@ def test_resized_shapes_have_the_shorter_side_and_keep_the_aspect_ratio(height: 
 @pytest.mark.parametrize("resampler", ["pillow", "torch"])
 def test_a_crop_of_the_size_of_the_batch_is_a_copy_of_the_resized_photograph(photographs: Path, resampler: str) -> None:
     images = Folder(str(photographs))
-    reader = PixelReader(images, resampler, 128)
+    reader = PixelReader(images, resampler=resampler, short_side=128)
     regions = TrainRegions(0, "crop", PaperCrop(name="paper", positions="random"), 0.875, True, 0.0)
     flips = set()
     for index in range(len(images)):
-        pixels = reader.read(index)
-        height, width, _ = pixels.shape
+        width, height = size = reader.open(index).size
         whole = resize(torch.from_numpy(decode_pixels(images, index)), height, width, resampler)
-        region = regions(index, 0)(*reader.size(pixels))
         out = torch.empty(3, 112, 112, dtype=torch.uint8)
-        reader.fill(pixels, region, out)
-        left, top, right, bottom = round_box(region.box, *reader.size(pixels))
+        region = reader.read(index, regions(index, 0), [out])
+        left, top, right, bottom = round_box(region.box, *size)
         assert (right - left, bottom - top) == (112, 112)
         crop = whole[:, top:bottom, left:right]
         assert torch.equal(out, crop.flip(2) if region.flip else crop)
@@ -198,10 +201,10 @@ def test_whole_pixels_are_within_a_level_of_the_default_where_the_box_is_whole(
     region = Region((10.0, 20.0, 138.0, 148.0), True)
     for index in range(len(images)):
         outs = []
-        readers: tuple[Reader, ...] = (SubpixelReader(images), PixelReader(images, resampler))
+        readers: tuple[Reader, ...] = (SubpixelReader(images), PixelReader(images, resampler=resampler))
         for reader in readers:
             outs.append(torch.empty(3, 64, 64, dtype=torch.uint8))
-            reader.fill(reader.read(index), region, outs[-1])
+            reader.read(index, lambda width, height: region, outs[-1:])
         # without the edge, where Pillow also uses pixels outside the box
         inside = (outs[0].int() - outs[1].int()).abs()[:, 2:-2, 2:-2]
         assert inside.max() <= 1
@@ -219,13 +222,20 @@ def test_only_crops_are_taken_from_images_with_a_short_side(config: Load, photog
         assert reader.short_side == side
 
 
-@pytest.mark.parametrize(("resampler", "num_workers"), [("pillow", 2), ("torch", 0)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_workers": 2},
+        {"resampler": "torch"},
+        {"decode": "scaled", "interpolation": "bicubic"},
+        {"decode": "scaled", "resampler": "torch", "num_workers": 2},
+    ],
+    ids=str,
+)
 def test_cached_images_give_the_same_batches(
-    config: Load, photographs: Path, tmp_path: Path, resampler: str, num_workers: int
+    config: Load, photographs: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    cfg = config(
-        "folder", root=str(photographs), short_side=80, resampler=resampler, num_workers=num_workers, batch_size=8
-    )
+    cfg = config("folder", root=str(photographs), short_side=80, batch_size=8, **changes)
     expected = batches(cfg, tmp_path)
     assert not list(tmp_path.glob("photographs-*"))
     assert same(batches(replace(cfg, {"cache": True}), tmp_path), expected)
@@ -234,17 +244,15 @@ def test_cached_images_give_the_same_batches(
     assert cache_file(tmp_path).stat().st_mtime_ns == stamp
 
 
-def test_another_side_resampler_or_changed_image_makes_another_file(
-    config: Load, photographs: Path, tmp_path: Path
-) -> None:
+def test_other_pixels_make_another_file(config: Load, photographs: Path, tmp_path: Path) -> None:
     cfg = config("folder", root=str(photographs), short_side=80, cache=True)
     for count, more in enumerate(CHANGES, start=1):
         data_module(replace(cfg, more), tmp_path).prepare_data()
-        assert len(list(tmp_path.glob("photographs-*.bin"))) == min(count, 3)
+        assert len(list(tmp_path.glob("photographs-*.bin"))) == min(count, 6)
     changed = photographs / "china" / "00.jpg"
     os.utime(changed, ns=(1, 1))
     data_module(cfg, tmp_path).prepare_data()
-    assert len(list(tmp_path.glob("photographs-*.bin"))) == 4
+    assert len(list(tmp_path.glob("photographs-*.bin"))) == 7
 
 
 @pytest.fixture
@@ -404,7 +412,8 @@ class Boxed(Folder):
 
 
 def test_an_overridden_read_is_used(photographs: Path) -> None:
-    assert PixelReader(Boxed(str(photographs)), "torch").read(0).shape == (50, 50, 3)
+    for scaled in (False, True):
+        assert PixelReader(Boxed(str(photographs)), scaled=scaled).open(0).size == (50, 50)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
@@ -414,8 +423,10 @@ def test_images_of_an_overridden_read_become_rgb(config: Load, photographs: Path
             return super().read(index).convert(mode)
 
     images = Converted(str(photographs))
-    assert PixelReader(images, "torch").read(0).shape == (50, 50, 3)
-    assert build_reader(images, config("folder"), "crop").read(0).mode == "RGB"
+    for resampler in ("torch", "pillow"):
+        opened = build_reader(images, config("folder", resampler=resampler), "crop").open(0)
+        assert isinstance(opened, Decoded)
+        assert opened.array.shape == (50, 50, 3)
 
 
 def test_a_file_that_is_removed_is_reported_and_the_originals_are_read(

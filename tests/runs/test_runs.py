@@ -53,7 +53,8 @@ NOT_THE_RUN: list[dict[str, Any]] = [
     # as by default
     *({"loss.label_smoothing": 0}, {"augment.color": 0}, {"loss.name": "cross_entropy"}),
     *({"trainer.limit_train_batches": 1.0}, {"data.sampling": "uniform"}, {"augment.transforms": []}),
-    {"augment.erasing": 0},
+    *({"augment.erasing": 0}, {"data.interpolation": "bilinear"}, {"data.decode": "full"}),
+    {"data.decode": "scaled"},  # digits are not files
 ]
 THE_RUN: list[dict[str, Any]] = [
     *({"seed": 1}, {"compute.num_threads": 1}, {"trainer.precision": "bf16-mixed"}, {"trainer.devices": 2}),
@@ -62,6 +63,7 @@ THE_RUN: list[dict[str, Any]] = [
     *({"data.short_side": 64}, {"data.resampler": "torch"}, {"data.crop": RESIZED}, {"trainer.limit_train_batches": 2}),
     *({"trainer.strategy": "ddp"}, {"trainer.detect_anomaly": True}),  # the latter is not in the schema
     *({"data.sampling": "balanced"}, {"augment.erasing": 0.5}, {"augment.transforms": [RAND]}),
+    {"data.interpolation": "bicubic"},
 ]
 THE_TEST: list[dict[str, Any]] = [
     *({"sizes.test": [64]}, {"views": FULL}, {"views.crop_pct": 0.5}, {"trainer.limit_test_batches": 2}),

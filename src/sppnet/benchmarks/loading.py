@@ -6,6 +6,7 @@ import contextlib
 import time
 import timeit
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sppnet.config.compose import compose_config
 from sppnet.data import build_sizes, jpeg, load_splits
 from sppnet.data.datamodule import DataModule
 
-SIZES = (224, 180)
+SIZES, SMALL_SIZES = (224, 180), (128, 112)
 BATCH = 16  # small enough that every worker gets several batches
 SCALED = {  # name: width, height and number of scaled photographs
     "500x375": (500, 375, 128),
@@ -32,43 +33,74 @@ SCALED_QUICK = {"500x375": (500, 375, 16)}
 # torchvision's defaults
 RESIZED = ("data/crop=random_resized", "data.crop.scale=[0.08,1.0]", f"data.crop.ratio=[{3 / 4},{4 / 3}]")
 DECODING = ("data.resampler=torch", *RESIZED)
+REDUCED = (*DECODING, "data.decode=scaled")
 CACHED = ("data.resampler=torch", "data.short_side=256", "data.cache=true")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to load photographs.
+
+    Attributes:
+        name: its name in the table.
+        target: how many times as fast as ImageFolder it should be.
+        overrides: the overrides that select it.
+        sizes: the sizes of the crops, in pixels.
+        photographs: the name of the photographs for which it is measured; None for all.
+    """
+
+    name: str
+    target: float
+    overrides: tuple[str, ...]
+    sizes: tuple[int, int] = SIZES
+    photographs: str | None = None
+
+
+def _variants(workers: int) -> list[Variant]:
+    reduced = "the same crops, decoding at a fraction of the size"
+    return [
+        Variant("the same crops, decoding", 2.2, DECODING),
+        Variant(reduced, 4.0, REDUCED, SIZES, "2000x1500"),
+        Variant(reduced, 2.2, REDUCED, SIZES, "500x375"),
+        Variant(reduced, 2.2, REDUCED, SMALL_SIZES, "500x375"),
+        Variant("the paper's crops, cached, from the second epoch", 4.0 if workers else 10.0, CACHED),
+    ]
 
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Yield the rows of the group `loading`: on one core, and in a DataLoader with workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    originals = {} if setting.quick else setting.photographs
+    photographs = {**originals, **_write_scaled_photographs(setting)}
     try:
         for workers in (0, setting.threads):
-            yield from _rows(setting, workers, "the same crops, decoding", 2.2, DECODING)
-            yield from _rows(
-                setting, workers, "the paper's crops, cached, from the second epoch", 4.0 if workers else 10.0, CACHED
-            )
+            for variant in _variants(workers):
+                for name, root in photographs.items():
+                    if variant.photographs in (None, name):
+                        yield _row(setting, workers, variant, name, root)
     finally:
         torch.set_num_threads(threads)
 
 
-def _rows(setting: Setting, workers: int, kind: str, target: float, overrides: tuple[str, ...]) -> Iterator[Row]:
-    originals = {} if setting.quick else setting.photographs
-    for name, root in {**originals, **_write_scaled_photographs(setting)}.items():
-        pairs = [_time_pair(setting, root, size, workers, overrides) for size in SIZES]
-        ratio = geometric_mean([theirs / ours for ours, theirs in pairs])
-        processes = f"{workers} workers" if workers else "one core"
-        limit = ", ".join(f"{theirs / ours:.1f}x at {size}" for size, (ours, theirs) in zip(SIZES, pairs, strict=True))
-        if not workers and overrides is DECODING:
-            limit += f"; the decoder alone takes {_time_decoding(root) * 1e3:.3g} ms"
-        yield Row(
-            "loading",
-            f"photographs of {name} at 224 and 180, {kind}, {processes}",
-            "ImageFolder, RandomResizedCrop, ToTensor, Normalize",
-            sum(ours for ours, _ in pairs) / 2,
-            sum(theirs for _, theirs in pairs) / 2,
-            ratio,
-            target,
-            limit=limit,
-            unit="s per photograph",
-        )
+def _row(setting: Setting, workers: int, variant: Variant, name: str, root: Path) -> Row:
+    sizes = variant.sizes
+    pairs = [_time_pair(setting, root, size, workers, variant.overrides) for size in sizes]
+    processes = f"{workers} workers" if workers else "one core"
+    limit = ", ".join(f"{theirs / ours:.1f}x at {size}" for size, (ours, theirs) in zip(sizes, pairs, strict=True))
+    if not workers and variant.overrides is DECODING:
+        limit += f"; the decoder alone takes {_time_decoding(root) * 1e3:.3g} ms"
+    return Row(
+        "loading",
+        f"photographs of {name} at {' and '.join(map(str, sizes))}, {variant.name}, {processes}",
+        "ImageFolder, RandomResizedCrop, ToTensor, Normalize",
+        sum(ours for ours, _ in pairs) / 2,
+        sum(theirs for _, theirs in pairs) / 2,
+        geometric_mean([theirs / ours for ours, theirs in pairs]),
+        variant.target,
+        limit=limit,
+        unit="s per photograph",
+    )
 
 
 def _time_pair(

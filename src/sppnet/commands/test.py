@@ -14,6 +14,7 @@ from sppnet.config.keys import nearest, value_of
 from sppnet.config.load import replace
 from sppnet.config.schema import Config
 from sppnet.data import ImageSet, build_images_from_config, build_sizes, load_tested
+from sppnet.data.build import decoding_notices
 from sppnet.errors import notice
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.identity import ONE_DEVICE, digest, eval_identity
@@ -122,7 +123,7 @@ def score_run(cfg: Config, weights: Path, name: str, images: ImageSet, chosen: b
     set_threads_and_filter_warnings(cfg)
     checkpoint = read_checkpoint(weights)
     sets, notices = load_tested(cfg.data, images, checkpoint["sppnet"], chosen)
-    notices = [*notices, *describe_duplicates(cfg.data, images, sets.parts())]
+    notices += decoding_notices(cfg.data, images) + describe_duplicates(cfg.data, images, sets.parts())
     for line in notices:
         notice(line)
     classifier = load_classifier(checkpoint, cfg, sets, weights)

@@ -18,6 +18,7 @@ from sppnet.config.command_schemas import TransferConfig
 from sppnet.config.compose import Job
 from sppnet.config.schema import LAYOUT
 from sppnet.data import ImageSet, build_images_from_config
+from sppnet.data.build import decoding_notices
 from sppnet.errors import UserError, notice
 from sppnet.runs.from_checkpoint import TrainedNetwork, refuse_untyped
 from sppnet.runs.identity import digest
@@ -59,7 +60,7 @@ def transfer(task: Task, typed: Sequence[str]) -> None:
     identity = task.identity(images)
     # A stored row is checked, too: it may have been computed with a different value of `data.duplicates`.
     protocol = check_protocol(task, images)
-    for line in images.notices():
+    for line in [*images.notices(), *decoding_notices(cfg.data, images)]:
         notice(line)
     folder = Path(cfg.paths.runs).expanduser() / cfg.study / "transfer"
     file = folder / f"{digest(identity)}.json"

@@ -192,6 +192,7 @@ class RandomResizedCrop(Section):
 
 
 AnyCrop = Annotated[PaperCrop | RandomResizedCrop, ChosenBy("name")]
+WITHOUT_FILES = ("sppnet.data.Digits", "sppnet.data.Cifar10")  # data sets whose images are not image files
 IF_CROPPED, IF_WHOLE = Only("data.fit", ("crop",)), Only("data.fit", ("full",))
 
 
@@ -211,7 +212,9 @@ class Data(OpenSection):
     crop: Annotated[AnyCrop, affects.weights, IF_CROPPED]
     crop_pct: Annotated[Ratio, affects.weights, IF_CROPPED]
     short_side: Annotated[Annotated[int, Field(ge=8, le=8192)] | None, IF_CROPPED] = None
+    decode: Annotated[Literal["full", "scaled"], Only("data._target_", unless=WITHOUT_FILES)] = "full"
     resampler: Literal["pillow", "torch"]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     cache: Annotated[bool, affects.nothing, IF_CROPPED] = False
     aspect_step: Annotated[Positive, affects.weights, IF_WHOLE]
     mean: Annotated[Mean, changed_by()]

@@ -13,7 +13,8 @@ The path of an image from its file to the network:
    many images of each class.
 4. `crops.py` chooses the region of each image that becomes the network's input. For multi-view testing, `views.py`
    lists the scales and windows to score.
-5. `decode.py` decodes a file to RGB pixels, with the help of `jpeg.py`, `png.py` and `orientation.py`.
+5. `decode.py` decodes a file to RGB pixels, with the help of `jpeg.py`, `png.py` and `orientation.py`. A JPEG can be
+   decoded at a reduced size that is enough for the region (`decoded.py`).
 6. `readers.py` resizes the region into the batch tensor. `image_cache.py` caches images that are resized in advance.
 7. `augmentation.py` transforms the regions of training images, with generators that `seeding.py` seeds.
 8. `loader.py` runs steps 4 to 7 in worker processes and collates the results into a `Batch`. `datamodule.py` builds

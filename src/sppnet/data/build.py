@@ -18,6 +18,7 @@ import numpy as np
 from sppnet.config.instantiate import instantiate, is_own
 from sppnet.config.schema import Config, Data, Sizes
 from sppnet.data.datasets.base import ImageSet, groups_of
+from sppnet.data.datasets.image_files import decodes_files
 from sppnet.data.datasets.trial import try_own_images
 from sppnet.data.size_schedules import SizeSchedule
 from sppnet.data.splits import IntArray, all_labels, make_parts
@@ -110,6 +111,15 @@ def load_splits(cfg: Data, images: ImageSet | None = None) -> Splits:
     images = build_images(cfg) if images is None else images
     check_labels(cfg, images)
     return make_splits(cfg, images)
+
+
+def decoding_notices(cfg: Data, images: ImageSet) -> list[str]:
+    """Say if `data.decode=scaled` has no effect on a data set of the user's own. The schema knows of the others."""
+    if cfg.decode == "full" or not is_own(images) or decodes_files(images):
+        return []
+    return [
+        f"data.decode=scaled has no effect on {type(images).__qualname__}: its read method decodes the images, in full"
+    ]
 
 
 def make_splits(cfg: Data, images: ImageSet) -> Splits:

@@ -19,7 +19,7 @@ from PIL import Image
 from sppnet.config.schema import AnyCrop, RandomResizedCrop
 from sppnet.data.size_schedules import rng
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the image that the reader returns
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 # Principal components of the RGB values in [0, 1] of ImageNet's training images, for AlexNet's colour augmentation
 # (Krizhevsky et al. 2012, section 4.1). These constants have been in common use since fb.resnet.torch
@@ -148,13 +148,14 @@ def random_resized_crop(
     return _place(width, height, min(width, height * aspect), min(height, width / aspect), 0.5, 0.5)
 
 
-def render(image: Image.Image, region: Region, height: int, width: int) -> npt.NDArray[np.uint8]:
+def render(
+    image: Image.Image, region: Region, height: int, width: int, interpolation: str = "bilinear"
+) -> npt.NDArray[np.uint8]:
     """Crop the region from an RGB image and resize it to uint8 (3, height, width). The colour offset is not applied.
 
-    Pillow crops and resizes in one step, using bilinear interpolation with antialiasing. The channels are innermost in
-    memory, as in a `Batch`.
+    Pillow crops and resizes in one step, with antialiasing. The channels are innermost in memory, as in a `Batch`.
     """
-    resized = image.resize((width, height), Image.Resampling.BILINEAR, box=region.box)
+    resized = image.resize((width, height), Image.Resampling[interpolation.upper()], box=region.box)
     if region.flip:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(resized).transpose(2, 0, 1)  # a copy, as torch warns about tensors in Pillow's read-only memory

@@ -8,6 +8,8 @@
 - The EXIF orientation is applied to the pixels and to the shape.
 - JPEGs are decoded by `sppnet.data.jpeg`, with exactly the same result as Pillow. Damage that the decoder reports
   raises an error.
+- A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size (`open_image`), which is faster: the decoder computes fewer
+  pixels from the same data.
 """
 
 from __future__ import annotations
@@ -23,15 +25,62 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, ImageFile
 
 from sppnet.data import jpeg, png
-from sppnet.data.orientation import TURNS, read_orientation
+from sppnet.data.decoded import Decoded
+from sppnet.data.orientation import REVERSES_X, REVERSES_Y, TURNS, read_orientation
 from sppnet.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 JPEGS = ("JPEG", "MPO")  # MPO: concatenated JPEGs, of which only the first is read
+BLOCK = 8  # pixels; the side of the squares in which a JPEG stores its pixels
 
 
 class DataError(UserError):
     """Raised if an image cannot be read; the message names the image and the reason."""
+
+
+class JpegFile:
+    """A JPEG file of which only the header has been read.
+
+    Attributes:
+        size: the (width, height) of the upright image.
+    """
+
+    def __init__(self, path: str | Path, image: Image.Image) -> None:
+        self._path, self._image, self._orientation = path, image, read_orientation(image)
+        self.size = image.size if self._orientation < 5 else image.size[::-1]
+
+    def decode(self, factor: int) -> Decoded:
+        """Decode the pixels at 1/`factor` of the image's size. Call this only once.
+
+        Images of fewer than 8 pixels are decoded in full: libjpeg-turbo chooses between its scales by the size of the
+        result, and those of such an image have the same size.
+
+        Args:
+            factor: 1, 2, 4 or 8; at most the shorter side.
+
+        Raises:
+            DataError: the file is damaged or truncated.
+        """
+        factor = factor if max(self.size) >= BLOCK else 1
+        with _readable(self._path), self._image as image:
+            pixels = _read_pixels(image, str(self._path), self._orientation, factor)
+        outside = [-(-side // factor) - side / factor for side in self.size]
+        corner = outside[0] * (self._orientation in REVERSES_X), outside[1] * (self._orientation in REVERSES_Y)
+        return Decoded(pixels, factor, self.size, corner)
+
+
+def open_image(path: str | Path) -> JpegFile | Decoded:
+    """Read the header of a JPEG file, or decode a file of another format.
+
+    Raises:
+        DataError: see `decode`.
+    """
+    with _readable(path):
+        image = Image.open(path)
+        if image.format in JPEGS:
+            return JpegFile(path, image)
+        with image:
+            return Decoded(_read_pixels(image, str(path), read_orientation(image)))
 
 
 def decode(path: str | Path) -> Image.Image:
@@ -40,8 +89,7 @@ def decode(path: str | Path) -> Image.Image:
     Raises:
         DataError: the file is missing, is not an image, or is damaged or truncated.
     """
-    pixels = _decode(path)
-    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    return Decoded(_decode(path)).image
 
 
 def decode_array(path: str | Path) -> Pixels:
@@ -50,8 +98,7 @@ def decode_array(path: str | Path) -> Pixels:
     Raises:
         DataError: see `decode`.
     """
-    pixels = _decode(path)
-    return np.array(pixels) if isinstance(pixels, Image.Image) else pixels
+    return Decoded(_decode(path)).array
 
 
 def read_shape(path: str | Path) -> tuple[int, int]:
@@ -83,18 +130,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _decode(path: str | Path) -> Image.Image | Pixels:
     with _readable(path), Image.open(path) as image:
-        turn = TURNS.get(read_orientation(image))
-        pixels = _check_damage(image, str(path))
-        if pixels is not None and turn is None:
-            return pixels
-        rgb = to_rgb(image) if pixels is None else Image.fromarray(pixels)
-        return rgb if turn is None else rgb.transpose(turn)
+        return _read_pixels(image, str(path), read_orientation(image))
 
 
-def _check_damage(image: Image.Image, path: str) -> Pixels | None:
+def _read_pixels(image: Image.Image, path: str, orientation: int, factor: int = 1) -> Image.Image | Pixels:
+    """The pixels of an opened image, upright and in RGB, at 1/`factor` of its size. Only a JPEG takes a factor."""
+    turn = TURNS.get(orientation)
+    pixels = _check_damage(image, path, factor)
+    if pixels is not None and turn is None:
+        return pixels
+    if pixels is None and factor > 1:
+        # these sizes make Pillow choose exactly 1/factor
+        assert image.draft(None, (image.width // factor, image.height // factor)) is not None
+    rgb = to_rgb(image) if pixels is None else Image.fromarray(pixels)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _check_damage(image: Image.Image, path: str, factor: int) -> Pixels | None:
     """Raise an error for damage that Pillow ignores.
 
-    Returns the RGB pixels, not yet turned upright, if the check had to decode them; None otherwise.
+    Returns the RGB pixels, at 1/`factor` of the size and not yet turned upright, if the check had to decode them; None
+    otherwise.
     """
     assert isinstance(image, ImageFile.ImageFile)
     assert image.fp is not None
@@ -104,7 +160,8 @@ def _check_damage(image: Image.Image, path: str) -> Pixels | None:
         png.verify_pixels(image.fp)
     elif image.format in JPEGS:
         is_plain = image.mode in ("L", "RGB")
-        decoded = jpeg.decode(image.fp.read(), path, "RGB" if is_plain else "CMYK")
+        scaled = (-(-image.width // factor), -(-image.height // factor)) if factor > 1 else (0, 0)
+        decoded = jpeg.decode(image.fp.read(), path, "RGB" if is_plain else "CMYK", scaled)
         pixels = decoded if is_plain else None
     image.fp.seek(position)
     return pixels

@@ -67,11 +67,11 @@ class ImageCache:
         if self._open is None and not self._gone:
             self._open = self._map()
         if self._open is None:
-            return self.reader.read_original(index)
+            return self.reader.read_resized(index)
         pixels, table, verified = self._open
         offset, height, width, checksum = table[index].tolist()
         if not height:
-            return self.reader.read_original(index)
+            return self.reader.read_resized(index)
         flat = np.frombuffer(pixels, np.uint8, height * width * 3, offset)
         if not verified[index]:
             if zlib.crc32(pixels[offset : offset + len(flat)]) != checksum:
@@ -92,7 +92,7 @@ class ImageCache:
         return mapped, table, np.zeros(len(table), dtype=np.bool_)
 
     def _repair(self, index: int, offset: int, height: int, width: int) -> Tensor:
-        pixels = self.reader.read_original(index)
+        pixels = self.reader.read_resized(index)
         name = self.reader.images.name(index)
         _print(f"{self.path}: the pixels of {name} were damaged and are restored from the original image")
         if pixels.shape == (height, width, 3):
@@ -155,6 +155,8 @@ def _file_name(reader: PixelReader, state: str) -> str:
         version("pillow"),
         DECODER,
         version("torch"),
+        *(["bicubic"] if reader.interpolation == "bicubic" else []),  # the names of older files stay as they are
+        *(["scaled"] if reader.scaled else []),
     ]
     return f"photographs-{digest(map(str, key))[:32]}.bin"
 
@@ -240,7 +242,7 @@ class _ReaderDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor | DataError, dict[str, str]]:
         try:
-            return self.reader.read_original(index), take_remarks()
+            return self.reader.read_resized(index), take_remarks()
         except DataError as error:
             return error, take_remarks()
 

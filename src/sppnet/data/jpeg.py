@@ -1,6 +1,6 @@
 """Decodes JPEG files with simplejpeg, which reports the libjpeg-turbo warnings that Pillow and torchvision hide.
 
-The pixels are exactly the same as Pillow's. The decoder's warnings are of two kinds:
+The pixels are exactly the same as Pillow's, at every scale. The decoder's warnings are of two kinds:
 
 - Damage: the data end early or contain invalid codes, and the decoder makes up all pixels from that point on.
 - Harmless warnings, such as stray bytes between segments or an unknown JFIF revision: the decoder usually
@@ -15,6 +15,7 @@ import multiprocessing
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ class DamagedError(ValueError):
     """Raised if the decoder made up pixels; the message is the decoder's warning."""
 
 
-def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
+def decode(data: bytes, path: str, colours: str = "RGB", scaled: tuple[int, int] = (0, 0)) -> Pixels | None:
     """The pixels of a JPEG file as uint8 (H, W, 3), or None if Pillow has to decode it.
 
     Pillow has to decode files that cause harmless warnings and files of a kind that simplejpeg does not support.
@@ -58,13 +59,16 @@ def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
         data: content of the file.
         path: path of the file, for `take_remarks`.
         colours: `RGB`, or `CMYK` to check a file with four channels, in which case the pixels are not usable.
+        scaled: (width, height) of the image at the scale at which to decode it, rounded up; (0, 0) for its own size.
+            All data are decoded at every scale, so damage is found at every scale.
 
     Raises:
         DamagedError: the decoder made up pixels.
     """
     if simplejpeg is None:
         return None
-    first = _decode_strictly(data, colours)
+    options = {"colorspace": colours, "min_width": scaled[0], "min_height": scaled[1]}
+    first = _decode_strictly(data, options)
     if not isinstance(first, str):
         return first
     in_scans: Pixels | str = first
@@ -72,10 +76,10 @@ def decode(data: bytes, path: str, colours: str = "RGB") -> Pixels | None:
         # simplejpeg reports only the first warning. If it is harmless, it may hide a warning of damage, so remove its
         # cause and decode again.
         data = _strip_metadata(data)
-        in_scans = _decode_strictly(data, colours)
+        in_scans = _decode_strictly(data, options)
     if not isinstance(in_scans, str) or HARMLESS_IN_SCANS.search(in_scans):
         _remarks[path] = first
-    elif _is_warning(data, colours):
+    elif _is_warning(data, options):
         raise DamagedError(in_scans)
     return None
 
@@ -98,24 +102,24 @@ def notice_remarks(remarks: Mapping[str, str]) -> None:
     )
 
 
-def _decode_strictly(data: bytes, colours: str) -> Pixels | str:
+def _decode_strictly(data: bytes, options: Mapping[str, Any]) -> Pixels | str:
     """The pixels, or the text of the decoder's first warning or error."""
     try:
-        return _decode(data, colours, strict=True)
+        return _decode(data, options, strict=True)
     except ValueError as error:
         return str(error)
 
 
-def _is_warning(data: bytes, colours: str) -> bool:
+def _is_warning(data: bytes, options: Mapping[str, Any]) -> bool:
     try:
-        _decode(data, colours, strict=False)
+        _decode(data, options, strict=False)
     except ValueError:  # an error that Pillow will report, or a file that simplejpeg does not support
         return False
     return True
 
 
-def _decode(data: bytes, colours: str, strict: bool) -> Pixels:
-    pixels: Pixels = simplejpeg.decode_jpeg(data, colours, fastdct=False, fastupsample=False, strict=strict)
+def _decode(data: bytes, options: Mapping[str, Any], strict: bool) -> Pixels:
+    pixels: Pixels = simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, strict=strict, **options)
     return pixels
 
 

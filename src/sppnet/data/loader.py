@@ -113,12 +113,9 @@ class BatchDataset(Dataset[UncollatedBatch]):
         reader = self.reader or SubpixelReader(self.images)
         target = self.images.label(item.index)
         try:
-            pixels = reader.read(item.index)
+            region = reader.read(item.index, region_function, outs)
         except DataError as error:  # keep only its text: a worker's traceback would hide the one helpful line
             return Sample(item, target, problem=str(error) or f"{self.images.name(item.index)} cannot be read")
-        region = region_function(*reader.size(pixels))
-        for out in outs:
-            reader.fill(pixels, region, out)
         return Sample(item, target, region.offset)
 
     def _augment(self, images: Sequence[torch.Tensor], samples: Sequence[Sample]) -> str:

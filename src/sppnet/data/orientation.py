@@ -24,6 +24,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# whether an orientation reverses the direction of the upright image's x and y axes
+REVERSES_X, REVERSES_Y = frozenset({2, 3, 6, 7}), frozenset({3, 4, 7, 8})
 PROFILES = ("exif", "APP1", "xmp")
 
 

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from sppnet.config.instantiate import instantiate, is_own
 from sppnet.config.schema import Config, Loss, OwnLoss
 from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
-from sppnet.data.build import describe_missing_classes
+from sppnet.data.build import decoding_notices, describe_missing_classes
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
 from sppnet.errors import RunFailed, UserError, format_value
@@ -89,7 +89,11 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
             f"the number of training images ({len(sets.train)}) is smaller than the number of processes"
             f" ({world_size(cfg)})"
         )
-    notices = [*describe_missing_classes(sets), *describe_duplicates(cfg.data, sets.images, sets.parts())]
+    notices = [
+        *decoding_notices(cfg.data, sets.images),
+        *describe_missing_classes(sets),
+        *describe_duplicates(cfg.data, sets.images, sets.parts()),
+    ]
     if sets.val is sets.test:
         notices.append(
             "data.split.val=0: the test split is also the validation split, so the test metrics come from weights that"

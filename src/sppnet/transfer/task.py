@@ -97,7 +97,8 @@ class Task:
             "mean": data.mean,
             "std": data.std,
             "precision": self.cfg.trainer.precision,
-            "pixels": {"short_side": data.short_side if data.fit == "crop" else None, "resampler": data.resampler},
+            "pixels": {"short_side": data.short_side if data.fit == "crop" else None, "resampler": data.resampler}
+            | data.model_dump(include={"decode", "interpolation"}, exclude_defaults=True),  # as in a run's identity
         }
 
     @property

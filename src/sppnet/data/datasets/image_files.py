@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 from xml.etree import ElementTree
 
 from PIL import Image
@@ -100,6 +100,11 @@ class Files(ImageSet):
         files = self.listing.files
         lengths = " ".join(str(file.bytes) for file in files)
         return digest(["\0".join(file.name for file in files), lengths, self.digests.tobytes().hex()])
+
+
+def decodes_files(images: ImageSet) -> TypeGuard[Files]:
+    """Whether `images.read` is that of `Files`, which returns the pixels of a file as they are."""
+    return isinstance(images, Files) and type(images).read is Files.read
 
 
 class Folder(Files):

@@ -99,16 +99,21 @@ class UnlabelledImages(ImageSet):
         return str(self.files.root / self.files.names[index])
 
     def read(self, index: int) -> Image.Image:
-        return decode(self._path(index))
+        return decode(self.path(index))
 
     def shape(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels, from the file's header."""
-        return read_shape(self._path(index))
+        return read_shape(self.path(index))
 
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def _path(self, index: int) -> str:
+    def path(self, index: int) -> str:
+        """The file's path.
+
+        Raises:
+            DataError: the file's name is not valid UTF-8.
+        """
         path = self.name(index)
         try:
             path.encode()
