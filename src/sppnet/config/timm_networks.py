@@ -116,13 +116,12 @@ def of_backbone(key: str, default: Any, *, _root_: DictConfig) -> Any:
         UserError: timm is not installed, or has no such network or weights.
     """
     backbone = _resolved(_root_.get("backbone"))
-    if backbone.get("_target_") != TIMM or not isinstance(name := backbone.get("arch"), str):
-        return default
-    weights = backbone.get("weights")
-    cfg = trained_config(name, weights if isinstance(weights, str) else None)
-    if key == "interpolation":
-        return _resampling(name, cfg.interpolation)
-    return [float(value) for value in getattr(cfg, key)]
+    name, weights, value = backbone.get("arch"), backbone.get("weights"), default
+    if backbone.get("_target_") == TIMM and isinstance(name, str):
+        cfg = trained_config(name, weights if isinstance(weights, str) else None)
+        value = _resampling(name, cfg.interpolation) if key == "interpolation" else getattr(cfg, key)
+    # `--resolve` of Hydra takes no plain list
+    return value if isinstance(value, str) else OmegaConf.create([float(each) for each in value])
 
 
 def register() -> None:

@@ -166,7 +166,8 @@ class _GridTracer(TorchFunctionMode):
             else:
                 self.grids.pop(output, None)
             if mixed or grid is None or any(_mixes(name, grid, x, args, kwargs) for x, grid in inputs):
-                self.mixed[output] = mixed or (self.modules[-1] if self.modules else name)
+                inner = len(self.modules) > 1  # the outermost one says nothing
+                self.mixed[output] = mixed or (self.modules[-1] if inner else f"the function {name}")
         return result
 
 

@@ -29,8 +29,7 @@ def remove_unused(trunk: nn.Module, height: int, width: int) -> None:
     Raises:
         UserError: the trunk does not work without them.
     """
-    before = run_on_meta(meta_copy(trunk), height, width).shape
-    used, called = _used(meta_copy(trunk), height, width)
+    used, called, shape = _run(meta_copy(trunk), height, width)
     for path, module in list(trunk.named_modules()):
         inside = {f"{path}.{name}".rstrip(".") for name, _ in module.named_modules()}
         owned = {f"{path}.{name}" for name, _ in module.named_parameters()}
@@ -40,12 +39,12 @@ def remove_unused(trunk: nn.Module, height: int, width: int) -> None:
         if parameter.requires_grad and name not in used:
             path, _, last = name.rpartition(".")
             trunk.get_submodule(path).register_parameter(last, None)
-    if run_on_meta(meta_copy(trunk), height, width).shape != before:
+    if run_on_meta(meta_copy(trunk), height, width).shape != shape:
         raise UserError("the map depends on parameters that get no gradient")
 
 
-def _used(shadow: nn.Module, height: int, width: int) -> tuple[set[str], set[str]]:
-    """The names of the parameters of a `meta_copy` that get a gradient, and of the modules that are called."""
+def _run(shadow: nn.Module, height: int, width: int) -> tuple[set[str], set[str], torch.Size]:
+    """The parameters of a `meta_copy` that get a gradient and the modules that are called, by name; and the shape."""
     called: set[str] = set()
     hooks = [
         module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
@@ -54,8 +53,9 @@ def _used(shadow: nn.Module, height: int, width: int) -> tuple[set[str], set[str
     parameters = {name: parameter for name, parameter in shadow.named_parameters() if parameter.requires_grad}
     dtype = next(iter(parameters.values())).dtype
     with torch.enable_grad():
-        output = shadow(torch.empty(2, 3, height, width, device="meta", dtype=dtype))
+        output = shadow(torch.empty(1, 3, height, width, device="meta", dtype=dtype))
         gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
     for hook in hooks:
         hook.remove()
-    return {name for name, grad in zip(parameters, gradients, strict=True) if grad is not None}, called
+    used = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    return used, called, output.shape
