@@ -37,8 +37,8 @@ def import_timm() -> ModuleType:
         if error.name != "timm":
             raise
         raise UserError(
-            "backbone=timm needs the package timm, which is not installed: uv sync --extra timm (or, for a single"
-            " command, uv run --extra timm sppnet ...)"
+            "backbone=timm needs the package timm, which is not installed: run uv sync --extra timm (a later uv sync"
+            " without the extra removes it), or put it on the command: uv run --extra timm sppnet ..."
         ) from None
     return timm
 
