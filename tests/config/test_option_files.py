@@ -24,7 +24,8 @@ OPTIONS = [
 ]
 COMPARED = ("spp", "gap", "flatten")  # the other poolings are pyramids of one bin, and meet only the tiny backbone
 NEEDS = {
-    **{"backbone=torchvision": ["backbone.name=resnet18"], "pooling=flatten": ["sizes=single"]},
+    **{"backbone=torchvision": ["backbone.name=resnet18"], "backbone=timm": ["backbone.name=resnet10t"]},
+    "pooling=flatten": ["sizes=single"],
     **{f"{slot}=class": [f"{slot}._target_=torch.nn.Flatten"] for slot in ("pooling", "head", "loss")},
 }
 BACKBONES, POOLINGS, SIZES = (

@@ -266,16 +266,16 @@ def settings(path: Path) -> Iterator[tuple[str, bool]]:
 
 # Keys whose name says all that a comment would say.
 CLEAR = {
-    *("seed", "split_seed", "paths.runs", "data.name", "data.std", "sizes.train", "backbone.name"),
+    *("seed", "split_seed", "paths.runs", "data.name", "data.std", "sizes.train"),
     *("optim.lr", "optim.weight_decay", "compute.channels_last", "views.fit"),
     *("trainer.deterministic", "trainer.num_nodes", "trainer.log_every_n_steps"),
     *("trainer.limit_val_batches", "trainer.limit_test_batches"),  # explained with limit_train_batches
     *("logger.wandb.project", "logger.wandb.entity", "logger.wandb.tags"),
 }
 # What the classes in conf/ take besides; the schema leaves it to them.
-ARGUMENTS = {"backbone.arch", "backbone.convolutions", "backbone.width", "data.background", "data.folder"} | {
-    *("optim.momentum", "sizes.epochs", "sizes.step", "sizes.weights", "data.columns"),
-    *(f"data.columns.{name}" for name in ("path", "label", "split", "group")),
+ARGUMENTS = {"backbone.arch", "backbone.convolutions", "backbone.drop_path", "backbone.width"} | {
+    *("data.background", "data.folder", "optim.momentum", "sizes.epochs", "sizes.step", "sizes.weights"),
+    *("data.columns", *(f"data.columns.{name}" for name in ("path", "label", "split", "group"))),
 }
 
 

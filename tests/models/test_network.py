@@ -45,7 +45,8 @@ def _sizes(train: list[int], test: list[int] | None = None) -> dict[str, list[in
 
 @pytest.mark.parametrize("backbone", some_quick(_names("backbone"), 4))
 def test_every_backbone_file_builds_with_a_pyramid_and_a_grid(backbone: str) -> None:
-    extra = ["backbone.name=mnasnet0_5"] if backbone == "torchvision" else []
+    names = {"torchvision": "mnasnet0_5", "timm": "test_convnext"}
+    extra = [f"backbone.name={names[backbone]}"] if backbone in names else []
     for pooling in POOLINGS if backbone == "tiny" else ("spp", "flatten"):
         cfg = _config(f"backbone={backbone}", *extra, f"pooling={pooling}")
         check_network(*cfg, _sizes([224]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -46,8 +47,8 @@ def _rows(sizes: Sequence[int]) -> Iterator[list[str]]:
     from sppnet.models.probe import map_size, on_meta, probe, smallest_input
     from sppnet.models.receptive_field import receptive_field
 
-    # torchvision.yaml does not name a network; it is the base of other option files
-    names = {path.stem for path in options("backbone")} - {"torchvision"}
+    # they do not name a network; they are the bases of other option files
+    names = {path.stem for path in options("backbone")} - {"timm", "torchvision"}
     for name in sorted(names):
         backbone = compose_config([f"backbone={name}"]).backbone
         with on_meta(), torch.no_grad():
@@ -64,6 +65,8 @@ def _rows(sizes: Sequence[int]) -> Iterator[list[str]]:
                 with FlopCounterMode(display=False) as counter:
                     trunk(torch.empty(1, 3, size, size, device="meta"))
                 columns += [f"{height}x{width}", f"{counter.get_total_flops() / 2e9:.2f}"]
-        facts, field = probe(trunk), receptive_field(trunk)
+        facts, offset = probe(trunk), "-"
+        with contextlib.suppress(UserError):  # of attention, for example
+            offset = str(receptive_field(trunk).offset)
         parameters = sum(parameter.numel() for parameter in trunk.parameters()) / 1e6
-        yield [name, *map(str, (facts.out_channels, facts.stride, field.offset)), f"{parameters:.2f}", *columns]
+        yield [name, *map(str, (facts.out_channels, facts.stride, offset)), f"{parameters:.2f}", *columns]

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sppnet.config import option_files
+from sppnet.config import option_files, timm_networks
 from sppnet.config.command_schemas import COMMANDS, SlurmOptions
 from sppnet.config.load import check_unresolved, load, unknown_key
 from sppnet.config.overrides import sets_hydra
@@ -25,6 +25,7 @@ from sppnet.config.schema import Config
 from sppnet.config.sweep_jobs import ExpandedJob, expand
 from sppnet.errors import UserError
 
+timm_networks.register()
 Cfg = TypeVar("Cfg")
 EMPTY = "_empty_"  # an option of every group that sets nothing, with which `sppnet.config.overlay` composes
 
@@ -62,6 +63,14 @@ def _cause(error: BaseException) -> OmegaConfBaseException | None:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
+    return cause
+
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The UserError of a resolver behind an OmegaConf error."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
     return cause
 
 
@@ -145,6 +154,8 @@ def _searchpath() -> str:
 
 def one_line(error: BaseException) -> str:
     """Return the message of a Hydra error as one line, without the lines that say where the error occurred."""
+    if (mistake := _user_error(error)) is not None:  # of one of our resolvers
+        return str(mistake)
     places = ("object_type=", "full_key:", "reference_type=", "See http")
     stripped = map(str.strip, str(error).splitlines())
     lines = [line for line in stripped if line and not line.startswith(places)]

@@ -12,6 +12,6 @@
 - `fit_check.py`: checks that backbone, pooling, head and input sizes fit together.
 """
 
-from sppnet.models.backbones import ZF5, Blog, Convnet5, Overfeat, Tiny, torchvision_trunk
+from sppnet.models.backbones import ZF5, Blog, Convnet5, Overfeat, Tiny, timm_trunk, torchvision_trunk
 
-__all__ = ["ZF5", "Blog", "Convnet5", "Overfeat", "Tiny", "torchvision_trunk"]
+__all__ = ["ZF5", "Blog", "Convnet5", "Overfeat", "Tiny", "timm_trunk", "torchvision_trunk"]

@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from sppnet.config.schema import MLP, SPP, AnyHead, AnyPooling, Backbone, Flatten, OwnHead, OwnPooling
+from sppnet.config.timm_networks import TIMM
 from sppnet.errors import UserError
 from sppnet.models.freezing import batch_norms, frozen_modules
 from sppnet.models.heads import build_head, check_head
@@ -30,6 +31,7 @@ def check_network(
     whole_images: bool = False,
     pools_windows: bool = False,
     dtype: torch.dtype = torch.float32,
+    aspects: Iterable[tuple[str, int, float]] = (),
 ) -> None:
     """Check that the feature maps of all input sizes can be pooled, and that the weights fit in memory.
 
@@ -42,6 +44,7 @@ def check_network(
         pools_windows: whether windows of maps are pooled, so that the backbone's receptive field must be known, and
             that windows of any shape must be pooled.
         dtype: the dtype of feature maps.
+        aspects: keys, shorter sides and steps of aspect ratios of the images that keep their aspect ratio.
 
     Raises:
         UserError: something does not fit. The message names the first mismatch and, in most cases, values that fit.
@@ -66,10 +69,17 @@ def check_network(
     if backbone.update_bn:
         batch_norms(trunk)
     field = receptive_field(trunk) if pools_windows else None
+    if field is not None and field.mixed_by and backbone.target == TIMM:
+        raise UserError(
+            f"views.source=map is not allowed: {field.mixed_by} of {backbone.name} lets a cell depend on the whole map,"
+            " so a view would depend on all of the image; use views.source=image"
+        )
     sides = {}
     for key, listed in sizes_by_key.items():
         for size in sorted(set(listed)):
             sides[key, size] = _map_side(trunk, key, size)
+    for key, size, step in aspects:
+        _check_aspects(trunk, key, size, step)
     first = min(sides.values())
     with contextlib.nullcontext() if isinstance(pooling, OwnPooling) else on_meta():
         pool = build_pooling(pooling, channels, first)
@@ -133,6 +143,19 @@ def _map_side(trunk: nn.Module, key: str, size: int) -> int:
         raise UserError(
             f"{key}: size {size} gives no feature map ({error}); the smallest size that works is {smallest}"
         ) from error
+
+
+def _check_aspects(trunk: nn.Module, key: str, size: int, step: float) -> None:
+    """Check that the backbone takes whole images of the shorter side `size` and the first aspect ratios beside 1.
+
+    Networks that cut the image into patches may take only multiples of a patch.
+    """
+    wide, wider = (round(size * (1 + count * step)) for count in (1, 2))
+    for height, width in ((size, wide), (wide, size), (size, wider)):
+        try:
+            map_size(trunk, height, width)
+        except UserError as error:
+            raise UserError(f"{key}: images of the shorter side {size} give no feature map ({error})") from error
 
 
 def _check_lengths(pool: nn.Module, channels: int, sides: Mapping[tuple[str, int], int], dtype: torch.dtype) -> int:

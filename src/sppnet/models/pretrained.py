@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from sppnet.config.schema import Backbone
+from sppnet.config.timm_networks import TIMM, weights_tag
 from sppnet.errors import UserError
-from sppnet.models.backbones.torchvision import CUT_KEYS, find_weights
+from sppnet.models.backbones.cut import cut_keys
+from sppnet.models.backbones.torchvision import find_weights
 from sppnet.storage.tensors import read_tensor_file
 
 SHOWN = 8  # a message names at most this many keys
@@ -20,10 +22,10 @@ TORCHVISION = "sppnet.models.torchvision_trunk"
 
 
 def resolve_weights(cfg: Backbone) -> Path | str | None:
-    """Return `backbone.weights` as an existing file, the name of torchvision weights, or None.
+    """Return `backbone.weights` as an existing file, the name of weights of torchvision or timm, or None.
 
     Raises:
-        UserError: the value is neither an existing file nor the name of torchvision weights.
+        UserError: the value is neither an existing file nor the name of such weights of the network.
     """
     weights = cfg.weights
     if weights is None:
@@ -31,8 +33,12 @@ def resolve_weights(cfg: Backbone) -> Path | str | None:
     file = Path(weights).expanduser()
     if file.is_file():
         return file
+    if cfg.target == TIMM:
+        return weights_tag(cfg.node()["arch"], weights)
     if cfg.target != TORCHVISION:
-        raise UserError(f"backbone.weights={weights}: no such file (only torchvision networks accept names of weights)")
+        raise UserError(
+            f"backbone.weights={weights}: no such file (only networks of torchvision and timm accept names of weights)"
+        )
     find_weights(cfg.node()["arch"], weights)
     return weights
 
@@ -44,7 +50,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
 
     - the backbone;
     - one of its children, such as `torchvision.models.alexnet().features` (its `0.weight` is `features.0.weight`);
-    - for a torchvision trunk, the full network, whose classifier is ignored;
+    - for a trunk of torchvision or timm, the full network, whose classifier is ignored;
     - an sppnet checkpoint, from which only the backbone is loaded.
 
     Any other key is an error.
@@ -58,7 +64,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     prefixes = ["", *(f"{name}." for name, _ in backbone.named_children())]
     prefix = max(prefixes, key=lambda p: sum(p + key in own for key in loaded))
     state = {prefix + key: value for key, value in loaded.items()}
-    cut = backbone.meta.get(CUT_KEYS, ()) if isinstance(backbone, fx.GraphModule) else ()
+    cut = cut_keys(backbone)
     # Files from before 2018 lack num_batches_tracked. It may be missing, because batch normalisation uses it only with
     # momentum=None.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]

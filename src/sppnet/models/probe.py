@@ -203,11 +203,12 @@ def smallest_input(backbone: nn.Module, cells: int = 1) -> int:
         except UserError:
             return False
 
-    too_small, large_enough = 0, 1
-    while not suffices(large_enough):
-        too_small, large_enough = large_enough, 2 * large_enough
-        if large_enough > LARGEST:
-            raise UserError(f"backbone: no square image up to {LARGEST} pixels gives a {cells}x{cells} feature map")
+    # some networks take only multiples of a patch or window, whose side is often 7 or 14
+    sides: list[int] = sorted(base * 2**power for base in (1, 7) for power in range(13) if base * 2**power <= LARGEST)
+    number = next((i for i, side in enumerate(sides) if suffices(side)), None)
+    if number is None:
+        raise UserError(f"backbone: no square image up to {LARGEST} pixels gives a {cells}x{cells} feature map")
+    too_small, large_enough = (0, *sides)[number], sides[number]
     while large_enough - too_small > 1:
         middle = (too_small + large_enough) // 2
         too_small, large_enough = (too_small, middle) if suffices(middle) else (middle, large_enough)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -21,10 +22,18 @@ SIDE = 640  # side of the traced image in pixels; gives several cells along each
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """The receptive fields of a map's cells: along both axes, cell i is centred at pixel `stride * i + offset`."""
+    """The receptive fields of a map's cells: along both axes, cell i is centred at pixel `stride * i + offset`.
+
+    Attributes:
+        stride: distance of the centres in pixels.
+        offset: centre of the first cell in pixels.
+        mixed_by: the first module that lets a cell depend on others at any distance, as attention and means over the
+            map do; "" if there is none, so that a cell depends only on the pixels around its centre.
+    """
 
     stride: int
     offset: Fraction
+    mixed_by: str = ""
 
     def centre(self, cell: int) -> Fraction:
         """Return the centre of a cell's receptive field in pixels. With even kernels, it may lie between two pixels."""
@@ -60,18 +69,26 @@ def receptive_field(backbone: nn.Module) -> ReceptiveField:
     """
     image = torch.empty(1, 3, SIDE, SIDE, device="meta", dtype=next((p.dtype for p in backbone.parameters()), None))
     shadow = meta_copy(backbone)
-    with torch.no_grad(), _GridTracer() as tracer:
-        tracer.grids[image] = _Grid((2, 3), (_Axis(), _Axis()))
-        grid = tracer.grids.get(shadow(image))
+    try:
+        with torch.no_grad(), _GridTracer() as tracer, tracer.naming(shadow):
+            tracer.grids[image] = _Grid((2, 3), (_Axis(), _Axis()))
+            output = shadow(image)
+    except Exception as error:  # a network may refuse the size, or what it calls cannot be traced
+        raise UserError(
+            f"backbone: the receptive field cannot be traced at {SIDE}x{SIDE} ({error or type(error).__name__}); use"
+            " views.source=image"
+        ) from error
+    grid, mixed_by = tracer.grids.get(output), tracer.mixed.get(output, "")
     if grid is None or grid.dims != (2, 3):
-        raise UserError("backbone: the receptive field cannot be traced; use views.source=image")
+        through = f" through {mixed_by}" if mixed_by else ""
+        raise UserError(f"backbone: the receptive field cannot be traced{through}; use views.source=image")
     rows, cols = grid.axes
     if rows != cols or rows.stride.denominator != 1:
         raise UserError(
             f"backbone: cells are {rows.stride} by {cols.stride} pixels apart; views.source=map needs the same integer"
             " stride and the same offset along both axes; use views.source=image"
         )
-    return ReceptiveField(int(rows.stride), rows.offset)
+    return ReceptiveField(int(rows.stride), rows.offset, mixed_by)
 
 
 @dataclass(frozen=True)
@@ -105,25 +122,52 @@ class _Grid:
 
 
 class _GridTracer(TorchFunctionMode):
-    """Records the grid, if known, of each tensor that a torch function returns."""
+    """Records the grid, if known, of each tensor that a torch function returns, and which module mixed its cells."""
 
     def __init__(self) -> None:
         super().__init__()
         self.grids: Any = WeakTensorKeyDictionary()
+        self.mixed: Any = WeakTensorKeyDictionary()
+        self.modules: list[str] = []  # those that are running, the innermost last
+
+    @contextlib.contextmanager
+    def naming(self, network: nn.Module) -> Iterator[None]:
+        """Keep the names of the modules of `network` that are running in `modules`."""
+        hooks = []
+        for path, module in network.named_modules():
+            name = f"{type(module).__name__} {path}".strip()
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.modules.append(name)))
+            hooks.append(module.register_forward_hook(lambda *_: self._leave()))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _leave(self) -> None:
+        self.modules.pop()
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        inputs = [(x, self.grids[x]) for x in _tensors([args, list(kwargs.values())]) if x in self.grids]
+        tensors = _tensors([args, list(kwargs.values())])
+        inputs = [(x, self.grids[x]) for x in tensors if x in self.grids]
+        mixed = next((self.mixed[x] for x in tensors if x in self.mixed), "")
         result = func(*args, **kwargs)
-        handler = _HANDLERS.get(getattr(func, "__name__", ""))
-        for output in _tensors(result if isinstance(result, tuple | list) else [result]) if inputs else ():
-            grid = handler(_Call(*inputs[0], args, kwargs, output)) if handler else _keep_centres(inputs, output)
+        name = getattr(func, "__name__", "")
+        handler = _HANDLERS.get(name)
+        for output in _tensors(result if isinstance(result, tuple | list) else [result]) if inputs or mixed else ():
+            grid = None
+            if inputs:
+                grid = handler(_Call(*inputs[0], args, kwargs, output)) if handler else _keep_centres(inputs, output)
             if grid is not None:
                 self.grids[output] = grid
             else:
                 self.grids.pop(output, None)
+            if mixed or grid is None or any(_mixes(name, grid, x, args, kwargs) for x, grid in inputs):
+                inner = len(self.modules) > 1  # the outermost one says nothing
+                self.mixed[output] = mixed or (self.modules[-1] if inner else f"the function {name}")
         return result
 
 
@@ -140,6 +184,16 @@ class _Call:
     def arguments(self, *names: str) -> dict[str, Any]:
         """Return the arguments by name. `names` are the names of the positional parameters."""
         return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+
+
+def _mixes(name: str, grid: _Grid, x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a torch function that keeps height and width of `x` lets cells depend on others all over the map."""
+    if name == "layer_norm":
+        shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
+        return any(dim >= x.ndim - len(shape) for dim in grid.dims)
+    if name in ("linear", "matmul", "__matmul__", "softmax", "einsum", "bmm"):
+        return x.ndim - 1 in grid.dims
+    return name in ("group_norm", "instance_norm", "roll", "flip")
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from sppnet.config.instantiate import user_source_files
 from sppnet.config.keys import Key, select, without_effect
 from sppnet.config.load import replace
-from sppnet.config.schema import LAYOUT, Config, OpenSection, OwnLoss
+from sppnet.config.schema import LAYOUT, Backbone, Config, OpenSection, OwnLoss
+from sppnet.config.timm_networks import TIMM, weights_tag
 from sppnet.errors import UserError
 from sppnet.runs.checkpoint_files import locate
 from sppnet.runs.run_directory import Run
@@ -55,7 +56,7 @@ def run_identity(cfg: Config, images: ImageSet) -> dict[str, Any]:
         "data.fingerprint": images.fingerprint(),
         "loss.name": _loss_name(cfg, images),
         "code": own_class_digests({"config": config, "strategy": strategy(cfg)}),
-        "backbone.weights": weights_identity(cfg.backbone.weights),
+        "backbone.weights": weights_identity(cfg.backbone),
         "strategy": strategy(cfg),
         "world_size": world_size(cfg),
         **_monitored(cfg),
@@ -147,20 +148,21 @@ def world_size(cfg: Config) -> int:
     return (len(devices) if isinstance(devices, list) else devices) * cfg.trainer.num_nodes
 
 
-def weights_identity(weights: str | None) -> str | None:
-    """The SHA-256 digest of a weights file, or the name of torchvision weights.
+def weights_identity(backbone: Backbone) -> str | None:
+    """The SHA-256 digest of a weights file, or the name of weights of torchvision or timm.
 
     Raises:
-        UserError: `weights` looks like a path, but no such file exists.
+        UserError: `backbone.weights` looks like a path, but no such file exists; or a network of timm has no such
+            weights.
     """
-    if weights is None:
+    if (weights := backbone.weights) is None:
         return None
     path = Path(weights).expanduser()
     if path.is_file():
         return file_digest(path)
     if "/" in weights or path.suffix:
         raise UserError(f"backbone.weights={weights}: no such file")
-    return weights
+    return weights_tag(backbone.node()["arch"], weights) if backbone.target == TIMM else weights
 
 
 def init_identity(init: str) -> str:

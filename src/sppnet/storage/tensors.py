@@ -1,4 +1,4 @@
-"""Reads tensor files without executing anything in them, and verifies their checksums."""
+"""Reads tensor files without executing anything in them, and verifies their checksums where they have any."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ import torch
 
 from sppnet.errors import UserError, notice
 
+SAFETENSORS = ".safetensors"
 FOLDER = 0x10  # the zip attribute that marks a folder; torch reads such a record as empty, whatever its checksum is
 
 
 def read_tensor_file(path: Path, key: str) -> Any:
     """Load the tensors and plain data that `torch.save` wrote to `path`; the tensors are loaded onto the CPU.
+
+    A file whose name ends with `.safetensors` is read in that format, which holds nothing but tensors.
 
     Args:
         path: the file.
@@ -27,8 +30,10 @@ def read_tensor_file(path: Path, key: str) -> Any:
 
     Raises:
         UserError: the file does not exist, is damaged (for example, a checksum differs), was not written by torch, or
-            holds pickled objects, which are never executed.
+            holds pickled objects, which are never executed; or the package safetensors is not installed.
     """
+    if path.suffix.lower() == SAFETENSORS:
+        return _read_safetensors(path, key)
     try:
         checked = _matches_checksums(path)
         with warnings.catch_warnings(action="ignore"):  # hides warnings in which torch guesses what the file is
@@ -46,18 +51,37 @@ def read_tensor_file(path: Path, key: str) -> Any:
     return loaded
 
 
+def _read_safetensors(path: Path, key: str) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load  # comes with timm, an optional package
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{key}={path}: to read this format, the package safetensors is missing; use uv run --extra timm sppnet ..."
+        ) from None
+    try:
+        tensors: dict[str, torch.Tensor] = load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{key}={path}: {error.strerror}") from None
+    except Exception as error:  # a damaged file can cause any error in the reader
+        raise UserError(f"{key}={path} cannot be read; it is damaged or not a safetensors file: {error}") from error
+    if not _is_named_by_digest(path):
+        _warn_unchecked(path, key)
+    return tensors
+
+
 def check_download(path: Path, key: str) -> None:
     """Verify a downloaded weights file by its checksums or, if it has none, by the hash in its name.
 
     Torchvision's file names, such as `vgg16-397923af.pth`, contain the beginning of the file's SHA-256. Torch checks
-    this hash only right after the download.
+    this hash only right after the download. In the cache of timm's files, links lead to files named by their SHA-256.
 
     Raises:
         UserError: the file does not match its checksums or, if it has none, the hash in its name.
     """
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    digest = path.resolve().name if _is_named_by_digest(path) else named[1] if named else ""
     try:
-        whole = _matches_checksums(path) or not named or _sha256(path).startswith(named[1])
+        whole = _matches_checksums(path) or _sha256(path).startswith(digest)
     except zipfile.BadZipFile:
         whole = False
     if not whole:
@@ -85,6 +109,10 @@ def _matches_checksums(path: Path) -> bool:
             if damaged := damaged or archive.testzip():
                 raise zipfile.BadZipFile(f"record {damaged} does not match its checksum")
     return True
+
+
+def _is_named_by_digest(path: Path) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", path.resolve().name) is not None
 
 
 def _sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -60,7 +60,25 @@ def check_fit(cfg: Config) -> None:
     # list every size of a range, not only its ends
     sizes = {"train": build_sizes(cfg.sizes).sizes, "val": cfg.sizes.val, "test": cfg.sizes.test}
     from_map = views is not None and views.source == "map"
-    check_network(cfg.backbone, cfg.pooling, cfg.head, sizes, whole_images, from_map, network_dtype(cfg))
+    check_network(
+        cfg.backbone, cfg.pooling, cfg.head, sizes, whole_images, from_map, network_dtype(cfg), _aspects(cfg, sizes)
+    )
+
+
+def _aspects(cfg: Config, sizes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int, float]]:
+    """Keys, shorter sides and steps of aspect ratios of the images that go whole through the network."""
+    views = Views.build(cfg.views)
+    if cfg.data.fit == "full":
+        yield from (
+            (f"sizes.{split}", size, cfg.data.aspect_step) for split in ("train", "val") for size in sizes[split]
+        )
+    for size in sizes["test"]:
+        if views is None:
+            sides = [size] if cfg.views.fit == "full" else []
+        else:
+            whole = views.full_side(size)
+            sides = [*(views.sides(size) if views.source == "map" else []), *([] if whole is None else [whole])]
+        yield from ((f"sizes.test, views={cfg.views.name}", side, cfg.views.aspect_step) for side in sides)
 
 
 def network_dtype(cfg: Config) -> torch.dtype:

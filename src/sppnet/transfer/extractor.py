@@ -108,7 +108,9 @@ def check_extraction(task: Task) -> None:
     elif layer["kind"] == "pyramid":
         pooling = SPP(name="spp", bins=layer["bins"], pool=layer["pool"], rule=layer["rule"])
     backbone = cfg.backbone if task.trained is None else cfg.backbone.model_copy(update={"weights": None})
-    check_network(backbone, pooling, head, sizes, whole_images=cfg.views.fit == "full")
+    whole = cfg.views.fit == "full"
+    aspects = [("sizes.test", task.size, cfg.views.aspect_step)] if whole else []
+    check_network(backbone, pooling, head, sizes, whole, aspects=aspects)
 
 
 def load_checkpoint_metadata(trained: TrainedNetwork[Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Task:
         own = {"code": code} if code else {}
         if self.trained is not None:
             return {"checkpoint": file_digest(self.trained.weights)} | own
-        weights = weights_identity(backbone.weights)
+        weights = weights_identity(backbone)
         seed = self.cfg.seed if self.has_random_weights else None
         return {"backbone": backbone.node(), "weights": weights, "seed": seed} | own
 

@@ -6,6 +6,7 @@ channels, stride and smallest input are found by running it on the meta device.
 
 from sppnet.models.backbones.blog import Blog
 from sppnet.models.backbones.paper import ZF5, Convnet5, Overfeat
+from sppnet.models.backbones.timm import timm_trunk
 from sppnet.models.backbones.tiny import Tiny
 from sppnet.models.backbones.torchvision import torchvision_trunk
 from sppnet.models.probe import Trunk, map_size, probe, smallest_input
@@ -20,5 +21,6 @@ __all__ = [
     "map_size",
     "probe",
     "smallest_input",
+    "timm_trunk",
     "torchvision_trunk",
 ]

@@ -13,10 +13,9 @@ from torch import fx, nn
 from torchvision import models
 
 from sppnet.errors import UserError
+from sppnet.models.backbones.cut import CUT_KEYS
 from sppnet.models.probe import FIRST, SECOND, grows, meta_copy, run_on_meta
 from sppnet.storage.tensors import check_download
-
-CUT_KEYS = "cut_keys"  # entry of the trunk's `meta`: the state dict keys that only the full network has
 
 
 def torchvision_trunk(arch: str, weights: str | None = None, **options: Any) -> nn.Module:
