@@ -65,7 +65,7 @@ def row(name: str) -> str:
         mixed_by = receptive_field(trunk).mixed_by
         views = f"no: {mixed_by}" if mixed_by else "yes"
     except UserError as error:
-        views = f"no: {re.sub('^backbone: |; use .*', '', str(error))}"
+        views = f"no: {re.sub('^backbone: |, which rearranges.*|; use .*', '', str(error))}"
     needs = "".join(f" `+backbone.{key}={str(value).lower()}`" for key, value in options.items())
     size = smallest_input(trunk)
     return f"| {name}{needs} | {facts.out_channels} | {facts.stride} | {size} | {views} | trains |"

@@ -6,7 +6,8 @@
 - `network.py`: `SPPNet`, which joins these parts, and the functions that build it from its configuration.
 - `freezing.py`: the parts of a backbone that `backbone.freeze` names.
 - `normalise.py`: conversion of 8-bit images to normalised floats.
-- `pretrained.py`: a backbone's weights, from a file or from torchvision.
+- `pretrained.py`: a backbone's weights, from a file or by a name of torchvision or timm.
+- `hub.py`: downloads timm's weights.
 - `probe.py`: a backbone's channels, stride and map sizes.
 - `receptive_field.py`: the positions of a feature map's cells on the image.
 - `fit_check.py`: checks that backbone, pooling, head and input sizes fit together.

@@ -155,7 +155,11 @@ def _check_aspects(trunk: nn.Module, key: str, size: int, step: float) -> None:
         try:
             map_size(trunk, height, width)
         except UserError as error:
-            raise UserError(f"{key}: images of the shorter side {size} give no feature map ({error})") from error
+            squares = "data.fit=crop" if key in ("sizes.train", "sizes.val") else "views=center or views=warp"
+            raise UserError(
+                f"{key}: images of the shorter side {size} that keep their aspect ratio give no feature map ({error});"
+                f" {squares} takes squares"
+            ) from error
 
 
 def _check_lengths(pool: nn.Module, channels: int, sides: Mapping[tuple[str, int], int], dtype: torch.dtype) -> int:

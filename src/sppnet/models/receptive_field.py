@@ -80,7 +80,7 @@ def receptive_field(backbone: nn.Module) -> ReceptiveField:
         ) from error
     grid, mixed_by = tracer.grids.get(output), tracer.mixed.get(output, "")
     if grid is None or grid.dims != (2, 3):
-        through = f" through {mixed_by}" if mixed_by else ""
+        through = f" through {mixed_by}, which rearranges the cells, as attention does" if mixed_by else ""
         raise UserError(f"backbone: the receptive field cannot be traced{through}; use views.source=image")
     rows, cols = grid.axes
     if rows != cols or rows.stride.denominator != 1:

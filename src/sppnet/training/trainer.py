@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 
 from sppnet.config.instantiate import instantiate, is_own
 from sppnet.config.schema import Config, Loss, OwnLoss
+from sppnet.config.timm_networks import TIMM, check_name
 from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
 from sppnet.data.build import decoding_notices, describe_missing_classes
 from sppnet.data.datamodule import DataModule
@@ -111,6 +112,12 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
         check_own_parts(classifier.network, min(data.schedule.sizes), cfg, len(sets.images.classes))
     _check_classifier(classifier)
     network = classifier.network
+    if (
+        cfg.backbone.target == TIMM
+        and cfg.backbone.weights is None
+        and (tag := check_name(cfg.backbone.node()["arch"])[1])
+    ):
+        notices.append(f"backbone.weights=null: random weights; backbone.weights=DEFAULT loads {tag} of backbone.name")
     notices += gem_notices(network.backbone, network.pooling, min(data.schedule.sizes), network_dtype(cfg))
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     batches = data.train_batches(world=world_size(cfg))  # raises if there are too few images

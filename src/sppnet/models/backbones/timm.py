@@ -85,9 +85,7 @@ def timm_trunk(arch: str, weights: str | None = None, drop_path: float = 0.0, **
     tag = None if weights is None else weights_tag(arch, weights)
     model = _create(name, None if tag is None else f"{name}.{tag}", options)
     if drop_path and not any(getattr(module, "drop_prob", None) for module in model.modules()):
-        raise UserError(
-            f"backbone.drop_path={drop_path}: timm's {name} has no stochastic depth; use backbone.drop_path=0"
-        )
+        raise _no_stochastic_depth(name, drop_path)
     whole = frozenset(model.state_dict())
     trunk = TimmTrunk(model, _find_layout(name, model, options))
     try:
@@ -124,9 +122,15 @@ def _create(name: str, tagged: str | None, options: Mapping[str, Any]) -> nn.Mod
             warnings.simplefilter("ignore")  # of torch, about what timm calls
             model: nn.Module = timm.create_model(tagged or name, **loaded, **options)
     except Exception as error:  # timm's constructors assert, and raise what their layers raise
+        if "'drop_path_rate'" in str(error):
+            raise _no_stochastic_depth(name, options["drop_path_rate"]) from error
         where = f"weights={tagged.partition('.')[2]}" if tagged else f"name={name}"
         raise UserError(f"backbone.{where}: timm cannot build {name}: {error or type(error).__name__}") from error
     return model
+
+
+def _no_stochastic_depth(name: str, drop_path: float) -> UserError:
+    return UserError(f"backbone.drop_path={drop_path}: timm's {name} has no stochastic depth; use backbone.drop_path=0")
 
 
 def _find_layout(name: str, model: nn.Module, options: Mapping[str, Any]) -> Layout:
