@@ -155,7 +155,7 @@ def _check_aspects(trunk: nn.Module, key: str, size: int, step: float) -> None:
         try:
             map_size(trunk, height, width)
         except UserError as error:
-            squares = "data.fit=crop" if key in ("sizes.train", "sizes.val") else "views=center or views=warp"
+            squares = "views=center or views=warp" if key.startswith("sizes.test") else "data.fit=crop"
             raise UserError(
                 f"{key}: images of the shorter side {size} that keep their aspect ratio give no feature map ({error});"
                 f" {squares} takes squares"
