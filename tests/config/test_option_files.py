@@ -22,8 +22,8 @@ OPTIONS = [
     for path in sorted(CONF.rglob("*.yaml"))
     if path.parent != CONF
 ]
-# The other poolings are pyramids of one bin, and the other schedule has one size in each epoch, as alternating. They meet
-# only the tiny backbone.
+# The other poolings are pyramids of one bin. The other schedule has one size in each epoch, as alternating has. They
+# meet only the tiny backbone.
 COMPARED = ("spp", "gap", "flatten", "single", "alternating", "uniform", "weighted")
 NEEDS = {
     **{"backbone=torchvision": ["backbone.name=resnet18"], "backbone=timm": ["backbone.name=resnet10t"]},
