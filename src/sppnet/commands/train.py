@@ -20,8 +20,8 @@ from sppnet.config.compose import Job
 from sppnet.config.schema import Config
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.runs import ranks
-from sppnet.runs.identity import init_setting, world_size
-from sppnet.runs.plan import PlannedRun, check_duplicates, check_inputs, plan_run
+from sppnet.runs.identity import init_identity, init_setting, world_size
+from sppnet.runs.plan import PlannedRun, check_duplicates, check_init, plan_run
 from sppnet.runs.result_text import print_result
 from sppnet.runs.run_directory import Run
 from sppnet.runs.slurm_status import slurm_fields
@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> None:
 def train(job: Job[Config]) -> None:
     """Train, resume or test the run that `job` describes, then print the run directory and the test result."""
     cfg = job.cfg.model_copy(update={"force": False}) if slurm_job.restarts() else job.cfg
-    planned = plan_run(with_init(cfg, "", job.overrides, job.overrides))
+    planned = plan_run(with_init(cfg, "", job.overrides, shared=job.overrides))  # a single job shares all of them
     ranks.check_world_size(cfg)
     check_duplicates(planned)
     if slurm_job.rank() > 0:
@@ -83,7 +83,7 @@ def _test(planned: PlannedRun) -> None:
 def _train(planned: PlannedRun, overrides: list[str]) -> None:
     """Check the network, lock the run directory, train (from the last checkpoint, if any) and test."""
     run, cfg = planned.run, planned.cfg
-    check_inputs(planned)
+    check_init(planned)
     from sppnet.training.preflight import check_augmentation, check_job  # imports torch
 
     check_job(cfg)
@@ -91,10 +91,11 @@ def _train(planned: PlannedRun, overrides: list[str]) -> None:
     from sppnet.training.trainer import fit, prepare  # imports Lightning
 
     prepared = prepare(cfg, planned.images)
-    for line in prepared.notices:
-        notice(line)
+    _check_init_unchanged(planned)
     with run.locked():
         _log_to_file(run)
+        for line in prepared.notices:
+            notice(line)
         if cfg.force:
             run.clear()
         if planned.result is not None:
@@ -110,6 +111,17 @@ def _train(planned: PlannedRun, overrides: list[str]) -> None:
             run.write_status("done", bad_files=totals["bad_files"], stopped=totals["stopped"])
             if bad := totals["bad_files"]:
                 notice(f"unreadable images left out: {bad}; {run.path / 'bad_files.txt'} lists them")
+
+
+def _check_init_unchanged(planned: PlannedRun) -> None:
+    """Check that the weights that `prepare` has read are those in the run's identity.
+
+    Raises:
+        UserError: the file was replaced in the meantime.
+    """
+    init = planned.cfg.init
+    if init is not None and init_identity(init) != planned.identity["init"]:
+        raise UserError(f"init={init} has changed while it was read; repeat the command")
 
 
 @contextlib.contextmanager

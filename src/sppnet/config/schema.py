@@ -610,6 +610,11 @@ class Config(Section):
                 f"init={self.init} and backbone.weights={self.backbone.weights} are not allowed together: both give the"
                 " weights of the backbone; set backbone.weights=null"
             )
+        if self.backbone.update_bn and self.data.batch_size == 1:
+            raise ValueError(
+                "backbone.update_bn=true and data.batch_size=1 are not allowed together: batch normalisation takes its"
+                " statistics from batches of at least two images"
+            )
         if self.backbone.update_bn and self.trainer.precision == "bf16-true":
             raise ValueError(
                 "backbone.update_bn=true and trainer.precision=bf16-true are not allowed together: a mean over many"

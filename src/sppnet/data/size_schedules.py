@@ -156,6 +156,10 @@ class Progressive(EpochSchedule):
         for key, value in (("epochs", epochs), ("step", step)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{key}={value!r}: must be a positive integer")
+        if self.train[0] < self.train[1] < self.train[0] + step:
+            raise ValueError(
+                f"step={step}: must be at most the difference between the sizes, {self.train[1] - self.train[0]}"
+            )
         self.epochs, self.step = epochs, step
 
     @property

@@ -105,9 +105,10 @@ def stratified_split(
             order = order[first:] + order[:first]
             sizes[next(iter(shares))] = end - first
         if sum(sizes.values()) >= len(order):
+            kind = f"class {name}" if stratum >= 0 else "the kind without a class"
             needs = " and ".join(f"{size} for {part}" for part, size in sizes.items())
             raise UserError(
-                f"data.split: class {name} has {len(order)} image(s); using {needs} would leave none for training"
+                f"data.split: {kind} has {len(order)} image(s); using {needs} would leave none for training"
             )
         for part, size in sizes.items():
             parts[part] += order[:size]

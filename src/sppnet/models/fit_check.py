@@ -139,10 +139,24 @@ def _map_side(trunk: nn.Module, key: str, size: int) -> int:
     try:
         return min(map_size(trunk, size, size))
     except UserError as error:
-        smallest = smallest_input(trunk)
-        raise UserError(
-            f"{key}: size {size} gives no feature map ({error}); the smallest size that works is {smallest}"
-        ) from error
+        raise UserError(f"{key}: size {size} gives no feature map ({error}); {_working_sizes(trunk, size)}") from error
+
+
+def _working_sizes(trunk: nn.Module, size: int) -> str:
+    """Say which sizes work: all from some size on or, with patches, those next to `size`."""
+    smallest = smallest_input(trunk)
+    if size < smallest:
+        return f"the smallest size that works is {smallest}"
+    below = next((each for each in range(size - 1, smallest - 1, -1) if _gives_map(trunk, each)), smallest)
+    above = next((each for each in range(size + 1, 2 * size) if _gives_map(trunk, each)), None)
+    return f"the next sizes that work are {below}{'' if above is None else f' and {above}'}"
+
+
+def _gives_map(trunk: nn.Module, size: int) -> bool:
+    with contextlib.suppress(UserError):
+        map_size(trunk, size, size)
+        return True
+    return False
 
 
 def _check_aspects(trunk: nn.Module, key: str, size: int, step: float) -> None:

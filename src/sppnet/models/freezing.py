@@ -31,7 +31,7 @@ def frozen_modules(backbone: nn.Module, freeze: bool | Sequence[str]) -> list[nn
             near = get_close_matches(name, modules, n=3)
             outer = [each for each in modules if "." not in each]
             hint = f"did you mean {' or '.join(near)}?" if near else f"such as {', '.join(outer[:12]) or 'none'}"
-            raise UserError(f"backbone.freeze: the backbone has no module {name} with parameters; {hint}")
+            raise UserError(f"backbone.freeze: the backbone has no module {name!r} with parameters; {hint}")
     return [modules[name] for name in freeze]
 
 

@@ -41,7 +41,8 @@ class SPPNet(nn.Module):
         self.pooling = pooling
         self.head = head
         self.freeze = freeze
-        for part in frozen_modules(backbone, freeze):
+        self._frozen = frozen_modules(backbone, freeze)  # a list, so that they are not registered again
+        for part in self._frozen:
             part.requires_grad_(False)
         self.train()
 
@@ -53,7 +54,7 @@ class SPPNet(nn.Module):
     def train(self, mode: bool = True) -> SPPNet:
         """Set training or evaluation mode; what is frozen stays in evaluation mode."""
         super().train(mode)
-        for part in frozen_modules(self.backbone, self.freeze):
+        for part in self._frozen:
             part.eval()
         return self
 

@@ -52,7 +52,7 @@ def name_by_difference(
     keys = _differing_keys(identities)
     short = _short_keys(keys)
     tokens_by_row = [
-        {key: f"{short[key]}={_format_value(identity[key])}" for key in keys if key in identity}
+        {key: f"{short[key]}={_format_value(key, identity[key])}" for key in keys if key in identity}
         for identity in identities
     ]
     common = {key: Counter(tokens.get(key) for tokens in tokens_by_row).most_common(1)[0][0] for key in keys}
@@ -152,9 +152,11 @@ def _short_keys(keys: Sequence[str]) -> dict[str, str]:
     return {key: last_part(key) if counts[last_part(key)] == 1 else key for key in keys}
 
 
-def _format_value(value: Any) -> str:
+def _format_value(key: str, value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_format_value, value)) if value else "none"
+        return ", ".join(_format_value(key, item) for item in value) if value else "none"
     text = format_value(value)
     digest = re.fullmatch(r"(?:sha256:)?([0-9a-f]{40,64})", text)
-    return digest[1][:6] if digest else re.sub(r"^(?:\w+\.)+(?=[A-Za-z_]\w*$)", "", text)  # drops the module of a class
+    if digest:
+        return digest[1][:6]
+    return text.rpartition(".")[2] if key.endswith("_target_") else text  # without the module of a class

@@ -60,11 +60,11 @@ def init_weights(init: str) -> Path:
     """
     path = expand_path("init", init)
     run, weights = locate(path, "init")
-    if run is not None and path.is_dir() and not run.done:
+    if run is not None and not run.done:
         state = run.status.get("state", "unknown")
         raise UserError(
-            f"init={init} is not done (status: {state}), so its best weights may still change; train it to its end, or"
-            " give a checkpoint file"
+            f"init={init} is not done (status: {state}), so its weights may still change; train it to its end, or copy"
+            " a checkpoint out of its directory"
         )
     return weights
 
@@ -79,10 +79,13 @@ def read_checkpoint(path: Path, key: str = "checkpoint") -> dict[str, Any]:
     from sppnet.storage.tensors import read_tensor_file  # imports torch
 
     loaded = read_tensor_file(path, key)
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("sppnet"), dict) or "state_dict" not in loaded:
+    metadata = loaded.get("sppnet") if isinstance(loaded, dict) else None
+    is_ours = isinstance(metadata, dict) and isinstance(metadata.get("config"), dict) and "classes" in metadata
+    if not is_ours or "state_dict" not in loaded:
         raise UserError(f"{key}={path} is not an sppnet checkpoint (it lacks the configuration or the weights)")
     check_layout(loaded["sppnet"].get("layout"), f"{key}={path}")
-    return loaded
+    checkpoint: dict[str, Any] = loaded
+    return checkpoint
 
 
 def load_stored_config(checkpoint: Path) -> dict[str, Any]:

@@ -174,12 +174,8 @@ def init_identity(init: str) -> str:
     Raises:
         UserError: `init` names neither a file nor a run.
     """
-    path = expand_path("init", init)
-    if not path.is_file():
-        return _run_hash(Run(path))
-    run, weights = locate(path, "init")
-    is_best = run is not None and run.done and weights.resolve() == run.best.resolve()
-    return _run_hash(run) if run is not None and is_best else file_digest(weights)
+    source = _init_source(init)
+    return file_digest(source) if isinstance(source, Path) else _run_hash(source)
 
 
 def init_setting(init: str) -> str:
@@ -190,21 +186,36 @@ def init_setting(init: str) -> str:
     Raises:
         UserError: `init` names neither a file nor a run.
     """
-    path = expand_path("init", init)
-    run = locate(path, "init")[0] if path.is_file() else Run(path)
-    record = {} if run is None else read_record(run.path / "provenance.json")
-    if run is None or init_identity(init) != _run_hash(run) or not record:
+    source = _init_source(init)
+    record = {} if isinstance(source, Path) else read_record(source.path / "provenance.json")
+    if not record:
         return init_identity(init)
     identity = {name: part for name, part in record["identity"].items() if name != "init"}
     config = {name: part for name, part in identity["config"].items() if name != "seed"}
     return digest(identity | {"config": config, "init": record["starts"][-1].get("init")})
 
 
+def _init_source(init: str) -> Run | Path:
+    """The run whose best weights `init` names, which may have been deleted, or another checkpoint file."""
+    path = expand_path("init", init)
+    if not path.is_file():
+        return Run(path)
+    run, weights = locate(path, "init")
+    is_best = run is not None and weights.resolve() == run.best.resolve()
+    return run if run is not None and is_best else weights
+
+
 def _run_hash(run: Run) -> str:
-    """The hash of a run, even if its directory was renamed, or was deleted since a study has recorded it."""
+    """The hash of a run: of its recorded identity or, if the run was deleted, the one in its directory's name.
+
+    Raises:
+        UserError: there is no such run.
+    """
     identity = read_record(run.path / "provenance.json").get("identity")
     if isinstance(identity, dict):
         return digest(identity)
+    if (run.path / "config.yaml").exists():
+        raise UserError(f"init={run.path}: provenance.json is missing or damaged; give a checkpoint file")
     if run.path.exists() or not re.search(r"-[0-9a-f]{10}$", run.path.name):
         problem = "is not an sppnet run" if run.path.exists() else "no such file or directory"
         raise UserError(f"init={run.path}: {problem}; give a run directory or a checkpoint file")

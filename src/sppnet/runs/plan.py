@@ -62,8 +62,8 @@ def plan_run(cfg: Config) -> PlannedRun:
     return PlannedRun(cfg, identity, Run(path), digest(eval_identity(cfg, "best", images)), images)
 
 
-def check_inputs(planned: PlannedRun) -> None:
-    """Check what training needs beside the data: the run to start from, which may have been planned only.
+def check_init(planned: PlannedRun) -> None:
+    """Check, unless the run has a result, that the network to start from exists: it may have been planned only.
 
     Raises:
         UserError: the run that `init` names is not done, or has no checkpoint.

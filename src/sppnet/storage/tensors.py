@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -22,7 +23,7 @@ FOLDER = 0x10  # the zip attribute that marks a folder; torch reads such a recor
 def read_tensor_file(path: Path, key: str) -> Any:
     """Load the tensors and plain data that `torch.save` wrote to `path`; the tensors are loaded onto the CPU.
 
-    A file whose name ends with `.safetensors` is read in that format, which holds nothing but tensors.
+    A file in the format safetensors, which holds nothing but tensors, is recognised by its name or its first bytes.
 
     Args:
         path: the file.
@@ -32,7 +33,7 @@ def read_tensor_file(path: Path, key: str) -> Any:
         UserError: the file does not exist, is damaged (for example, a checksum differs), was not written by torch, or
             holds pickled objects, which are never executed; or the package safetensors is not installed.
     """
-    if path.suffix.lower() == SAFETENSORS:
+    if path.suffix.lower() == SAFETENSORS or _begins_like_safetensors(path):
         return _read_safetensors(path, key)
     try:
         checked = _matches_checksums(path)
@@ -49,6 +50,14 @@ def read_tensor_file(path: Path, key: str) -> Any:
     if not checked:
         _warn_unchecked(path, key)
     return loaded
+
+
+def _begins_like_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a JSON header and the header's first characters."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(10)
+        return start[8:] == b'{"' and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size
+    return False
 
 
 def _read_safetensors(path: Path, key: str) -> dict[str, torch.Tensor]:

@@ -45,6 +45,7 @@ class LocalSweep(Sweep):
         self._gpus = GpuPool([])
         self._stopping = threading.Event()
         self._children: set[subprocess.Popen[bytes]] = set()
+        self._shown: set[str] = set()  # notices of jobs
 
     def start(self, groups: list[list[SweepJob]]) -> None:
         """Run the groups in parallel, and the jobs of each group one after another."""
@@ -134,10 +135,18 @@ class LocalSweep(Sweep):
         run = job.plan.run
         result = run.result(job.plan.test)
         if job.outcome == "done" and result:
-            return result_lines(result)
+            return [*result_lines(result), *self._new_notices(run)]
         if job.outcome == "refused" or not (run.path / "log.txt").exists():
             return output[-1:] or [f"exit code {code}"]
         return [f"{_reason(run, code)}  (see {run.path / 'log.txt'})"]
+
+    def _new_notices(self, run: Run) -> list[str]:
+        """The notices in a run's log that this sweep has not shown for another run, such as what `init` leaves out."""
+        log = run.path / "log.txt"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        new = [line for line in dict.fromkeys(lines) if line.startswith("sppnet: ") and line not in self._shown]
+        self._shown.update(new)
+        return new
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         for child in list(self._children):

@@ -18,7 +18,7 @@ from sppnet.config.overrides import quote_names, sets_hydra
 from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.from_checkpoint import load_job
-from sppnet.runs.plan import PlannedRun, check_duplicates, check_inputs, plan_run
+from sppnet.runs.plan import PlannedRun, check_duplicates, check_init, plan_run
 from sppnet.runs.result_text import result_lines
 from sppnet.studies.status import run_status
 from sppnet.studies.study import SweepPoint, add_points, common_overrides, config_digest, sweep_point
@@ -163,7 +163,7 @@ class Sweep:
             job.cfg = with_init(job.cfg, job.row, job.overrides, self._common)
             planned = plan_run(job.cfg)
             check_duplicates(planned)
-            check_inputs(planned)
+            check_init(planned)
         except UserError as error:
             job.outcome, job.lines = "refused", [str(error)]
         else:

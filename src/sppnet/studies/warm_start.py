@@ -16,7 +16,7 @@ from sppnet.config.schema import Config
 from sppnet.errors import UserError
 from sppnet.studies.study import SweepPoint, identifying_overrides, load_points
 
-PREFIX = "study:"
+STUDY = "study:"  # `init` begins with it
 COMPARED = ("backbone", "pooling", "pyramid", "head", "data")  # the sections of the network and the data
 
 
@@ -36,14 +36,15 @@ def with_init(cfg: Config, row: str, overrides: Collection[str], shared: Collect
     Raises:
         UserError: there is no such study, or it has no such run or several.
     """
-    if cfg.init is None or not cfg.init.startswith(PREFIX):
+    if cfg.init is None or not cfg.init.startswith(STUDY):
         return cfg
-    name, runs = cfg.init.removeprefix(PREFIX), Path(cfg.paths.runs).expanduser()
-    points = _load_study(runs, name)
+    name, runs = cfg.init.removeprefix(STUDY), Path(cfg.paths.runs).expanduser()
+    points = _load_study(runs, name, overrides)
     if not points:
-        studies = sorted(path.parent.name for path in runs.glob("*/study.json"))
+        studies = ", ".join(sorted(path.parent.name for path in runs.glob("*/study.json"))) or "none"
         raise UserError(
-            f"init={cfg.init}: there is no study {name} in {runs}; existing studies: {', '.join(studies) or 'none'}"
+            f"init={cfg.init}: there is no study {name!r} in {runs} that was started as a sweep; existing studies:"
+            f" {studies}"
         )
     rows = {point.row for _, point in points} - {""}
     if row and rows:
@@ -52,31 +53,47 @@ def with_init(cfg: Config, row: str, overrides: Collection[str], shared: Collect
             raise UserError(f"init={cfg.init}: study {name} has no row {row}; its rows are {', '.join(sorted(rows))}")
     keys = _differing_keys([point for _, point in points], overrides, shared)
     wanted = _with_keys(identifying_overrides(overrides, ()), keys)
-    found = {
+    candidates = {
         str(folder / point.run)
         for folder, point in points
         if _with_keys(point.setting, keys) == wanted and _seed(folder, point) == cfg.seed
     }
-    if len(found) != 1:
+    if len(candidates) != 1:
         setting = ", ".join(sorted(wanted)) or row or "this setting"
         problem, hint = "no run", f"its runs differ in {', '.join(sorted(keys)) or 'their seeds'}"
-        if found:
-            problem, hint = f"{len(found)} runs", f"{', '.join(sorted(found))}: give one of them as init=RUN_DIR"
+        if candidates:
+            problem, hint = (
+                f"{len(candidates)} runs",
+                f"{', '.join(sorted(candidates))}: give one of them as init=RUN_DIR",
+            )
         raise UserError(f"init={cfg.init}: study {name} has {problem} of {setting} with seed {cfg.seed}; {hint}")
-    return replace(cfg, {"init": found.pop()})
+    return replace(cfg, {"init": candidates.pop()})
 
 
-def _load_study(runs: Path, name: str) -> list[tuple[Path, SweepPoint]]:
-    """The points of the study `name`, which is a folder or a file in `experiments/`, with the folders of their runs."""
+def _load_study(runs: Path, name: str, overrides: Collection[str]) -> list[tuple[Path, SweepPoint]]:
+    """The points of the study `name`, which is a folder or a file in `experiments/`, with the folders of their runs.
+
+    If the jobs that start from the study share its folder, their own points are left out: those of the file that a job
+    with these `overrides` comes from, and those that name the study themselves.
+    """
     folders = [path.parent for path in sorted(runs.glob("*/study.json"))]
     points = [(folder, point) for folder in folders for point in load_points(folder) if point.run]
+    own = {_value(word) for word in overrides if key_of(word) == "experiments"}
     named = [(folder, point) for folder, point in points if name in (folder.name, point.experiments)]
-    # without the jobs in the same folder that start from the study
-    return [(folder, point) for folder, point in named if f"{PREFIX}{name}" not in map(parse_value, _inits(point))]
+    return [
+        (folder, point)
+        for folder, point in named
+        if point.experiments not in own and f"init={STUDY}{name}" not in map(_plain, point.words)
+    ]
 
 
-def _inits(point: SweepPoint) -> list[str]:
-    return [word for word in point.words if word.startswith("init=")]
+def _value(word: str) -> str:
+    return str(parse_value(word))
+
+
+def _plain(word: str) -> str:
+    """An override without the quotes and escapes of Hydra's grammar."""
+    return f"{key_of(word)}={_value(word)}" if word.startswith("init=") else word
 
 
 def _differing_keys(
@@ -93,12 +110,15 @@ def _with_keys(words: Collection[str], keys: Collection[str]) -> frozenset[str]:
     return frozenset(word for word in words if key_of(word) in keys)
 
 
-def _seed(folder: Path, point: SweepPoint) -> int:
-    """The seed of a point; if no override sets it, that of its run's configuration, which a study's file may set."""
+def _seed(folder: Path, point: SweepPoint) -> int | None:
+    """The seed of a point; if no override sets it, that of its run's configuration, which a study's file may set.
+
+    None if the seed is unknown, because the run was deleted.
+    """
     if point.seed is not None:
         return point.seed
     try:
         stored = yaml.safe_load((folder / point.run / "config.yaml").read_text(encoding="utf-8"))
         return int(stored["seed"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return 0
+        return 0 if point.experiments is None else None  # a file may set another seed

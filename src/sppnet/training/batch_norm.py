@@ -56,7 +56,7 @@ def estimate_statistics(backbone: nn.Module, layers: list[_BatchNorm], batches: 
         layer.train()
     estimated = False
     for images in batches:
-        backbone(images)
+        backbone.forward(images)  # not compiled, as a mean over batches would be compiled again and again
         estimated = True
     if not estimated:
         raise RunFailed("backbone.update_bn=true needs a batch of at least two images; increase data.batch_size")

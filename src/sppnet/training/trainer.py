@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from sppnet.config.instantiate import instantiate, is_own
 from sppnet.config.schema import Config, Loss, OwnLoss
 from sppnet.config.timm_networks import TIMM, check_name
-from sppnet.data import ImageSet, Splits, build_images_from_config, build_sizes, load_splits
+from sppnet.data import ImageSet, Progressive, Splits, build_images_from_config, build_sizes, load_splits
 from sppnet.data.build import decoding_notices, describe_missing_classes
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
@@ -121,8 +121,15 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     notices += gem_notices(network.backbone, network.pooling, min(data.schedule.sizes), network_dtype(cfg))
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     batches = data.train_batches(world=world_size(cfg))  # raises if there are too few images
+    epochs = _epochs(cfg, len(batches))
     if is_own(data.schedule):
-        batches.check_schedule(build_sizes(cfg.sizes), _epochs(cfg, len(batches)))
+        batches.check_schedule(build_sizes(cfg.sizes), epochs)
+    if isinstance(data.schedule, Progressive) and (last := data.schedule.size_at(cfg.seed, epochs - 1)) < max(
+        data.schedule.train
+    ):
+        notices.append(
+            f"sizes=progressive: training ends at size {last}, in epoch {epochs} of sizes.epochs={data.schedule.epochs}"
+        )
     callbacks = _build_callbacks(cfg, classifier.metrics["val"])
     data.world = world_size(cfg)
     trainer = make_trainer(cfg, [], [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sppnet.config.keys import key_named, value_of
 from sppnet.config.merge import ABSENT, differences
-from sppnet.config.schema import Config
+from sppnet.config.schema import AnyHead, Config, OwnHead
 from sppnet.errors import UserError, format_value
 from sppnet.models.network import SPPNet
 from sppnet.models.pretrained import abbreviate
@@ -25,7 +25,8 @@ def load_init(network: SPPNet, cfg: Config, classes: Sequence[str]) -> list[str]
     """Copy the weights of the network that `cfg.init` names into `network`, in place, as far as they fit.
 
     A tensor fits if it has the same name and shape. If the classes differ, the last layer of the head is left out, even
-    if their number is the same: its rows belong to classes by their order.
+    if their number is the same: its rows belong to classes by their order. Of a head of the user's own, all layers are
+    left out.
 
     Args:
         network: the network at its initial values.
@@ -45,7 +46,7 @@ def load_init(network: SPPNet, cfg: Config, classes: Sequence[str]) -> list[str]
     own, state = _tensors(network.state_dict()), checkpoint["state_dict"]
     stored = {key.removeprefix(PREFIX): value for key, value in _tensors(state).items() if key.startswith(PREFIX)}
     same_classes = list(checkpoint["sppnet"]["classes"]) == list(classes)
-    left_out = frozenset() if same_classes else _last_layer(network.head)
+    left_out = frozenset() if same_classes else _classifier_keys(network.head, own, cfg.head)
     fitting = {key: stored[key] for key in stored.keys() & own.keys() - left_out if _fits(stored[key], own[key])}
     if not any(f"backbone.{name}" in fitting for name, _ in network.backbone.named_parameters()):
         raise UserError(
@@ -72,13 +73,11 @@ def _fits(value: Tensor, own: Tensor) -> bool:
     return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
 
 
-def _last_layer(head: nn.Module) -> frozenset[str]:
-    """The keys, in the network's state dict, of the head's last module with parameters."""
-    layers = [name for name, part in head.named_modules() if any(True for _ in part.parameters(recurse=False))]
-    if not layers:
-        return frozenset()
-    prefix = f"head.{layers[-1]}.".replace("..", ".")
-    return frozenset(f"{prefix}{key}" for key in head.get_submodule(layers[-1]).state_dict())
+def _classifier_keys(head: nn.Module, own: Collection[str], cfg: AnyHead) -> frozenset[str]:
+    """The keys of the layers whose rows belong to classes: the last layer, or all layers of the user's own head."""
+    in_head = [name for name, part in head.named_modules() if any(True for _ in part.parameters(recurse=False))]
+    prefix = "head." if isinstance(cfg, OwnHead) or not in_head else f"head.{in_head[-1]}.".replace("..", ".")
+    return frozenset(key for key in own if key.startswith(prefix))
 
 
 def _describe_rest(
@@ -106,19 +105,20 @@ def _describe_rest(
 
 def _describe_meanings(cfg: Config, stored: Mapping[str, Any]) -> list[str]:
     """Say which settings differ that change what the weights mean, although they fit."""
-    differing = [
-        f"{name}={_format(old)}, not {_format(new)}"
-        for name, old, new in differences(_meaning(stored), _meaning(cfg.plain()))
-    ]
+    before, now = _meaning(stored), _meaning(cfg.plain())
+    kinds = [{name: each["pooling"].get(name) for name in ("name", "_target_")} for each in (before, now)]
+    if kinds[0] != kinds[1]:  # their other keys have nothing to do with each other
+        before["pooling"], now["pooling"] = kinds
+    differing = [f"{name}={_format(old)}, not {_format(new)}" for name, old, new in differences(before, now)]
     return [f"init={cfg.init} was trained with {'; '.join(differing)}"] if differing else []
 
 
 def _meaning(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The normalisation of the images, and how maps are pooled, apart from what determines only the speed."""
-    data, pooling = plain["data"], plain["pooling"]
+    pooling = value_of(plain, "pooling") or {}
     keys = {name: key_named(Config, f"pooling.{name}", plain) for name in pooling}
     used = {name: pooling[name] for name, key in keys.items() if key is None or key.affects.weights}
-    return {"data": {"mean": data["mean"], "std": data["std"]}, "pooling": used}
+    return {"data": {name: value_of(plain, f"data.{name}") for name in ("mean", "std")}, "pooling": used}
 
 
 def _format(value: object) -> str:

@@ -31,6 +31,9 @@ REFUSED = {
     "out_indices": "the trunk gives the last map",
     "in_chans": "images have three channels",
     "drop_path_rate": "it is called backbone.drop_path",
+    "drop_rate": "it is the dropout of timm's classifier; head.dropout is that of the head",
+    "num_classes": "the head has the classes",
+    "global_pool": "pooling=NAME pools the map",
 }
 Layout = Literal["NCHW", "NHWC", "tokens"]
 
