@@ -51,6 +51,12 @@ def test_uniform_depends_on_seed_and_epoch_alone() -> None:
 def test_progressive_grows_evenly_and_ends_with_the_highest_size(low: int, growth: int, epochs: int, step: int) -> None:
     """Each size is the smallest on the grid of steps below the highest one that is on or above the line."""
     high = low + growth
+    if 0 < growth < step:
+        with pytest.raises(
+            ValueError, match=f"step={step}: must be at most the difference between the sizes, {growth}"
+        ):
+            Progressive([low, high], [high], [high], epochs, step)
+        return
     schedule = Progressive([low, high], [high], [high], epochs, step)
     sizes = [schedule.size_at(7, epoch) for epoch in range(epochs)]
     line = [low + Fraction(growth * epoch, epochs - 1) if epochs > 1 else Fraction(high) for epoch in range(epochs)]

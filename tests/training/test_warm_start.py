@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from sppnet.studies.study import SweepPoint, load_points
 from sppnet.studies.warm_start import with_init
 from sppnet.training.batch_norm import estimate_statistics
 from sppnet.training.trainer import build_data
+from sppnet.training.warm_start import load_init
 from stop_at import PLUG
 
 TESTS = str(Path(__file__).parents[1] / "helpers")
@@ -127,6 +129,29 @@ def test_the_last_layer_of_other_classes_is_not_taken_over(sppnet: Caller, train
     assert "head.classifier.bias (other classes), head.classifier.weight (other classes)" in line
 
 
+def test_no_layer_of_an_own_head_is_taken_over_if_the_classes_differ(
+    sppnet: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of its layers has the classes cannot be known: here, it is the one that is registered first."""
+    Path("early.py").write_text(
+        "from torch import nn\n\n\nclass Early(nn.Module):\n"
+        "    def __init__(self, in_features, num_classes):\n        super().__init__()\n"
+        "        self.classifier, self.hidden = nn.Linear(8, num_classes), nn.Linear(in_features, 8)\n\n"
+        "    def forward(self, x):\n        return self.classifier(self.hidden(x))\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    small = [word for word in SMALL if not word.startswith("head.")]
+    words = ("allow=early", "head=class", "head._target_=early.Early", *small, "trainer.max_epochs=1")
+    base = sppnet("train", *words)
+    assert base.code == 0, base.err
+    content = torch.load(base.run / "checkpoints/best.ckpt", weights_only=True)
+    content["sppnet"]["classes"] = [*content["sppnet"]["classes"][1:], "ten"]
+    torch.save(content, "other.ckpt")
+    [line] = notes(sppnet("train", *words, "init=other.ckpt"))
+    for layer in ("classifier", "hidden"):
+        assert f"head.{layer}.bias (other classes), head.{layer}.weight (other classes)" in line
+
+
 def _damaged(run: Path) -> tuple[str, str]:
     flip(run / "checkpoints/best.ckpt")
     return str(run), "does not match its checksum"
@@ -163,9 +188,14 @@ REFUSED: dict[str, Callable[[Path], tuple[str, str]]] = {
     "missing": lambda _: ("runs/nothing", "no such file or directory; give a run directory or a checkpoint file"),
     "no run": lambda _: (".", "is not an sppnet run"),
     "with weights": lambda run: (f"{run} backbone.weights=x.pth", "are not allowed together"),
-    "frozen name": lambda run: (f"{run} backbone.freeze=[conv1,convv2]", "no module convv2 with parameters; did you"),
-    "no study": lambda _: ("study:none", "there is no study none in runs; existing studies: none"),
+    "frozen name": lambda run: (f"{run} backbone.freeze=[conv1,convv2]", "no module 'convv2' with parameters; did you"),
+    "no study": lambda _: (
+        "study:none",
+        "there is no study 'none' in runs that was started as a sweep; existing studies: none",
+    ),
     "bfloat16 statistics": lambda run: (f"{run} backbone.update_bn=true trainer.precision=bf16-true", "bf16-mixed"),
+    "best weights so far": lambda run: (f"{_unfinished(run)[0]}/checkpoints/best.ckpt", "is not done (status: pree"),
+    "single images": lambda run: (f"{run} backbone.update_bn=true data.batch_size=1", "at least two images"),
     "no batch norm": lambda _: ("null backbone=zf5 backbone.update_bn=true sizes.train=[96]", "no batch normalisation"),
 }
 
@@ -208,7 +238,10 @@ def test_a_study_starts_from_the_run_of_the_same_row_and_seed(study: Caller, tmp
     for words, problem in (
         (["seed=0"], "has no run of this setting with seed 0; its runs differ in pooling"),
         (["seed=7", "pooling=gap"], "has no run of pooling=gap with seed 7"),
-        (["init=study:yours", "seed=0"], "there is no study yours in runs; existing studies: mine"),
+        (
+            ["init=study:yours", "seed=0"],
+            "there is no study 'yours' in runs that was started as a sweep; existing studies: mine",
+        ),
     ):
         done = study("train", *FIXRES, "init=study:mine", *words)
         assert done.code == 2
@@ -234,6 +267,37 @@ def test_rows_of_a_study_are_found_by_their_names(study: Caller, tmp_path: Path)
         assert with_init(compose_config(words), point.row, words, words[:-1]).init == f"runs/mine/{point.run}"
     with pytest.raises(UserError, match="study mine has no row max; its rows are mean, pyramid"):
         with_init(compose_config([*FIXRES, "init=study:mine"]), "max", [], [])
+
+
+def test_jobs_of_a_file_in_the_studys_own_folder_do_not_start_from_each_other(study: Caller, tmp_path: Path) -> None:
+    """Else the same command would name other runs each time."""
+    content = json.loads(Path("runs/mine/study.json").read_text())
+    tuned = [{**cell, "experiments": "tuned", "run": f"{cell['run'][:-1]}_"} for cell in content["cells"]]
+    Path("runs/mine/study.json").write_text(json.dumps({"cells": content["cells"] + tuned}))
+    words = [*FIXRES, "init=study:mine", "pooling=gap", "seed=2"]
+    init = with_init(compose_config(words), "", [*words, "experiments=tuned"], words).init
+    assert init in {f"runs/mine/{cell['run']}" for cell in content["cells"]}
+    with pytest.raises(UserError, match="study mine has 2 runs of pooling=gap with seed 2"):
+        with_init(compose_config(words), "", words, words)
+
+
+def test_a_file_that_changes_while_it_is_read_starts_no_run(
+    sppnet: Caller, trained: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run would have the hash of other weights."""
+    shutil.copy(trained.run / "checkpoints/last.ckpt", "x.ckpt")
+    Path("runs/default").rename("base")
+
+    def replaced_before(*args: Any) -> list[str]:
+        shutil.copy(Path("base") / trained.run.name / "checkpoints/best.ckpt", "x.ckpt")
+        os.utime("x.ckpt", (1, 1))
+        return load_init(*args)
+
+    monkeypatch.setattr("sppnet.training.trainer.load_init", replaced_before)
+    done = sppnet("train", *FIXRES, "init=x.ckpt")
+    assert done.code == 2
+    assert "init=x.ckpt has changed while it was read" in done.err
+    assert not list(Path("runs").glob("default/*"))
 
 
 @pytest.mark.slow
@@ -263,7 +327,7 @@ def test_a_run_that_starts_from_another_is_resumed_exactly(
 def test_a_study_that_starts_from_another_is_killed_and_resumed(study: Caller, tmp_path: Path) -> None:
     """FixRes over a study: its table has a row for each pooling, with all seeds."""
     sweep = ("train", "-m", *FIXRES, "study=tuned", "init=study:mine", "pooling=spp,gap", "seed=0,1",
-             "launch=processes", "checkpointing.every_n_steps=1")  # fmt: skip
+             "launch=processes", "checkpointing.every_n_steps=1", "data.mean=[0.5,0.5,0.5]")  # fmt: skip
     process = subprocess.Popen(command(*sweep), cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(Path("runs/tuned").glob("*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
@@ -272,6 +336,9 @@ def test_a_study_that_starts_from_another_is_killed_and_resumed(study: Caller, t
     process.wait()
     done = subprocess.run(command(*sweep), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    for path in Path("runs/tuned").glob("*/log.txt"):
+        assert "was trained with data.mean=[0.138, 0.138, 0.138], not [0.5, 0.5, 0.5]" in path.read_text()
+    assert "was trained with data.mean=" in done.stdout
     base = {(pooling(point), point.seed): point.run for point in load_points(Path("runs/mine"))}
     for point in load_points(Path("runs/tuned")):
         run = Path("runs/tuned") / point.run

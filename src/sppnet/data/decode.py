@@ -52,8 +52,8 @@ class JpegFile:
     def decode(self, factor: int) -> Decoded:
         """Decode the pixels at 1/`factor` of the image's size. Call this only once.
 
-        Images whose longer side is below 8 pixels are decoded in full: libjpeg-turbo chooses between its scales by the size of the
-        result, and those of such an image have the same size.
+        Images whose longer side is below 8 pixels are decoded in full: libjpeg-turbo chooses between its scales by the
+        size of the result, and those of such an image have the same size.
 
         Args:
             factor: 1, 2, 4 or 8; at most the shorter side.
