@@ -90,7 +90,7 @@ ODD: dict[str, tuple[bytes, bytes, str]] = {
     "filled markers": (jpeg()[:2] + b"\xff" * 3 + jpeg()[2:], jpeg(), ""),
 }
 SCALED: list[Callable[[Path], object]] = [
-    lambda path, factor=factor: open_image(path).decode(factor).array  # type: ignore[misc]
+    lambda path, factor=factor: open_image(path).decode(factor).array  # type: ignore[misc, union-attr]
     for factor in (1, 2, 4, 8)
 ]
 READERS: list[Callable[[Path], object]] = [decode, decode_array]

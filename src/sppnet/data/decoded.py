@@ -39,13 +39,10 @@ class Decoded:
         """The (width, height) of the image in full."""
         return self._size if self.full_size is None else self.full_size
 
-    def decode(self, factor: int) -> Decoded:
-        """As in `JpegFile`, for an image that has been decoded in full."""
-        del factor
-        return self
-
     def place(self, box: Box) -> Box:
         """Where a box of the full image lies in `pixels`."""
+        if self.factor == 1:
+            return box
         (x, y), (width, height) = self.corner, self._size
         left, top, right, bottom = (side / self.factor for side in box)
         # not beyond the edge by a rounding error
@@ -69,7 +66,7 @@ class Decoded:
     def image(self) -> Image.Image:
         return self.pixels if isinstance(self.pixels, Image.Image) else Image.fromarray(self.pixels)
 
-    @cached_property
+    @property
     def array(self) -> Pixels:
         return np.array(self.pixels) if isinstance(self.pixels, Image.Image) else self.pixels
 

@@ -65,7 +65,7 @@ class Reader(ABC):
         """
         image = self.open(index)
         region = self.align(region_function(*image.size), *image.size)
-        decoded = image.decode(decoding_factor(region.box, [(out.shape[1], out.shape[2]) for out in outs]))
+        decoded = decode_for(image, region.box, [(out.shape[1], out.shape[2]) for out in outs])
         for out in outs:
             self.fill(decoded, region, out)
         return region
@@ -127,7 +127,7 @@ class PixelReader(Reader):
         width, height = image.size
         shape = resized_shape(height, width, self.short_side)
         whole = (0.0, 0.0, float(width), float(height))
-        resized = self._resize_box(image.decode(decoding_factor(whole, [shape])), whole, *shape)
+        resized = self._resize_box(decode_for(image, whole, [shape]), whole, *shape)
         return resized.permute(1, 2, 0).contiguous()
 
     def align(self, region: Region, width: int, height: int) -> Region:
@@ -145,7 +145,7 @@ class PixelReader(Reader):
 
     def _resize_box(self, decoded: Decoded, box: Box, height: int, width: int) -> Tensor:
         placed = decoded.place(box)
-        if any(side % 1 for side in placed):
+        if decoded.factor > 1 and any(side % 1 for side in placed):
             return torch.from_numpy(render_decoded(decoded, Region(box), height, width, self.interpolation))
         left, top, right, bottom = map(int, placed)
         crop = torch.from_numpy(decoded.array)[top:bottom, left:right]
@@ -178,6 +178,11 @@ def build_reader(
         reader = PixelReader(*arguments, cfg.resampler, cfg.short_side)
         return reader if open_cache is None else replace(reader, cache=open_cache(reader))
     return SubpixelReader(*arguments) if cfg.resampler == "pillow" else PixelReader(*arguments, cfg.resampler)
+
+
+def decode_for(image: JpegFile | Decoded, box: Box, shapes: Iterable[tuple[int, int]]) -> Decoded:
+    """The image with the pixels that are needed to resize `box` to each (height, width)."""
+    return image if isinstance(image, Decoded) else image.decode(decoding_factor(box, shapes))
 
 
 def decoding_factor(box: Box, shapes: Iterable[tuple[int, int]]) -> int:
