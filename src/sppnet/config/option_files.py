@@ -73,6 +73,13 @@ def option_with(group: str, key: str) -> str:
     return f"{group}={names[0]}" if names else ""
 
 
+def labels(group: str, target: str) -> list[str]:
+    """Return the values of `name` in those option files of a group that set `_target_` to `target`."""
+    texts = [path.read_text(encoding="utf-8") for path in options(group)]
+    ours = [text for text in texts if re.search(rf"(?m)^_target_: *{re.escape(target)}\s*$", text)]
+    return sorted({name for text in ours for name in re.findall(r"(?m)^name: *['\"]?([\w.-]+)", text)})
+
+
 @functools.cache
 def group_names() -> list[str]:
     """Return the names of all groups, including groups inside a group, such as `data/crop`."""

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppnet.config.schema import SPP, AnyPooling, Config, OwnPooling
+from sppnet.config import option_files
+from sppnet.config.schema import SPP, AnyPooling, Backbone, Config, OwnPooling
+from sppnet.errors import UserError
 from sppnet.runs.checkpoint_files import init_weights
 from sppnet.runs.identity import digest, eval_identity, run_identity
 from sppnet.runs.run_directory import Run
@@ -48,12 +50,13 @@ def plan_run(cfg: Config) -> PlannedRun:
     """Name the run directory of a configuration: `<paths.runs>/<study>/<name>-<hash>`.
 
     Raises:
-        UserError: the size schedule, the data set or the weights file is invalid.
+        UserError: the size schedule, the data set, the weights file or the backbone's name is invalid.
     """
     from sppnet.data import build_images_from_config, build_sizes
     from sppnet.data.build import check_training
 
     build_sizes(cfg.sizes)
+    _check_label(cfg.backbone)
     images = build_images_from_config(cfg)
     check_training(cfg.data, images)
     identity = run_identity(cfg, images)
@@ -86,6 +89,18 @@ def check_duplicates(planned: PlannedRun) -> None:
     data = planned.cfg.data
     if data.duplicates == "error":
         describe_duplicates(data, planned.images, load_splits(data, planned.images).parts())
+
+
+def _check_label(backbone: Backbone) -> None:
+    """Refuse a label of one of our networks that could be taken for the name of another one."""
+    if not backbone.target.startswith("sppnet.") or "arch" in (backbone.model_extra or {}):
+        return
+    labels = option_files.labels("backbone", backbone.target)
+    if backbone.name is not None and labels and not any(label in backbone.name for label in labels):
+        raise UserError(
+            f"backbone.name={backbone.name} does not choose a network, it only labels backbone={labels[0]}, and must"
+            f" then contain {' or '.join(labels)}; backbone=torchvision and backbone=timm choose a network by its name"
+        )
 
 
 def _pooling_label(pooling: AnyPooling) -> str:
