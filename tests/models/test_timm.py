@@ -32,6 +32,7 @@ from sppnet.models.pretrained import load_weights
 from sppnet.models.probe import on_meta
 from sppnet.models.receptive_field import receptive_field
 from sppnet.runs.identity import weights_identity
+from sppnet.training.preflight import check_fit
 from timm_table import NAMES, QUICK, path, row
 
 TABLE = [line for line in path().read_text().splitlines() if line.startswith("| ")][1:]
@@ -341,12 +342,18 @@ def test_the_tag_that_default_means_names_the_same_run(cache: Path) -> None:
     assert identities == [TAG] * 3
 
 
-def test_views_of_a_network_with_squeeze_and_excitation_are_cut_out_of_the_image(sppnet: Caller) -> None:
+def test_views_of_a_network_with_squeeze_and_excitation_are_cut_out_of_the_image(
+    sppnet: Caller, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("train", "backbone=timm", "backbone.name=mobilenetv3_small_050", "views=ten")
     refused = sppnet(*words)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "SqueezeExcite" in refused.err
     assert "views.source=image" in refused.err
+    for name, module in (("mobilenet_v3_small", "AdaptiveAvgPool2d"), ("swin_t", "ShiftedWindowAttention")):
+        cfg = compose_config(["backbone=torchvision", f"backbone.name={name}", "views=ten", "sizes.train=[64]"])
+        check_fit(cfg)  # torchvision's are allowed, and it is said
+        assert re.match(rf"sppnet: views.source=map: {module} .* views.source=image cuts.*\n$", capsys.readouterr().err)
 
 
 def test_images_that_a_network_of_patches_refuses_are_refused_before_training(sppnet: Caller) -> None:

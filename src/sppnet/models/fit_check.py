@@ -13,7 +13,7 @@ from torch import nn
 
 from sppnet.config.schema import MLP, SPP, AnyHead, AnyPooling, Backbone, Flatten, OwnHead, OwnPooling
 from sppnet.config.timm_networks import TIMM
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 from sppnet.models.freezing import batch_norms, frozen_modules
 from sppnet.models.heads import build_head, check_head
 from sppnet.models.network import build_backbone
@@ -69,11 +69,11 @@ def check_network(
     if backbone.update_bn:
         batch_norms(trunk)
     field = receptive_field(trunk) if pools_windows else None
-    if field is not None and field.mixed_by and backbone.target == TIMM:
-        raise UserError(
-            f"views.source=map is not allowed: {field.mixed_by} of {backbone.name} lets a cell depend on the whole map,"
-            " so a view would depend on all of the image; use views.source=image"
-        )
+    if field is not None and field.mixed_by:
+        mixed = f"{field.mixed_by} of {backbone.name} lets a cell depend on the whole map, so a view depends on all of"
+        if backbone.target == TIMM:
+            raise UserError(f"views.source=map is not allowed: {mixed} the image; use views.source=image")
+        notice(f"views.source=map: {mixed} the image; views.source=image cuts the views out of it")
     sides = {}
     for key, listed in sizes_by_key.items():
         for size in sorted(set(listed)):
