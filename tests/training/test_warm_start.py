@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import update_bn
 
-from calling import SMALL, Called, Caller, command, flip, records, same_weights, weights
+from calling import OF_A_STUDY, SMALL, Called, Caller, command, flip, limits, records, same_weights, weights
 from sppnet.config.compose import compose_config
 from sppnet.data import load_splits
 from sppnet.errors import UserError
@@ -34,6 +35,9 @@ from stop_at import PLUG
 TESTS = str(Path(__file__).parents[1] / "helpers")
 # The head alone, for an epoch, at a larger size.
 FIXRES = (*SMALL, "sizes=single", "sizes.train=[32]", "backbone.freeze=true", "trainer.max_epochs=1")
+
+
+LIMITS = limits(2)
 
 
 def backbone_of(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -274,11 +278,85 @@ def test_jobs_of_a_file_in_the_studys_own_folder_do_not_start_from_each_other(st
     content = json.loads(Path("runs/mine/study.json").read_text())
     tuned = [{**cell, "experiments": "tuned", "run": f"{cell['run'][:-1]}_"} for cell in content["cells"]]
     Path("runs/mine/study.json").write_text(json.dumps({"cells": content["cells"] + tuned}))
-    words = [*FIXRES, "init=study:mine", "pooling=gap", "seed=2"]
+    words = [*FIXRES, "study=mine", "init=study:mine", "pooling=gap", "seed=2"]
     init = with_init(compose_config(words), "", [*words, "experiments=tuned"], words).init
     assert init in {f"runs/mine/{cell['run']}" for cell in content["cells"]}
     with pytest.raises(UserError, match="study mine has 2 runs of pooling=gap with seed 2"):
         with_init(compose_config(words), "", words, words)
+
+
+def test_a_study_is_its_folder_and_without_one_its_file(study: Caller) -> None:
+    """A variant in another folder does not count, and one file may hold a study and the jobs that start from it."""
+    mine = Path("runs/mine/study.json")
+    cells = json.loads(mine.read_text())["cells"]
+    cells = [{**cell, "experiments": "both"} for cell in cells]
+    mine.write_text(json.dumps({"cells": cells}))
+    shutil.copytree("runs/mine", "runs/variant")
+    for name, folder in (("mine", "mine"), ("variant", "variant")):
+        words = [*FIXRES, f"init=study:{name}", "study=tuned", "pooling=gap", "seed=2"]
+        init = with_init(compose_config(words), "", [*words, "experiments=both"], words).init
+        assert init is not None
+        assert Path(init).parent == Path("runs") / folder
+    words[-4:-2] = ["init=study:both", "study=tuned"]
+    with pytest.raises(UserError, match="study both has 2 runs of pooling=gap with seed 2"):
+        with_init(compose_config(words), "", words, words)
+    own = [{**cell, "words": [*cell["words"], "init=study:mine"]} for cell in cells]
+    mine.write_text(json.dumps({"cells": own}))
+    with pytest.raises(UserError, match="all runs of study mine start from it"):
+        with_init(compose_config([*FIXRES, "init=study:mine"]), "", [], [])
+
+
+def test_runs_that_start_from_several_seeds_are_kept_apart_and_outlive_what_they_started_from(study: Caller) -> None:
+    bases = [f"runs/mine/{point.run}" for point in load_points(Path("runs/mine")) if pooling(point) == "pooling=gap"]
+    words = (*FIXRES, "pooling=gap", "study=tuned", *LIMITS)
+    runs = [study("train", *words, f"init={base}") for base in bases[:2]]
+    assert [done.code for done in runs] == [0, 0], runs[1].err
+    table = study("report", "study=tuned")
+    assert table.code == 0, table.err
+    with Path("runs/tuned/report/tuned_runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["hash"] for row in rows} == {done.run.name.rsplit("-")[-1] for done in runs}
+    assert len({row["setting"] for row in rows}) == 2
+
+    of_seed = records(runs[0].run), json.loads((runs[0].run / "provenance.json").read_text())["starts"]
+    for base in bases:
+        shutil.rmtree(base)
+    sweep = study("train", "-m", *words, f"init={bases[0]}", "sizes.test=[28]")
+    assert sweep.code == 0, sweep.out
+    status = runs[0].run / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"failed"'))
+    resumed = study("train", *words, f"init={bases[0]}")
+    assert resumed.code == 0, resumed.err
+    assert "resumes from its last checkpoint" in resumed.out
+    starts = json.loads((runs[0].run / "provenance.json").read_text())["starts"]
+    assert [start["init"] for start in starts] == [of_seed[1][0]["init"]] * 2  # or reports would change
+    refused = study("train", *words, f"init={bases[0]}", "force=true")
+    assert (refused.code, "no such file or directory" in refused.err) == (2, True)
+    assert records(runs[0].run)[: len(of_seed[0])] == of_seed[0]
+
+    queued = Path(bases[0])  # by a scheduler
+    queued.mkdir()
+    (queued / "status.json").write_text(json.dumps({"state": "queued"}))
+    refused = study("train", *words, f"init={queued}", "seed=5")
+    assert (refused.code, "(status: queued)" in refused.err) == (2, True)
+
+
+def test_jobs_of_one_setting_that_start_from_unlike_runs_are_said_and_repeats_keep_their_log(study: Caller) -> None:
+    file = Path("runs/mine/study.json")
+    cells = json.loads(file.read_text())["cells"]
+    cells = [cell for cell in cells if "pooling=gap" in cell["words"] and "seed=1" not in cell["words"]]
+    file.write_text(json.dumps({"cells": cells}))
+    words = (*FIXRES, "pooling=gap", *LIMITS)
+    assert study("train", "-m", *OF_A_STUDY, "pooling=gap", "optim.lr=0.5", "seed=1").code == 0  # unlike the others
+    swept = study("train", "-m", *words, "study=tuned", "init=study:mine", "data.mean=[0.5,0.5,0.5]", "seed=0,1")
+    assert swept.code == 0, swept.out
+    assert "jobs that differ only in their seeds start from unlike runs: runs/mine/" in swept.err
+    log = next(Path("runs/tuned").glob("*/log.txt"))
+    notices = [line for line in log.read_text().splitlines() if line.startswith("sppnet: ")]
+    assert any("was trained with data.mean" in line for line in notices)
+    assert study("train", "-m", *words, "study=tuned", "init=study:mine", "data.mean=[0.5,0.5,0.5]",
+                 "seed=0,1", "force=true").code == 0  # fmt: skip
+    assert [line for line in log.read_text().splitlines() if line.startswith("sppnet: ")] == notices
 
 
 def test_a_file_that_changes_while_it_is_read_starts_no_run(

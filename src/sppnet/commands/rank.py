@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> None:
     from sppnet.training.trainer import fit, prepare
 
     with _recorded(run), contextlib.suppress(Preempted):  # the first process reports the preemption
-        fit(prepare(cfg), run)
+        fit(prepare(cfg, starts_anew=not run.last.exists()), run)
 
 
 def join(planned: PlannedRun) -> None:
@@ -68,7 +68,7 @@ def join(planned: PlannedRun) -> None:
     from sppnet.training.trainer import fit, prepare
 
     with _recorded(run), contextlib.suppress(Preempted):
-        fit(prepare(planned.cfg, planned.images), run)
+        fit(prepare(planned.cfg, planned.images, planned.starts_anew), run)
 
 
 @contextlib.contextmanager

@@ -84,23 +84,27 @@ def _train(planned: PlannedRun, overrides: list[str]) -> None:
     """Check the network, lock the run directory, train (from the last checkpoint, if any) and test."""
     run, cfg = planned.run, planned.cfg
     check_init(planned)
+    from sppnet.data.build import split_notices
     from sppnet.training.preflight import check_augmentation, check_job  # imports torch
 
     check_job(cfg)
     check_augmentation(cfg)
     from sppnet.training.trainer import fit, prepare  # imports Lightning
 
-    prepared = prepare(cfg, planned.images)
+    starts_anew = planned.starts_anew
+    prepared = prepare(cfg, planned.images, starts_anew)
     _check_init_unchanged(planned)
     with run.locked():
+        if cfg.force:
+            run.clear()
+        elif planned.result is not None:
+            return  # another process finished the run in the meantime
+        elif planned.starts_anew > starts_anew:
+            raise UserError(f"{run.path} has lost its checkpoint in the meantime; repeat the command")
         _log_to_file(run)
         for line in prepared.notices:
             notice(line)
-        if cfg.force:
-            run.clear()
-        if planned.result is not None:
-            return  # another process finished the run in the meantime
-        for line in planned.images.notices():
+        for line in (*planned.images.notices(), *split_notices(overrides, planned.images)):
             notice(line)
         print(f"{run.path}{' resumes from its last checkpoint' if run.has_checkpoint else ''}", flush=True)
         with _status_file(run):

@@ -23,7 +23,7 @@ from sppnet.config.overrides import sets_hydra
 from sppnet.config.renamed_keys import RENAMED_OPTIONS
 from sppnet.config.schema import Config
 from sppnet.config.sweep_jobs import ExpandedJob, expand
-from sppnet.errors import UserError
+from sppnet.errors import UserError, format_value
 
 timm_networks.register()
 Cfg = TypeVar("Cfg")
@@ -204,7 +204,8 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
         kind = section.removesuffix("s")
         return f"unknown key {key}; put + before each key of a new {kind}: {new}._target_=CLASS {new}.KEY=VALUE"
     groups = option_files.group_names()
-    chosen = [word for word in overrides if word.partition("=")[0] in groups and "={" not in word]
+    needed = {*groups, f"{section}.name"}  # backbone=timm cannot be composed without backbone.name
+    chosen = [word for word in overrides if word.partition("=")[0] in needed and "={" not in word]
     try:
         plain = compose_plain(command, chosen)
     except UserError:  # several options of a sweep, for example
@@ -242,5 +243,10 @@ def resolve(command: str, plain: dict[str, Any]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         # The cause is often a wrong value that another key refers to, such as sizes.train=[]. If so, report that value.
         check_unresolved(COMMANDS[command], plain)
+        if "'train[1]'" in str(error):
+            sizes = format_value(plain["sizes"]["train"])
+            raise UserError(f"sizes.train={sizes} is not allowed: sizes.val refers to its second size") from None
+        if error.full_key == "backbone.arch":
+            raise UserError("backbone.name must be given: backbone.name=NAME") from None
         raise UserError(one_line(error)) from None
     return cast(dict[str, Any], resolved)

@@ -14,7 +14,7 @@ ALL, NONE = -2, -1  # keys of `Counts` beside the class indices: all images, and
 Counts = Mapping[int, int]  # for each class index, `NONE` and `ALL`: the number of images in a group
 # With these costs, parts miss their share of the images by less than half a group, and hardly a class is lacking.
 SIZE_WEIGHT = 30  # how much the number of images in a part counts, compared with the number of each class
-LACKING = 10  # the cost of a class without images in a part; it has no score there
+LACKING = 100  # the cost of a class without images in a part; it has no score there
 MISSING = 1e9  # the cost of an empty part, or of a class without training images
 SMALL = 1000  # groups that are few
 FEW, MANY = (10, 5), (1, 2)  # attempts, of which the best counts, and passes, in which each group may move
@@ -35,6 +35,7 @@ def divide_groups(
 
     The cost of a division is the chi-square distance between the numbers of images in the parts and their shares. Each
     group goes to the part where it costs least, the larger groups first. Then groups move while that lowers the cost.
+    Only then is an empty part costly; otherwise, the largest groups would fill the smallest parts and never leave.
 
     Args:
         groups: the number of images of each class in each group.
@@ -71,13 +72,13 @@ class _Division:
         parts = range(len(self.expected))
         counts: list[Counter[int]] = [Counter() for _ in parts]
         part_of = [-1] * len(self.groups)
-        for _ in range(passes):
+        for number in range(passes):
             moved = False
             for group in order:
                 old = part_of[group]
                 if old >= 0:
                     counts[old].subtract(self.groups[group])
-                costs = [self._increase(counts[part], self.groups[group], part) for part in parts]
+                costs = [self._increase(counts[part], self.groups[group], part, number > 0) for part in parts]
                 new = old if old >= 0 and costs[old] == min(costs) else costs.index(min(costs))
                 counts[new].update(self.groups[group])
                 part_of[group] = new
@@ -86,13 +87,13 @@ class _Division:
                 break
         return sum(self._increase(Counter(), counts[part], part) for part in parts), part_of
 
-    def _increase(self, counts: Counts, group: Counts, part: int) -> float:
-        """The increase of the cost if `group` joins `part`, which has `counts`."""
+    def _increase(self, counts: Counts, group: Counts, part: int, fill: bool = True) -> float:
+        """The increase of the cost if `group` joins `part`, which has `counts`; with `fill`, it should not be empty."""
         increase = 0.0
         for kind, number in group.items():
             before = counts[kind]
             increase += number * (2 * (before - self.expected[part][kind]) + number) * self.weights[part][kind]
-            if before == 0 < number:
+            if before == 0 < number and (fill or kind != ALL):
                 increase -= MISSING if kind == ALL or part == self.train else LACKING
             if before + number == self.totals[kind] and part != self.train:
                 increase += MISSING

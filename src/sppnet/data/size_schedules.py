@@ -152,7 +152,7 @@ class Progressive(EpochSchedule):
     ) -> None:
         super().__init__(train, val, test)
         if len(self.train) != 2 or self.train[0] > self.train[1]:
-            raise ValueError(f"train={list(train)}: progressive takes two sizes, the lowest and the highest")
+            raise ValueError(f"train={list(train)}: progressive takes two sizes, first the lower and then the higher")
         for key, value in (("epochs", epochs), ("step", step)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{key}={value!r}: must be a positive integer")

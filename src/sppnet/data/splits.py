@@ -147,7 +147,7 @@ def _split_groups(
     targets = [*(shares[part] for part in drawn), 1 - sum(shares.values())]
     if len(rest) < len(targets) or targets[-1] <= 0:
         raise UserError(
-            f"data.split: {len(units)} group(s) of images are too few for {', '.join((*drawn, 'train'))}, because a"
+            f"data.split: {len(rest)} group(s) of images are too few for {', '.join((*drawn, 'train'))}, because a"
             " group is not divided"
         )
     numbers = divide_groups([counts[unit] for unit in rest], targets, rng("split", seed, "groups"), train=len(drawn))

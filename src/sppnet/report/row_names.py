@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sppnet.config.overrides import parse_value
 from sppnet.errors import format_value
 
 MAX_LENGTH = 40  # number of characters that fit in a table and in its figure
@@ -92,6 +93,9 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 def _format_override(override: str, short: bool) -> str:
     """Format an override; `short` drops the key of a config group and shortens other keys to their last part."""
     key, _, value = override.partition("=")
+    if key == "init":
+        value = str(parse_value(override)).rstrip("/").rpartition("/")[2]
+        return value if short else f"init={value}"
     if not short:
         return override
     if key == "pyramid":

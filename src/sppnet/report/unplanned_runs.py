@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from sppnet.report import row_names
 from sppnet.report.run_results import build_result, combine, hoist_configuration, read_provenance
 from sppnet.report.table import Result, Row
+from sppnet.runs.identity import digest
 from sppnet.runs.run_directory import Run
 
 Setting = tuple[dict[str, Any], dict[int, Result]]  # flattened identities of run and test, and results by seed
@@ -19,23 +21,33 @@ Setting = tuple[dict[str, Any], dict[int, Result]]  # flattened identities of ru
 
 def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
     """Build the rows of `runs`, grouped by the name of the test data set. A row holds all seeds of a setting."""
+    tested = [each for name in runs for each in _tests(Run(folder / name))]
+    counts = Counter((result.provenance["setting"], keys.get("seed")) for keys, result in tested)
+    repeated = {setting for (setting, _), count in counts.items() if count > 1}
     settings: dict[str, Setting] = {}
-    for name in runs:
-        run = Run(folder / name)
-        for path in sorted((run.path / "tests").glob("*.json")) if run.status.get("state") == "done" else []:
-            record = run.result(path.stem)
-            if record and record["identity"]["weights"] == "best":
-                provenance = read_provenance(run)
-                result = build_result(run, record, provenance)
-                identity, test = hoist_configuration(provenance["identity"]), hoist_configuration(record["identity"])
-                keys = dict(row_names.flatten(identity | {"test": test}))
-                settings.setdefault(result.provenance["setting"], (keys, {}))[1][int(keys.get("seed", 0))] = result
+    for keys, result in tested:
+        setting = result.provenance["setting"]
+        if (
+            setting in repeated
+        ):  # runs with equal seeds started from several runs of one row, so they cannot share a row
+            setting = digest({"setting": setting, "init": keys.get("init")})
+        settings.setdefault(setting, (keys, {}))[1][int(keys.get("seed", 0))] = result
     settings = _combine_metrics(settings)
     by_data: dict[str, dict[str, Setting]] = {}
     for setting_hash, setting in settings.items():
         by_data.setdefault(str(setting[0]["test.fingerprint"]), {})[setting_hash] = setting
     names = _data_names(folder, by_data)
     return {names[data]: _build_rows(folder, data_settings) for data, data_settings in by_data.items()}
+
+
+def _tests(run: Run) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Yield the flattened identity and the result of each test of a run's best weights."""
+    for path in sorted((run.path / "tests").glob("*.json")) if run.status.get("state") == "done" else []:
+        record = run.result(path.stem)
+        if record and record["identity"]["weights"] == "best":
+            provenance = read_provenance(run)
+            identity, test = hoist_configuration(provenance["identity"]), hoist_configuration(record["identity"])
+            yield dict(row_names.flatten(identity | {"test": test})), build_result(run, record, provenance)
 
 
 def _combine_metrics(settings: Mapping[str, Setting]) -> dict[str, Setting]:

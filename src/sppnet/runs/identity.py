@@ -216,9 +216,12 @@ def _run_hash(run: Run) -> str:
         return digest(identity)
     if (run.path / "config.yaml").exists():
         raise UserError(f"init={run.path}: provenance.json is missing or damaged; give a checkpoint file")
-    if run.path.exists() or not re.search(r"-[0-9a-f]{10}$", run.path.name):
-        problem = "is not an sppnet run" if run.path.exists() else "no such file or directory"
-        raise UserError(f"init={run.path}: {problem}; give a run directory or a checkpoint file")
+    is_queued, is_named = bool(run.status), re.search(r"-[0-9a-f]{10}$", run.path.name)
+    if (run.path.exists() and not is_queued) or not is_named:
+        problem = " is not an sppnet run" if run.path.exists() else ": no such file or directory"
+        raise UserError(
+            f"init={run.path}{problem}; give a run directory or a checkpoint file, or study:NAME in a sweep"
+        )
     return run.hash
 
 

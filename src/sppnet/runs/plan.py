@@ -45,6 +45,14 @@ class PlannedRun:
         """The record of the test; None if the run is not done or has no such record. The checkpoints need not exist."""
         return self.run.result(self.test) if self.run.status.get("state") == "done" else None
 
+    @property
+    def starts_anew(self) -> bool:
+        """Whether training starts from initial weights, which `init` may name, and not from the run's own checkpoint.
+
+        Without last.ckpt, a run may start again although it has a best.ckpt.
+        """
+        return self.cfg.force or not (self.run.done or self.run.last.exists())
+
 
 def plan_run(cfg: Config) -> PlannedRun:
     """Name the run directory of a configuration: `<paths.runs>/<study>/<name>-<hash>`.
@@ -66,12 +74,12 @@ def plan_run(cfg: Config) -> PlannedRun:
 
 
 def check_init(planned: PlannedRun) -> None:
-    """Check, unless the run has a result, that the network to start from exists: it may have been planned only.
+    """Check, if training starts from `init`, that this network exists: it may have been planned only, or deleted.
 
     Raises:
         UserError: the run that `init` names is not done, or has no checkpoint.
     """
-    if planned.cfg.init is not None and planned.result is None:
+    if planned.cfg.init is not None and planned.starts_anew:
         init_weights(planned.cfg.init)
 
 

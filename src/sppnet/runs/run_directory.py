@@ -94,7 +94,8 @@ class Run:
     def begin(self, cfg: Config, overrides: list[str], identity: Mapping[str, Any], init: str | None = None) -> None:
         """Write the configuration, overrides and provenance. Called at every start of the run, with the lock held.
 
-        `init` identifies the weights that the run starts from (see `sppnet.runs.identity.init_setting`).
+        `init` identifies the weights that the run starts from (see `sppnet.runs.identity.init_setting`). Later starts
+        keep that of the first, because the run that it describes may have been deleted.
         """
         for temporary in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):  # left by a killed process
             temporary.unlink(missing_ok=True)
@@ -108,7 +109,8 @@ class Run:
             yaml.safe_dump({"layout": LAYOUT, **cfg.plain(), "force": False}, sort_keys=False),
         )
         history = {"identity": identity, "starts": []} | read_record(self.path / "provenance.json")
-        history["starts"].append({"time": _now(), "init": init} | provenance())
+        first = history["starts"][0].get("init") if history["starts"] else None
+        history["starts"].append({"time": _now(), "init": first or init} | provenance())
         write_json(self.path / "provenance.json", history)
 
     @contextlib.contextmanager

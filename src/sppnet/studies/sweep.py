@@ -18,10 +18,18 @@ from sppnet.config.overrides import quote_names, sets_hydra
 from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.from_checkpoint import load_job
+from sppnet.runs.identity import init_setting
 from sppnet.runs.plan import PlannedRun, check_duplicates, check_init, plan_run
 from sppnet.runs.result_text import result_lines
 from sppnet.studies.status import run_status
-from sppnet.studies.study import SweepPoint, add_points, common_overrides, config_digest, sweep_point
+from sppnet.studies.study import (
+    SweepPoint,
+    add_points,
+    common_overrides,
+    config_digest,
+    identifying_overrides,
+    sweep_point,
+)
 from sppnet.studies.warm_start import with_init
 
 SKIPPED_STATES = {  # for each value of `retry`, the states in which a sweep does not start a run again
@@ -90,6 +98,7 @@ class Sweep:
         for line in dict.fromkeys(line for images in pending for line in images.notices()):
             notice(line)
         self._notice_equal_jobs()
+        self._notice_unlike_starts()
         groups: dict[object, list[SweepJob]] = {}
         for job in self.jobs:
             if job.outcome:
@@ -188,6 +197,18 @@ class Sweep:
         for (path, _), numbers in equal.items():
             if len(numbers) > 1:
                 notice(f"jobs {', '.join(numbers)} are one run ({path}), which is trained and tested once")
+
+    def _notice_unlike_starts(self) -> None:
+        """Say which jobs differ only in their seeds, but start from runs that differ in more (see `init`)."""
+        starts_by_setting: dict[tuple[str, ...], dict[str, str]] = {}
+        for job in self.jobs:
+            if job.plan is not None and job.plan.cfg.init is not None and job.plan.starts_anew:
+                words = identifying_overrides(job.overrides, self._common)
+                setting = job.row, *(word for word in words if not word.startswith("seed="))
+                starts_by_setting.setdefault(setting, {}).setdefault(init_setting(job.plan.cfg.init), job.plan.cfg.init)
+        for starts in starts_by_setting.values():
+            if len(starts) > 1:
+                notice(f"jobs that differ only in their seeds start from unlike runs: {', '.join(starts.values())}")
 
     def _record_points(self) -> None:
         """Record the points in the `study.json` of their studies, so that tables can show missing results."""

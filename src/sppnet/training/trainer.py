@@ -25,6 +25,7 @@ from sppnet.config.instantiate import instantiate, is_own
 from sppnet.config.schema import Config, Loss, OwnLoss
 from sppnet.config.timm_networks import TIMM, check_name
 from sppnet.data import ImageSet, Progressive, Splits, build_images_from_config, build_sizes, load_splits
+from sppnet.data.batch_samplers import used_batches
 from sppnet.data.build import decoding_notices, describe_missing_classes
 from sppnet.data.datamodule import DataModule
 from sppnet.data.duplicates import describe_duplicates
@@ -73,12 +74,13 @@ class PreparedRun:
     notices: list[str]  # notices about the data, printed by the first process
 
 
-def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
+def prepare(cfg: Config, images: ImageSet | None = None, starts_anew: bool = True) -> PreparedRun:
     """Split the data, build the network with its initial weights, and build the user's callbacks.
 
     Args:
         cfg: the configuration.
         images: the data set, if its images have already been listed; None to list them.
+        starts_anew: whether training starts from these weights. Otherwise, `init` is not read.
 
     Raises:
         UserError: the data set, the weights, the loss, the optimizer or a callback is invalid.
@@ -106,7 +108,7 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     data = build_data(cfg, sets)
     data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
     classifier = build_classifier(cfg, sets)
-    if cfg.init is not None:
+    if cfg.init is not None and starts_anew:
         notices += load_init(classifier.network, cfg, classifier.classes)
     if has_own_parts(cfg):
         check_own_parts(classifier.network, min(data.schedule.sizes), cfg, len(sets.images.classes))
@@ -121,7 +123,8 @@ def prepare(cfg: Config, images: ImageSet | None = None) -> PreparedRun:
     notices += gem_notices(network.backbone, network.pooling, min(data.schedule.sizes), network_dtype(cfg))
     data.pairs = sizes_for_pairs(classifier.network, data.schedule.sizes)
     batches = data.train_batches(world=world_size(cfg))  # raises if there are too few images
-    epochs = _epochs(cfg, len(batches))
+    limit = cfg.trainer.overfit_batches or cfg.trainer.limit_train_batches
+    epochs = _epochs(cfg, max(1, used_batches(len(batches), limit)))
     if is_own(data.schedule):
         batches.check_schedule(build_sizes(cfg.sizes), epochs)
     if isinstance(data.schedule, Progressive) and (last := data.schedule.size_at(cfg.seed, epochs - 1)) < max(

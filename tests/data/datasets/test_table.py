@@ -16,7 +16,7 @@ from sppnet.config.schema import Data
 from sppnet.data import Folder, ImageSet, Table, build_images, load_splits
 from sppnet.data.datasets.base import groups_of
 from sppnet.data.datasets.digits import Digits
-from sppnet.data.splits import all_labels
+from sppnet.data.splits import all_labels, stratified_split
 from sppnet.errors import UserError
 from sppnet.runs.test_record import read_confusion
 from sppnet.transfer.splits import draw_splits
@@ -192,6 +192,55 @@ def test_a_class_in_one_group_is_trained_on_or_the_fold_is_refused(root: Path, c
     assert outcomes[0] == 3
     [refused] = [outcome for outcome in outcomes if isinstance(outcome, str)]
     assert "class rare has images in 1 group(s), and none of them is left for training" in refused
+
+
+Parts = dict[str, list[int]]
+
+
+def split_groups(sizes: Sequence[Sequence[int]], seed: int, fold: int | None = None, val: float = 0.15) -> Parts:
+    """Split groups of these sizes, for each class, and return how many images of each class are in each part."""
+    groups = [(label, size) for label, of_class in enumerate(sizes) for size in of_class]
+    labels = [label for label, size in groups for _ in range(size)]
+    numbers = [number for number, (_, size) in enumerate(groups) for _ in range(size)]
+    shares = {"test": val if fold is None else 0.2, "val": val}
+    fold_of = None if fold is None else (fold, 5)
+    parts = stratified_split(labels, range(len(labels)), shares, list("abc")[: len(sizes)], seed, fold_of, numbers)
+    return {
+        part: np.bincount([labels[i] for i in members], minlength=len(sizes)).tolist()
+        for part, members in parts.items()
+    }
+
+
+def test_large_groups_do_not_fill_the_smaller_parts() -> None:
+    for seed in range(5):
+        for part in ("test", "val"):
+            for (cats, dogs), share in (
+                (split_groups([[80, 60] + [4] * 15, [4] * 20], seed)[part], 0.15 * 280),
+                (split_groups([[60, 40, 35] + [5] * 60, [5] * 60], seed, val=0.05)[part], 0.05 * 735),
+            ):
+                assert min(cats, dogs) >= 10
+                assert abs(cats + dogs - share) <= 5
+        for fold in range(5):
+            assert min(split_groups([[60] * 3 + [5] * 20, [5] * 20], seed, fold)["val"]) > 0
+            assert sum(split_groups([[2] * 50, [1] * 50], seed, fold)["val"]) in (22, 23)  # 15 % of all images
+
+
+def test_few_groups_are_refused_only_if_no_division_trains_every_class() -> None:
+    draw, refused = random.Random(0), 0
+    for seed in range(300):
+        of_groups = [draw.randrange(3) for _ in range(draw.randint(3, 7))]
+        classes = sorted(set(of_groups))
+        sizes = [[draw.choice([1, 1, 2, 3, 5, 9]) for each in of_groups if each == label] for label in classes]
+        try:
+            parts = split_groups(sizes, seed)
+        except UserError:
+            refused += 1
+            # one group of each class is for training, so two more groups are needed
+            assert len(of_groups) < len(classes) + 2, sizes
+        else:
+            assert min(parts["train"]) > 0
+            assert all(sum(counts) for counts in parts.values())
+    assert 50 < refused < 250
 
 
 class Grouped(Digits):
@@ -370,6 +419,8 @@ BAD: dict[str | bytes, str] = {
     "": "is empty; its first row must have the names of the columns",
     H: "has no rows below its header",
     "path,klass\na.jpg,x\n": "has no column called 'label'; row 1 names the columns 'path', 'klass' (data.",
+    "path,label,Group\na.jpg,x,y\n": "has no column called 'group', but one called 'Group'; data.columns.group=Group",
+    "path,label,splits\na.jpg,x,y\n": "has no column called 'split', but one called 'splits'; data.columns.split=",
     "path,label,label\na.jpg,x,y\n": "has 2 columns called 'label'",
     f"{H}a.jpg,x\nzz.jpg,y\nyy.jpg,y\n": "row 3: 'zz.jpg': No such file or directory (paths are relative to data.root,",
     f"{H}a.jpg,x\n\n\nzz.jpg,y\nyy.jpg,y\nxx.jpg,y\n": "row 5: 'zz.jpg': No such file",

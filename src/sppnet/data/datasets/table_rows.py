@@ -155,8 +155,18 @@ class TableFile:
     def _position(self, role: str, header: list[str]) -> int | None:
         """The position of a role's column in the header; None if the table does not have it or it is not to be used."""
         name, names = self.columns[role], [cell.strip() for cell in header]
-        if name is None or (name not in names and role not in REQUIRED and name == role):
+        if name is None:
             return None
+        if name not in names and role not in REQUIRED and name == role:
+            alike = [
+                each for each in names if each.casefold().rstrip("s") == role and each not in self.columns.values()
+            ]
+            if not alike:
+                return None
+            raise UserError(
+                f"{self.name} has no column called {role!r}, but one called {show(alike[0])};"
+                f" data.columns.{role}={alike[0]} uses it, and data.columns.{role}=null ignores it"
+            )
         if (count := names.count(name)) != 1:
             problem = f"has {count} columns called" if count else "has no column called"
             listed = ", ".join(map(show, names[:20])) + (", ..." if len(names) > 20 else "")
