@@ -16,7 +16,8 @@ QUICK = ("test_resnet", "test_mambaout", "test_vit")
 NAMES = [  # small networks of each family
     "test_resnet", "resnet10t", "resnext26ts", "seresnet18", "resnest14d", "res2net50_14w_8s", "densenet121",
     "vgg11", "inception_v3", "test_efficientnet", "tinynet_e", "mobilenetv2_035", "mobilenetv3_small_050",
-    "mobilenetv4_conv_small_035", "mnasnet_small", "ghostnet_050", "rexnet_100", "regnetx_002", "regnety_002",
+    "mobilenetv4_conv_small_035", "mnasnet_small", "ghostnet_050", "rexnet_100", "tf_efficientnet_lite0",
+    "regnetx_002", "regnety_002",
     "nfnet_f0", "convnext_atto", "convnextv2_atto", "test_mambaout", "poolformer_s12", "caformer_s18",
     "edgenext_xx_small", "mobilevit_xxs", "fastvit_t8", "repvgg_a0", "hrnet_w18_small", "dla46_c", "vovnet39a",
     "ese_vovnet19b_slim", "tresnet_m", "darknet17", "cspresnet50", "dpn48b", "focalnet_tiny_srf", "davit_tiny",

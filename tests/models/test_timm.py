@@ -32,6 +32,8 @@ from sppnet.models.pretrained import load_weights
 from sppnet.models.probe import on_meta
 from sppnet.models.receptive_field import receptive_field
 from sppnet.runs.identity import weights_identity
+from sppnet.runs.plan import plan_run
+from sppnet.training.lightning_trainer import check_synchronised_norms
 from sppnet.training.preflight import check_fit
 from timm_table import NAMES, QUICK, path, row
 
@@ -340,6 +342,23 @@ def test_the_tag_that_default_means_names_the_same_run(cache: Path) -> None:
         for name, weights in ((SMALL, "DEFAULT"), (SMALL, TAG), (f"{SMALL}.{TAG}", "DEFAULT"))
     ]
     assert identities == [TAG] * 3
+    words = ["backbone=timm", "backbone.weights=DEFAULT"]
+    for more in ([f"backbone.name={SMALL}"], [f"backbone.name={SMALL}.{TAG}"], ["backbone.drop_path=0"]):
+        runs = [plan_run(compose_config([*words, f"backbone.name={SMALL}", *each])).run for each in ([], more)]
+        assert runs[0].hash == runs[1].hash
+
+
+def test_views_of_a_network_with_the_padding_of_tensorflow_are_cut_out_of_the_image() -> None:
+    """Where its cells lie depends on the size of the image."""
+    with on_meta(), pytest.raises(UserError, match=r"depends on the size of the image; use views\.source=image"):
+        receptive_field(timm_trunk("tf_efficientnet_lite0"))
+
+
+def test_norms_that_torch_cannot_synchronise_are_refused() -> None:
+    with on_meta():
+        check_synchronised_norms(timm_trunk("test_resnet"))
+        with pytest.raises(UserError, match=r"BatchNormAct2d model\.bn1: it would drop the layer's activation"):
+            check_synchronised_norms(timm_trunk("test_efficientnet"))
 
 
 def test_views_of_a_network_with_squeeze_and_excitation_are_cut_out_of_the_image(

@@ -22,6 +22,7 @@ from calling import OF_A_STUDY, SMALL, Called, Caller, command, flip, limits, re
 from sppnet.config.compose import compose_config
 from sppnet.data import load_splits
 from sppnet.errors import UserError
+from sppnet.models import timm_trunk
 from sppnet.models.freezing import batch_norms
 from sppnet.models.network import build_network
 from sppnet.runs.plan import plan_run
@@ -111,6 +112,20 @@ def test_statistics_are_estimated_anew_on_the_training_images_at_their_size(sppn
         torch.testing.assert_close(stored[f"network.backbone.{key}"], value, rtol=1e-5, atol=1e-6)
     moved = {key for key, value in expected.state_dict().items() if not torch.equal(value, state[f"backbone.{key}"])}
     assert {key.rpartition(".")[2] for key in moved} == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_nothing_random_changes_the_statistics_and_training_goes_on_with_its_own(sppnet: Caller) -> None:
+    trunk = timm_trunk("test_resnet", drop_path=0.9)
+    images = [torch.rand(4, 3, 32, 32) for _ in range(2)]
+    estimates = []
+    for _ in range(2):
+        estimate_statistics(trunk, batch_norms(trunk), images)
+        estimates.append({key: value.clone() for key, value in trunk.state_dict().items()})
+    assert all(torch.equal(value, estimates[1][key]) for key, value in estimates[0].items())
+    runs = [sppnet("train", *SMALL, "backbone.update_bn=true", f"trainer.max_epochs={n}").run for n in (1, 2)]
+    stored = [backbone_of(run / "checkpoints/last.ckpt") for run in runs]
+    key = "network.backbone.conv1.1.running_mean"
+    assert not torch.equal(stored[0][key], stored[1][key])
 
 
 def test_what_does_not_fit_is_listed_and_what_means_something_else_is_said(sppnet: Caller, trained: Called) -> None:

@@ -51,7 +51,7 @@ def check_name(name: object) -> tuple[str, str]:
     """
     models = import_timm().models
     arch, _, tag = str(name).partition(".")
-    if not isinstance(name, str) or ":" in arch or "/" in arch:
+    if not isinstance(name, str) or ":" in arch or "/" in arch or name.endswith("."):
         raise UserError(
             f"backbone.name={name} is not the name of a network of timm, such as resnet18 or resnet18.a1_in1k"
         )

@@ -51,22 +51,28 @@ class Decoded:
     def cut(self, box: Box, width: int, height: int) -> tuple[Image.Image, Box]:
         """A Pillow image of the pixels, and where a box of the full image lies in it.
 
-        Pixels that do not matter when the box is resized to `width` x `height` may be left out, which is faster.
+        Pixels that do not matter when the box is resized to `width` x `height` are left out, which is faster. This
+        changes some results by rounding, because Pillow chooses the order of its two passes by the size of the image.
+        It is therefore the same for both kinds of pixels.
         """
         left, top, right, bottom = placed = self.place(box)
-        if self.factor == 1 or isinstance(self.pixels, Image.Image):
+        if self.factor == 1:
             return self.image, placed
         # bicubic interpolation, which needs more pixels than bilinear, uses those at most two output pixels away
         across, down = ceil(2 * (right - left) / width), ceil(2 * (bottom - top) / height)
         x0, y0 = max(0, floor(left) - across), max(0, floor(top) - down)
-        part = self.pixels[y0 : ceil(bottom) + down, x0 : ceil(right) + across]
-        return Image.fromarray(part), (left - x0, top - y0, right - x0, bottom - y0)
+        x1, y1 = min(ceil(right) + across, self._size[0]), min(ceil(bottom) + down, self._size[1])
+        if isinstance(self.pixels, Image.Image):
+            part = self.pixels.crop((x0, y0, x1, y1))
+        else:
+            part = Image.fromarray(self.pixels[y0:y1, x0:x1])
+        return part, (left - x0, top - y0, right - x0, bottom - y0)
 
     @cached_property
     def image(self) -> Image.Image:
         return self.pixels if isinstance(self.pixels, Image.Image) else Image.fromarray(self.pixels)
 
-    @property
+    @cached_property
     def array(self) -> Pixels:
         return np.array(self.pixels) if isinstance(self.pixels, Image.Image) else self.pixels
 

@@ -58,27 +58,23 @@ class ReceptiveField:
 
 
 def receptive_field(backbone: nn.Module) -> ReceptiveField:
-    """Compute the stride and offset of `backbone` by tracing one image through it on the meta device.
+    """Compute the stride and offset of `backbone` by tracing an image through it on the meta device.
 
     Convolution and pooling move the centres according to kernel, stride, dilation and padding. Where paths meet, as in
     a residual block, the centres are averaged. Gates and attention do not move centres.
 
     Raises:
-        UserError: an operation between image and map cannot be traced, the stride or offset differs between the axes,
-            or the stride is not an integer.
+        UserError: an operation between image and map cannot be traced, the stride or offset differs between the axes
+            or depends on the size of the image, or the stride is not an integer.
     """
-    image = torch.empty(1, 3, SIDE, SIDE, device="meta", dtype=next((p.dtype for p in backbone.parameters()), None))
     shadow = meta_copy(backbone)
     try:
-        with torch.no_grad(), _GridTracer() as tracer, tracer.naming(shadow):
-            tracer.grids[image] = _Grid((2, 3), (_Axis(), _Axis()))
-            output = shadow(image)
+        grid, mixed_by = _trace(shadow, SIDE)
     except Exception as error:  # a network may refuse the size, or what it calls cannot be traced
         raise UserError(
-            f"backbone: the receptive field cannot be traced at {SIDE}x{SIDE} ({error or type(error).__name__}); use"
-            " views.source=image"
+            f"backbone: the receptive field cannot be traced at {SIDE}x{SIDE} ({str(error) or type(error).__name__});"
+            " use views.source=image"
         ) from error
-    grid, mixed_by = tracer.grids.get(output), tracer.mixed.get(output, "")
     if grid is None or grid.dims != (2, 3):
         through = f" through {mixed_by}, which rearranges the cells, as attention does" if mixed_by else ""
         raise UserError(f"backbone: the receptive field cannot be traced{through}; use views.source=image")
@@ -88,7 +84,25 @@ def receptive_field(backbone: nn.Module) -> ReceptiveField:
             f"backbone: cells are {rows.stride} by {cols.stride} pixels apart; views.source=map needs the same integer"
             " stride and the same offset along both axes; use views.source=image"
         )
+    try:
+        odd, _ = _trace(shadow, SIDE + 1)
+    except Exception:  # a network of patches refuses this size
+        odd = grid
+    if odd != grid:  # as with TensorFlow's padding ("SAME"), which differs between odd and even sides
+        raise UserError(
+            "backbone: where the cells lie on the image depends on the size of the image; use views.source=image"
+        )
     return ReceptiveField(int(rows.stride), rows.offset, mixed_by)
+
+
+def _trace(shadow: nn.Module, side: int) -> tuple[_Grid | None, str]:
+    """Trace a square image through a network on the meta device. Return its map's grid and what mixed the cells."""
+    dtype = next((parameter.dtype for parameter in shadow.parameters()), None)
+    image = torch.empty(1, 3, side, side, device="meta", dtype=dtype)
+    with torch.no_grad(), _GridTracer() as tracer, tracer.naming(shadow):
+        tracer.grids[image] = _Grid((2, 3), (_Axis(), _Axis()))
+        output = shadow(image)
+    return tracer.grids.get(output), tracer.mixed.get(output, "")
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,10 @@ def _select(cfg: Config, keep: Callable[[Key], bool]) -> dict[str, Any]:
     """Select the keys that `keep` accepts, without those that have no effect, such as data.crop for whole images."""
     ineffective = without_effect(cfg)
     keys = select(cfg, lambda key: keep(key) and not any(f"{key.name}.".startswith(f"{k}.") for k in ineffective))
+    backbone = keys.get("backbone") or {}
+    if backbone.get("_target_") == TIMM:  # neither a tag of weights nor 0 instead of 0.0 makes another network
+        arch, drop_path = str(backbone["arch"]).partition(".")[0], backbone.get("drop_path", 0.0)
+        keys["backbone"] = backbone | {"arch": arch, "drop_path": drop_path + 0.0}
     if cfg.data.target == TABLE:
         keys["data"] = {name: value for name, value in keys["data"].items() if name not in IN_FINGERPRINT}
     return keys

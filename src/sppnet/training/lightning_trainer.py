@@ -17,7 +17,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from sppnet.config.instantiate import instantiate
@@ -125,8 +127,22 @@ def check_limits(cfg: Config, trainer: L.Trainer, data: DataModule, parts: Seque
             )
 
 
-def check_strategy(cfg: Config, trainer: L.Trainer) -> None:
-    """Check that the strategy starts the processes of the run, and that it works with their devices.
+def check_synchronised_norms(network: nn.Module) -> None:
+    """Check that torch can synchronise the batch normalisation of a network without changing what it computes.
+
+    Raises:
+        UserError: a layer does more than normalise, as timm's BatchNormAct2d, which torch replaces by a plain layer.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and not type(module).__module__.startswith("torch."):
+            raise UserError(
+                f"trainer: torch cannot synchronise batch norm in {type(module).__name__} {name}: it would drop the"
+                " layer's activation (sync_batchnorm and its plugins)"
+            )
+
+
+def check_strategy(cfg: Config, trainer: L.Trainer, network: nn.Module) -> None:
+    """Check that the strategy starts the processes of the run, and that it works with their devices and the network.
 
     Raises:
         UserError: it does not.
@@ -141,8 +157,10 @@ def check_strategy(cfg: Config, trainer: L.Trainer) -> None:
         raise UserError("trainer.strategy: ModelParallelStrategy needs a module that shards itself; use ddp or fsdp")
     if on_cpu and chosen.root_device.type != "cpu":
         raise UserError(f"trainer.strategy: its device is {chosen.root_device}, and not that of trainer.accelerator")
-    if on_cpu and processes > 1 and getattr(chosen, "_layer_sync", None):
-        raise UserError("trainer: torch synchronises batch norm on GPUs only (sync_batchnorm and its plugins)")
+    if isinstance(chosen, DDPStrategy) and chosen._layer_sync:
+        if on_cpu:
+            raise UserError("trainer: torch synchronises batch norm on GPUs only (sync_batchnorm and its plugins)")
+        check_synchronised_norms(network)
     if cfg.backbone.update_bn and isinstance(chosen, FSDPStrategy | ModelParallelStrategy):
         raise UserError(
             f"trainer.strategy={format_value(strategy(cfg))} and backbone.update_bn=true are not allowed together: each"

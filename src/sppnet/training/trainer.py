@@ -137,7 +137,7 @@ def prepare(cfg: Config, images: ImageSet | None = None, starts_anew: bool = Tru
     data.world = world_size(cfg)
     trainer = make_trainer(cfg, [], [])
     check_limits(cfg, trainer, data, ("train", "val", "test"))
-    check_strategy(cfg, trainer)
+    check_strategy(cfg, trainer, network)
     return PreparedRun(cfg, classifier, data, callbacks, notices)
 
 

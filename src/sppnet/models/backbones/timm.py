@@ -34,6 +34,9 @@ REFUSED = {
     "drop_rate": "it is the dropout of timm's classifier; head.dropout is that of the head",
     "num_classes": "the head has the classes",
     "global_pool": "pooling=NAME pools the map",
+    "device": "trainer.accelerator chooses it",
+    "dtype": "trainer.precision chooses it",
+    "pretrained_strict": "weights must fit exactly",
 }
 Layout = Literal["NCHW", "NHWC", "tokens"]
 
@@ -128,7 +131,7 @@ def _create(name: str, tagged: str | None, options: Mapping[str, Any]) -> nn.Mod
         if "'drop_path_rate'" in str(error):
             raise _no_stochastic_depth(name, options["drop_path_rate"]) from error
         where = f"weights={tagged.partition('.')[2]}" if tagged else f"name={name}"
-        raise UserError(f"backbone.{where}: timm cannot build {name}: {error or type(error).__name__}") from error
+        raise UserError(f"backbone.{where}: timm cannot build {name}: {str(error) or type(error).__name__}") from error
     return model
 
 
