@@ -20,7 +20,7 @@ from sppnet.data.datamodule import DataModule
 from sppnet.data.datasets.digits import Digits
 from sppnet.models.backbones import Tiny
 from sppnet.models.pretrained import load_weights
-from sppnet.training.trainer import build_classifier
+from sppnet.training.trainer import build_classifier, prepare
 from tiers import some_quick
 
 
@@ -63,6 +63,14 @@ def test_a_batch_has_one_size_and_epochs_alternate(sppnet: Caller) -> None:
     assert steps == [(epoch, size) for epoch, size in enumerate([24, 20, 24]) for _ in range(4)]
     by_size = [{key for key in r if "/2" in key and key.startswith("train")} for r in records(run) if "train/loss" in r]
     assert [next(iter(keys)).split("/")[1] for keys in by_size] == ["24", "20", "24"]
+
+
+def test_training_that_ends_before_the_size_has_grown_is_said() -> None:
+    """An epoch has four batches, which the number of steps counts."""
+    words = [*SMALL, "sizes=progressive", "sizes.train=[20,24]", "sizes.step=2", "trainer.max_epochs=3"]
+    for steps, ends in ((12, []), (9, []), (8, ["training ends at size 22, in epoch 2 of sizes.epochs=3"])):
+        notices = prepare(compose_config([*words, f"trainer.max_steps={steps}"])).notices
+        assert [line.removeprefix("sizes=progressive: ") for line in notices] == ends
 
 
 def test_the_same_run_is_not_done_twice_and_force_does_it_again(sppnet: Caller, trained: Called) -> None:

@@ -130,7 +130,8 @@ def test_nothing_random_changes_the_statistics_and_training_goes_on_with_its_own
 
 def test_what_does_not_fit_is_listed_and_what_means_something_else_is_said(sppnet: Caller, trained: Called) -> None:
     words = ("trainer.max_epochs=1", f"init={trained.run}", "pyramid.bins=[3,1]", "data.mean=[0.5,0.5,0.5]")
-    first, second = notes(sppnet("train", *SMALL, *words))
+    first, second, third = notes(sppnet("train", *SMALL, *words, "data.split.seed=7"))
+    assert third.endswith("was trained with data.split={seed: 0}, not {seed: 7}, so perhaps on test images of this run")
     assert "27 of 28 tensors are taken over; these keep their initial values: head.fc1.linear.weight (8, 80)," in first
     assert "not (8, 40)" in first
     assert second.endswith("was trained with data.mean=[0.138, 0.138, 0.138], not [0.5, 0.5, 0.5]; pooling.bins=[2, 1],"
@@ -142,8 +143,10 @@ def test_the_last_layer_of_other_classes_is_not_taken_over(sppnet: Caller, train
     path = trained.run / "checkpoints/best.ckpt"
     content = torch.load(path, weights_only=True)
     content["sppnet"]["classes"] = [*content["sppnet"]["classes"][1:], "ten"]
+    content["sppnet"]["fingerprint"] = "another"
     torch.save(content, "other.ckpt")
-    [line] = notes(sppnet("train", *SMALL, "trainer.max_epochs=1", "init=other.ckpt", "backbone.freeze=true"))
+    line, other = notes(sppnet("train", *SMALL, "trainer.max_epochs=1", "init=other.ckpt", "backbone.freeze=true"))
+    assert other.endswith("other images; make sure that no test images of this run were among them")
     assert "26 of 28 tensors are taken over" in line
     assert "head.classifier.bias (other classes), head.classifier.weight (other classes)" in line
 

@@ -109,7 +109,7 @@ def prepare(cfg: Config, images: ImageSet | None = None, starts_anew: bool = Tru
     data.prepare_data()  # if the run uses whole images, this reads every image's shape, so broken headers are found now
     classifier = build_classifier(cfg, sets)
     if cfg.init is not None and starts_anew:
-        notices += load_init(classifier.network, cfg, classifier.classes)
+        notices += load_init(classifier.network, cfg, sets.images)
     if has_own_parts(cfg):
         check_own_parts(classifier.network, min(data.schedule.sizes), cfg, len(sets.images.classes))
     _check_classifier(classifier)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sppnet.config.keys import key_named, value_of
 from sppnet.config.merge import ABSENT, differences
 from sppnet.config.schema import AnyHead, Config, OwnHead
+from sppnet.data.datasets.base import ImageSet
 from sppnet.errors import UserError, format_value
 from sppnet.models.network import SPPNet
 from sppnet.models.pretrained import abbreviate
@@ -21,7 +22,7 @@ PREFIX = "network."  # of the network's keys in a checkpoint
 
 
 @torch.no_grad()
-def load_init(network: SPPNet, cfg: Config, classes: Sequence[str]) -> list[str]:
+def load_init(network: SPPNet, cfg: Config, images: ImageSet) -> list[str]:
     """Copy the weights of the network that `cfg.init` names into `network`, in place, as far as they fit.
 
     A tensor fits if it has the same name and shape. If the classes differ, the last layer of the head is left out, even
@@ -31,7 +32,7 @@ def load_init(network: SPPNet, cfg: Config, classes: Sequence[str]) -> list[str]
     Args:
         network: the network at its initial values.
         cfg: the configuration of the new run.
-        classes: the names of its classes.
+        images: the data set of the new run.
 
     Returns:
         Notices: what does not fit, and what fits but means something else.
@@ -45,7 +46,7 @@ def load_init(network: SPPNet, cfg: Config, classes: Sequence[str]) -> list[str]
     checkpoint = read_checkpoint(path, "init")
     own, state = _tensors(network.state_dict()), checkpoint["state_dict"]
     stored = {key.removeprefix(PREFIX): value for key, value in _tensors(state).items() if key.startswith(PREFIX)}
-    same_classes = list(checkpoint["sppnet"]["classes"]) == list(classes)
+    same_classes = list(checkpoint["sppnet"]["classes"]) == list(images.classes)
     left_out = frozenset() if same_classes else _classifier_keys(network.head, own, cfg.head)
     fitting = {key: stored[key] for key in stored.keys() & own.keys() - left_out if _fits(stored[key], own[key])}
     if not any(f"backbone.{name}" in fitting for name, _ in network.backbone.named_parameters()):
@@ -61,6 +62,7 @@ def load_init(network: SPPNet, cfg: Config, classes: Sequence[str]) -> list[str]
     return [
         *_describe_rest(cfg.init, path, own, stored, fitting, left_out),
         *_describe_meanings(cfg, checkpoint["sppnet"]["config"]),
+        *_describe_images(cfg, images, checkpoint["sppnet"]),
     ]
 
 
@@ -111,6 +113,21 @@ def _describe_meanings(cfg: Config, stored: Mapping[str, Any]) -> list[str]:
         before["pooling"], now["pooling"] = kinds
     differing = [f"{name}={_format(old)}, not {_format(new)}" for name, old, new in differences(before, now)]
     return [f"init={cfg.init} was trained with {'; '.join(differing)}"] if differing else []
+
+
+def _describe_images(cfg: Config, images: ImageSet, trained: Mapping[str, Any]) -> list[str]:
+    """Say if the weights may come from images that the new run is tested on."""
+    then, now = trained["config"]["data"]["split"], cfg.data.split.plain()
+    if trained["fingerprint"] != images.fingerprint():
+        return [
+            f"init={cfg.init} was trained on other images; make sure that no test images of this run were among them"
+        ]
+    if then == now or "test" in (images.split() or {}):
+        return []
+    before, after = (
+        format_value({name: each[name] for name in now if then[name] != now[name]}) for each in (then, now)
+    )
+    return [f"init={cfg.init} was trained with data.split={before}, not {after}, so perhaps on test images of this run"]
 
 
 def _meaning(plain: Mapping[str, Any]) -> dict[str, Any]:

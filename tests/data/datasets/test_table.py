@@ -14,6 +14,7 @@ import pytest
 from calling import SMALL, Caller, limits, same_weights
 from sppnet.config.schema import Data
 from sppnet.data import Folder, ImageSet, Table, build_images, load_splits
+from sppnet.data.build import split_notices
 from sppnet.data.datasets.base import groups_of
 from sppnet.data.datasets.digits import Digits
 from sppnet.data.splits import all_labels, stratified_split
@@ -404,6 +405,9 @@ def test_parts_have_the_names_of_folders(root: Path, config: Load) -> None:
         "has no test images: the 4 images in val are its test part; a share (data.split.val) of train is used for"
         " validation"
     )
+    assert split_notices(["data.split.test=0.3", "data.split.val=0.1"], images) == [
+        "data.split.test has no effect: the data set has its own part 'test'"
+    ]
     for part in ("test", "train"):
         images = table(root, lines([[*row[:2], part] for row in rows], HEADER[:3]))
         assert f"images are in {part}" in images.untrainable() or "no images are in train" in images.untrainable()
