@@ -135,11 +135,12 @@ def test_the_order_and_the_type_of_arguments_of_ones_own_count(cfg: Config) -> N
 
 
 def test_names_are_names_only(cfg: Config) -> None:
-    before, after = plan_run(cfg).run, plan_run(replace(cfg, {"backbone.name": "my_tiny", "data.name": "scans"})).run
+    before, after = plan_run(cfg).run, plan_run(replace(cfg, {"backbone.name": "tiny-wide", "data.name": "scans"})).run
     assert before.hash == after.hash
-    assert after.path.name.startswith("scans-my_tiny-")
-    with pytest.raises(UserError, match=r"backbone.name=resnet50 does not choose a network.*backbone=torchvision"):
-        plan_run(replace(cfg, {"backbone.name": "resnet50"}))
+    assert after.path.name.startswith("scans-tiny-wide-")
+    for name in ("resnet50", "convnext_tiny", "tiny_vit_5m_224"):
+        with pytest.raises(UserError, match=rf"backbone.name={name} does not choose a network.*backbone=torchvision"):
+            plan_run(replace(cfg, {"backbone.name": name}))
 
 
 def test_a_changed_class_of_the_user_makes_another_run(

@@ -99,7 +99,7 @@ def _train(planned: PlannedRun, overrides: list[str]) -> None:
             run.clear()
         elif planned.result is not None:
             return  # another process finished the run in the meantime
-        elif planned.starts_anew > starts_anew:
+        elif planned.starts_anew and not starts_anew:
             raise UserError(f"{run.path} has lost its checkpoint in the meantime; repeat the command")
         _log_to_file(run)
         for line in prepared.notices:

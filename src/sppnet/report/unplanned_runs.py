@@ -27,9 +27,7 @@ def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
     settings: dict[str, Setting] = {}
     for keys, result in tested:
         setting = result.provenance["setting"]
-        if (
-            setting in repeated
-        ):  # runs with equal seeds started from several runs of one row, so they cannot share a row
+        if setting in repeated:  # as if runs with equal seeds started from several runs of one row
             setting = digest({"setting": setting, "init": keys.get("init")})
         settings.setdefault(setting, (keys, {}))[1][int(keys.get("seed", 0))] = result
     settings = _combine_metrics(settings)

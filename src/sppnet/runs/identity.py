@@ -85,8 +85,9 @@ def _select(cfg: Config, keep: Callable[[Key], bool]) -> dict[str, Any]:
     keys = select(cfg, lambda key: keep(key) and not any(f"{key.name}.".startswith(f"{k}.") for k in ineffective))
     backbone = keys.get("backbone") or {}
     if backbone.get("_target_") == TIMM:  # neither a tag of weights nor 0 instead of 0.0 makes another network
-        arch, drop_path = str(backbone["arch"]).partition(".")[0], backbone.get("drop_path", 0.0)
-        keys["backbone"] = backbone | {"arch": arch, "drop_path": drop_path + 0.0}
+        arch, drop_path = str(backbone.get("arch")).partition(".")[0], backbone.get("drop_path", 0.0)
+        drop_path = float(drop_path) if isinstance(drop_path, int) else drop_path
+        keys["backbone"] = backbone | {"arch": arch, "drop_path": drop_path}
     if cfg.data.target == TABLE:
         keys["data"] = {name: value for name, value in keys["data"].items() if name not in IN_FINGERPRINT}
     return keys

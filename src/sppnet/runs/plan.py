@@ -104,10 +104,10 @@ def _check_label(backbone: Backbone) -> None:
     if not backbone.target.startswith("sppnet.") or "arch" in (backbone.model_extra or {}):
         return
     labels = option_files.labels("backbone", backbone.target)
-    if backbone.name is not None and labels and not any(label in backbone.name for label in labels):
+    if backbone.name is not None and labels and backbone.name.partition("-")[0] not in labels:
         raise UserError(
-            f"backbone.name={backbone.name} does not choose a network, it only labels backbone={labels[0]}, and must"
-            f" then contain {' or '.join(labels)}; backbone=torchvision and backbone=timm choose a network by its name"
+            f"backbone.name={backbone.name} does not choose a network, but labels backbone={labels[0]}; such a label is"
+            f" {labels[0]} or begins with {labels[0]}-; backbone=torchvision and backbone=timm choose a network by name"
         )
 
 
