@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -115,9 +116,20 @@ def test_a_test_of_two_processes_that_is_cut_short_is_not_made_by_one(
 
 
 def test_two_processes_resume_after_a_kill(spawn: Caller, tmp_path: Path) -> None:
-    words = ("train", *TWO, "trainer.max_epochs=6", "optim.ema=0.9", "augment=trivial", "data.sampling=balanced")
+    base = spawn("train", *SMALL, "study=base")
+    start = (f"init={base.run}", "backbone.update_bn=true")
+    words = (
+        "train",
+        *TWO,
+        "trainer.max_epochs=6",
+        "optim.ema=0.9",
+        "augment=trivial",
+        "data.sampling=balanced",
+        *start,
+    )
     whole = spawn(*words, "paths.runs=whole")
     assert whole.code == 0, whole.err
+    assert "backbone.update_bn: estimating the statistics of 4 layers" in whole.err
     run = tmp_path / "runs/default" / whole.run.name
     for lines in (10, 60):
         child = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -127,6 +139,7 @@ def test_two_processes_resume_after_a_kill(spawn: Caller, tmp_path: Path) -> Non
         os.kill(child.pid, signal.SIGKILL)  # only the first process: the second must end with it
         child.wait()
         assert not group_lives(child.pid)
+        shutil.rmtree(tmp_path / base.run, ignore_errors=True)  # no process needs it any more
     resumed = spawn(*words)
     assert resumed.code == 0, resumed.err
     assert same_weights(run / "checkpoints/last.ckpt", tmp_path / whole.run / "checkpoints/last.ckpt")
