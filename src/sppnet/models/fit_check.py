@@ -72,7 +72,7 @@ def check_network(
     if field is not None and field.mixed_by:
         mixed = f"{field.mixed_by} of {backbone.name} lets a cell depend on the whole map, so a view depends on all of"
         if backbone.target == TIMM:
-            raise UserError(f"views.source=map is not allowed: {mixed} the image; use views.source=image")
+            raise UserError(f"views out of one map are not allowed: {mixed} the image; use views.source=image")
         notice(f"views.source=map: {mixed} the image; views.source=image cuts the views out of it")
     sides = {}
     for key, listed in sizes_by_key.items():

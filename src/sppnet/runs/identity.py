@@ -166,7 +166,8 @@ def weights_identity(backbone: Backbone) -> str | None:
     if path.is_file():
         return file_digest(path)
     if "/" in weights or path.suffix:
-        raise UserError(f"backbone.weights={weights}: no such file")
+        hint = " (of a run: checkpoints/best.ckpt, or init=RUN for the whole network)" if path.is_dir() else ""
+        raise UserError(f"backbone.weights={weights}: no such file{hint}")
     return weights_tag(backbone.node()["arch"], weights) if backbone.target == TIMM else weights
 
 

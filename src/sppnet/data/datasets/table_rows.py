@@ -134,6 +134,8 @@ class TableFile:
                 self.refuse(
                     number, "not valid text in UTF-8 (or UTF-16 with a byte-order mark); save the table as such"
                 )
+            if any(re.match(r'\s+".*"\s*$', cell, re.DOTALL) for cell in cells):
+                self.refuse(number, "has a blank before a double quote, which would then belong to the text")
             yield number, cells
 
     def _delimiter(self, text: str, valid: bool) -> str:
