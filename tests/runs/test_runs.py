@@ -25,7 +25,7 @@ from sppnet.config.schema import Config
 from sppnet.errors import UserError
 from sppnet.runs import slurm_status
 from sppnet.runs.identity import digest
-from sppnet.runs.plan import plan_run
+from sppnet.runs.plan import check_label, plan_run
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import file_lock, write_text
 
@@ -138,9 +138,12 @@ def test_names_are_names_only(cfg: Config) -> None:
     before, after = plan_run(cfg).run, plan_run(replace(cfg, {"backbone.name": "tiny-wide", "data.name": "scans"})).run
     assert before.hash == after.hash
     assert after.path.name.startswith("scans-tiny-wide-")
-    for name in ("resnet50", "convnext_tiny", "tiny_vit_5m_224"):
-        with pytest.raises(UserError, match=rf"backbone.name={name} does not choose a network.*backbone=torchvision"):
-            plan_run(replace(cfg, {"backbone.name": name}))
+    for words in (["resnet50"], ["convnext_tiny"], ["tiny_vit_5m_224"], ["overfeat5", "backbone=overfeat7"]):
+        words[0] = f"backbone.name={words[0]}"
+        with pytest.raises(UserError, match=rf"{words[0]} does not choose a network.*backbone=torchvision"):
+            check_label(compose_config(words).backbone, words)
+    for words in (["backbone.name=tiny-wide"], ["backbone=overfeat7", "backbone.name=overfeat7"], []):
+        check_label(compose_config(words).backbone, words)
 
 
 def test_a_changed_class_of_the_user_makes_another_run(

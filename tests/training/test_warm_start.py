@@ -318,6 +318,11 @@ def test_a_study_is_its_folder_and_without_one_its_file(study: Caller) -> None:
     words[-4:-2] = ["init=study:both", "study=tuned"]
     with pytest.raises(UserError, match="study both has 2 runs of pooling=gap with seed 2"):
         with_init(compose_config(words), "", words, words)
+    shutil.rmtree("runs/variant")
+    Path("runs/both").mkdir()
+    own = [{**cell, "words": [*cell["words"], "init=study:both"]} for cell in cells]
+    Path("runs/both/study.json").write_text(json.dumps({"cells": own}))  # the jobs themselves, at the second start
+    assert str(with_init(compose_config(words), "", words, words).init).startswith("runs/mine/")
     own = [{**cell, "words": [*cell["words"], "init=study:mine"]} for cell in cells]
     mine.write_text(json.dumps({"cells": own}))
     with pytest.raises(UserError, match="all runs of study mine start from it"):

@@ -94,8 +94,9 @@ def _format_override(override: str, short: bool) -> str:
     """Format an override; `short` drops the key of a config group and shortens other keys to their last part."""
     key, _, value = override.partition("=")
     if key == "init":
-        value = str(parse_value(override)).rstrip("/").rpartition("/")[2]
-        return value if short else f"init={value}"
+        path = parse_value(override)
+        value = str(path).removesuffix("/checkpoints/best.ckpt").rstrip("/").rpartition("/")[2]
+        return value if short and path is not None else f"init={format_value(path) if path is None else value}"
     if not short:
         return override
     if key == "pyramid":

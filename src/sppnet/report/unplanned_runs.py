@@ -22,12 +22,13 @@ Setting = tuple[dict[str, Any], dict[int, Result]]  # flattened identities of ru
 def rows_by_data(folder: Path, runs: Iterable[str]) -> dict[str, list[Row]]:
     """Build the rows of `runs`, grouped by the name of the test data set. A row holds all seeds of a setting."""
     tested = [each for name in runs for each in _tests(Run(folder / name))]
-    counts = Counter((result.provenance["setting"], keys.get("seed")) for keys, result in tested)
+    starts = {(result.provenance["setting"], keys.get("seed"), keys.get("init")) for keys, result in tested}
+    counts = Counter((setting, seed) for setting, seed, _ in starts)
     repeated = {setting for (setting, _), count in counts.items() if count > 1}
     settings: dict[str, Setting] = {}
     for keys, result in tested:
         setting = result.provenance["setting"]
-        if setting in repeated:  # as if runs with equal seeds started from several runs of one row
+        if setting in repeated:  # runs with equal seeds started from several runs of one row
             setting = digest({"setting": setting, "init": keys.get("init")})
         settings.setdefault(setting, (keys, {}))[1][int(keys.get("seed", 0))] = result
     settings = _combine_metrics(settings)

@@ -6,11 +6,13 @@ that commands which plan none, such as `--cfg job`, start quickly.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppnet.config import option_files
+from sppnet.config.overrides import key_of, parse_value
 from sppnet.config.schema import SPP, AnyPooling, Backbone, Config, OwnPooling
 from sppnet.errors import UserError
 from sppnet.runs.checkpoint_files import init_weights
@@ -58,13 +60,12 @@ def plan_run(cfg: Config) -> PlannedRun:
     """Name the run directory of a configuration: `<paths.runs>/<study>/<name>-<hash>`.
 
     Raises:
-        UserError: the size schedule, the data set, the weights file or the backbone's name is invalid.
+        UserError: the size schedule, the data set or the weights file is invalid.
     """
     from sppnet.data import build_images_from_config, build_sizes
     from sppnet.data.build import check_training
 
     build_sizes(cfg.sizes)
-    _check_label(cfg.backbone)
     images = build_images_from_config(cfg)
     check_training(cfg.data, images)
     identity = run_identity(cfg, images)
@@ -83,6 +84,27 @@ def check_init(planned: PlannedRun) -> None:
         init_weights(planned.cfg.init)
 
 
+def check_label(backbone: Backbone, overrides: Iterable[str]) -> None:
+    """Refuse a typed label of one of our networks that could be taken for the name of another one.
+
+    Raises:
+        UserError: `backbone.name` is among the `overrides`, does not choose the network, and does not begin with the
+            name of the option that does.
+    """
+    typed = {
+        key_of(word): str(parse_value(word)) for word in overrides if key_of(word) in ("backbone", "backbone.name")
+    }
+    takes_name = "arch" in (backbone.model_extra or {}) or not backbone.target.startswith("sppnet.")
+    if takes_name or "backbone.name" not in typed:
+        return
+    options = [typed["backbone"]] if "backbone" in typed else option_files.labels("backbone", backbone.target)
+    if options and typed["backbone.name"].partition("-")[0] not in options:
+        raise UserError(
+            f"backbone.name={typed['backbone.name']} does not choose a network, but labels backbone={options[0]}; such"
+            f" a label begins with {options[0]}-; backbone=torchvision and backbone=timm choose a network by its name"
+        )
+
+
 def check_duplicates(planned: PlannedRun) -> None:
     """If `data.duplicates` is `error`, refuse a data set with duplicate files.
 
@@ -97,18 +119,6 @@ def check_duplicates(planned: PlannedRun) -> None:
     data = planned.cfg.data
     if data.duplicates == "error":
         describe_duplicates(data, planned.images, load_splits(data, planned.images).parts())
-
-
-def _check_label(backbone: Backbone) -> None:
-    """Refuse a label of one of our networks that could be taken for the name of another one."""
-    if not backbone.target.startswith("sppnet.") or "arch" in (backbone.model_extra or {}):
-        return
-    labels = option_files.labels("backbone", backbone.target)
-    if backbone.name is not None and labels and backbone.name.partition("-")[0] not in labels:
-        raise UserError(
-            f"backbone.name={backbone.name} does not choose a network, but labels backbone={labels[0]}; such a label is"
-            f" {labels[0]} or begins with {labels[0]}-; backbone=torchvision and backbone=timm choose a network by name"
-        )
 
 
 def _pooling_label(pooling: AnyPooling) -> str:

@@ -39,16 +39,7 @@ def with_init(cfg: Config, row: str, overrides: Collection[str], shared: Collect
     if cfg.init is None or not cfg.init.startswith(STUDY):
         return cfg
     name, runs = cfg.init.removeprefix(STUDY), Path(cfg.paths.runs).expanduser()
-    points = _load_study(runs, name)
-    if not points:
-        studies = ", ".join(sorted(path.parent.name for path in runs.glob("*/study.json"))) or "none"
-        raise UserError(
-            f"init={cfg.init}: there is no study {name!r} in {runs} that was started as a sweep; existing studies:"
-            f" {studies}"
-        )
-    points = _without_own(points, name, cfg.study, overrides)
-    if not points:
-        raise UserError(f"init={cfg.init}: all runs of study {name} start from it; they are the study of this job")
+    points = _load_study(runs, name, cfg.study, overrides)
     rows = {point.row for _, point in points} - {""}
     if row and rows:
         points = [(folder, point) for folder, point in points if point.row == row]
@@ -73,33 +64,38 @@ def with_init(cfg: Config, row: str, overrides: Collection[str], shared: Collect
     return replace(cfg, {"init": candidates.pop()})
 
 
-def _load_study(runs: Path, name: str) -> list[tuple[Path, SweepPoint]]:
+def _load_study(runs: Path, name: str, study: str, overrides: Collection[str]) -> list[tuple[Path, SweepPoint]]:
     """The points of the study `name`, with the folders of their runs.
 
     They are those in the folder `name`. Without any, they are those of the file `name` in `experiments/`, which may
     have runs in several folders.
+
+    The jobs that start from the study may share its folder, so their own points are left out. These are the points that
+    name the study themselves and, in the folder `study` of a job with these `overrides`, those of the file that the job
+    comes from, because the file may name the study.
+
+    Raises:
+        UserError: there is no such study, or all its points are left out.
     """
+    own = {_value(word) for word in overrides if key_of(word) == "experiments"}
+
+    def is_own(folder: Path, point: SweepPoint) -> bool:
+        names_study = f"init={STUDY}{name}" in map(_plain, point.words)
+        return names_study or (folder.name == study and point.experiments in own)
+
     folders = [path.parent for path in sorted(runs.glob("*/study.json"))]
     points = [(folder, point) for folder in folders for point in load_points(folder) if point.run]
     in_folder = [(folder, point) for folder, point in points if folder.name == name]
-    return in_folder or [(folder, point) for folder, point in points if point.experiments == name]
-
-
-def _without_own(
-    points: Sequence[tuple[Path, SweepPoint]], name: str, study: str, overrides: Collection[str]
-) -> list[tuple[Path, SweepPoint]]:
-    """Leave out the points of the jobs that start from the study `name`, which may share its folder.
-
-    These are the points that name the study themselves and, in the folder `study` of a job with these `overrides`,
-    those of the file that the job comes from, because the file may name the study.
-    """
-    own = {_value(word) for word in overrides if key_of(word) == "experiments"}
-    return [
-        (folder, point)
-        for folder, point in points
-        if not (folder.name == study and point.experiments in own)
-        and f"init={STUDY}{name}" not in map(_plain, point.words)
-    ]
+    of_file = [(folder, point) for folder, point in points if point.experiments == name]
+    for candidates in (in_folder, of_file):
+        if others := [(folder, point) for folder, point in candidates if not is_own(folder, point)]:
+            return others
+    if in_folder or of_file:
+        raise UserError(f"init={STUDY}{name}: all runs of study {name} start from it; they are the study of this job")
+    raise UserError(
+        f"init={STUDY}{name}: there is no study {name!r} in {runs} that was started as a sweep; existing studies:"
+        f" {', '.join(folder.name for folder in folders) or 'none'}"
+    )
 
 
 def _value(word: str) -> str:
