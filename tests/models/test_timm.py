@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import lightning as L
 import pytest
 import timm
 import torch
@@ -33,7 +34,7 @@ from sppnet.models.probe import on_meta
 from sppnet.models.receptive_field import receptive_field
 from sppnet.runs.identity import weights_identity
 from sppnet.runs.plan import plan_run
-from sppnet.training.lightning_trainer import check_synchronised_norms
+from sppnet.training.lightning_trainer import check_strategy
 from sppnet.training.preflight import check_fit
 from timm_table import NAMES, QUICK, path, row
 
@@ -355,10 +356,14 @@ def test_views_of_a_network_with_the_padding_of_tensorflow_are_cut_out_of_the_im
 
 
 def test_norms_that_torch_cannot_synchronise_are_refused() -> None:
-    with on_meta():
-        check_synchronised_norms(timm_trunk("test_resnet"))
-        with pytest.raises(UserError, match=r"BatchNormAct2d model\.bn1: it would drop the layer's activation"):
-            check_synchronised_norms(timm_trunk("test_efficientnet"))
+    cfg = compose_config(["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"])
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", sync_batchnorm=True, logger=False)
+    for name, problem in (
+        ("test_resnet", "on GPUs only"),
+        ("test_efficientnet", r"BatchNormAct2d model\.bn1, because"),
+    ):
+        with pytest.raises(UserError, match=problem), on_meta():
+            check_strategy(cfg, trainer, timm_trunk(name))
 
 
 def test_views_of_a_network_with_squeeze_and_excitation_are_cut_out_of_the_image(

@@ -12,9 +12,10 @@ import numpy as np
 
 ALL, NONE = -2, -1  # keys of `Counts` beside the class indices: all images, and those without a class
 Counts = Mapping[int, int]  # for each class index, `NONE` and `ALL`: the number of images in a group
-# With these costs, parts miss their share of the images by less than half a group, and hardly a class is lacking.
+# With these costs, parts miss their share of the images by less than half a group, or exceed it where a class would be
+# lacking.
 SIZE_WEIGHT = 30  # how much the number of images in a part counts, compared with the number of each class
-LACKING = 100  # the cost of a class without images in a part; it has no score there
+LACKING = 30  # the cost of a class without images in a part; it has no score there
 MISSING = 1e9  # the cost of an empty part, or of a class without training images
 SMALL = 1000  # groups that are few
 FEW, MANY = (10, 5), (1, 2)  # attempts, of which the best counts, and passes, in which each group may move
@@ -49,7 +50,8 @@ def divide_groups(
     """
     division = _Division(groups, shares, train)
     attempts, passes = FEW if len(groups) <= SMALL else MANY
-    return min((division.attempt(generator, passes) for _ in range(attempts)), key=lambda attempt: attempt[0])[1]
+    made = [division.attempt(generator, passes, small_first=number % 2 == 0) for number in range(attempts)]
+    return min(made, key=lambda attempt: attempt[0])[1]
 
 
 class _Division:
@@ -64,8 +66,12 @@ class _Division:
             for expected in self.expected
         ]
 
-    def attempt(self, generator: np.random.Generator, passes: int) -> tuple[float, list[int]]:
-        """Return the cost of a division (up to a constant), and the part of each group."""
+    def attempt(self, generator: np.random.Generator, passes: int, small_first: bool) -> tuple[float, list[int]]:
+        """Return the cost of a division (up to a constant), and the part of each group.
+
+        `small_first` says in which order the groups move after the first pass. If large groups move first, one of them
+        fills a part that is still empty; if small ones do, they leave no class for training in some small tables.
+        """
         # The generator orders groups of about the same size. A full order by size would leave nothing to chance.
         order = generator.permutation(len(self.groups)).tolist()
         order.sort(key=lambda group: -self.groups[group][ALL].bit_length())
@@ -74,7 +80,7 @@ class _Division:
         part_of = [-1] * len(self.groups)
         for number in range(passes):
             moved = False
-            for group in order:
+            for group in order[::-1] if number and small_first else order:
                 old = part_of[group]
                 if old >= 0:
                     counts[old].subtract(self.groups[group])

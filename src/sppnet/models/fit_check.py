@@ -70,10 +70,11 @@ def check_network(
         batch_norms(trunk)
     field = receptive_field(trunk) if pools_windows else None
     if field is not None and field.mixed_by:
-        mixed = f"{field.mixed_by} of {backbone.name} lets a cell depend on the whole map, so a view depends on all of"
+        name = backbone.name or backbone.target
+        mixed = f"{field.mixed_by} of {name} lets a cell depend on the whole map, so a view depends on the whole image"
         if backbone.target == TIMM:
-            raise UserError(f"views out of one map are not allowed: {mixed} the image; use views.source=image")
-        notice(f"views.source=map: {mixed} the image; views.source=image cuts the views out of it")
+            raise UserError(f"views out of one map are not allowed: {mixed}; use views.source=image")
+        notice(f"views.source=map: {mixed}; views.source=image cuts the views out of it")
     sides = {}
     for key, listed in sizes_by_key.items():
         for size in sorted(set(listed)):

@@ -127,20 +127,6 @@ def check_limits(cfg: Config, trainer: L.Trainer, data: DataModule, parts: Seque
             )
 
 
-def check_synchronised_norms(network: nn.Module) -> None:
-    """Check that torch can synchronise the batch normalisation of a network without changing what it computes.
-
-    Raises:
-        UserError: a layer does more than normalise, as timm's BatchNormAct2d, which torch replaces by a plain layer.
-    """
-    for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm) and not type(module).__module__.startswith("torch."):
-            raise UserError(
-                f"trainer: torch cannot synchronise batch norm in {type(module).__name__} {name}: it would drop the"
-                " layer's activation (sync_batchnorm and its plugins)"
-            )
-
-
 def check_strategy(cfg: Config, trainer: L.Trainer, network: nn.Module) -> None:
     """Check that the strategy starts the processes of the run, and that it works with their devices and the network.
 
@@ -157,10 +143,10 @@ def check_strategy(cfg: Config, trainer: L.Trainer, network: nn.Module) -> None:
         raise UserError("trainer.strategy: ModelParallelStrategy needs a module that shards itself; use ddp or fsdp")
     if on_cpu and chosen.root_device.type != "cpu":
         raise UserError(f"trainer.strategy: its device is {chosen.root_device}, and not that of trainer.accelerator")
-    if isinstance(chosen, DDPStrategy) and chosen._layer_sync:
+    if getattr(chosen, "_layer_sync", None):
+        _check_synchronised_norms(network)
         if on_cpu:
             raise UserError("trainer: torch synchronises batch norm on GPUs only (sync_batchnorm and its plugins)")
-        check_synchronised_norms(network)
     if cfg.backbone.update_bn and isinstance(chosen, FSDPStrategy | ModelParallelStrategy):
         raise UserError(
             f"trainer.strategy={format_value(strategy(cfg))} and backbone.update_bn=true are not allowed together: each"
@@ -180,3 +166,13 @@ def check_strategy(cfg: Config, trainer: L.Trainer, network: nn.Module) -> None:
         raise UserError(f"trainer.strategy: this torch has no process_group_backend {backend}")
     if on_cpu and backend is not None and "cpu" not in torch.distributed.Backend.backend_capability.get(backend, "cpu"):
         raise UserError(f"trainer.strategy: process_group_backend={backend} does not work on CPUs; use gloo")
+
+
+def _check_synchronised_norms(network: nn.Module) -> None:
+    """Check that torch can synchronise the batch normalisation of a network without changing what it computes."""
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and not type(module).forward.__module__.startswith("torch."):
+            raise UserError(
+                f"trainer: torch cannot synchronise batch norm in {type(module).__name__} {name}, because it would"
+                " replace the layer by one that only normalises (sync_batchnorm and its plugins)"
+            )

@@ -198,12 +198,14 @@ def test_a_class_in_one_group_is_trained_on_or_the_fold_is_refused(root: Path, c
 Parts = dict[str, list[int]]
 
 
-def split_groups(sizes: Sequence[Sequence[int]], seed: int, fold: int | None = None, val: float = 0.15) -> Parts:
+def split_groups(
+    sizes: Sequence[Sequence[int]], seed: int, fold: int | None = None, val: float = 0.15, test: float = 0.15
+) -> Parts:
     """Split groups of these sizes, for each class, and return how many images of each class are in each part."""
     groups = [(label, size) for label, of_class in enumerate(sizes) for size in of_class]
     labels = [label for label, size in groups for _ in range(size)]
     numbers = [number for number, (_, size) in enumerate(groups) for _ in range(size)]
-    shares = {"test": val if fold is None else 0.2, "val": val}
+    shares = {"test": test if fold is None else 0.2, "val": val}
     fold_of = None if fold is None else (fold, 5)
     parts = stratified_split(labels, range(len(labels)), shares, list("abc")[: len(sizes)], seed, fold_of, numbers)
     return {
@@ -217,10 +219,17 @@ def test_large_groups_do_not_fill_the_smaller_parts() -> None:
         for part in ("test", "val"):
             for (cats, dogs), share in (
                 (split_groups([[80, 60] + [4] * 15, [4] * 20], seed)[part], 0.15 * 280),
-                (split_groups([[60, 40, 35] + [5] * 60, [5] * 60], seed, val=0.05)[part], 0.05 * 735),
+                (split_groups([[60, 40, 35] + [5] * 60, [5] * 60], seed, val=0.05, test=0.05)[part], 0.05 * 735),
             ):
                 assert min(cats, dogs) >= 10
                 assert abs(cats + dogs - share) <= 5
+        for sizes, test, val, expected in (
+            ([300] + [100] * 7, 0.2, 0.04, (200, 100, 700)),
+            ([300] + [100] * 5, 0.05, 0.05, (100, 100, 600)),
+            ([600] + [100] * 9, 0.1, 0.02, (100, 100, 1300)),
+        ):
+            drawn = split_groups([sizes], seed, val=val, test=test)
+            assert (*drawn["test"], *drawn["val"], *drawn["train"]) == expected
         for fold in range(5):
             assert min(split_groups([[60] * 3 + [5] * 20, [5] * 20], seed, fold)["val"]) > 0
             assert sum(split_groups([[2] * 50, [1] * 50], seed, fold)["val"]) in (22, 23)  # 15 % of all images

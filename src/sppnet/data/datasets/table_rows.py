@@ -161,7 +161,9 @@ class TableFile:
             return None
         if name not in names and role not in REQUIRED and name == role:
             alike = [
-                each for each in names if each.casefold().rstrip("s") == role and each not in self.columns.values()
+                each
+                for each in names
+                if each.casefold().removesuffix("s") == role and each not in self.columns.values()
             ]
             if not alike:
                 return None
