@@ -142,7 +142,13 @@ def test_names_are_names_only(cfg: Config) -> None:
         words[0] = f"backbone.name={words[0]}"
         with pytest.raises(UserError, match=rf"{words[0]} does not choose a network.*backbone=torchvision"):
             check_label(compose_config(words).backbone, words)
-    for words in (["backbone.name=tiny-wide"], ["backbone=overfeat7", "backbone.name=overfeat7"], []):
+    for words in (
+        ["backbone.name=tiny-wide"],
+        ["backbone=overfeat7", "backbone.name=overfeat7"],
+        ["backbone.name=null"],
+        ["backbone={width: 8}", "backbone.name=tiny-x"],
+        [],
+    ):
         check_label(compose_config(words).backbone, words)
 
 

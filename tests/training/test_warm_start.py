@@ -297,7 +297,8 @@ def test_jobs_of_a_file_in_the_studys_own_folder_do_not_start_from_each_other(st
     tuned = [{**cell, "experiments": "tuned", "run": f"{cell['run'][:-1]}_"} for cell in content["cells"]]
     Path("runs/mine/study.json").write_text(json.dumps({"cells": content["cells"] + tuned}))
     words = [*FIXRES, "study=mine", "init=study:mine", "pooling=gap", "seed=2"]
-    init = with_init(compose_config(words), "", [*words, "experiments=tuned"], words).init
+    of_file = [word for word in words if not word.startswith("init=")]  # it is the file that sets the key
+    init = with_init(compose_config(words), "", [*of_file, "experiments=tuned"], words).init
     assert init in {f"runs/mine/{cell['run']}" for cell in content["cells"]}
     with pytest.raises(UserError, match="study mine has 2 runs of pooling=gap with seed 2"):
         with_init(compose_config(words), "", words, words)
@@ -318,8 +319,11 @@ def test_a_study_is_its_folder_and_without_one_its_file(study: Caller) -> None:
     words[-4:-2] = ["init=study:both", "study=tuned"]
     with pytest.raises(UserError, match="study both has 2 runs of pooling=gap with seed 2"):
         with_init(compose_config(words), "", words, words)
+    words[-4:-2] = ["init=study:mine", "study=mine"]  # typed, and in the study's own folder
+    assert str(with_init(compose_config(words), "", [*words, "experiments=both"], words).init).startswith("runs/mine/")
     shutil.rmtree("runs/variant")
     Path("runs/both").mkdir()
+    words[-4:-2] = ["init=study:both", "study=tuned"]
     own = [{**cell, "words": [*cell["words"], "init=study:both"]} for cell in cells]
     Path("runs/both/study.json").write_text(json.dumps({"cells": own}))  # the jobs themselves, at the second start
     assert str(with_init(compose_config(words), "", words, words).init).startswith("runs/mine/")

@@ -73,11 +73,19 @@ def option_with(group: str, key: str) -> str:
     return f"{group}={names[0]}" if names else ""
 
 
-def labels(group: str, target: str) -> list[str]:
-    """Return the values of `name` in those option files of a group that set `_target_` to `target`."""
-    texts = [path.read_text(encoding="utf-8") for path in options(group)]
-    ours = [text for text in texts if re.search(rf"(?m)^_target_: *{re.escape(target)}\s*$", text)]
-    return sorted({name for text in ours for name in re.findall(r"(?m)^name: *['\"]?([\w.-]+)", text)})
+def labels(group: str, option: str | None, target: str) -> list[str]:
+    """Return the names of an option of a group: that of its file and the value of `name` in it.
+
+    If `option` is None, return the names of all options whose file sets `_target_` to `target`.
+    """
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in options(group)}
+    if option is None:
+        of_target = re.compile(rf"(?m)^_target_: *{re.escape(target)}\s*$")
+        texts = {stem: text for stem, text in texts.items() if of_target.search(text)}
+    else:
+        texts = {option: texts.get(option, "")}
+    named = ((stem, *re.findall(r"(?m)^name: *['\"]?([\w.-]+)", text)) for stem, text in texts.items())
+    return list(dict.fromkeys(itertools.chain(*named)))
 
 
 @functools.cache

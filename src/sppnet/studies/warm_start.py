@@ -71,17 +71,20 @@ def _load_study(runs: Path, name: str, study: str, overrides: Collection[str]) -
     have runs in several folders.
 
     The jobs that start from the study may share its folder, so their own points are left out. These are the points that
-    name the study themselves and, in the folder `study` of a job with these `overrides`, those of the file that the job
-    comes from, because the file may name the study.
+    name the study themselves. If the `overrides` of a job do not name it, the file that the job comes from does. Then
+    they are also the points of that file in the folder `study` of the job.
 
     Raises:
         UserError: there is no such study, or all its points are left out.
     """
-    own = {_value(word) for word in overrides if key_of(word) == "experiments"}
+    files = {_value(word) for word in overrides if key_of(word) == "experiments"}
+
+    def names_study(words: Collection[str]) -> bool:
+        return f"init={STUDY}{name}" in map(_plain, words)
 
     def is_own(folder: Path, point: SweepPoint) -> bool:
-        names_study = f"init={STUDY}{name}" in map(_plain, point.words)
-        return names_study or (folder.name == study and point.experiments in own)
+        is_of_file = folder.name == study and point.experiments in files
+        return names_study(point.words) or (is_of_file and not names_study(overrides))
 
     folders = [path.parent for path in sorted(runs.glob("*/study.json"))]
     points = [(folder, point) for folder in folders for point in load_points(folder) if point.run]

@@ -402,6 +402,10 @@ def test_what_the_table_says_counts(root: Path) -> None:
     assert len({*tables}) == len(tables)
 
 
+def test_a_column_that_is_not_used_may_hold_anything(root: Path) -> None:
+    assert len(table(root, 'path,label,note\na.jpg,x, "blurred"\nb.jpg,y,"a, b"\n')) == 2
+
+
 def test_parts_have_the_names_of_folders(root: Path, config: Load) -> None:
     rows = [
         [f"{letter}.jpg", "xy"[i % 2], ["Training", "VALID"][i > 11]] for i, letter in enumerate("abcdefghijklmnop")

@@ -91,6 +91,9 @@ class TableFile:
             if len(cells) != len(header):
                 hint = "; a cell that holds the delimiter needs double quotes" if len(cells) > len(header) else ""
                 self.refuse(number, f"{len(cells)} cell(s), but row 1 names {len(header)} columns{hint}")
+            used = [cells[position] for position in (path, label, split, group) if position is not None]
+            if any(re.match(r'\s+".*"\s*$', cell, re.DOTALL) for cell in used):
+                self.refuse(number, "has a blank before a double quote, which would then belong to the text")
             yield Row(
                 number,
                 cells[path],
@@ -134,8 +137,6 @@ class TableFile:
                 self.refuse(
                     number, "not valid text in UTF-8 (or UTF-16 with a byte-order mark); save the table as such"
                 )
-            if any(re.match(r'\s+".*"\s*$', cell, re.DOTALL) for cell in cells):
-                self.refuse(number, "has a blank before a double quote, which would then belong to the text")
             yield number, cells
 
     def _delimiter(self, text: str, valid: bool) -> str:
