@@ -5,11 +5,13 @@ Does not import torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import yaml
 
+from sppnet.config import option_files
 from sppnet.config.load import replace
 from sppnet.config.overrides import key_of, parse_value
 from sppnet.config.schema import Config
@@ -71,20 +73,25 @@ def _load_study(runs: Path, name: str, study: str, overrides: Collection[str]) -
     have runs in several folders.
 
     The jobs that start from the study may share its folder, so their own points are left out. These are the points that
-    name the study themselves. If the `overrides` of a job do not name it, the file that the job comes from does. Then
-    they are also the points of that file in the folder `study` of the job.
+    name the study themselves and, if it is the file of a job with these `overrides` that names it, the points of that
+    file in the folder `study` of the job.
 
     Raises:
         UserError: there is no such study, or all its points are left out.
     """
     files = {_value(word) for word in overrides if key_of(word) == "experiments"}
+    sets_init = any(
+        re.search(r"(?m)^init:", path.read_text(encoding="utf-8"))
+        for path in option_files.options("experiments")
+        if path.stem in files
+    )
 
     def names_study(words: Collection[str]) -> bool:
         return f"init={STUDY}{name}" in map(_plain, words)
 
     def is_own(folder: Path, point: SweepPoint) -> bool:
         is_of_file = folder.name == study and point.experiments in files
-        return names_study(point.words) or (is_of_file and not names_study(overrides))
+        return names_study(point.words) or (is_of_file and (sets_init or not names_study(overrides)))
 
     folders = [path.parent for path in sorted(runs.glob("*/study.json"))]
     points = [(folder, point) for folder in folders for point in load_points(folder) if point.run]
@@ -107,7 +114,7 @@ def _value(word: str) -> str:
 
 def _plain(word: str) -> str:
     """An override without the quotes and escapes of Hydra's grammar."""
-    return f"{key_of(word)}={_value(word)}" if word.startswith("init=") else word
+    return f"{key_of(word)}={_value(word)}" if key_of(word) == "init" else word
 
 
 def _differing_keys(

@@ -439,6 +439,7 @@ BAD: dict[str | bytes, str] = {
     "path,label,Group\na.jpg,x,y\n": "has no column called 'group', but one called 'Group'; data.columns.group=Group",
     "path,label,splits\na.jpg,x,y\n": "has no column called 'split', but one called 'splits'; data.columns.split=",
     f'{H}a.jpg,x\nb.jpg, "y"\n': "row 3: has a blank before a double quote",
+    'path,label, "split"\na.jpg,x,test\n': "row 1: has a blank before a double quote",
     "path,label,label\na.jpg,x,y\n": "has 2 columns called 'label'",
     f"{H}a.jpg,x\nzz.jpg,y\nyy.jpg,y\n": "row 3: 'zz.jpg': No such file or directory (paths are relative to data.root,",
     f"{H}a.jpg,x\n\n\nzz.jpg,y\nyy.jpg,y\nxx.jpg,y\n": "row 5: 'zz.jpg': No such file",

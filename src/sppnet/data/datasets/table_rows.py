@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from sppnet.data.datasets.listing import raise_user_error
@@ -82,6 +82,7 @@ class TableFile:
             raise UserError(f"{self.name} is empty; its first row must have the names of the columns")
         records = self._records(text, self._delimiter(text, valid), valid)
         _, header = next(records)
+        self._check_quotes(1, header)
         path, label, split, group = (self._position(role, header) for role in ROLES)
         assert path is not None
         assert label is not None
@@ -91,9 +92,7 @@ class TableFile:
             if len(cells) != len(header):
                 hint = "; a cell that holds the delimiter needs double quotes" if len(cells) > len(header) else ""
                 self.refuse(number, f"{len(cells)} cell(s), but row 1 names {len(header)} columns{hint}")
-            used = [cells[position] for position in (path, label, split, group) if position is not None]
-            if any(re.match(r'\s+".*"\s*$', cell, re.DOTALL) for cell in used):
-                self.refuse(number, "has a blank before a double quote, which would then belong to the text")
+            self._check_quotes(number, [cells[i] for i in (path, label, split, group) if i is not None])
             yield Row(
                 number,
                 cells[path],
@@ -103,6 +102,10 @@ class TableFile:
             )
         if not valid:  # no row holds an invalid character, so it was cut off at the end
             raise UserError(f"{self.name} is cut off: it ends in the middle of a character")
+
+    def _check_quotes(self, number: int, cells: Sequence[str]) -> None:
+        if any(re.match(r'\s+".*"\s*$', cell, re.DOTALL) for cell in cells):
+            self.refuse(number, "has a blank before a double quote, which would then belong to the text")
 
     def _decode(self) -> tuple[str, bool]:
         """The text of the file, and whether it is valid. If it is not, invalid bytes are surrogates in the text."""
