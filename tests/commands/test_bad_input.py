@@ -78,7 +78,7 @@ NAMES_AND_VALUES = [
     (["train", "backbone=torchvision"], ["backbone.name must be given"]),
     (["train", "backbone=timm"], ["backbone.name must be given"]),
     (["train", "backbone=timm", "backbone.name=resnet18", "backbone.drop_pth=0"], ["did you mean backbone.drop_path?"]),
-    (["train", "sizes=uniform", "sizes.train=[16]"], ["sizes.train=[16] is not allowed", "its second size"]),
+    (["train", "sizes=uniform", "sizes.train=[16]"], ["sizes.train=[16] is not allowed", "its second size; give two"]),
     (["train", "optim.lr='0.1'"], ["optim.lr='0.1' is a quoted string", "a number greater than 0, without quotes"]),
     (["train", "force='true'"], ["force='true' is a quoted string", "true or false"]),
     (["train", "sizes.train='[24]'"], ["sizes.train='[24]' is a quoted string", "list, each item an integer"]),

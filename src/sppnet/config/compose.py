@@ -245,7 +245,7 @@ def resolve(command: str, plain: dict[str, Any]) -> dict[str, Any]:
         check_unresolved(COMMANDS[command], plain)
         if "'train[1]'" in str(error):
             sizes = format_value(plain["sizes"]["train"])
-            raise UserError(f"sizes.train={sizes} is not allowed: sizes.val refers to its second size") from None
+            raise UserError(f"sizes.train={sizes} is not allowed: sizes.val is its second size; give two") from None
         if error.full_key == "backbone.arch":
             raise UserError("backbone.name must be given: backbone.name=NAME") from None
         raise UserError(one_line(error)) from None
