@@ -19,13 +19,14 @@ import pytest
 from PIL import Image
 
 from calling import SMALL, Caller, command, same_weights
+from sppnet.config import option_files
 from sppnet.config.compose import compose_config
 from sppnet.config.load import replace
 from sppnet.config.schema import Config
 from sppnet.errors import UserError
 from sppnet.runs import slurm_status
 from sppnet.runs.identity import digest
-from sppnet.runs.plan import check_label, plan_run
+from sppnet.runs.plan import plan_run
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import file_lock, write_text
 
@@ -138,18 +139,49 @@ def test_names_are_names_only(cfg: Config) -> None:
     before, after = plan_run(cfg).run, plan_run(replace(cfg, {"backbone.name": "tiny-wide", "data.name": "scans"})).run
     assert before.hash == after.hash
     assert after.path.name.startswith("scans-tiny-wide-")
-    for words in (["resnet50"], ["convnext_tiny"], ["tiny_vit_5m_224"], ["overfeat5", "backbone=overfeat7"]):
-        words[0] = f"backbone.name={words[0]}"
-        with pytest.raises(UserError, match=rf"{words[0]} does not choose a network.*backbone=torchvision"):
-            check_label(compose_config(words).backbone, words)
+
+
+def test_a_label_begins_with_the_name_of_the_network_that_it_labels(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Whoever forgets `backbone=torchvision` must not publish the default network as resnet50."""
+    override = "# @package _global_\ndefaults: [{override /backbone: %s}]"
+    for name, text in {
+        "backbone/slim8": "defaults: [tiny]\nname: slim-2\nwidth: 8",
+        "experiments/deep": override % "overfeat7",
+        "experiments/narrow": override % "slim8",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / "backbone/._slim8.yaml").write_bytes(b"\xff")  # as macOS writes them
+    option_files.use_config_dir(["--config-dir", str(tmp_path)])
+    request.addfinalizer(lambda: option_files.use_config_dir([]))
+    for label, *words in (
+        ["resnet50"],
+        ["convnext_tiny"],
+        ["tiny_vit_5m_224"],
+        ["slim8"],
+        ["overfeat5", "backbone=overfeat7"],
+        ["overfeat5", "experiments=deep"],
+        ["tiny", "experiments=narrow"],
+    ):
+        for typed in (f"backbone.name={label}", f"backbone={{name: {label}, freeze: false}}"):
+            with pytest.raises(
+                UserError, match=rf"backbone.name={label} does not choose a network.*backbone=torchvision"
+            ):
+                compose_config([*words, typed])
     for words in (
         ["backbone.name=tiny-wide"],
         ["backbone=overfeat7", "backbone.name=overfeat7"],
+        ["experiments=deep", "backbone.name=overfeat7-x"],
+        ["experiments=narrow", "backbone.name=slim-2"],
+        ["backbone=slim8", "backbone.name=slim8-q"],
         ["backbone.name=null"],
-        ["backbone={width: 8}", "backbone.name=tiny-x"],
+        ["backbone={width: 8}", "backbone.name=tiny-${seed}"],
+        ["backbone={name: tiny-x, width: 8}"],
         [],
     ):
-        check_label(compose_config(words).backbone, words)
+        compose_config(words)
 
 
 def test_a_changed_class_of_the_user_makes_another_run(

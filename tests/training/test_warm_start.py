@@ -19,6 +19,7 @@ import torch
 from torch.optim.swa_utils import update_bn
 
 from calling import OF_A_STUDY, SMALL, Called, Caller, command, flip, limits, records, same_weights, weights
+from sppnet.config import option_files
 from sppnet.config.compose import compose_config
 from sppnet.data import load_splits
 from sppnet.errors import UserError
@@ -291,21 +292,42 @@ def test_rows_of_a_study_are_found_by_their_names(study: Caller, tmp_path: Path)
         with_init(compose_config([*FIXRES, "init=study:mine"]), "max", [], [])
 
 
-def test_jobs_of_a_file_in_the_studys_own_folder_do_not_start_from_each_other(study: Caller, tmp_path: Path) -> None:
+def test_jobs_of_a_file_in_the_studys_own_folder_do_not_start_from_each_other(
+    study: Caller, request: pytest.FixtureRequest
+) -> None:
     """Else the same command would name other runs each time."""
     content = json.loads(Path("runs/mine/study.json").read_text())
     tuned = [{**cell, "experiments": "tuned", "run": f"{cell['run'][:-1]}_"} for cell in content["cells"]]
     Path("runs/mine/study.json").write_text(json.dumps({"cells": content["cells"] + tuned}))
     words = [*FIXRES, "study=mine", "init=study:mine", "pooling=gap", "seed=2"]
-    of_file = [word for word in words if not word.startswith("init=")]  # it is the file that sets the key
+    of_file = [word for word in words if not word.startswith("init=")]
+    folder = own_experiments(request)
+    (folder / "tuned.yaml").write_text("# @package _global_\ninit: study:mine\n")
     init = with_init(compose_config(words), "", [*of_file, "experiments=tuned"], words).init
     assert init in {f"runs/mine/{cell['run']}" for cell in content["cells"]}
     with pytest.raises(UserError, match="study mine has 2 runs of pooling=gap with seed 2"):
         with_init(compose_config(words), "", words, words)
+    Path("runs/mine/study.json").write_text(json.dumps({"cells": tuned}))
+    with pytest.raises(UserError, match="all runs of study mine start from it"):
+        with_init(compose_config(words), "", [*words, "experiments=tuned"], words)
+    for other in ("null", "study:other"):  # what the file starts is then no job of this kind
+        (folder / "tuned.yaml").write_text(f"# @package _global_\ninit: {other}\n")
+        init = with_init(compose_config(words), "", [*words, "experiments=tuned"], words).init
+        assert init in {f"runs/mine/{cell['run']}" for cell in tuned}
 
 
-def test_a_study_is_its_folder_and_without_one_its_file(study: Caller) -> None:
+def own_experiments(request: pytest.FixtureRequest) -> Path:
+    """An empty folder for files of studies, as with `--config-dir own`."""
+    folder = Path("own/experiments")
+    folder.mkdir(parents=True)
+    option_files.use_config_dir(["--config-dir", "own"])
+    request.addfinalizer(lambda: option_files.use_config_dir([]))
+    return folder
+
+
+def test_a_study_is_its_folder_and_without_one_its_file(study: Caller, request: pytest.FixtureRequest) -> None:
     """A variant in another folder does not count, and one file may hold a study and the jobs that start from it."""
+    (own_experiments(request) / "both.yaml").write_text("# @package _global_\ninit: null\n")
     mine = Path("runs/mine/study.json")
     cells = json.loads(mine.read_text())["cells"]
     cells = [{**cell, "experiments": "both"} for cell in cells]

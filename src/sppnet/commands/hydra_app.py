@@ -28,10 +28,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sppnet import errors
 from sppnet.config import command_line, compose, option_files
-from sppnet.config.command_schemas import COMMANDS, STARTS_JOBS
+from sppnet.config.command_schemas import STARTS_JOBS
 from sppnet.config.compose import Job
 from sppnet.config.keys import without_effect
-from sppnet.config.load import load
 from sppnet.config.schema import Section
 from sppnet.errors import UserError
 
@@ -88,7 +87,7 @@ def run(command: str, words: Sequence[str], run_command: Callable[[Job[Any]], No
     """
 
     def run_typed(job: Job[DictConfig]) -> None:
-        cfg = load(COMMANDS[command], compose.resolve(command, compose.unresolved(job.cfg)))
+        cfg = compose.load_composed(command, job.cfg, job.overrides)
         single = {"retry": "a single job"} if command in SWEEPABLE and not job.in_sweep else {}
         of_reports = {"report": "sppnet train; sppnet report takes it"} if command == "train" else {}
         warn_of_keys_without_effect(cfg, job.overrides, single | of_reports)

@@ -21,7 +21,7 @@ from sppnet.config.schema import Config
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.runs import ranks
 from sppnet.runs.identity import init_identity, init_setting, world_size
-from sppnet.runs.plan import PlannedRun, check_duplicates, check_init, check_label, plan_run
+from sppnet.runs.plan import PlannedRun, check_duplicates, check_init, plan_run
 from sppnet.runs.result_text import print_result
 from sppnet.runs.run_directory import Run
 from sppnet.runs.slurm_status import slurm_fields
@@ -41,7 +41,6 @@ def main(words: Sequence[str]) -> None:
 def train(job: Job[Config]) -> None:
     """Train, resume or test the run that `job` describes, then print the run directory and the test result."""
     cfg = job.cfg.model_copy(update={"force": False}) if slurm_job.restarts() else job.cfg
-    check_label(cfg.backbone, job.overrides)
     planned = plan_run(with_init(cfg, "", job.overrides, shared=job.overrides))  # a single job shares all of them
     ranks.check_world_size(cfg)
     check_duplicates(planned)

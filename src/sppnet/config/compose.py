@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -19,9 +20,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sppnet.config import option_files, timm_networks
 from sppnet.config.command_schemas import COMMANDS, SlurmOptions
 from sppnet.config.load import check_unresolved, load, unknown_key
-from sppnet.config.overrides import sets_hydra
+from sppnet.config.overrides import is_choice, sets_hydra, sets_key
 from sppnet.config.renamed_keys import RENAMED_OPTIONS
-from sppnet.config.schema import Config
+from sppnet.config.schema import Config, Section
 from sppnet.config.sweep_jobs import ExpandedJob, expand
 from sppnet.errors import UserError, format_value
 
@@ -36,7 +37,40 @@ def compose_config(overrides: list[str]) -> Config:
     Raises:
         UserError: the overrides cannot be composed, or a key or a value is not allowed.
     """
-    return load(Config, compose_plain("train", overrides))
+    cfg = load(Config, compose_plain("train", overrides))
+    _check_label("train", cfg, overrides)
+    return cfg
+
+
+def load_composed(command: str, cfg: DictConfig, overrides: Sequence[str]) -> Section:
+    """Resolve and check the configuration of `command` that Hydra composed from `overrides`.
+
+    Raises:
+        UserError: a value is missing or not allowed, or a label could be taken for the name of another network.
+    """
+    loaded = load(COMMANDS[command], resolve(command, unresolved(cfg)))
+    if isinstance(loaded, Config):
+        _check_label(command, loaded, overrides)
+    return loaded
+
+
+def _check_label(command: str, cfg: Config, overrides: Sequence[str]) -> None:
+    """Refuse a typed `backbone.name` that only labels the network, but could be taken for the name of another one."""
+    backbone = cfg.backbone
+    chooses = "arch" in (backbone.model_extra or {}) or not backbone.target.startswith("sppnet.")
+    if chooses or backbone.name is None or not sets_key(overrides, "backbone.name"):
+        return
+    filed = compose_choices(command, overrides)
+    option = filed.hydra.runtime.choices.get("backbone")
+    try:
+        label = OmegaConf.select(filed, "backbone.name") or option
+    except OmegaConfBaseException:  # it refers to a key that only the other overrides set
+        label = option
+    if not f"{backbone.name}-".startswith((f"{label}-", f"{option}-")):
+        raise UserError(
+            f"backbone.name={backbone.name} does not choose a network, but labels backbone={option}; such a label"
+            f" begins with {label}-; backbone=torchvision and backbone=timm choose a network by its name"
+        )
 
 
 def compose_plain(command: str, overrides: list[str]) -> dict[str, Any]:
@@ -101,6 +135,21 @@ def compose_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
     """
     with _initialized():
         return hydra.compose(name, [*overrides, _searchpath()], return_hydra_config=True)
+
+
+def compose_choices(command: str, overrides: Iterable[str]) -> DictConfig:
+    """Compose only the options that `overrides` choose: what the files say without the other overrides.
+
+    Raises:
+        UserError: the options cannot be composed.
+    """
+    return _compose_choices(command, tuple(filter(is_choice, overrides)), option_files.digest())
+
+
+@functools.cache
+def _compose_choices(command: str, choices: tuple[str, ...], _: str) -> DictConfig:
+    with explained(command, choices):
+        return compose_hydra(command, choices)
 
 
 def chosen_options(name: str, overrides: Sequence[str]) -> tuple[dict[str, str | list[str]], dict[str, str]]:
@@ -207,8 +256,8 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
     needed = {*groups, f"{section}.name"}  # backbone=timm cannot be composed without backbone.name
     chosen = [word for word in overrides if word.partition("=")[0] in needed and "={" not in word]
     try:
-        plain = compose_plain(command, chosen)
-    except UserError:  # several options of a sweep, for example
+        plain = _to_dict(OmegaConf.create(unresolved(compose_hydra(command, chosen))))
+    except (HydraException, OmegaConfBaseException):  # several options of a sweep, for example
         plain = compose_plain(command, [])
     return unknown_key(COMMANDS[command], key, plain, groups=groups)
 

@@ -61,31 +61,16 @@ def folders() -> list[Path]:
 
 
 def options(group: str) -> list[Path]:
-    """Return the option files of a group."""
+    """Return the option files of a group, without hidden files, such as those that macOS puts beside others."""
     places = [root(), *folders()[1:]] if group == "experiments" else folders()
-    return [path for place in places for path in sorted((place / group).glob("*.yaml"))]
+    return [path for place in places for path in sorted((place / group).glob("[!.]*.yaml"))]
 
 
 def option_with(group: str, key: str) -> str:
     """Return an option of a group whose file sets `key`, such as `views=ten`; "" if there is none."""
     files = options(group) if group else []
-    names = [path.stem for path in files if re.search(rf"(?m)^{re.escape(key)}:", path.read_text(encoding="utf-8"))]
+    names = [path.stem for path in files if re.search(rf"(?m)^{re.escape(key)}:", path.read_text("utf-8", "replace"))]
     return f"{group}={names[0]}" if names else ""
-
-
-def labels(group: str, option: str | None, target: str) -> list[str]:
-    """Return the names of an option of a group: that of its file and the value of `name` in it.
-
-    If `option` is None, return the names of all options whose file sets `_target_` to `target`.
-    """
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in options(group)}
-    if option is None:
-        of_target = re.compile(rf"(?m)^_target_: *{re.escape(target)}\s*$")
-        texts = {stem: text for stem, text in texts.items() if of_target.search(text)}
-    else:
-        texts = {option: texts.get(option, "")}
-    named = ((stem, *re.findall(r"(?m)^name: *['\"]?([\w.-]+)", text)) for stem, text in texts.items())
-    return list(dict.fromkeys(itertools.chain(*named)))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -104,6 +104,36 @@ def sets_hydra(word: str) -> bool:
 def key_of(override: str) -> str:
     """The key or group of an override, with dots: `data.crop` for `data/crop=paper`."""
     return override.partition("=")[0].lstrip("+~").replace("/", ".")
+
+
+def keys_set_by(word: str) -> list[set[str]]:
+    """The key or group that an override sets, or the keys inside a mapping, with dots; a set for each value of a sweep.
+
+    Raises:
+        HydraException: the override cannot be parsed.
+    """
+    if not is_mapping(word):
+        return [{key_of(word)}]
+    override = OverridesParser.create().parse_override(word)
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    return [set(_paths(key_of(word), value)) for value in values]
+
+
+def _paths(name: str, value: object) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield name
+        return
+    for key, inner in value.items():
+        yield from _paths(f"{name}.{key}", inner)
+
+
+def sets_key(words: Iterable[str], key: str) -> bool:
+    """Whether any of the overrides sets `key` itself, also inside a mapping: `backbone={width: 8}`."""
+    around = [word for word in words if f"{key}.".startswith(f"{key_of(word)}.")]
+    try:
+        return any(key in keys for word in around for keys in keys_set_by(word))
+    except HydraException:  # a mapping that cannot be parsed again, because its interpolations have been resolved
+        return True
 
 
 def quote_names(word: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hydra.core.config_loader import ConfigLoader
@@ -16,7 +16,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sppnet.config.command_line import force_keys
-from sppnet.config.overrides import fill_environment, is_mapping, is_misread, key_of, quote_names, text_keys
+from sppnet.config.overrides import (
+    fill_environment,
+    is_mapping,
+    is_misread,
+    key_of,
+    keys_set_by,
+    quote_names,
+    text_keys,
+)
 
 
 class ExpandedJob(NamedTuple):
@@ -53,10 +61,10 @@ def expand(command: str, sweeper: DictConfig, typed: Sequence[str], loader: Conf
     params = sweeper.get("params") or OmegaConf.create({})
     axes = [_axis(str(key), params) for key in params]
     # Hydra's own sweeper replaces only words that are spelt the same, and takes pooling={...} for an option.
-    replaced = {key for word in typed for key in set.intersection(*_keys_set_by(word))}
+    replaced = {key for word in typed for key in set.intersection(*keys_set_by(word))}
     jobs: dict[tuple[str, ...], ExpandedJob] = {}
     for name in selected or list(rows) or [""]:
-        words = [word for word in (*axes, *rows.get(name, ())) if not set.union(*_keys_set_by(word)) <= replaced]
+        words = [word for word in (*axes, *rows.get(name, ())) if not set.union(*keys_set_by(word)) <= replaced]
         if command != "transfer" or any(key_of(word) == "checkpoint" for word in (*words, *typed)):
             words = force_keys(command, words)
         last: dict[str, Override] = {}
@@ -111,20 +119,3 @@ def _values(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise HydraException(f"{override.input_line} is not allowed: the values of a sweep must be listed")
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
-
-
-def _keys_set_by(word: str) -> list[set[str]]:
-    """Return the keys or the group that an override sets, or the keys inside a mapping; a set for each value."""
-    if not is_mapping(word):
-        return [{key_of(word)}]
-    override = OverridesParser.create().parse_override(word)
-    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-    return [set(_paths(key_of(word), value)) for value in values]
-
-
-def _paths(name: str, value: object) -> Iterator[str]:
-    if not isinstance(value, Mapping):
-        yield name
-        return
-    for key, inner in value.items():
-        yield from _paths(f"{name}.{key}", inner)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sppnet.config.instantiate import instantiate, is_own
-from sppnet.config.overrides import key_of
+from sppnet.config.overrides import sets_key
 from sppnet.config.schema import Config, Data, Sizes
 from sppnet.data.datasets.base import ImageSet, groups_of
 from sppnet.data.datasets.image_files import decodes_files
@@ -124,13 +124,13 @@ def decoding_notices(cfg: Data, images: ImageSet) -> list[str]:
     ]
 
 
-def split_notices(overrides: Iterable[str], images: ImageSet) -> list[str]:
+def split_notices(overrides: Sequence[str], images: ImageSet) -> list[str]:
     """Say which shares of `data.split` were typed but have no effect, because the data set has such a part."""
-    typed, official = {key_of(word) for word in overrides}, images.split() or {}
+    official = images.split() or {}
     return [
         f"data.split.{part} has no effect: the data set has its own part {part!r}"
         for part in ("test", "val")
-        if part in official and f"data.split.{part}" in typed
+        if part in official and sets_key(overrides, f"data.split.{part}")
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.config.command_schemas import COMMANDS
-from sppnet.config.compose import Job, compose_hydra, explained, resolve, unresolved
+from sppnet.config.compose import Job, compose_hydra, explained, load_composed, resolve, unresolved
 from sppnet.config.load import load
 from sppnet.config.merge import check_changes, merge
 from sppnet.config.overlay import Overlay, compose_overlay
@@ -104,7 +104,7 @@ def load_job(command: str, cfg: DictConfig, overrides: list[str]) -> Section:
         UserError: as for `resolve_checkpoint`, or only a file sets the checkpoint of `transfer`.
     """
     base = _read(command, cfg, overrides)
-    return load(COMMANDS[command], resolve(command, unresolved(cfg))) if base is None else _load(command, base)
+    return load_composed(command, cfg, overrides) if base is None else _load(command, base)
 
 
 def refuse_untyped(checkpoint: object) -> NoReturn:

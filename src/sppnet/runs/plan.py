@@ -6,15 +6,11 @@ that commands which plan none, such as `--cfg job`, start quickly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppnet.config import option_files
-from sppnet.config.overrides import is_choice, key_of, parse_value
-from sppnet.config.schema import SPP, AnyPooling, Backbone, Config, OwnPooling
-from sppnet.errors import UserError
+from sppnet.config.schema import SPP, AnyPooling, Config, OwnPooling
 from sppnet.runs.checkpoint_files import init_weights
 from sppnet.runs.identity import digest, eval_identity, run_identity
 from sppnet.runs.run_directory import Run
@@ -82,25 +78,6 @@ def check_init(planned: PlannedRun) -> None:
     """
     if planned.cfg.init is not None and planned.starts_anew:
         init_weights(planned.cfg.init)
-
-
-def check_label(backbone: Backbone, overrides: Sequence[str]) -> None:
-    """Refuse a typed label of one of our networks that could be taken for the name of another one.
-
-    Raises:
-        UserError: `backbone.name` is among the `overrides`, does not choose the network, and does not begin with the
-            name of the option that does.
-    """
-    takes_name = "arch" in (backbone.model_extra or {}) or not backbone.target.startswith("sppnet.")
-    if takes_name or backbone.name is None or "backbone.name" not in map(key_of, overrides):
-        return
-    chosen = [str(parse_value(word)) for word in overrides if key_of(word) == "backbone" and is_choice(word)]
-    options = option_files.labels("backbone", chosen[-1] if chosen else None, backbone.target)
-    if options and not any(f"{backbone.name}-".startswith(f"{option}-") for option in options):
-        raise UserError(
-            f"backbone.name={backbone.name} does not choose a network, but labels backbone={options[0]}; such a label"
-            f" begins with {options[0]}-; backbone=torchvision and backbone=timm choose a network by its name"
-        )
 
 
 def check_duplicates(planned: PlannedRun) -> None:

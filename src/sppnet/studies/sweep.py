@@ -19,7 +19,7 @@ from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.from_checkpoint import load_job
 from sppnet.runs.identity import init_setting
-from sppnet.runs.plan import PlannedRun, check_duplicates, check_init, check_label, plan_run
+from sppnet.runs.plan import PlannedRun, check_duplicates, check_init, plan_run
 from sppnet.runs.result_text import result_lines
 from sppnet.studies.status import run_status
 from sppnet.studies.study import (
@@ -169,7 +169,6 @@ class Sweep:
             if self.command != "train":
                 return
             assert job.cfg is not None
-            check_label(job.cfg.backbone, job.overrides)
             job.cfg = with_init(job.cfg, job.row, job.overrides, self._common)
             planned = plan_run(job.cfg)
             check_duplicates(planned)

@@ -5,13 +5,12 @@ Does not import torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import yaml
 
-from sppnet.config import option_files
+from sppnet.config.compose import compose_choices
 from sppnet.config.load import replace
 from sppnet.config.overrides import key_of, parse_value
 from sppnet.config.schema import Config
@@ -80,18 +79,14 @@ def _load_study(runs: Path, name: str, study: str, overrides: Collection[str]) -
         UserError: there is no such study, or all its points are left out.
     """
     files = {_value(word) for word in overrides if key_of(word) == "experiments"}
-    sets_init = any(
-        re.search(r"(?m)^init:", path.read_text(encoding="utf-8"))
-        for path in option_files.options("experiments")
-        if path.stem in files
-    )
+    filed = compose_choices("train", overrides).get("init")
 
     def names_study(words: Collection[str]) -> bool:
         return f"init={STUDY}{name}" in map(_plain, words)
 
     def is_own(folder: Path, point: SweepPoint) -> bool:
         is_of_file = folder.name == study and point.experiments in files
-        return names_study(point.words) or (is_of_file and (sets_init or not names_study(overrides)))
+        return names_study(point.words) or (is_of_file and (filed == f"{STUDY}{name}" or not names_study(overrides)))
 
     folders = [path.parent for path in sorted(runs.glob("*/study.json"))]
     points = [(folder, point) for folder in folders for point in load_points(folder) if point.run]

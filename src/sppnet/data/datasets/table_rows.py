@@ -90,7 +90,8 @@ class TableFile:
             if not any(map(str.strip, cells)):
                 continue
             if len(cells) != len(header):
-                hint = "; a cell that holds the delimiter needs double quotes" if len(cells) > len(header) else ""
+                hint = "; a cell that holds the delimiter needs double quotes, without a blank before them"
+                hint = hint if len(cells) > len(header) else ""
                 self.refuse(number, f"{len(cells)} cell(s), but row 1 names {len(header)} columns{hint}")
             self._check_quotes(number, [cells[i] for i in (path, label, split, group) if i is not None])
             yield Row(
@@ -104,8 +105,9 @@ class TableFile:
             raise UserError(f"{self.name} is cut off: it ends in the middle of a character")
 
     def _check_quotes(self, number: int, cells: Sequence[str]) -> None:
-        if any(re.match(r'\s+".*"\s*$', cell, re.DOTALL) for cell in cells):
-            self.refuse(number, "has a blank before a double quote, which would then belong to the text")
+        for cell in cells:
+            if re.match(r'\s+"', cell):
+                self.refuse(number, f"remove the blank before {cell.strip()}: the quotes would belong to the text")
 
     def _decode(self) -> tuple[str, bool]:
         """The text of the file, and whether it is valid. If it is not, invalid bytes are surrogates in the text."""
