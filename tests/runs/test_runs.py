@@ -148,6 +148,7 @@ def test_a_label_begins_with_the_name_of_the_network_that_it_labels(
     override = "# @package _global_\ndefaults: [{override /backbone: %s}]"
     for name, text in {
         "backbone/slim8": "defaults: [tiny]\nname: slim-2\nwidth: 8",
+        "backbone/net": "defaults: [tiny]\nname: net${.width}",
         "experiments/deep": override % "overfeat7",
         "experiments/narrow": override % "slim8",
     }.items():
@@ -164,6 +165,9 @@ def test_a_label_begins_with_the_name_of_the_network_that_it_labels(
         ["overfeat5", "backbone=overfeat7"],
         ["overfeat5", "experiments=deep"],
         ["tiny", "experiments=narrow"],
+        ["net32", "backbone=net", "backbone.width=8"],
+        ["tiny-a", "~backbone.width", "backbone._target_=sppnet.models.ZF5"],
+        ["zf5", "backbone=convnet5"],
     ):
         for typed in (f"backbone.name={label}", f"backbone={{name: {label}, freeze: false}}"):
             with pytest.raises(
@@ -176,6 +180,8 @@ def test_a_label_begins_with_the_name_of_the_network_that_it_labels(
         ["experiments=deep", "backbone.name=overfeat7-x"],
         ["experiments=narrow", "backbone.name=slim-2"],
         ["backbone=slim8", "backbone.name=slim8-q"],
+        ["backbone=net", "backbone={width: 8, name: net8-a}"],
+        ["backbone.name=zf5-a", "~backbone.width", "backbone._target_=sppnet.models.ZF5"],
         ["backbone.name=null"],
         ["backbone={width: 8}", "backbone.name=tiny-${seed}"],
         ["backbone={name: tiny-x, width: 8}"],

@@ -22,7 +22,7 @@ from sppnet.config.command_schemas import COMMANDS, SlurmOptions
 from sppnet.config.load import check_unresolved, load, unknown_key
 from sppnet.config.overrides import is_choice, sets_hydra, sets_key
 from sppnet.config.renamed_keys import RENAMED_OPTIONS
-from sppnet.config.schema import Config, Section
+from sppnet.config.schema import Backbone, Config, Section
 from sppnet.config.sweep_jobs import ExpandedJob, expand
 from sppnet.errors import UserError, format_value
 
@@ -37,9 +37,11 @@ def compose_config(overrides: list[str]) -> Config:
     Raises:
         UserError: the overrides cannot be composed, or a key or a value is not allowed.
     """
-    cfg = load(Config, compose_plain("train", overrides))
-    _check_label("train", cfg, overrides)
-    return cfg
+    with explained("train", overrides):
+        cfg = compose_hydra("train", overrides)
+    loaded = load_composed("train", cfg, overrides)
+    assert isinstance(loaded, Config)
+    return loaded
 
 
 def load_composed(command: str, cfg: DictConfig, overrides: Sequence[str]) -> Section:
@@ -48,29 +50,44 @@ def load_composed(command: str, cfg: DictConfig, overrides: Sequence[str]) -> Se
     Raises:
         UserError: a value is missing or not allowed, or a label could be taken for the name of another network.
     """
-    loaded = load(COMMANDS[command], resolve(command, unresolved(cfg)))
+    plain = unresolved(cfg)
+    loaded = load(COMMANDS[command], resolve(command, plain))
     if isinstance(loaded, Config):
-        _check_label(command, loaded, overrides)
+        _check_label(command, loaded.backbone, plain, overrides)
     return loaded
 
 
-def _check_label(command: str, cfg: Config, overrides: Sequence[str]) -> None:
-    """Refuse a typed `backbone.name` that only labels the network, but could be taken for the name of another one."""
-    backbone = cfg.backbone
+def _check_label(command: str, backbone: Backbone, plain: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse a `backbone.name` that only labels the network, but could be taken for the name of another one.
+
+    It is checked if `overrides` set it or the class of the network. What a file sets belongs together.
+    """
     chooses = "arch" in (backbone.model_extra or {}) or not backbone.target.startswith("sppnet.")
-    if chooses or backbone.name is None or not sets_key(overrides, "backbone.name"):
+    sets_class = sets_key(overrides, "backbone._target_")
+    if chooses or backbone.name is None or not (sets_class or sets_key(overrides, "backbone.name")):
         return
-    filed = compose_choices(command, overrides)
-    option = filed.hydra.runtime.choices.get("backbone")
-    try:
-        label = OmegaConf.select(filed, "backbone.name") or option
-    except OmegaConfBaseException:  # it refers to a key that only the other overrides set
-        label = option
-    if not f"{backbone.name}-".startswith((f"{label}-", f"{option}-")):
+    if sets_class:
+        labelled, allowed = f"backbone._target_={backbone.target}", [backbone.target.rpartition(".")[2].lower()]
+    else:
+        filed = compose_choices(command, overrides)
+        option = filed.hydra.runtime.choices.get("backbone")
+        name = unresolved(filed)["backbone"].get("name")  # it may refer to keys that the other overrides set
+        label = select(OmegaConf.create({**plain, "backbone": {**plain["backbone"], "name": name}}), "backbone.name")
+        labelled, allowed = f"backbone={option}", [label or option, option]
+    if not f"{backbone.name}-".startswith(tuple(f"{name}-" for name in allowed)):
         raise UserError(
-            f"backbone.name={backbone.name} does not choose a network, but labels backbone={option}; such a label"
-            f" begins with {label}-; backbone=torchvision and backbone=timm choose a network by its name"
+            f"backbone.name={backbone.name} does not choose a network, but labels {labelled}; such a label is"
+            f" {allowed[0]} or begins with {allowed[0]}-; backbone=torchvision and backbone=timm choose a network by"
+            " its name"
         )
+
+
+def select(cfg: DictConfig, key: str) -> Any:
+    """Return the value of `key`; None if it is missing or an interpolation in it cannot be resolved."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
 
 
 def compose_plain(command: str, overrides: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from sppnet.config.compose import compose_choices
+from sppnet.config.compose import compose_choices, select
 from sppnet.config.load import replace
 from sppnet.config.overrides import key_of, parse_value
 from sppnet.config.schema import Config
@@ -79,7 +79,7 @@ def _load_study(runs: Path, name: str, study: str, overrides: Collection[str]) -
         UserError: there is no such study, or all its points are left out.
     """
     files = {_value(word) for word in overrides if key_of(word) == "experiments"}
-    filed = compose_choices("train", overrides).get("init")
+    filed = select(compose_choices("train", overrides), "init")
 
     def names_study(words: Collection[str]) -> bool:
         return f"init={STUDY}{name}" in map(_plain, words)

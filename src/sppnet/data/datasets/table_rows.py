@@ -107,7 +107,7 @@ class TableFile:
     def _check_quotes(self, number: int, cells: Sequence[str]) -> None:
         for cell in cells:
             if re.match(r'\s+"', cell):
-                self.refuse(number, f"remove the blank before {cell.strip()}: the quotes would belong to the text")
+                self.refuse(number, f"remove the blank before {cell.strip()[:60]}: the quotes would belong to the text")
 
     def _decode(self) -> tuple[str, bool]:
         """The text of the file, and whether it is valid. If it is not, invalid bytes are surrogates in the text."""
