@@ -31,8 +31,9 @@ NAMES = ["2024", "2024_05", "1e3", "0x10", "007", "true", "No", "inf", "1_0.5", 
 @pytest.mark.slow
 def test_names_are_kept_as_they_were_typed(sppnet: Caller) -> None:
     for key in ("study", "name", "data.name", "backbone.name", "paths.runs", "report.compare"):
-        cfg = compose_config([overrides.quote_names(f"{key}={NAMES[-1]}")])
-        assert value_of(cfg.plain(), key) == NAMES[-1]
+        name = f"tiny-{NAMES[-1]}" if key == "backbone.name" else NAMES[-1]  # a label begins with its network's name
+        cfg = compose_config([overrides.quote_names(f"{key}={name}")])
+        assert value_of(cfg.plain(), key) == name
     for name in NAMES:
         plain = compose_plain("train", [overrides.quote_names(f"study={name}"), overrides.quote_names(f"+name={name}")])
         assert (plain["study"], plain["name"]) == (name, name)
