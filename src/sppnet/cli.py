@@ -27,6 +27,7 @@ COMMANDS = {
     "train": "train a network, resume an interrupted run, or show the result of a finished one",
     "test": "test a trained network, with the run's sizes and views or with different ones",
     "predict": "classify your own images, of any size and shape, with a trained network",
+    "export": "write a trained network as ONNX, torch.export or safetensors, or as a folder for the Hugging Face Hub",
     "status": "show the state of a study's runs, and why failed runs failed",
     "report": "write the table and figure of a study from its run directories",
     "bench": "compare the speed of sppnet on this machine with that of the usual alternatives",

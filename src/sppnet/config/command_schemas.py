@@ -38,6 +38,13 @@ class SVM(Section):
     C: Positive
 
 
+class ExportConfig(TestConfig):
+    format: Literal["onnx", "pt2", "safetensors", "hub"]
+    output: FilePath
+    size: Annotated[int, Field(ge=1, le=4096)] | None
+    preprocess: bool
+
+
 class PerClass(Section):
     train: Whole
     test: Whole
@@ -69,7 +76,9 @@ class ReportConfig(Config):
 
 class BenchConfig(Section):
     only: (
-        Distinct[Literal["layer", "loading", "views", "windows", "step", "throughput", "compile", "start", "sweep"]]
+        Distinct[
+            Literal["layer", "loading", "views", "windows", "step", "throughput", "compile", "start", "sweep", "export"]
+        ]
         | None
     )
     accelerator: Literal["auto", "cpu", "gpu"]
@@ -92,6 +101,7 @@ COMMANDS: dict[str, type[Section]] = {
     "test": TestConfig,
     "predict": PredictConfig,
     "transfer": TransferConfig,
+    "export": ExportConfig,
     "status": StatusConfig,
     "report": ReportConfig,
     "bench": BenchConfig,

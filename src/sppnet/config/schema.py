@@ -36,6 +36,7 @@ Item = TypeVar("Item")
 
 EVERY = changed_by("test", "predict", "transfer")  # how a network is run
 TESTED = changed_by("test", "transfer")
+READ = changed_by(*TESTED.commands, "export")  # the images that a network is run on
 
 
 def _distinct(values: list[Item]) -> list[Item]:
@@ -576,11 +577,11 @@ class Config(Section):
     study: Annotated[Label, affects.bookkeeping, changed_by("transfer", "status")]
     name: Annotated[Label | None, affects.nothing]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
-    force: Annotated[bool, affects.bookkeeping, EVERY]
+    force: Annotated[bool, affects.bookkeeping, changed_by(*EVERY.commands, "export")]
     retry: Annotated[Literal["failed", "all", "none"], affects.bookkeeping]
     init: Annotated[FilePath | None, affects.by_content] = None
     progress: Annotated[Literal["auto", "bar", "lines", "none"], affects.nothing, EVERY]
-    data: Annotated[Data, affects.weights_and_test, TESTED]
+    data: Annotated[Data, affects.weights_and_test, READ]
     augment: Augment
     mix: AnyMix = NoMix(name="none")
     sizes: Sizes
@@ -598,9 +599,9 @@ class Config(Section):
     # A run's identity holds the metric that `checkpointing.monitor` names; see `sppnet.runs.identity`.
     metrics: Annotated[dict[str, OpenSection], affects.test, changed_by("test")] = {}
     logger: Annotated[Logger, affects.nothing]
-    paths: Annotated[Paths, affects.bookkeeping, changed_by(*TESTED.commands, "status")]
+    paths: Annotated[Paths, affects.bookkeeping, changed_by(*READ.commands, "status")]
     # debug=fast and debug=study set other keys, which the identity holds.
-    debug: Annotated[Debug, affects.by_content, changed_by(*EVERY.commands, "status")]
+    debug: Annotated[Debug, affects.by_content, changed_by(*EVERY.commands, "export", "status")]
     report: Annotated[Report, affects.bookkeeping, changed_by("status")]
 
     @model_validator(mode="after")

@@ -1,0 +1,86 @@
+"""Writes a network as a program of `torch.export`, and runs it in a new process, which needs nothing of sppnet."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from sppnet.export.deployed import Deployed
+from sppnet.export.onnx_file import quiet
+from sppnet.runs.model_metadata import to_text
+
+SMALLEST_MAP = 2  # cells; torch.export takes a side of 1 for a constant, and the program refuses it
+# Loads a program, runs it on batches of images, and saves its outputs, each with the logits, or the error.
+SCRIPT = """
+import sys, torch
+
+class Runner(torch.fx.Interpreter):
+    def call_function(self, target, args, kwargs):
+        if target in (torch.ops.aten.softmax.int, torch.ops.aten.sigmoid.default):
+            self.logits = args[0]  # those of the last one, which makes the probabilities
+        return super().call_function(target, args, kwargs)
+
+program, batches, results = sys.argv[1:4]
+module = torch.export.load(program).module()
+torch.set_num_threads(int(sys.argv[4]))
+found = []
+for images in torch.load(batches, weights_only=True):
+    try:
+        with torch.no_grad():
+            runner = Runner(module)
+            runner.logits = None
+            output = runner.run(images)
+        found.append((output, output if images.dtype != torch.uint8 else runner.logits))
+    except Exception as error:
+        found.append(str(error).partition("\\n")[0])
+torch.save(found, results)
+"""
+
+
+def build_program(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mapping[str, Any]) -> bytes:
+    """Export a network with `torch.export`; the content of the file is returned. For the arguments, see `build_onnx`.
+
+    Raises:
+        UserError: the network cannot be exported.
+    """
+    height, width = (1, 2) if deployed.preprocess else (2, 3)
+    free = {0: Dim.DYNAMIC} if fixed else {0: Dim.DYNAMIC, height: Dim.DYNAMIC, width: Dim.DYNAMIC}
+    with quiet(), torch.no_grad():
+        program = torch.export.export(deployed, (example,), dynamic_shapes={"images": free}, strict=False)
+        file = io.BytesIO()
+        torch.export.save(program, file, extra_files=to_text(metadata))
+    return file.getvalue()
+
+
+class ProgramRun:
+    """Runs a program of `build_program` in a new process, and returns the logits beside the output.
+
+    Args:
+        content: the content of the file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __call__(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | str]:
+        """Run the program on batches of images."""
+        with tempfile.TemporaryDirectory(prefix="sppnet-") as name:
+            program, inputs, results = (str(Path(name, file)) for file in ("program.pt2", "batches", "results"))
+            Path(program).write_bytes(self.content)
+            torch.save(list(batches), inputs)
+            threads = str(torch.get_num_threads())
+            command = [sys.executable, "-P", "-c", SCRIPT, program, inputs, results, threads]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                return [done.stderr.strip().rpartition("\n")[2]] * len(batches)
+            found: list[tuple[Tensor, Tensor] | str] = torch.load(results, weights_only=True)
+        return found

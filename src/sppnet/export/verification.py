@@ -1,0 +1,150 @@
+"""Compares an exported file, run in its own runtime, with the network in PyTorch, at many shapes and on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sppnet.errors import RunFailed, UserError
+from sppnet.export.deployed import Deployed
+from sppnet.models.probe import map_size, smallest_input
+
+TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit of the batch
+SHAPES = 32
+BATCHES = 9  # the sizes of batches that are tried are 1 to this
+# Runs the exported file on batches of images, and returns for each batch the output and the logits, or the error.
+Run = Callable[[Sequence[Tensor]], list[tuple[Tensor, Tensor] | str]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an exported file agrees with its network on some images.
+
+    Attributes:
+        what: the images.
+        images: number of images.
+        difference: largest difference of a logit, relative to the largest logit of its batch.
+        same: number of images with the same likeliest class.
+    """
+
+    what: str
+    images: int
+    difference: float
+    same: int
+
+
+def compare(deployed: Deployed, run: Run, batches: Sequence[Tensor], what: str, advice: str) -> Agreement:
+    """Compare an exported file with the network on batches of images, such as `deployed.example` makes.
+
+    Args:
+        deployed: the network.
+        run: runs the exported file.
+        batches: the images.
+        what: name of the images in the table.
+        advice: what to do if they differ.
+
+    Raises:
+        RunFailed: they differ by more than `TOLERANCE`, or the file fails; the message names the shape.
+    """
+    differences, same = [0.0], 0
+    for images, result in zip(batches, run(batches), strict=True):
+        shape = "x".join(map(str, images.shape))
+        if isinstance(result, str):
+            raise RunFailed(f"the exported file fails on {what} of shape {shape} ({result}); {advice}")
+        with torch.inference_mode():
+            expected = (deployed(images), deployed.logits(images))
+        difference = max(_difference(*pair) for pair in zip(result, expected, strict=True))
+        if not difference <= TOLERANCE:  # also true of NaN
+            raise RunFailed(
+                f"the exported file differs from the network by {difference:.2g} on {what} of shape {shape}, and at"
+                f" most {TOLERANCE:g} is allowed; {advice}"
+            )
+        differences.append(difference)
+        same += int((result[1].argmax(1) == expected[1].argmax(1)).sum())
+    return Agreement(what, sum(map(len, batches)), max(differences), same)
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected value; NaN if the shapes differ."""
+    if actual.shape != expected.shape:
+        return float("nan")
+    largest = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((actual - expected).abs().max() / largest)
+
+
+def build_examples(deployed: Deployed, sizes: Sequence[int], fixed: int | None, cells: int) -> list[Tensor]:
+    """Build random images of many shapes: small and large, square and not, with prime sides, in batches of 1 to 9.
+
+    Args:
+        deployed: the network.
+        sizes: the sides that it was trained and tested at, in pixels.
+        fixed: the only side that the file takes; None if it takes images of any size.
+        cells: the smallest side of a feature map that the format takes.
+
+    Raises:
+        UserError: the network takes no image of the side `fixed`.
+    """
+    if fixed is not None:
+        shapes = [(count, fixed, fixed) for count in range(1, BATCHES + 1)]
+        _check_side(deployed, fixed)
+    else:
+        shapes = list(_draw_shapes(deployed, sizes, cells))
+    return [deployed.example(*shape, seed=number) for number, shape in enumerate(shapes)]
+
+
+def _check_side(deployed: Deployed, side: int) -> None:
+    try:
+        deployed(deployed.example(1, side, side))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"size={side} is not allowed: the network takes no such image ({error})") from error
+
+
+def _draw_shapes(deployed: Deployed, sizes: Sequence[int], cells: int) -> Iterator[tuple[int, int, int]]:
+    """Yield distinct shapes (N, H, W) that the network takes, of at most four times the pixels of a training image."""
+    trunk = deployed.network.get_submodule("backbone")
+    smallest, largest = smallest_input(trunk), max(sizes)
+    while not _gives_map(trunk, smallest, cells):
+        smallest += 1
+    sides = {*sizes, *range(smallest, smallest + 4), *range(smallest, 2 * largest, smallest)}
+    sides |= {side for side in range(smallest, 2 * largest) if _is_prime(side)}
+    few = np.random.default_rng(0).permutation(sorted(sides)).tolist()
+    order = [*dict.fromkeys([smallest, *sizes, smallest + 1, *few])]
+    valid = [side for side in order[:40] if _gives_map(trunk, side, cells)]
+    generator, seen = np.random.default_rng(1), set()
+    for attempt in range(40 * SHAPES):
+        first = valid[attempt % len(valid)] if attempt < 2 * SHAPES else int(generator.choice(valid))
+        side = first if attempt == 0 else int(generator.choice(valid))
+        height, width = (first, side) if attempt % 2 else (side, first)
+        count = 1 + len(seen) % BATCHES
+        count = max(1, min(count, 4 * largest**2 // (height * width)))
+        shape = (count, height, width)
+        if shape not in seen and _pools(deployed, height, width):
+            seen.add(shape)
+            yield shape
+        if len(seen) == SHAPES:
+            return
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % factor for factor in range(2, int(number**0.5) + 1))
+
+
+def _gives_map(trunk: torch.nn.Module, side: int, cells: int) -> bool:
+    try:
+        return min(map_size(trunk, side, side)) >= cells
+    except UserError:
+        return False
+
+
+def _pools(deployed: Deployed, height: int, width: int) -> bool:
+    """Whether the network takes images of `height` x `width`: a rule of bins, or patches, may refuse some."""
+    try:
+        with torch.inference_mode():
+            deployed(deployed.example(1, height, width))
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    return True
