@@ -8,8 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd.graph import Node
 from torch.export import Dim, export
@@ -136,10 +139,12 @@ def test_exports_that_would_pool_wrongly_are_refused_in_one_line(
         with pytest.raises(ValueError, match=message) as error:
             export_it()
         assert "\n" not in str(error.value)
-    # torch.onnx.export(dynamo=True) sets this flag, but needs another package to get that far
+    # as in torch.onnx.export(dynamo=True), without the translation to ONNX
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     for pool, rule in itertools.product(POOLS, BIN_RULES):
-        export_layer = partial(export, SpatialPyramidPool2d((4, 2, 1), pool, rule), (x,), strict=strict)
+        shapes = {"x": {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+        layer = SpatialPyramidPool2d((4, 2, 1), pool, rule)
+        export_layer = partial(export, layer, (x,), strict=strict, dynamic_shapes=shapes)
         if rule == "adaptive":
             assert "adaptive" not in str(export_layer().graph)  # in ONNX the adaptive operators would fit one size
             continue
@@ -147,16 +152,75 @@ def test_exports_that_would_pool_wrongly_are_refused_in_one_line(
             export_layer()
 
 
+def onnx_session(path: Path) -> Callable[[Tensor], Tensor]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_onnx_pools_maps_of_any_size(pool: str, tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="results of ONNX programs are not tested")
-    pytest.importorskip("onnxscript", reason="results of ONNX programs are not tested")
     layer, x = SpatialPyramidPool2d((4, 2, 1), pool).eval(), torch.randn(2, 3, 16, 20)
     to_onnx(layer, (x,), tmp_path / "layer.onnx", dynamo=True, dynamic_shapes={"x": ANY_SIZE})
-    session = runtime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    agrees(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), layer, atol=1e-6)
+    agrees(onnx_session(tmp_path / "layer.onnx"), layer, atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", some_quick([None, 18, 20, 22]))
+def test_a_network_of_ones_own_is_exported_to_onnx_as_it_stands(opset: int | None, tmp_path: Path) -> None:
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.pooling = torch.nn.Conv2d(3, 4, 3, stride=2), SpatialPyramidPool2d((3, 1))
+            self.head = torch.nn.Linear(40, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.pooling(self.trunk(x).relu()))
+            return logits
+
+    network, path = Own().eval(), tmp_path / "own.onnx"
+    # torch's default opset if it is None
+    to_onnx(network, (torch.randn(2, 3, 32, 40),), path, dynamo=True, dynamic_shapes=[ANY_SIZE], opset_version=opset)
+    run = onnx_session(path)
+    for size in [(1, 3, 3, 3), (5, 3, 33, 47), (2, 3, 200, 11), (3, 3, 8, 64)]:
+        x = normal_map(*size).float()
+        torch.testing.assert_close(run(x), network(x).detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["sliding", "padded"])
+def test_onnx_takes_the_other_rules_for_maps_of_one_size(rule: str, tmp_path: Path) -> None:
+    layer, path = SpatialPyramidPool2d((4, 2, 1), "max", rule).eval(), tmp_path / "layer.onnx"
+    to_onnx(layer, (torch.randn(2, 3, 16, 20),), path, dynamo=True, dynamic_shapes={"x": {0: Dim.DYNAMIC}})
+    run, x = onnx_session(path), normal_map(5, 3, 16, 20).float()
+    assert torch.equal(run(x), layer(x))
+    with pytest.raises(Exception, match="invalid dimensions"):
+        run(normal_map(5, 3, 20, 20).float())
+
+
+@pytest.fixture(scope="module")
+def exported_levels(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[SpatialPyramidPool2d, Callable[[Tensor], Tensor]]:
+    """The layer with all levels from 1 to 8, and its program in ONNX Runtime."""
+    layer, path = SpatialPyramidPool2d(tuple(range(1, 9))), tmp_path_factory.mktemp("onnx") / "levels.onnx"
+    to_onnx(layer, (torch.randn(2, 2, 30, 40),), path, dynamo=True, dynamic_shapes={"x": ANY_SIZE})
+    return layer, onnx_session(path)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(count=st.integers(1, 3), height=st.integers(1, 200), width=st.integers(1, 200), seed=st.integers(0, 99))
+def test_onnx_equals_the_layer_to_the_bit(
+    exported_levels: tuple[SpatialPyramidPool2d, Callable[[Tensor], Tensor]],
+    count: int,
+    height: int,
+    width: int,
+    seed: int,
+) -> None:
+    layer, run = exported_levels
+    x = normal_map(count, 2, height, width, seed=seed).float()
+    assert torch.equal(run(x), layer(x))
 
 
 @pytest.mark.parametrize("rule", BIN_RULES)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sppnet.commands import checkpoint_app
+from sppnet.config import compose
 from sppnet.config.command_schemas import ExportConfig
-from sppnet.config.load import load
-from sppnet.config.schema import Config, Flatten
-from sppnet.errors import UserError, notice
+from sppnet.config.load import load, replace
+from sppnet.config.schema import Config
+from sppnet.errors import UserError
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.storage.files import atomic_write
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sppnet.export.deployed import Deployed
     from sppnet.export.verification import Agreement
 
 NEEDS = {  # packages, all of the extra `export`
@@ -45,8 +43,6 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
     cfg, output = trained.cfg, Path(trained.cfg.output).expanduser()
     check_packages(cfg.format)
     check_output(cfg, output)
-    if cfg.format in ("onnx", "pt2"):
-        check_sides(cfg)
     # imports torch
     from sppnet.runs.checkpoint_files import read_checkpoint
     from sppnet.runs.model_metadata import describe
@@ -60,39 +56,21 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
         raise NotImplementedError
     if cfg.format == "hub":
         raise NotImplementedError
-    content, agreements = _build(trained, checkpoint, stored, metadata)
+    from sppnet.export.graph import build_graph
+    from sppnet.training.trainer import set_threads_and_filter_warnings
+
+    set_threads_and_filter_warnings(cfg)
+    content, agreements = build_graph(_with_views(cfg), checkpoint, stored, metadata, trained.weights)
     with atomic_write(output, "wb") as file:
         file.write(content)
     print(*_format_table(agreements), sep="\n")
     print(f"written: {output} ({len(content) / 1e6:.1f} MB)")
 
 
-def _build(
-    trained: TrainedNetwork[ExportConfig], checkpoint: Mapping[str, Any], stored: Config, metadata: Mapping[str, Any]
-) -> tuple[bytes, list[Agreement]]:
-    """Return the content of an ONNX file or a program of torch.export, and how far it agrees with the network."""
-    from sppnet.export.deployed import Deployed
-    from sppnet.export.onnx_file import OnnxRun, build_onnx
-    from sppnet.export.torch_program import SMALLEST_MAP, ProgramRun, build_program
-    from sppnet.export.verification import build_examples, compare
-    from sppnet.training.inference import load_network
-    from sppnet.training.trainer import set_threads_and_filter_warnings
-
-    cfg = trained.cfg
-    set_threads_and_filter_warnings(cfg)
-    if stored.trainer.precision in ("bf16-true", "64-true"):
-        notice(f"trainer.precision={stored.trainer.precision}: the network is exported in float32")
-    deployed = Deployed(load_network(checkpoint, stored, trained.weights), metadata, cfg.preprocess)
-    cells = 1 if cfg.format == "onnx" else SMALLEST_MAP
-    examples = build_examples(deployed, [*stored.sizes.train, *stored.sizes.test], cfg.size, cells)
-    largest = max(stored.sizes.train)
-    example = deployed.example(2, *((cfg.size, cfg.size) if cfg.size else (largest, largest + largest // 3)))
-    build, runner = (build_onnx, OnnxRun) if cfg.format == "onnx" else (build_program, ProgramRun)
-    content = build(deployed, example, cfg.size is not None, metadata)
-    run = runner(content)
-    advice = "nothing is written" if cfg.size else f"nothing is written; size={stored.sizes.test[0]} fixes the side"
-    agreements = [compare(deployed, run, examples, "random images", advice)]
-    return content, agreements
+def _with_views(cfg: ExportConfig) -> ExportConfig:
+    """Return the configuration with whole images or, for a fixed size, images that are warped to a square."""
+    views = compose.compose_plain("export", [f"views={'full' if cfg.size is None else 'warp'}"])["views"]
+    return replace(cfg, {"views": views})
 
 
 def check_packages(format_name: str) -> None:
@@ -118,14 +96,9 @@ def check_output(cfg: ExportConfig, output: Path) -> None:
         raise UserError(f"output={cfg.output}: there is no folder {output.parent} that can be written to")
 
 
-def check_sides(cfg: ExportConfig) -> None:
-    """Raise UserError if the network takes images of one size only, and `size` is not given."""
-    if cfg.size is None and isinstance(cfg.pooling, Flatten):
-        raise UserError(f"pooling=flatten takes images of one size; use size={cfg.sizes.train[0]}")
-
-
 def _format_table(agreements: Sequence[Agreement]) -> list[str]:
-    rows = [("", "images", "largest difference", "same top-1")]
-    rows += [(a.what, str(a.images), f"{a.difference:.1e}", f"{a.same} of {a.images}") for a in agreements]
+    rows = [("", "shapes", "images", "largest difference", "same top-1")]
+    for a in agreements:
+        rows.append((a.what, str(a.shapes), str(a.images), f"{a.difference:.1e}", f"{a.same} of {a.images}"))
     width = max(len(row[0]) for row in rows)
-    return [f"{row[0]:<{width}}  {row[1]:>6}  {row[2]:>18}  {row[3]:>12}" for row in rows]
+    return [f"{row[0]:<{width}}  {row[1]:>6}  {row[2]:>6}  {row[3]:>18}  {row[4]:>12}" for row in rows]

@@ -34,6 +34,15 @@ class Deployed(nn.Module):
         """The name of the output."""
         return "probabilities" if self.preprocess else "logits"
 
+    def free_dimensions(self, fixed: bool) -> dict[int, str]:
+        """Return the dimensions of the images that may have any length, and their names.
+
+        Args:
+            fixed: whether the height and width are fixed.
+        """
+        height, width = (1, 2) if self.preprocess else (2, 3)
+        return {0: "batch"} if fixed else {0: "batch", height: "height", width: "width"}
+
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (N, K) of the same images that `forward` takes."""
         if self.preprocess:

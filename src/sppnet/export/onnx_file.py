@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
 LIMIT = 2**31 - 1  # bytes; a protobuf message holds no more
+ACTIVATIONS = ("Softmax", "Sigmoid")  # the operators that make the probabilities
 
 
 def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mapping[str, Any]) -> bytes:
@@ -26,7 +28,7 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
 
     Args:
         deployed: the network.
-        example: images that it takes; its batch has at least two.
+        example: images that it takes, at least two.
         fixed: whether the height and width of the images are those of `example`; the batch size is always free.
         metadata: see `sppnet.runs.model_metadata.describe`.
 
@@ -39,9 +41,7 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
             f"format=onnx: the network has {size / 2**30:.1f} GiB of weights, and an ONNX file holds at most 2 GiB;"
             " format=pt2 and format=safetensors hold more"
         )
-    height, width = (1, 2) if deployed.preprocess else (2, 3)
-    free = {0: "batch"} if fixed else {0: "batch", height: "height", width: "width"}
-    with quiet(), torch.inference_mode():
+    with exporting("onnx"):
         program = torch.onnx.export(
             deployed,
             (example,),
@@ -49,31 +49,45 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
             verbose=False,
             input_names=["images"],
             output_names=[deployed.output],
-            dynamic_shapes={"images": free},
+            dynamic_shapes={"images": deployed.free_dimensions(fixed)},
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     del model.metadata_props[:]
     for key, value in to_text(metadata).items():
         model.metadata_props.add(key=key, value=value)
-    model.producer_name = "sppnet"
-    model.producer_version = metadata["origin"]["version"]
-    return model.SerializeToString()
+    model.producer_name, model.producer_version = "sppnet", metadata["origin"]["version"]
+    content: bytes = model.SerializeToString()
+    return content
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what the exporters of torch print about steps that they take by themselves."""
-    names = ("torch.fx.experimental.symbolic_shapes", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    levels = {name: logging.getLogger(name).level for name in names}
+def exporting(format_name: str) -> Iterator[None]:
+    """Silence the exporters of torch, and explain their errors in one line.
+
+    Raises:
+        UserError: an exporter fails.
+    """
+    noise = io.StringIO()  # the exporters print, and log, how far they got
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(action="ignore"):
+        with (
+            contextlib.redirect_stdout(noise),
+            contextlib.redirect_stderr(noise),
+            warnings.catch_warnings(action="ignore"),
+            torch.no_grad(),
+        ):
             yield
+    except UserError:
+        raise
+    except Exception as error:  # the exporters run the network, which may raise any exception
+        while isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"format={format_name} cannot express this network: {reason}") from error
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(before)
 
 
 class OnnxRun:
@@ -88,27 +102,26 @@ class OnnxRun:
         import onnxruntime
 
         model = onnx.load_from_string(content)
-        node = next(node for node in model.graph.node if node.output[0] == model.graph.output[0].name)
-        self.names = [model.graph.output[0].name] * 2
-        if node.op_type in ("Softmax", "Sigmoid"):
-            self.names[1] = node.input[0]
-            model.graph.output.add(name=node.input[0])  # the logits, for the comparison
+        output = model.graph.output[0].name
+        last = next(node for node in model.graph.node if output in node.output)
+        self.outputs = [output, output]
+        if last.op_type in ACTIVATIONS:
+            self.outputs[1] = last.input[0]
+            model.graph.output.add(name=last.input[0])
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
+        options.log_severity_level = 4  # what a run raises says the same
         options.intra_op_num_threads = torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
     def __call__(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | str]:
-        """Run the file on batches of images."""
+        """Run the file on batches of images. For a batch that it refuses, the result is the reason."""
         return [self._run(images) for images in batches]
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor] | str:
         try:
-            output, logits = self.session.run(list(dict.fromkeys(self.names)), {"images": images.numpy()}) * (
-                1 if self.names[0] != self.names[1] else 2
-            )
-        except Exception as error:  # of the runtime, which has many
+            output, logits = (self.session.run([name], {"images": images.numpy()})[0] for name in self.outputs)
+        except Exception as error:  # the runtime has exceptions of its own
             return str(error).partition("\n")[0]
         return torch.from_numpy(output), torch.from_numpy(logits)

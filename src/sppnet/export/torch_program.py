@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import Dim
 
 from sppnet.export.deployed import Deployed
-from sppnet.export.onnx_file import quiet
+from sppnet.export.onnx_file import exporting
 from sppnet.runs.model_metadata import to_text
 
-SMALLEST_MAP = 2  # cells; torch.export takes a side of 1 for a constant, and the program refuses it
 # Loads a program, runs it on batches of images, and saves its outputs, each with the logits, or the error.
 SCRIPT = """
 import sys, torch
@@ -52,11 +50,10 @@ def build_program(deployed: Deployed, example: Tensor, fixed: bool, metadata: Ma
     Raises:
         UserError: the network cannot be exported.
     """
-    height, width = (1, 2) if deployed.preprocess else (2, 3)
-    free = {0: Dim.DYNAMIC} if fixed else {0: Dim.DYNAMIC, height: Dim.DYNAMIC, width: Dim.DYNAMIC}
-    with quiet(), torch.no_grad():
+    free = dict.fromkeys(deployed.free_dimensions(fixed), torch.export.Dim.DYNAMIC)
+    file = io.BytesIO()
+    with exporting("pt2"):
         program = torch.export.export(deployed, (example,), dynamic_shapes={"images": free}, strict=False)
-        file = io.BytesIO()
         torch.export.save(program, file, extra_files=to_text(metadata))
     return file.getvalue()
 

@@ -26,12 +26,14 @@ class Agreement:
 
     Attributes:
         what: the images.
+        shapes: number of distinct shapes of batches.
         images: number of images.
         difference: largest difference of a logit, relative to the largest logit of its batch.
         same: number of images with the same likeliest class.
     """
 
     what: str
+    shapes: int
     images: int
     difference: float
     same: int
@@ -44,7 +46,7 @@ def compare(deployed: Deployed, run: Run, batches: Sequence[Tensor], what: str, 
         deployed: the network.
         run: runs the exported file.
         batches: the images.
-        what: name of the images in the table.
+        what: names the images.
         advice: what to do if they differ.
 
     Raises:
@@ -65,7 +67,8 @@ def compare(deployed: Deployed, run: Run, batches: Sequence[Tensor], what: str, 
             )
         differences.append(difference)
         same += int((result[1].argmax(1) == expected[1].argmax(1)).sum())
-    return Agreement(what, sum(map(len, batches)), max(differences), same)
+    shapes = len({batch.shape for batch in batches})
+    return Agreement(what, shapes, sum(map(len, batches)), max(differences), same)
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
@@ -114,7 +117,8 @@ def _draw_shapes(deployed: Deployed, sizes: Sequence[int], cells: int) -> Iterat
     few = np.random.default_rng(0).permutation(sorted(sides)).tolist()
     order = [*dict.fromkeys([smallest, *sizes, smallest + 1, *few])]
     valid = [side for side in order[:40] if _gives_map(trunk, side, cells)]
-    generator, seen = np.random.default_rng(1), set()
+    generator = np.random.default_rng(1)
+    seen: set[tuple[int, int, int]] = set()
     for attempt in range(40 * SHAPES):
         first = valid[attempt % len(valid)] if attempt < 2 * SHAPES else int(generator.choice(valid))
         side = first if attempt == 0 else int(generator.choice(valid))

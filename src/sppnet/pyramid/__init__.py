@@ -75,9 +75,10 @@ class SpatialPyramidPool2d(nn.Module):
     - `torch.export` supports the other rules too. The exported program raises an error for sizes that the rule
       rejects, and possibly for some sizes that the rule accepts. With the sliding rule and several levels, the export
       may fail.
-    - `torch.onnx.export(dynamo=True)`, called with the layer and not with its exported program, and `torch.jit.trace`
-      support only the adaptive rule because their programs cannot reject a size. In ONNX, NaN may not propagate through
-      a maximum.
+    - `torch.onnx.export(dynamo=True)`, called with the layer and not with its exported program, supports the other
+      rules only for maps of one size, because a program for maps of any size cannot reject one. In ONNX, NaN may not
+      propagate through a maximum.
+    - `torch.jit.trace` supports only the adaptive rule, for the same reason.
     - `torch.onnx.export(dynamo=False)` and `torch.jit.script` are not supported.
 
     `pool` names what is computed of the cells of a bin:
@@ -192,7 +193,7 @@ def spatial_pyramid_pool2d(
     check_map(x)
     exponent = check_exponent(pool, exponent, x.shape[1])
     if exporter := active_exporter():
-        check_export(exporter, rule)
+        check_export(exporter, rule, x)
         return reference.pool_maps(x, bins, pool, rule, exponent)
     if kernel == "plain" or exponent is not None or _is_transformed(x):
         return reference.pool_maps(x, bins, pool, rule, exponent)

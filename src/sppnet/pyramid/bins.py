@@ -102,11 +102,16 @@ def active_exporter() -> str:
     return (ONNX_FROM_TRACE if onnx else TRACE) if traced else (ONNX if onnx else PROGRAM)
 
 
-def check_export(exporter: str, rule: str) -> None:
-    """Raise a ValueError if `exporter` (see `active_exporter`) would create a program that pools some maps wrongly."""
+def check_export(exporter: str, rule: str, x: Tensor) -> None:
+    """Raise a ValueError if `exporter` (see `active_exporter`) would create a program that pools some maps wrongly.
+
+    An ONNX program whose maps have a fixed size cannot: it takes no others.
+    """
     if exporter == ONNX_FROM_TRACE:
         raise ValueError(f"{exporter} would fix the bins for one map size: use dynamo=True")
-    if rule != "adaptive" and exporter != PROGRAM:
+    # Dynamo hides whether a side is symbolic.
+    fixed = not torch.compiler.is_dynamo_compiling() and all(isinstance(side, int) for side in x.shape[2:])
+    if rule != "adaptive" and (exporter == TRACE or (exporter == ONNX and not fixed)):
         raise ValueError(
             f"rule={rule!r} cannot be exported by {exporter}: the program would pool sizes that the rule rejects"
             " (rule='adaptive' pools every size; torch.export supports the other rules)"

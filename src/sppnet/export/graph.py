@@ -1,0 +1,101 @@
+"""Builds the content of an ONNX file or of a program of `torch.export`, and verifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torchvision.models.swin_transformer import ShiftedWindowAttention
+
+from sppnet.config.command_schemas import ExportConfig
+from sppnet.config.schema import Config, Pooling
+from sppnet.errors import UserError, notice
+from sppnet.export.deployed import Deployed
+from sppnet.export.onnx_file import OnnxRun, build_onnx
+from sppnet.export.sample_images import read_samples
+from sppnet.export.torch_program import ProgramRun, build_program
+from sppnet.export.verification import Agreement, Run, build_examples, compare
+from sppnet.models.fit_check import takes_any_shape
+from sppnet.models.network import SPPNet
+from sppnet.training.inference import load_network
+
+SAMPLES = 16  # images of the run's data that are compared
+
+
+class Format(NamedTuple):
+    """How a format is written and run.
+
+    Attributes:
+        build: returns the content of a file.
+        run: runs the content of a file.
+        cells: the smallest side of a feature map that the format takes. `torch.export` takes a side of 1 for a
+            constant, and the program refuses other sides.
+    """
+
+    build: Callable[[Deployed, Tensor, bool, Mapping[str, Any]], bytes]
+    run: Callable[[bytes], Run]
+    cells: int
+
+
+FORMATS = {"onnx": Format(build_onnx, OnnxRun, 1), "pt2": Format(build_program, ProgramRun, 2)}
+
+
+def build_graph(
+    cfg: ExportConfig, checkpoint: Mapping[str, Any], stored: Config, metadata: Mapping[str, Any], path: Path
+) -> tuple[bytes, list[Agreement]]:
+    """Return the content of the file, and how far it agrees with the network.
+
+    Args:
+        cfg: the configuration of the command.
+        checkpoint: content of the checkpoint.
+        stored: the configuration of the training.
+        metadata: see `sppnet.runs.model_metadata.describe`.
+        path: the checkpoint file, used in messages.
+
+    Raises:
+        UserError: the format cannot express the network, or not at every size.
+        RunFailed: the file differs from the network.
+    """
+    network = load_network(checkpoint, stored, path)
+    sizes = [*stored.sizes.test, *stored.sizes.train]
+    if cfg.size is None:
+        check_sides(stored, network, sizes[0])
+    if stored.trainer.precision != "32-true":
+        notice(f"trainer.precision={stored.trainer.precision}: the network is exported in float32")
+    deployed, fixed = Deployed(network, metadata, cfg.preprocess), cfg.size is not None
+    build, run, cells = FORMATS[cfg.format]
+    examples = build_examples(deployed, sizes, cfg.size, cells)
+    samples = _read_samples(cfg, deployed, sizes[0])
+    side = cfg.size or max(stored.sizes.train)
+    content = build(deployed, deployed.example(2, side, side if fixed else side + side // 3), fixed, metadata)
+    advice = "nothing is written" + ("" if fixed else f"; size={sizes[0]} exports it for images of one size")
+    runner = run(content)
+    agreements = [compare(deployed, runner, examples, "random images", advice)]
+    if samples:
+        agreements.append(compare(deployed, runner, samples, f"images of {cfg.data.name}", advice))
+    return content, agreements
+
+
+def check_sides(cfg: Config, network: SPPNet, side: int) -> None:
+    """Raise UserError if the network takes images of one size only, or can be traced only at one size."""
+    pooling, reason = cfg.pooling, ""
+    if isinstance(pooling, Pooling):
+        if pooling.name == "flatten":
+            reason = "pooling=flatten takes images of one size"
+    elif not takes_any_shape(cfg.backbone, pooling, side):
+        reason = f"pooling: {type(network.pooling).__name__} takes images of one size"
+    if any(isinstance(module, ShiftedWindowAttention) for module in network.modules()):
+        reason = f"backbone.name={cfg.backbone.name}: its shifted windows are traced for images of one size"
+    if reason:
+        raise UserError(f"{reason}; size={side} exports the network for that size")
+
+
+def _read_samples(cfg: ExportConfig, deployed: Deployed, side: int) -> Sequence[Tensor]:
+    try:
+        samples = read_samples(cfg, cfg.size or side, SAMPLES)
+    except UserError as error:
+        notice(f"only random images are compared, because images of the run's data cannot be read ({error})")
+        return []
+    return samples if cfg.preprocess else [deployed.normalise(x.permute(0, 3, 1, 2)) for x in samples]
