@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,10 @@ from sppnet.config.load import load
 from sppnet.config.schema import Config, Flatten
 from sppnet.errors import UserError, notice
 from sppnet.runs.from_checkpoint import TrainedNetwork
+from sppnet.runs.onnx_checkpoint import require_packages
 from sppnet.storage.files import atomic_write
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sppnet.export.deployed import Deployed
     from sppnet.export.verification import Agreement
 
 NEEDS = {  # packages, all of the extra `export`
@@ -43,7 +40,7 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
         RunFailed: what was exported differs from the network; no file has been written.
     """
     cfg, output = trained.cfg, Path(trained.cfg.output).expanduser()
-    check_packages(cfg.format)
+    require_packages(f"format={cfg.format}", NEEDS[cfg.format])
     check_output(cfg, output)
     if cfg.format in ("onnx", "pt2"):
         check_sides(cfg)
@@ -74,7 +71,7 @@ def _build(
     from sppnet.export.deployed import Deployed
     from sppnet.export.onnx_file import OnnxRun, build_onnx
     from sppnet.export.torch_program import SMALLEST_MAP, ProgramRun, build_program
-    from sppnet.export.verification import build_examples, compare
+    from sppnet.export.verification import build_examples, compare, smallest_side
     from sppnet.training.inference import load_network
     from sppnet.training.trainer import set_threads_and_filter_warnings
 
@@ -88,21 +85,13 @@ def _build(
     largest = max(stored.sizes.train)
     example = deployed.example(2, *((cfg.size, cfg.size) if cfg.size else (largest, largest + largest // 3)))
     build, runner = (build_onnx, OnnxRun) if cfg.format == "onnx" else (build_program, ProgramRun)
-    content = build(deployed, example, cfg.size is not None, metadata)
+    # below this side, ONNX Runtime can end the whole process
+    smallest = cfg.size or smallest_side(deployed, cells)
+    content = build(deployed, example, cfg.size is not None, {**metadata, "smallest": smallest})
     run = runner(content)
     advice = "nothing is written" if cfg.size else f"nothing is written; size={stored.sizes.test[0]} fixes the side"
     agreements = [compare(deployed, run, examples, "random images", advice)]
     return content, agreements
-
-
-def check_packages(format_name: str) -> None:
-    """Raise UserError if a package that a format needs is not installed."""
-    missing = [name for name in NEEDS[format_name] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"format={format_name} needs {' and '.join(missing)}, not installed here: run uv sync --extra export (a"
-            " later uv sync without the extra removes it), or put it on the command: uv run --extra export sppnet ..."
-        )
 
 
 def check_output(cfg: ExportConfig, output: Path) -> None:
