@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,29 @@ def test_mistakes_are_one_line(sppnet: Caller, tmp_path: Path) -> None:
         assert done.code == 2
         assert message in done.err
         assert len(done.err.strip().splitlines()) == 1
+
+
+def test_exported_networks_are_skipped_in_one_line_without_the_extra(
+    sppnet: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *more: None if name == "onnx" else find_spec(name, *more))
+    done = sppnet("bench", "only=[export]", "quick=true")
+    assert done.code == 0, done.err
+    [line] = [line for line in done.err.splitlines() if "photographs" not in line]
+    assert line == "sppnet: bench: the group export needs onnx (uv sync --extra export) and is skipped"
+
+
+@pytest.mark.slow
+def test_exported_networks_are_timed_on_the_cpu_in_turns_with_both_alternatives(spawn: Caller, tmp_path: Path) -> None:
+    done = spawn("bench", "only=[export]", "quick=true", "num_threads=1", "output=results")
+    assert done.code == 0, done.err
+    [path] = (tmp_path / "results").glob("bench_*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["against"] for row in rows] == ["eager PyTorch", "compiled PyTorch"]
+    for row in rows:
+        assert row["value"] == pytest.approx(math.prod(row["detail"].values()) ** (1 / 3), rel=0.01)
+        assert len(row["detail"]) == 3
 
 
 def test_every_group_names_an_existing_function() -> None:

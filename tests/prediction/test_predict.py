@@ -85,7 +85,7 @@ def test_images_of_any_kind_and_shape(sppnet: Caller, run: Path, pictures: Path,
         *(f"pictures/{name}" for name in ("broken.jpg", "text.png", "notes.txt", ".hidden.png"))
     }
     for row in predictions:
-        assert set(row) == {"file", "size", "classes"}
+        assert list(row) == ["file", "size", "input", "classes"]
         probabilities = [entry["probability"] for entry in row["classes"]]
         assert len(probabilities) == 3
         assert probabilities == sorted(probabilities, reverse=True)
@@ -325,21 +325,26 @@ def test_a_file_of_lines_is_complete_or_absent(tmp_path: Path) -> None:
 
     def fail_half_way() -> None:
         with JsonLines(str(path)) as lines:
-            lines.write("a.jpg", (3, 4), [("cat", 0.5)])
+            lines.write("a.jpg", (3, 4), (6, 8), [("cat", 0.5)])
             raise RuntimeError(path.exists())
 
     with pytest.raises(RuntimeError, match="False"):
         fail_half_way()
     assert not list(tmp_path.iterdir())
     with JsonLines(str(path)) as lines:
-        lines.write('odd "näme"\n.jpg', (3, 4), [("cat", 0.123456789)])
+        lines.write('odd "näme"\n.jpg', (3, 4), (6, 8), [("cat", 0.123456789)])
     assert rows(path.read_text(encoding="utf-8")) == [
-        {"file": 'odd "näme"\n.jpg', "size": [4, 3], "classes": [{"class": "cat", "probability": 0.12345679}]}
+        {
+            "file": 'odd "näme"\n.jpg',
+            "size": [4, 3],
+            "input": [8, 6],
+            "classes": [{"class": "cat", "probability": 0.12345679}],
+        }
     ]
     assert list(tmp_path.iterdir()) == [path]
     (tmp_path / "latest.jsonl").symlink_to(path)  # the target of a link is replaced, not the link
     with JsonLines(str(tmp_path / "latest.jsonl")) as lines:
-        lines.write("b.jpg", (3, 4), [("cat", 0.5)])
+        lines.write("b.jpg", (3, 4), (3, 4), [("cat", 0.5)])
     assert (tmp_path / "latest.jsonl").is_symlink()
     assert [row["file"] for row in rows(path.read_text(encoding="utf-8"))] == ["b.jpg"]
 
@@ -396,8 +401,8 @@ def test_lines_for_a_program_are_json_whatever_the_terminal(monkeypatch: pytest.
     output = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "latin-1", write_through=True))
     with JsonLines("-") as lines:
-        lines.write("größe/日本.jpg", (3, 4), [("größe", 0.5)])
-        lines.write("größe.jpg", (3, 4), [("größe", 0.5)])
+        lines.write("größe/日本.jpg", (3, 4), (3, 4), [("größe", 0.5)])
+        lines.write("größe.jpg", (3, 4), (3, 4), [("größe", 0.5)])
     printed = output.getvalue().decode("latin-1")
     assert [row["file"] for row in rows(printed)] == ["größe/日本.jpg", "größe.jpg"]
     assert '"größe.jpg"' in printed  # escapes only where needed

@@ -37,6 +37,7 @@ GROUPS = {  # group name: module in sppnet.benchmarks, function in that module, 
     "step": ("training_step", "measure", "a training step under the Trainer"),
     "throughput": ("throughput", "measure", "images per second on a GPU"),
     "compile": ("compiled", "measure", "several sizes under torch.compile"),
+    "export": ("export", "measure", "exported networks in ONNX Runtime"),
     "start": ("startup", "measure_startup", "the time to the first training step"),
     "sweep": ("startup", "measure_sweep", "a sweep on one machine"),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from sppnet.config.load import load, replace
 from sppnet.config.schema import Config
 from sppnet.errors import UserError
 from sppnet.runs.from_checkpoint import TrainedNetwork
+from sppnet.runs.onnx_checkpoint import require_packages
 from sppnet.storage.files import atomic_write
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
         RunFailed: what was exported differs from the network; no file has been written.
     """
     cfg, output = trained.cfg, Path(trained.cfg.output).expanduser()
-    check_packages(cfg.format)
+    require_packages(f"format={cfg.format}", NEEDS[cfg.format])
     check_output(cfg, output)
     # imports torch
     from sppnet.runs.checkpoint_files import read_checkpoint
@@ -71,16 +71,6 @@ def _with_views(cfg: ExportConfig) -> ExportConfig:
     """Return the configuration with whole images or, for a fixed size, images that are warped to a square."""
     views = compose.compose_plain("export", [f"views={'full' if cfg.size is None else 'warp'}"])["views"]
     return replace(cfg, {"views": views})
-
-
-def check_packages(format_name: str) -> None:
-    """Raise UserError if a package that a format needs is not installed."""
-    missing = [name for name in NEEDS[format_name] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"format={format_name} needs {' and '.join(missing)}, not installed here: run uv sync --extra export (a"
-            " later uv sync without the extra removes it), or put it on the command: uv run --extra export sppnet ..."
-        )
 
 
 def check_output(cfg: ExportConfig, output: Path) -> None:

@@ -22,10 +22,12 @@ from sppnet.prediction.output_paths import PlotPaths, build_plot_paths, check_ou
 from sppnet.progress import meter
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.identity import ONE_DEVICE
+from sppnet.runs.onnx_checkpoint import is_onnx, read_onnx_checkpoint
 
 if TYPE_CHECKING:
+    from sppnet.prediction.onnx_network import OnnxNetwork
     from sppnet.prediction.plot_files import PlotWriter
-    from sppnet.prediction.predictor import Predictor
+    from sppnet.prediction.predictor import CheckpointPredictor, Predictor
 
 
 def main(words: Sequence[str]) -> None:
@@ -39,19 +41,21 @@ def predict(trained: TrainedNetwork[PredictConfig]) -> None:
         UserError: a value is not allowed; no file has been written.
         RunFailed: no image could be read.
     """
-    cfg = _prediction_config(trained.cfg, trained.typed_keys)
+    network = _open_network(trained) if is_onnx(trained.weights) else None
+    cfg = _prediction_config(trained.cfg, trained.typed_keys, network)
     build_sizes(cfg.sizes)
     images = find_images(cfg.input)
     plots = build_plot_paths(trained, cfg, images)
     check_output(cfg, images, trained, plots)
-    from sppnet.training.preflight import check_job  # imports torch
+    if network is None:
+        from sppnet.training.preflight import check_job  # imports torch
 
-    check_job(cfg)
+        check_job(cfg)
     plot_writer = _build_plot_writer(cfg, plots) if plots else None
     # make SIGTERM raise KeyboardInterrupt, so that half-written files are removed
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with JsonLines(cfg.output) as lines:
-        _predict(cfg, trained, images, lines, plot_writer)
+        _predict(cfg, trained, network, images, lines, plot_writer)
     if lines.path is not None:
         notice(f"predictions: {lines.path}")
     if plots is not None:
@@ -61,19 +65,19 @@ def predict(trained: TrainedNetwork[PredictConfig]) -> None:
 def _predict(
     cfg: PredictConfig,
     trained: TrainedNetwork[PredictConfig],
+    network: OnnxNetwork | None,
     images: InputFiles,
     lines: JsonLines,
     plot_writer: PlotWriter | None,
 ) -> None:
-    from sppnet.prediction.predictor import Predictor
-    from sppnet.runs.checkpoint_files import read_checkpoint
+    from sppnet.prediction.predictor import CheckpointPredictor  # imports torch
     from sppnet.training.trainer import set_threads_and_filter_warnings  # imports Lightning
 
     if images.not_read:
         notice(images.not_read)
     set_threads_and_filter_warnings(cfg)
-    predictor = Predictor(cfg, read_checkpoint(trained.weights), trained.weights, images)
-    if plot_writer is not None:
+    predictor = _build_predictor(cfg, trained, network, images)
+    if isinstance(predictor, CheckpointPredictor) and plot_writer is not None:
         _check_pooling(cfg, predictor)
     table = Table([predictor.images.name(i) for i in range(len(predictor.images))], predictor.classes)
     failed = 0
@@ -85,10 +89,10 @@ def _predict(
             else:
                 best = prediction.top(cfg.top)
                 probabilities = [(predictor.classes[label], probability) for label, probability in best]
-                lines.write(prediction.name, prediction.shape, probabilities)
+                lines.write(prediction.name, prediction.shape, prediction.input_shape, probabilities)
                 if not lines.instead_of_table:
                     table.write(prediction.name, prediction.shape, probabilities)
-                if plot_writer is not None:
+                if isinstance(predictor, CheckpointPredictor) and plot_writer is not None:
                     plot_writer.write(predictor, prediction, best, images.names[prediction.index])
             tick(1)
     notice_remarks(predictor.remarks)
@@ -98,17 +102,40 @@ def _predict(
         print(f"sppnet predict: {failed} of {len(images.names)} images could not be read", file=sys.stderr)
 
 
-def _prediction_config(cfg: PredictConfig, typed: Collection[str]) -> PredictConfig:
+def _open_network(trained: TrainedNetwork[PredictConfig]) -> OnnxNetwork:
+    from sppnet.prediction.onnx_network import open_network  # imports torch
+
+    return open_network(read_onnx_checkpoint(trained.weights), trained.cfg, trained.typed_keys)
+
+
+def _build_predictor(
+    cfg: PredictConfig, trained: TrainedNetwork[PredictConfig], network: OnnxNetwork | None, images: InputFiles
+) -> Predictor:
+    if network is not None:
+        from sppnet.prediction.onnx_network import OnnxPredictor
+
+        return OnnxPredictor(cfg, network, images)
+    from sppnet.prediction.predictor import CheckpointPredictor
+    from sppnet.runs.checkpoint_files import read_checkpoint
+
+    return CheckpointPredictor(cfg, read_checkpoint(trained.weights), trained.weights, images)
+
+
+def _prediction_config(cfg: PredictConfig, typed: Collection[str], network: OnnxNetwork | None) -> PredictConfig:
     """Return the configuration for prediction: one device, one size, and whole images unless `views` was typed."""
     sizes, views = cfg.sizes.test, cfg.views
     if "sizes.test" in typed and len(sizes) > 1:
         raise UserError(f"sizes.test={sizes} is not allowed: predict takes one size, such as [{sizes[0]}]")
     if not any(key.split(".")[0] == "views" for key in typed):
-        views = compose.compose_plain("predict", [f"views={'full' if _takes_any_shape(cfg) else 'warp'}"])["views"]
+        any_shape = _takes_any_shape(cfg) if network is None else network.side is None
+        views = compose.compose_plain("predict", [f"views={'full' if any_shape else 'warp'}"])["views"]
     # all weights come from the checkpoint
-    return replace(
-        cfg, {"views": views, "sizes.test": sizes[:1], "backbone.weights": None, "metrics": {}, **ONE_DEVICE}
-    )
+    cfg = replace(cfg, {"views": views, "sizes.test": sizes[:1], "backbone.weights": None, "metrics": {}, **ONE_DEVICE})
+    if network is None:
+        return cfg
+    from sppnet.prediction.onnx_network import fit_to_file
+
+    return fit_to_file(cfg, network, typed)
 
 
 def _takes_any_shape(cfg: PredictConfig) -> bool:
@@ -143,7 +170,7 @@ def _build_plot_writer(cfg: PredictConfig, plots: PlotPaths) -> PlotWriter:
     return PlotWriter(plots, field)
 
 
-def _check_pooling(cfg: PredictConfig, predictor: Predictor) -> None:
+def _check_pooling(cfg: PredictConfig, predictor: CheckpointPredictor) -> None:
     """Raise UserError if the bins of the pooling layer do not explain the logits."""
     from sppnet.models.network import build_backbone
     from sppnet.models.probe import map_size, on_meta

@@ -16,7 +16,7 @@ from sppnet.export.deployed import Deployed
 from sppnet.export.onnx_file import OnnxRun, build_onnx
 from sppnet.export.sample_images import read_samples
 from sppnet.export.torch_program import ProgramRun, build_program
-from sppnet.export.verification import Agreement, Run, build_examples, compare
+from sppnet.export.verification import Agreement, Run, build_examples, compare, smallest_side
 from sppnet.models.fit_check import takes_any_shape
 from sppnet.models.network import SPPNet
 from sppnet.training.inference import load_network
@@ -69,6 +69,8 @@ def build_graph(
     examples = build_examples(deployed, sizes, cfg.size, cells)
     samples = _read_samples(cfg, deployed, sizes[0])
     side = cfg.size or max(stored.sizes.train)
+    # below this side, ONNX Runtime may answer wrongly, or end the whole process
+    metadata = {**metadata, "smallest": cfg.size or smallest_side(deployed, cells)}
     content = build(deployed, deployed.example(2, side, side if fixed else side + side // 3), fixed, metadata)
     advice = "nothing is written" + ("" if fixed else f"; size={sizes[0]} exports it for images of one size")
     runner = run(content)

@@ -15,6 +15,7 @@ from torch import Tensor
 from sppnet.errors import UserError
 from sppnet.export.deployed import Deployed
 from sppnet.runs.model_metadata import to_text
+from sppnet.runs.onnx_checkpoint import DIGEST, weights_digest
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +31,7 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
         deployed: the network.
         example: images that it takes, at least two.
         fixed: whether the height and width of the images are those of `example`; the batch size is always free.
-        metadata: see `sppnet.runs.model_metadata.describe`.
+        metadata: see `sppnet.runs.model_metadata.describe`; the digest of the weights is added.
 
     Raises:
         UserError: the network cannot be translated, or it is too large.
@@ -54,7 +55,7 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     del model.metadata_props[:]
-    for key, value in to_text(metadata).items():
+    for key, value in to_text({**metadata, DIGEST: weights_digest(model)}).items():
         model.metadata_props.add(key=key, value=value)
     model.producer_name, model.producer_version = "sppnet", metadata["origin"]["version"]
     content: bytes = model.SerializeToString()

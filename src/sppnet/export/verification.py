@@ -99,6 +99,15 @@ def build_examples(deployed: Deployed, sizes: Sequence[int], fixed: int | None, 
     return [deployed.example(*shape, seed=number) for number, shape in enumerate(shapes)]
 
 
+def smallest_side(deployed: Deployed, cells: int) -> int:
+    """Return the side of the smallest image, in pixels, whose feature map has `cells` x `cells` cells."""
+    trunk = deployed.network.get_submodule("backbone")
+    smallest = smallest_input(trunk)
+    while not _gives_map(trunk, smallest, cells):
+        smallest += 1
+    return smallest
+
+
 def _check_side(deployed: Deployed, side: int) -> None:
     try:
         deployed(deployed.example(1, side, side))
@@ -108,10 +117,7 @@ def _check_side(deployed: Deployed, side: int) -> None:
 
 def _draw_shapes(deployed: Deployed, sizes: Sequence[int], cells: int) -> Iterator[tuple[int, int, int]]:
     """Yield distinct shapes (N, H, W) that the network takes, of at most four times the pixels of a training image."""
-    trunk = deployed.network.get_submodule("backbone")
-    smallest, largest = smallest_input(trunk), max(sizes)
-    while not _gives_map(trunk, smallest, cells):
-        smallest += 1
+    trunk, smallest, largest = deployed.network.get_submodule("backbone"), smallest_side(deployed, cells), max(sizes)
     sides = {*sizes, *range(smallest, smallest + 4), *range(smallest, 2 * largest, smallest)}
     sides |= {side for side in range(smallest, 2 * largest) if _is_prime(side)}
     few = np.random.default_rng(0).permutation(sorted(sides)).tolist()

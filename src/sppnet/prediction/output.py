@@ -45,7 +45,10 @@ class Table:
 
 
 class JsonLines:
-    """One JSON object per image: `file`, `size` ([width, height]) and `classes` (each a `class` and a `probability`).
+    """One JSON object per image.
+
+    Keys: `file`, `size` ([width, height] of the image), `input` ([width, height] of the network's input, at the first
+    scale if `views` has several) and `classes` (each a `class` and a `probability`).
 
     Args:
         output: a file, which is written atomically; `-` to print each line as soon as it is ready, None for no output.
@@ -63,11 +66,12 @@ class JsonLines:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def write(self, name: str, shape: tuple[int, int], classes: ClassProbabilities) -> None:
-        """Write the line for an image of `shape` (height, width)."""
-        height, width = shape
+    def write(
+        self, name: str, shape: tuple[int, int], input_shape: tuple[int, int], classes: ClassProbabilities
+    ) -> None:
+        """Write the line for an image of `shape` (height, width), which the network saw at `input_shape`."""
         pairs = [{"class": label, "probability": round(p, 8)} for label, p in classes]
-        line = {"file": name, "size": [width, height], "classes": pairs}
+        line = {"file": name, "size": [*shape[::-1]], "input": [*input_shape[::-1]], "classes": pairs}
         if self.instead_of_table:
             say(_dump(line))
         elif self.path is not None:

@@ -11,7 +11,7 @@ from sppnet.models.receptive_field import ReceptiveField
 from sppnet.prediction.attribution import attribute_logit
 from sppnet.prediction.attribution_plot import plot_attribution
 from sppnet.prediction.output_paths import KEY, PlotPaths
-from sppnet.prediction.predictor import Prediction, Predictor
+from sppnet.prediction.predictor import CheckpointPredictor, Prediction
 from sppnet.storage.files import atomic_write
 
 
@@ -22,7 +22,9 @@ class PlotWriter:
     paths: PlotPaths
     field: ReceptiveField
 
-    def write(self, predictor: Predictor, prediction: Prediction, best: Sequence[tuple[int, float]], name: str) -> None:
+    def write(
+        self, predictor: CheckpointPredictor, prediction: Prediction, best: Sequence[tuple[int, float]], name: str
+    ) -> None:
         """Plot an image with the attribution of its likeliest class, and write the plot to its file.
 
         Args:

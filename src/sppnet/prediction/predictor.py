@@ -8,6 +8,7 @@ images, so the memory does not grow with the length of the stream.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +55,12 @@ class Prediction:
     view: Tensor
     problem: str = ""
 
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """The (height, width) of `view`."""
+        height, width = self.view.shape[1:]
+        return height, width
+
     def top(self, count: int) -> list[tuple[int, float]]:
         """Return the `count` likeliest classes (or all, if fewer) as (class number, probability), likeliest first."""
         order = self.probabilities.argsort(descending=True, stable=True)[:count]
@@ -72,31 +79,23 @@ class PredictionBatch(Batch):
     problems: dict[int, str]
 
 
-class Predictor:
+class Predictor(ABC):
     """A trained network, ready to predict.
 
     Args:
         cfg: the run's configuration, with the overrides from the command line and a single test size.
-        checkpoint: the checkpoint that `read_checkpoint` returns.
-        weights: the path of the checkpoint file, used in messages.
+        metadata: what a checkpoint holds under the key `sppnet`.
         files: the image files.
-
-    Raises:
-        UserError: the checkpoint does not fit the configuration.
     """
 
-    def __init__(self, cfg: Config, checkpoint: Mapping[str, Any], weights: Path, files: InputFiles) -> None:
-        metadata, none = checkpoint["sppnet"], np.arange(0)
+    pin_memory = False
+
+    def __init__(self, cfg: Config, metadata: Mapping[str, Any], files: InputFiles) -> None:
         self.images = UnlabelledImages(files, metadata["classes"], metadata["multilabel"], metadata["fingerprint"])
+        self.classes: list[str] = list(metadata["classes"])
         self.cfg = cfg
         self.regions = EvalRegions(cfg.views.fit, cfg.views.crop_pct)
         self.remarks: dict[str, str] = {}  # harmless warnings from the decoder, keyed by file
-        classifier = load_classifier(checkpoint, cfg, Splits(self.images, none, none, none), weights)
-        self.fabric, self.classifier = place_on_device(classifier, cfg)
-
-    @property
-    def classes(self) -> list[str]:
-        return self.classifier.classes
 
     def __iter__(self) -> Iterator[Prediction]:
         """Yield one prediction per image, in the order of the images."""
@@ -109,15 +108,15 @@ class Predictor:
                 next_index += 1
         assert not waiting
 
-    @torch.inference_mode()
+    @abstractmethod
     def probabilities(self, batch: Batch) -> Tensor:
         """Return the class probabilities of a batch as float64 (N, K) on the CPU.
 
         They are the softmax of the logits, or the sigmoid if the network's loss uses it.
+
+        Raises:
+            RunFailed: the network's scores are not finite.
         """
-        with self.fabric.autocast():
-            logits_NK = self.classifier.scores(batch).cpu().double()  # CPU first: Apple's GPUs have no float64
-        return (logits_NK.sigmoid() if self.classifier.sigmoid else logits_NK.softmax(1)).cpu()
 
     def _predict_batches(self) -> Iterator[Prediction]:
         for batch in self._batches():
@@ -127,7 +126,7 @@ class Predictor:
                 yield Prediction(index, self.images.name(index), (0, 0), none, none, problem)
             if not bool(batch["valid"].any()):
                 continue
-            probabilities_NK = self.probabilities(self.fabric.to_device(batch))
+            probabilities_NK = self.probabilities(batch)
             rows = zip(batch["index"].tolist(), batch["shapes"], probabilities_NK, batch["image"], strict=True)
             for index, shape, probabilities, view in rows:
                 yield Prediction(index, self.images.name(index), shape, probabilities, view)
@@ -141,8 +140,36 @@ class Predictor:
             # The annotation expects a function that takes a list, but `__getitems__` returns a tuple.
             collate_fn=_ShapedCollate(Collator(self.images, skip=True)),  # type: ignore[arg-type]
             num_workers=workers,
-            pin_memory=self.fabric.device.type == "cuda",
+            pin_memory=self.pin_memory,
         )
+
+
+class CheckpointPredictor(Predictor):
+    """The network of a checkpoint, ready to predict.
+
+    Args:
+        cfg: see `Predictor`.
+        checkpoint: the checkpoint that `read_checkpoint` returns.
+        weights: the path of the checkpoint file, used in messages.
+        files: the image files.
+
+    Raises:
+        UserError: the checkpoint does not fit the configuration.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: Mapping[str, Any], weights: Path, files: InputFiles) -> None:
+        super().__init__(cfg, checkpoint["sppnet"], files)
+        none = np.arange(0)
+        classifier = load_classifier(checkpoint, cfg, Splits(self.images, none, none, none), weights)
+        self.fabric, self.classifier = place_on_device(classifier, cfg)
+        self.pin_memory = self.fabric.device.type == "cuda"
+
+    @torch.inference_mode()
+    def probabilities(self, batch: Batch) -> Tensor:
+        with self.fabric.autocast():
+            scores = self.classifier.scores(self.fabric.to_device(batch))
+        logits_NK = scores.cpu().double()  # CPU first: Apple's GPUs have no float64
+        return logits_NK.sigmoid() if self.classifier.sigmoid else logits_NK.softmax(1)
 
 
 @dataclass(frozen=True)

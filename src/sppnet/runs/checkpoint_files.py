@@ -14,6 +14,7 @@ from sppnet.config.keys import keys
 from sppnet.config.load import check_layout
 from sppnet.config.schema import Config
 from sppnet.errors import UserError
+from sppnet.runs.onnx_checkpoint import is_onnx, read_onnx_checkpoint, refuse_exported
 from sppnet.runs.run_directory import Run
 from sppnet.storage.paths import expand_path
 
@@ -35,7 +36,8 @@ def locate(checkpoint: Path, key: str = "checkpoint") -> tuple[Run | None, Path]
     The run is None for a file outside a run directory. `key` is the key that gives the path, for messages.
 
     Raises:
-        UserError: the path does not exist, or it is a directory without `checkpoints/best.ckpt`.
+        UserError: the path does not exist, it is a directory without `checkpoints/best.ckpt`, or an exported file that
+            `key` does not take.
     """
     if checkpoint.is_dir():
         run = Run(checkpoint)
@@ -45,8 +47,9 @@ def locate(checkpoint: Path, key: str = "checkpoint") -> tuple[Run | None, Path]
         return run, run.best
     if not checkpoint.is_file():
         raise UserError(f"{key}={checkpoint}: no such file or directory")
+    refuse_exported(checkpoint, key, (".pt2",) if key == "checkpoint" else (".onnx", ".pt2"))
     folder = checkpoint.resolve().parent
-    if folder.name != "checkpoints" or not (folder.parent / "config.yaml").is_file():
+    if is_onnx(checkpoint) or folder.name != "checkpoints" or not (folder.parent / "config.yaml").is_file():
         return None, checkpoint
     as_typed = checkpoint.parent.parent  # not the run directory if `checkpoint` is a symlink or a bare file name
     return Run(as_typed if as_typed.resolve() == folder.parent else folder.parent), checkpoint
@@ -97,6 +100,8 @@ def load_stored_config(checkpoint: Path) -> dict[str, Any]:
         UserError: the path does not exist, or the configuration cannot be read.
     """
     run, weights = locate(checkpoint)
+    if is_onnx(weights):
+        return {**read_onnx_checkpoint(weights).config, "force": False}
     if run is None:
         # force applies to one start only, so config.yaml does not store it either
         return {**read_checkpoint(weights)["sppnet"]["config"], "force": False}

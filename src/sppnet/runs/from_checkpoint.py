@@ -23,6 +23,7 @@ from sppnet.config.schema import Config, Section
 from sppnet.errors import UserError, notice
 from sppnet.runs.checkpoint_files import checkpoint_path, load_stored_config, locate, read_checkpoint
 from sppnet.runs.identity import NETWORK_SECTIONS, digest, file_digest, own_class_digests
+from sppnet.runs.onnx_checkpoint import refuse_exported
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 
@@ -155,6 +156,8 @@ def _read(command: str, cfg: DictConfig, overrides: list[str]) -> _Base | None:
     if command == "transfer" and not any(key_of(word) == "checkpoint" for word in overrides):
         refuse_untyped(typed)
     checkpoint = checkpoint_path(str(typed))
+    if command != "predict":
+        refuse_exported(checkpoint, "checkpoint")
     own = {name: node for name, node in unresolved(cfg).items() if name not in Config.model_fields}
     return _Base(checkpoint, load_stored_config(checkpoint), compose_overlay(command, overrides), own)
 
