@@ -123,7 +123,7 @@ def test_classes_of_ones_own_are_not_needed(
     same = ("input=pictures", "output=-", "top=99")
     expected = rows(sppnet("predict", f"checkpoint={run}", "allow=mine", *same))
     (tmp_path / "mine.py").unlink()
-    monkeypatch.delitem(sys.modules, "mine")
+    del sys.modules["mine"]
     check_same(rows(sppnet("predict", "checkpoint=own.onnx", *same)), expected)
     refused = sppnet("predict", "checkpoint=own.onnx", "sizes.test=[12]", *same)
     assert (refused.code, refused.out) == (2, "")
