@@ -119,6 +119,15 @@ def test_one_size_several_labels_and_half_precision(sppnet: Caller, tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "net.onnx"}
 
 
+def test_another_rule_is_exported_for_one_size(sppnet: Caller, tmp_path: Path) -> None:
+    done = sppnet("train", *TINY, "pooling.rule=padded")
+    assert done.code == 0, done.err
+    refused = sppnet("export", f"checkpoint={done.run}", "output=net.onnx")
+    assert refused.code == 2
+    assert "pooling.rule=padded refuses some sizes, which an ONNX file cannot; size=" in refused.err
+    assert sppnet("export", f"checkpoint={done.run}", "output=net.onnx", "size=20").code == 0
+
+
 OWN = """
 import torch
 

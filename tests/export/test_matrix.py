@@ -76,7 +76,7 @@ def test_onnx_equals_the_network_in_a_process_without_torch(
     fixed = None
     if backbone == "swin_t" or pooling == "flatten":
         with pytest.raises(UserError, match=f"images of one size; size={sizes[0]} exports"):
-            check_sides(cfg, network, sizes[0])
+            check_sides(cfg, network, sizes[0], "onnx")
         fixed = sizes[0]
     if backbone == "swin_t" and pooling != "spp max":
         return  # it is refused, and takes half a minute for a fixed size

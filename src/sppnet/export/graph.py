@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from sppnet.config.command_schemas import ExportConfig
-from sppnet.config.schema import Config, Pooling
+from sppnet.config.schema import SPP, Config, Flatten, OwnPooling
 from sppnet.errors import UserError, notice
 from sppnet.export.deployed import Deployed
 from sppnet.export.onnx_file import OnnxRun, build_onnx
@@ -61,7 +61,7 @@ def build_graph(
     network = load_network(checkpoint, stored, path)
     sizes = [*stored.sizes.test, *stored.sizes.train]
     if cfg.size is None:
-        check_sides(stored, network, sizes[0])
+        check_sides(stored, network, sizes[0], cfg.format)
     if stored.trainer.precision != "32-true":
         notice(f"trainer.precision={stored.trainer.precision}: the network is exported in float32")
     deployed, fixed = Deployed(network, metadata, cfg.preprocess), cfg.size is not None
@@ -80,13 +80,25 @@ def build_graph(
     return content, agreements
 
 
-def check_sides(cfg: Config, network: SPPNet, side: int) -> None:
-    """Raise UserError if the network takes images of one size only, or can be traced only at one size."""
+def check_sides(cfg: Config, network: SPPNet, side: int, format_name: str) -> None:
+    """Check that a file of a format can take images of any size.
+
+    Args:
+        cfg: the configuration of the training.
+        network: the network.
+        side: a size that it was tested at, in pixels, for the message.
+        format_name: the format.
+
+    Raises:
+        UserError: the network takes images of one size only, is traced for one size only, or refuses some sizes, which
+            the format cannot.
+    """
     pooling, reason = cfg.pooling, ""
-    if isinstance(pooling, Pooling):
-        if pooling.name == "flatten":
-            reason = "pooling=flatten takes images of one size"
-    elif not takes_any_shape(cfg.backbone, pooling, side):
+    if isinstance(pooling, SPP) and pooling.rule != "adaptive" and format_name == "onnx":
+        reason = f"pooling.rule={pooling.rule} refuses some sizes, which an ONNX file cannot"
+    elif isinstance(pooling, Flatten):
+        reason = "pooling=flatten takes images of one size"
+    elif isinstance(pooling, OwnPooling) and not takes_any_shape(cfg.backbone, pooling, side):
         reason = f"pooling: {type(network.pooling).__name__} takes images of one size"
     if any(isinstance(module, ShiftedWindowAttention) for module in network.modules()):
         reason = f"backbone.name={cfg.backbone.name}: its shifted windows are traced for images of one size"
