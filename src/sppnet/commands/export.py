@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,11 @@ from sppnet.config.command_schemas import ExportConfig
 from sppnet.config.load import load
 from sppnet.config.schema import Config, Flatten
 from sppnet.errors import UserError, notice
+from sppnet.runs.checkpoint_files import CONFIG, WEIGHTS
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.storage.files import atomic_write
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sppnet.export.deployed import Deployed
     from sppnet.export.verification import Agreement
 
 NEEDS = {  # packages, all of the extra `export`
@@ -45,8 +44,7 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
     cfg, output = trained.cfg, Path(trained.cfg.output).expanduser()
     check_packages(cfg.format)
     check_output(cfg, output)
-    if cfg.format in ("onnx", "pt2"):
-        check_sides(cfg)
+    check_sides(cfg)
     # imports torch
     from sppnet.runs.checkpoint_files import read_checkpoint
     from sppnet.runs.model_metadata import describe
@@ -56,15 +54,53 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
     stored = load(Config, checkpoint["sppnet"]["config"])
     sigmoid = uses_sigmoid(stored.loss, stored.data.name, checkpoint["sppnet"]["multilabel"])
     metadata = describe(trained, checkpoint, stored, sigmoid)
-    if cfg.format == "safetensors":
-        raise NotImplementedError
     if cfg.format == "hub":
-        raise NotImplementedError
-    content, agreements = _build(trained, checkpoint, stored, metadata)
+        _write_hub_folder(trained, checkpoint, stored, metadata, output)
+        return
+    agreements: list[Agreement] = []
+    if cfg.format == "safetensors":
+        from sppnet.export.safetensors_file import build_safetensors
+
+        content = build_safetensors(checkpoint["state_dict"], metadata)
+    else:
+        content, agreements = _build(trained, checkpoint, stored, metadata)
     with atomic_write(output, "wb") as file:
         file.write(content)
-    print(*_format_table(agreements), sep="\n")
+    if agreements:
+        print(*_format_table(agreements), sep="\n")
     print(f"written: {output} ({len(content) / 1e6:.1f} MB)")
+
+
+def _write_hub_folder(
+    trained: TrainedNetwork[ExportConfig],
+    checkpoint: Mapping[str, Any],
+    stored: Config,
+    metadata: Mapping[str, Any],
+    output: Path,
+) -> None:
+    """Write the weights, the configuration, the model card and the figure of a network, and say how to upload them."""
+    from sppnet.export.hub_folder import CARD, FIGURE, build_config, write_folder
+    from sppnet.export.model_card import build_card
+    from sppnet.export.safetensors_file import build_safetensors
+    from sppnet.report.model_results import model_results, training_facts
+
+    run = trained.run
+    # the results and the provenance are those of the run's best weights
+    is_best = run is not None and trained.weights.resolve() == run.best.resolve()
+    results = model_results(run, stored.report) if run is not None and is_best else None
+    facts, command = training_facts(run) if run is not None and is_best else ([], [])
+    name = str(metadata["origin"]["run"] or output.resolve().name)
+    card = build_card(name, stored, metadata, facts, command, results, FIGURE)
+    files = {
+        WEIGHTS: build_safetensors(checkpoint["state_dict"], metadata),
+        CONFIG: build_config(metadata).encode(),
+        CARD: card.encode(),
+    }
+    if results is not None and results.figure:
+        files[FIGURE] = results.figure.encode()
+    write_folder(output, files)
+    print(f"written: {output} ({', '.join(files)})")
+    print(f"choose a license in {output / CARD}, then upload it: hf upload USER/NAME {shlex.quote(str(output))}")
 
 
 def _build(
@@ -107,20 +143,32 @@ def check_packages(format_name: str) -> None:
 
 def check_output(cfg: ExportConfig, output: Path) -> None:
     """Raise UserError if `output` has the wrong ending, exists, or cannot be written."""
-    ending = ENDINGS.get(cfg.format)
-    if ending is not None and output.suffix != ending:
+    if cfg.format == "hub":
+        from sppnet.export.hub_folder import check_folder
+
+        check_folder(output, cfg.force)
+        return
+    ending = ENDINGS[cfg.format]
+    if output.suffix != ending:
         raise UserError(f"output={cfg.output}: a file of format={cfg.format} ends in {ending}")
-    if ending is not None and output.is_dir():
+    if output.is_dir():
         raise UserError(f"output={cfg.output} is a folder")
     if output.exists() and not cfg.force:
         raise UserError(f"output={cfg.output} exists; force=true replaces it")
-    if ending is not None and not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise UserError(f"output={cfg.output}: there is no folder {output.parent} that can be written to")
 
 
 def check_sides(cfg: ExportConfig) -> None:
-    """Raise UserError if the network takes images of one size only, and `size` is not given."""
-    if cfg.size is None and isinstance(cfg.pooling, Flatten):
+    """Raise UserError if the format has no use for `size` or `preprocess`, or `size` is missing.
+
+    It is missing if the file would have to take images of any size, but the network takes one size only.
+    """
+    if cfg.format not in ("onnx", "pt2"):
+        if cfg.size is not None or not cfg.preprocess:
+            key = f"size={cfg.size}" if cfg.size is not None else "preprocess=false"
+            raise UserError(f"{key} has no effect with format={cfg.format}, which holds weights; leave it out")
+    elif cfg.size is None and isinstance(cfg.pooling, Flatten):
         raise UserError(f"pooling=flatten takes images of one size; use size={cfg.sizes.train[0]}")
 
 

@@ -5,23 +5,21 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sppnet.commands import checkpoint_app
-from sppnet.config import compose
 from sppnet.config.command_schemas import PredictConfig
-from sppnet.config.load import replace
-from sppnet.config.schema import Pooling, Windows
+from sppnet.config.schema import Windows
 from sppnet.data import build_sizes
 from sppnet.data.datasets.unlabelled import InputFiles, find_images
 from sppnet.data.jpeg import notice_remarks
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.prediction.output import JsonLines, Table
 from sppnet.prediction.output_paths import PlotPaths, build_plot_paths, check_output
+from sppnet.prediction.settings import prediction_config
 from sppnet.progress import meter
 from sppnet.runs.from_checkpoint import TrainedNetwork
-from sppnet.runs.identity import ONE_DEVICE
 
 if TYPE_CHECKING:
     from sppnet.prediction.plot_files import PlotWriter
@@ -39,7 +37,7 @@ def predict(trained: TrainedNetwork[PredictConfig]) -> None:
         UserError: a value is not allowed; no file has been written.
         RunFailed: no image could be read.
     """
-    cfg = _prediction_config(trained.cfg, trained.typed_keys)
+    cfg = prediction_config(trained.cfg, trained.typed_keys)
     build_sizes(cfg.sizes)
     images = find_images(cfg.input)
     plots = build_plot_paths(trained, cfg, images)
@@ -96,27 +94,6 @@ def _predict(
         raise RunFailed(f"none of the {failed} images could be read" if failed > 1 else "the image could not be read")
     if failed:
         print(f"sppnet predict: {failed} of {len(images.names)} images could not be read", file=sys.stderr)
-
-
-def _prediction_config(cfg: PredictConfig, typed: Collection[str]) -> PredictConfig:
-    """Return the configuration for prediction: one device, one size, and whole images unless `views` was typed."""
-    sizes, views = cfg.sizes.test, cfg.views
-    if "sizes.test" in typed and len(sizes) > 1:
-        raise UserError(f"sizes.test={sizes} is not allowed: predict takes one size, such as [{sizes[0]}]")
-    if not any(key.split(".")[0] == "views" for key in typed):
-        views = compose.compose_plain("predict", [f"views={'full' if _takes_any_shape(cfg) else 'warp'}"])["views"]
-    # all weights come from the checkpoint
-    return replace(
-        cfg, {"views": views, "sizes.test": sizes[:1], "backbone.weights": None, "metrics": {}, **ONE_DEVICE}
-    )
-
-
-def _takes_any_shape(cfg: PredictConfig) -> bool:
-    if isinstance(cfg.pooling, Pooling):
-        return cfg.pooling.takes_any_shape
-    from sppnet.models.fit_check import takes_any_shape  # imports torch
-
-    return takes_any_shape(cfg.backbone, cfg.pooling, cfg.sizes.test[0])
 
 
 def _build_plot_writer(cfg: PredictConfig, plots: PlotPaths) -> PlotWriter:
