@@ -71,7 +71,7 @@ def check_like_predict(sppnet: Caller, model: Pretrained, checkpoint: Path, pict
     assert len(expected) == len(pictures)
     for path in pictures:
         with Image.open(path) as image:
-            for given in (path, str(path), image):
+            for given in (path, str(path), image, image, image.copy()):
                 x_3HW = model.preprocess(given)
                 assert x_3HW.dtype == torch.float32
                 assert x_3HW.shape[0] == 3
@@ -173,6 +173,25 @@ def test_classes_of_ones_own_need_allow(sppnet: Caller, monkeypatch: pytest.Monk
             from_pretrained(source)
     with pytest.raises(UserError, match=r"allow='own parts' is not allowed"):
         from_pretrained("folder", allow="own parts")
+
+
+def test_a_loss_of_ones_own_is_named_but_not_needed(
+    sppnet: Caller, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(HELPERS)
+        words = ("~loss", "+loss={_target_: own_losses.Tempered}", "allow=own_losses", "trainer.max_epochs=1")
+        done = sppnet("train", *SMALL, *words)
+        assert done.code == 0, done.err
+    with pytest.raises(UserError, match=r"own_losses\.Tempered is not allowed"):
+        from_pretrained(done.run)
+    ask = (
+        "import sys, sppnet; print(sppnet.from_pretrained(sys.argv[1], allow='own_losses').probabilities(sys.argv[2]))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-P", "-c", ask, str(done.run), str(pictures[0])], capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
 
 
 def test_nothing_in_a_folder_is_executed(sppnet: Caller, trained: Called) -> None:

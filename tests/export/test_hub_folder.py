@@ -84,6 +84,15 @@ def test_the_card_of_a_lone_run_has_its_own_results(trained: Called, folder: Pat
     assert "sppnet.from_pretrained(" in card.text
 
 
+def test_the_lines_of_the_card_load_the_network(sppnet: Caller, folder: Path) -> None:
+    Image.new("RGB", (60, 40)).save("photo.jpg")
+    text = (folder / "README.md").read_text("utf-8").partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(text.replace("USER/NAME", "folder"), "README.md", "exec"), names)
+    assert names["probabilities"].shape == (1, 10)
+    assert float(names["probabilities"].detach().sum()) == pytest.approx(1)
+
+
 def test_the_card_of_a_study_has_the_mean_over_seeds_and_the_figure(study: Caller) -> None:
     runs = [path.parent for path in Path("runs/mine").glob("*spp*/config.yaml")]
     assert export(study, runs[0]).code == 0

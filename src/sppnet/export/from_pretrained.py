@@ -21,7 +21,7 @@ from sppnet.data.datasets.base import ImageSet
 from sppnet.data.datasets.unlabelled import InputFiles, UnlabelledImages
 from sppnet.data.decode import to_rgb
 from sppnet.data.loader import BatchDataset
-from sppnet.data.orientation import TURNS, read_orientation
+from sppnet.data.orientation import TURNS, read_loaded_orientation
 from sppnet.data.readers import build_reader
 from sppnet.errors import UserError
 from sppnet.models.network import SPPNet
@@ -38,6 +38,7 @@ from sppnet.training.losses import uses_sigmoid
 ON_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 TIMEOUT = 10.0  # seconds until the first answer of the Hub
 KEY = "source"  # of messages
+PARTS = ("backbone", "pooling", "head")  # whose code is run; that of a loss of the user's own need not exist
 Picture = Image.Image | str | os.PathLike[str]
 
 
@@ -123,7 +124,7 @@ def from_pretrained(
         checkpoint = read_checkpoint(weights := _find(source, revision), KEY)
         metadata = checkpoint["sppnet"]
         cfg = prediction_config(load(Config, {**metadata["config"], "force": False}))
-        changed_code(cfg, metadata["code"], f"{KEY}={source}")
+        changed_code(cfg, metadata["code"], f"{KEY}={source}", PARTS)
         network = load_network(checkpoint, cfg, weights, KEY)
         sigmoid = uses_sigmoid(cfg.loss, cfg.data.name, metadata["multilabel"])
     dtype = torch.float64 if cfg.trainer.precision == "64-true" else torch.float32
@@ -211,11 +212,12 @@ class _Given(ImageSet):
     classes = ("",)
 
     def __init__(self, image: Image.Image) -> None:
-        turn = TURNS.get(read_orientation(image))
         try:
+            image.load()
             rgb = to_rgb(image)
-        except Exception as error:  # Pillow reads the pixels only now, and its decoders can raise any exception
+        except Exception as error:  # Pillow may read the pixels only now, and its decoders can raise any exception
             raise UserError(f"image={image!r} cannot be read ({error})") from error
+        turn = TURNS.get(read_loaded_orientation(image))
         self.image = rgb if turn is None else rgb.transpose(turn)
 
     def __len__(self) -> int:

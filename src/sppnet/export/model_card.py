@@ -12,7 +12,7 @@ from sppnet.errors import format_value
 
 MAX_CLASSES = 40  # names that the card lists
 LICENSE = "not-chosen-yet"
-HUB_METRICS = {"top1": "accuracy", "macro_f1": "f1", "map": "mean_average_precision"}  # names that the Hub knows
+HUB_METRICS = {"top1": "accuracy", "macro_f1": "f1"}  # the names that the Hub knows
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def build_card(
         *_results(results, figure_file),
         "## Training",
         _table([("setting", "value"), *_settings(cfg), *training]),
-        *(["The command that trained it:", f"```\n{shlex.join(command)}\n```"] if command else []),
+        *(["The command that trained it, and repeats it:", f"```\n{shlex.join(command)}\n```"] if command else []),
         "## Use",
         _usage(metadata),
     ]

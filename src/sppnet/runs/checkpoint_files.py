@@ -35,7 +35,7 @@ def checkpoint_path(typed: str) -> Path:
         UserError: the path is empty or cannot be accessed.
     """
     if not typed:
-        raise UserError("checkpoint= is empty; give a run directory or a checkpoint file")
+        raise UserError("checkpoint= is empty; give a run directory, a checkpoint file or a folder of format=hub")
     return expand_path("checkpoint", typed)
 
 

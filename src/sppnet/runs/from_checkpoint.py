@@ -6,7 +6,7 @@ old runs. Does not import torch, unless the checkpoint is a file outside a run d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
@@ -184,16 +184,19 @@ def _changed_code(cfg: Config, checkpoint: Path, run: Run | None, weights: Path)
     return changed_code(cfg, then, f"checkpoint={checkpoint}")
 
 
-def changed_code(cfg: Config, then: Mapping[str, Any], name: str) -> dict[str, str]:
+def changed_code(
+    cfg: Config, then: Mapping[str, Any], name: str, sections: Sequence[str] = NETWORK_SECTIONS
+) -> dict[str, str]:
     """Print a notice for each user class whose code has changed since training; return the current digests.
 
     Args:
         cfg: the configuration of the network.
         then: the digests of the code in training, by class.
         name: the network, for messages.
+        sections: the sections of the configuration whose classes are looked at.
     """
     changed: dict[str, str] = {}
-    for section in NETWORK_SECTIONS:
+    for section in sections:
         digests = own_class_digests(getattr(cfg, section).plain())
         of_section = {target: code for target, code in digests.items() if target in then and then[target] != code}
         for target in of_section:
