@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sppnet.commands import checkpoint_app
-from sppnet.config import compose
 from sppnet.config.command_schemas import ExportConfig
-from sppnet.config.load import load, replace
+from sppnet.config.load import load
 from sppnet.config.schema import Config
 from sppnet.errors import UserError
+from sppnet.runs.checkpoint_files import CONFIG, WEIGHTS
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.onnx_checkpoint import require_packages
 from sppnet.storage.files import atomic_write
@@ -43,6 +44,7 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
     cfg, output = trained.cfg, Path(trained.cfg.output).expanduser()
     require_packages(f"format={cfg.format}", NEEDS[cfg.format])
     check_output(cfg, output)
+    check_keys(cfg)
     # imports torch
     from sppnet.runs.checkpoint_files import read_checkpoint
     from sppnet.runs.model_metadata import describe
@@ -52,38 +54,82 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
     stored = load(Config, checkpoint["sppnet"]["config"])
     sigmoid = uses_sigmoid(stored.loss, stored.data.name, checkpoint["sppnet"]["multilabel"])
     metadata = describe(trained, checkpoint, stored, sigmoid)
-    if cfg.format == "safetensors":
-        raise NotImplementedError
     if cfg.format == "hub":
-        raise NotImplementedError
-    from sppnet.export.graph import build_graph
-    from sppnet.training.trainer import set_threads_and_filter_warnings
+        _write_hub_folder(trained, checkpoint, stored, metadata, output)
+        return
+    agreements: list[Agreement] = []
+    if cfg.format == "safetensors":
+        from sppnet.export.safetensors_file import build_safetensors
 
-    set_threads_and_filter_warnings(cfg)
-    content, agreements = build_graph(_with_views(cfg), checkpoint, stored, metadata, trained.weights)
+        content = build_safetensors(checkpoint["state_dict"], metadata)
+    else:
+        from sppnet.export.graph import build_graph
+        from sppnet.training.trainer import set_threads_and_filter_warnings
+
+        set_threads_and_filter_warnings(cfg)
+        content, agreements = build_graph(cfg, checkpoint, stored, metadata, trained.weights)
     with atomic_write(output, "wb") as file:
         file.write(content)
-    print(*_format_table(agreements), sep="\n")
+    if agreements:
+        print(*_format_table(agreements), sep="\n")
     print(f"written: {output} ({len(content) / 1e6:.1f} MB)")
 
 
-def _with_views(cfg: ExportConfig) -> ExportConfig:
-    """Return the configuration with whole images or, for a fixed size, images that are warped to a square."""
-    views = compose.compose_plain("export", [f"views={'full' if cfg.size is None else 'warp'}"])["views"]
-    return replace(cfg, {"views": views})
+def _write_hub_folder(
+    trained: TrainedNetwork[ExportConfig],
+    checkpoint: Mapping[str, Any],
+    stored: Config,
+    metadata: Mapping[str, Any],
+    output: Path,
+) -> None:
+    """Write the weights, the configuration, the model card and the figure of a network, and say how to upload them."""
+    from sppnet.export.hub_folder import CARD, FIGURE, build_config, write_folder
+    from sppnet.export.model_card import build_card
+    from sppnet.export.safetensors_file import build_safetensors
+    from sppnet.report.model_results import model_results, training_facts
+
+    run = trained.run
+    # the results and the provenance are those of the run's best weights
+    is_best = run is not None and trained.weights.resolve() == run.best.resolve()
+    results = model_results(run, stored.report) if run is not None and is_best else None
+    facts, command = training_facts(run) if run is not None and is_best else ([], [])
+    name = str(metadata["origin"]["run"] or output.resolve().name)
+    card = build_card(name, stored, metadata, facts, command, results, FIGURE)
+    files = {
+        WEIGHTS: build_safetensors(checkpoint["state_dict"], metadata),
+        CONFIG: build_config(metadata).encode(),
+        CARD: card.encode(),
+    }
+    if results is not None and results.figure:
+        files[FIGURE] = results.figure.encode()
+    write_folder(output, files)
+    print(f"written: {output} ({', '.join(files)})")
+    print(f"choose a license in {output / CARD}, then upload it: hf upload USER/NAME {shlex.quote(str(output))}")
 
 
 def check_output(cfg: ExportConfig, output: Path) -> None:
     """Raise UserError if `output` has the wrong ending, exists, or cannot be written."""
-    ending = ENDINGS.get(cfg.format)
-    if ending is not None and output.suffix != ending:
+    if cfg.format == "hub":
+        from sppnet.export.hub_folder import check_folder
+
+        check_folder(output, cfg.force)
+        return
+    ending = ENDINGS[cfg.format]
+    if output.suffix != ending:
         raise UserError(f"output={cfg.output}: a file of format={cfg.format} ends in {ending}")
-    if ending is not None and output.is_dir():
+    if output.is_dir():
         raise UserError(f"output={cfg.output} is a folder")
     if output.exists() and not cfg.force:
         raise UserError(f"output={cfg.output} exists; force=true replaces it")
-    if ending is not None and not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise UserError(f"output={cfg.output}: there is no folder {output.parent} that can be written to")
+
+
+def check_keys(cfg: ExportConfig) -> None:
+    """Raise UserError if the format has no use for `size` or `preprocess`."""
+    if cfg.format in ("safetensors", "hub") and (cfg.size is not None or not cfg.preprocess):
+        key = f"size={cfg.size}" if cfg.size is not None else "preprocess=false"
+        raise UserError(f"{key} has no effect with format={cfg.format}, which holds weights; leave it out")
 
 
 def _format_table(agreements: Sequence[Agreement]) -> list[str]:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sppnet.commands import checkpoint_app
-from sppnet.config import compose
 from sppnet.config.command_schemas import PredictConfig
-from sppnet.config.load import replace
-from sppnet.config.schema import Pooling, Windows
+from sppnet.config.schema import Windows
 from sppnet.data import build_sizes
 from sppnet.data.datasets.unlabelled import InputFiles, find_images
 from sppnet.data.jpeg import notice_remarks
 from sppnet.errors import RunFailed, UserError, notice
 from sppnet.prediction.output import JsonLines, Table
 from sppnet.prediction.output_paths import PlotPaths, build_plot_paths, check_output
+from sppnet.prediction.settings import prediction_config
 from sppnet.progress import meter
 from sppnet.runs.from_checkpoint import TrainedNetwork
-from sppnet.runs.identity import ONE_DEVICE
 from sppnet.runs.onnx_checkpoint import is_onnx, read_onnx_checkpoint
 
 if TYPE_CHECKING:
@@ -42,7 +40,11 @@ def predict(trained: TrainedNetwork[PredictConfig]) -> None:
         RunFailed: no image could be read.
     """
     network = _open_network(trained) if is_onnx(trained.weights) else None
-    cfg = _prediction_config(trained.cfg, trained.typed_keys, network)
+    cfg = prediction_config(trained.cfg, trained.typed_keys, None if network is None else network.side is None)
+    if network is not None:
+        from sppnet.prediction.onnx_network import fit_to_file
+
+        cfg = fit_to_file(cfg, network, trained.typed_keys)
     build_sizes(cfg.sizes)
     images = find_images(cfg.input)
     plots = build_plot_paths(trained, cfg, images)
@@ -119,31 +121,6 @@ def _build_predictor(
     from sppnet.runs.checkpoint_files import read_checkpoint
 
     return CheckpointPredictor(cfg, read_checkpoint(trained.weights), trained.weights, images)
-
-
-def _prediction_config(cfg: PredictConfig, typed: Collection[str], network: OnnxNetwork | None) -> PredictConfig:
-    """Return the configuration for prediction: one device, one size, and whole images unless `views` was typed."""
-    sizes, views = cfg.sizes.test, cfg.views
-    if "sizes.test" in typed and len(sizes) > 1:
-        raise UserError(f"sizes.test={sizes} is not allowed: predict takes one size, such as [{sizes[0]}]")
-    if not any(key.split(".")[0] == "views" for key in typed):
-        any_shape = _takes_any_shape(cfg) if network is None else network.side is None
-        views = compose.compose_plain("predict", [f"views={'full' if any_shape else 'warp'}"])["views"]
-    # all weights come from the checkpoint
-    cfg = replace(cfg, {"views": views, "sizes.test": sizes[:1], "backbone.weights": None, "metrics": {}, **ONE_DEVICE})
-    if network is None:
-        return cfg
-    from sppnet.prediction.onnx_network import fit_to_file
-
-    return fit_to_file(cfg, network, typed)
-
-
-def _takes_any_shape(cfg: PredictConfig) -> bool:
-    if isinstance(cfg.pooling, Pooling):
-        return cfg.pooling.takes_any_shape
-    from sppnet.models.fit_check import takes_any_shape  # imports torch
-
-    return takes_any_shape(cfg.backbone, cfg.pooling, cfg.sizes.test[0])
 
 
 def _build_plot_writer(cfg: PredictConfig, plots: PlotPaths) -> PlotWriter:

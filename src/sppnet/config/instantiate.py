@@ -26,6 +26,8 @@ ALLOWED = ("sppnet.", "torch.nn.", "torch.optim.", "torchvision.", "lightning.",
 # inside them. Stored configurations then stay valid when a class moves to a different module.
 PUBLIC_PACKAGES = ("sppnet.data", "sppnet.models")
 REFUSED = ("torch.hub", "torch.jit", "torch.load", "torchvision.datasets.utils", "lightning.fabric.utilities.cloud_io")
+# how to allow a package; `sppnet.from_pretrained` says it in another way
+ADVICE = "put allow=PACKAGE on the command line or set SPPNET_ALLOW=PACKAGE"
 T = TypeVar("T")
 
 
@@ -51,7 +53,7 @@ def check_target(name: object, slot: str) -> str:
     if not name.startswith(allowed):
         raise UserError(
             f"{slot}._target_={name} is not allowed; the name must match one of {', '.join(p + '*' for p in allowed)}"
-            " (to allow your own package, put allow=PACKAGE on the command line or set SPPNET_ALLOW=PACKAGE)"
+            f" (to allow your own package, {ADVICE})"
         )
     if name.startswith("sppnet.") and name.rpartition(".")[0] not in PUBLIC_PACKAGES:
         public = " and ".join(f"{package}.NAME" for package in PUBLIC_PACKAGES)

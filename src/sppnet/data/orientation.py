@@ -44,6 +44,14 @@ def read_orientation(image: Image.Image) -> int:
         return 1
 
 
+def read_loaded_orientation(image: Image.Image) -> int:
+    """Like `read_orientation`, for an image whose pixels are loaded, or that no file holds."""
+    try:
+        return 1 if image.format == "TIFF" else _valid_or_upright(image.getexif().get(ORIENTATION))
+    except Exception:  # an image with damaged metadata is still usable
+        return 1
+
+
 def _valid_or_upright(value: object) -> int:
     return value if isinstance(value, int) and value in TURNS else 1
 

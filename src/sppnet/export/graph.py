@@ -67,7 +67,7 @@ def build_graph(
     deployed, fixed = Deployed(network, metadata, cfg.preprocess), cfg.size is not None
     build, run, cells = FORMATS[cfg.format]
     examples = build_examples(deployed, sizes, cfg.size, cells)
-    samples = _read_samples(cfg, deployed, sizes[0])
+    samples = _read_samples(cfg, deployed)
     side = cfg.size or max(stored.sizes.train)
     # below this side, ONNX Runtime may answer wrongly, or end the whole process
     metadata = {**metadata, "smallest": cfg.size or smallest_side(deployed, cells)}
@@ -106,9 +106,9 @@ def check_sides(cfg: Config, network: SPPNet, side: int, format_name: str) -> No
         raise UserError(f"{reason}; size={side} exports the network for that size")
 
 
-def _read_samples(cfg: ExportConfig, deployed: Deployed, side: int) -> Sequence[Tensor]:
+def _read_samples(cfg: ExportConfig, deployed: Deployed) -> Sequence[Tensor]:
     try:
-        samples = read_samples(cfg, cfg.size or side, SAMPLES)
+        samples = list(read_samples(cfg, SAMPLES))
     except UserError as error:
         notice(f"only random images are compared, because images of the run's data cannot be read ({error})")
         return []

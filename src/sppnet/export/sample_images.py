@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.config.schema import Config, Full
+from sppnet.config.command_schemas import ExportConfig
+from sppnet.config.load import replace
 from sppnet.data import DataError, build_images_from_config, load_splits
-from sppnet.data.aspect_buckets import shape_buckets
-from sppnet.data.crops import EvalRegions, render
+from sppnet.export.from_pretrained import Preprocess
+from sppnet.prediction.settings import prediction_config
 
 
-def read_samples(cfg: Config, side: int, count: int) -> list[Tensor]:
-    """Read up to `count` images of the test part, resized: whole with `views=full`, else warped to a square.
+def read_samples(cfg: ExportConfig, count: int) -> Iterator[Tensor]:
+    """Yield up to `count` images of the test part, uint8 (1, H, W, 3): whole ones, or squares of the side `size`.
 
-    Args:
-        cfg: the configuration; its data and views are used.
-        side: shorter side of the images in pixels.
-        count: number of images.
-
-    Returns:
-        Images, uint8 (1, H, W, 3). Those that cannot be read are left out.
+    Those that cannot be read are left out.
 
     Raises:
         UserError: the data are not at hand.
     """
-    images = build_images_from_config(cfg)
-    members = load_splits(cfg.data, images).test
-    chosen = members[np.unique(np.linspace(0, len(members) - 1, count).round().astype(int))] if len(members) else []
-    samples = []
-    for index in chosen:
+    members = load_splits(cfg.data, images := build_images_from_config(cfg)).test
+    prediction = prediction_config(cfg, any_shape=cfg.size is None)
+    if cfg.size is not None:
+        prediction = replace(prediction, {"sizes.test": [cfg.size]})
+    preprocess = Preprocess(prediction, torch.float32)
+    positions = np.linspace(0, len(members) - 1, min(count, len(members))).round().astype(int)
+    for index in members[positions].tolist():
         try:
-            image = images.read(int(index)).convert("RGB")
+            image = images.read(index)
         except DataError:
             continue
-        height, width = side, side
-        if isinstance(cfg.views, Full):
-            shapes = np.array([(image.height, image.width)], dtype=np.int32)
-            height, width = shape_buckets(np.arange(1), shapes, cfg.views.aspect_step)[0].shape(side)
-        region = EvalRegions(cfg.views.fit, 1.0).region(image.width, image.height)
-        pixels = render(image, region, height, width, cfg.data.interpolation)
-        samples.append(torch.from_numpy(pixels).permute(1, 2, 0)[None].contiguous())
-    return samples
+        yield preprocess.pixels(image).permute(1, 2, 0)[None].contiguous()

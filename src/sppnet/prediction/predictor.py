@@ -25,6 +25,7 @@ from sppnet.data import DataError, Splits, build_sizes
 from sppnet.data.batch_samplers import EvalBatchSampler, Item
 from sppnet.data.crops import EvalRegions
 from sppnet.data.datamodule import eval_batch_size, eval_buckets
+from sppnet.data.datasets.base import ImageSet
 from sppnet.data.datasets.unlabelled import InputFiles, UnlabelledImages
 from sppnet.data.image_shapes import ShapeArray
 from sppnet.data.loader import Batch, BatchDataset, Collator, UncollatedBatch
@@ -136,7 +137,7 @@ class Predictor(ABC):
         workers = self.cfg.data.num_workers if len(self.images) > FEW else 0
         return DataLoader(
             _ShapedSamples(self.images, BatchDataset(self.images, self.regions, source)),
-            batch_sampler=_WindowBatches(self.images, self.cfg),
+            batch_sampler=WindowBatches(self.images, self.cfg),
             # The annotation expects a function that takes a list, but `__getitems__` returns a tuple.
             collate_fn=_ShapedCollate(Collator(self.images, skip=True)),  # type: ignore[arg-type]
             num_workers=workers,
@@ -198,13 +199,13 @@ class _ShapedCollate:
         return {**batch, "shapes": shapes, "problems": problems}
 
 
-class _WindowBatches(Sampler[list[Item]]):
+class WindowBatches(Sampler[list[Item]]):
     """Batches from successive windows of `data.batch_size` images; images of similar shape share a batch.
 
     Aspect ratios are rounded, and image sizes and batch sizes are chosen, in the same way as in a test.
     """
 
-    def __init__(self, images: UnlabelledImages, cfg: Config) -> None:
+    def __init__(self, images: ImageSet, cfg: Config) -> None:
         schedule, views = build_sizes(cfg.sizes), Views.build(cfg.views)
         self.images, self.fit = images, cfg.views.fit
         # the other views crop or warp every image to a square

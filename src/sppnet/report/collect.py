@@ -55,7 +55,7 @@ def _unplanned_tables(study: Study) -> list[Table]:
 
 
 def _table(study: Study, name: str, rows: Sequence[Row], unplanned: int) -> Table:
-    columns = _columns(study.report.metrics, [result for row in rows for result in row.results.values()])
+    columns = build_columns(study.report.metrics, [result for row in rows for result in row.results.values()])
     return Table(name, "seed", study.header, columns, rows, study.report, unplanned)
 
 
@@ -205,7 +205,7 @@ def _split_results(record: Mapping[str, Any]) -> dict[int, Result]:
     }
 
 
-def _columns(metrics: Sequence[str] | None, results: Sequence[Result]) -> list[Column]:
+def build_columns(metrics: Sequence[str] | None, results: Sequence[Result]) -> list[Column]:
     """Build a column per metric, or per metric and test size if any result has several sizes.
 
     Raises:

@@ -53,7 +53,7 @@ class Summary:
         for row in self.table.rows:
             done = len(row.results)
             count = f"{done} of {done + len(row.missing)}" if row.missing else str(done)
-            cells = [_format_spread(column, stats.spreads[row.name], row) for column, stats in self.columns]
+            cells = [format_spread(column, stats.spreads[row.name], row) for column, stats in self.columns]
             rows.append([row.label, count, *cells, *(format_cell(row.paper.get(name)) for name in paper)])
         return rows
 
@@ -169,7 +169,7 @@ def format_cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _format_spread(column: Column, row_spread: Spread | None, row: Row) -> str:
+def format_spread(column: Column, row_spread: Spread | None, row: Row) -> str:
     if row_spread is None:
         # "-" means that no value was planned, because only other rows have this metric or test size.
         return "-" if row.results else "missing"

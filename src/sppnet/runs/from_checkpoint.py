@@ -6,7 +6,7 @@ old runs. Does not import torch, unless the checkpoint is a file outside a run d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
@@ -87,7 +87,7 @@ def resolve_checkpoint(command: str, job: Job[DictConfig]) -> TrainedNetwork[Any
     cfg = _load(command, base)
     assert isinstance(cfg, Config)
     run, weights = locate(checkpoint)
-    changed_code = _changed_code(cfg, checkpoint, run)
+    changed_code = _changed_code(cfg, checkpoint, run, weights)
     # an implied group counts: a study's file that chooses debug=study chooses data=digits
     typed_keys = tuple(sorted(overlay.names | {name for name in overlay.implied if "." not in name}))
     return TrainedNetwork(cfg, checkpoint, run, weights, stored, typed_keys, changed_code)
@@ -176,22 +176,34 @@ def _apply(command: str, stored: Mapping[str, Any], overlay: Overlay, own: Mappi
     return resolve(command, {**of_run, **own})
 
 
-def _changed_code(cfg: Config, checkpoint: Path, run: Run | None) -> dict[str, str]:
+def _changed_code(cfg: Config, checkpoint: Path, run: Run | None, weights: Path) -> dict[str, str]:
     """Print a notice for each user class whose code has changed since training; return the current digests."""
-    now = {name: own_class_digests(getattr(cfg, name).plain()) for name in NETWORK_SECTIONS}
-    if not any(now.values()):
+    if not any(own_class_digests(getattr(cfg, name).plain()) for name in NETWORK_SECTIONS):
         return {}
     if run is not None:
         then = (read_record(run.path / "provenance.json").get("identity") or {}).get("code") or {}
     else:
-        then = read_checkpoint(checkpoint)["sppnet"]["code"]
+        then = read_checkpoint(weights)["sppnet"]["code"]
+    return changed_code(cfg, then, f"checkpoint={checkpoint}")
+
+
+def changed_code(
+    cfg: Config, then: Mapping[str, Any], name: str, sections: Sequence[str] = NETWORK_SECTIONS
+) -> dict[str, str]:
+    """Print a notice for each user class whose code has changed since training; return the current digests.
+
+    Args:
+        cfg: the configuration of the network.
+        then: the digests of the code in training, by class.
+        name: the network, for messages.
+        sections: the sections of the configuration whose classes are looked at.
+    """
     changed: dict[str, str] = {}
-    for name, digests in now.items():
+    for section in sections:
+        digests = own_class_digests(getattr(cfg, section).plain())
         of_section = {target: code for target, code in digests.items() if target in then and then[target] != code}
         for target in of_section:
-            problem = "its values might differ" if name == "loss" else "the weights might not fit the current code"
-            notice(
-                f"{name}._target_={target}: its code has changed since checkpoint={checkpoint} was trained; {problem}"
-            )
+            problem = "its values might differ" if section == "loss" else "the weights might not fit the current code"
+            notice(f"{section}._target_={target}: its code has changed since {name} was trained; {problem}")
         changed |= of_section
     return changed

@@ -21,7 +21,7 @@ from sppnet.config.load import replace
 from sppnet.config.schema import LAYOUT, Backbone, Config, OpenSection, OwnLoss
 from sppnet.config.timm_networks import TIMM, weights_tag
 from sppnet.errors import UserError
-from sppnet.runs.checkpoint_files import locate
+from sppnet.runs.checkpoint_files import is_hub_folder, locate
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 from sppnet.storage.paths import expand_path
@@ -204,7 +204,7 @@ def init_setting(init: str) -> str:
 def _init_source(init: str) -> Run | Path:
     """The run whose best weights `init` names, which may have been deleted, or another checkpoint file."""
     path = expand_path("init", init)
-    if not path.is_file():
+    if not path.is_file() and not is_hub_folder(path):
         return Run(path)
     run, weights = locate(path, "init")
     is_best = run is not None and weights.resolve() == run.best.resolve()

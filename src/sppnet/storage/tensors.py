@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import re
@@ -15,15 +14,16 @@ from typing import Any
 import torch
 
 from sppnet.errors import UserError, notice
+from sppnet.storage.safetensors_files import DIGEST, is_safetensors, read_entries, read_metadata
 
-SAFETENSORS = ".safetensors"
 FOLDER = 0x10  # the zip attribute that marks a folder; torch reads such a record as empty, whatever its checksum is
 
 
 def read_tensor_file(path: Path, key: str) -> Any:
     """Load the tensors and plain data that `torch.save` wrote to `path`; the tensors are loaded onto the CPU.
 
-    A file in the format safetensors, which holds nothing but tensors, is recognised by its name or its first bytes.
+    A file in the format safetensors, which holds nothing but tensors and text, is recognised by its name or its first
+    bytes. One that sppnet exported is returned as a checkpoint: its metadata, and the tensors under `state_dict`.
 
     Args:
         path: the file.
@@ -33,7 +33,7 @@ def read_tensor_file(path: Path, key: str) -> Any:
         UserError: the file does not exist, is damaged (for example, a checksum differs), was not written by torch, or
             holds pickled objects, which are never executed; or the package safetensors is not installed.
     """
-    if path.suffix.lower() == SAFETENSORS or _begins_like_safetensors(path):
+    if is_safetensors(path):
         return _read_safetensors(path, key)
     try:
         checked = _matches_checksums(path)
@@ -52,30 +52,23 @@ def read_tensor_file(path: Path, key: str) -> Any:
     return loaded
 
 
-def _begins_like_safetensors(path: Path) -> bool:
-    """Whether a file begins with the length of a JSON header and the header's first characters."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        start = file.read(10)
-        return start[8:] == b'{"' and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size
-    return False
+def _read_safetensors(path: Path, key: str) -> dict[str, Any]:
+    entries, metadata = read_entries(path, key), read_metadata(path, key)
+    from safetensors.torch import load  # of an optional package
 
-
-def _read_safetensors(path: Path, key: str) -> dict[str, torch.Tensor]:
     try:
-        from safetensors.torch import load  # comes with timm, an optional package
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{key}={path}: to read this format, the package safetensors is missing; use uv run --extra timm sppnet ..."
-        ) from None
-    try:
-        tensors: dict[str, torch.Tensor] = load(path.read_bytes())
+        content = path.read_bytes()
+        tensors: dict[str, torch.Tensor] = load(content)
     except OSError as error:
         raise UserError(f"{key}={path}: {error.strerror}") from None
     except Exception as error:  # a damaged file can cause any error in the reader
         raise UserError(f"{key}={path} cannot be read; it is damaged or not a safetensors file: {error}") from error
-    if not _is_named_by_digest(path):
+    if metadata and DIGEST in entries:
+        if entries[DIGEST] != hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest():
+            raise UserError(f"{key}={path} is damaged: its tensors do not match the checksum in its header")
+    elif not _is_named_by_digest(path):
         _warn_unchecked(path, key)
-    return tensors
+    return {**metadata, "state_dict": tensors} if metadata else tensors
 
 
 def check_download(path: Path, key: str) -> None:

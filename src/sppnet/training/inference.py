@@ -64,13 +64,14 @@ def load_classifier(checkpoint: Mapping[str, Any], cfg: Config, sets: Splits, pa
     return classifier
 
 
-def load_network(checkpoint: Mapping[str, Any], cfg: Config, path: Path) -> SPPNet:
+def load_network(checkpoint: Mapping[str, Any], cfg: Config, path: Path, key: str = "checkpoint") -> SPPNet:
     """Build the network of a checkpoint, without data or a LightningModule, and load its weights.
 
     Args:
         checkpoint: content of the checkpoint file, which also specifies pooling and head.
         cfg: the configuration; its backbone, training size and precision are used.
         path: the checkpoint file, used in error messages.
+        key: the key that gives the path, for messages.
 
     Raises:
         UserError: the weights do not fit the network.
@@ -84,12 +85,12 @@ def load_network(checkpoint: Mapping[str, Any], cfg: Config, path: Path) -> SPPN
     # The user's own loss may have weights, too.
     of_network = ((key, value) for key, value in checkpoint["state_dict"].items() if key.startswith("network."))
     weights = {key.removeprefix("network."): value for key, value in of_network}
-    _load_state(network, weights, path)
+    _load_state(network, weights, path, key)
     return network
 
 
-def _load_state(module: nn.Module, state_dict: Mapping[str, Any], path: Path) -> None:
+def _load_state(module: nn.Module, state_dict: Mapping[str, Any], path: Path, key: str = "checkpoint") -> None:
     try:
         module.load_state_dict(state_dict)
     except RuntimeError as error:
-        raise UserError(f"checkpoint={path} holds the weights of a different network: {error}") from None
+        raise UserError(f"{key}={path} holds the weights of a different network: {error}") from None

@@ -1,0 +1,219 @@
+"""`sppnet export format=hub`: the folder, its model card, what replaces it, and what reads it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard, metadata_load
+from PIL import Image
+from safetensors.torch import save_file
+
+from calling import SMALL, Called, Caller, same_weights
+from sppnet.export.hub_folder import FILES
+from sppnet.statistics import spread
+
+
+def export(sppnet: Caller, checkpoint: Path, output: str = "folder", *words: str) -> Called:
+    return sppnet("export", f"checkpoint={checkpoint}", "format=hub", f"output={output}", *words)
+
+
+def refused(done: Called) -> str:
+    """The only line of a mistake."""
+    assert done.code == 2, (done.out, done.err)
+    [line] = done.err.strip().splitlines()
+    return line
+
+
+@pytest.fixture
+def folder(sppnet: Caller, trained: Called) -> Path:
+    done = export(sppnet, trained.run)
+    assert done.code == 0, done.err
+    return Path("folder")
+
+
+def read_table(text: str, head: str) -> list[list[str]]:
+    """The cells of a table of Markdown that begins with `head`, without the first two lines."""
+    table = text[text.index(f"| {head}") :].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_the_folder_has_the_file_of_safetensors_and_its_metadata(sppnet: Caller, trained: Called, folder: Path) -> None:
+    assert sppnet("export", f"checkpoint={trained.run}", "format=safetensors", "output=x.safetensors").code == 0
+    assert (folder / "model.safetensors").read_bytes() == Path("x.safetensors").read_bytes()
+    assert {path.name for path in folder.iterdir()} == {*FILES} - {"figure.svg"}
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert config["library_name"] == "sppnet"
+    assert config["sppnet"]["config"]["backbone"]["width"] == 4
+    assert config["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_the_command_says_how_to_upload(sppnet: Caller, trained: Called) -> None:
+    printed = export(sppnet, trained.run, "my folder").out.splitlines()
+    assert printed[0].startswith("written: my folder (model.safetensors, config.json, README.md")
+    assert printed[1].endswith("upload it: hf upload USER/NAME 'my folder'")
+
+
+def test_the_card_of_a_lone_run_has_its_own_results(trained: Called, folder: Path) -> None:
+    card = ModelCard.load(folder / "README.md")
+    metadata: Any = metadata_load(folder / "README.md")
+    assert metadata["library_name"] == card.data.library_name == "sppnet"
+    assert metadata["pipeline_tag"] == "image-classification"
+    assert (metadata["license"], metadata["license_name"]) == ("other", "not-chosen-yet")
+    summary = json.loads((trained.run / "summary.json").read_text())
+    [result] = card.data.eval_results or []
+    assert result.metric_value == summary["test/24/top1"]
+    assert (result.metric_type, result.metric_name, result.dataset_name) == ("accuracy", "top1 at 24 px", "digits")
+    assert "choose a license" in card.text
+    [row] = read_table(card.text, "metric")
+    assert row == ["top1", "24 px", "119", f"{100 * summary['test/24/top1']:.2f} %"]
+    assert "not planned by a study" in card.text
+    assert "trainer.limit_train_batches=4" in card.text
+    settings = dict(read_table(card.text, "setting"))
+    assert settings["sizes.train"] == "[24, 20]"
+    assert settings["hash of the configuration"] == trained.run.name.rpartition("-")[2]
+    assert settings["parameters"] == str(summary["parameters"])
+    provenance = json.loads((trained.run / "provenance.json").read_text())["starts"][-1]
+    assert settings["commit"].startswith(str(provenance["code"]["commit"])[:10])
+    assert provenance["machine"]["host"] not in settings["machine"]
+    assert "sppnet train backbone.width=4 'head.hidden=[8]'" in card.text
+    assert "sppnet.from_pretrained(" in card.text
+
+
+def test_the_lines_of_the_card_load_the_network(sppnet: Caller, folder: Path) -> None:
+    Image.new("RGB", (60, 40)).save("photo.jpg")
+    text = (folder / "README.md").read_text("utf-8").partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(text.replace("USER/NAME", "folder"), "README.md", "exec"), names)
+    assert names["probabilities"].shape == (1, 10)
+    assert float(names["probabilities"].detach().sum()) == pytest.approx(1)
+
+
+def test_the_card_of_a_study_has_the_mean_over_seeds_and_the_figure(study: Caller) -> None:
+    runs = [path.parent for path in Path("runs/mine").glob("*spp*/config.yaml")]
+    assert export(study, runs[0]).code == 0
+    card = ModelCard.load("folder/README.md")
+    values = {run: json.loads((run / "summary.json").read_text())["test/24/top1"] for run in runs}
+    over_seeds = spread([100 * value for value in values.values()])
+    assert over_seeds is not None
+    assert over_seeds.half is not None
+    low, high = (f"{over_seeds.mean + sign * over_seeds.half:.2f}" for sign in (-1, 1))
+    [row] = read_table(card.text, "metric")
+    assert row[:2] == ["top1", "24 px"]
+    assert row[3] == f"{100 * values[runs[0]]:.2f} %"
+    assert row[4] == f"{over_seeds.mean:.2f} ± {over_seeds.deviation:.2f} [{low}, {high}]"
+    assert row[5] == "3"
+    assert "study `mine`" in card.text
+    [result] = card.data.eval_results or []
+    assert result.metric_value == values[runs[0]]
+    assert "](figure.svg)" in card.text
+    assert "<svg" in Path("folder/figure.svg").read_text("utf-8")
+    assert f"seed={json.loads((runs[0] / 'provenance.json').read_text())['identity']['config']['seed']}" in card.text
+
+
+def test_the_card_of_a_lone_checkpoint_says_that_results_are_not_known(sppnet: Caller, trained: Called) -> None:
+    shutil.copy(trained.run / "checkpoints/best.ckpt", "lone.ckpt")
+    for checkpoint in (Path("lone.ckpt"), trained.run / "checkpoints/last.ckpt"):
+        assert export(sppnet, checkpoint, "folder", "force=true").code == 0
+        card = ModelCard.load("folder/README.md")
+        assert card.data.eval_results is None
+        assert "test results are not known" in card.text
+
+
+def test_many_classes_and_any_names_fit_into_the_card(sppnet: Caller) -> None:
+    names = ["a`b|c", "größe <b>", *(f"class {number:03}" for number in range(60))]
+    for name in names:
+        for number in range(4):
+            Path("photos", name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 24), (number, len(name), 0)).save(Path("photos", name, f"{number}.png"))
+    words = ("data=folder", "data.root=photos", "data.num_workers=0", "trainer.max_epochs=1", "data.duplicates=ignore")
+    run = sppnet("train", *SMALL, *words)
+    assert run.code == 0, run.err
+    assert export(sppnet, run.run).code == 0
+    card = ModelCard.load("folder/README.md")
+    assert "62 classes" in card.text
+    assert "`a'b|c`" in card.text
+    assert "and 22 more (all in `config.json`)" in card.text
+    assert json.loads(Path("folder/config.json").read_text("utf-8"))["classes"] == sorted(names)
+
+
+def test_an_export_replaces_only_an_earlier_one(sppnet: Caller, trained: Called, folder: Path) -> None:
+    assert "force=true" in refused(export(sppnet, trained.run))
+    (folder / "README.md").write_text("edited")
+    assert export(sppnet, trained.run, "folder", "force=true").code == 0
+    assert "edited" not in (folder / "README.md").read_text()
+    Path("link").symlink_to(folder)
+    assert export(sppnet, trained.run, "link", "force=true").code == 0
+    assert Path("link").is_symlink()
+    (folder / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert "such as notes.txt" in refused(export(sppnet, trained.run, "folder", "force=true"))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    Path("other").mkdir()
+    Path("other/README.md").write_text("of another project")
+    assert "not an earlier export" in refused(export(sppnet, trained.run, "other", "force=true"))
+    Path("file").write_text("file")
+    assert "is not a folder" in refused(export(sppnet, trained.run, "file", "force=true"))
+    assert "no folder" in refused(export(sppnet, trained.run, "no/such/folder"))
+    assert "size=24 has no effect" in refused(export(sppnet, trained.run, "new", "size=24"))
+    assert not Path("new").exists()
+    assert not [path for path in Path().iterdir() if path.name.endswith(".tmp")]
+
+
+def test_every_command_takes_the_folder(sppnet: Caller, trained: Called, folder: Path) -> None:
+    shutil.copy(trained.run / "checkpoints/best.ckpt", "lone.ckpt")
+    colours = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    Image.fromarray(colours).save("photo.png")
+    printed = []
+    for checkpoint in ("folder", "lone.ckpt"):
+        tested = sppnet("test", f"checkpoint={checkpoint}", "sizes.test=[20]")
+        predicted = sppnet("predict", f"checkpoint={checkpoint}", "input=photo.png", "output=-", "top=10")
+        assert tested.code == predicted.code == 0, (tested.err, predicted.err)
+        printed.append([*(line for line in tested.out.splitlines() if "test/" in line), predicted.out])
+    assert printed[0] == printed[1]
+    words = ("splits=1", "per_class.train=5", "per_class.test=5", "progress=none")
+    features = sppnet("transfer", "checkpoint=folder", "data=digits", *words)
+    assert features.code == 0, features.err
+    assert "folder" in features.out
+    runs = [sppnet("train", *SMALL, "trainer.max_epochs=1", f"init={path}") for path in ("folder", "lone.ckpt")]
+    assert [done.code for done in runs] == [0, 0], runs[0].err
+    assert same_weights(*(done.run / "checkpoints/best.ckpt" for done in runs))
+    assert export(sppnet, folder, "again").code == 0
+    assert Path("again/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_changed_configuration_is_one_line(sppnet: Caller, folder: Path) -> None:
+    path = folder / "config.json"
+    whole = json.loads(path.read_text("utf-8"))
+    backbone = whole["sppnet"]["config"]["backbone"]
+    tampered = {**whole["sppnet"]["config"], "backbone": {**backbone, "_target_": "os.system"}}
+    for text, problem in (
+        (json.dumps({**whole, "classes": whole["classes"][::-1]}), "config.json has been changed (classes)"),
+        (json.dumps({**whole, "sppnet": {**whole["sppnet"], "config": tampered}}), "has been changed (sppnet)"),
+        (json.dumps({**whole, "more": 1}), "config.json has been changed (more)"),
+        ("{", "config.json is missing or not a JSON object"),
+        ("[]", "config.json is missing or not a JSON object"),
+    ):
+        path.write_text(text)
+        for words in (("test", "checkpoint=folder"), ("train", *SMALL, "init=folder")):
+            assert problem in refused(sppnet(*words))
+    path.unlink()
+    assert "config.json is missing" in refused(sppnet("test", "checkpoint=folder"))
+    assert sppnet("test", "checkpoint=folder/model.safetensors").code == 0
+
+
+def test_a_folder_of_another_format_is_one_line(sppnet: Caller, folder: Path) -> None:
+    Path("theirs").mkdir()
+    Path("theirs/pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
+    line = refused(sppnet("test", "checkpoint=theirs"))
+    assert "no model.safetensors of sppnet; these files are not opened: pytorch_model.bin" in line
+    save_file({}, "theirs/model.safetensors")
+    shutil.copy(folder / "config.json", "theirs")
+    assert "is not an sppnet checkpoint" in refused(sppnet("test", "checkpoint=theirs"))
+    shutil.copy("theirs/pytorch_model.bin", folder)  # beside our own weights
+    assert sppnet("test", "checkpoint=folder").code == 0
+    assert not Path("executed").exists()
