@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from calling import SMALL, Called, Caller, same_weights
-from sppnet.export.hub_folder import FILES
+from sppnet.export.hub_folder import FILES, write_folder
 from sppnet.statistics import spread
 
 
@@ -162,6 +162,16 @@ def test_an_export_replaces_only_an_earlier_one(sppnet: Caller, trained: Called,
     assert "size=24 has no effect" in refused(export(sppnet, trained.run, "new", "size=24"))
     assert not Path("new").exists()
     assert not [path for path in Path().iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_failure_leaves_the_earlier_folder_and_nothing_else(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    unwritable: Any = {"README.md": b"new", "config.json": 3}
+    for target in (folder, Path("new")):
+        with pytest.raises(TypeError):
+            write_folder(target, unwritable)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name for path in Path().iterdir()} == {"runs", "folder"}
 
 
 def test_every_command_takes_the_folder(sppnet: Caller, trained: Called, folder: Path) -> None:

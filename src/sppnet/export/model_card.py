@@ -96,8 +96,7 @@ def build_card(
         "## Use",
         _usage(metadata),
     ]
-    front = _front_matter(name, cfg, results)
-    content = "\n\n".join([f"---\n{front}\n---", *parts]) + "\n"
+    content = "\n\n".join([f"---\n{_front_matter(name, cfg, results)}\n---", *parts]) + "\n"
     ModelCard(content)  # parses the front matter
     return content
 

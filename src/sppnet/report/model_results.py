@@ -86,7 +86,7 @@ def _results(row: Row, seed: int, columns: Sequence[Column], record: Mapping[str
         list(_scores(row, seed, columns, record["images_per_size"], table is not None)),
         views,
         table.name if table else "",
-        row.label,
+        row.name,
         str(row.results[seed].provenance["note"] or ""),
         draw_svg(table) if table else None,
     )
