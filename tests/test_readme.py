@@ -6,7 +6,10 @@ import json
 import re
 from pathlib import Path
 
-from calling import Caller
+import pytest
+from PIL import Image
+
+from calling import Called, Caller
 from sppnet.config import option_files
 
 ROOT = option_files.root()
@@ -43,6 +46,15 @@ def test_the_example_of_every_slot_runs_as_it_stands(sppnet: Caller, tmp_path: P
 def test_the_layer_alone_runs_as_it_stands() -> None:
     [text] = [text for kind, text in BLOCKS if kind == "python" and "SpatialPyramidPool2d" in text]
     exec(compile(text, "README.md", "exec"), {})
+
+
+def test_a_network_is_loaded_in_three_lines(
+    trained: Called, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [text] = [text for kind, text in BLOCKS if kind == "python" and "from_pretrained" in text]
+    Image.new("RGB", (60, 40)).save(tmp_path / "photo.jpg")
+    exec(compile(text.replace("RUN", str(trained.run)), "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in {str(digit) for digit in range(10)}
 
 
 def test_every_option_that_the_readme_lists_exists_and_every_group_is_listed() -> None:

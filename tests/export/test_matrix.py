@@ -20,6 +20,8 @@ from sppnet.export.verification import build_examples
 from sppnet.models.network import build_network
 from tiers import some_quick
 
+# expansion, channels, repeats and stride of inverted residuals: some of each kind
+BLOCKS = "+backbone.inverted_residual_setting=[[1,16,1,1],[6,24,2,2],[6,32,1,2],[6,64,2,2]]"
 # Narrow where the architecture lets one choose; with the sides of the images.
 BACKBONES = {
     "tiny": (["backbone.width=8"], [48, 40]),
@@ -28,7 +30,7 @@ BACKBONES = {
     "convnet5": ([], [64, 96]),
     "overfeat5": ([], [64, 96]),
     "resnet18": ([], [64, 48]),
-    "mobilenet_v2": (["+backbone.width_mult=0.25"], [64, 48]),
+    "mobilenet_v2": (["+backbone.width_mult=0.25", BLOCKS], [64, 48]),
     "swin_t": ([], [64]),
     "resnet10t": ([], [64, 48]),
     "convnext_atto": ([], [64, 48]),
@@ -37,7 +39,7 @@ POOLINGS = {
     **{f"spp {pool}": ["pooling=spp", f"pooling.pool={pool}"] for pool in ("max", "avg", "gem")},
     **{"gap": ["pooling=gap"], "gem": ["pooling=gem"], "flatten": ["pooling=flatten", "pooling.output_size=2"]},
 }
-PYRAMIDS = ("[6,3,2,1]", "[4,2,1]", "[5,1]")
+PYRAMIDS = ("[6,3,2,1]", "[4,1]", "[3,2]")
 SCRIPT = """
 import sys
 sys.modules["torch"] = None  # an import of it would fail

@@ -12,7 +12,7 @@ from sppnet.commands import checkpoint_app
 from sppnet.config.command_schemas import ExportConfig
 from sppnet.config.load import load
 from sppnet.config.schema import Config
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 from sppnet.runs.checkpoint_files import CONFIG, WEIGHTS
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.onnx_checkpoint import require_packages
@@ -83,7 +83,7 @@ def _write_hub_folder(
     output: Path,
 ) -> None:
     """Write the weights, the configuration, the model card and the figure of a network, and say how to upload them."""
-    from sppnet.export.hub_folder import CARD, FIGURE, build_config, write_folder
+    from sppnet.export.hub_folder import CARD, FIGURE, build_config, local_paths, write_folder
     from sppnet.export.model_card import build_card
     from sppnet.export.safetensors_file import build_safetensors
     from sppnet.report.model_results import model_results, training_facts
@@ -103,6 +103,8 @@ def _write_hub_folder(
     if results is not None and results.figure:
         files[FIGURE] = results.figure.encode()
     write_folder(output, files)
+    if paths := local_paths(metadata):
+        notice(f"{CONFIG} and {WEIGHTS} hold paths of this machine: {', '.join(paths)}")
     print(f"written: {output} ({', '.join(files)})")
     print(f"choose a license in {output / CARD}, then upload it: hf upload USER/NAME {shlex.quote(str(output))}")
 

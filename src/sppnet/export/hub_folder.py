@@ -23,6 +23,15 @@ def build_config(metadata: Mapping[str, Any]) -> str:
     return json.dumps({LIBRARY: "sppnet", **metadata}, indent=2, ensure_ascii=False) + "\n"
 
 
+def local_paths(node: Any, name: str = "") -> list[str]:
+    """Return the absolute paths in metadata as `key=path`: whoever reads the folder sees them."""
+    if isinstance(node, Mapping | list):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        return [path for key, value in items for path in local_paths(value, f"{name}.{key}".lstrip("."))]
+    is_path = isinstance(node, str) and (node.startswith("~/") or Path(node).is_absolute())
+    return [f"{name.removeprefix('sppnet.config.')}={node}"] if is_path else []
+
+
 def check_folder(output: Path, force: bool) -> None:
     """Check that a folder can be written, or replaced.
 
