@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,13 +90,15 @@ def build_examples(deployed: Deployed, sizes: Sequence[int], fixed: int | None, 
         cells: the smallest side of a feature map that the format takes.
 
     Raises:
-        UserError: the network takes no image of the side `fixed`.
+        UserError: the network takes no image of the side `fixed`, or none of the images.
     """
     if fixed is not None:
         shapes = [(count, fixed, fixed) for count in range(1, BATCHES + 1)]
         _check_side(deployed, fixed)
     else:
         shapes = list(_draw_shapes(deployed, sizes, cells))
+    if not shapes:
+        raise UserError("the network takes none of the images that it would be compared on")
     return [deployed.example(*shape, seed=number) for number, shape in enumerate(shapes)]
 
 
@@ -118,19 +121,15 @@ def _check_side(deployed: Deployed, side: int) -> None:
 def _draw_shapes(deployed: Deployed, sizes: Sequence[int], cells: int) -> Iterator[tuple[int, int, int]]:
     """Yield distinct shapes (N, H, W) that the network takes, of at most four times the pixels of a training image."""
     trunk, smallest, largest = deployed.network.get_submodule("backbone"), smallest_side(deployed, cells), max(sizes)
-    sides = {*sizes, *range(smallest, smallest + 4), *range(smallest, 2 * largest, smallest)}
-    sides |= {side for side in range(smallest, 2 * largest) if _is_prime(side)}
-    few = np.random.default_rng(0).permutation(sorted(sides)).tolist()
-    order = [*dict.fromkeys([smallest, *sizes, smallest + 1, *few])]
-    valid = [side for side in order[:40] if _gives_map(trunk, side, cells)]
-    generator = np.random.default_rng(1)
+    generator = np.random.default_rng(0)
+    sides = [side for side in range(smallest, 2 * largest) if _is_prime(side) or side % smallest == 0]
+    # beside primes, multiples of the smallest, because a network that cuts images into patches takes no others
+    few = [smallest, *sizes, smallest + 1, *generator.permutation(sides).tolist()][:40]
+    valid = [side for side in dict.fromkeys(few) if _gives_map(trunk, side, cells)]
     seen: set[tuple[int, int, int]] = set()
-    for attempt in range(40 * SHAPES):
-        first = valid[attempt % len(valid)] if attempt < 2 * SHAPES else int(generator.choice(valid))
-        side = first if attempt == 0 else int(generator.choice(valid))
-        height, width = (first, side) if attempt % 2 else (side, first)
-        count = 1 + len(seen) % BATCHES
-        count = max(1, min(count, 4 * largest**2 // (height * width)))
+    for height in itertools.islice(itertools.cycle(valid), 40 * SHAPES):
+        width = int(generator.choice(valid)) if seen else height
+        count = min(1 + len(seen) % BATCHES, max(1, 4 * largest**2 // (height * width)))
         shape = (count, height, width)
         if shape not in seen and _pools(deployed, height, width):
             seen.add(shape)
