@@ -114,7 +114,7 @@ def test_a_model_of_another_library_is_one_line(hub: str, sppnet: Caller) -> Non
     Path("served").mkdir()
     Path("served/config.json").write_text('{"model_type": "vit"}')
     Path("served/pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(UserError, match="no such model of sppnet can be downloaded"):
+    with pytest.raises(UserError, match="source=me/net is not a model of sppnet"):
         from_pretrained("me/net")
     assert "pytorch_model.bin" not in str(Hub.asked)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from calling import SMALL, Called, Caller, same_weights
+from sppnet.errors import UserError
 from sppnet.export.hub_folder import FILES, write_folder
 from sppnet.statistics import spread
 
@@ -55,7 +56,7 @@ def test_the_folder_has_the_file_of_safetensors_and_its_metadata(sppnet: Caller,
 def test_the_command_says_how_to_upload(sppnet: Caller, trained: Called) -> None:
     printed = export(sppnet, trained.run, "my folder").out.splitlines()
     assert printed[0].startswith("written: my folder (model.safetensors, config.json, README.md")
-    assert printed[1].endswith("upload it: hf upload USER/NAME 'my folder'")
+    assert printed[1].endswith("upload it: hf upload USER/NAME 'my folder' --private")
 
 
 def test_the_card_of_a_lone_run_has_its_own_results(trained: Called, folder: Path) -> None:
@@ -169,9 +170,36 @@ def test_a_failure_leaves_the_earlier_folder_and_nothing_else(folder: Path) -> N
     unwritable: Any = {"README.md": b"new", "config.json": 3}
     for target in (folder, Path("new")):
         with pytest.raises(TypeError):
-            write_folder(target, unwritable)
+            write_folder(target, unwritable, force=True)
+    Path("meanwhile").mkdir()  # by another program, since the export began
+    Path("meanwhile/notes.txt").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(UserError, match="output=meanwhile "):
+            write_folder(Path("meanwhile"), {"README.md": b"new"}, force)
+    assert [path.name for path in Path("meanwhile").iterdir()] == ["notes.txt"]
+    shutil.rmtree("meanwhile")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert {path.name for path in Path().iterdir()} == {"runs", "folder"}
+
+
+def test_the_card_has_every_size_of_the_runs_own_test_after_others(sppnet: Caller) -> None:
+    run = sppnet("train", *SMALL, "trainer.max_epochs=1", "sizes.test=[24,20]").run
+    for size in (24, 20):
+        assert sppnet("test", f"checkpoint={run}", f"sizes.test=[{size}]").code == 0
+    assert export(sppnet, run, "card").code == 0
+    card = ModelCard.load("card/README.md").text
+    assert "| 24 px |" in card
+    assert "| 20 px |" in card
+
+
+def test_a_run_that_is_not_done_says_so(sppnet: Caller, trained: Called) -> None:
+    status = trained.run / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"preempted"'))
+    done = export(sppnet, trained.run, "early")
+    assert done.code == 0
+    assert "is not done (status: preempted), so its weights may still change" in done.err
+    assert "the card has no results" in done.err
+    assert "preempted in epoch" in ModelCard.load("early/README.md").text
 
 
 def test_every_command_takes_the_folder(sppnet: Caller, trained: Called, folder: Path) -> None:

@@ -17,6 +17,7 @@ from sppnet.runs.checkpoint_files import CONFIG, WEIGHTS
 from sppnet.runs.from_checkpoint import TrainedNetwork
 from sppnet.runs.onnx_checkpoint import require_packages
 from sppnet.storage.files import atomic_write
+from sppnet.storage.paths import expand_path
 
 if TYPE_CHECKING:
     from sppnet.export.verification import Agreement
@@ -41,19 +42,24 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
         UserError: a value is not allowed, a package is missing, or the format cannot express the network.
         RunFailed: what was exported differs from the network; no file has been written.
     """
-    cfg, output = trained.cfg, Path(trained.cfg.output).expanduser()
+    cfg, output = trained.cfg, expand_path("output", trained.cfg.output)
     require_packages(f"format={cfg.format}", NEEDS[cfg.format])
-    check_output(cfg, output)
+    check_output(trained, output)
     check_keys(cfg)
     # imports torch
     from sppnet.runs.checkpoint_files import read_checkpoint
-    from sppnet.runs.model_metadata import describe
+    from sppnet.runs.model_metadata import describe, local_paths
     from sppnet.training.losses import uses_sigmoid
 
     checkpoint = read_checkpoint(trained.weights)
     stored = load(Config, checkpoint["sppnet"]["config"])
     sigmoid = uses_sigmoid(stored.loss, stored.data.name, checkpoint["sppnet"]["multilabel"])
     metadata = describe(trained, checkpoint, stored, sigmoid)
+    if trained.run is not None and not trained.run.done:
+        state = trained.run.status.get("state", "unknown")
+        notice(f"{trained.run.path} is not done (status: {state}), so its weights may still change")
+    if paths := local_paths(metadata["sppnet"]["config"]):
+        notice(f"the export holds paths of this machine: {', '.join(paths)}")
     if cfg.format == "hub":
         _write_hub_folder(trained, checkpoint, stored, metadata, output)
         return
@@ -83,7 +89,7 @@ def _write_hub_folder(
     output: Path,
 ) -> None:
     """Write the weights, the configuration, the model card and the figure of a network, and say how to upload them."""
-    from sppnet.export.hub_folder import CARD, FIGURE, build_config, local_paths, write_folder
+    from sppnet.export.hub_folder import CARD, FIGURE, build_config, write_folder
     from sppnet.export.model_card import build_card
     from sppnet.export.safetensors_file import build_safetensors
     from sppnet.report.model_results import model_results, training_facts
@@ -92,6 +98,7 @@ def _write_hub_folder(
     # the results and the provenance are those of the run's best weights
     is_best = run is not None and trained.weights.resolve() == run.best.resolve()
     results = model_results(run, stored.report) if run is not None and is_best else None
+    unknown = "those of a run are known once it is done" if is_best else "they are known only of a run's best.ckpt"
     facts, command = training_facts(run) if run is not None and is_best else ([], [])
     name = str(metadata["origin"]["run"] or output.resolve().name)
     card = build_card(name, stored, metadata, facts, command, results, FIGURE)
@@ -102,19 +109,23 @@ def _write_hub_folder(
     }
     if results is not None and results.figure:
         files[FIGURE] = results.figure.encode()
-    write_folder(output, files)
-    if paths := local_paths(metadata):
-        notice(f"{CONFIG} and {WEIGHTS} hold paths of this machine: {', '.join(paths)}")
+    write_folder(output, files, trained.cfg.force)
+    if results is None:
+        notice(f"the card has no results: {unknown}")
     print(f"written: {output} ({', '.join(files)})")
-    print(f"choose a license in {output / CARD}, then upload it: hf upload USER/NAME {shlex.quote(str(output))}")
+    where = shlex.quote(str(output))
+    print(f"choose a license in {output / CARD}, then upload it: hf upload USER/NAME {where} --private")
 
 
-def check_output(cfg: ExportConfig, output: Path) -> None:
+def check_output(trained: TrainedNetwork[ExportConfig], output: Path) -> None:
     """Raise UserError if `output` has the wrong ending, exists, or cannot be written."""
+    cfg = trained.cfg
     if cfg.format == "hub":
         from sppnet.export.hub_folder import check_folder
 
         check_folder(output, cfg.force)
+        if output.resolve() == trained.weights.resolve().parent:
+            raise UserError(f"output={cfg.output} is the folder that checkpoint= names; choose another")
         return
     ending = ENDINGS[cfg.format]
     if output.suffix != ending:

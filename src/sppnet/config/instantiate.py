@@ -9,13 +9,15 @@ allow a package.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,11 +31,23 @@ REFUSED = ("torch.hub", "torch.jit", "torch.load", "torchvision.datasets.utils",
 # how to allow a package; `sppnet.from_pretrained` says it in another way
 ADVICE = "put allow=PACKAGE on the command line or set SPPNET_ALLOW=PACKAGE"
 T = TypeVar("T")
+_allowed_here: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())  # in this thread, by `allowing`
+
+
+@contextlib.contextmanager
+def allowing(packages: Iterable[str]) -> Iterator[None]:
+    """Allow the classes of some packages inside the block, in this thread."""
+    token = _allowed_here.set((*_allowed_here.get(), *packages))
+    try:
+        yield
+    finally:
+        _allowed_here.reset(token)
 
 
 def allowed_prefixes() -> tuple[str, ...]:
-    """The prefixes that a `_target_` may have: `ALLOWED` and the packages in `SPPNET_ALLOW` (comma-separated)."""
+    """The prefixes that a `_target_` may have: `ALLOWED`, and the packages of `SPPNET_ALLOW` and of `allowing`."""
     extra = [name.strip().rstrip(".") for name in os.environ.get("SPPNET_ALLOW", "").split(",")]
+    extra += _allowed_here.get()
     return ALLOWED + tuple(f"{name}." for name in extra if name)
 
 

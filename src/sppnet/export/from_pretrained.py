@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sppnet.config.instantiate import ADVICE
+from sppnet.config.instantiate import ADVICE, allowing
 from sppnet.config.load import load
 from sppnet.config.schema import Config
 from sppnet.data.crops import EvalRegions
@@ -23,13 +24,14 @@ from sppnet.data.decode import to_rgb
 from sppnet.data.loader import BatchDataset
 from sppnet.data.orientation import TURNS, read_loaded_orientation
 from sppnet.data.readers import build_reader
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 from sppnet.models.network import SPPNet
 from sppnet.models.normalise import Normalise
 from sppnet.prediction.predictor import WindowBatches
 from sppnet.prediction.settings import prediction_config
-from sppnet.runs.checkpoint_files import CONFIG, WEIGHTS, locate, read_checkpoint
+from sppnet.runs.checkpoint_files import CONFIG, LIBRARY, WEIGHTS, locate, read_checkpoint
 from sppnet.runs.from_checkpoint import changed_code
+from sppnet.storage.files import read_record
 from sppnet.storage.paths import expand_path
 from sppnet.storage.tensors import check_download
 from sppnet.training.inference import load_network
@@ -39,6 +41,7 @@ ON_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 TIMEOUT = 10.0  # seconds until the first answer of the Hub
 KEY = "source"  # of messages
 PARTS = ("backbone", "pooling", "head")  # whose code is run; that of a loss of the user's own need not exist
+_LOCK = threading.Lock()  # Hydra, which composes the views, is for one thread at a time
 Picture = Image.Image | str | os.PathLike[str]
 
 
@@ -138,8 +141,8 @@ def from_pretrained(
 def _find(source: str | os.PathLike[str], revision: str | None) -> Path:
     """Return the weights file of `source`, which is downloaded if it is the name of a model on the Hub."""
     path = expand_path(KEY, source)
-    if not path.exists() and ON_HUB.fullmatch(str(source)):
-        path = _download(str(source), revision)
+    if isinstance(source, str) and not path.exists() and ON_HUB.fullmatch(source):
+        path = _download(source, revision)
     elif revision is not None:
         raise UserError(f"revision={revision} is for models on the Hub, and {KEY}={source} is not the name of one")
     return locate(path, KEY)[1]
@@ -152,6 +155,7 @@ def _download(name: str, revision: str | None) -> Path:
     """
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError
     except ModuleNotFoundError:
         raise UserError(
             f"{KEY}={name}: no such file or directory; to look for this name on the Hub, the package huggingface_hub is"
@@ -162,11 +166,17 @@ def _download(name: str, revision: str | None) -> Path:
         get_hf_file_metadata(hf_hub_url(name, CONFIG, revision=revision), timeout=TIMEOUT)
     except Exception as error:  # of the network or the library, which has many
         problem = error
-    offline = problem is not None
+    offline = problem is not None and not isinstance(problem, HfHubHTTPError)
     try:
+        if problem is not None and not offline:  # the Hub has answered
+            raise problem
         config = Path(hf_hub_download(name, CONFIG, revision=revision, local_files_only=offline))
+        if read_record(config).get(LIBRARY) != "sppnet":
+            raise UserError(f"{KEY}={name} is not a model of sppnet")
         commit = config.parent.name  # the branch may move between the two files
         path = Path(hf_hub_download(name, WEIGHTS, revision=commit, local_files_only=offline))
+    except UserError:
+        raise
     except Exception as error:
         reason = str(problem or error).partition("\n")[0] or type(problem or error).__name__
         raise UserError(
@@ -174,6 +184,8 @@ def _download(name: str, revision: str | None) -> Path:
             f" Hub ({reason})"
         ) from error
     check_download(path, KEY)
+    if offline:
+        notice(f"{KEY}={name}: the Hub cannot be reached, and the copy in the cache may be older than the model there")
     return path.parent
 
 
@@ -188,18 +200,11 @@ def _allowed(packages: str | Sequence[str]) -> Iterator[None]:
     for name in names:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             raise UserError(f"allow={name!r} is not allowed: it takes the name of a package, or a list of names")
-    before = os.environ.get("SPPNET_ALLOW")
-    if names:
-        os.environ["SPPNET_ALLOW"] = ",".join(filter(None, [before, *names]))
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace(ADVICE, 'pass allow="PACKAGE"')) from error
-    finally:
-        if before is not None:
-            os.environ["SPPNET_ALLOW"] = before
-        elif names:
-            del os.environ["SPPNET_ALLOW"]
+    with _LOCK, allowing(names):
+        try:
+            yield
+        except UserError as error:
+            raise UserError(str(error).replace(ADVICE, 'pass allow="PACKAGE"')) from error
 
 
 def _files(path: Path) -> UnlabelledImages:

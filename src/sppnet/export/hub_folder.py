@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sppnet.errors import UserError
+from sppnet.errors import UserError, notice
 from sppnet.runs.checkpoint_files import CONFIG, LIBRARY, WEIGHTS
 from sppnet.storage.files import atomic_write, read_record
 
@@ -21,15 +21,6 @@ FILES = (WEIGHTS, CONFIG, CARD, FIGURE)
 def build_config(metadata: Mapping[str, Any]) -> str:
     """Return `config.json`: the metadata in the header of the weights, and the library that reads them."""
     return json.dumps({LIBRARY: "sppnet", **metadata}, indent=2, ensure_ascii=False) + "\n"
-
-
-def local_paths(node: Any, name: str = "") -> list[str]:
-    """Return the absolute paths in metadata as `key=path`: whoever reads the folder sees them."""
-    if isinstance(node, Mapping | list):
-        items = node.items() if isinstance(node, Mapping) else enumerate(node)
-        return [path for key, value in items for path in local_paths(value, f"{name}.{key}".lstrip("."))]
-    is_path = isinstance(node, str) and (node.startswith("~/") or Path(node).is_absolute())
-    return [f"{name.removeprefix('sppnet.config.')}={node}"] if is_path else []
 
 
 def check_folder(output: Path, force: bool) -> None:
@@ -45,6 +36,8 @@ def check_folder(output: Path, force: bool) -> None:
         return
     if not output.is_dir():
         raise UserError(f"output={output} is not a folder")
+    if not any(output.iterdir()):
+        return
     if not force:
         raise UserError(f"output={output} exists; force=true replaces an earlier export")
     others = sorted(path.name for path in output.iterdir() if path.name not in FILES or not path.is_file())
@@ -52,20 +45,25 @@ def check_folder(output: Path, force: bool) -> None:
         raise UserError(
             f"output={output} holds other files than an earlier export, such as {others[0]}; nothing is replaced"
         )
-    if any(output.iterdir()) and read_record(output / CONFIG).get(LIBRARY) != "sppnet":
+    if read_record(output / CONFIG).get(LIBRARY) != "sppnet":
         raise UserError(f"output={output} is not an earlier export of sppnet; nothing is replaced")
 
 
-def write_folder(output: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder that is complete whenever it has its name; it replaces an earlier one (see `check_folder`)."""
+def write_folder(output: Path, files: Mapping[str, bytes], force: bool) -> None:
+    """Write a folder that is complete whenever it has its name; with `force`, it replaces an earlier export.
+
+    Raises:
+        UserError: see `check_folder`, which looks again: the folder may have been made since the export began.
+    """
     target = output.resolve()  # that of a link, which stays
-    name = f".{target.name[:100]}.{secrets.token_hex(8)}"
+    name = f".sppnet-{secrets.token_hex(8)}"
     new, old = target.with_name(f"{name}.new.tmp"), target.with_name(f"{name}.old.tmp")
     new.mkdir()
     try:
         for file, content in files.items():
             with atomic_write(new / file, "wb") as stream:
                 stream.write(content)
+        check_folder(output, force)
         if target.exists():
             target.rename(old)
         try:
@@ -76,4 +74,10 @@ def write_folder(output: Path, files: Mapping[str, bytes]) -> None:
             raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        for file in FILES:
+            (old / file).unlink(missing_ok=True)
+        try:
+            old.rmdir()
+        except OSError:
+            notice(f"{old} has the files that were put into output={output} during the export")

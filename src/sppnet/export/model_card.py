@@ -133,12 +133,14 @@ def _introduction(cfg: Config) -> str:
     if isinstance(cfg.pooling, SPP):
         levels = ", ".join(f"{n}x{n}" for n in cfg.pooling.bins)
         pooling = f"a spatial pyramid of {levels} bins"
-    shape = "height and width" if getattr(cfg.pooling, "takes_any_shape", True) else "size that its pooling takes"
+    shapes = "any height and width that its backbone takes"
+    if not getattr(cfg.pooling, "takes_any_shape", True):
+        shapes = "one size" if cfg.pooling.name == "flatten" else "the sizes that its pooling takes"
     sizes = format_value(list(cfg.sizes.train))
     return (
         f"A network that classifies images. Its backbone is `{_option(cfg.backbone)}`, its pooling is {pooling}, and"
         f" its head is `{_option(cfg.head)}`. It was trained with sppnet on the data set"
-        f" `{_plain(cfg.data.name)}` at sizes of {sizes} pixels, and takes images of any {shape}."
+        f" `{_plain(cfg.data.name)}` at sizes of {sizes} pixels, and takes images of {shapes}."
     )
 
 
@@ -150,7 +152,7 @@ def _classes(classes: Sequence[str]) -> str:
 
 def _results(results: Results | None, figure_file: str) -> list[str]:
     if results is None:
-        return ["The test results are not known: the folder was exported from a file, not from a finished run."]
+        return ["The test results are not known: the folder was exported from a file, or from a run that was not done."]
     scores, planned = results.scores, bool(results.study)
     head = (
         "metric",

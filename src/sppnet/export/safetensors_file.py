@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from sppnet.errors import RunFailed, UserError
 from sppnet.runs.model_metadata import to_text
-from sppnet.storage.safetensors_files import DIGEST
+from sppnet.storage.safetensors_files import DIGEST, content_digest
 
 
 def build_safetensors(state_dict: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes:
@@ -49,8 +48,9 @@ def _with_header(content: bytes, entries: Mapping[str, str]) -> bytes:
     """Put text into the header of a file without any. The library would write the entries in random order."""
     length = int.from_bytes(content[:8], "little")
     tensors, header = content[8 + length :], json.loads(content[8 : 8 + length])
-    digest = hashlib.sha256(tensors).hexdigest()
-    text = json.dumps({"__metadata__": {"format": "pt", **entries, DIGEST: digest}, **header}).encode()
+    entries = {"format": "pt", **entries}
+    entries[DIGEST] = content_digest(entries, header, tensors)
+    text = json.dumps({"__metadata__": entries, **header}).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text + tensors
 

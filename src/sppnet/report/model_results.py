@@ -12,6 +12,7 @@ from sppnet.report.figures import draw_svg
 from sppnet.report.run_results import build_result, format_commit, format_machine, read_provenance
 from sppnet.report.summary import format_metric, format_spread
 from sppnet.report.table import Column, Row, Table
+from sppnet.runs.identity import digest
 from sppnet.runs.run_directory import Run
 from sppnet.statistics import spread
 from sppnet.studies.lookup import load_studies
@@ -42,10 +43,12 @@ def model_results(run: Run, report: Report) -> Results | None:
 
 
 def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return facts about a training as (name, value), and the command line that started it; empty if not recorded."""
-    last, summary = read_provenance(run)["starts"][-1], run.summary
+    """Return facts about a training as (name, value), and the command line that repeats it."""
+    provenance, summary, status = read_provenance(run), run.summary, run.status
+    last = provenance["starts"][-1]
     code = last.get("code") or {}
     facts = {
+        "status": None if run.done else f"{status.get('state')} in epoch {status.get('epoch')}",
         "epochs trained": summary.get("epochs"),
         "seconds": summary.get("seconds"),
         "parameters": summary.get("parameters"),
@@ -53,10 +56,12 @@ def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
         "machine": format_machine(last["machine"]) if last.get("machine") else None,
         "commit": format_commit(code.get("commit"), code.get("dirty")) if code else None,
         "sppnet": code.get("version"),
-        "hash of the configuration": run.path.resolve().name.rpartition("-")[2],
+        "hash of the configuration": digest(provenance["identity"]),
     }
     shown = [(name, str(value)) for name, value in facts.items() if value is not None]
-    return shown, [str(word) for word in last.get("command") or []]
+    overrides = run.path / "overrides.txt"  # those of this run alone; a sweep's command trains others as well
+    words = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
+    return shown, ["sppnet", "train", *words]
 
 
 def _planned_results(run: Run, report: Report) -> Iterator[tuple[Results, Mapping[str, float]]]:
@@ -71,12 +76,15 @@ def _planned_results(run: Run, report: Report) -> Iterator[tuple[Results, Mappin
 
 
 def _find_record(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of the test that measured `metrics`, which may have others beside them."""
-    for path in sorted((run.path / "tests").glob("*.json")):
-        record = run.result(path.stem)
-        if record and all(metrics.get(key) == value for key, value in record["metrics"].items()):
-            return record
-    return None
+    """The record of the test that measured `metrics`, which may have others beside them.
+
+    A test of fewer sizes measures some of the same: the record with the most metrics is that of the whole test.
+    """
+    records = filter(None, (run.result(path.stem) for path in sorted((run.path / "tests").glob("*.json"))))
+    matching = [
+        record for record in records if all(metrics.get(key) == value for key, value in record["metrics"].items())
+    ]
+    return max(matching, key=lambda record: len(record["metrics"]), default=None)
 
 
 def _results(row: Row, seed: int, columns: Sequence[Column], record: Mapping[str, Any], table: Table | None) -> Results:

@@ -143,6 +143,8 @@ def _check_parts(metadata: Mapping[str, Any], name: str) -> None:
     damaged = [part for part, kind in PARTS.items() if not isinstance(metadata.get(part), kind)]
     if not damaged and not all(isinstance(label, str) for label in metadata["classes"]):
         damaged = ["classes"]
+    if not damaged and len(set(metadata["classes"])) < len(metadata["classes"]):
+        damaged = ["classes, of which two have the same name"]
     if damaged:
         raise UserError(f"{name} is not an sppnet checkpoint (damaged: {', '.join(damaged)})")
     if not _is_complete(metadata["config"]):

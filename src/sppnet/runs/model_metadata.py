@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sppnet import __version__
@@ -54,21 +55,19 @@ def to_text(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in metadata.items()}
 
 
-def from_text(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Decode what `to_text` encoded.
-
-    Raises:
-        ValueError: a value is not JSON.
-    """
-    return {key: json.loads(value) for key, value in metadata.items() if key in KEYS}
-
-
-KEYS = ("classes", "activation", "mean", "std", "sizes", "interpolation", "origin", KEY)
+def local_paths(node: Any, name: str = "") -> list[str]:
+    """Return the absolute paths in a configuration as `key=path`: whoever reads the export sees them."""
+    if isinstance(node, Mapping | list):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        return [path for key, value in items for path in local_paths(value, f"{name}.{key}".lstrip("."))]
+    is_path = isinstance(node, str) and (node.startswith("~/") or Path(node).is_absolute())
+    return [f"{name}={node}"] if is_path else []
 
 
 def _origin(trained: TrainedNetwork[Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if trained.run is None:  # an exported file says where it came from
-        known = checkpoint.get("origin") or {}
+        origin = checkpoint.get("origin")
+        known = origin if isinstance(origin, dict) else {}
         return {"run": known.get("run"), "commit": known.get("commit"), "version": __version__}
     starts = read_record(trained.run.path / "provenance.json").get("starts") or [{}]
     code = starts[-1].get("code") or {}

@@ -78,7 +78,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; None if the file does not exist or is not readable JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from sppnet.errors import UserError
 
 SUFFIX = ".safetensors"
 OURS = "sppnet"  # the entry of the header that every file of sppnet has
-DIGEST = "sha256"  # the entry with the digest of the tensors: the format itself has no checksums
+DIGEST = "sha256"  # the entry with `content_digest`: the format itself has no checksums
 TEXTS = ("format", DIGEST)  # entries that are text; sppnet writes all others as JSON
 
 
@@ -23,6 +25,20 @@ def is_safetensors(path: Path) -> bool:
         start = file.read(10)
         return start[8:] == b'{"' and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size
     return False
+
+
+def content_digest(entries: Mapping[str, str], header: Mapping[str, Any], tensors: bytes) -> str:
+    """Return the SHA-256 of everything in a file: its entries but for `DIGEST`, the table of its tensors, and these.
+
+    Args:
+        entries: the text in the header, by name.
+        header: dtype, shape and position of each tensor, by name.
+        tensors: the bytes behind the header.
+    """
+    text = {name: entry for name, entry in entries.items() if name != DIGEST}
+    digest = hashlib.sha256(json.dumps([text, dict(header)], sort_keys=True).encode())
+    digest.update(tensors)
+    return digest.hexdigest()
 
 
 def read_metadata(path: Path, key: str) -> dict[str, Any]:

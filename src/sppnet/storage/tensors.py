@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 import warnings
 import zipfile
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from sppnet.errors import UserError, notice
-from sppnet.storage.safetensors_files import DIGEST, is_safetensors, read_entries, read_metadata
+from sppnet.storage.safetensors_files import DIGEST, content_digest, is_safetensors, read_entries, read_metadata
 
 FOLDER = 0x10  # the zip attribute that marks a folder; torch reads such a record as empty, whatever its checksum is
 
@@ -64,8 +65,10 @@ def _read_safetensors(path: Path, key: str) -> dict[str, Any]:
     except Exception as error:  # a damaged file can cause any error in the reader
         raise UserError(f"{key}={path} cannot be read; it is damaged or not a safetensors file: {error}") from error
     if metadata and DIGEST in entries:
-        if entries[DIGEST] != hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest():
-            raise UserError(f"{key}={path} is damaged: its tensors do not match the checksum in its header")
+        start = 8 + int.from_bytes(content[:8], "little")
+        table = {name: value for name, value in json.loads(content[8:start]).items() if name != "__metadata__"}
+        if entries[DIGEST] != content_digest(entries, table, content[start:]):
+            raise UserError(f"{key}={path} is damaged: it does not match the checksum in its header")
     elif not _is_named_by_digest(path):
         _warn_unchecked(path, key)
     return {**metadata, "state_dict": tensors} if metadata else tensors
