@@ -18,6 +18,7 @@ from sppnet.config.schema import Config
 from sppnet.models.network import SPPNet
 from sppnet.runs.checkpoint_files import read_checkpoint
 from sppnet.training.inference import load_network
+from tiers import some_quick
 
 TINY = (*SMALL, "trainer.max_epochs=1")
 
@@ -124,7 +125,7 @@ def test_another_rule_is_exported_for_one_size(sppnet: Caller, tmp_path: Path) -
     assert done.code == 0, done.err
     refused = sppnet("export", f"checkpoint={done.run}", "output=net.onnx")
     assert refused.code == 2
-    assert "pooling.rule=padded refuses some sizes, which an ONNX file cannot; size=" in refused.err
+    assert "pooling.rule=padded refuses some sizes, and an exported file would refuse others; size=" in refused.err
     assert sppnet("export", f"checkpoint={done.run}", "output=net.onnx", "size=20").code == 0
 
 
@@ -132,16 +133,22 @@ OWN = """
 import torch
 
 class Branches(torch.nn.Module):
-    '''Pools maps of more than 9 rows in another way. An exporter sees one of the ways.'''
+    '''Pools maps of many rows in another way. An exporter sees one of the ways.'''
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
 
     def forward(self, maps):
-        return maps.amax((2, 3)) if maps.shape[2] > 9 else maps.mean((2, 3))
+        return maps.amax((2, 3)) if maps.shape[2] > self.rows else maps.mean((2, 3))
 """
 
 
-def test_a_file_that_differs_from_its_network_is_not_written(sppnet: Caller, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", some_quick([9, 30], every=2))
+def test_a_file_that_differs_from_its_network_is_not_written(rows: int, sppnet: Caller, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN)
-    done = sppnet("train", *TINY, "pooling=class", "pooling._target_=mine.Branches", "allow=mine", "views=warp")
+    own = ("pooling=class", "pooling._target_=mine.Branches", f"+pooling.rows={rows}", "allow=mine")
+    done = sppnet("train", *TINY, *own, "views=warp")
     assert done.code == 0, done.err
     refused = sppnet("export", f"checkpoint={done.run}", "output=net.onnx")
     assert refused.code == 2

@@ -16,7 +16,7 @@ from sppnet.errors import UserError
 from sppnet.export.deployed import Deployed
 from sppnet.export.graph import check_sides
 from sppnet.export.onnx_file import build_onnx
-from sppnet.export.verification import build_examples
+from sppnet.export.shapes import Sides, draw_shapes, fixed_shapes
 from sppnet.models.network import build_network
 from tiers import some_quick
 
@@ -78,13 +78,15 @@ def test_onnx_equals_the_network_in_a_process_without_torch(
     fixed = None
     if backbone == "swin_t" or pooling == "flatten":
         with pytest.raises(UserError, match=f"images of one size; size={sizes[0]} exports"):
-            check_sides(cfg, network, sizes[0], "onnx")
+            check_sides(cfg, network, sizes[0])
         fixed = sizes[0]
     if backbone == "swin_t" and pooling != "spp max":
         return  # it is refused, and takes half a minute for a fixed size
     metadata = {"activation": "softmax", "mean": [0.5] * 3, "std": [0.25] * 3, "origin": {"version": "1"}}
     deployed = Deployed(network, metadata, preprocess)
-    examples = build_examples(deployed, sizes, fixed, 1)
+    shapes = fixed_shapes(deployed, fixed) if fixed else list(draw_shapes(sides := Sides(deployed, sizes, 1)))
+    assert fixed or sides.refused is None
+    examples = [deployed.example(*shape, seed=number) for number, shape in enumerate(shapes)]
     assert fixed or len({example.shape for example in examples}) >= 30
     content = build_onnx(deployed, deployed.example(2, sizes[0], fixed or 70), fixed is not None, metadata)
     (tmp_path / "network.onnx").write_bytes(content)

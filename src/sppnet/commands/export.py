@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
         RunFailed: what was exported differs from the network; no file has been written.
     """
     cfg, output = trained.cfg, expand_path("output", trained.cfg.output)
+    # make SIGTERM raise KeyboardInterrupt, so that half-written files are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     require_packages(f"format={cfg.format}", NEEDS[cfg.format])
     check_output(trained, output)
     check_keys(cfg)
@@ -74,7 +77,8 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
 
         set_threads_and_filter_warnings(cfg)
         content, agreements = build_graph(cfg, checkpoint, stored, metadata, trained.weights)
-    with atomic_write(output, "wb") as file:
+    check_output(trained, output)  # again: another job may have written it meanwhile
+    with atomic_write(output.resolve(), "wb") as file:
         file.write(content)
     if agreements:
         print(*_format_table(agreements), sep="\n")
@@ -130,9 +134,9 @@ def check_output(trained: TrainedNetwork[ExportConfig], output: Path) -> None:
     ending = ENDINGS[cfg.format]
     if output.suffix != ending:
         raise UserError(f"output={cfg.output}: a file of format={cfg.format} ends in {ending}")
-    if output.is_dir():
-        raise UserError(f"output={cfg.output} is a folder")
-    if output.exists() and not cfg.force:
+    if output.exists() and not output.is_file():
+        raise UserError(f"output={cfg.output} is not a file")
+    if (output.exists() or output.is_symlink()) and not cfg.force:
         raise UserError(f"output={cfg.output} exists; force=true replaces it")
     if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise UserError(f"output={cfg.output}: there is no folder {output.parent} that can be written to")

@@ -52,7 +52,10 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities, or the logits, (N, K) of `images`."""
-        logits = self.logits(images)
+        return self.activate(self.logits(images))
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Return the output for logits (N, K)."""
         if not self.preprocess:
             return logits
         return logits.sigmoid() if self.sigmoid else logits.softmax(1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
@@ -15,8 +16,9 @@ from sppnet.errors import UserError, notice
 from sppnet.export.deployed import Deployed
 from sppnet.export.onnx_file import OnnxRun, build_onnx
 from sppnet.export.sample_images import read_samples
+from sppnet.export.shapes import Sides, draw_shapes, fixed_shapes
 from sppnet.export.torch_program import ProgramRun, build_program
-from sppnet.export.verification import Agreement, Run, build_examples, compare, smallest_side
+from sppnet.export.verification import Agreement, Run, compare
 from sppnet.models.fit_check import takes_any_shape
 from sppnet.models.network import SPPNet
 from sppnet.training.inference import load_network
@@ -29,13 +31,13 @@ class Format(NamedTuple):
 
     Attributes:
         build: returns the content of a file.
-        run: runs the content of a file.
+        run: runs the content of a file, given whether its output are probabilities.
         cells: the smallest side of a feature map that the format takes. `torch.export` takes a side of 1 for a
             constant, and the program refuses other sides.
     """
 
     build: Callable[[Deployed, Tensor, bool, Mapping[str, Any]], bytes]
-    run: Callable[[bytes], Run]
+    run: Callable[[bytes, bool], Run]
     cells: int
 
 
@@ -61,41 +63,54 @@ def build_graph(
     network = load_network(checkpoint, stored, path)
     sizes = [*stored.sizes.test, *stored.sizes.train]
     if cfg.size is None:
-        check_sides(stored, network, sizes[0], cfg.format)
+        check_sides(stored, network, sizes[0])
     if stored.trainer.precision != "32-true":
         notice(f"trainer.precision={stored.trainer.precision}: the network is exported in float32")
     deployed, fixed = Deployed(network, metadata, cfg.preprocess), cfg.size is not None
     build, run, cells = FORMATS[cfg.format]
-    examples = build_examples(deployed, sizes, cfg.size, cells)
+    if cfg.size is not None:
+        shapes, smallest, side = fixed_shapes(deployed, cfg.size), cfg.size, (cfg.size, cfg.size)
+    else:
+        sides = Sides(deployed, sizes, cells)
+        check_all_sizes(sides, cfg.format, sizes[0])
+        shapes, smallest, side = list(draw_shapes(sides)), sides.smallest, sides.example()
     samples = _read_samples(cfg, deployed)
-    side = cfg.size or max(stored.sizes.train)
-    # below this side, ONNX Runtime may answer wrongly, or end the whole process
-    metadata = {**metadata, "smallest": cfg.size or smallest_side(deployed, cells)}
-    content = build(deployed, deployed.example(2, side, side if fixed else side + side // 3), fixed, metadata)
+    # below the smallest side, ONNX Runtime may answer wrongly, or end the whole process
+    content = build(deployed, deployed.example(2, *side), fixed, {**metadata, "smallest": smallest})
     advice = "nothing is written" + ("" if fixed else f"; size={sizes[0]} exports it for images of one size")
-    runner = run(content)
+    runner = run(content, cfg.preprocess)
+    examples = [deployed.example(*shape, seed=number) for number, shape in enumerate(shapes)]
     agreements = [compare(deployed, runner, examples, "random images", advice)]
     if samples:
         agreements.append(compare(deployed, runner, samples, f"images of {cfg.data.name}", advice))
     return content, agreements
 
 
-def check_sides(cfg: Config, network: SPPNet, side: int, format_name: str) -> None:
-    """Check that a file of a format can take images of any size.
+def check_all_sizes(sides: Sides, format_name: str, side: int) -> None:
+    """Raise UserError if the network refuses some sizes, and a file of the format cannot."""
+    if format_name == "onnx" and sides.refused is not None:
+        raise UserError(
+            f"the network refuses some sizes, such as {sides.refused}x{sides.refused}, which an ONNX file cannot;"
+            f" size={side} exports it for images of one size"
+        )
+    if not sides.valid:
+        raise UserError("the network takes none of the images that it would be compared on")
+
+
+def check_sides(cfg: Config, network: SPPNet, side: int) -> None:
+    """Check that a file with this network can take images of any size.
 
     Args:
         cfg: the configuration of the training.
         network: the network.
         side: a size that it was tested at, in pixels, for the message.
-        format_name: the format.
 
     Raises:
-        UserError: the network takes images of one size only, is traced for one size only, or refuses some sizes, which
-            the format cannot.
+        UserError: the network takes images of one size only, is traced for one size only, or refuses some sizes.
     """
     pooling, reason = cfg.pooling, ""
-    if isinstance(pooling, SPP) and pooling.rule != "adaptive" and format_name == "onnx":
-        reason = f"pooling.rule={pooling.rule} refuses some sizes, which an ONNX file cannot"
+    if isinstance(pooling, SPP) and pooling.rule != "adaptive":
+        reason = f"pooling.rule={pooling.rule} refuses some sizes, and an exported file would refuse others"
     elif isinstance(pooling, Flatten):
         reason = "pooling=flatten takes images of one size"
     elif isinstance(pooling, OwnPooling) and not takes_any_shape(cfg.backbone, pooling, side):
@@ -107,9 +122,25 @@ def check_sides(cfg: Config, network: SPPNet, side: int, format_name: str) -> No
 
 
 def _read_samples(cfg: ExportConfig, deployed: Deployed) -> Sequence[Tensor]:
+    """Read images of the run's data, as the network takes them, and say in one line if some cannot be used."""
     try:
-        samples = list(read_samples(cfg, SAMPLES))
+        samples, unreadable = read_samples(cfg, SAMPLES)
     except UserError as error:
         notice(f"only random images are compared, because images of the run's data cannot be read ({error})")
         return []
-    return samples if cfg.preprocess else [deployed.normalise(x.permute(0, 3, 1, 2)) for x in samples]
+    batches = samples if cfg.preprocess else [deployed.normalise(x.permute(0, 3, 1, 2)) for x in samples]
+    taken = [batch for batch in batches if _takes(deployed, batch)]
+    if unreadable:
+        notice(f"{unreadable} of {unreadable + len(samples)} images of the run's data cannot be read, and are left out")
+    if len(taken) < len(samples):
+        notice(f"{len(samples) - len(taken)} images of the run's data have shapes that the network does not take")
+    return taken
+
+
+def _takes(deployed: Deployed, batch: Tensor) -> bool:
+    try:
+        with torch.inference_mode():
+            deployed(batch)
+    except Exception:  # a user's own module may raise any exception
+        return False
+    return True

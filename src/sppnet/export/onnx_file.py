@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +10,9 @@ from torch import Tensor
 
 from sppnet.errors import UserError
 from sppnet.export.deployed import Deployed
+from sppnet.export.tracing import exporting
 from sppnet.runs.model_metadata import to_text
-from sppnet.runs.onnx_checkpoint import DIGEST, weights_digest
+from sppnet.runs.onnx_checkpoint import sealed
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +28,7 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
         deployed: the network.
         example: images that it takes, at least two.
         fixed: whether the height and width of the images are those of `example`; the batch size is always free.
-        metadata: see `sppnet.runs.model_metadata.describe`; the digest of the weights is added.
+        metadata: see `sppnet.runs.model_metadata.describe`; a digest of the file is added.
 
     Raises:
         UserError: the network cannot be translated, or it is too large.
@@ -42,7 +39,8 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
             f"format=onnx: the network has {size / 2**30:.1f} GiB of weights, and an ONNX file holds at most 2 GiB;"
             " format=pt2 and format=safetensors hold more"
         )
-    with exporting("onnx"):
+    advice = "format=safetensors holds the weights" if fixed else "size=SIDE may export it for images of one size"
+    with exporting("onnx", advice):
         program = torch.onnx.export(
             deployed,
             (example,),
@@ -55,40 +53,10 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     del model.metadata_props[:]
-    for key, value in to_text({**metadata, DIGEST: weights_digest(model)}).items():
+    for key, value in to_text(metadata).items():
         model.metadata_props.add(key=key, value=value)
     model.producer_name, model.producer_version = "sppnet", metadata["origin"]["version"]
-    content: bytes = model.SerializeToString()
-    return content
-
-
-@contextlib.contextmanager
-def exporting(format_name: str) -> Iterator[None]:
-    """Silence the exporters of torch, and explain their errors in one line.
-
-    Raises:
-        UserError: an exporter fails.
-    """
-    noise = io.StringIO()  # the exporters print, and log, how far they got
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            contextlib.redirect_stdout(noise),
-            contextlib.redirect_stderr(noise),
-            warnings.catch_warnings(action="ignore"),
-            torch.no_grad(),
-        ):
-            yield
-    except UserError:
-        raise
-    except Exception as error:  # the exporters run the network, which may raise any exception
-        while isinstance(error.__cause__, Exception):
-            error = error.__cause__
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"format={format_name} cannot express this network: {reason}") from error
-    finally:
-        logging.disable(before)
+    return sealed(model.SerializeToString())
 
 
 class OnnxRun:
@@ -96,18 +64,19 @@ class OnnxRun:
 
     Args:
         content: the content of the file.
+        preprocess: whether its output are probabilities, so that its last operator takes the logits.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, preprocess: bool) -> None:
         import onnx
         import onnxruntime
 
         model = onnx.load_from_string(content)
-        output = model.graph.output[0].name
-        last = next(node for node in model.graph.node if output in node.output)
-        self.outputs = [output, output]
-        if last.op_type in ACTIVATIONS:
-            self.outputs[1] = last.input[0]
+        self.outputs = [model.graph.output[0].name]
+        if preprocess:
+            last = next(node for node in model.graph.node if self.outputs[0] in node.output)
+            assert last.op_type in ACTIVATIONS, last.op_type
+            self.outputs.append(last.input[0])
             model.graph.output.add(name=last.input[0])
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what a run raises says the same
@@ -122,7 +91,7 @@ class OnnxRun:
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor] | str:
         try:
-            output, logits = (self.session.run([name], {"images": images.numpy()})[0] for name in self.outputs)
+            found = self.session.run(self.outputs, {"images": images.numpy()})
         except Exception as error:  # the runtime has exceptions of its own
-            return str(error).partition("\n")[0]
-        return torch.from_numpy(output), torch.from_numpy(logits)
+            return str(error).partition("\n")[0][:300]
+        return torch.from_numpy(found[0]), torch.from_numpy(found[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from sppnet.export.from_pretrained import Preprocess
 from sppnet.prediction.settings import prediction_config
 
 
-def read_samples(cfg: ExportConfig, count: int) -> Iterator[Tensor]:
-    """Yield up to `count` images of the test part, uint8 (1, H, W, 3): whole ones, or squares of the side `size`.
+def read_samples(cfg: ExportConfig, count: int) -> tuple[list[Tensor], int]:
+    """Return up to `count` images of the test part, and how many of them cannot be read and are left out.
 
-    Those that cannot be read are left out.
+    The images are uint8 (1, H, W, 3): whole ones, or squares of the side `size`.
 
     Raises:
         UserError: the data are not at hand.
@@ -29,9 +29,8 @@ def read_samples(cfg: ExportConfig, count: int) -> Iterator[Tensor]:
         prediction = replace(prediction, {"sizes.test": [cfg.size]})
     preprocess = Preprocess(prediction, torch.float32)
     positions = np.linspace(0, len(members) - 1, min(count, len(members))).round().astype(int)
+    samples = []
     for index in members[positions].tolist():
-        try:
-            image = images.read(index)
-        except DataError:
-            continue
-        yield preprocess.pixels(image).permute(1, 2, 0)[None].contiguous()
+        with contextlib.suppress(DataError):
+            samples.append(preprocess.pixels(images.read(index)).permute(1, 2, 0)[None].contiguous())
+    return samples, len(positions) - len(samples)

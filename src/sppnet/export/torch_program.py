@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sppnet.export.deployed import Deployed
-from sppnet.export.onnx_file import exporting
+from sppnet.export.tracing import exporting
 from sppnet.runs.model_metadata import to_text
 
 # Loads a program, runs it on batches of images, and saves its outputs, each with the logits, or the error.
@@ -27,9 +27,9 @@ class Runner(torch.fx.Interpreter):
             self.logits = args[0]  # those of the last one, which makes the probabilities
         return super().call_function(target, args, kwargs)
 
-program, batches, results = sys.argv[1:4]
+program, batches, results, threads, preprocess = sys.argv[1:]
 module = torch.export.load(program).module()
-torch.set_num_threads(int(sys.argv[4]))
+torch.set_num_threads(int(threads))
 found = []
 for images in torch.load(batches, weights_only=True):
     try:
@@ -37,7 +37,7 @@ for images in torch.load(batches, weights_only=True):
             runner = Runner(module)
             runner.logits = None
             output = runner.run(images)
-        found.append((output, output if images.dtype != torch.uint8 else runner.logits))
+        found.append((output, runner.logits if preprocess == "True" else output))
     except Exception as error:
         found.append(str(error).partition("\\n")[0])
 torch.save(found, results)
@@ -52,7 +52,8 @@ def build_program(deployed: Deployed, example: Tensor, fixed: bool, metadata: Ma
     """
     free = dict.fromkeys(deployed.free_dimensions(fixed), torch.export.Dim.DYNAMIC)
     file = io.BytesIO()
-    with exporting("pt2"):
+    advice = "format=safetensors holds the weights" if fixed else "size=SIDE may export it for images of one size"
+    with exporting("pt2", advice):
         program = torch.export.export(deployed, (example,), dynamic_shapes={"images": free}, strict=False)
         torch.export.save(program, file, extra_files=to_text(metadata))
     return file.getvalue()
@@ -63,10 +64,11 @@ class ProgramRun:
 
     Args:
         content: the content of the file.
+        preprocess: whether its output are probabilities.
     """
 
-    def __init__(self, content: bytes) -> None:
-        self.content = content
+    def __init__(self, content: bytes, preprocess: bool) -> None:
+        self.content, self.preprocess = content, preprocess
 
     def __call__(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | str]:
         """Run the program on batches of images."""
@@ -74,10 +76,11 @@ class ProgramRun:
             program, inputs, results = (str(Path(name, file)) for file in ("program.pt2", "batches", "results"))
             Path(program).write_bytes(self.content)
             torch.save(list(batches), inputs)
-            threads = str(torch.get_num_threads())
-            command = [sys.executable, "-P", "-c", SCRIPT, program, inputs, results, threads]
+            settings = (str(torch.get_num_threads()), str(self.preprocess))
+            command = [sys.executable, "-P", "-c", SCRIPT, program, inputs, results, *settings]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                return [done.stderr.strip().rpartition("\n")[2]] * len(batches)
+                reason = done.stderr.strip().rpartition("\n")[2] or f"its process ended with code {done.returncode}"
+                return [reason] * len(batches)
             found: list[tuple[Tensor, Tensor] | str] = torch.load(results, weights_only=True)
         return found

@@ -20,7 +20,8 @@ from sppnet.prediction.predictor import Predictor
 from sppnet.runs.onnx_checkpoint import OnnxCheckpoint
 from sppnet.training.preflight import check_fit
 
-NO_EFFECT = ("trainer.precision", "trainer.deterministic", "compute.compile", "compute.channels_last")
+# Sections that say how a network is computed, and the keys of them that ONNX Runtime knows, too.
+COMPUTATION, KNOWN = ("trainer", "compute", "pooling"), ("accelerator", "num_threads")
 NO_GPU = (
     "trainer.accelerator: ONNX Runtime sees no GPU here (it needs the package onnxruntime-gpu, and CUDA); use"
     " trainer.accelerator=cpu or auto"
@@ -117,8 +118,10 @@ def open_network(checkpoint: OnnxCheckpoint, cfg: PredictConfig, typed: Collecti
     Raises:
         UserError: see `OnnxNetwork`; or a typed key has no effect on an ONNX file.
     """
-    for key in NO_EFFECT:
-        if key in typed:
+    for key in typed:
+        section, _, name = key.partition(".")
+        in_float32 = name == "precision" and cfg.trainer.precision == "32-true"
+        if section in COMPUTATION and name and name not in KNOWN and not in_float32:
             raise UserError(f"{key} has no effect on an ONNX file, which ONNX Runtime runs in float32")
     if cfg.draw is not False:
         raise UserError(

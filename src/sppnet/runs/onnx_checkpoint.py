@@ -11,16 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sppnet.config.instantiate import ALLOWED
 from sppnet.config.load import check_layout
 from sppnet.errors import UserError
 
-if TYPE_CHECKING:
-    import onnx
-
-DIGEST = "weights_sha256"  # the metadata key of `weights_digest`; an ONNX file has no checksums of its own
+DIGEST = "sha256"  # the metadata key of the digest of all else in the file, which has no checksums of its own
 STAND_IN = "torch.nn.Identity"  # takes the place of a class of the user's own, which a prediction does not need
 SCHEDULE = "sppnet.data.Alternating"  # takes the place of a size schedule of the user's own
 
@@ -41,18 +38,16 @@ class OnnxCheckpoint:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration of the training, in which nothing is a class of the user's own."""
-        config: dict[str, Any] = _without_own_classes(self.network["config"])
+        stored: dict[str, Any] = _without_own_classes(self.network["config"])
         if _has_own_class(self.network["config"]["sizes"]):
-            config["sizes"] = {
-                "_target_": SCHEDULE,
-                **{part: config["sizes"][part] for part in ("train", "val", "test")},
-            }
-        return config
+            sides = {part: stored["sizes"][part] for part in ("train", "val", "test")}
+            stored["sizes"] = {"_target_": SCHEDULE, **sides}
+        return stored
 
     @property
     def has_own_classes(self) -> bool:
-        """Whether a class of the user's own is needed to build the network or its optimizer."""
-        return any(_has_own_class(self.network["config"][name]) for name in ("backbone", "pooling", "head", "optim"))
+        """Whether a class of the user's own is needed to build the network."""
+        return any(_has_own_class(self.network["config"][name]) for name in ("backbone", "pooling", "head"))
 
 
 def is_onnx(path: Path) -> bool:
@@ -77,7 +72,8 @@ def read_onnx_checkpoint(path: Path, key: str = "checkpoint") -> OnnxCheckpoint:
     import onnx  # of an extra
 
     try:
-        model = onnx.load_from_string(path.read_bytes())
+        content = path.read_bytes()
+        model = onnx.load_from_string(content)
     except OSError as error:
         raise UserError(f"{key}={path}: {error.strerror}") from None
     except Exception as error:  # of protobuf, which has several implementations
@@ -85,22 +81,30 @@ def read_onnx_checkpoint(path: Path, key: str = "checkpoint") -> OnnxCheckpoint:
     texts = {entry.key: entry.value for entry in model.metadata_props}
     if not {"sppnet", "classes", "smallest", DIGEST} <= texts.keys():
         raise UserError(f"{key}={path} is not an ONNX file of sppnet export: it lacks the metadata")
+    if sealed(content[: -len(_seal(content))]) != content:
+        raise UserError(f"{key}={path} is damaged, or was changed after sppnet export wrote it")
     try:
-        metadata = {name: json.loads(text) for name, text in texts.items()}
-    except ValueError:
+        metadata = {name: json.loads(text) for name, text in texts.items() if name != DIGEST}
+    except (ValueError, RecursionError):
         raise UserError(f"{key}={path} is damaged: its metadata cannot be read") from None
-    if metadata[DIGEST] != weights_digest(model):
-        raise UserError(f"{key}={path} is damaged, or its weights were changed after sppnet export wrote it")
     check_layout(metadata["sppnet"]["layout"], f"{key}={path}")
     return OnnxCheckpoint(path, metadata)
 
 
-def weights_digest(model: onnx.ModelProto) -> str:
-    """Return the SHA-256 of all weights."""
-    digest = hashlib.sha256()
-    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
-        digest.update(tensor.name.encode() + tensor.raw_data)
-    return digest.hexdigest()
+def sealed(content: bytes) -> bytes:
+    """Append a metadata entry with the SHA-256 of the content of an ONNX file.
+
+    A file that is appended to another one is merged with it when it is read.
+    """
+    return content + _seal(content)
+
+
+def _seal(content: bytes) -> bytes:
+    import onnx  # of an extra
+
+    entry = onnx.StringStringEntryProto(key=DIGEST, value=json.dumps(hashlib.sha256(content).hexdigest()))
+    seal: bytes = onnx.ModelProto(metadata_props=[entry]).SerializeToString()
+    return seal
 
 
 def require_packages(what: str, names: Sequence[str]) -> None:
