@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from calling import SMALL, Called, Caller
+from calling import SMALL, Called, Caller, command
 from sppnet.config.load import load
 from sppnet.config.schema import Config
 from sppnet.models.network import SPPNet
@@ -160,6 +161,50 @@ def test_a_file_that_differs_from_its_network_is_not_written(rows: int, sppnet: 
         assert "random images of shape " in line
         assert "nothing is written; size=" in line
         assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"runs", "mine.py"}
+
+
+def test_a_network_that_refuses_some_sizes_is_exported_for_one(sppnet: Caller) -> None:
+    more = ("backbone=timm", "backbone.name=test_vit", "+backbone.dynamic_img_size=true", "sizes=single")
+    words = [word for word in TINY if not word.startswith("backbone.width")]
+    done = sppnet("train", *words, *more, "sizes.train=[32]", "sizes.val=[32]", "sizes.test=[32]", "pooling=gap")
+    assert done.code == 0, done.err
+    refused = sppnet("export", f"checkpoint={done.run}", "output=net.onnx")
+    assert refused.code == 2
+    assert "the network refuses some sizes, such as " in refused.err
+    assert "which an ONNX file cannot; size=32 exports it" in refused.err
+    assert sppnet("export", f"checkpoint={done.run}", "output=net.onnx", "size=32").code == 0
+
+
+@pytest.mark.slow
+def test_of_two_jobs_that_write_the_same_file_one_is_refused(spawn: Caller, tmp_path: Path) -> None:
+    run = spawn("train", *TINY).run
+    both = ("preprocess=true,false", "launch=processes", "hydra.launcher.n=2")
+    done = spawn("export", "-m", f"checkpoint={run}", "output=net.onnx", *both)
+    assert done.code == 1
+    assert done.out.count("output=net.onnx exists; force=true replaces it") == 1
+    assert done.out.count("written: net.onnx") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_stopped_export_leaves_nothing(kind: str, spawn: Caller, tmp_path: Path) -> None:
+    run = spawn("train", *TINY).run
+    (tmp_path / "temporary").mkdir()
+    for seconds in (6, 9, 12):
+        words = command("export", f"checkpoint={run}", f"format={kind}", f"output=net.{kind}")
+        environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+        process = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+        _, printed = process.communicate()
+        if process.returncode == 0:  # it was done before
+            (tmp_path / f"net.{kind}").unlink()
+        else:
+            assert printed.splitlines()[-1] == "sppnet export: interrupted"
+        assert {path.name for path in tmp_path.iterdir()} == {"runs", "temporary"}
+        assert not list((tmp_path / "temporary").glob("sppnet-*/*"))
 
 
 @pytest.mark.parametrize(
