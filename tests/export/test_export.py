@@ -167,16 +167,51 @@ def test_a_file_that_differs_from_its_network_is_not_written(rows: int, sppnet: 
         assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"runs", "mine.py"}
 
 
-def test_a_network_that_refuses_some_sizes_is_exported_for_one(sppnet: Caller) -> None:
-    more = ("backbone=timm", "backbone.name=test_vit", "+backbone.dynamic_img_size=true", "sizes=single")
-    words = [word for word in TINY if not word.startswith("backbone.width")]
-    done = sppnet("train", *words, *more, "sizes.train=[32]", "sizes.val=[32]", "sizes.test=[32]", "pooling=gap")
+LIMITED = """
+import torch
+
+class Limited(torch.nn.Module):
+    '''Takes maps of up to a number of rows or cells.'''
+
+    def __init__(self, rows=10_000, cells=10_000_000):
+        super().__init__()
+        self.rows, self.cells = rows, cells
+
+    def forward(self, maps):
+        if maps.shape[2] > self.rows or maps.shape[2] * maps.shape[3] > self.cells:
+            raise ValueError("too large a map")
+        return maps.mean((2, 3))
+"""
+VIT = ["backbone=timm", "backbone.name=test_vit", "+backbone.dynamic_img_size=true", "pooling=gap"]
+OWN_POOLING = ["backbone.width=4", "pooling=class", "pooling._target_=limited.Limited", "allow=limited"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    some_quick(
+        [
+            VIT,  # refuses sides that are no multiples of its patches
+            [*OWN_POOLING, "+pooling.rows=60"],  # takes all squares that are compared, but not every strip
+            [*OWN_POOLING, "+pooling.cells=300"],  # takes all squares and strips, but not every other shape
+        ]
+    ),
+    ids=["vit", "rows", "cells"],
+)
+def test_a_network_that_refuses_some_sizes_is_exported_for_one(
+    words: list[str], sppnet: Caller, tmp_path: Path
+) -> None:
+    (tmp_path / "limited.py").write_text(LIMITED)
+    small = [word for word in TINY if not word.startswith("backbone.width")]
+    sizes = ("sizes=single", "sizes.train=[32]", "sizes.val=[32]", "sizes.test=[32]")
+    done = sppnet("train", *small, *words, *sizes, "views=warp")
     assert done.code == 0, done.err
-    refused = sppnet("export", f"checkpoint={done.run}", "output=net.onnx")
+    allow = ["allow=limited"] if "allow=limited" in words else []
+    refused = sppnet("export", f"checkpoint={done.run}", "output=net.onnx", *allow)
     assert refused.code == 2
-    assert "the network refuses some sizes, such as " in refused.err
-    assert "which an ONNX file cannot; size=32 exports it" in refused.err
-    assert sppnet("export", f"checkpoint={done.run}", "output=net.onnx", "size=32").code == 0
+    [line] = refused.err.splitlines()
+    assert "the network refuses some sizes, such as " in line
+    assert "which an ONNX file cannot; size=32 exports it" in line
+    assert sppnet("export", f"checkpoint={done.run}", "output=net.onnx", "size=32", *allow).code == 0
 
 
 @pytest.mark.slow
@@ -235,6 +270,8 @@ def test_a_stopped_export_leaves_nothing(kind: str, seconds: float | None, train
         (("output=none/net.onnx",), "output=none/net.onnx: there is no folder none that can be written to"),
         (("output=runs", "format=pt2"), "a file of format=pt2 ends in .pt2"),
         ((), "output must be given"),
+        (("output=lost.onnx", "force=true"), "output=lost.onnx: there is no folder "),
+        (("output=net.onnx", "data.interpolation=bicubic"), "data.interpolation=bicubic is not allowed"),
         (("output=net.onnx", "size=0"), "size=0 is not allowed"),
         (("output=net.onnx", "format=tflite"), "format=tflite is not allowed: must be one of onnx, pt2, safetensors"),
         (("output=net.onnx", "trainer.precision=bf16-true"), "trainer.precision"),
@@ -245,6 +282,7 @@ def test_bad_input_is_one_line(
     words: tuple[str, ...], problem: str, sppnet: Caller, trained: Called, tmp_path: Path
 ) -> None:
     (tmp_path / "taken.onnx").write_text("mine")
+    (tmp_path / "lost.onnx").symlink_to("no/such/net.onnx")
     before = set(tmp_path.iterdir())
     done = sppnet("export", f"checkpoint={trained.run}", *words)
     assert done.code == 2

@@ -94,7 +94,8 @@ def test_images_that_cannot_be_read_are_one_line(trained: Called, pictures: list
     model = package.from_pretrained(str(trained.run))
     whole = (tmp_path / "pictures/cmyk.jpg").read_bytes()
     Path("cut.jpg").write_bytes(whole[:1000])
-    for given in ("no/such.png", Path("cut.jpg"), str(trained.run / "config.yaml"), Image.open("cut.jpg")):
+    others = (str(trained.run / "config.yaml"), Image.open("cut.jpg"), Image.new("RGB", (0, 5)))
+    for given in ("no/such.png", Path("cut.jpg"), *others):
         with pytest.raises(UserError):
             model.preprocess(given)
 
@@ -167,6 +168,27 @@ def test_classes_of_ones_own_need_allow(sppnet: Caller, monkeypatch: pytest.Monk
             from_pretrained(source)
     with pytest.raises(UserError, match=r"allow='own parts' is not allowed"):
         from_pretrained("folder", allow="own parts")
+
+
+TEACHER = """
+import torch, sppnet
+
+class Teacher(torch.nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.classes = len(sppnet.from_pretrained(run).classes)
+
+    def forward(self, maps):
+        return maps.mean((2, 3)).repeat(1, self.classes)
+"""
+
+
+def test_a_network_may_load_another_one(sppnet: Caller, trained: Called) -> None:
+    Path("teacher.py").write_text(TEACHER)
+    words = ("pooling=class", "pooling._target_=teacher.Teacher", f"+pooling.run={trained.run.resolve()}")
+    done = sppnet("train", *SMALL, *words, "allow=teacher", "trainer.max_epochs=1", "views=warp")
+    assert done.code == 0, done.err
+    assert from_pretrained(done.run, allow="teacher").network.pooling.classes == 10
 
 
 def test_a_loss_of_ones_own_is_named_but_not_needed(

@@ -74,7 +74,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_name_on_the_hub_is_downloaded_once_and_checked(
-    sppnet: Caller, trained: Called, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sppnet: Caller,
+    trained: Called,
+    hub: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert sppnet("export", f"checkpoint={trained.run}", "format=hub", "output=served").code == 0
     Path("served/pytorch_model.bin").write_bytes(b"never asked for")
@@ -92,10 +97,18 @@ def test_a_name_on_the_hub_is_downloaded_once_and_checked(
         with pytest.raises(UserError, match=problem) as refusal:
             from_pretrained(name, **options)
         assert "\n" not in str(refusal.value)
+    Path("served").rename("away")
+    with pytest.raises(UserError, match="no such model of sppnet can be downloaded"):  # the cache does not hide it
+        from_pretrained("me/net")
+    Path("away").rename("served")
+    capsys.readouterr()
+    from_pretrained("me/net")
+    assert "in the cache" not in capsys.readouterr().err
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # without a network
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     from_pretrained("me/net")
+    assert "the copy in the cache may be older than the model there" in capsys.readouterr().err
     with pytest.raises(UserError, match="no such model of sppnet can be downloaded"):
         from_pretrained("me/other")
     [blob] = {path.resolve() for path in (tmp_path / "cache").rglob("model.safetensors")}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 from safetensors.torch import save_file
@@ -165,6 +166,23 @@ def test_an_export_replaces_only_an_earlier_one(sppnet: Caller, trained: Called,
     assert not [path for path in Path().iterdir() if path.name.endswith(".tmp")]
 
 
+def test_an_existing_folder_is_written_into(
+    sppnet: Caller, trained: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("here").mkdir()
+    Path("here").chmod(0o770)
+    before = Path("here").stat()
+    monkeypatch.chdir("here")
+    for words in ((), ("force=true",)):
+        assert export(sppnet, tmp_path / trained.run, ".", *words).code == 0
+        assert {path.name for path in Path().iterdir()} == {*FILES} - {"figure.svg"}
+        assert (Path().stat().st_ino, Path().stat().st_mode) == (before.st_ino, before.st_mode)
+    assert (
+        "data.bad_files has no effect"
+        in export(sppnet, tmp_path / trained.run, ".", "data.bad_files=skip", "force=true").err
+    )
+
+
 def test_a_failure_leaves_the_earlier_folder_and_nothing_else(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     unwritable: Any = {"README.md": b"new", "config.json": 3}
@@ -184,12 +202,14 @@ def test_a_failure_leaves_the_earlier_folder_and_nothing_else(folder: Path) -> N
 
 def test_the_card_has_every_size_of_the_runs_own_test_after_others(sppnet: Caller) -> None:
     run = sppnet("train", *SMALL, "trainer.max_epochs=1", "sizes.test=[24,20]").run
-    for size in (24, 20):
-        assert sppnet("test", f"checkpoint={run}", f"sizes.test=[{size}]").code == 0
+    for words in ("sizes.test=[24]", "sizes.test=[20]", "views=full", "views=warp"):  # of squares, both see the same
+        assert sppnet("test", f"checkpoint={run}", words).code == 0
     assert export(sppnet, run, "card").code == 0
     card = ModelCard.load("card/README.md").text
     assert "| 24 px |" in card
     assert "| 20 px |" in card
+    views = yaml.safe_load((run / "config.yaml").read_text())["views"]["name"]
+    assert f"Measured with `views={views}`" in card
 
 
 def test_a_run_that_is_not_done_says_so(sppnet: Caller, trained: Called) -> None:

@@ -167,6 +167,7 @@ REFUSED = [
     ("predict checkpoint=flipped.onnx", "checkpoint=flipped.onnx is damaged, or was changed after"),
     ("predict checkpoint=renamed.onnx", "checkpoint=renamed.onnx is damaged, or was changed after"),
     ("predict checkpoint=other.onnx", "checkpoint=other.onnx is not an ONNX file of sppnet export"),
+    ("predict checkpoint=types.onnx", "checkpoint=types.onnx is damaged: its metadata cannot be read"),
     ("predict checkpoint=inputs.onnx", "checkpoint=inputs.onnx takes other inputs than a file of sppnet export"),
     ("predict checkpoint=program.pt2", "checkpoint=program.pt2 is an exported file, and not a checkpoint"),
     ("test checkpoint=softmax.onnx", "checkpoint=softmax.onnx is an exported file, and not a checkpoint; only predict"),
@@ -205,6 +206,10 @@ def write_files(exported: Path, folder: Path) -> None:
     save(model, folder / "inputs.onnx")
     del model.metadata_props[:]
     onnx.save(model, folder / "other.onnx")
+    model = onnx.load_from_string(content)
+    for entry in model.metadata_props:
+        entry.value = "3" if entry.key == "sppnet" else entry.value
+    save(model, folder / "types.onnx")
 
 
 @pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words for words, _ in REFUSED])

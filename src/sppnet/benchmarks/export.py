@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,6 +14,7 @@ from sppnet.config.schema import Config
 from sppnet.errors import notice
 from sppnet.export.deployed import Deployed
 from sppnet.models.network import build_network
+from sppnet.runs.onnx_checkpoint import RUNS_ONNX, missing_packages, open_session
 
 BATCH, CLASSES = 4, 20
 NETWORKS = {  # name: overrides, and the sides of the images
@@ -28,7 +28,7 @@ Forward = Callable[[Tensor], object]
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Yield the rows of the group `export`. Without the extra `export`, there are none."""
-    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
+    if missing := missing_packages((*RUNS_ONNX, "onnxscript")):
         notice(f"bench: the group export needs {', '.join(missing)} (uv sync --extra export) and is skipped")
         return
     for name, (overrides, sides) in (QUICK if setting.quick else NETWORKS).items():
@@ -52,18 +52,12 @@ def _deploy(cfg: Config) -> tuple[Deployed, dict[str, object]]:
 
 def _build_session(deployed: Deployed, metadata: dict[str, object], cfg: Config, threads: int) -> Forward:
     """Export the network for images of any size, and return a function that runs it in ONNX Runtime."""
-    import onnxruntime  # of an extra
-
-    from sppnet.export.onnx_file import build_onnx
+    from sppnet.export.onnx_file import build_onnx  # of an extra
 
     side = cfg.sizes.train[0]
-    content = build_onnx(deployed, deployed.example(2, side, side + side // 3), False, metadata)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
+    content = build_onnx(deployed, deployed.example(2, side, side + side // 3), False, metadata, "")
     # its threads would otherwise keep the cores busy while PyTorch has its turn
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = open_session(content, threads, spin=False)
     return lambda images: session.run(None, {"images": images.numpy()})
 
 

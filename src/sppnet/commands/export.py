@@ -16,7 +16,7 @@ from sppnet.config.schema import Config
 from sppnet.errors import UserError, notice
 from sppnet.runs.checkpoint_files import CONFIG, WEIGHTS
 from sppnet.runs.from_checkpoint import TrainedNetwork
-from sppnet.runs.onnx_checkpoint import require_packages
+from sppnet.runs.onnx_checkpoint import RUNS_ONNX, require_packages
 from sppnet.storage.files import atomic_write
 from sppnet.storage.paths import expand_path
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sppnet.export.verification import Agreement
 
 NEEDS = {  # packages, all of the extra `export`
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnx": (*RUNS_ONNX, "onnxscript"),
     "pt2": (),
     "safetensors": ("safetensors",),
     "hub": ("safetensors", "huggingface_hub"),
@@ -44,16 +44,17 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
         RunFailed: what was exported differs from the network; no file has been written.
     """
     cfg, output = trained.cfg, expand_path("output", trained.cfg.output)
-    # make SIGTERM raise KeyboardInterrupt, so that half-written files are removed
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     require_packages(f"format={cfg.format}", NEEDS[cfg.format])
     check_output(trained, output)
-    check_keys(cfg)
+    check_keys(trained)
     # imports torch
     from sppnet.runs.checkpoint_files import read_checkpoint
     from sppnet.runs.model_metadata import describe, local_paths
     from sppnet.training.losses import uses_sigmoid
 
+    # make SIGTERM raise KeyboardInterrupt, so that half-written files are removed; inside the import of torch, an
+    # exception would abort the process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     checkpoint = read_checkpoint(trained.weights)
     stored = load(Config, checkpoint["sppnet"]["config"])
     sigmoid = uses_sigmoid(stored.loss, stored.data.name, checkpoint["sppnet"]["multilabel"])
@@ -102,7 +103,9 @@ def _write_hub_folder(
     # the results and the provenance are those of the run's best weights
     is_best = run is not None and trained.weights.resolve() == run.best.resolve()
     results = model_results(run, stored.report) if run is not None and is_best else None
-    unknown = "those of a run are known once it is done" if is_best else "they are known only of a run's best.ckpt"
+    unknown = "they are known only of a run's best.ckpt"
+    if run is not None and is_best:
+        unknown = f"{run.path} has no record of its test" if run.done else "those of a run are known once it is done"
     facts, command = training_facts(run) if run is not None and is_best else ([], [])
     name = str(metadata["origin"]["run"] or output.resolve().name)
     card = build_card(name, stored, metadata, facts, command, results, FIGURE)
@@ -133,20 +136,29 @@ def check_output(trained: TrainedNetwork[ExportConfig], output: Path) -> None:
         return
     ending = ENDINGS[cfg.format]
     if output.suffix != ending:
-        raise UserError(f"output={cfg.output}: a file of format={cfg.format} ends in {ending}")
+        raise UserError(
+            f"output={cfg.output}: a file of format={cfg.format} ends in {ending}, such as {cfg.format}{ending}"
+        )
     if output.exists() and not output.is_file():
         raise UserError(f"output={cfg.output} is not a file")
     if (output.exists() or output.is_symlink()) and not cfg.force:
         raise UserError(f"output={cfg.output} exists; force=true replaces it")
-    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
-        raise UserError(f"output={cfg.output}: there is no folder {output.parent} that can be written to")
+    folder = (output.resolve() if output.is_symlink() else output).parent  # of the file that a link leads to
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"output={cfg.output}: there is no folder {folder} that can be written to")
 
 
-def check_keys(cfg: ExportConfig) -> None:
-    """Raise UserError if the format has no use for `size` or `preprocess`."""
-    if cfg.format in ("safetensors", "hub") and (cfg.size is not None or not cfg.preprocess):
+def check_keys(trained: TrainedNetwork[ExportConfig]) -> None:
+    """Raise UserError if the format has no use for `size` or `preprocess`, and say so of the data."""
+    cfg = trained.cfg
+    if cfg.format not in ("safetensors", "hub"):
+        return
+    if cfg.size is not None or not cfg.preprocess:
         key = f"size={cfg.size}" if cfg.size is not None else "preprocess=false"
         raise UserError(f"{key} has no effect with format={cfg.format}, which holds weights; leave it out")
+    for key in trained.typed_keys:
+        if key.partition(".")[0] == "data":
+            notice(f"warning: {key} has no effect with format={cfg.format}, which compares no images")
 
 
 def _format_table(agreements: Sequence[Agreement]) -> list[str]:

@@ -18,7 +18,6 @@ from rich.text import Text
 from sppnet.commands import hydra_app
 from sppnet.config.command_schemas import StatusConfig
 from sppnet.config.compose import Job
-from sppnet.runs.identity import digest
 from sppnet.runs.run_directory import Run
 from sppnet.studies.lookup import find_studies
 from sppnet.studies.status import RunStatus, run_status
@@ -109,15 +108,5 @@ def _unplanned_runs(study: Study) -> list[SweepPoint]:
     for path in sorted(study.folder.glob("*/status.json")):
         if path.parent.name in planned:
             continue
-        unplanned.append(SweepPoint((), path.parent.name, _own_test(Run(path.parent)), "", "", None))
+        unplanned.append(SweepPoint((), path.parent.name, Run(path.parent).own_test, "", "", None))
     return unplanned
-
-
-def _own_test(run: Run) -> str:
-    """The hash of the test that ended a run's training, whose metrics are in `summary.json`; "" if there is none."""
-    summary = run.summary
-    for path in sorted((run.path / "tests").glob("*.json")):
-        metrics = (run.result(path.stem) or {}).get("metrics", {})
-        if metrics and digest({name: summary.get(name) for name in metrics}) == digest(metrics):
-            return path.stem
-    return ""

@@ -112,7 +112,7 @@ def _train(planned: PlannedRun, overrides: list[str]) -> None:
             result, totals = fit(prepared, run)
             write_test(run, planned.test, result)
             write_json(run.path / "summary.json", result["metrics"] | totals)
-            run.write_status("done", bad_files=totals["bad_files"], stopped=totals["stopped"])
+            run.write_status("done", test=planned.test, bad_files=totals["bad_files"], stopped=totals["stopped"])
             if bad := totals["bad_files"]:
                 notice(f"unreadable images left out: {bad}; {run.path / 'bad_files.txt'} lists them")
 

@@ -213,9 +213,9 @@ class Data(OpenSection):
     crop: Annotated[AnyCrop, affects.weights, IF_CROPPED]
     crop_pct: Annotated[Ratio, affects.weights, IF_CROPPED]
     short_side: Annotated[Annotated[int, Field(ge=8, le=8192)] | None, IF_CROPPED] = None
-    decode: Annotated[Literal["full", "scaled"], Only("data._target_", unless=WITHOUT_FILES)] = "full"
-    resampler: Literal["pillow", "torch"]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    decode: Annotated[Literal["full", "scaled"], Only("data._target_", unless=WITHOUT_FILES), TESTED] = "full"
+    resampler: Annotated[Literal["pillow", "torch"], TESTED]
+    interpolation: Annotated[Literal["bilinear", "bicubic"], TESTED] = "bilinear"
     cache: Annotated[bool, affects.nothing, IF_CROPPED] = False
     aspect_step: Annotated[Positive, affects.weights, IF_WHOLE]
     mean: Annotated[Mean, changed_by()]

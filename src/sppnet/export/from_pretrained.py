@@ -41,7 +41,7 @@ ON_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 TIMEOUT = 10.0  # seconds until the first answer of the Hub
 KEY = "source"  # of messages
 PARTS = ("backbone", "pooling", "head")  # whose code is run; that of a loss of the user's own need not exist
-_LOCK = threading.Lock()  # Hydra, which composes the views, is for one thread at a time
+_LOCK = threading.RLock()  # Hydra, which composes the views, is for one thread at a time
 Picture = Image.Image | str | os.PathLike[str]
 
 
@@ -221,6 +221,8 @@ class _Given(ImageSet):
     classes = ("",)
 
     def __init__(self, image: Image.Image) -> None:
+        if 0 in image.size:
+            raise UserError(f"image={image!r} has no pixels")
         try:
             image.load()
             rgb = to_rgb(image)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
@@ -16,7 +15,7 @@ from sppnet.errors import UserError, notice
 from sppnet.export.deployed import Deployed
 from sppnet.export.onnx_file import OnnxRun, build_onnx
 from sppnet.export.sample_images import read_samples
-from sppnet.export.shapes import Sides, draw_shapes, fixed_shapes
+from sppnet.export.shapes import Sides, draw_shapes, fixed_shapes, refusal
 from sppnet.export.torch_program import ProgramRun, build_program
 from sppnet.export.verification import Agreement, Run, compare
 from sppnet.models.fit_check import takes_any_shape
@@ -30,13 +29,13 @@ class Format(NamedTuple):
     """How a format is written and run.
 
     Attributes:
-        build: returns the content of a file.
+        build: returns the content of a file (see `build_onnx`).
         run: runs the content of a file, given whether its output are probabilities.
         cells: the smallest side of a feature map that the format takes. `torch.export` takes a side of 1 for a
             constant, and the program refuses other sides.
     """
 
-    build: Callable[[Deployed, Tensor, bool, Mapping[str, Any]], bytes]
+    build: Callable[[Deployed, Tensor, bool, Mapping[str, Any], str], bytes]
     run: Callable[[bytes, bool], Run]
     cells: int
 
@@ -62,22 +61,24 @@ def build_graph(
     """
     network = load_network(checkpoint, stored, path)
     sizes = [*stored.sizes.test, *stored.sizes.train]
-    if cfg.size is None:
-        check_sides(stored, network, sizes[0])
     if stored.trainer.precision != "32-true":
         notice(f"trainer.precision={stored.trainer.precision}: the network is exported in float32")
     deployed, fixed = Deployed(network, metadata, cfg.preprocess), cfg.size is not None
     build, run, cells = FORMATS[cfg.format]
     if cfg.size is not None:
         shapes, smallest, side = fixed_shapes(deployed, cfg.size), cfg.size, (cfg.size, cfg.size)
+        advice = "format=safetensors holds the weights"
     else:
+        check_sides(stored, network, sizes[0])
         sides = Sides(deployed, sizes, cells)
+        shapes = list(draw_shapes(sides))
         check_all_sizes(sides, cfg.format, sizes[0])
-        shapes, smallest, side = list(draw_shapes(sides)), sides.smallest, sides.example()
+        smallest, side = sides.smallest, sides.example()
+        advice = f"size={sizes[0]} may export it for images of one size"
     samples = _read_samples(cfg, deployed)
     # below the smallest side, ONNX Runtime may answer wrongly, or end the whole process
-    content = build(deployed, deployed.example(2, *side), fixed, {**metadata, "smallest": smallest})
-    advice = "nothing is written" + ("" if fixed else f"; size={sizes[0]} exports it for images of one size")
+    content = build(deployed, deployed.example(2, *side), fixed, {**metadata, "smallest": smallest}, advice)
+    advice = f"nothing is written; {advice}"
     runner = run(content, cfg.preprocess)
     examples = [deployed.example(*shape, seed=number) for number, shape in enumerate(shapes)]
     agreements = [compare(deployed, runner, examples, "random images", advice)]
@@ -88,10 +89,10 @@ def build_graph(
 
 def check_all_sizes(sides: Sides, format_name: str, side: int) -> None:
     """Raise UserError if the network refuses some sizes, and a file of the format cannot."""
-    if format_name == "onnx" and sides.refused is not None:
+    if format_name == "onnx" and sides.valid and sides.refused is not None:
         raise UserError(
-            f"the network refuses some sizes, such as {sides.refused}x{sides.refused}, which an ONNX file cannot;"
-            f" size={side} exports it for images of one size"
+            f"the network refuses some sizes, such as {'x'.join(map(str, sides.refused))} (height x width), which an"
+            f" ONNX file cannot; size={side} exports it for images of one size"
         )
     if not sides.valid:
         raise UserError("the network takes none of the images that it would be compared on")
@@ -129,18 +130,11 @@ def _read_samples(cfg: ExportConfig, deployed: Deployed) -> Sequence[Tensor]:
         notice(f"only random images are compared, because images of the run's data cannot be read ({error})")
         return []
     batches = samples if cfg.preprocess else [deployed.normalise(x.permute(0, 3, 1, 2)) for x in samples]
-    taken = [batch for batch in batches if _takes(deployed, batch)]
+    taken = [batch for batch in batches if not refusal(deployed, batch)]
+    if not samples and not unreadable:
+        notice("only random images are compared, because the run's data have no test images")
     if unreadable:
         notice(f"{unreadable} of {unreadable + len(samples)} images of the run's data cannot be read, and are left out")
     if len(taken) < len(samples):
         notice(f"{len(samples) - len(taken)} images of the run's data have shapes that the network does not take")
     return taken
-
-
-def _takes(deployed: Deployed, batch: Tensor) -> bool:
-    try:
-        with torch.inference_mode():
-            deployed(batch)
-    except Exception:  # a user's own module may raise any exception
-        return False
-    return True

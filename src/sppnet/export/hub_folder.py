@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sppnet.errors import UserError, notice
+from sppnet.errors import UserError
 from sppnet.runs.checkpoint_files import CONFIG, LIBRARY, WEIGHTS
 from sppnet.storage.files import atomic_write, read_record
 
@@ -29,13 +28,14 @@ def check_folder(output: Path, force: bool) -> None:
     Raises:
         UserError: it exists without `force`, holds anything but an earlier export, or cannot be written.
     """
-    target = output.resolve()
-    if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
-        raise UserError(f"output={output}: there is no folder {target.parent} that can be written to")
     if not output.exists() and not output.is_symlink():
+        if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+            raise UserError(f"output={output}: there is no folder {output.parent} that can be written to")
         return
     if not output.is_dir():
         raise UserError(f"output={output} is not a folder")
+    if not os.access(output, os.W_OK):
+        raise UserError(f"output={output}: this folder cannot be written to")
     if not any(output.iterdir()):
         return
     if not force:
@@ -50,34 +50,28 @@ def check_folder(output: Path, force: bool) -> None:
 
 
 def write_folder(output: Path, files: Mapping[str, bytes], force: bool) -> None:
-    """Write a folder that is complete whenever it has its name; with `force`, it replaces an earlier export.
+    """Write the files of a folder; with `force`, they replace those of an earlier export.
+
+    All files are written before the first one gets its name. If a killed process leaves files of two exports, loading
+    them is refused, because `config.json` must say what the header of the weights says.
 
     Raises:
         UserError: see `check_folder`, which looks again: the folder may have been made since the export began.
     """
-    target = output.resolve()  # that of a link, which stays
-    name = f".sppnet-{secrets.token_hex(8)}"
-    new, old = target.with_name(f"{name}.new.tmp"), target.with_name(f"{name}.old.tmp")
-    new.mkdir()
+    check_folder(output, force)
+    is_new = not output.exists()
+    if is_new:
+        output.mkdir()
     try:
-        for file, content in files.items():
-            with atomic_write(new / file, "wb") as stream:
-                stream.write(content)
-        check_folder(output, force)
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    if old.exists():
-        for file in FILES:
-            (old / file).unlink(missing_ok=True)
-        try:
-            old.rmdir()
-        except OSError:
-            notice(f"{old} has the files that were put into output={output} during the export")
+        with contextlib.ExitStack() as stack:  # of which the end names all files, unless one cannot be written
+            for name, content in files.items():
+                stack.enter_context(atomic_write(output / name, "wb")).write(content)
+        for name in set(FILES) - files.keys():
+            (output / name).unlink(missing_ok=True)
+    except BaseException:
+        if is_new:
+            for name in files:
+                (output / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another program has put a file into it
+                output.rmdir()
+        raise

@@ -12,7 +12,7 @@ from sppnet.errors import UserError
 from sppnet.export.deployed import Deployed
 from sppnet.export.tracing import exporting
 from sppnet.runs.model_metadata import to_text
-from sppnet.runs.onnx_checkpoint import sealed
+from sppnet.runs.onnx_checkpoint import open_session, sealed
 
 if TYPE_CHECKING:
     import onnx
@@ -21,7 +21,7 @@ LIMIT = 2**31 - 1  # bytes; a protobuf message holds no more
 ACTIVATIONS = ("Softmax", "Sigmoid")  # the operators that make the probabilities
 
 
-def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mapping[str, Any]) -> bytes:
+def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mapping[str, Any], advice: str) -> bytes:
     """Translate a network to ONNX; the content of the file is returned.
 
     Args:
@@ -29,6 +29,7 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
         example: images that it takes, at least two.
         fixed: whether the height and width of the images are those of `example`; the batch size is always free.
         metadata: see `sppnet.runs.model_metadata.describe`; a digest of the file is added.
+        advice: what to do if the network cannot be translated.
 
     Raises:
         UserError: the network cannot be translated, or it is too large.
@@ -39,7 +40,6 @@ def build_onnx(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mappi
             f"format=onnx: the network has {size / 2**30:.1f} GiB of weights, and an ONNX file holds at most 2 GiB;"
             " format=pt2 and format=safetensors hold more"
         )
-    advice = "format=safetensors holds the weights" if fixed else "size=SIDE may export it for images of one size"
     with exporting("onnx", advice):
         program = torch.onnx.export(
             deployed,
@@ -69,7 +69,6 @@ class OnnxRun:
 
     def __init__(self, content: bytes, preprocess: bool) -> None:
         import onnx
-        import onnxruntime
 
         model = onnx.load_from_string(content)
         self.outputs = [model.graph.output[0].name]
@@ -78,12 +77,7 @@ class OnnxRun:
             assert last.op_type in ACTIVATIONS, last.op_type
             self.outputs.append(last.input[0])
             model.graph.output.add(name=last.input[0])
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what a run raises says the same
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(model.SerializeToString(), torch.get_num_threads())
 
     def __call__(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | str]:
         """Run the file on batches of images. For a batch that it refuses, the result is the reason."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sppnet.errors import UserError
 from sppnet.export.deployed import Deployed
@@ -16,7 +17,7 @@ Shape = tuple[int, int, int]  # N, H, W
 
 SHAPES = 32
 BATCHES = 9  # the sizes of batches are 1 to this
-FAR = (4, 16)  # long sides of the narrowest images, in multiples of the largest size
+FAR = (4, 16)  # sides of the largest square and of the longest strip, in multiples of the largest size
 PIXELS = 4 * 512**2  # of a batch of images of a fixed size
 
 
@@ -31,32 +32,35 @@ class Sides:
     Attributes:
         smallest: the smallest side, in pixels, of a square image that the network takes.
         valid: sides of square images that it takes.
-        refused: a larger side that it does not take, because it cuts images into patches, for example; None if there is
-            none.
+        refused: height and width of a larger image that it does not take, because it cuts images into patches, for
+            example; None until there is one.
     """
 
     def __init__(self, deployed: Deployed, sizes: Sequence[int], cells: int) -> None:
         self.deployed, self.cells, self.largest = deployed, cells, max(sizes)
+        self.refused: tuple[int, int] | None = None
         first = smallest_input(deployed.network.get_submodule("backbone"), cells)
-        # the pooling may need a larger map
-        self.smallest = next((side for side in range(first, first + LARGEST) if self.takes(side, side)), first)
+        # the pooling may need a larger map, but the network was trained
+        least = max(first, min(sizes))
+        self.smallest = next((side for side in range(first, least) if self._runs(side, side)), least)
         multiples = range(self.smallest, 2 * self.largest, self.smallest)
         primes = [side for side in range(self.smallest, 2 * self.largest) if _is_prime(side)]
         others = np.random.default_rng(0).permutation([*primes, *multiples]).tolist()
         tried = [self.smallest, *sizes, *range(self.smallest + 1, self.smallest + 8), *others]
-        tried = list(dict.fromkeys(tried))[:40]
-        self.valid = [side for side in tried if self.takes(side, side)]
-        self.refused = next((side for side in tried if side not in self.valid), None)
+        self.valid = [side for side in list(dict.fromkeys(tried))[:40] if self.takes(side, side)]
 
     def takes(self, height: int, width: int) -> bool:
+        """Whether the network takes images of `height` x `width`; if not, `refused` has the first of them."""
+        if self._runs(height, width):
+            return True
+        self.refused = self.refused or (height, width)
+        return False
+
+    def _runs(self, height: int, width: int) -> bool:
         """Whether the network takes images of `height` x `width`, and its map has sides of at least `cells`."""
-        try:
-            cells = map_size(self.deployed.network.get_submodule("backbone"), height, width)
-            with torch.inference_mode():
-                self.deployed(self.deployed.example(1, height, width))
-        except Exception:  # a user's own module may raise any exception
+        if refusal(self.deployed, self.deployed.example(1, height, width)):
             return False
-        return min(cells) >= self.cells
+        return min(map_size(self.deployed.network.get_submodule("backbone"), height, width)) >= self.cells
 
     def example(self) -> tuple[int, int]:
         """Return the height and width to trace the network with: not square, and with maps of several cells."""
@@ -70,18 +74,19 @@ class Sides:
 def draw_shapes(sides: Sides) -> Iterator[Shape]:
     """Yield distinct shapes that the network takes: small and large, square and not, some with prime sides, far larger.
 
-    A batch has at most four times the pixels of a training image, apart from the two longest strips.
+    Those that it does not take are noted in `sides.refused`. A batch has at most four times the pixels of a training
+    image, apart from the largest square and the longest strips.
     """
     generator = np.random.default_rng(1)
-    seen: set[Shape] = set()
-    for times in FAR:  # a network may branch on a size beyond all others
-        far = min(LARGEST, times * sides.largest) // sides.smallest * sides.smallest
-        for height, width in ((far, sides.smallest), (sides.smallest, far)):
-            if sides.takes(height, width):
-                seen.add((1, height, width))
+    # a network may do something else, or nothing, beyond some size
+    least = sides.smallest
+    side, long = (min(LARGEST, times * sides.largest) // least * least for times in FAR)
+    far = [(side, side), (side, least), (least, side), (long, least), (least, long)]
+    seen = {(1, height, width) for height, width in far if sides.takes(height, width)}
     yield from sorted(seen)
+    number = len(seen)
     for height in itertools.islice(itertools.cycle(sides.valid), 40 * SHAPES):
-        width = int(generator.choice(sides.valid)) if len(seen) > 2 * len(FAR) else height
+        width = int(generator.choice(sides.valid)) if len(seen) > number else height
         count = min(1 + len(seen) % BATCHES, max(1, 4 * sides.largest**2 // (height * width)))
         shape = (count, height, width)
         if shape not in seen and sides.takes(height, width):
@@ -97,13 +102,19 @@ def fixed_shapes(deployed: Deployed, side: int) -> list[Shape]:
     Raises:
         UserError: the network takes no such image.
     """
+    if reason := refusal(deployed, deployed.example(1, side, side)):
+        raise UserError(f"size={side} is not allowed: the network takes no such image ({reason})")
+    return [(count, side, side) for count in range(1, BATCHES + 1) if count <= 2 or count * side**2 <= PIXELS]
+
+
+def refusal(deployed: Deployed, images: Tensor) -> str:
+    """Return why the network does not take `images`; "" if it does."""
     try:
         with torch.inference_mode():
-            deployed(deployed.example(1, side, side))
+            deployed(images)
     except Exception as error:  # a user's own module may raise any exception
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"size={side} is not allowed: the network takes no such image ({reason})") from error
-    return [(count, side, side) for count in range(1, BATCHES + 1) if count <= 2 or count * side**2 <= PIXELS]
+        return str(error).partition("\n")[0] or type(error).__name__
+    return ""
 
 
 def _is_prime(number: int) -> bool:

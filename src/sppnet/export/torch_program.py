@@ -44,7 +44,7 @@ torch.save(found, results)
 """
 
 
-def build_program(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mapping[str, Any]) -> bytes:
+def build_program(deployed: Deployed, example: Tensor, fixed: bool, metadata: Mapping[str, Any], advice: str) -> bytes:
     """Export a network with `torch.export`; the content of the file is returned. For the arguments, see `build_onnx`.
 
     Raises:
@@ -52,7 +52,6 @@ def build_program(deployed: Deployed, example: Tensor, fixed: bool, metadata: Ma
     """
     free = dict.fromkeys(deployed.free_dimensions(fixed), torch.export.Dim.DYNAMIC)
     file = io.BytesIO()
-    advice = "format=safetensors holds the weights" if fixed else "size=SIDE may export it for images of one size"
     with exporting("pt2", advice):
         program = torch.export.export(deployed, (example,), dynamic_shapes={"images": free}, strict=False)
         torch.export.save(program, file, extra_files=to_text(metadata))

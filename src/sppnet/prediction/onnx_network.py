@@ -14,10 +14,10 @@ from sppnet.config.schema import Windows
 from sppnet.config.timm_networks import TIMM
 from sppnet.data.datasets.unlabelled import InputFiles
 from sppnet.data.loader import Batch
-from sppnet.errors import RunFailed, UserError, format_value
+from sppnet.errors import RunFailed, UserError, format_value, notice
 from sppnet.models.normalise import Normalise
 from sppnet.prediction.predictor import Predictor
-from sppnet.runs.onnx_checkpoint import OnnxCheckpoint
+from sppnet.runs.onnx_checkpoint import OnnxCheckpoint, open_session
 from sppnet.training.preflight import check_fit
 
 # Sections that say how a network is computed, and the keys of them that ONNX Runtime knows, too.
@@ -49,17 +49,13 @@ class OnnxNetwork:
         import onnxruntime  # of an extra
 
         self.checkpoint, self.name = checkpoint, f"checkpoint={checkpoint.path}"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
         if gpu and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise UserError(NO_GPU)
-        providers = ["CUDAExecutionProvider"] * gpu + ["CPUExecutionProvider"]
         try:
-            self.session = onnxruntime.InferenceSession(str(checkpoint.path), options, providers=providers)
+            self.session = open_session(checkpoint.content, threads, gpu)
         except Exception as error:  # of the runtime, which has many
             raise UserError(f"{self.name}: ONNX Runtime cannot load it ({_first_line(error)})") from error
-        if gpu and self.session.get_providers()[0] != providers[0]:
+        if gpu and self.session.get_providers()[0] != "CUDAExecutionProvider":
             raise UserError(NO_GPU)
         self.side = self._check_shapes()
         self.smallest: int = checkpoint.metadata["smallest"]
@@ -150,6 +146,8 @@ def fit_to_file(cfg: PredictConfig, network: OnnxNetwork, typed: Collection[str]
         raise UserError(f"sizes.test=[{size}]: {network.name} takes squares of {side} pixels only")
     if side is None and size < network.smallest:
         raise UserError(f"sizes.test=[{size}] is too small: {network.name} takes sides of at least {network.smallest}")
+    if side is not None and not any(key.split(".")[0] == "views" for key in typed):
+        notice(f"{network.name} takes squares of {side} pixels, so every image is warped to one")
     cfg = replace(cfg, {"sizes.test": [side or size], "trainer.precision": "32-true", "compute.compile": False})
     lacks_timm = cfg.backbone.target == TIMM and importlib.util.find_spec("timm") is None
     if not network.checkpoint.has_own_classes and not lacks_timm:

@@ -32,7 +32,7 @@ def model_results(run: Run, report: Report) -> Results | None:
         return None
     run = Run(run.path.resolve())
     planned = list(_planned_results(run, report))
-    own = _find_record(run, run.summary)
+    own = run.result(run.own_test)
     if planned:
         return next((results for results, metrics in planned if own and metrics == own["metrics"]), planned[0][0])
     if own is None:
@@ -47,6 +47,7 @@ def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
     provenance, summary, status = read_provenance(run), run.summary, run.status
     last = provenance["starts"][-1]
     code = last.get("code") or {}
+    identity = provenance["identity"]
     facts = {
         "status": None if run.done else f"{status.get('state')} in epoch {status.get('epoch')}",
         "epochs trained": summary.get("epochs"),
@@ -56,11 +57,11 @@ def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
         "machine": format_machine(last["machine"]) if last.get("machine") else None,
         "commit": format_commit(code.get("commit"), code.get("dirty")) if code else None,
         "sppnet": code.get("version"),
-        "hash of the configuration": digest(provenance["identity"]),
+        "hash of the configuration": digest(identity) if identity else None,
     }
     shown = [(name, str(value)) for name, value in facts.items() if value is not None]
     overrides = run.path / "overrides.txt"  # those of this run alone; a sweep's command trains others as well
-    words = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
+    words = overrides.read_text(encoding="utf-8", errors="replace").splitlines() if overrides.is_file() else []
     return shown, ["sppnet", "train", *words]
 
 
@@ -70,21 +71,9 @@ def _planned_results(run: Run, report: Report) -> Iterator[tuple[Results, Mappin
         for table in build_tables(study, transfer=False) if study.points else ():
             for row in table.rows:
                 for seed, result in row.results.items():
-                    record = _find_record(run, result.metrics) if result.run == run.path.name else None
+                    record = run.result(run.find_test(result.metrics)) if result.run == run.path.name else None
                     if record is not None:
                         yield _results(row, seed, table.columns, record, table), result.metrics
-
-
-def _find_record(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of the test that measured `metrics`, which may have others beside them.
-
-    A test of fewer sizes measures some of the same: the record with the most metrics is that of the whole test.
-    """
-    records = filter(None, (run.result(path.stem) for path in sorted((run.path / "tests").glob("*.json"))))
-    matching = [
-        record for record in records if all(metrics.get(key) == value for key, value in record["metrics"].items())
-    ]
-    return max(matching, key=lambda record: len(record["metrics"]), default=None)
 
 
 def _results(row: Row, seed: int, columns: Sequence[Column], record: Mapping[str, Any], table: Table | None) -> Results:

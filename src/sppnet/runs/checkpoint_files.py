@@ -70,7 +70,7 @@ def locate(checkpoint: Path, key: str = "checkpoint") -> tuple[Run | None, Path]
 
 def is_hub_folder(path: Path) -> bool:
     """Whether a folder is one that `sppnet export format=hub` writes, and not a run directory."""
-    return (path / WEIGHTS).is_file() and not (path / "config.yaml").exists()
+    return (path / WEIGHTS).is_file() and not (path / "checkpoints").exists()
 
 
 def _check_hub_folder(folder: Path, key: str) -> None:
@@ -178,7 +178,9 @@ def load_stored_config(checkpoint: Path) -> dict[str, Any]:
     """
     run, weights = locate(checkpoint)
     if is_onnx(weights):
-        return {**read_onnx_checkpoint(weights).config, "force": False}
+        onnx = read_onnx_checkpoint(weights)
+        _check_parts(onnx.network, f"checkpoint={weights}")
+        return {**onnx.config, "force": False}
     if run is None:
         parts = _read_header(weights, "checkpoint") if is_safetensors(weights) else read_checkpoint(weights)["sppnet"]
         # force applies to one start only, so config.yaml does not store it either

@@ -9,15 +9,27 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sppnet.config.instantiate import ALLOWED
 from sppnet.config.load import check_layout
 from sppnet.errors import UserError
 
+if TYPE_CHECKING:
+    import onnxruntime
+
+RUNS_ONNX = ("onnx", "onnxruntime")  # packages of the extra `export`
 DIGEST = "sha256"  # the metadata key of the digest of all else in the file, which has no checksums of its own
+KINDS = {
+    "sppnet": dict,
+    "classes": list,
+    "activation": str,
+    "mean": list,
+    "std": list,
+    "smallest": int,
+}  # of the others
 STAND_IN = "torch.nn.Identity"  # takes the place of a class of the user's own, which a prediction does not need
 SCHEDULE = "sppnet.data.Alternating"  # takes the place of a size schedule of the user's own
 
@@ -28,6 +40,7 @@ class OnnxCheckpoint:
 
     path: Path
     metadata: Mapping[str, Any]
+    content: bytes = field(repr=False)
 
     @property
     def network(self) -> dict[str, Any]:
@@ -68,7 +81,7 @@ def read_onnx_checkpoint(path: Path, key: str = "checkpoint") -> OnnxCheckpoint:
         UserError: the file cannot be read, is damaged, is not one of `sppnet export`, or stores a configuration in a
             layout that this version of sppnet does not read; or a package is missing.
     """
-    require_packages(f"{key}={path}", ("onnx", "onnxruntime"))
+    require_packages(f"{key}={path}", RUNS_ONNX)
     import onnx  # of an extra
 
     try:
@@ -79,16 +92,18 @@ def read_onnx_checkpoint(path: Path, key: str = "checkpoint") -> OnnxCheckpoint:
     except Exception as error:  # of protobuf, which has several implementations
         raise UserError(f"{key}={path} cannot be read; it is damaged or not an ONNX file") from error
     texts = {entry.key: entry.value for entry in model.metadata_props}
-    if not {"sppnet", "classes", "smallest", DIGEST} <= texts.keys():
+    if not {DIGEST, *KINDS} <= texts.keys():
         raise UserError(f"{key}={path} is not an ONNX file of sppnet export: it lacks the metadata")
     if sealed(content[: -len(_seal(content))]) != content:
         raise UserError(f"{key}={path} is damaged, or was changed after sppnet export wrote it")
     try:
         metadata = {name: json.loads(text) for name, text in texts.items() if name != DIGEST}
     except (ValueError, RecursionError):
-        raise UserError(f"{key}={path} is damaged: its metadata cannot be read") from None
-    check_layout(metadata["sppnet"]["layout"], f"{key}={path}")
-    return OnnxCheckpoint(path, metadata)
+        metadata = {}
+    if not all(isinstance(metadata.get(name), kind) for name, kind in KINDS.items()):
+        raise UserError(f"{key}={path} is damaged: its metadata cannot be read")
+    check_layout(metadata["sppnet"].get("layout"), f"{key}={path}")
+    return OnnxCheckpoint(path, metadata, content)
 
 
 def sealed(content: bytes) -> bytes:
@@ -107,14 +122,36 @@ def _seal(content: bytes) -> bytes:
     return seal
 
 
+def open_session(content: bytes, threads: int, gpu: bool = False, spin: bool = True) -> onnxruntime.InferenceSession:
+    """Load the content of an ONNX file into ONNX Runtime, which then logs nothing: what it raises says the same.
+
+    Args:
+        content: the content of the file.
+        threads: number of CPU threads.
+        gpu: whether to run it on a GPU of NVIDIA.
+        spin: whether idle threads keep their cores busy, to start sooner.
+    """
+    import onnxruntime  # of an extra
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    providers = ["CUDAExecutionProvider"] * gpu + ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(content, options, providers=providers)
+
+
 def require_packages(what: str, names: Sequence[str]) -> None:
     """Raise UserError if a package of the extra `export`, which `what` needs, is not installed."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages(names):
         raise UserError(
             f"{what} needs {' and '.join(missing)}, not installed here: run uv sync --extra export (a later uv sync"
             " without the extra removes it), or put it on the command: uv run --extra export sppnet ..."
         )
+
+
+def missing_packages(names: Sequence[str]) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def _is_own(name: str, value: Any) -> bool:

@@ -75,6 +75,27 @@ class Run:
         """The contents of `summary.json`: the metrics and totals of a finished run."""
         return read_record(self.path / "summary.json")
 
+    @property
+    def own_test(self) -> str:
+        """The hash of the test that ended the training, whose metrics are in `summary.json`; "" if there is none."""
+        named = str(self.status.get("test"))
+        if self.result(named):
+            return named
+        return self.find_test(self.summary)  # older versions did not note it
+
+    def find_test(self, metrics: Mapping[str, Any]) -> str:
+        """The hash of the test that measured `metrics`, which may have others beside them; "" if there is none.
+
+        A test of fewer sizes measures some of the same metrics, so the one with the most is chosen.
+        """
+        found: dict[str, int] = {}
+        for path in sorted((self.path / "tests").glob("*.json")):
+            record = self.result(path.stem)
+            # as text, in which NaN equals NaN
+            if record and all(repr(metrics.get(name)) == repr(value) for name, value in record["metrics"].items()):
+                found[path.stem] = len(record["metrics"])
+        return max(found, key=lambda test: (found[test], test == self.status.get("test")), default="")
+
     def test_file(self, test: str) -> Path:
         """The path at which the record of the test with the hash `test` is stored."""
         return self.path / "tests" / f"{test}.json"
