@@ -215,10 +215,9 @@ def test_a_network_that_refuses_some_sizes_is_exported_for_one(
 
 
 @pytest.mark.slow
-def test_of_two_jobs_that_write_the_same_file_one_is_refused(spawn: Caller, tmp_path: Path) -> None:
-    run = spawn("train", *TINY).run
+def test_of_two_jobs_that_write_the_same_file_one_is_refused(spawn: Caller, trained: Called) -> None:
     both = ("preprocess=true,false", "launch=processes", "hydra.launcher.n=2")
-    done = spawn("export", "-m", f"checkpoint={run}", "output=net.onnx", *both)
+    done = spawn("export", "-m", f"checkpoint={trained.run}", "output=net.onnx", *both)
     assert done.code == 1
     assert done.out.count("output=net.onnx exists; force=true replaces it") == 1
     assert done.out.count("written: net.onnx") == 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sppnet.errors import UserError
 from sppnet.export.deployed import Deployed
-from sppnet.models.probe import LARGEST, map_size, smallest_input
+from sppnet.models.probe import LARGEST, smallest_input
 
 Shape = tuple[int, int, int]  # N, H, W
 
@@ -39,7 +39,8 @@ class Sides:
     def __init__(self, deployed: Deployed, sizes: Sequence[int], cells: int) -> None:
         self.deployed, self.cells, self.largest = deployed, cells, max(sizes)
         self.refused: tuple[int, int] | None = None
-        first = smallest_input(deployed.network.get_submodule("backbone"), cells)
+        self.backbone = deployed.network.get_submodule("backbone")
+        first = smallest_input(self.backbone, cells)
         # the pooling may need a larger map, but the network was trained
         least = max(first, min(sizes))
         self.smallest = next((side for side in range(first, least) if self._runs(side, side)), least)
@@ -58,13 +59,14 @@ class Sides:
 
     def _runs(self, height: int, width: int) -> bool:
         """Whether the network takes images of `height` x `width`, and its map has sides of at least `cells`."""
-        if refusal(self.deployed, self.deployed.example(1, height, width)):
-            return False
-        return min(map_size(self.deployed.network.get_submodule("backbone"), height, width)) >= self.cells
+        maps: list[torch.Size] = []
+        with self.backbone.register_forward_hook(lambda *called: maps.append(called[2].shape)):
+            refused = refusal(self.deployed, self.deployed.example(1, height, width))
+        return not refused and min(maps[0][2:]) >= self.cells
 
     def example(self) -> tuple[int, int]:
         """Return the height and width to trace the network with: not square, and with maps of several cells."""
-        several = smallest_input(self.deployed.network.get_submodule("backbone"), 4)
+        several = smallest_input(self.backbone, 4)
         least = max(several, self.largest)
         height = min((side for side in self.valid if side >= least), default=several)
         width = min((side for side in self.valid if side >= height * 4 / 3), default=height + self.smallest)

@@ -88,13 +88,13 @@ class Run:
 
         A test of fewer sizes measures some of the same metrics, so the one with the most is chosen.
         """
-        found: dict[str, int] = {}
+        found, own = dict[str, int](), self.status.get("test")
         for path in sorted((self.path / "tests").glob("*.json")):
             record = self.result(path.stem)
             # as text, in which NaN equals NaN
             if record and all(repr(metrics.get(name)) == repr(value) for name, value in record["metrics"].items()):
                 found[path.stem] = len(record["metrics"])
-        return max(found, key=lambda test: (found[test], test == self.status.get("test")), default="")
+        return max(found, key=lambda test: (found[test], test == own), default="")
 
     def test_file(self, test: str) -> Path:
         """The path at which the record of the test with the hash `test` is stored."""
