@@ -131,7 +131,9 @@ def test_another_rule_is_exported_for_one_size(sppnet: Caller, tmp_path: Path) -
     refused = sppnet("export", f"checkpoint={done.run}", "output=net.onnx")
     assert refused.code == 2
     assert "pooling.rule=padded refuses some sizes, and an exported file would refuse others; size=" in refused.err
-    assert sppnet("export", f"checkpoint={done.run}", "output=net.onnx", "size=20").code == 0
+    exported = sppnet("export", f"checkpoint={done.run}", "output=net.onnx", "size=20", "data.crop_pct=0.9")
+    assert exported.code == 0
+    assert "data.crop_pct has no effect on an export" in exported.err
 
 
 OWN = """
@@ -270,6 +272,8 @@ def test_a_stopped_export_leaves_nothing(kind: str, seconds: float | None, train
         (("output=runs", "format=pt2"), "a file of format=pt2 ends in .pt2"),
         ((), "output must be given"),
         (("output=lost.onnx", "force=true"), "output=lost.onnx: there is no folder "),
+        (("output=best.onnx", "force=true"), "output=best.onnx is the file that checkpoint= names"),
+        (("output=loop.onnx", "force=true"), "output=loop.onnx is a link that leads to itself"),
         (("output=net.onnx", "data.interpolation=bicubic"), "data.interpolation=bicubic is not allowed"),
         (("output=net.onnx", "size=0"), "size=0 is not allowed"),
         (("output=net.onnx", "format=tflite"), "format=tflite is not allowed: must be one of onnx, pt2, safetensors"),
@@ -281,7 +285,12 @@ def test_bad_input_is_one_line(
     words: tuple[str, ...], problem: str, sppnet: Caller, trained: Called, tmp_path: Path
 ) -> None:
     (tmp_path / "taken.onnx").write_text("mine")
-    (tmp_path / "lost.onnx").symlink_to("no/such/net.onnx")
+    for name, target in (
+        ("lost", "no/such/net.onnx"),
+        ("best", trained.run / "checkpoints/best.ckpt"),
+        ("loop", "loop.onnx"),
+    ):
+        (tmp_path / f"{name}.onnx").symlink_to(target)
     before = set(tmp_path.iterdir())
     done = sppnet("export", f"checkpoint={trained.run}", *words)
     assert done.code == 2

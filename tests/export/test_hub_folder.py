@@ -123,7 +123,10 @@ def test_the_card_of_a_lone_checkpoint_says_that_results_are_not_known(sppnet: C
         assert export(sppnet, checkpoint, "folder", "force=true").code == 0
         card = ModelCard.load("folder/README.md")
         assert card.data.eval_results is None
-        assert "test results are not known" in card.text
+        assert "test results are not known: those of a run's best.ckpt alone are known" in card.text
+    shutil.rmtree(trained.run / "tests")
+    assert "the run has no record of its test" in export(sppnet, trained.run, "folder", "force=true").err
+    assert "not known: the run has no record of its test" in ModelCard.load("folder/README.md").text
 
 
 def test_many_classes_and_any_names_fit_into_the_card(sppnet: Caller) -> None:
@@ -186,9 +189,11 @@ def test_an_existing_folder_is_written_into(
 def test_a_failure_leaves_the_earlier_folder_and_nothing_else(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     unwritable: Any = {"README.md": b"new", "config.json": 3}
-    for target in (folder, Path("new")):
+    Path("empty").mkdir()
+    for target in (folder, Path("new"), Path("empty")):
         with pytest.raises(TypeError):
             write_folder(target, unwritable, force=True)
+    Path("empty").rmdir()
     Path("meanwhile").mkdir()  # by another program, since the export began
     Path("meanwhile/notes.txt").write_text("mine")
     for force in (False, True):
@@ -219,6 +224,7 @@ def test_a_run_that_is_not_done_says_so(sppnet: Caller, trained: Called) -> None
     assert done.code == 0
     assert "is not done (status: preempted), so its weights may still change" in done.err
     assert "the card has no results" in done.err
+    assert "not known: the run was not done" in ModelCard.load("early/README.md").text
     assert "preempted in epoch" in ModelCard.load("early/README.md").text
 
 
@@ -273,5 +279,6 @@ def test_a_folder_of_another_format_is_one_line(sppnet: Caller, folder: Path) ->
     shutil.copy(folder / "config.json", "theirs")
     assert "is not an sppnet checkpoint" in refused(sppnet("test", "checkpoint=theirs"))
     shutil.copy("theirs/pytorch_model.bin", folder)  # beside our own weights
+    (folder / "checkpoints").mkdir()
     assert sppnet("test", "checkpoint=folder").code == 0
     assert not Path("executed").exists()

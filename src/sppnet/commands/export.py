@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppnet.commands import checkpoint_app
+from sppnet.commands.test import warn_of_training_keys
 from sppnet.config.command_schemas import ExportConfig
 from sppnet.config.load import load
 from sppnet.config.schema import Config
@@ -103,12 +104,12 @@ def _write_hub_folder(
     # the results and the provenance are those of the run's best weights
     is_best = run is not None and trained.weights.resolve() == run.best.resolve()
     results = model_results(run, stored.report) if run is not None and is_best else None
-    unknown = "they are known only of a run's best.ckpt"
+    unknown = "those of a run's best.ckpt alone are known"
     if run is not None and is_best:
-        unknown = f"{run.path} has no record of its test" if run.done else "those of a run are known once it is done"
+        unknown = "the run has no record of its test" if run.done else "the run was not done"
     facts, command = training_facts(run) if run is not None and is_best else ([], [])
     name = str(metadata["origin"]["run"] or output.resolve().name)
-    card = build_card(name, stored, metadata, facts, command, results, FIGURE)
+    card = build_card(name, stored, metadata, facts, command, results or unknown, FIGURE)
     files = {
         WEIGHTS: build_safetensors(checkpoint["state_dict"], metadata),
         CONFIG: build_config(metadata).encode(),
@@ -139,11 +140,16 @@ def check_output(trained: TrainedNetwork[ExportConfig], output: Path) -> None:
         raise UserError(
             f"output={cfg.output}: a file of format={cfg.format} ends in {ending}, such as {cfg.format}{ending}"
         )
+    target = Path(os.path.realpath(output))  # of a link
+    if target.is_symlink():
+        raise UserError(f"output={cfg.output} is a link that leads to itself")
+    if target == trained.weights.resolve():
+        raise UserError(f"output={cfg.output} is the file that checkpoint= names; choose another")
     if output.exists() and not output.is_file():
         raise UserError(f"output={cfg.output} is not a file")
     if (output.exists() or output.is_symlink()) and not cfg.force:
         raise UserError(f"output={cfg.output} exists; force=true replaces it")
-    folder = (output.resolve() if output.is_symlink() else output).parent  # of the file that a link leads to
+    folder = target.parent if output.is_symlink() else output.parent
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"output={cfg.output}: there is no folder {folder} that can be written to")
 
@@ -152,6 +158,7 @@ def check_keys(trained: TrainedNetwork[ExportConfig]) -> None:
     """Raise UserError if the format has no use for `size` or `preprocess`, and say so of the data."""
     cfg = trained.cfg
     if cfg.format not in ("safetensors", "hub"):
+        warn_of_training_keys(trained.typed_keys, "on an export")
         return
     if cfg.size is not None or not cfg.preprocess:
         key = f"size={cfg.size}" if cfg.size is not None else "preprocess=false"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,26 +55,39 @@ def check_folder(output: Path, force: bool) -> None:
 def write_folder(output: Path, files: Mapping[str, bytes], force: bool) -> None:
     """Write the files of a folder; with `force`, they replace those of an earlier export.
 
-    All files are written before the first one gets its name. If a killed process leaves files of two exports, loading
-    them is refused, because `config.json` must say what the header of the weights says.
+    They get their names once all of them are on the disk, and SIGINT and SIGTERM cannot come between. An exception
+    leaves the folder as it was.
 
     Raises:
         UserError: see `check_folder`, which looks again: the folder may have been made since the export began.
     """
     check_folder(output, force)
     is_new = not output.exists()
-    if is_new:
-        output.mkdir()
+    staging = output / f".sppnet-{secrets.token_hex(8)}.tmp"
     try:
-        with contextlib.ExitStack() as stack:  # of which the end names all files, unless one cannot be written
-            for name, content in files.items():
-                stack.enter_context(atomic_write(output / name, "wb")).write(content)
-        for name in set(FILES) - files.keys():
-            (output / name).unlink(missing_ok=True)
-    except BaseException:
+        staging.mkdir(parents=is_new)
+        for name, content in files.items():
+            with atomic_write(staging / name, "wb") as file:
+                file.write(content)
+        with _uninterrupted():
+            for name in FILES:
+                if name in files:
+                    (staging / name).replace(output / name)
+                else:
+                    (output / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
         if is_new:
-            for name in files:
-                (output / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another program has put a file into it
+            with contextlib.suppress(OSError):  # it has files, or never came to be
                 output.rmdir()
-        raise
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM inside the block."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -65,7 +65,7 @@ def build_card(
     metadata: Mapping[str, Any],
     training: Sequence[tuple[str, str]],
     command: Sequence[str],
-    results: Results | None,
+    results: Results | str,
     figure_file: str,
 ) -> str:
     """Return the content of the model card, with the front matter that the Hub reads.
@@ -76,7 +76,7 @@ def build_card(
         metadata: see `sppnet.runs.model_metadata.describe`.
         training: facts about the training that the configuration lacks, as (name, value).
         command: the command line that trained it; empty if it is not known.
-        results: the test results; None if they are not known.
+        results: the test results, or the reason why they are not known.
         figure_file: the name of the file with the figure.
     """
     from huggingface_hub import ModelCard  # an optional package
@@ -96,12 +96,13 @@ def build_card(
         "## Use",
         _usage(metadata),
     ]
-    content = "\n\n".join([f"---\n{_front_matter(name, cfg, results)}\n---", *parts]) + "\n"
+    scores = () if isinstance(results, str) else results.scores
+    content = "\n\n".join([f"---\n{_front_matter(name, cfg, scores)}\n---", *parts]) + "\n"
     ModelCard(content)  # parses the front matter
     return content
 
 
-def _front_matter(name: str, cfg: Config, results: Results | None) -> str:
+def _front_matter(name: str, cfg: Config, scores: Sequence[Score]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     task, data = "image-classification", cfg.data.name
@@ -114,7 +115,7 @@ def _front_matter(name: str, cfg: Config, results: Results | None) -> str:
             metric_name=f"{score.metric} at {score.size} px",
             metric_value=score.value,
         )
-        for score in (results.scores if results else ())
+        for score in scores
     ]
     front = ModelCardData(
         library_name="sppnet",
@@ -150,9 +151,9 @@ def _classes(classes: Sequence[str]) -> str:
     return f"{len(classes)} classes, in the order of the logits: {names}{more}."
 
 
-def _results(results: Results | None, figure_file: str) -> list[str]:
-    if results is None:
-        return ["The test results are not known: the folder was exported from a file, or from a run that was not done."]
+def _results(results: Results | str, figure_file: str) -> list[str]:
+    if isinstance(results, str):
+        return [f"The test results are not known: {_plain(results)}."]
     scores, planned = results.scores, bool(results.study)
     head = (
         "metric",

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from sppnet.errors import UserError
 from sppnet.export.deployed import Deployed
-from sppnet.models.probe import LARGEST, smallest_input
+from sppnet.models.probe import smallest_input
 
 Shape = tuple[int, int, int]  # N, H, W
 
 SHAPES = 32
 BATCHES = 9  # the sizes of batches are 1 to this
-FAR = (4, 16)  # sides of the largest square and of the longest strip, in multiples of the largest size
+SQUARE, STRIP = 4, 16  # sides of the largest square and of the longest strip, in multiples of the largest size
+LARGEST_SQUARE = 2048  # pixels; it must fit into the memory
 PIXELS = 4 * 512**2  # of a batch of images of a fixed size
 
 
@@ -81,9 +82,11 @@ def draw_shapes(sides: Sides) -> Iterator[Shape]:
     """
     generator = np.random.default_rng(1)
     # a network may do something else, or nothing, beyond some size
-    least = sides.smallest
-    side, long = (min(LARGEST, times * sides.largest) // least * least for times in FAR)
-    far = [(side, side), (side, least), (least, side), (long, least), (least, long)]
+    least, largest = sides.smallest, sides.largest
+    side = max(largest, min(LARGEST_SQUARE, SQUARE * largest)) // least * least
+    far = [(side, side)]
+    for length in (SQUARE * largest // least * least, STRIP * largest // least * least):
+        far += [(length, least), (least, length)]
     seen = {(1, height, width) for height, width in far if sides.takes(height, width)}
     yield from sorted(seen)
     number = len(seen)

@@ -34,7 +34,7 @@ def model_results(run: Run, report: Report) -> Results | None:
     planned = list(_planned_results(run, report))
     own = run.result(run.own_test)
     if planned:
-        return next((results for results, metrics in planned if own and metrics == own["metrics"]), planned[0][0])
+        return next((results for results, test in planned if test == run.own_test), planned[0][0])
     if own is None:
         return None
     result = build_result(run, own, read_provenance(run))
@@ -65,15 +65,15 @@ def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
     return shown, ["sppnet", "train", *words]
 
 
-def _planned_results(run: Run, report: Report) -> Iterator[tuple[Results, Mapping[str, float]]]:
-    """Yield the results and all metrics of the run in each row of its studies that has it."""
+def _planned_results(run: Run, report: Report) -> Iterator[tuple[Results, str]]:
+    """Yield the results of the run, and the hash of their test, in each row of its studies that has it."""
     for study in load_studies(run.path.parent, report):
         for table in build_tables(study, transfer=False) if study.points else ():
             for row in table.rows:
                 for seed, result in row.results.items():
-                    record = run.result(run.find_test(result.metrics)) if result.run == run.path.name else None
-                    if record is not None:
-                        yield _results(row, seed, table.columns, record, table), result.metrics
+                    test = run.find_test(result.metrics) if result.run == run.path.name else ""
+                    if record := run.result(test):
+                        yield _results(row, seed, table.columns, record, table), test
 
 
 def _results(row: Row, seed: int, columns: Sequence[Column], record: Mapping[str, Any], table: Table | None) -> Results:

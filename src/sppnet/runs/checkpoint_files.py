@@ -70,7 +70,7 @@ def locate(checkpoint: Path, key: str = "checkpoint") -> tuple[Run | None, Path]
 
 def is_hub_folder(path: Path) -> bool:
     """Whether a folder is one that `sppnet export format=hub` writes, and not a run directory."""
-    return (path / WEIGHTS).is_file() and not (path / "checkpoints").exists()
+    return (path / WEIGHTS).is_file() and not Run(path).best.is_file()
 
 
 def _check_hub_folder(folder: Path, key: str) -> None:
