@@ -137,9 +137,7 @@ def check_output(trained: TrainedNetwork[ExportConfig], output: Path) -> None:
         return
     ending = ENDINGS[cfg.format]
     if output.suffix != ending:
-        raise UserError(
-            f"output={cfg.output}: a file of format={cfg.format} ends in {ending}, such as {cfg.format}{ending}"
-        )
+        raise UserError(f"output={cfg.output}: a file of format={cfg.format} ends in {ending}, such as model{ending}")
     target = Path(os.path.realpath(output))  # of a link
     if target.is_symlink():
         raise UserError(f"output={cfg.output} is a link that leads to itself")
