@@ -17,7 +17,7 @@ Shape = tuple[int, int, int]  # N, H, W
 
 SHAPES = 32
 BATCHES = 9  # the sizes of batches are 1 to this
-SQUARE, STRIP = 4, 16  # sides of the largest square and of the longest strip, in multiples of the largest size
+SQUARE, STRIP = 4, 16  # sides of the largest square and of the longest strips, in multiples of the largest size
 LARGEST_SQUARE = 2048  # pixels; it must fit into the memory
 PIXELS = 4 * 512**2  # of a batch of images of a fixed size
 
@@ -81,7 +81,7 @@ def draw_shapes(sides: Sides) -> Iterator[Shape]:
     image, apart from the largest square and the longest strips.
     """
     generator = np.random.default_rng(1)
-    # a network may do something else, or nothing, beyond some size
+    # a network may do something else, or nothing, beyond some size: a far larger square, and strips of two lengths
     least, largest = sides.smallest, sides.largest
     side = max(largest, min(LARGEST_SQUARE, SQUARE * largest)) // least * least
     far = [(side, side)]

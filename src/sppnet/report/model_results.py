@@ -32,9 +32,10 @@ def model_results(run: Run, report: Report) -> Results | None:
         return None
     run = Run(run.path.resolve())
     planned = list(_planned_results(run, report))
-    own = run.result(run.own_test)
+    own_test = run.own_test
     if planned:
-        return next((results for results, test in planned if test == run.own_test), planned[0][0])
+        return next((results for results, test in planned if test == own_test), planned[0][0])
+    own = run.result(own_test)
     if own is None:
         return None
     result = build_result(run, own, read_provenance(run))

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 RUNS_ONNX = ("onnx", "onnxruntime")  # packages of the extra `export`
 DIGEST = "sha256"  # the metadata key of the digest of all else in the file, which has no checksums of its own
-KINDS = {
+KINDS = {  # the type of each metadata value that is read
     "sppnet": dict,
     "classes": list,
     "activation": str,
     "mean": list,
     "std": list,
     "smallest": int,
-}  # of the others
+}
 STAND_IN = "torch.nn.Identity"  # takes the place of a class of the user's own, which a prediction does not need
 SCHEDULE = "sppnet.data.Alternating"  # takes the place of a size schedule of the user's own
 
