@@ -103,6 +103,17 @@ print(extra["classes"])
         assert torch.equal(torch.load(tmp_path / "y"), network(trained.run)(x))
 
 
+@pytest.mark.slow
+def test_a_program_takes_no_maps_of_one_cell_and_says_so(sppnet: Caller, tmp_path: Path) -> None:
+    done = sppnet("train", *TINY, "pooling=gap", "sizes=single", "sizes.train=[4]", "sizes.test=[4]", "views=warp")
+    assert done.code == 0, done.err
+    exported = sppnet("export", f"checkpoint={done.run}", "output=net.pt2", "format=pt2")
+    assert exported.code == 0, exported.err
+    assert "the network was trained or tested at [4]; size=4 exports it for images of that size" in exported.err
+    assert "16 images of the run's data have shapes that the file does not take" in exported.err
+    assert sppnet("export", f"checkpoint={done.run}", "output=small.pt2", "format=pt2", "size=4").code == 0
+
+
 def test_one_size_several_labels_and_half_precision(sppnet: Caller, tmp_path: Path) -> None:
     more = ("loss=bce", "pooling=flatten", "pooling.output_size=2", "sizes=single", "sizes.train=[24]")
     done = sppnet("train", *TINY, *more, "trainer.precision=bf16-true", "pyramid=l1_1")

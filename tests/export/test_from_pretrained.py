@@ -95,7 +95,8 @@ def test_images_that_cannot_be_read_are_one_line(trained: Called, pictures: list
     whole = (tmp_path / "pictures/cmyk.jpg").read_bytes()
     Path("cut.jpg").write_bytes(whole[:1000])
     others = (str(trained.run / "config.yaml"), Image.open("cut.jpg"), Image.new("RGB", (0, 5)))
-    for given in ("no/such.png", Path("cut.jpg"), *others):
+    array: Any = np.zeros((5, 5, 3), np.uint8)
+    for given in ("no/such.png", Path("cut.jpg"), *others, array):
         with pytest.raises(UserError):
             model.preprocess(given)
 

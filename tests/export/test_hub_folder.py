@@ -73,7 +73,7 @@ def test_the_card_of_a_lone_run_has_its_own_results(trained: Called, folder: Pat
     assert "choose a license" in card.text
     [row] = read_table(card.text, "metric")
     assert row == ["top1", "24 px", "119", f"{100 * summary['test/24/top1']:.2f} %"]
-    assert "not planned by a study" in card.text
+    assert "No study planned this test" in card.text
     assert "trainer.limit_train_batches=4" in card.text
     settings = dict(read_table(card.text, "setting"))
     assert settings["sizes.train"] == "[24, 20]"
@@ -125,8 +125,8 @@ def test_the_card_of_a_lone_checkpoint_says_that_results_are_not_known(sppnet: C
         assert card.data.eval_results is None
         assert "test results are not known: those of a run's best.ckpt alone are known" in card.text
     shutil.rmtree(trained.run / "tests")
-    assert "the run has no record of its test" in export(sppnet, trained.run, "folder", "force=true").err
-    assert "not known: the run has no record of its test" in ModelCard.load("folder/README.md").text
+    assert "the run has no whole record of its own test" in export(sppnet, trained.run, "folder", "force=true").err
+    assert "not known: the run has no whole record of its own test" in ModelCard.load("folder/README.md").text
 
 
 def test_many_classes_and_any_names_fit_into_the_card(sppnet: Caller) -> None:
@@ -164,6 +164,7 @@ def test_an_export_replaces_only_an_earlier_one(sppnet: Caller, trained: Called,
     Path("file").write_text("file")
     assert "is not a folder" in refused(export(sppnet, trained.run, "file", "force=true"))
     assert "no folder" in refused(export(sppnet, trained.run, "no/such/folder"))
+    assert "/proc/x cannot be written: " in refused(export(sppnet, trained.run, "/proc/x"))
     assert "size=24 has no effect" in refused(export(sppnet, trained.run, "new", "size=24"))
     assert not Path("new").exists()
     assert not [path for path in Path().iterdir() if path.name.endswith(".tmp")]
@@ -177,6 +178,7 @@ def test_an_existing_folder_is_written_into(
     before = Path("here").stat()
     monkeypatch.chdir("here")
     for words in ((), ("force=true",)):
+        Path(".sppnet-0.tmp").mkdir()  # of a killed export
         assert export(sppnet, tmp_path / trained.run, ".", *words).code == 0
         assert {path.name for path in Path().iterdir()} == {*FILES} - {"figure.svg"}
         assert (Path().stat().st_ino, Path().stat().st_mode) == (before.st_ino, before.st_mode)
@@ -206,7 +208,10 @@ def test_a_failure_leaves_the_earlier_folder_and_nothing_else(folder: Path) -> N
 
 
 def test_the_card_has_every_size_of_the_runs_own_test_after_others(sppnet: Caller) -> None:
-    run = sppnet("train", *SMALL, "trainer.max_epochs=1", "sizes.test=[24,20]").run
+    words = (*SMALL, "study=mine", "trainer.max_epochs=1")
+    run = sppnet("train", *words, "sizes.test=[24,20]").run
+    assert sppnet("train", "-m", *words, "seed=0", "sizes.test=[20]", "views=full").code == 0
+    assert len(list(run.parent.glob("*/status.json"))) == 1  # the study has planned another test of this run
     for words in ("sizes.test=[24]", "sizes.test=[20]", "views=full", "views=warp"):  # of squares, both see the same
         assert sppnet("test", f"checkpoint={run}", words).code == 0
     assert export(sppnet, run, "card").code == 0
@@ -215,6 +220,7 @@ def test_the_card_has_every_size_of_the_runs_own_test_after_others(sppnet: Calle
     assert "| 20 px |" in card
     views = yaml.safe_load((run / "config.yaml").read_text())["views"]["name"]
     assert f"Measured with `views={views}`" in card
+    assert "No study planned this test" in card
 
 
 def test_a_run_that_is_not_done_says_so(sppnet: Caller, trained: Called) -> None:

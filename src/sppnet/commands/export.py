@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def export(trained: TrainedNetwork[ExportConfig]) -> None:
         set_threads_and_filter_warnings(cfg)
         content, agreements = build_graph(cfg, checkpoint, stored, metadata, trained.weights)
     check_output(trained, output)  # again: another job may have written it meanwhile
-    with atomic_write(output.resolve(), "wb") as file:
+    with _writing(output), atomic_write(output.resolve(), "wb") as file:
         file.write(content)
     if agreements:
         print(*_format_table(agreements), sep="\n")
@@ -106,7 +107,7 @@ def _write_hub_folder(
     results = model_results(run, stored.report) if run is not None and is_best else None
     unknown = "those of a run's best.ckpt alone are known"
     if run is not None and is_best:
-        unknown = "the run has no record of its test" if run.done else "the run was not done"
+        unknown = "the run has no whole record of its own test" if run.done else "the run was not done"
     facts, command = training_facts(run) if run is not None and is_best else ([], [])
     name = str(metadata["origin"]["run"] or output.resolve().name)
     card = build_card(name, stored, metadata, facts, command, results or unknown, FIGURE)
@@ -117,12 +118,22 @@ def _write_hub_folder(
     }
     if results is not None and results.figure:
         files[FIGURE] = results.figure.encode()
-    write_folder(output, files, trained.cfg.force)
+    with _writing(output):
+        write_folder(output, files, trained.cfg.force)
     if results is None:
         notice(f"the card has no results: {unknown}")
     print(f"written: {output} ({', '.join(files)})")
     where = shlex.quote(str(output))
     print(f"choose a license in {output / CARD}, then upload it: hf upload USER/NAME {where} --private")
+
+
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Raise UserError if the block cannot write."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error.strerror}") from None
 
 
 def check_output(trained: TrainedNetwork[ExportConfig], output: Path) -> None:

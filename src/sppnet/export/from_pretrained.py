@@ -73,6 +73,11 @@ class Preprocess:
     def pixels(self, image: Picture) -> Tensor:
         """Return the pixels before normalisation, uint8 (3, H, W). For the argument, see `__call__`."""
         cfg = self.cfg
+        if not isinstance(image, Image.Image | str | os.PathLike):
+            raise UserError(
+                f"image: an object of {type(image).__name__} is not allowed; it takes an image of Pillow"
+                " (PIL.Image.fromarray makes one of an array) or the path of an image file"
+            )
         images = _Given(image) if isinstance(image, Image.Image) else _files(expand_path("image", image))
         if isinstance(images, UnlabelledImages):
             images.shape(0)  # of an unreadable file, the reader would be asked for the wrong shape

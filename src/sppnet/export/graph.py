@@ -11,11 +11,11 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from sppnet.config.command_schemas import ExportConfig
 from sppnet.config.schema import SPP, Config, Flatten, OwnPooling
-from sppnet.errors import UserError, notice
+from sppnet.errors import UserError, format_value, notice
 from sppnet.export.deployed import Deployed
 from sppnet.export.onnx_file import OnnxRun, build_onnx
 from sppnet.export.sample_images import read_samples
-from sppnet.export.shapes import Sides, draw_shapes, fixed_shapes, refusal
+from sppnet.export.shapes import Sides, draw_shapes, fixed_shapes
 from sppnet.export.torch_program import ProgramRun, build_program
 from sppnet.export.verification import Agreement, Run, compare
 from sppnet.models.fit_check import takes_any_shape
@@ -66,7 +66,8 @@ def build_graph(
     deployed, fixed = Deployed(network, metadata, cfg.preprocess), cfg.size is not None
     build, run, cells = FORMATS[cfg.format]
     if cfg.size is not None:
-        shapes, smallest, side = fixed_shapes(deployed, cfg.size), cfg.size, (cfg.size, cfg.size)
+        sides, shapes = None, fixed_shapes(deployed, cfg.size)
+        smallest, side = cfg.size, (cfg.size, cfg.size)
         advice = "format=safetensors holds the weights"
     else:
         check_sides(stored, network, sizes[0])
@@ -74,8 +75,13 @@ def build_graph(
         shapes = list(draw_shapes(sides))
         check_all_sizes(sides, cfg.format, sizes[0])
         smallest, side = sides.smallest, sides.example()
+        if smaller := sorted(size for size in {*sizes} if size < smallest):
+            notice(
+                f"format={cfg.format}: the file takes sides from {smallest} pixels on, and the network was trained or"
+                f" tested at {format_value(smaller)}; size={smaller[0]} exports it for images of that size"
+            )
         advice = f"size={sizes[0]} may export it for images of one size"
-    samples = _read_samples(cfg, deployed)
+    samples = _read_samples(cfg, deployed, sides)
     # below the smallest side, ONNX Runtime may answer wrongly, or end the whole process
     content = build(deployed, deployed.example(2, *side), fixed, {**metadata, "smallest": smallest}, advice)
     advice = f"nothing is written; {advice}"
@@ -122,19 +128,24 @@ def check_sides(cfg: Config, network: SPPNet, side: int) -> None:
         raise UserError(f"{reason}; size={side} exports the network for that size")
 
 
-def _read_samples(cfg: ExportConfig, deployed: Deployed) -> Sequence[Tensor]:
-    """Read images of the run's data, as the network takes them, and say in one line if some cannot be used."""
+def _read_samples(cfg: ExportConfig, deployed: Deployed, sides: Sides | None) -> Sequence[Tensor]:
+    """Read images of the run's data, as the network takes them, and say in one line if some cannot be used.
+
+    Args:
+        cfg: the configuration of the command.
+        deployed: the network.
+        sides: the sides that the file takes; None for images of one size.
+    """
     try:
         samples, unreadable = read_samples(cfg, SAMPLES)
     except UserError as error:
         notice(f"only random images are compared, because images of the run's data cannot be read ({error})")
         return []
-    batches = samples if cfg.preprocess else [deployed.normalise(x.permute(0, 3, 1, 2)) for x in samples]
-    taken = [batch for batch in batches if not refusal(deployed, batch)]
+    taken = [images for images in samples if sides is None or sides.runs(*images.shape[1:3])]
     if not samples and not unreadable:
         notice("only random images are compared, because the run's data have no test images")
     if unreadable:
         notice(f"{unreadable} of {unreadable + len(samples)} images of the run's data cannot be read, and are left out")
     if len(taken) < len(samples):
-        notice(f"{len(samples) - len(taken)} images of the run's data have shapes that the network does not take")
-    return taken
+        notice(f"{len(samples) - len(taken)} images of the run's data have shapes that the file does not take")
+    return taken if cfg.preprocess else [deployed.normalise(x.permute(0, 3, 1, 2)) for x in taken]

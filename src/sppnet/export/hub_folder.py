@@ -18,6 +18,7 @@ from sppnet.storage.files import atomic_write, read_record
 
 CARD, FIGURE = "README.md", "figure.svg"
 FILES = (WEIGHTS, CONFIG, CARD, FIGURE)
+STAGING = ".sppnet-*.tmp"  # a folder inside, in which the files are written first; a killed export leaves it
 
 
 def build_config(metadata: Mapping[str, Any]) -> str:
@@ -39,11 +40,12 @@ def check_folder(output: Path, force: bool) -> None:
         raise UserError(f"output={output} is not a folder")
     if not os.access(output, os.W_OK):
         raise UserError(f"output={output}: this folder cannot be written to")
-    if not any(output.iterdir()):
+    entries = [path for path in output.iterdir() if not path.match(STAGING)]
+    if not entries:
         return
     if not force:
         raise UserError(f"output={output} exists; force=true replaces an earlier export")
-    others = sorted(path.name for path in output.iterdir() if path.name not in FILES or not path.is_file())
+    others = sorted(path.name for path in entries if path.name not in FILES or not path.is_file())
     if others:
         raise UserError(
             f"output={output} holds other files than an earlier export, such as {others[0]}; nothing is replaced"
@@ -63,7 +65,9 @@ def write_folder(output: Path, files: Mapping[str, bytes], force: bool) -> None:
     """
     check_folder(output, force)
     is_new = not output.exists()
-    staging = output / f".sppnet-{secrets.token_hex(8)}.tmp"
+    for left in output.glob(STAGING):
+        shutil.rmtree(left, ignore_errors=True)
+    staging = output / STAGING.replace("*", secrets.token_hex(8))
     try:
         staging.mkdir(parents=is_new)
         for name, content in files.items():

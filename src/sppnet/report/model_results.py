@@ -9,9 +9,9 @@ from sppnet.config.schema import Report
 from sppnet.export.model_card import Results, Score
 from sppnet.report.collect import build_columns, build_tables
 from sppnet.report.figures import draw_svg
-from sppnet.report.run_results import build_result, format_commit, format_machine, read_provenance
+from sppnet.report.run_results import build_result, contains, format_commit, format_machine, read_provenance
 from sppnet.report.summary import format_metric, format_spread
-from sppnet.report.table import Column, Row, Table
+from sppnet.report.table import Column, Result, Row, Table
 from sppnet.runs.identity import digest
 from sppnet.runs.run_directory import Run
 from sppnet.statistics import spread
@@ -19,7 +19,9 @@ from sppnet.studies.lookup import load_studies
 
 
 def model_results(run: Run, report: Report) -> Results | None:
-    """Return the results of a finished run: those of its row in its study, or its own; None if there are none.
+    """Return the results of the test that ended a run's training; None if it is not done, or they are not on record.
+
+    If a study planned this test, the results of the other seeds in its row are with them.
 
     Args:
         run: the run; its folder is that of its study.
@@ -31,16 +33,14 @@ def model_results(run: Run, report: Report) -> Results | None:
     if not run.done:
         return None
     run = Run(run.path.resolve())
-    planned = list(_planned_results(run, report))
-    own_test = run.own_test
-    if planned:
-        return next((results for results, test in planned if test == own_test), planned[0][0])
-    own = run.result(own_test)
-    if own is None:
+    record = run.result(run.own_test)
+    if record is None or "images_per_size" not in record:  # early versions did not count the images
         return None
-    result = build_result(run, own, read_provenance(run))
-    columns = build_columns(report.metrics, [result])
-    return _results(Row("", {0: result}, {}, {}), 0, columns, own, None)
+    own = build_result(run, record, read_provenance(run))
+    if planned := next(_planned_rows(run, own, report), None):
+        table, row, seed = planned
+        return _results(row, seed, table.columns, record, table)
+    return _results(Row("", {0: own}, {}, {}), 0, build_columns(report.metrics, [own]), record, None)
 
 
 def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
@@ -66,15 +66,14 @@ def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
     return shown, ["sppnet", "train", *words]
 
 
-def _planned_results(run: Run, report: Report) -> Iterator[tuple[Results, str]]:
-    """Yield the results of the run, and the hash of their test, in each row of its studies that has it."""
+def _planned_rows(run: Run, own: Result, report: Report) -> Iterator[tuple[Table, Row, int]]:
+    """Yield each row of the run's studies that has the result `own` of the run, with its table and the run's seed."""
     for study in load_studies(run.path.parent, report):
         for table in build_tables(study, transfer=False) if study.points else ():
             for row in table.rows:
                 for seed, result in row.results.items():
-                    test = run.find_test(result.metrics) if result.run == run.path.name else ""
-                    if record := run.result(test):
-                        yield _results(row, seed, table.columns, record, table), test
+                    if contains(result, own):
+                        yield table, row, seed
 
 
 def _results(row: Row, seed: int, columns: Sequence[Column], record: Mapping[str, Any], table: Table | None) -> Results:

@@ -115,6 +115,12 @@ def combine(first: Mapping[int, Result], second: Mapping[int, Result]) -> dict[i
     return dict(sorted(combined.items()))
 
 
+def contains(result: Result, other: Result) -> bool:
+    """Whether `result` is of the same run and test as `other`, and has at least the same metrics of the user's."""
+    same = result.run == other.run and result.provenance["protocol"] == other.provenance["protocol"]
+    return same and other.provenance["measures"].items() <= result.provenance["measures"].items()
+
+
 def format_commit(commit: object, dirty: object) -> str:
     """Format a commit as its first ten digits, with `+changes` if the checkout had uncommitted changes."""
     return f"{str(commit or '?')[:10]}{'+changes' if dirty else ''}"

@@ -81,20 +81,13 @@ class Run:
         named = str(self.status.get("test"))
         if self.result(named):
             return named
-        return self.find_test(self.summary)  # older versions did not note it
-
-    def find_test(self, metrics: Mapping[str, Any]) -> str:
-        """The hash of the test that measured `metrics`, which may have others beside them; "" if there is none.
-
-        A test of fewer sizes measures some of the same metrics, so the one with the most is chosen.
-        """
-        found, own = dict[str, int](), self.status.get("test")
+        # older versions did not note it; a test of fewer sizes measures some of the same metrics
+        summary, found = self.summary, dict[str, int]()
         for path in sorted((self.path / "tests").glob("*.json")):
-            record = self.result(path.stem)
-            # as text, in which NaN equals NaN
-            if record and all(repr(metrics.get(name)) == repr(value) for name, value in record["metrics"].items()):
-                found[path.stem] = len(record["metrics"])
-        return max(found, key=lambda test: (found[test], test == own), default="")
+            metrics = (self.result(path.stem) or {}).get("metrics", {})
+            if metrics and all(repr(summary.get(name)) == repr(value) for name, value in metrics.items()):  # NaN too
+                found[path.stem] = len(metrics)
+        return max(found, key=found.__getitem__, default="")
 
     def test_file(self, test: str) -> Path:
         """The path at which the record of the test with the hash `test` is stored."""
