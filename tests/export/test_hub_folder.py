@@ -73,7 +73,7 @@ def test_the_card_of_a_lone_run_has_its_own_results(trained: Called, folder: Pat
     assert "choose a license" in card.text
     [row] = read_table(card.text, "metric")
     assert row == ["top1", "24 px", "119", f"{100 * summary['test/24/top1']:.2f} %"]
-    assert "No study planned this test" in card.text
+    assert "No study in the run's folder has this test" in card.text
     assert "trainer.limit_train_batches=4" in card.text
     settings = dict(read_table(card.text, "setting"))
     assert settings["sizes.train"] == "[24, 20]"
@@ -212,15 +212,39 @@ def test_the_card_has_every_size_of_the_runs_own_test_after_others(sppnet: Calle
     run = sppnet("train", *words, "sizes.test=[24,20]").run
     assert sppnet("train", "-m", *words, "seed=0", "sizes.test=[20]", "views=full").code == 0
     assert len(list(run.parent.glob("*/status.json"))) == 1  # the study has planned another test of this run
-    for words in ("sizes.test=[24]", "sizes.test=[20]", "views=full", "views=warp"):  # of squares, both see the same
-        assert sppnet("test", f"checkpoint={run}", words).code == 0
+    for word in ("sizes.test=[24]", "sizes.test=[20]", "views=full", "views=warp"):  # of squares, both see the same
+        assert sppnet("test", f"checkpoint={run}", word).code == 0
     assert export(sppnet, run, "card").code == 0
     card = ModelCard.load("card/README.md").text
     assert "| 24 px |" in card
     assert "| 20 px |" in card
     views = yaml.safe_load((run / "config.yaml").read_text())["views"]["name"]
     assert f"Measured with `views={views}`" in card
-    assert "No study planned this test" in card
+    assert "No study in the run's folder has this test" in card
+
+
+@pytest.mark.slow
+def test_a_metric_that_was_defined_anew_is_not_mixed_with_the_old_one(sppnet: Caller) -> None:
+    Path("conf/experiments").mkdir(parents=True)
+    for beta in (0.5, 2.0):
+        study = {
+            "study": "mine",
+            "report": {"metrics": ["top1", "f"]},
+            "metrics": {"f": {"_target_": "torchmetrics.classification.MulticlassFBetaScore", "beta": beta}},
+            "hydra": {"sweeper": {"params": {"seed": "0,1"}}},
+        }
+        Path("conf/experiments/mine.yaml").write_text(f"# @package _global_\n{json.dumps(study)}")
+        words = ("--config-dir", "conf", "experiments=mine", *SMALL, "trainer.max_epochs=1")
+        swept = sppnet("train", "-m", *words)
+        assert swept.code == 0, swept.err
+    run = min(path.parent for path in Path("runs/mine").glob("*/config.yaml"))
+    assert len(list((run / "tests").iterdir())) == 2
+    summary = json.loads((run / "summary.json").read_text())
+    done = export(sppnet, run, "card", "--config-dir", "conf")
+    assert done.code == 0, done.err
+    top1, f = read_table(ModelCard.load("card/README.md").text, "metric")
+    assert (top1[0], top1[3], top1[5]) == ("top1", f"{100 * summary['test/24/top1']:.2f} %", "2")
+    assert (f[0], *f[3:]) == ("f", f"{100 * summary['test/24/f']:.2f} %", "-", "0")
 
 
 def test_a_run_that_is_not_done_says_so(sppnet: Caller, trained: Called) -> None:

@@ -179,7 +179,7 @@ def _results(results: Results | str, figure_file: str) -> list[str]:
             " the interval is Student's, for the mean. The network in this folder has one of these seeds."
         )
     else:
-        about += "No study planned this test of the run, so the results are those of one training with one seed."
+        about += "No study in the run's folder has this test, so the results are those of one training with one seed."
     note = f"The results are limited: {_plain(results.note)}." if results.note else ""
     figure = f"![All rows of the study {_plain(results.study)}]({figure_file})" if results.figure else ""
     return [part for part in (_table([head, *rows]), about, note, figure) if part]

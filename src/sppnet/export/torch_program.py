@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sppnet.errors import UserError
 from sppnet.export.deployed import Deployed
 from sppnet.export.tracing import exporting
 from sppnet.runs.model_metadata import to_text
@@ -70,11 +72,24 @@ class ProgramRun:
         self.content, self.preprocess = content, preprocess
 
     def __call__(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | str]:
-        """Run the program on batches of images."""
-        with tempfile.TemporaryDirectory(prefix="sppnet-") as name:
-            program, inputs, results = (str(Path(name, file)) for file in ("program.pt2", "batches", "results"))
-            Path(program).write_bytes(self.content)
-            torch.save(list(batches), inputs)
+        """Run the program on batches of images.
+
+        Raises:
+            UserError: a temporary folder cannot be written to.
+        """
+        images = io.BytesIO()
+        torch.save(list(batches), images)  # into a file, it would raise a RuntimeError if the disk is full
+        with contextlib.ExitStack() as stack:
+            try:
+                name = stack.enter_context(tempfile.TemporaryDirectory(prefix="sppnet-"))
+                program, inputs, results = (str(Path(name, file)) for file in ("program.pt2", "batches", "results"))
+                Path(program).write_bytes(self.content)
+                Path(inputs).write_bytes(images.getvalue())
+            except OSError as error:
+                raise UserError(
+                    f"format=pt2: the folder for temporary files cannot be written to ({error.strerror}); TMPDIR=FOLDER"
+                    " names another"
+                ) from None
             settings = (str(torch.get_num_threads()), str(self.preprocess))
             command = [sys.executable, "-P", "-c", SCRIPT, program, inputs, results, *settings]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

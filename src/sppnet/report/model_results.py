@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from sppnet.config.schema import Report
+from sppnet.errors import UserError
 from sppnet.export.model_card import Results, Score
 from sppnet.report.collect import build_columns, build_tables
 from sppnet.report.figures import draw_svg
-from sppnet.report.run_results import build_result, contains, format_commit, format_machine, read_provenance
+from sppnet.report.run_results import (
+    build_result,
+    format_commit,
+    format_machine,
+    is_same_test,
+    measures_alike,
+    read_provenance,
+)
 from sppnet.report.summary import format_metric, format_spread
 from sppnet.report.table import Column, Result, Row, Table
 from sppnet.runs.identity import digest
@@ -37,10 +45,16 @@ def model_results(run: Run, report: Report) -> Results | None:
     if record is None or "images_per_size" not in record:  # early versions did not count the images
         return None
     own = build_result(run, record, read_provenance(run))
-    if planned := next(_planned_rows(run, own, report), None):
-        table, row, seed = planned
-        return _results(row, seed, table.columns, record, table)
-    return _results(Row("", {0: own}, {}, {}), 0, build_columns(report.metrics, [own]), record, None)
+    table, row = next(_planned_rows(run, own, report), (None, None))
+    columns = table.columns if table else build_columns(report.metrics, [own])
+    return Results(
+        list(_scores(columns, own, row, record["images_per_size"])),
+        views=str((record["identity"]["config"].get("views") or {}).get("name")),
+        study=table.name if table else "",
+        row=row.name if row else "",
+        note=str(own.provenance["note"] or ""),
+        figure=draw_svg(table) if table else None,
+    )
 
 
 def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
@@ -66,37 +80,33 @@ def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
     return shown, ["sppnet", "train", *words]
 
 
-def _planned_rows(run: Run, own: Result, report: Report) -> Iterator[tuple[Table, Row, int]]:
-    """Yield each row of the run's studies that has the result `own` of the run, with its table and the run's seed."""
+def _planned_rows(run: Run, own: Result, report: Report) -> Iterator[tuple[Table, Row]]:
+    """Yield each row of the run's studies that has the test of the result `own`, with its table."""
     for study in load_studies(run.path.parent, report):
-        for table in build_tables(study, transfer=False) if study.points else ():
+        try:
+            tables = build_tables(study, transfer=False) if study.points else []
+        except UserError as error:  # of the study's file
+            raise UserError(f"the card needs the results of the study {study.name}: {error}") from error
+        for table in tables:
             for row in table.rows:
-                for seed, result in row.results.items():
-                    if contains(result, own):
-                        yield table, row, seed
-
-
-def _results(row: Row, seed: int, columns: Sequence[Column], record: Mapping[str, Any], table: Table | None) -> Results:
-    """Build the results of a run from its row and the record of its test; `table` is that of its study."""
-    views = str((record["identity"]["config"].get("views") or {}).get("name"))
-    return Results(
-        list(_scores(row, seed, columns, record["images_per_size"], table is not None)),
-        views,
-        table.name if table else "",
-        row.name,
-        str(row.results[seed].provenance["note"] or ""),
-        draw_svg(table) if table else None,
-    )
+                if any(is_same_test(result, own) for result in row.results.values()):
+                    yield table, row
 
 
 def _scores(
-    row: Row, seed: int, columns: Sequence[Column], images_per_size: Mapping[str, int], planned: bool
+    columns: Sequence[Column], own: Result, row: Row | None, images_per_size: Mapping[str, int]
 ) -> Iterator[Score]:
-    """Yield a score for each metric of the columns and each test size."""
+    """Yield a score for each metric of the columns and each test size; `row` is that of a study, with all seeds."""
+    alone = Row("", {0: own}, {}, {})
     for column in {column.name: column for column in columns}.values():
         for size, images in images_per_size.items():
-            values = row.values(f"test/{size}/{column.name}")
-            if seed in values:
-                shown = format_metric(column, values[seed]) + (" %" if column.percent else "")
-                over_seeds = format_spread(column, spread(list(values.values())), row) if planned else ""
-                yield Score(column.name, size, images, values[seed], shown, over_seeds, len(values))
+            metric = f"test/{size}/{column.name}"
+            if 0 not in (values := alone.values(metric)):
+                continue
+            value, over_seeds, seeds = values[0], "", 1
+            if row is not None:  # its runs may have been tested again, with another metric of this name
+                results = {seed: result for seed, result in row.results.items() if measures_alike(result, own, column)}
+                over = list(replace(row, results=results).values(metric).values())
+                over_seeds, seeds = format_spread(column, spread(over), row), len(over)
+            shown = format_metric(column, value) + (" %" if column.percent else "")
+            yield Score(column.name, size, images, value, shown, over_seeds, seeds)

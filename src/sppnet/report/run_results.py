@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sppnet.report.table import Result
+from sppnet.report.table import Column, Result
 from sppnet.runs.identity import digest, format_mismatch
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
@@ -115,10 +115,16 @@ def combine(first: Mapping[int, Result], second: Mapping[int, Result]) -> dict[i
     return dict(sorted(combined.items()))
 
 
-def contains(result: Result, other: Result) -> bool:
-    """Whether `result` is of the same run and test as `other`, and has at least the same metrics of the user's."""
-    same = result.run == other.run and result.provenance["protocol"] == other.provenance["protocol"]
-    return same and other.provenance["measures"].items() <= result.provenance["measures"].items()
+def is_same_test(result: Result, other: Result) -> bool:
+    """Whether two results are of one run and one test; the metrics of the user's may differ."""
+    return result.run == other.run and result.provenance["protocol"] == other.provenance["protocol"]
+
+
+def measures_alike(result: Result, other: Result, column: Column) -> bool:
+    """Whether two results compute the metric of a column in the same way."""
+    name = column.name
+    own = name if name in other.provenance["measures"] else name.removesuffix("_error")
+    return bool(result.provenance["measures"].get(own) == other.provenance["measures"].get(own))
 
 
 def format_commit(commit: object, dirty: object) -> str:

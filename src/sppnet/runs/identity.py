@@ -21,7 +21,7 @@ from sppnet.config.load import replace
 from sppnet.config.schema import LAYOUT, Backbone, Config, OpenSection, OwnLoss
 from sppnet.config.timm_networks import TIMM, weights_tag
 from sppnet.errors import UserError
-from sppnet.runs.checkpoint_files import is_hub_folder, locate
+from sppnet.runs.checkpoint_files import WEIGHTS, is_hub_folder, locate
 from sppnet.runs.run_directory import Run
 from sppnet.storage.files import read_record
 from sppnet.storage.paths import expand_path
@@ -167,6 +167,8 @@ def weights_identity(backbone: Backbone) -> str | None:
         return file_digest(path)
     if "/" in weights or path.suffix:
         hint = " (of a run: checkpoints/best.ckpt, or init=RUN for the whole network)" if path.is_dir() else ""
+        if is_hub_folder(path):
+            hint = f"; it is a folder, give its file {path / WEIGHTS}"
         raise UserError(f"backbone.weights={weights}: no such file{hint}")
     return weights_tag(backbone.node()["arch"], weights) if backbone.target == TIMM else weights
 
