@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -104,14 +105,19 @@ print(extra["classes"])
 
 
 @pytest.mark.slow
-def test_a_program_takes_no_maps_of_one_cell_and_says_so(sppnet: Caller, tmp_path: Path) -> None:
+def test_a_program_takes_no_maps_of_one_cell_and_says_so(sppnet: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     done = sppnet("train", *TINY, "pooling=gap", "sizes=single", "sizes.train=[4]", "sizes.test=[4]", "views=warp")
     assert done.code == 0, done.err
     exported = sppnet("export", f"checkpoint={done.run}", "output=net.pt2", "format=pt2")
     assert exported.code == 0, exported.err
     assert "the network was trained or tested at [4]; size=4 exports it for images of that size" in exported.err
     assert "16 images of the run's data have shapes that the file does not take" in exported.err
-    assert sppnet("export", f"checkpoint={done.run}", "output=small.pt2", "format=pt2", "size=4").code == 0
+    words = (f"checkpoint={done.run}", "output=small.pt2", "format=pt2", "size=4")
+    assert sppnet("export", *words).code == 0
+    monkeypatch.setattr(tempfile, "tempdir", "no/such/folder")
+    refused = sppnet("export", *words, "force=true")
+    assert refused.code == 2
+    assert "the folder for temporary files cannot be written to (No such file or directory)" in refused.err
 
 
 def test_one_size_several_labels_and_half_precision(sppnet: Caller, tmp_path: Path) -> None:

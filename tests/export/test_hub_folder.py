@@ -164,7 +164,12 @@ def test_an_export_replaces_only_an_earlier_one(sppnet: Caller, trained: Called,
     Path("file").write_text("file")
     assert "is not a folder" in refused(export(sppnet, trained.run, "file", "force=true"))
     assert "no folder" in refused(export(sppnet, trained.run, "no/such/folder"))
-    assert "/proc/x cannot be written: " in refused(export(sppnet, trained.run, "/proc/x"))
+    assert "written" in refused(export(sppnet, trained.run, "/proc/x"))
+    Path("new").mkdir()
+    Path("new/.sppnet-0.tmp").mkdir()
+    for words in ((), ("force=true",)):
+        assert "if it was killed, delete this folder" in refused(export(sppnet, trained.run, "new", *words))
+    shutil.rmtree("new")
     assert "size=24 has no effect" in refused(export(sppnet, trained.run, "new", "size=24"))
     assert not Path("new").exists()
     assert not [path for path in Path().iterdir() if path.name.endswith(".tmp")]
@@ -178,7 +183,6 @@ def test_an_existing_folder_is_written_into(
     before = Path("here").stat()
     monkeypatch.chdir("here")
     for words in ((), ("force=true",)):
-        Path(".sppnet-0.tmp").mkdir()  # of a killed export
         assert export(sppnet, tmp_path / trained.run, ".", *words).code == 0
         assert {path.name for path in Path().iterdir()} == {*FILES} - {"figure.svg"}
         assert (Path().stat().st_ino, Path().stat().st_mode) == (before.st_ino, before.st_mode)
@@ -226,25 +230,39 @@ def test_the_card_has_every_size_of_the_runs_own_test_after_others(sppnet: Calle
 @pytest.mark.slow
 def test_a_metric_that_was_defined_anew_is_not_mixed_with_the_old_one(sppnet: Caller) -> None:
     Path("conf/experiments").mkdir(parents=True)
-    for beta in (0.5, 2.0):
-        study = {
-            "study": "mine",
-            "report": {"metrics": ["top1", "f"]},
-            "metrics": {"f": {"_target_": "torchmetrics.classification.MulticlassFBetaScore", "beta": beta}},
-            "hydra": {"sweeper": {"params": {"seed": "0,1"}}},
-        }
+
+    def write(shown: list[str], metrics: dict[str, Any]) -> None:
+        seeds = {"sweeper": {"params": {"seed": "0,1"}}}
+        study = {"study": "mine", "report": {"metrics": shown}, "metrics": metrics, "hydra": seeds}
         Path("conf/experiments/mine.yaml").write_text(f"# @package _global_\n{json.dumps(study)}")
+
+    def sweep() -> Path:
         words = ("--config-dir", "conf", "experiments=mine", *SMALL, "trainer.max_epochs=1")
         swept = sppnet("train", "-m", *words)
         assert swept.code == 0, swept.err
-    run = min(path.parent for path in Path("runs/mine").glob("*/config.yaml"))
+        return min(path.parent for path in Path("runs/mine").glob("*/config.yaml"))
+
+    def rows() -> list[list[str]]:
+        done = export(sppnet, run, "card", "--config-dir", "conf", "force=true")
+        assert done.code == 0, done.err
+        return read_table(ModelCard.load("card/README.md").text, "metric")
+
+    own = "torchmetrics.classification.Multiclass"
+    for beta in (0.5, 2.0):
+        write(["top1", "f"], {"f": {"_target_": f"{own}FBetaScore", "beta": beta}})
+        run = sweep()
     assert len(list((run / "tests").iterdir())) == 2
     summary = json.loads((run / "summary.json").read_text())
-    done = export(sppnet, run, "card", "--config-dir", "conf")
-    assert done.code == 0, done.err
-    top1, f = read_table(ModelCard.load("card/README.md").text, "metric")
+    top1, f = rows()
     assert (top1[0], top1[3], top1[5]) == ("top1", f"{100 * summary['test/24/top1']:.2f} %", "2")
     assert (f[0], *f[3:]) == ("f", f"{100 * summary['test/24/f']:.2f} %", "-", "0")
+    assert "Where there is no mean, " in ModelCard.load("card/README.md").text
+    write(["g"], {"g": {"_target_": f"{own}CohenKappa"}})  # the run's own test has no such metric
+    sweep()
+    assert rows() == [top1]
+    write(["typo"], {})
+    line = refused(export(sppnet, run, "other", "--config-dir", "conf"))
+    assert "the card needs the results of the study mine: report.metrics=typo is not allowed" in line
 
 
 def test_a_run_that_is_not_done_says_so(sppnet: Caller, trained: Called) -> None:
@@ -278,6 +296,10 @@ def test_every_command_takes_the_folder(sppnet: Caller, trained: Called, folder:
     assert same_weights(*(done.run / "checkpoints/best.ckpt" for done in runs))
     assert export(sppnet, folder, "again").code == 0
     assert Path("again/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    line = refused(sppnet("train", *SMALL, "backbone.weights=./folder"))
+    assert line.endswith(
+        "backbone.weights=./folder: no such file; it is a folder, give its file folder/model.safetensors"
+    )
 
 
 def test_a_changed_configuration_is_one_line(sppnet: Caller, folder: Path) -> None:

@@ -133,7 +133,7 @@ def _writing(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"output={output} cannot be written: {error.strerror}") from None
+        raise UserError(f"output={output} cannot be written: {error.strerror or error}") from None
 
 
 def check_output(trained: TrainedNetwork[ExportConfig], output: Path) -> None:

@@ -141,7 +141,7 @@ def _read_samples(cfg: ExportConfig, deployed: Deployed, sides: Sides | None) ->
     except UserError as error:
         notice(f"only random images are compared, because images of the run's data cannot be read ({error})")
         return []
-    taken = [images for images in samples if sides is None or sides.runs(*images.shape[1:3])]
+    taken = [images for images in samples if sides is None or sides.takes(*images.shape[1:3])]
     if not samples and not unreadable:
         notice("only random images are compared, because the run's data have no test images")
     if unreadable:

@@ -18,7 +18,7 @@ from sppnet.storage.files import atomic_write, read_record
 
 CARD, FIGURE = "README.md", "figure.svg"
 FILES = (WEIGHTS, CONFIG, CARD, FIGURE)
-STAGING = ".sppnet-*.tmp"  # a folder inside, in which the files are written first; a killed export leaves it
+STAGING = ".sppnet-{}.tmp"  # a folder inside, in which the files are written first; a killed export leaves it
 
 
 def build_config(metadata: Mapping[str, Any]) -> str:
@@ -38,11 +38,13 @@ def check_folder(output: Path, force: bool) -> None:
         return
     if not output.is_dir():
         raise UserError(f"output={output} is not a folder")
-    if not os.access(output, os.W_OK):
+    if not os.access(output, os.R_OK | os.W_OK | os.X_OK):
         raise UserError(f"output={output}: this folder cannot be written to")
-    entries = [path for path in output.iterdir() if not path.match(STAGING)]
+    entries = list(output.iterdir())
     if not entries:
         return
+    if staging := next(output.glob(STAGING.format("*")), None):
+        raise UserError(f"output={output}: another export is writing {staging}; if it was killed, delete this folder")
     if not force:
         raise UserError(f"output={output} exists; force=true replaces an earlier export")
     others = sorted(path.name for path in entries if path.name not in FILES or not path.is_file())
@@ -65,9 +67,7 @@ def write_folder(output: Path, files: Mapping[str, bytes], force: bool) -> None:
     """
     check_folder(output, force)
     is_new = not output.exists()
-    for left in output.glob(STAGING):
-        shutil.rmtree(left, ignore_errors=True)
-    staging = output / STAGING.replace("*", secrets.token_hex(8))
+    staging = output / STAGING.format(secrets.token_hex(8))
     try:
         staging.mkdir(parents=is_new)
         for name, content in files.items():

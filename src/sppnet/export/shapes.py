@@ -44,7 +44,7 @@ class Sides:
         first = smallest_input(self.backbone, cells)
         # the pooling may need a larger map, but the network was trained
         least = max(first, min(sizes))
-        self.smallest = next((side for side in range(first, least) if self.runs(side, side)), least)
+        self.smallest = next((side for side in range(first, least) if self._runs(side, side)), least)
         multiples = range(self.smallest, 2 * self.largest, self.smallest)
         primes = [side for side in range(self.smallest, 2 * self.largest) if _is_prime(side)]
         others = np.random.default_rng(0).permutation([*primes, *multiples]).tolist()
@@ -52,13 +52,13 @@ class Sides:
         self.valid = [side for side in list(dict.fromkeys(tried))[:40] if self.takes(side, side)]
 
     def takes(self, height: int, width: int) -> bool:
-        """Whether the network takes images of `height` x `width`; if not, `refused` has the first of them."""
-        if self.runs(height, width):
+        """Whether images of `height` x `width` can be run through a file; if not, `refused` has the first of them."""
+        if min(height, width) >= self.smallest and self._runs(height, width):
             return True
         self.refused = self.refused or (height, width)
         return False
 
-    def runs(self, height: int, width: int) -> bool:
+    def _runs(self, height: int, width: int) -> bool:
         """Whether the network takes images of `height` x `width`, and its map has sides of at least `cells`."""
         maps: list[torch.Size] = []
         with self.backbone.register_forward_hook(lambda *called: maps.append(called[2].shape)):

@@ -45,10 +45,13 @@ def model_results(run: Run, report: Report) -> Results | None:
     if record is None or "images_per_size" not in record:  # early versions did not count the images
         return None
     own = build_result(run, record, read_provenance(run))
-    table, row = next(_planned_rows(run, own, report), (None, None))
-    columns = table.columns if table else build_columns(report.metrics, [own])
+    table, row = _planned_row(run, own, report)
+    names = report.metrics
+    if table is not None:  # the study's file may name metrics that this test does not have
+        alone = Row("", {0: own}, {}, {})
+        names = list(dict.fromkeys(c.name for c in table.columns if alone.values(f"test/{c.name}")))
     return Results(
-        list(_scores(columns, own, row, record["images_per_size"])),
+        list(_scores(build_columns(names, [own]), own, row, record["images_per_size"])),
         views=str((record["identity"]["config"].get("views") or {}).get("name")),
         study=table.name if table else "",
         row=row.name if row else "",
@@ -80,8 +83,12 @@ def training_facts(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
     return shown, ["sppnet", "train", *words]
 
 
-def _planned_rows(run: Run, own: Result, report: Report) -> Iterator[tuple[Table, Row]]:
-    """Yield each row of the run's studies that has the test of the result `own`, with its table."""
+def _planned_row(run: Run, own: Result, report: Report) -> tuple[Table, Row] | tuple[None, None]:
+    """Return the row of the run's studies that has the test of the result `own`, and its table.
+
+    Of several, it is one with the same metrics of the user's, if there is one.
+    """
+    found: list[tuple[bool, Table, Row]] = []
     for study in load_studies(run.path.parent, report):
         try:
             tables = build_tables(study, transfer=False) if study.points else []
@@ -89,8 +96,14 @@ def _planned_rows(run: Run, own: Result, report: Report) -> Iterator[tuple[Table
             raise UserError(f"the card needs the results of the study {study.name}: {error}") from error
         for table in tables:
             for row in table.rows:
-                if any(is_same_test(result, own) for result in row.results.values()):
-                    yield table, row
+                for result in row.results.values():
+                    if is_same_test(result, own):
+                        same = own.provenance["measures"].items() <= result.provenance["measures"].items()
+                        found.append((same, table, row))
+    if not found:
+        return None, None
+    _, table, row = max(found, key=lambda each: each[0])
+    return table, row
 
 
 def _scores(

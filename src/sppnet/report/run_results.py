@@ -123,8 +123,8 @@ def is_same_test(result: Result, other: Result) -> bool:
 def measures_alike(result: Result, other: Result, column: Column) -> bool:
     """Whether two results compute the metric of a column in the same way."""
     name = column.name
-    own = name if name in other.provenance["measures"] else name.removesuffix("_error")
-    return bool(result.provenance["measures"].get(own) == other.provenance["measures"].get(own))
+    measured = name if f"test/{name}" in other.metrics else name.removesuffix("_error")
+    return bool(result.provenance["measures"].get(measured) == other.provenance["measures"].get(measured))
 
 
 def format_commit(commit: object, dirty: object) -> str:

@@ -78,9 +78,8 @@ class Run:
     @property
     def own_test(self) -> str:
         """The hash of the test that ended the training, whose metrics are in `summary.json`; "" if there is none."""
-        named = str(self.status.get("test"))
-        if self.result(named):
-            return named
+        if named := self.status.get("test"):
+            return named if self.result(named) else ""
         # older versions did not note it; a test of fewer sizes measures some of the same metrics
         summary, found = self.summary, dict[str, int]()
         for path in sorted((self.path / "tests").glob("*.json")):
