@@ -259,7 +259,12 @@ def test_a_metric_that_was_defined_anew_is_not_mixed_with_the_old_one(sppnet: Ca
     assert "Where there is no mean, " in ModelCard.load("card/README.md").text
     write(["g"], {"g": {"_target_": f"{own}CohenKappa"}})  # the run's own test has no such metric
     sweep()
-    assert rows() == [top1]
+    assert rows() == [top1, f]
+    Path("conf").rename("elsewhere")  # on another machine, for example
+    Path("conf").mkdir()
+    assert rows() == [top1, f]
+    shutil.rmtree("conf")
+    Path("elsewhere").rename("conf")
     write(["typo"], {})
     line = refused(export(sppnet, run, "other", "--config-dir", "conf"))
     assert "the card needs the results of the study mine: report.metrics=typo is not allowed" in line

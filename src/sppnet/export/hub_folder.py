@@ -39,7 +39,7 @@ def check_folder(output: Path, force: bool) -> None:
     if not output.is_dir():
         raise UserError(f"output={output} is not a folder")
     if not os.access(output, os.R_OK | os.W_OK | os.X_OK):
-        raise UserError(f"output={output}: this folder cannot be written to")
+        raise UserError(f"output={output}: this folder cannot be read and written to")
     entries = list(output.iterdir())
     if not entries:
         return

@@ -179,7 +179,10 @@ def _results(results: Results | str, figure_file: str) -> list[str]:
             " the interval is Student's, for the mean. The network in this folder has one of these seeds."
         )
         if any(not score.seeds for score in scores):
-            about += " Where there is no mean, the row's latest tests measure the metric in another way, or not at all."
+            about += (
+                " Where there is no mean, the row's latest tests, which the figure shows, measure the metric in another"
+                " way, or not at all."
+            )
     else:
         about += "No study in the run's folder has this test, so the results are those of one training with one seed."
     note = f"The results are limited: {_plain(results.note)}." if results.note else ""

@@ -52,8 +52,13 @@ class Sides:
         self.valid = [side for side in list(dict.fromkeys(tried))[:40] if self.takes(side, side)]
 
     def takes(self, height: int, width: int) -> bool:
-        """Whether images of `height` x `width` can be run through a file; if not, `refused` has the first of them."""
-        if min(height, width) >= self.smallest and self._runs(height, width):
+        """Whether the network takes images of `height` x `width`, whose sides are not below the smallest.
+
+        The first one that it does not take is noted in `refused`.
+        """
+        if min(height, width) < self.smallest:
+            return False
+        if self._runs(height, width):
             return True
         self.refused = self.refused or (height, width)
         return False

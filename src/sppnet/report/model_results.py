@@ -33,7 +33,7 @@ def model_results(run: Run, report: Report) -> Results | None:
 
     Args:
         run: the run; its folder is that of its study.
-        report: the section `report`, which names the metrics, unless the study's file sets it.
+        report: the section `report` of the run. It names the metrics, unless the study's file does.
 
     Raises:
         UserError: `study.json` is damaged, or `report.metrics` names a metric that the runs lack.
@@ -45,13 +45,13 @@ def model_results(run: Run, report: Report) -> Results | None:
     if record is None or "images_per_size" not in record:  # early versions did not count the images
         return None
     own = build_result(run, record, read_provenance(run))
-    table, row = _planned_row(run, own, report)
-    names = report.metrics
-    if table is not None:  # the study's file may name metrics that this test does not have
+    table, row = _planned_row(run, own, report.model_copy(update={"metrics": None}))  # later tests may lack these
+    names: Sequence[str] = ()
+    if table is not None and table.report.metrics:  # of the study's file, which may name others than this test has
         alone = Row("", {0: own}, {}, {})
-        names = list(dict.fromkeys(c.name for c in table.columns if alone.values(f"test/{c.name}")))
+        names = [name for name in table.report.metrics if alone.values(f"test/{name}")]
     return Results(
-        list(_scores(build_columns(names, [own]), own, row, record["images_per_size"])),
+        list(_scores(build_columns(names or report.metrics, [own]), own, row, record["images_per_size"])),
         views=str((record["identity"]["config"].get("views") or {}).get("name")),
         study=table.name if table else "",
         row=row.name if row else "",
@@ -119,7 +119,9 @@ def _scores(
             value, over_seeds, seeds = values[0], "", 1
             if row is not None:  # its runs may have been tested again, with another metric of this name
                 results = {seed: result for seed, result in row.results.items() if measures_alike(result, own, column)}
-                over = list(replace(row, results=results).values(metric).values())
-                over_seeds, seeds = format_spread(column, spread(over), row), len(over)
+                over = replace(row, results=results).values(metric)
+                if not any(is_same_test(results[seed], own) for seed in over):
+                    over = {}
+                over_seeds, seeds = format_spread(column, spread(list(over.values())), row), len(over)
             shown = format_metric(column, value) + (" %" if column.percent else "")
             yield Score(column.name, size, images, value, shown, over_seeds, seeds)
