@@ -184,7 +184,7 @@ def _results(results: Results | str, figure_file: str) -> list[str]:
                 " way, or not at all."
             )
     else:
-        about += "No study in the run's folder has this test, so the results are those of one training with one seed."
+        about += "No study that planned this test was found, so the results are those of one training with one seed."
     note = f"The results are limited: {_plain(results.note)}." if results.note else ""
     figure = f"![All rows of the study {_plain(results.study)}]({figure_file})" if results.figure else ""
     return [part for part in (_table([head, *rows]), about, note, figure) if part]

@@ -18,7 +18,6 @@ from sppnet.storage.tensors import read_tensor_file
 
 SHOWN = 8  # a message names at most this many keys
 OURS = "network.backbone."  # prefix of the backbone's keys in an sppnet checkpoint
-HUB_WEIGHTS = "model.safetensors"  # in a folder of `sppnet export format=hub`
 TORCHVISION = "sppnet.models.torchvision_trunk"
 
 
@@ -34,8 +33,6 @@ def resolve_weights(cfg: Backbone) -> Path | str | None:
     file = Path(weights).expanduser()
     if file.is_file():
         return file
-    if (file / HUB_WEIGHTS).is_file():
-        raise UserError(f"backbone.weights={weights} is a folder; give its file {file / HUB_WEIGHTS}")
     if cfg.target == TIMM:
         return weights_tag(cfg.node()["arch"], weights)
     if cfg.target != TORCHVISION:

@@ -117,11 +117,19 @@ def _scores(
             if 0 not in (values := alone.values(metric)):
                 continue
             value, over_seeds, seeds = values[0], "", 1
-            if row is not None:  # its runs may have been tested again, with another metric of this name
-                results = {seed: result for seed, result in row.results.items() if measures_alike(result, own, column)}
-                over = replace(row, results=results).values(metric)
-                if not any(is_same_test(results[seed], own) for seed in over):
-                    over = {}
-                over_seeds, seeds = format_spread(column, spread(list(over.values())), row), len(over)
+            if row is not None:
+                over = _values_over_seeds(row, own, column, metric)
+                over_seeds, seeds = format_spread(column, spread(over), row), len(over)
             shown = format_metric(column, value) + (" %" if column.percent else "")
             yield Score(column.name, size, images, value, shown, over_seeds, seeds)
+
+
+def _values_over_seeds(row: Row, own: Result, column: Column, metric: str) -> list[float]:
+    """Return the values of a metric in a row, that of `own` among them.
+
+    The row's runs may have been tested again, with another metric of this name: it is left out. If the run of `own` is,
+    there are no values.
+    """
+    alike = {seed: result for seed, result in row.results.items() if measures_alike(result, own, column)}
+    values = replace(row, results=alike).values(metric)
+    return list(values.values()) if any(is_same_test(alike[seed], own) for seed in values) else []

@@ -157,18 +157,18 @@ def weights_identity(backbone: Backbone) -> str | None:
     """The SHA-256 digest of a weights file, or the name of weights of torchvision or timm.
 
     Raises:
-        UserError: `backbone.weights` looks like a path, but no such file exists; or a network of timm has no such
-            weights.
+        UserError: `backbone.weights` is a folder, or looks like a path, but no such file exists; or a network of timm
+            has no such weights.
     """
     if (weights := backbone.weights) is None:
         return None
     path = Path(weights).expanduser()
     if path.is_file():
         return file_digest(path)
+    if is_hub_folder(path):
+        raise UserError(f"backbone.weights={weights} is a folder; give its file {path / WEIGHTS}")
     if "/" in weights or path.suffix:
         hint = " (of a run: checkpoints/best.ckpt, or init=RUN for the whole network)" if path.is_dir() else ""
-        if is_hub_folder(path):
-            hint = f"; it is a folder, give its file {path / WEIGHTS}"
         raise UserError(f"backbone.weights={weights}: no such file{hint}")
     return weights_tag(backbone.node()["arch"], weights) if backbone.target == TIMM else weights
 
